@@ -1,0 +1,180 @@
+"""Reading an `activations` artifact: paired rows in blocks, and for each row where it comes from.
+
+Layout (normative):
+    store.json                  what `StoreInfo` holds
+    statistics.safetensors      mean_a (Da,), mean_b (Db,) float64: means of the rows as stored
+    shards/00000.plan.h5        texts, tokens, pairs (see plan.py); absent when activations were imported without texts
+    shards/00000.a.h5, .b.h5    dataset `activations` (N, D) (see bits.py); row i of .a and of .b is pair i of the plan
+
+Legend: N rows (pairs), Da, Db widths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.settings import check_fields
+from modeldiff.workspace.artifact import Artifact
+from modeldiff.workspace.bits import read_rows
+from modeldiff.workspace.files import read_json
+from modeldiff.workspace.plan import SIDES, ShardPlan, read_plan
+
+STORE_NAME = "store.json"
+STATISTICS_NAME = "statistics.safetensors"
+DATASET = "activations"
+
+
+def plan_name(shard: int) -> str:
+    return f"shards/{shard:05d}.plan.h5"
+
+
+def rows_name(shard: int, side: str) -> str:
+    return f"shards/{shard:05d}.{side}.h5"
+
+
+@dataclass(frozen=True)
+class SideInfo:
+    """One model's side of the store."""
+
+    width: int
+    """D of this model's residual stream."""
+    encoding: str
+    """bfloat16, float16 or float32, as stored."""
+    median_norm: float
+    """Median L2 norm of the rows, in raw units (paper B.1: one scalar per model brings it to sqrt((Da + Db) / 2))."""
+    norm_quantiles: dict[str, float]
+    """L2 norm at quantiles "0", "0.01", "0.25", "0.5", "0.75", "0.99", "1"."""
+    model: str | None
+    """Hub name or folder of the model; None when imported without saying."""
+    revision: str | None
+    layer: int | None
+    """Residual stream after this block, counted from 0."""
+    trust_remote_code: bool
+    """The user's word at harvest time."""
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """store.json."""
+
+    pairs: int
+    shards: list[int]
+    """Number of pairs of each shard."""
+    sources: list[str]
+    """Labels of the text sources."""
+    has_texts: bool
+    sides: dict[str, SideInfo]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], where: str) -> StoreInfo:
+        try:
+            check_fields(data, required={f.name for f in dataclasses.fields(cls)}, where=where)
+            check_fields(data["sides"], required=set(SIDES), where=f"{where}, 'sides'")
+            for side in SIDES:
+                required = {f.name for f in dataclasses.fields(SideInfo)}
+                check_fields(data["sides"][side], required=required, where=f"{where}, 'sides.{side}'")
+        except InputError as error:
+            raise DamagedError(str(error)) from None
+        return cls(**{**data, "sides": {side: SideInfo(**data["sides"][side]) for side in SIDES}})
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of one shard that are read at once."""
+
+    shard: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class ActivationStore:
+    """An `activations` artifact, opened for reading. Files are opened per read and never kept open across forks.
+
+    Raises:
+        DamagedError: a file is missing, damaged, or disagrees with store.json about its rows.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        path = artifact.file(STORE_NAME)
+        self.info = StoreInfo.from_json(read_json(path), str(path))
+        means = load_file(artifact.file(STATISTICS_NAME))
+        self.mean: dict[str, torch.Tensor] = {side: torch.from_numpy(means[f"mean_{side}"]) for side in SIDES}
+        self.first_row = [0, *np.cumsum(self.info.shards).tolist()]
+        self._checked: set[str] = set()
+
+    @property
+    def pairs(self) -> int:
+        return self.info.pairs
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(Da, Db)."""
+        return self.info.sides["a"].width, self.info.sides["b"].width
+
+    def blocks(self, rows: int) -> list[Block]:
+        """All rows in consecutive blocks of at most `rows`, never across shards."""
+        return [
+            Block(shard, start, min(start + rows, count))
+            for shard, count in enumerate(self.info.shards)
+            for start in range(0, count, rows)
+        ]
+
+    def read(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x_a (N, Da), x_b (N, Db)) of a block, CPU tensors in the stored dtype, raw units."""
+        return self.read_side("a", block), self.read_side("b", block)
+
+    def read_side(self, side: str, block: Block) -> torch.Tensor:
+        """x (N, D) of one side of a block."""
+        path = self._file(rows_name(block.shard, side))
+        expected = (self.info.shards[block.shard], self.info.sides[side].width)
+        try:
+            with h5py.File(path, "r") as file:
+                dataset = file[DATASET]
+                if dataset.shape != expected:
+                    raise DamagedError(
+                        f"{path}: expected {expected} rows and columns, found {dataset.shape}; {self.artifact.mend}"
+                    )
+                return read_rows(dataset, block.start, block.stop)
+        except (OSError, KeyError) as error:
+            raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
+
+    def plan(self, shard: int) -> ShardPlan:
+        """Texts, tokens and pairs of a shard.
+
+        Raises:
+            InputError: the activations were imported without texts.
+        """
+        if not self.info.has_texts:
+            raise InputError(
+                f"{self.artifact.ref} was imported without texts: this needs them; import again with "
+                "`modeldiff harvest --import-a FILE --import-b FILE --import-texts FILE.jsonl`"
+            )
+        return read_plan(self._file(plan_name(shard)))
+
+    def shard_of(self, row: int) -> tuple[int, int]:
+        """(shard, row within it) of a row of the whole store."""
+        shard = int(np.searchsorted(self.first_row, row, side="right")) - 1
+        return shard, row - self.first_row[shard]
+
+    def _file(self, name: str) -> Path:
+        if name not in self._checked:  # the check reads small files whole: once per store is enough
+            path = self.artifact.file(name)
+            self._checked.add(name)
+            return path
+        return self.artifact.folder / name

@@ -1,0 +1,105 @@
+"""Files that are whole or absent: temporary name, flush, fsync, rename; digests; free space."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from modeldiff.errors import DamagedError, MachineError
+
+TEMPORARY_SUFFIX = ".tmp"
+_READ_BYTES = 1 << 20
+# Digests of smaller files are checked on every read (a few tens of milliseconds); larger ones by `workspace verify`.
+CHEAP_BYTES = 64 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(data: Any) -> str:
+    """Hex SHA-256 of JSON data in one canonical spelling (sorted keys, no spaces)."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def temporary_path(path: Path) -> Path:
+    """Where to write before `replace_into`; the process id keeps two processes apart."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def replace_into(temporary: Path, path: Path) -> None:
+    """Make `temporary` durable and rename it to `path`: after a crash `path` is the old file or the new one, whole."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    temporary = temporary_path(path)
+    temporary.write_bytes(content)
+    replace_into(temporary, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically, readable by people. NaN and infinity are refused: they are not JSON."""
+    write_bytes(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DamagedError: the file is missing, is not JSON, or is not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DamagedError(f"{path}: is not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise DamagedError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def require_free(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise MachineError unless the file system of `folder` (or its nearest existing parent) has `needed_bytes` free."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed_bytes > free:
+        raise MachineError(
+            f"{what} needs {human_bytes(needed_bytes)} on disk, {human_bytes(free)} are free in {folder}: "
+            "ask for less, make room, or choose another place with --workspace"
+        )
+
+
+def human_bytes(count: float) -> str:
+    """A size for people: '1.6 TB', in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"

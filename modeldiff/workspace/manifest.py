@@ -1,0 +1,103 @@
+"""manifest.json: what an artifact is, from what it was made, with which settings, and the digest of each of its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.settings import check_fields
+from modeldiff.workspace.files import read_json, sha256_json, write_json
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+# Files below this folder hold timings: digested, but not part of what the artifact *is*.
+LOGS_PREFIX = "logs/"
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file of an artifact."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Something an artifact was made from: another artifact, a model, a text file."""
+
+    label: str
+    """How people call it, e.g. `activations:2` or a path."""
+    digest: str
+    """What it is: a SHA-256, or the commit of a hub repository."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json; every field is written, none may be missing or unknown on read."""
+
+    format: int
+    kind: str
+    version: int
+    name: str | None
+    created: str
+    settings: dict[str, Any]
+    inputs: dict[str, Input]
+    fingerprint: str
+    files: dict[str, FileEntry]
+    metrics: dict[str, Any]
+    environment: dict[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+
+    @property
+    def ref(self) -> str:
+        """`kind:version`, how commands name this artifact."""
+        return f"{self.kind}:{self.version}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names and digests of the files (timing logs left out): equal content, equal digest."""
+        content = {name: entry.sha256 for name, entry in self.files.items() if not name.startswith(LOGS_PREFIX)}
+        return sha256_json([self.kind, content])
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json into `folder`, atomically."""
+        write_json(folder / MANIFEST_NAME, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and check manifest.json of `folder`.
+
+        Raises:
+            DamagedError: missing, not JSON, or with fields that are missing or unknown (named).
+            InputError: written by a newer modeldiff.
+        """
+        path = folder / MANIFEST_NAME
+        data = read_json(path)
+        check_format(data, path)
+        try:
+            check_fields(data, required={f.name for f in dataclasses.fields(cls)}, where=str(path))
+            for entry in data["files"].values():
+                check_fields(entry, required={"size", "sha256"}, where=f"{path}, 'files'")
+            for entry in data["inputs"].values():
+                check_fields(entry, required={"label", "digest"}, where=f"{path}, 'inputs'")
+        except (InputError, AttributeError) as error:
+            raise DamagedError(str(error)) from None
+        data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
+        data["inputs"] = {name: Input(**entry) for name, entry in data["inputs"].items()}
+        return cls(**data)
+
+
+def check_format(data: dict[str, Any], path: Path) -> None:
+    """Raise unless `data['format']` is one this version reads."""
+    found = data.get("format")
+    if not isinstance(found, int):
+        raise DamagedError(f"{path}: field 'format' is missing or not a number")
+    if found > FORMAT:
+        raise InputError(
+            f"{path}: format {found} is newer than this modeldiff reads ({FORMAT}): upgrade modeldiff, "
+            "or choose another place with --workspace"
+        )

@@ -1,0 +1,142 @@
+"""The plan file of a shard: its texts, both tokenizations, and which token of A stands for the same place as which of B.
+
+Everything a later stage shows or scores about a pair comes from here; it is written before any model is loaded.
+Characters are counted in the document's text (Python string indices). One document may be split over two shards: then each
+shard's file holds the whole document, and only its own pairs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from modeldiff.errors import DamagedError
+
+SIDES = ("a", "b")
+Ints = NDArray[np.int32]
+
+
+@dataclass
+class Tokens:
+    """One side's tokens of one document, as the model reads them (special and template tokens included).
+
+    `starts` and `ends` are character offsets into the document's text; -1 for tokens that are not part of it (special tokens,
+    chat template).
+    """
+
+    ids: Ints
+    starts: Ints
+    ends: Ints
+
+
+@dataclass
+class Document:
+    """One text of the plan."""
+
+    text: str
+    source: int
+    """Index into the store's list of source labels."""
+    index: int
+    """Running number of the document in the whole harvest."""
+    tokens: dict[str, Tokens]
+    """By side, "a" and "b"."""
+
+
+@dataclass
+class PairTable:
+    """One row per pair, in the order of the activation rows. All arrays have length N and type int32."""
+
+    document: Ints
+    """Position of the document in this shard's `documents`."""
+    token: dict[str, Ints] = field(default_factory=dict)
+    """By side: index of the token in the document whose activation was taken."""
+    char_end: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Character offset in the document's text at which both tokens end."""
+    window: dict[str, Ints] = field(default_factory=dict)
+    """By side: number of tokens since the previous place where both tokenizations ended (1 = token by token)."""
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+
+@dataclass
+class ShardPlan:
+    """Content of one plan file."""
+
+    documents: list[Document]
+    pairs: PairTable
+
+
+def write_plan(path: Path, plan: ShardPlan) -> None:
+    """Write a plan file. The same plan gives the same bytes."""
+    with h5py.File(path, "w") as file:
+        documents = plan.documents
+        _write_strings(file, "documents/text", [d.text for d in documents])
+        file["documents/source"] = np.array([d.source for d in documents], np.int32)
+        file["documents/index"] = np.array([d.index for d in documents], np.int64)
+        for side in SIDES:
+            tokens = [d.tokens[side] for d in documents]
+            file[f"tokens_{side}/offsets"] = np.cumsum([0, *(len(t.ids) for t in tokens)], dtype=np.int64)
+            for column in ("ids", "starts", "ends"):
+                file[f"tokens_{side}/{column}"] = _concat([getattr(t, column) for t in tokens])
+            file[f"pairs/token_{side}"] = plan.pairs.token[side].astype(np.int32)
+            file[f"pairs/window_{side}"] = plan.pairs.window[side].astype(np.int32)
+        file["pairs/document"] = plan.pairs.document.astype(np.int32)
+        file["pairs/char_end"] = plan.pairs.char_end.astype(np.int32)
+
+
+def read_plan(path: Path) -> ShardPlan:
+    """Read a plan file.
+
+    Raises:
+        DamagedError: it cannot be opened or lacks a dataset.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return _read_plan(file)
+    except (OSError, KeyError) as error:
+        raise DamagedError(f"{path}: cannot be read as a plan file ({error})") from None
+
+
+def _read_plan(file: h5py.File) -> ShardPlan:
+    texts = _read_strings(file, "documents/text")
+    sources, indices = file["documents/source"][()], file["documents/index"][()]
+    sides: dict[str, list[Tokens]] = {}
+    for side in SIDES:
+        offsets = file[f"tokens_{side}/offsets"][()]
+        columns = [file[f"tokens_{side}/{column}"][()] for column in ("ids", "starts", "ends")]
+        sides[side] = [Tokens(*(column[offsets[i] : offsets[i + 1]] for column in columns)) for i in range(len(texts))]
+    documents = [
+        Document(text, int(sources[i]), int(indices[i]), {side: sides[side][i] for side in SIDES})
+        for i, text in enumerate(texts)
+    ]
+    pairs = PairTable(
+        document=file["pairs/document"][()],
+        token={side: file[f"pairs/token_{side}"][()] for side in SIDES},
+        char_end=file["pairs/char_end"][()],
+        window={side: file[f"pairs/window_{side}"][()] for side in SIDES},
+    )
+    return ShardPlan(documents, pairs)
+
+
+def _write_strings(file: h5py.File, name: str, strings: list[str]) -> None:
+    # One byte array and offsets: variable-length strings would live on HDF5's global heap, slow and not byte-stable.
+    # "surrogatepass": a text with a lone surrogate is kept as it is instead of ending the harvest.
+    encoded = [s.encode("utf-8", "surrogatepass") for s in strings]
+    file[f"{name}_bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
+    file[f"{name}_offsets"] = np.cumsum([0, *(len(e) for e in encoded)], dtype=np.int64)
+
+
+def _read_strings(file: h5py.File, name: str) -> list[str]:
+    content = file[f"{name}_bytes"][()].tobytes()
+    offsets = file[f"{name}_offsets"][()]
+    return [content[start:stop].decode("utf-8", "surrogatepass") for start, stop in itertools.pairwise(offsets)]
+
+
+def _concat(arrays: list[Ints]) -> Ints:
+    return np.concatenate(arrays).astype(np.int32) if arrays else np.zeros(0, np.int32)

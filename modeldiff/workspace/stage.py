@@ -1,0 +1,275 @@
+"""Producing an artifact: answer from the cache, or say why the work runs, continue what was begun, publish by one rename."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from modeldiff.console import say
+from modeldiff.errors import MachineError
+from modeldiff.settings import Settings
+from modeldiff.workspace.artifact import Artifact
+from modeldiff.workspace.environment import environment, peak_memory_bytes
+from modeldiff.workspace.files import (
+    TEMPORARY_SUFFIX,
+    fsync_folder,
+    replace_into,
+    sha256_file,
+    sha256_json,
+    temporary_path,
+    write_bytes,
+    write_json,
+)
+from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, FileEntry, Input, Manifest
+from modeldiff.workspace.workspace import PARTIAL, Workspace
+
+# Files of this subfolder serve to continue after an interruption; they are dropped when the artifact is published.
+RESUME = "resume"
+_LEDGER = "digests.jsonl"
+
+
+class Work:
+    """The folder of an artifact in the making. What a stage commits here survives a kill; the same command finds it again.
+
+    Attributes:
+        folder: write files here, through `commit`, `write_json` or `write_bytes` only.
+        resume: checkpoints and the like; dropped when the artifact is published.
+        environment: facts to add to the manifest (device, dtype).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.resume = folder / RESUME
+        self.resume.mkdir(parents=True, exist_ok=True)
+        self.environment: dict[str, Any] = {}
+        for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink()
+        self._ledger = self._read_ledger()
+
+    def temporary(self, name: str) -> Path:
+        """Where to write the file `name` before `commit`."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return temporary_path(path)
+
+    def commit(self, temporary: Path, name: str) -> None:
+        """Take the finished file `temporary` (made with `temporary(name)`) as `name`: durable, and remembered with its digest."""
+        entry = FileEntry(size=temporary.stat().st_size, sha256=sha256_file(temporary))
+        replace_into(temporary, self.folder / name)
+        self._ledger[name] = entry
+        with (self.resume / _LEDGER).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, **dataclasses.asdict(entry)}) + "\n")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a whole small file of the artifact."""
+        temporary = self.temporary(name)
+        temporary.write_bytes(content)
+        self.commit(temporary, name)
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write a JSON file of the artifact."""
+        self.write_bytes(name, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+    def has(self, name: str) -> bool:
+        """True when `name` was committed, by this process or one before it, and still has its size."""
+        entry = self._ledger.get(name)
+        path = self.folder / name
+        return entry is not None and path.is_file() and path.stat().st_size == entry.size
+
+    def entries(self) -> dict[str, FileEntry]:
+        """Size and digest of every file the artifact will have."""
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_file() and name != MANIFEST_NAME and not name.startswith(f"{RESUME}/"):
+                found[name] = (
+                    self._ledger[name] if self.has(name) else FileEntry(path.stat().st_size, sha256_file(path))
+                )
+        return found
+
+    def _read_ledger(self) -> dict[str, FileEntry]:
+        path = self.resume / _LEDGER
+        ledger: dict[str, FileEntry] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # the line being written when the process was killed
+                ledger[record["name"]] = FileEntry(size=record["size"], sha256=record["sha256"])
+            # A torn last line would swallow the next one appended to it.
+            write_bytes(
+                path,
+                "".join(json.dumps({"name": n, **dataclasses.asdict(e)}) + "\n" for n, e in ledger.items()).encode(),
+            )
+        return ledger
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What to produce: kind, settings, what it is made from, and the version of the code's file format and method."""
+
+    kind: str
+    settings: Settings
+    inputs: Mapping[str, Input]
+    schema: int
+    """Counted up when the same settings and inputs would give other results than before."""
+    resolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What `auto` settings became on this machine (a layer, a dtype), where it changes the result."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that determines the result."""
+        return sha256_json([self.kind, self.schema, self.settings.result_json(), dict(self.resolved), self._digests()])
+
+    def _digests(self) -> dict[str, str]:
+        return {name: one.digest for name, one in self.inputs.items()}
+
+
+def produce(
+    workspace: Workspace,
+    order: Order,
+    build: Callable[[Work], dict[str, Any]],
+    *,
+    name: str | None = None,
+    force: bool = False,
+) -> Artifact:
+    """The artifact that `order` describes, from the cache or by running `build`.
+
+    Args:
+        workspace: where to look and publish.
+        order: what is wanted.
+        build: does the work in the given `Work` and returns the metrics for the manifest. It must continue from what the
+            `Work` already holds, and write the same bytes however often it was interrupted.
+        name: a label for the artifact.
+        force: run even when the cache has it.
+
+    Raises:
+        MachineError: another process is producing the same artifact.
+    """
+    workspace.create()
+    fingerprint = order.fingerprint
+    cached, corrupt = _from_cache(workspace, order.kind, fingerprint)
+    if cached and not force:
+        say(f"{cached.ref} is up to date")
+        return cached
+    partial = workspace.folder / PARTIAL / fingerprint[:32]
+    lock = FileLock(partial.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise MachineError(
+            f"another process is already making this {order.kind} in {workspace.folder}: wait for it, or stop it"
+        ) from None
+    try:
+        if not force:  # it may have been published while we were looking
+            cached, _ = _from_cache(workspace, order.kind, fingerprint)
+            if cached:
+                say(f"{cached.ref} is up to date")
+                return cached
+        _announce(workspace, order, partial, forced=bool(cached), corrupt=corrupt)
+        return _run(workspace, order, partial, build, name)
+    finally:
+        lock.release()
+
+
+def _from_cache(workspace: Workspace, kind: str, fingerprint: str) -> tuple[Artifact | None, str | None]:
+    """A sound artifact with this fingerprint; else what is wrong with the newest one that has it."""
+    corrupt = None
+    for artifact in workspace.by_fingerprint(kind, fingerprint):
+        problems = artifact.problems(deep=False)
+        if not problems:
+            return artifact, None
+        corrupt = corrupt or f"{artifact.ref} is corrupt ({problems[0]})"
+    return None, corrupt
+
+
+def _announce(workspace: Workspace, order: Order, partial: Path, *, forced: bool, corrupt: str | None) -> None:
+    if forced:
+        why = "forced"
+    elif corrupt:
+        why = corrupt
+    else:
+        why = explain(workspace, order)
+    begun = (partial / RESUME).exists()
+    say(f"{order.kind}: {why}" + (", continuing what was begun" if begun else ""))
+
+
+def explain(workspace: Workspace, order: Order) -> str:
+    """Why there is no cached artifact: `new`, or what differs from the newest one of the kind."""
+    existing = workspace.artifacts(order.kind)
+    if not existing:
+        return "new"
+    last = existing[-1].manifest
+    now = order.settings.result_json()
+    changes = [
+        f"{key} changed {_short(last.settings.get(key))} -> {_short(value)}"
+        for key, value in now.items()
+        if last.settings.get(key) != value
+    ]
+    for key, one in order.inputs.items():
+        before = last.inputs.get(key)
+        if before is None or before.digest != one.digest:
+            changes.append(f"input {key} changed ({before.label if before else 'none'} -> {one.label})")
+    for key, value in order.resolved.items():
+        before_value = last.environment.get("resolved", {}).get(key)
+        if before_value != value:
+            changes.append(f"{key} is now {_short(value)} (was {_short(before_value)})")
+    shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+    return f"{shown or 'modeldiff itself changed'} (against {last.ref})"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _run(
+    workspace: Workspace,
+    order: Order,
+    partial: Path,
+    build: Callable[[Work], dict[str, Any]],
+    name: str | None,
+) -> Artifact:
+    work = Work(partial)
+    (partial / MANIFEST_NAME).unlink(missing_ok=True)  # left by a kill between manifest and rename: publish anew
+    # Says what the folder is to somebody who finds it, and to `workspace clean`.
+    write_json(work.resume / "order.json", {"kind": order.kind, "settings": order.settings.to_json()})
+    started = time.monotonic()
+    metrics = build(work)
+    seconds = time.monotonic() - started
+    files = work.entries()
+    with workspace.lock():
+        version = workspace.next_version(order.kind)
+        manifest = Manifest(
+            format=FORMAT,
+            kind=order.kind,
+            version=version,
+            name=name,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            settings=order.settings.to_json(),
+            inputs=dict(order.inputs),
+            fingerprint=order.fingerprint,
+            files=files,
+            metrics=metrics,
+            environment={**environment(), **work.environment, "resolved": dict(order.resolved)},
+            seconds=round(seconds, 3),
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+        manifest.write(partial)
+        shutil.rmtree(work.resume)
+        target = workspace.folder / order.kind / str(version)
+        target.parent.mkdir(exist_ok=True)
+        partial.rename(target)
+        fsync_folder(target.parent)
+    partial.with_suffix(".lock").unlink(missing_ok=True)
+    say(f"{manifest.ref} is ready ({seconds:.0f} s): {target}")
+    return Artifact(target, manifest)

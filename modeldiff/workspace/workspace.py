@@ -1,0 +1,185 @@
+"""The workspace: a folder of artifacts, by kind and version. Finding, listing and removing them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from modeldiff.errors import DamagedError, InputError, ModeldiffError
+from modeldiff.workspace.artifact import Artifact
+from modeldiff.workspace.files import fsync_folder, read_json, write_json
+from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, Manifest, check_format
+
+KINDS = ("activations", "crosscoder", "features", "steering", "toy")
+# The command that makes each kind, for error messages.
+COMMAND_OF = {
+    "activations": "modeldiff harvest",
+    "crosscoder": "modeldiff train",
+    "features": "modeldiff features",
+    "steering": "modeldiff steer",
+    "toy": "modeldiff toy",
+}
+DEFAULT_FOLDER = "modeldiff-workspace"
+ENVIRONMENT_VARIABLE = "MODELDIFF_WORKSPACE"
+WORKSPACE_FILE = "workspace.json"
+PARTIAL = ".partial"
+
+
+def default_folder() -> Path:
+    """`MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace."""
+    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER)
+
+
+class Workspace:
+    """A folder of artifacts. Made on first write; opening one that does not exist is not an error.
+
+    Raises:
+        InputError: the folder is not a workspace, or one of a newer format.
+        DamagedError: workspace.json cannot be read.
+    """
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else default_folder()
+        if self.folder.exists():
+            self._check()
+
+    def _check(self) -> None:
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder} is not a folder: choose another place with --workspace")
+        path = self.folder / WORKSPACE_FILE
+        if path.exists():
+            check_format(read_json(path), path)
+        elif any(entry.name not in (PARTIAL, f"{WORKSPACE_FILE}.lock") for entry in self.folder.iterdir()):
+            raise InputError(
+                f"{self.folder} holds files but no {WORKSPACE_FILE}: choose an empty folder with --workspace"
+            )
+
+    def create(self) -> None:
+        """Make the folder and workspace.json unless they are there."""
+        (self.folder / PARTIAL).mkdir(parents=True, exist_ok=True)
+        with self.lock():
+            if not (self.folder / WORKSPACE_FILE).exists():
+                write_json(self.folder / WORKSPACE_FILE, {"format": FORMAT, "versions": {}})
+
+    def lock(self) -> FileLock:
+        """Held for the moment of publishing or removing."""
+        return FileLock(self.folder / f"{WORKSPACE_FILE}.lock")
+
+    def artifacts(self, kind: str | None = None) -> list[Artifact]:
+        """Every published artifact, oldest first within a kind. One with an unreadable manifest is left out here and named by
+        `damaged`."""
+        return [Artifact(folder, Manifest.read(folder)) for folder in self._folders(kind) if self._readable(folder)]
+
+    def damaged(self) -> list[tuple[Path, str]]:
+        """Folders whose manifest cannot be read, with the reason."""
+        found = []
+        for folder in self._folders(None):
+            try:
+                Manifest.read(folder)
+            except ModeldiffError as error:
+                found.append((folder, str(error)))
+        return found
+
+    def find(self, kind: str, ref: str | int | None = None) -> Artifact:
+        """The artifact of `kind` that `ref` means.
+
+        Args:
+            kind: e.g. `crosscoder`.
+            ref: None or `latest` (the newest version), a version (`2`), `crosscoder:2`, or a name given with `--name`.
+
+        Raises:
+            InputError: there is none; the message says which exist and which command makes one.
+        """
+        wanted = str(ref) if ref is not None else "latest"
+        prefix, _, rest = wanted.rpartition(":")
+        if prefix and prefix != kind:
+            raise InputError(f"'{wanted}' is not of the kind '{kind}' that is needed here")
+        folders = list(self._folders(kind))
+        if not folders:
+            raise InputError(
+                f"no {kind} in {self.folder}: run `{COMMAND_OF[kind]}` first, or choose another --workspace"
+            )
+        if rest == "latest":
+            return Artifact(folders[-1], Manifest.read(folders[-1]))
+        for folder in reversed(folders):
+            if folder.name == rest:
+                return Artifact(folder, Manifest.read(folder))
+        for artifact in reversed(self.artifacts(kind)):
+            if artifact.manifest.name == rest:
+                return artifact
+        known = ", ".join(f"{kind}:{folder.name}" for folder in folders[-5:])
+        raise InputError(
+            f"no {kind} called '{wanted}' in {self.folder}: there is {known} (see `modeldiff workspace list`)"
+        )
+
+    def resolve(self, ref: str) -> Artifact:
+        """The artifact that a full reference (`kind:version`, `kind:name` or a bare name) means."""
+        kind, _, rest = ref.rpartition(":")
+        if kind in KINDS:
+            return self.find(kind, rest)
+        if not kind:
+            for artifact in reversed(self.artifacts()):
+                if artifact.manifest.name == ref:
+                    return artifact
+        raise InputError(
+            f"no artifact '{ref}' in {self.folder}: expected a reference like `crosscoder:1` (see `modeldiff workspace list`)"
+        )
+
+    def by_fingerprint(self, kind: str, fingerprint: str) -> list[Artifact]:
+        """Artifacts with this fingerprint, newest first."""
+        return [a for a in reversed(self.artifacts(kind)) if a.manifest.fingerprint == fingerprint]
+
+    def users_of(self, artifact: Artifact) -> list[Artifact]:
+        """Artifacts that were made from this one."""
+        digest = artifact.manifest.digest
+        return [
+            other
+            for other in self.artifacts()
+            if any(i.label == artifact.ref and i.digest == digest for i in other.manifest.inputs.values())
+        ]
+
+    def remove(self, folder: Path) -> None:
+        """Delete a published artifact. Its version number is not given out again."""
+        with self.lock():
+            grave = self.folder / PARTIAL / f"removed-{folder.parent.name}-{folder.name}-{os.getpid()}"
+            folder.rename(grave)  # one rename: a crash leaves it whole or gone
+            fsync_folder(folder.parent)
+            shutil.rmtree(grave)
+
+    def next_version(self, kind: str) -> int:
+        """Count up and record the version of `kind`. The caller holds the lock."""
+        path = self.folder / WORKSPACE_FILE
+        data = read_json(path)
+        versions = data.get("versions")
+        if not isinstance(versions, dict):
+            raise DamagedError(f"{path}: field 'versions' is missing or not an object")
+        existing = [int(folder.name) for folder in self._folders(kind)]
+        version = max([int(versions.get(kind, 0)), *existing]) + 1
+        versions[kind] = version
+        write_json(path, data)
+        return version
+
+    def partials(self) -> list[Path]:
+        """Folders of unfinished work and remains of removed artifacts."""
+        folder = self.folder / PARTIAL
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.exists() else []
+
+    def _folders(self, kind: str | None) -> list[Path]:
+        found: list[Path] = []
+        for one in (kind,) if kind else KINDS:
+            folder = self.folder / one
+            if folder.is_dir():
+                versions = [entry for entry in folder.iterdir() if entry.name.isdigit()]
+                found += sorted(versions, key=lambda entry: int(entry.name))
+        return found
+
+    @staticmethod
+    def _readable(folder: Path) -> bool:
+        try:
+            Manifest.read(folder)
+        except ModeldiffError:
+            return False
+        return (folder / MANIFEST_NAME).exists()
