@@ -1,0 +1,149 @@
+"""An `activations` artifact from tensors, without any language model: for tests of the stages that read activations.
+
+Legend: N rows (pairs), Da, Db widths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import h5py
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from modeldiff.settings import Settings, setting, settings
+from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.workspace.activations import (
+    DATASET,
+    STATISTICS_NAME,
+    STORE_NAME,
+    SideInfo,
+    StoreInfo,
+    plan_name,
+    rows_name,
+)
+from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
+from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan, Tokens, write_plan
+
+QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
+
+
+@settings
+class MadeSettings(Settings):
+    """Stands for the harvest's settings."""
+
+    shard_pairs: int = setting()
+    """Pairs of one shard."""
+
+
+def make_activations(
+    workspace: Workspace,
+    x_a: torch.Tensor,
+    x_b: torch.Tensor,
+    shard_pairs: int = 1000,
+    texts: Sequence[str] | None = None,
+    *,
+    sources: Sequence[str] | None = None,
+    encoding: str = "float32",
+    models: tuple[str | None, str | None] = (None, None),
+    layers: tuple[int | None, int | None] = (None, None),
+) -> Artifact:
+    """Publish `x_a` (N, Da) and `x_b` (N, Db) as an activations artifact; row i of both is pair i.
+
+    Args:
+        shard_pairs: rows of one shard; the last one holds the rest.
+        texts: documents whose words, split at spaces, are the tokens of both sides: word i of all texts together
+            belongs to row i, so there must be N words. None makes an artifact without plan files.
+        sources: label of each text; "made" for all by default.
+        encoding: bfloat16, float16 or float32 on disk.
+        models, layers: what store.json says about where the sides come from.
+    """
+    rows = len(x_a)
+    assert len(x_b) == rows
+    stored = {side: x.to(ENCODINGS[encoding][0]) for side, x in zip(SIDES, (x_a, x_b), strict=True)}
+    labels = sorted(set(sources)) if sources else ["made"]
+    shards = [min(shard_pairs, rows - start) for start in range(0, rows, shard_pairs)]
+    plans = _plans(texts, [labels.index(s) for s in sources or ["made"] * len(texts)], shards) if texts else None
+    info = StoreInfo(
+        pairs=rows,
+        shards=shards,
+        sources=labels,
+        has_texts=plans is not None,
+        sides={
+            side: _side_info(stored[side], encoding, model, layer)
+            for side, model, layer in zip(SIDES, models, layers, strict=True)
+        },
+    )
+
+    def build(work: Work) -> dict[str, int]:
+        first = 0
+        for shard, count in enumerate(shards):
+            for side in SIDES:
+                temporary = work.temporary(rows_name(shard, side))
+                with h5py.File(temporary, "w") as file:
+                    dataset = create_dataset(file, DATASET, count, stored[side].shape[1], encoding)
+                    write_rows(dataset, 0, stored[side][first : first + count])
+                work.commit(temporary, rows_name(shard, side))
+            if plans:
+                temporary = work.temporary(plan_name(shard))
+                write_plan(temporary, plans[shard])
+                work.commit(temporary, plan_name(shard))
+            first += count
+        means = {f"mean_{side}": stored[side].double().mean(dim=0).numpy() for side in SIDES}
+        work.write_bytes(STATISTICS_NAME, save(means))
+        work.write_json(STORE_NAME, info.to_json())
+        return {"pairs": rows}
+
+    content = hashlib.sha256(repr((texts, sources, encoding, models, layers)).encode())
+    for side in SIDES:
+        content.update(stored[side].float().numpy().tobytes())
+    order = Order("activations", MadeSettings(shard_pairs=shard_pairs), {"made": Input("made", content.hexdigest())}, 1)
+    return produce(workspace, order, build)
+
+
+def _side_info(x_ND: torch.Tensor, encoding: str, model: str | None, layer: int | None) -> SideInfo:
+    norm_N = x_ND.double().norm(dim=1)
+    return SideInfo(
+        width=x_ND.shape[1],
+        encoding=encoding,
+        median_norm=float(norm_N.quantile(0.5)),
+        norm_quantiles={f"{q:g}": float(norm_N.quantile(q)) for q in QUANTILES},
+        model=model,
+        revision=None,
+        layer=layer,
+        trust_remote_code=False,
+    )
+
+
+def _plans(texts: Sequence[str], sources: list[int], shards: list[int]) -> list[ShardPlan]:
+    vocabulary = {word: i for i, word in enumerate(sorted({word for text in texts for word in text.split(" ")}))}
+    documents = [_document(text, sources[i], i, vocabulary) for i, text in enumerate(texts)]
+    places = [(d, t) for d, document in enumerate(documents) for t in range(len(document.tokens["a"].ids))]
+    assert len(places) == sum(shards), f"{sum(shards)} rows need as many words, the texts have {len(places)}"
+    plans, first = [], 0
+    for count in shards:
+        here = places[first : first + count]
+        low = here[0][0]  # a document that crosses the border is in both shards, whole
+        inside = documents[low : here[-1][0] + 1]
+        token = np.array([t for _, t in here], np.int32)
+        ends = np.array([documents[d].tokens["a"].ends[t] for d, t in here], np.int32)
+        ones = np.ones(count, np.int32)
+        pairs = PairTable(
+            document=np.array([d - low for d, _ in here], np.int32),
+            token=dict.fromkeys(SIDES, token),
+            char_end=ends,
+            window=dict.fromkeys(SIDES, ones),
+        )
+        plans.append(ShardPlan(inside, pairs))
+        first += count
+    return plans
+
+
+def _document(text: str, source: int, index: int, vocabulary: dict[str, int]) -> Document:
+    words = text.split(" ")
+    ends = np.cumsum([len(word) + 1 for word in words]).astype(np.int32) - 1
+    starts = ends - np.array([len(word) for word in words], np.int32)
+    ids = np.array([vocabulary[word] for word in words], np.int32)
+    return Document(text, source, index, {side: Tokens(ids, starts, ends) for side in SIDES})
