@@ -41,9 +41,8 @@ class _LogProgress(Progress):
             self._last = now
             rate = (self._done - self._begun_with) / (now - self._start)
             left = (self._total - self._done) / rate if rate else float("inf")
-            say(
-                f"{self._what}: {self._done:,.0f} of {self._total:,.0f} {self._unit}, {rate:,.1f}/s, {left:.0f} s left {self._note}".rstrip()
-            )
+            done = f"{self._done:,.0f} of {self._total:,.0f} {self._unit}"
+            say(f"{self._what}: {done}, {rate:,.1f}/s, {left:.0f} s left {self._note}".rstrip())
 
     def note(self, text: str) -> None:
         self._note = text

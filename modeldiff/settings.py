@@ -1,8 +1,8 @@
 """What every stage's settings have in common: a frozen dataclass with a docstring under each field.
 
-The docstrings are the help texts of the command line, so a setting is described in one place only. A field made with
-`setting(..., result=False)` does not change the artifact (a device, a batch size that only moves memory) and stays out of
-the fingerprint. This file imports nothing heavy: `modeldiff --help` reads settings without loading torch.
+The docstrings are the help texts of the command line, so a setting is described in one place only. A field made
+with `setting(..., result=False)` does not change the artifact (a device, a batch size that only moves memory) and
+stays out of the fingerprint. This file imports nothing heavy: `modeldiff --help` reads settings without torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Self, dataclass_transform, get_type_hints
 
@@ -37,7 +36,7 @@ def settings(cls: type) -> type:
 
 
 class Settings:
-    """Base of the settings dataclasses. Subclasses raise InputError in `__post_init__` for values that make no sense."""
+    """Base of the settings dataclasses. Subclasses raise InputError in `__post_init__` for senseless values."""
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON data (paths as strings, tuples as lists)."""
@@ -66,7 +65,7 @@ class Settings:
 
 
 def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> None:
-    """Raise InputError unless `data` has exactly the `required` keys. Unknown fields are not ignored: they may matter."""
+    """Raise InputError unless `data` has exactly the `required` keys: an ignored field might have mattered."""
     missing = sorted(required - data.keys())
     unknown = sorted(data.keys() - required)
     if missing:
@@ -79,7 +78,6 @@ def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> 
         )
 
 
-@cache
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a settings class (its bases included), by field name."""
     docs: dict[str, str] = {}

@@ -48,8 +48,8 @@ class Artifact:
         return Input(label=self.ref, digest=self.manifest.digest)
 
     def file(self, name: str) -> Path:
-        """Path of one of the artifact's files, after a cheap check: it is listed, present, of the right size, and, when it
-        is small, has the right digest.
+        """Path of one of the artifact's files, after a cheap check: it is listed, present, of the right size, and,
+        when it is small, has the right digest.
 
         Raises:
             DamagedError: naming the file and the mend.

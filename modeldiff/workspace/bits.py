@@ -1,8 +1,8 @@
 """Activations in HDF5: the one pair of functions that turns tensors into datasets and back.
 
-numpy and h5py have no bfloat16. It is stored as its bits in uint16 with the attribute `encoding = "bfloat16"`. The view must
-be *unsigned* on both ends: an int16 view written into a uint16 dataset is converted by value, and HDF5 clamps every negative
-number to zero without an error.
+numpy and h5py have no bfloat16. It is stored as its bits in uint16 with the attribute `encoding = "bfloat16"`. The view
+must be *unsigned* on both ends: an int16 view written into a uint16 dataset is converted by value, and HDF5 clamps
+every negative number to zero without an error.
 
 Legend: N rows, D width.
 """

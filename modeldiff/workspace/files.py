@@ -84,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_free(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raise MachineError unless the file system of `folder` (or its nearest existing parent) has `needed_bytes` free."""
+    """Raise MachineError unless the file system that `folder` is or will be on has `needed_bytes` free."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent

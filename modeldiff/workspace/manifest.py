@@ -1,4 +1,4 @@
-"""manifest.json: what an artifact is, from what it was made, with which settings, and the digest of each of its files."""
+"""manifest.json: what an artifact is, from what it was made, with which settings, and the digest of each file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The plan file of a shard: its texts, both tokenizations, and which token of A stands for the same place as which of B.
+"""The plan file of a shard: its texts, both tokenizations, and which token of A stands at the same place as which of B.
 
 Everything a later stage shows or scores about a pair comes from here; it is written before any model is loaded.
-Characters are counted in the document's text (Python string indices). One document may be split over two shards: then each
-shard's file holds the whole document, and only its own pairs.
+Characters are counted in the document's text (Python string indices). One document may be split over two shards: then
+each shard's file holds the whole document, and only its own pairs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Ints = NDArray[np.int32]
 class Tokens:
     """One side's tokens of one document, as the model reads them (special and template tokens included).
 
-    `starts` and `ends` are character offsets into the document's text; -1 for tokens that are not part of it (special tokens,
-    chat template).
+    `starts` and `ends` are character offsets into the document's text; -1 for tokens that are not part of it (special
+    tokens, chat template).
     """
 
     ids: Ints

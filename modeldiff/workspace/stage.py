@@ -1,4 +1,4 @@
-"""Producing an artifact: answer from the cache, or say why the work runs, continue what was begun, publish by one rename."""
+"""Producing an artifact: answer from the cache, or say why it runs, continue what was begun, publish atomically."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LEDGER = "digests.jsonl"
 
 
 class Work:
-    """The folder of an artifact in the making. What a stage commits here survives a kill; the same command finds it again.
+    """The folder of an artifact in the making. What a stage commits here survives a kill: the same command finds it.
 
     Attributes:
         folder: write files here, through `commit`, `write_json` or `write_bytes` only.
@@ -61,7 +61,7 @@ class Work:
         return temporary_path(path)
 
     def commit(self, temporary: Path, name: str) -> None:
-        """Take the finished file `temporary` (made with `temporary(name)`) as `name`: durable, and remembered with its digest."""
+        """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
         entry = FileEntry(size=temporary.stat().st_size, sha256=sha256_file(temporary))
         replace_into(temporary, self.folder / name)
         self._ledger[name] = entry
@@ -147,8 +147,8 @@ def produce(
     Args:
         workspace: where to look and publish.
         order: what is wanted.
-        build: does the work in the given `Work` and returns the metrics for the manifest. It must continue from what the
-            `Work` already holds, and write the same bytes however often it was interrupted.
+        build: does the work in the given `Work` and returns the metrics for the manifest. It must continue from what
+            the `Work` already holds, and write the same bytes however often it was interrupted.
         name: a label for the artifact.
         force: run even when the cache has it.
 

@@ -69,8 +69,8 @@ class Workspace:
         return FileLock(self.folder / f"{WORKSPACE_FILE}.lock")
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
-        """Every published artifact, oldest first within a kind. One with an unreadable manifest is left out here and named by
-        `damaged`."""
+        """Every published artifact, oldest first within a kind. One with an unreadable manifest is left out here and
+        named by `damaged`."""
         return [Artifact(folder, Manifest.read(folder)) for folder in self._folders(kind) if self._readable(folder)]
 
     def damaged(self) -> list[tuple[Path, str]]:
@@ -125,7 +125,8 @@ class Workspace:
                 if artifact.manifest.name == ref:
                     return artifact
         raise InputError(
-            f"no artifact '{ref}' in {self.folder}: expected a reference like `crosscoder:1` (see `modeldiff workspace list`)"
+            f"no artifact '{ref}' in {self.folder}: expected a reference like `crosscoder:1` "
+            "(see `modeldiff workspace list`)"
         )
 
     def by_fingerprint(self, kind: str, fingerprint: str) -> list[Artifact]:

@@ -1,0 +1,196 @@
+"""What the commands share: options made from a stage's settings, options of every command, and printing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from modeldiff.settings import Settings, field_docs
+
+if TYPE_CHECKING:
+    from modeldiff.workspace import Artifact, Workspace
+
+
+@dataclasses.dataclass
+class Context:
+    """What the group hands to its commands."""
+
+    folder: Path | None
+    """`--workspace` given before the command."""
+
+
+class Command(click.Command):
+    """A command whose variadic options take several values: `--texts a.txt b.txt --pairs 100`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, expand_variadic(args, variadic_names(self)))
+
+
+def variadic_names(command: click.Command) -> set[str]:
+    """The option strings of `command` that take one or more values."""
+    return {opt for p in command.params if isinstance(p, click.Option) and p.multiple for opt in p.opts}
+
+
+def expand_variadic(args: list[str], names: set[str]) -> list[str]:
+    """`--texts a b` becomes `--texts a --texts b`. A value ends at the next option; a negative number is a value."""
+    expanded: list[str] = []
+    current: str | None = None
+    expects_value = False
+    for index, arg in enumerate(args):
+        if arg == "--":
+            return expanded + args[index:]
+        if expects_value:
+            expanded.append(arg)
+            expects_value = False
+        elif arg.startswith("-") and len(arg) > 1 and not _is_number(arg):
+            current = arg if arg in names else None
+            expects_value = current is not None
+            expanded.append(arg)
+        elif current is not None:
+            expanded += [current, arg]
+        else:
+            expanded.append(arg)
+    return expanded
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def settings_options(cls: type[Settings], *, leave_out: tuple[str, ...] = ()) -> list[click.Option]:
+    """One option for each field of a settings class; the field's docstring is its help."""
+    hints = typing.get_type_hints(cls)
+    docs = field_docs(cls)
+    return [
+        _option(field, hints[field.name], docs[field.name])
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.name not in leave_out
+    ]
+
+
+def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Option:
+    flag = "--" + field.name.replace("_", "-")
+    required = field.default is dataclasses.MISSING
+    kwargs: dict[str, Any] = {"help": doc, "required": required}
+    if not required:
+        kwargs |= {"default": field.default, "show_default": field.default not in (None, ())}
+    if hint is bool:
+        return click.Option([f"{flag}/--no-{flag[2:]}"], **kwargs)
+    inner = _without_none(hint)
+    if typing.get_origin(inner) is tuple:
+        inner = typing.get_args(inner)[0]
+        kwargs |= {"multiple": True, "metavar": _metavar(inner) + "..."}
+    return click.Option([flag], type=_click_type(inner), **kwargs)
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        return inner
+    return hint
+
+
+def _click_type(hint: Any) -> Any:
+    if typing.get_origin(hint) is Literal:
+        return click.Choice(list(typing.get_args(hint)))
+    return click.Path(path_type=Path) if hint is Path else hint
+
+
+def _metavar(hint: Any) -> str:
+    return {float: "NUMBER", int: "INTEGER", Path: "FILE"}.get(hint, "TEXT")
+
+
+def workspace_option() -> click.Option:
+    """`--workspace` after the command; it wins over the one before."""
+    return click.Option(
+        ["--workspace", "workspace_folder"],
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where artifacts are kept.  [default: MODELDIFF_WORKSPACE, else ./modeldiff-workspace]",
+    )
+
+
+def json_option() -> click.Option:
+    return click.Option(["--json", "as_json"], is_flag=True, help="Print JSON to stdout instead of text.")
+
+
+def produce_options() -> list[click.Option]:
+    """Options of every command that makes an artifact."""
+    return [
+        click.Option(["--name"], metavar="LABEL", help="A name for the artifact, to refer to it by."),
+        click.Option(["--force"], is_flag=True, help="Run even when the cached artifact is up to date."),
+        workspace_option(),
+        json_option(),
+    ]
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def open_workspace(ctx: click.Context, folder: Path | None) -> Workspace:
+    """The workspace that the options, the environment or the default name."""
+    from modeldiff.workspace import Workspace
+
+    return Workspace(folder or ctx.find_object(Context).folder)  # type: ignore[union-attr]
+
+
+def make_settings(cls: type[Settings], values: dict[str, Any]) -> Any:
+    """Take the settings' fields out of the parsed options and make the settings (which validates them)."""
+    names = [field.name for field in dataclasses.fields(cls) if field.name in values]  # type: ignore[arg-type]
+    return cls(**{name: values.pop(name) for name in names})
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def artifact_json(artifact: Artifact) -> dict[str, Any]:
+    """What `--json` prints about an artifact."""
+    manifest = artifact.manifest
+    return {
+        "ref": artifact.ref,
+        "name": manifest.name,
+        "folder": str(artifact.folder),
+        "created": manifest.created,
+        "settings": manifest.settings,
+        "inputs": {name: dataclasses.asdict(one) for name, one in manifest.inputs.items()},
+        "metrics": manifest.metrics,
+        "seconds": manifest.seconds,
+    }
+
+
+@functools.cache
+def console() -> Any:
+    """The rich console of stdout, 80 columns wide where there is no terminal."""
+    from rich.console import Console
+
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=80)
+
+
+def table(title: str, columns: list[tuple[str, Literal["left", "right"]]], rows: list[list[str]]) -> None:
+    """Print a table that fits the terminal. Cells are plain text: nothing in them is taken for markup."""
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name, justify in columns:
+        made.add_column(Text(name), justify=justify, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    console().print(made)

@@ -1,0 +1,95 @@
+"""`modeldiff`: the group of commands. A command's module, and with it torch, is imported only when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from modeldiff import __version__
+from modeldiff.cli.common import Context
+from modeldiff.errors import ModeldiffError
+
+# name -> (module, one-line help). The help stands here so that `modeldiff --help` imports no command.
+_COMMANDS = {
+    "demo": ("demo", "The whole pipeline on the bundled pair of small models: a few minutes, no network."),
+    "harvest": ("harvest", "Texts + two models -> paired activations."),
+    "train": ("train", "Activations -> a crosscoder with features of A only, shared, and of B only."),
+    "features": ("features", "Crosscoder -> its features, listed and shown in context."),
+    "steer": ("steer", "A feature + a model -> what the model writes when the feature is pushed."),
+    "workspace": ("workspace", "List, show, verify, remove and clean artifacts."),
+}
+
+_EPILOG = """\b
+Examples:
+  modeldiff demo
+  modeldiff harvest --model-a gpt2 --model-b EleutherAI/pythia-160m \\
+      --texts corpus.jsonl --pairs 1000000
+  modeldiff train --features 16384 --exclusive 0.05 --k 64
+  modeldiff features --exclusive A --top 20
+  modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"
+"""
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"modeldiff.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="modeldiff")
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where artifacts are kept.  [default: MODELDIFF_WORKSPACE, else ./modeldiff-workspace]",
+)
+@click.pass_context
+def cli(ctx: click.Context, workspace: Path | None) -> None:
+    """What does this language model represent that the other one does not?
+
+    modeldiff harvests paired activations of two models of any architecture, width and tokenizer, trains one dictionary
+    with features of A only, shared ones and ones of B only, shows what each feature fires on, and steers with it.
+    """
+    ctx.obj = Context(workspace)
+
+
+def run(args: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage or input. An error a user can meet is one line."""
+    try:
+        code: Any = cli.main(args=args, prog_name="modeldiff", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.UsageError as error:
+        place = error.ctx.command_path if error.ctx else "modeldiff"
+        _fail(f"{error.format_message().rstrip('.')}; see `{place} --help`", error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except ModeldiffError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted: the same command continues where this one stopped", 130)
+    except BrokenPipeError:  # the reader of a pipe (`| head`) has gone
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo("modeldiff: " + " ".join(message.split()), err=True)
+    sys.exit(code)
