@@ -1,0 +1,233 @@
+"""The crosscoder: two models' activations through one sparse code, partitioned by slices.
+
+Features are ordered A-exclusive | shared | B-exclusive, so each model's encoder and decoder is one contiguous slice:
+A has `[: nA + nS]`, B has `[nA :]`. Weights that the partition forbids do not exist: there is nothing to mask, to
+check or to drift.
+
+Legend: B pairs, F features, Da, Db widths of the models, nA, nS, nB sizes of the partitions. Suffix `Fa` / `Fb`: the
+features that A / B has (nA + nS / nS + nB). Weights are feature-major: row i belongs to one feature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+
+from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.selection import score_weights
+from modeldiff.errors import InputError
+
+# Paper B.1.
+DECODER_NORM = 0.4
+
+
+class Crosscoder(nn.Module):
+    """Dedicated Feature Crosscoder (paper 2.2); with empty exclusive partitions the standard crosscoder (paper 2.1).
+
+    In normalised units (raw activations times `scale_a` / `scale_b`):
+
+        pre = x_a W_ea (+) x_b W_eb + b_enc     shared features take the mean (or sum) of the two encoders
+        f   = pre where it is selected, else 0
+        xhat_m = f_m W_dm + b_dm
+
+    Attributes:
+        config: everything but the weights.
+        matmul_dtype: what matrices are multiplied in; the weights stay float32.
+    """
+
+    def __init__(self, config: CrosscoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.matmul_dtype = torch.float32
+        self.w_enc_a = nn.Parameter(torch.zeros(config.n_a, config.width_a))
+        self.w_enc_b = nn.Parameter(torch.zeros(config.n_b, config.width_b))
+        self.w_dec_a = nn.Parameter(torch.zeros(config.n_a, config.width_a))
+        self.w_dec_b = nn.Parameter(torch.zeros(config.n_b, config.width_b))
+        self.b_enc = nn.Parameter(torch.zeros(config.n_features))
+        self.b_dec_a = nn.Parameter(torch.zeros(config.width_a))
+        self.b_dec_b = nn.Parameter(torch.zeros(config.width_b))
+
+    @classmethod
+    def initialised(
+        cls,
+        config: CrosscoderConfig,
+        mean_a_Da: torch.Tensor,
+        mean_b_Db: torch.Tensor,
+        *,
+        seed: int,
+        decoder_norm: float = DECODER_NORM,
+    ) -> Self:
+        """A crosscoder to train from.
+
+        Decoder rows are random directions of norm `decoder_norm` on each side (paper B.1); the encoder starts as the
+        decoder of its side. The decoder's biases start at the mean of the normalised data and the encoder's at minus
+        what the encoder makes of that mean: the first pre-activations are centred, so that no feature starts as always
+        on or never on because of a mean that all pairs have in common. It is the same family of functions as
+        `W_e (x - b_dec) + b`.
+
+        Args:
+            mean_a_Da, mean_b_Db: means of the raw activations.
+        """
+        self = cls(config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for w_enc, w_dec in ((self.w_enc_a, self.w_dec_a), (self.w_enc_b, self.w_dec_b)):
+                direction = torch.randn(w_dec.shape, generator=generator)
+                direction *= decoder_norm / direction.norm(dim=1, keepdim=True)
+                w_dec.copy_(direction)
+                w_enc.copy_(direction)
+            self.b_dec_a.copy_(mean_a_Da.double() * config.scale_a)
+            self.b_dec_b.copy_(mean_b_Db.double() * config.scale_b)
+            centred_F = self.pre_activations(self.b_dec_a[None], self.b_dec_b[None])[0]
+            self.b_enc.copy_(-centred_F)
+        return self
+
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return self.config.n_features
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """The features of each partition: "A", "shared", "B"."""
+        config = self.config
+        return {
+            "A": slice(0, config.n_a_only),
+            "shared": slice(config.n_a_only, config.n_a),
+            "B": slice(config.n_a, config.n_features),
+        }
+
+    def sees(self, side: str) -> slice:
+        """The features that a model ("a" or "b") has."""
+        return slice(0, self.config.n_a) if side == "a" else slice(self.config.n_a_only, self.n_features)
+
+    def partition_of(self, feature: int) -> str:
+        """ "A", "shared" or "B".
+
+        Raises:
+            InputError: there is no such feature.
+        """
+        if not 0 <= feature < self.n_features:
+            raise InputError(f"feature {feature} does not exist: this crosscoder has 0 to {self.n_features - 1}")
+        return "A" if feature < self.config.n_a_only else "shared" if feature < self.config.n_a else "B"
+
+    def normalise(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw activations of any dtype and device in the crosscoder's units, float32, on its device."""
+        device = self.b_enc.device
+        x_a = x_a_BDa.to(device=device, dtype=torch.float32) * self.config.scale_a
+        x_b = x_b_BDb.to(device=device, dtype=torch.float32) * self.config.scale_b
+        return x_a, x_b
+
+    def pre_activations(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
+        """pre_BF of normalised activations."""
+        n_a_only, n_shared = self.config.n_a_only, self.config.n_shared
+        pre_a_BFa = self.matmul(x_a_BDa, self.w_enc_a.T)
+        pre_b_BFb = self.matmul(x_b_BDb, self.w_enc_b.T)
+        shared = pre_a_BFa[:, n_a_only:] + pre_b_BFb[:, :n_shared]
+        if self.config.combine == "mean":
+            shared = shared / 2
+        return torch.cat([pre_a_BFa[:, :n_a_only], shared, pre_b_BFb[:, n_shared:]], dim=1) + self.b_enc
+
+    def reconstruct(self, f_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(xhat_a (B, Da), xhat_b (B, Db)) in normalised units."""
+        xhat_a = self.matmul(f_BF[:, self.sees("a")], self.w_dec_a) + self.b_dec_a
+        xhat_b = self.matmul(f_BF[:, self.sees("b")], self.w_dec_b) + self.b_dec_b
+        return xhat_a, xhat_b
+
+    def matmul(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """left @ right in `matmul_dtype`, float32 result."""
+        if self.matmul_dtype == torch.float32:
+            return left @ right
+        return (left.to(self.matmul_dtype) @ right.to(self.matmul_dtype)).float()
+
+    @torch.no_grad()
+    def encode(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, *, raw: bool = True) -> torch.Tensor:
+        """f_BF, dense float32, 0 where the score does not exceed the inference threshold.
+
+        Args:
+            raw: the activations are as harvested (any dtype); otherwise they are in normalised units.
+        """
+        if raw:
+            x_a_BDa, x_b_BDb = self.normalise(x_a_BDa, x_b_BDb)
+        pre_BF = self.pre_activations(x_a_BDa, x_b_BDb)
+        weights_F = score_weights(self)
+        score_BF = pre_BF if weights_F is None else pre_BF * weights_F
+        return torch.where(score_BF > self.config.threshold, pre_BF, 0.0)
+
+    @torch.no_grad()
+    def decode(self, f_BF: torch.Tensor, *, raw: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """(xhat_a (B, Da), xhat_b (B, Db)) of a code; in raw units, or in normalised ones with `raw=False`."""
+        xhat_a, xhat_b = self.reconstruct(f_BF)
+        if raw:
+            return xhat_a / self.config.scale_a, xhat_b / self.config.scale_b
+        return xhat_a, xhat_b
+
+    def forward(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw activations to their reconstructions, as at inference."""
+        return self.decode(self.encode(x_a_BDa, x_b_BDb))
+
+    @torch.no_grad()
+    def decoder_norms(self) -> dict[str, torch.Tensor]:
+        """Norms (F,) of the decoder rows by side, normalised units; 0 where a feature does not exist on that side."""
+        norms = {}
+        for side, w_dec in (("a", self.w_dec_a), ("b", self.w_dec_b)):
+            norm_F = torch.zeros(self.n_features, device=w_dec.device)
+            norm_F[self.sees(side)] = w_dec.norm(dim=1)
+            norms[side] = norm_F
+        return norms
+
+    def relative_norm(self) -> torch.Tensor:
+        """R_F (paper eq. 1): 1 = only in A's decoder, 0.5 = equally in both (or zero in both), 0 = only in B's."""
+        norms = self.decoder_norms()
+        total_F = norms["a"] + norms["b"]
+        return torch.where(total_F > 0, norms["a"] / total_F.clamp_min(torch.finfo(total_F.dtype).tiny), 0.5)
+
+    @torch.no_grad()
+    def direction(self, feature: int, side: str, *, raw: bool = True) -> torch.Tensor:
+        """The decoder row (D,) of a feature in a model ("a" or "b"); `raw` converts it to the model's own units.
+
+        Raises:
+            InputError: there is no such feature, or that model does not have it.
+        """
+        partition = self.partition_of(feature)
+        if (partition, side) in (("A", "b"), ("B", "a")):
+            raise InputError(
+                f"feature {feature} is {partition}-exclusive: model {side.upper()} has no direction for it; "
+                f"ask for model {partition} or for a shared feature"
+            )
+        w_dec = self.w_dec_a if side == "a" else self.w_dec_b
+        scale = self.config.scale_a if side == "a" else self.config.scale_b
+        row_D = w_dec[feature - self.sees(side).start].detach().clone()
+        return row_D / scale if raw else row_D
+
+    def set_threshold(self, threshold: float) -> None:
+        """Set the score above which a feature is active at inference."""
+        self.config = dataclasses.replace(self.config, threshold=threshold)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors into `folder`, which is made if need be."""
+        from modeldiff.crosscoder.saving import save
+
+        save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, *, device: str | torch.device = "cpu") -> Crosscoder:
+        """The crosscoder in a folder, or in a repository of the Hugging Face hub if there is no such folder.
+
+        Raises:
+            InputError: there is neither.
+            DamagedError: a file is missing, truncated, or does not fit the config; it is named.
+        """
+        from modeldiff.crosscoder.saving import from_source
+
+        return from_source(source, device)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload to the Hugging Face hub (needs the user's own login) and return the address of the commit."""
+        from modeldiff.crosscoder.saving import push
+
+        return push(self, repository, private=private)

@@ -1,0 +1,145 @@
+"""The crosscoder's partition, forward pass and derived quantities, against formulas written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.errors import InputError
+from tests.crosscoder.made import random_crosscoder
+
+
+def test_weights_exist_only_where_a_partition_allows_them() -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, width_a=4, width_b=6)
+    shapes = {name: tuple(value.shape) for name, value in crosscoder.state_dict().items()}
+    assert shapes == {
+        "w_enc_a": (7, 4),
+        "w_enc_b": (8, 6),
+        "w_dec_a": (7, 4),
+        "w_dec_b": (8, 6),
+        "b_enc": (10,),
+        "b_dec_a": (4,),
+        "b_dec_b": (6,),
+    }
+    assert sum(value.numel() for value in crosscoder.parameters()) == crosscoder.config.parameters
+
+
+def test_slices_and_partition_names_agree() -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    names = [crosscoder.partition_of(i) for i in range(10)]
+    assert names == ["A"] * 2 + ["shared"] * 5 + ["B"] * 3
+    for name, features in crosscoder.slices.items():
+        assert names[features] == [name] * names.count(name)
+    assert crosscoder.sees("a") == slice(0, 7)
+    assert crosscoder.sees("b") == slice(2, 10)
+    with pytest.raises(InputError, match="feature 10 does not exist"):
+        crosscoder.partition_of(10)
+
+
+@pytest.mark.parametrize("combine", ["mean", "sum"])
+def test_pre_activations_of_each_partition(combine: str) -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, combine=combine)
+    x_a, x_b = torch.randn(7, crosscoder.config.width_a), torch.randn(7, crosscoder.config.width_b)
+    pre_BF = crosscoder.pre_activations(x_a, x_b)
+    share = 0.5 if combine == "mean" else 1.0
+    for i in range(10):
+        from_a = x_a @ crosscoder.w_enc_a[i] if i < 7 else 0.0
+        from_b = x_b @ crosscoder.w_enc_b[i - 2] if i >= 2 else 0.0
+        expected = (from_a + from_b) * (share if 2 <= i < 7 else 1.0) + crosscoder.b_enc[i]
+        torch.testing.assert_close(pre_BF[:, i], expected)
+
+
+def test_exclusive_features_neither_read_nor_write_the_other_model() -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    x_a, x_b = torch.randn(4, crosscoder.config.width_a), torch.randn(4, crosscoder.config.width_b)
+    other_b = torch.randn_like(x_b)
+    before, after = crosscoder.pre_activations(x_a, x_b), crosscoder.pre_activations(x_a, other_b)
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert (before[:, 7:] != after[:, 7:]).all()
+    f_BF = torch.rand(4, 10)
+    changed = f_BF.clone()
+    changed[:, :2] += 1
+    assert torch.equal(crosscoder.decode(f_BF)[1], crosscoder.decode(changed)[1])
+    assert not torch.equal(crosscoder.decode(f_BF)[0], crosscoder.decode(changed)[0])
+
+
+def test_no_exclusive_features_is_the_standard_crosscoder() -> None:
+    crosscoder = random_crosscoder(n_a_only=0, n_shared=6, n_b_only=0)
+    x_a, x_b = torch.randn(5, crosscoder.config.width_a), torch.randn(5, crosscoder.config.width_b)
+    expected = torch.relu((x_a @ crosscoder.w_enc_a.T + x_b @ crosscoder.w_enc_b.T) / 2 + crosscoder.b_enc)
+    f_BF = crosscoder.encode(x_a, x_b, raw=False)
+    torch.testing.assert_close(f_BF, expected)
+    torch.testing.assert_close(crosscoder.decode(f_BF, raw=False)[0], f_BF @ crosscoder.w_dec_a + crosscoder.b_dec_a)
+
+
+def test_raw_units_are_normalised_units_divided_by_the_scale() -> None:
+    crosscoder = random_crosscoder(scale_a=0.5, scale_b=20.0)
+    x_a, x_b = torch.randn(5, crosscoder.config.width_a), torch.randn(5, crosscoder.config.width_b)
+    f_BF = crosscoder.encode((x_a / 0.5).bfloat16(), (x_b / 20).bfloat16())
+    rounded_a, rounded_b = (x_a / 0.5).bfloat16().float() * 0.5, (x_b / 20).bfloat16().float() * 20
+    torch.testing.assert_close(f_BF, crosscoder.encode(rounded_a, rounded_b, raw=False))
+    raw, normalised = crosscoder.decode(f_BF), crosscoder.decode(f_BF, raw=False)
+    torch.testing.assert_close(raw[0], normalised[0] / 0.5)
+    torch.testing.assert_close(raw[1], normalised[1] / 20)
+    torch.testing.assert_close(crosscoder.direction(2, "b"), crosscoder.direction(2, "b", raw=False) / 20)
+
+
+def test_direction_is_the_decoder_row_of_that_model() -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    assert torch.equal(crosscoder.direction(1, "a"), crosscoder.w_dec_a[1])
+    assert torch.equal(crosscoder.direction(3, "b"), crosscoder.w_dec_b[1])
+    assert torch.equal(crosscoder.direction(9, "b"), crosscoder.w_dec_b[7])
+    with pytest.raises(InputError, match="feature 9 is B-exclusive: model A has no direction"):
+        crosscoder.direction(9, "a")
+    with pytest.raises(InputError, match="feature 0 is A-exclusive: model B has no direction"):
+        crosscoder.direction(0, "b")
+    with pytest.raises(InputError, match="does not exist"):
+        crosscoder.direction(-1, "a")
+
+
+def test_norms_and_relative_norm() -> None:
+    crosscoder = random_crosscoder(n_a_only=1, n_shared=2, n_b_only=1)
+    with torch.no_grad():
+        crosscoder.w_dec_a.copy_(torch.eye(3, crosscoder.config.width_a) * torch.tensor([[2.0], [3.0], [0.0]]))
+        crosscoder.w_dec_b.copy_(torch.eye(3, crosscoder.config.width_b) * torch.tensor([[1.0], [0.0], [5.0]]))
+    norms = crosscoder.decoder_norms()
+    assert norms["a"].tolist() == [2, 3, 0, 0]
+    assert norms["b"].tolist() == [0, 1, 0, 5]
+    assert crosscoder.relative_norm().tolist() == [1, 0.75, 0.5, 0]
+
+
+def test_initial_decoder_norm_and_centred_start() -> None:
+    config = CrosscoderConfig(width_a=5, width_b=9, n_a_only=4, n_shared=8, n_b_only=4, k=4, scale_a=2.0, scale_b=0.25)
+    mean_a, mean_b = torch.randn(5, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    crosscoder = Crosscoder.initialised(config, mean_a, mean_b, seed=3)
+    for side in ("a", "b"):
+        norm = crosscoder.decoder_norms()[side][crosscoder.sees(side)]
+        torch.testing.assert_close(norm, torch.full_like(norm, 0.4))
+    assert torch.equal(crosscoder.w_enc_a, crosscoder.w_dec_a)
+    pre_BF = crosscoder.pre_activations(*crosscoder.normalise(mean_a[None], mean_b[None]))
+    torch.testing.assert_close(pre_BF, torch.zeros_like(pre_BF), atol=1e-6, rtol=0)
+    nothing = torch.zeros(1, 16)
+    torch.testing.assert_close(crosscoder.decode(nothing)[0][0], mean_a.float())
+    again = Crosscoder.initialised(config, mean_a, mean_b, seed=3)
+    other = Crosscoder.initialised(config, mean_a, mean_b, seed=4)
+    assert torch.equal(again.w_dec_b, crosscoder.w_dec_b)
+    assert not torch.equal(other.w_dec_b, crosscoder.w_dec_b)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 99}, "k must be at most the number of features"),
+        ({"k": 0}, "'k' must be a whole number"),
+        ({"n_shared": -1}, "'n_shared'"),
+        ({"selection": "norm"}, "'selection'"),
+        ({"combine": "max"}, "'combine'"),
+        ({"scale_b": 0.0}, "'scale_b'"),
+        ({"threshold": float("nan")}, "'threshold'"),
+    ],
+)
+def test_config_refuses_senseless_values(change: dict[str, object], message: str) -> None:
+    values: dict[str, object] = {"width_a": 3, "width_b": 4, "n_a_only": 2, "n_shared": 4, "n_b_only": 2, "k": 2}
+    with pytest.raises(InputError, match=message):
+        CrosscoderConfig(**{**values, **change})  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+"""BatchTopK against brute force, the four scores against their formulas, the inference threshold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeldiff.crosscoder.selection import ThresholdAverage, batch_topk, score_weights
+from tests.crosscoder.made import random_crosscoder
+
+
+def brute_force(score_BF: torch.Tensor, count: int) -> list[int]:
+    scores = score_BF.reshape(-1).tolist()
+    ranked = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], i))
+    return sorted(ranked[:count])
+
+
+@given(
+    rows=st.integers(1, 200),
+    features=st.integers(1, 12),
+    share=st.floats(0, 1.1),
+    levels=st.sampled_from([2, 5, 10**6]),
+    seed=st.integers(0, 10**6),
+)
+def test_batch_topk_equals_brute_force_also_with_ties(
+    rows: int, features: int, share: float, levels: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    score_BF = torch.randint(-levels, levels, (rows, features), generator=generator) / levels
+    count = int(share * rows * features)
+    assert batch_topk(score_BF, count).tolist() == brute_force(score_BF, count)
+
+
+def test_batch_topk_where_the_sampled_rows_mislead() -> None:
+    score_BF = torch.full((1000, 8), 0.5)
+    score_BF[::10] = 2.0  # the sample sees only large ones: too high a bound, then the fallback
+    assert batch_topk(score_BF, 4000).tolist() == brute_force(score_BF, 4000)
+
+
+def test_scores() -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    a_F, b_F = crosscoder.decoder_norms()["a"], crosscoder.decoder_norms()["b"]
+    expected = {
+        "l2": (a_F**2 + b_F**2).sqrt(),
+        "sum": a_F + b_F,
+        "mean": torch.cat([a_F[:2], (a_F[2:7] + b_F[2:7]) / 2, b_F[7:]]),
+    }
+    for selection, weights in expected.items():
+        found = score_weights(random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, selection=selection))
+        assert found is not None
+        torch.testing.assert_close(found, weights)
+    assert score_weights(crosscoder) is None
+
+
+@pytest.mark.parametrize("selection", ["activation", "sum"])
+def test_inference_keeps_activations_whose_score_exceeds_the_threshold(selection: str) -> None:
+    crosscoder = random_crosscoder(selection=selection, threshold=0.7)
+    x_a, x_b = torch.randn(50, 6), torch.randn(50, 9)
+    pre_BF = crosscoder.pre_activations(x_a, x_b)
+    score_BF = pre_BF * (score_weights(crosscoder) if selection == "sum" else 1.0)
+    expected = torch.where(score_BF > 0.7, pre_BF, 0.0)
+    assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), expected)
+    assert 0 < (expected > 0).float().mean() < 1
+
+
+def test_threshold_average_has_no_bias_from_its_start() -> None:
+    average = ThresholdAverage(window=100)
+    assert average.value == 0
+    for _ in range(3):
+        average.update(0.5)
+    assert average.value == pytest.approx(0.5)
+    for _ in range(1000):
+        average.update(0.9)
+    assert average.value == pytest.approx(0.9, abs=1e-3)
