@@ -1,0 +1,114 @@
+"""Finding, refusing and removing artifacts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from modeldiff.errors import InputError, MachineError
+from modeldiff.settings import Settings, setting, settings
+from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.workspace.files import human_bytes, require_free
+
+
+@settings
+class Nothing(Settings):
+    n: int = setting(0)
+    """A number."""
+
+
+def make(
+    workspace: Workspace, kind: str, n: int = 0, name: str | None = None, source: Artifact | None = None
+) -> Artifact:
+    def build(work: Work) -> dict[str, int]:
+        work.write_bytes("data", bytes([n]))
+        return {}
+
+    inputs = {"source": source.as_input()} if source else {"source": Input("s", "0")}
+    return produce(workspace, Order(kind, Nothing(n=n), inputs, 1), build, name=name)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "ws")
+
+
+def test_references(workspace: Workspace) -> None:
+    for n in range(12):
+        make(workspace, "crosscoder", n, name="mine" if n == 3 else None)
+    find = workspace.find
+    assert find("crosscoder").ref == "crosscoder:12"  # by number, not by the order of the names
+    assert find("crosscoder", "latest").ref == "crosscoder:12"
+    assert find("crosscoder", 2).ref == find("crosscoder", "2").ref == find("crosscoder", "crosscoder:2").ref
+    assert find("crosscoder", "mine").ref == find("crosscoder", "crosscoder:mine").ref == "crosscoder:4"
+    assert workspace.resolve("mine").ref == workspace.resolve("crosscoder:4").ref
+
+
+def test_an_unknown_reference_says_what_there_is(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match=r"no activations in .*: run `modeldiff harvest` first"):
+        workspace.find("activations")
+    make(workspace, "crosscoder")
+    with pytest.raises(InputError, match=r"no crosscoder called '7'.*there is crosscoder:1"):
+        workspace.find("crosscoder", "7")
+    with pytest.raises(InputError, match="not of the kind 'crosscoder'"):
+        workspace.find("crosscoder", "activations:1")
+
+
+def test_a_removed_version_is_not_given_out_again(workspace: Workspace) -> None:
+    make(workspace, "toy", 0)
+    workspace.remove(make(workspace, "toy", 1).folder)
+    assert make(workspace, "toy", 2).ref == "toy:3"
+    assert workspace.partials() == []
+
+
+def test_users_of(workspace: Workspace) -> None:
+    source = make(workspace, "activations")
+    user = make(workspace, "crosscoder", source=source)
+    assert [a.ref for a in workspace.users_of(source)] == [user.ref]
+    assert workspace.users_of(user) == []
+
+
+def test_newer_format_and_foreign_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "workspace.json").write_text(json.dumps({"format": 99, "versions": {}}))
+    with pytest.raises(InputError, match="format 99 is newer"):
+        Workspace(tmp_path)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=r"holds files but no workspace\.json"):
+        Workspace(foreign)
+    with pytest.raises(InputError, match="not a folder"):
+        Workspace(foreign / "thesis.tex")
+
+
+def test_a_missing_file_and_a_changed_byte_are_found(workspace: Workspace) -> None:
+    artifact = make(workspace, "toy")
+    assert artifact.problems() == []
+    (artifact.folder / "data").write_bytes(b"zz")
+    assert artifact.problems() == ["data: is damaged: 1 bytes expected, 2 found"]
+    (artifact.folder / "data").unlink()
+    assert artifact.problems() == ["data: is missing"]
+
+
+def test_a_damaged_manifest_is_named_and_does_not_hide_the_others(workspace: Workspace) -> None:
+    make(workspace, "toy", 0)
+    broken = make(workspace, "toy", 1).folder
+    (broken / "manifest.json").write_text("{")
+    assert [a.ref for a in workspace.artifacts()] == ["toy:1"]
+    ((folder, why),) = workspace.damaged()
+    assert folder == broken
+    assert "not valid JSON" in why
+
+
+def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    require_free(tmp_path / "not" / "yet", 999_999, "this")
+    with pytest.raises(MachineError, match=r"this needs 2\.0 MB on disk, 1\.0 MB are free"):
+        require_free(tmp_path / "not" / "yet", 2_000_000, "this")
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (1.64e12, "1.64 TB")])
+def test_human_bytes(count: float, text: str) -> None:
+    assert human_bytes(count) == text
