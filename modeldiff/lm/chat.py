@@ -1,0 +1,106 @@
+"""Chat records as text, by a tokenizer's own template, and where each message's content stands in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+import transformers
+
+from modeldiff.errors import InputError
+
+# Characters for private use: no template mentions them, and stripping white space leaves them alone.
+_MARK_OPEN, _MARK_CLOSE = "\ue0f1", "\ue0f2"
+
+
+def render_chat(
+    tokenizer: transformers.PreTrainedTokenizerBase, messages: list[dict[str, Any]]
+) -> tuple[str, list[tuple[int, int]]]:
+    """The chat as one text, and for each message the (start, end) characters of its content in that text.
+
+    The text has no prompt for a next answer, and holds every special token the tokenizer wants: encode it with
+    add_special_tokens=False. Where the template strips white space around a content, so does its span. A
+    tokenizer without a template gets "User: ...\\n\\nAssistant: ...\\n\\n", after its token for begin of text if it
+    usually adds one. Raises InputError for messages that are not {"role": str, "content": str}, that the template
+    refuses, or whose content it changes so that it cannot be found.
+    """
+    _check_messages(messages)
+    text = _render(tokenizer, messages)
+    contents = [message["content"] for message in messages]
+    spans = _spans_by_marks(tokenizer, messages, text) or _spans_by_search(text, contents)
+    if spans is None:
+        raise InputError(
+            f"the chat template of {_name(tokenizer)} changes the messages: their contents cannot be found in its text"
+        )
+    return text, spans
+
+
+def _check_messages(messages: list[dict[str, Any]]) -> None:
+    if not messages:
+        raise InputError("a chat has no messages: expected a list of {role, content}")
+    for i, message in enumerate(messages, 1):
+        if not (isinstance(message, dict) and all(isinstance(message.get(k), str) for k in ("role", "content"))):
+            raise InputError(f"message {i} of a chat is not an object with the texts 'role' and 'content'")
+
+
+def _render(tokenizer: transformers.PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        turns = [f"{message['role'].capitalize()}: {message['content']}\n\n" for message in messages]
+        return _begin_of_text(tokenizer) + "".join(turns)
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the chat template of {_name(tokenizer)} refuses the messages: {reason}") from error
+
+
+def _begin_of_text(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    begin = tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if begin is not None and begin in tokenizer("")["input_ids"][:1] else ""
+
+
+def _spans_by_marks(
+    tokenizer: transformers.PreTrainedTokenizerBase, messages: list[dict[str, Any]], text: str
+) -> list[tuple[int, int]] | None:
+    """Spans from a second rendering with marks for contents: what stands between marks is the template's own text.
+
+    Exact even where a content occurs elsewhere ("user"). None if the template treats the marks otherwise.
+    """
+    marks = [f"{_MARK_OPEN}{i}{_MARK_CLOSE}" for i in range(len(messages))]
+    marked = _render(tokenizer, [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
+    position, rest, spans = 0, marked, []
+    for message, mark in zip(messages, marks, strict=True):
+        before, found, rest = rest.partition(mark)
+        if not found or mark in rest or not text.startswith(before, position):
+            return None
+        position += len(before)
+        content = _written_at(text, position, message["content"], rest)
+        if content is None:
+            return None
+        spans.append((position, position + len(content)))
+        position += len(content)
+    return spans if text[position:] == rest else None
+
+
+def _written_at(text: str, position: int, content: str, marked_rest: str) -> str | None:
+    """The form of `content` that stands at `position`, followed by what the template writes next."""
+    follows = marked_rest.partition(_MARK_OPEN)[0]
+    for form in dict.fromkeys((content, content.strip(), content.lstrip(), content.rstrip())):
+        if text.startswith(form + follows, position):
+            return form
+    return None
+
+
+def _spans_by_search(text: str, contents: list[str]) -> list[tuple[int, int]] | None:
+    """Spans of contents that, stripped, each occur exactly once in the text, in order; None otherwise."""
+    spans: list[tuple[int, int]] = []
+    for content in (content.strip() for content in contents):
+        start = text.find(content)
+        if not content or start < 0 or text.find(content, start + 1) >= 0 or (spans and start < spans[-1][1]):
+            return None
+        spans.append((start, start + len(content)))
+    return spans
+
+
+def _name(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

@@ -1,0 +1,160 @@
+"""Continue prompts in batches, greedily or by sampling; works inside `add_to_residual`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+
+from modeldiff.errors import InputError
+from modeldiff.lm.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model wrote after one prompt."""
+
+    prompt_ids: list[int]
+    """The prompt's tokens, special ones included."""
+    new_ids: list[int]
+    """The tokens after it, up to and including an end-of-text token if one came."""
+    text: str
+    """The continuation alone, without special tokens."""
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    add_special_tokens: bool = True,
+    batch_size: int = 32,
+) -> list[str]:
+    """The continuation of each prompt, as text. Arguments and errors as `generate_tokens`."""
+    made = generate_tokens(
+        lm,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        add_special_tokens=add_special_tokens,
+        batch_size=batch_size,
+    )
+    return [one.text for one in made]
+
+
+def generate_tokens(
+    lm: LanguageModel,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    add_special_tokens: bool = True,
+    batch_size: int = 32,
+) -> list[Generated]:
+    """Continue each prompt by up to `max_new_tokens` tokens, ending early at an end-of-text token.
+
+    temperature 0 takes the likeliest token; otherwise tokens are drawn from the whole distribution, or from its
+    likeliest part of mass `top_p`. What the model's own generation settings recommend (penalties, top-k) is not
+    applied, so that steered and unsteered texts differ by the steering alone. The same call gives the same texts; the
+    global random state is left as it was. Give add_special_tokens=False for prompts that hold them (`render_chat`).
+    Raises InputError for an empty prompt, one too long for the model, or settings out of range.
+    """
+    _check_settings(max_new_tokens, temperature, top_p, batch_size)
+    encoded = [_prompt_ids(lm, prompt, add_special_tokens) for prompt in prompts]
+    for ids in encoded:
+        lm.check_length(len(ids) + max_new_tokens)
+    ends = _end_ids(lm)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        pad_token_id=_pad_id(lm, ends),
+        eos_token_id=ends or None,
+        # Compiled code may leave out hooks.
+        disable_compile=True,
+        **({"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}),
+    )
+    made: list[Generated] = []
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(), _own_settings(lm, settings):
+        torch.manual_seed(seed)
+        for start in range(0, len(encoded), batch_size):
+            made += _generate_batch(lm, encoded[start : start + batch_size], settings, ends)
+    return made
+
+
+def _check_settings(max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
+    if max_new_tokens < 1 or batch_size < 1:
+        raise InputError(
+            f"the numbers of new tokens and of prompts at a time must be at least 1, not {max_new_tokens}, {batch_size}"
+        )
+    if not (0 <= temperature < float("inf") and 0 < top_p <= 1):
+        raise InputError(f"expected temperature >= 0 and 0 < top-p <= 1, found {temperature} and {top_p}")
+
+
+def _prompt_ids(lm: LanguageModel, prompt: str, add_special_tokens: bool) -> list[int]:
+    ids: list[int] = lm.tokenizer(prompt, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    if not ids:
+        raise InputError(f"a prompt is empty, and model {lm.name} has no token to begin with: give it some text")
+    return ids
+
+
+def _end_ids(lm: LanguageModel) -> list[int]:
+    """The tokens that end a text: the model's own settings may name several, such as the end of a chat turn."""
+    named = getattr(lm.model.generation_config, "eos_token_id", None)
+    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return list(dict.fromkeys([*ids, *([lm.tokenizer.eos_token_id] if lm.tokenizer.eos_token_id is not None else [])]))
+
+
+def _pad_id(lm: LanguageModel, ends: list[int]) -> int:
+    # Padding is masked, so any valid id serves.
+    return lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else ends[0] if ends else 0
+
+
+@contextmanager
+def _own_settings(lm: LanguageModel, settings: GenerationConfig) -> Iterator[None]:
+    """Put `settings` in place of the model's, from which transformers fills in whatever is not said."""
+    recommended = lm.model.generation_config
+    lm.model.generation_config = settings
+    try:
+        yield
+    finally:
+        lm.model.generation_config = recommended
+
+
+def _generate_batch(
+    lm: LanguageModel, prompts: list[list[int]], settings: GenerationConfig, ends: list[int]
+) -> list[Generated]:
+    """Generate for some prompts at once, padded on the left so that all continue at the same position."""
+    longest = max(map(len, prompts))
+    gaps = [longest - len(ids) for ids in prompts]
+    ids_BT = torch.tensor(
+        [[settings.pad_token_id] * gap + ids for gap, ids in zip(gaps, prompts, strict=True)], device=lm.device
+    )
+    mask_BT = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=lm.device)
+    out_BT = lm.model.generate(ids_BT, attention_mask=mask_BT, generation_config=settings)
+    made = []
+    for ids, row in zip(prompts, out_BT[:, longest:].tolist(), strict=True):
+        stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
+        new_ids = row[: stop + 1]
+        made.append(Generated(ids, new_ids, _continuation(lm, ids, new_ids)))
+    return made
+
+
+def _continuation(lm: LanguageModel, prompt_ids: list[int], new_ids: list[int]) -> str:
+    """The text of the new tokens, decoded after the prompt: by themselves some lose the blank they begin with."""
+
+    def decode(ids: list[int]) -> str:
+        return str(lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    whole, prompt = decode(prompt_ids + new_ids), decode(prompt_ids)
+    return whole[len(prompt) :] if whole.startswith(prompt) else decode(new_ids)

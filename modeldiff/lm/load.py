@@ -1,0 +1,188 @@
+"""Load a causal language model and its tokenizer: from the hub, a local folder or a GGUF file.
+
+Only safetensors and GGUF weights are read, never pickled ones. What goes wrong becomes a one-line error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from modeldiff.errors import DamagedError, InputError, MachineError
+from modeldiff.lm.blocks import probe_ids
+from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.ref import Location, ModelRef, locate, model_identity
+from modeldiff.lm.residual import residual_after
+
+__all__ = ["LanguageModel", "ModelRef", "load_model", "load_tokenizer", "model_identity"]
+
+
+def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a model, the fast one where there is one. Raises as `load_model`."""
+    location = locate(ref)
+    _require_gguf_packages(location)
+    with _one_line_errors(ref, "tokenizer"), _quiet(location):
+        return transformers.AutoTokenizer.from_pretrained(**_from_pretrained_arguments(ref, location))
+
+
+def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """The model and its tokenizer on `device`, weights in `dtype`, frozen and in evaluation mode.
+
+    GGUF weights are unpacked into plain ones. Raises InputError for what is not a causal language model or cannot be
+    found, DamagedError for truncated or missing weights (naming the file), MachineError for missing packages or memory.
+    """
+    location = locate(ref)
+    tokenizer = load_tokenizer(ref)
+    arguments = _from_pretrained_arguments(ref, location)
+    if location.gguf_file:
+        arguments["quantization_config"] = _unpack_gguf()
+    else:
+        arguments["use_safetensors"] = True
+        if location.local:
+            _check_weights(Path(location.source))
+    with _one_line_errors(ref, "model"), _quiet(location):
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            **arguments, dtype=dtype, output_loading_info=True
+        )
+        _check_complete(ref, report)
+        model = model.to(device)
+    lm = LanguageModel(model, tokenizer, ref)
+    _check_causal(lm)
+    return lm
+
+
+def _from_pretrained_arguments(ref: ModelRef, location: Location) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "pretrained_model_name_or_path": location.source,
+        "revision": location.revision,
+        # False, not None: None makes transformers ask on the terminal.
+        "trust_remote_code": ref.trust_remote_code,
+        "local_files_only": location.local,
+    }
+    if location.gguf_file:
+        arguments["gguf_file"] = location.gguf_file
+    return arguments
+
+
+def _require_gguf_packages(location: Location) -> None:
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if location.gguf_file and missing:
+        raise MachineError(
+            f"reading {location.gguf_file} needs {' and '.join(missing)}: run `pip install 'modeldiff[gguf]'`"
+        )
+
+
+def _unpack_gguf() -> Any:
+    try:
+        from transformers import GgufConfig
+    except ImportError as error:
+        raise MachineError(
+            f"transformers {transformers.__version__} cannot unpack GGUF weights: run `pip install -U transformers`"
+        ) from error
+    return GgufConfig(dequantize=True)
+
+
+def _check_weights(folder: Path) -> None:
+    """Read the header of every weights file of a local folder; it says how long the file has to be."""
+    index = folder / "model.safetensors.index.json"
+    files = [folder / "model.safetensors"]
+    if not files[0].is_file() and index.is_file():
+        try:
+            files = sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{index} is not an index of weights: copy the model again") from error
+    elif not files[0].is_file():
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+            raise InputError(f"folder {folder} has only pickled weights, which are not read: save them as safetensors")
+        raise InputError(f"folder {folder} has no model.safetensors: expected a model saved by save_pretrained")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except FileNotFoundError as error:
+            raise DamagedError(f"{file} is missing, but {index.name} lists it: copy the model again") from error
+        except (SafetensorError, OSError) as error:
+            raise DamagedError(f"{file} is damaged ({_first_line(error)}): copy the model again") from error
+
+
+def _check_complete(ref: ModelRef, report: dict[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise DamagedError(
+            f"the weights of model {ref.short_name} lack {len(missing)} tensors that its configuration asks for, "
+            f"such as {missing[0]}: it is incomplete, or not a causal language model"
+        )
+
+
+def _check_causal(lm: LanguageModel) -> None:
+    """Raise InputError if what comes later changes what stands before: then the model is an encoder."""
+    ids_BT = probe_ids(lm.model).repeat(2, 1)
+    ids_BT[1, -1] = ids_BT[0, 0]
+    x_BTD = residual_after(lm, lm.n_layers - 1, ids_BT, torch.ones_like(ids_BT)).float()[:, :-1]
+    # Equal but for rounding, which depends on the device; attention to a later token changes far more.
+    if not torch.allclose(x_BTD[0], x_BTD[1], rtol=1e-2, atol=1e-2 * float(x_BTD.abs().max()), equal_nan=True):
+        raise InputError(f"model {lm.name} is not a causal language model: its tokens see the tokens after them")
+
+
+@contextmanager
+def _quiet(location: Location) -> Iterator[None]:
+    """Keep transformers' warnings off the terminal, and its bars too unless there may be a download to wait for.
+
+    What they would say of the weights is checked instead: `_check_complete`.
+    """
+    log = transformers.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    if location.local:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+@contextmanager
+def _one_line_errors(ref: ModelRef, what: str) -> Iterator[None]:
+    """Turn what `from_pretrained` raises into one line each."""
+    name = ref.short_name
+    try:
+        yield
+    except SafetensorError as error:
+        raise DamagedError(f"the weights of {name} are damaged ({_first_line(error)}): fetch them again") from error
+    except torch.OutOfMemoryError as error:
+        raise MachineError(f"{what} {name} does not fit: try --dtype bfloat16 or --device cpu") from error
+    except ImportError as error:
+        raise MachineError(f"{what} {name} needs a package that is missing: {_first_line(error)}") from error
+    except (OSError, ValueError) as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            raise InputError(
+                f"{what} {name} brings its own Python code: read it, then give --trust-remote-code to run it"
+            ) from error
+        if "does not recognize this architecture" in text:
+            raise InputError(
+                f"transformers {transformers.__version__} does not know the architecture of {name}: "
+                "run `pip install -U transformers`"
+            ) from error
+        if "for this kind of AutoModel" in text:
+            raise InputError(f"model {name} is not a causal language model") from error
+        raise InputError(f"{what} {name} cannot be loaded: {_first_line(error)}") from error
+    except RuntimeError as error:
+        if "size mismatch" in str(error) or "mismatched" in str(error):
+            raise DamagedError(f"the weights of {name} do not fit its config.json: fetch the model again") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__

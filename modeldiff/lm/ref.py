@@ -1,0 +1,148 @@
+"""Where a model comes from: a name on the hub, a local folder or a GGUF file, and what identifies its contents.
+
+Nothing here imports torch or transformers, so that settings can hold a ModelRef at no cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modeldiff.errors import DamagedError, InputError, MachineError
+
+# Files of a model folder that decide what a model computes: configuration, weights, tokenizer, chat template, code.
+# Taking one too many costs a recomputation, taking one too few would reuse results of another model.
+_CONTENT_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".py"}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """One model as a user names it."""
+
+    name: str
+    """A name on the hub (`org/model`), a local folder, or the path of a .gguf file."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; only for hub names."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may be run."""
+
+    @property
+    def short_name(self) -> str:
+        """The name for messages: the hub name, or the last part of a path."""
+        return Path(self.name).name if Path(self.name).expanduser().exists() else self.name
+
+
+@dataclass(frozen=True)
+class Location:
+    """A ModelRef made definite: what `from_pretrained` is given."""
+
+    source: str
+    """The local folder, or the hub name."""
+    local: bool
+    """True when nothing may be asked of the hub."""
+    gguf_file: str | None = None
+    """Name of the GGUF file inside the folder, if the model is one."""
+    revision: str | None = None
+    """The commit on the hub, if the model is there."""
+
+
+def locate(ref: ModelRef) -> Location:
+    """Find the folder, GGUF file or hub commit that `ref` means. For a hub name this may download its config.json.
+
+    Raises InputError when there is no such model, DamagedError for an unreadable config.json, MachineError when the
+    hub answers with an error.
+    """
+    path = Path(ref.name).expanduser()
+    if path.exists() and ref.revision is not None:
+        raise InputError(f"revision '{ref.revision}' is only for models on the hub, but {ref.name} is a local path")
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"there is no GGUF file {ref.name}")
+        return Location(str(path.parent), local=True, gguf_file=path.name)
+    if path.is_dir():
+        _check_folder(path)
+        return Location(str(path), local=True)
+    if path.exists():
+        raise InputError(f"{ref.name} is a file: expected a model folder, a .gguf file or a name on the hub")
+    if not _HUB_NAME.fullmatch(ref.name):
+        raise InputError(f"there is no model folder {ref.name}, and it cannot be a name on the hub (org/model)")
+    return Location(ref.name, local=False, revision=_hub_commit(ref))
+
+
+def _check_folder(folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        gguf = sorted(folder.glob("*.gguf"))
+        mend = f"; give the path of the GGUF file, {gguf[0]}" if gguf else ": expected a model saved by save_pretrained"
+        raise InputError(f"folder {folder} has no config.json{mend}")
+    try:
+        json.loads(config.read_bytes())
+    except ValueError as error:
+        raise DamagedError(f"{config} is not valid JSON ({error}): copy the model again") from error
+
+
+def _hub_commit(ref: ModelRef) -> str:
+    """The commit that a hub name and revision stand for, from the hub or, without it, from its local cache."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        config = hf_hub_download(ref.name, "config.json", revision=ref.revision)
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"model '{ref.name}' is gated: accept its terms on its hub page, then run `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"there is no local folder and no model on the hub named '{ref.name}' (if it is private: `hf auth login`)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"model '{ref.name}' has no revision '{ref.revision}' on the hub") from error
+    except errors.LocalEntryNotFoundError as error:
+        revision = f" (revision '{ref.revision}')" if ref.revision else ""
+        raise InputError(
+            f"model '{ref.name}'{revision} is neither a local folder nor in the hub's local cache, and the hub cannot "
+            "be reached: check the name, the network and HF_HUB_OFFLINE"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise InputError(f"'{ref.name}' on the hub has no config.json: it is not a transformers model") from error
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise MachineError(f"the hub gave no answer for '{ref.name}': {str(error).strip().splitlines()[0]}") from error
+    # The cache keeps each commit in a folder of that name.
+    return Path(config).parent.name
+
+
+def model_identity(ref: ModelRef, digest_file: Callable[[Path], str] | None = None) -> dict[str, str]:
+    """What identifies the contents of a model, as plain strings for a fingerprint.
+
+    Local folder or GGUF file: {"name": its name, "digest": SHA-256 over names and contents of its configuration,
+    weights and tokenizer files}; the place of the folder does not matter. Hub: {"name", "commit"}.
+    `digest_file(path) -> str` may supply the digest of one file (for instance a cached one). Raises as `locate`.
+    """
+    location = locate(ref)
+    if not location.local:
+        return {"name": location.source, "commit": str(location.revision)}
+    folder = Path(location.source)
+    if location.gguf_file:
+        files = [folder / location.gguf_file]
+        name = location.gguf_file
+    else:
+        files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _CONTENT_SUFFIXES)
+        name = folder.resolve().name
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name}\0{(digest_file or _sha256)(file)}\n".encode())
+    return {"name": name, "digest": total.hexdigest()}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
