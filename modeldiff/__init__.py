@@ -1,3 +1,55 @@
-"""modeldiff: what does this language model represent that the other one does not?"""
+"""modeldiff: what does this language model represent that the other one does not?
+
+The stages as functions, with the settings the command line has:
+
+    import modeldiff
+
+    workspace = modeldiff.Workspace("my-workspace")
+    modeldiff.run_harvest(modeldiff.HarvestSettings(model_a=..., model_b=..., texts=(...,)), workspace)
+    modeldiff.run_train(modeldiff.TrainSettings(features=4096), workspace)
+    features = modeldiff.run_features(modeldiff.FeaturesSettings(), workspace)
+    modeldiff.run_steer(modeldiff.SteerSettings(model="A", feature=17, prompt=("I think",)), workspace)
+
+Each returns an `Artifact`. Everything is imported on first use: `import modeldiff` alone loads nothing heavy.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Artifact": "modeldiff.workspace",
+    "Workspace": "modeldiff.workspace",
+    "ActivationStore": "modeldiff.workspace.activations",
+    "ModeldiffError": "modeldiff.errors",
+    "InputError": "modeldiff.errors",
+    "DamagedError": "modeldiff.errors",
+    "MachineError": "modeldiff.errors",
+    "HarvestSettings": "modeldiff.harvest.settings",
+    "TrainSettings": "modeldiff.crosscoder.settings",
+    "FeaturesSettings": "modeldiff.features.settings",
+    "SteerSettings": "modeldiff.steer.settings",
+    "Crosscoder": "modeldiff.crosscoder",
+    "FeatureTable": "modeldiff.features.table",
+}
+_STAGES = {
+    "run_harvest": "modeldiff.harvest.run",
+    "run_train": "modeldiff.crosscoder.run",
+    "run_features": "modeldiff.features.run",
+    "run_steer": "modeldiff.steer.run",
+}
+
+__all__ = ["__version__", *_HOMES, *_STAGES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _STAGES:
+        return importlib.import_module(_STAGES[name]).run
+    raise AttributeError(f"module 'modeldiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,65 @@
+"""`modeldiff train`: activations -> crosscoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from modeldiff.cli.common import (
+    Command,
+    artifact_json,
+    examples,
+    make_settings,
+    open_workspace,
+    print_json,
+    produce_options,
+    settings_options,
+    table,
+)
+from modeldiff.crosscoder.settings import TrainSettings
+
+
+def _train(
+    ctx: click.Context, name: str | None, force: bool, workspace_folder: Path | None, as_json: bool, **values: Any
+) -> None:
+    workspace = open_workspace(ctx, workspace_folder)
+    settings = make_settings(TrainSettings, values)
+    from modeldiff.crosscoder.run import run
+
+    artifact = run(settings, workspace, name=name, force=force)
+    if as_json:
+        print_json(artifact_json(artifact))
+        return
+    print_metrics(artifact.ref, artifact.metrics)
+    click.echo(f"curves: {artifact.folder / 'figures' / 'training.png'}")
+    click.echo("next: modeldiff features --exclusive A")
+
+
+def print_metrics(title: str, metrics: dict[str, Any], prefix: str = "") -> None:
+    """The final metrics, one a row."""
+    table(title, [("measured on held-out pairs", "left"), ("value", "right")], _rows(metrics, prefix))
+
+
+def _rows(metrics: dict[str, Any], prefix: str) -> list[list[str]]:
+    rows: list[list[str]] = []
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            rows += _rows(value, f"{prefix}{key} ")
+        else:
+            rows.append([prefix + key, f"{value:.4g}" if isinstance(value, float) else str(value)])
+    return rows
+
+
+command = Command(
+    "train",
+    params=[*settings_options(TrainSettings), *produce_options()],
+    callback=click.pass_context(_train),
+    help="Activations -> a crosscoder: one dictionary with features of A only, shared ones, and ones of B only.\n\n"
+    "An interrupted training continues from its last checkpoint with the same command, to the same weights.",
+    epilog=examples(
+        "modeldiff train --features 16384 --exclusive 0.05 --k 64 --steps 20000",
+        "modeldiff train --activations activations:2 --architecture standard --tokens 100000000",
+    ),
+)

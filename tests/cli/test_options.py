@@ -1,0 +1,120 @@
+"""The command line's frame: options from settings, variadic options, errors and help."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from modeldiff.cli.common import Command, expand_variadic, settings_options
+from modeldiff.cli.main import _COMMANDS, cli, run
+from modeldiff.settings import Settings, setting, settings
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("--texts a b --pairs 3", "--texts a --texts b --pairs 3"),
+        ("--strength -4 -1.5 2", "--strength -4 --strength -1.5 --strength 2"),
+        ("--texts a --texts b", "--texts a --texts b"),
+        ("--pairs 3 rest", "--pairs 3 rest"),
+        ("--texts -odd-name b", "--texts -odd-name --texts b"),
+        ("--texts a -- b", "--texts a -- b"),
+        ("--texts", "--texts"),
+    ],
+)
+def test_variadic_options(given: str, expected: str) -> None:
+    assert expand_variadic(given.split(), {"--texts", "--strength"}) == expected.split()
+
+
+@settings
+class Tea(Settings):
+    leaves: int = setting()
+    """How many leaves,
+    counted."""
+    water: float | None = setting(None)
+    """Litres."""
+    where: tuple[Path, ...] = setting((), variadic=True)
+    """Places."""
+    milk: bool = setting(False)
+    """With milk."""
+
+
+def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = {}
+    command = Command("tea", params=settings_options(Tea), callback=lambda **values: seen.update(values))
+    command.main(["--leaves", "3", "--where", "a", "b", "--milk"], standalone_mode=False)
+    assert Tea(**seen) == Tea(leaves=3, where=(Path("a"), Path("b")), milk=True)
+    with pytest.raises(click.MissingParameter):
+        command.main([], standalone_mode=False)
+    command.main(["--help"], standalone_mode=False)
+    assert "How many leaves, counted." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(_COMMANDS))
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.epilog is not None
+    assert f"modeldiff {name}" in command.epilog
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            assert f"modeldiff {name} {inner.name}" in (inner.epilog or ""), inner.name
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, modeldiff.cli.main as m\n"
+        "try: m.run(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([n for n in ('torch','transformers','h5py','numpy','rich','matplotlib') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+    assert "harvest" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["bogus"], 2, "No such command 'bogus'"),
+        (["train", "--bogus"], 2, "No such option"),
+        (["train", "--k", "many"], 2, "Invalid value for '--k'"),
+        (["harvest"], 2, "--model-a is missing"),
+        (["train"], 2, "no activations in"),
+        (["features"], 2, "no crosscoder in"),
+        (["workspace", "show", "crosscoder:1"], 2, "no crosscoder in"),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], code: int, message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(["--workspace", str(tmp_path / "ws"), *args])
+    assert caught.value.code == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_workspace_option_stands_before_or_after_and_beats_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(*args: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            run(list(args))
+        assert caught.value.code == 0
+        return str(json.loads(capsys.readouterr().out)["workspace"])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODELDIFF_WORKSPACE", raising=False)
+    assert listed("workspace", "list", "--json") == "modeldiff-workspace"
+    monkeypatch.setenv("MODELDIFF_WORKSPACE", "from-environment")
+    assert listed("workspace", "list", "--json") == "from-environment"
+    assert listed("--workspace", "before", "workspace", "list", "--json") == "before"
+    assert listed("workspace", "list", "--json", "--workspace", "after") == "after"
+    assert listed("--workspace", "before", "workspace", "list", "--json", "--workspace", "after") == "after"
+    assert os.listdir(tmp_path) == []  # looking makes nothing
