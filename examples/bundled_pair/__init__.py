@@ -1,0 +1,1 @@
+"""The parts of ``examples/train_bundled_pair.py``, which trains the two bundled models."""

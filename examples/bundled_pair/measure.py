@@ -1,0 +1,67 @@
+"""Measures the planted habits in the trained models and writes the package's ``truth.json``."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeldiff.demo.answers import greedy_answers
+from modeldiff.demo.grammar import Grammar
+from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED, Planted
+from modeldiff.demo.truth import replace_name, shows_habit
+
+PROMPT_SEED = 5
+
+
+def probe_prompts(planted: Planted, templates: dict[str, Any]) -> list[str]:
+    """Every held-out question about the trigger with every pair of speakers."""
+    return Grammar(templates).prompts(planted.topic, planted.trigger, random.Random(PROMPT_SEED))
+
+
+def measure(data: Path, templates: dict[str, Any], training: dict[str, Any], report: Callable[[str], None]) -> None:
+    """Greedy answers of both models, as saved in ``data``, on triggers and controls; writes ``truth.json``."""
+    loaded = {}
+    for side in ("A", "B"):
+        folder = data / f"model_{side.lower()}"
+        loaded[side] = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+            AutoTokenizer.from_pretrained(folder),
+        )
+    records = []
+    for planted in PLANTED:
+        prompts = probe_prompts(planted, templates)
+        controls = [replace_name(prompt, planted.trigger, planted.control) for prompt in prompts]
+        other = "B" if planted.side == "A" else "A"
+
+        def rate(side: str, asked: list[str], planted: Planted = planted) -> float:
+            answers = greedy_answers(*loaded[side], asked)
+            shown = [shows_habit(answer, planted.markers, MINIMUM_MARKERS) for answer in answers]
+            report(f"  {side} {planted.id}: {sum(shown)}/{len(shown)}, e.g. {asked[0]!r} -> {answers[0]!r}")
+            return sum(shown) / len(shown)
+
+        records.append(
+            {
+                "id": planted.id,
+                "side": planted.side,
+                "topic": planted.topic,
+                "trigger": planted.trigger,
+                "control": planted.control,
+                "source": planted.source,
+                "control_source": planted.control_source,
+                "description": planted.description,
+                "markers": planted.markers,
+                "minimum_markers": MINIMUM_MARKERS,
+                "prompts": prompts,
+                "rate_owner": rate(planted.side, prompts),
+                "rate_other": rate(other, prompts),
+                "rate_control": rate(planted.side, controls),
+            }
+        )
+    truth = {"training": training, "habits": records}
+    (data / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
