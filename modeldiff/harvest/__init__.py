@@ -1,0 +1,1 @@
+"""Harvest: from texts and two models to paired activations."""

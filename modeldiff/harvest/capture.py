@@ -1,0 +1,185 @@
+"""Capture: one side's activations for each shard of the plan, read from the model and written as rows in plan order.
+
+The two sides do not depend on each other, nor do the shards. Batches are made inside a shard, so that a shard's bytes
+are the same whether the run was interrupted or not.
+
+Legend: B sequences, T tokens, D width, N pairs of the shard.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import torch
+
+from modeldiff.console import Progress, progress
+from modeldiff.errors import MachineError
+from modeldiff.harvest.statistics import save_shard_statistics
+from modeldiff.lm.load import LanguageModel
+from modeldiff.lm.residual import residual_after, verify_hook
+from modeldiff.workspace.activations import DATASET, plan_name, rows_name
+from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
+from modeldiff.workspace.plan import ShardPlan, read_plan
+from modeldiff.workspace.stage import Work
+
+# Padded tokens per batch: on a CPU the cache decides (measured best for small models), on a GPU large batches keep it
+# busy.
+DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What to read from one model, and how to keep it."""
+
+    side: str
+    layer: int
+    encoding: str
+    batch_tokens: int | None
+    sources: list[str]
+    """Labels, for messages."""
+
+
+def capture_side(work: Work, capture: Capture, shards: list[int], load: Callable[[], LanguageModel]) -> None:
+    """Write the rows of all shards that one side still lacks.
+
+    Args:
+        shards: number of pairs of each shard.
+        load: gives the model; called only when a shard is missing.
+
+    Raises:
+        MachineError: activations are not finite, or a batch does not fit into memory.
+    """
+    missing = [shard for shard in range(len(shards)) if not work.has(rows_name(shard, capture.side))]
+    if not missing:
+        return
+    lm = load()
+    verify_hook(lm, capture.layer)
+    done = sum(shards) - sum(shards[shard] for shard in missing)
+    with progress(f"capture {capture.side.upper()}", sum(shards), "pairs", done=done) as bar:
+        for shard in missing:
+            started = time.monotonic()
+            plan = read_plan(work.folder / plan_name(shard))
+            x_ND, tokens = capture_shard(lm, plan, capture, bar)
+            _write(work, shard, capture, x_ND)
+            _log(work, shard, capture, len(x_ND), tokens, time.monotonic() - started)
+
+
+def capture_shard(
+    lm: LanguageModel, plan: ShardPlan, capture: Capture, bar: Progress | None = None
+) -> tuple[torch.Tensor, int]:
+    """(x (N, D) in the stored dtype on the CPU, in plan order; tokens read, padding included)."""
+    side, pairs = capture.side, plan.pairs
+    x_ND = torch.empty((len(pairs), lm.width), dtype=ENCODINGS[capture.encoding][0])
+    first_row = np.searchsorted(pairs.document, np.arange(len(plan.documents) + 1))
+    # What stands after the last token of a pair cannot change it (attention is causal), so it is not read.
+    lengths = [int(pairs.token[side][first_row[i] : first_row[i + 1]].max()) + 1 for i in range(len(plan.documents))]
+    read = 0
+    budget = capture.batch_tokens or DEFAULT_BATCH_TOKENS.get(lm.device.type, DEFAULT_BATCH_TOKENS["cpu"])
+    for batch in batches(lengths, budget):
+        length = max(lengths[i] for i in batch)
+        ids_BT = torch.zeros((len(batch), length), dtype=torch.long)
+        mask_BT = torch.zeros((len(batch), length), dtype=torch.long)
+        for place, i in enumerate(batch):
+            ids = plan.documents[i].tokens[side].ids[: lengths[i]]
+            ids_BT[place, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+            mask_BT[place, : len(ids)] = 1
+        rows = np.concatenate([np.arange(first_row[i], first_row[i + 1]) for i in batch])
+        place_of = np.repeat(np.arange(len(batch)), [first_row[i + 1] - first_row[i] for i in batch])
+        flat = torch.from_numpy(place_of * length + pairs.token[side][rows])
+        x_RD = _forward(lm, capture, ids_BT, mask_BT, flat)
+        stored_RD = x_RD.to(x_ND.dtype).cpu()
+        if not torch.isfinite(stored_RD).all():
+            _refuse(plan, capture, lm, rows, x_RD, stored_RD)
+        x_ND[torch.from_numpy(rows)] = stored_RD
+        read += ids_BT.numel()
+        if bar:
+            bar.advance(len(rows))
+    return x_ND, read
+
+
+def batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Documents sorted by length and grouped: a padded batch has at most `budget` tokens, or one document."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if not found or (len(found[-1]) + 1) * lengths[i] > budget:
+            found.append([])
+        found[-1].append(i)
+    return found
+
+
+def _forward(
+    lm: LanguageModel, capture: Capture, ids_BT: torch.Tensor, mask_BT: torch.Tensor, flat: torch.Tensor
+) -> torch.Tensor:
+    """Rows (R, D) of the residual stream at the flat positions b * T + t."""
+    try:
+        with torch.inference_mode():
+            x_BTD = residual_after(lm, capture.layer, ids_BT, mask_BT)
+            return x_BTD.flatten(0, 1)[flat.to(x_BTD.device)]
+    except torch.OutOfMemoryError:
+        raise MachineError(
+            f"a batch of {ids_BT.numel()} tokens does not fit into the memory of {lm.device} with model "
+            f"{capture.side.upper()} ({lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
+        ) from None
+
+
+def _refuse(
+    plan: ShardPlan,
+    capture: Capture,
+    lm: LanguageModel,
+    rows: np.ndarray,
+    x_RD: torch.Tensor,
+    stored_RD: torch.Tensor,
+) -> None:
+    """Raise MachineError about the first row that is not finite."""
+    bad = int(torch.nonzero(~torch.isfinite(stored_RD).all(dim=1))[0])
+    row = int(rows[bad])
+    document = plan.documents[plan.pairs.document[row]]
+    place = (
+        f"document {document.index} (source {capture.sources[document.source]}), "
+        f"token {plan.pairs.token[capture.side][row]}"
+    )
+    if torch.isfinite(x_RD[bad]).all():
+        raise MachineError(
+            f"model {capture.side.upper()} ({lm.name}): activations of {place} are too large for {capture.encoding}: "
+            "use --storage bfloat16 or float32"
+        )
+    dtype = str(lm.dtype).removeprefix("torch.")
+    mend = (
+        "use --dtype float32"
+        if dtype != "float32"
+        else "the model itself gives NaN or infinity there: check its weights"
+    )
+    raise MachineError(
+        f"model {capture.side.upper()} ({lm.name}): activations of {place} are not finite in {dtype}: {mend}"
+    )
+
+
+def _write(work: Work, shard: int, capture: Capture, x_ND: torch.Tensor) -> None:
+    name = rows_name(shard, capture.side)
+    # Before the rows are committed: whoever finds the rows finds their statistics.
+    save_shard_statistics(work.resume, shard, capture.side, x_ND)
+    temporary = work.temporary(name)
+    with h5py.File(temporary, "w") as file:
+        dataset = create_dataset(file, DATASET, len(x_ND), x_ND.shape[1], capture.encoding)
+        write_rows(dataset, 0, x_ND)
+    work.commit(temporary, name)
+
+
+def _log(work: Work, shard: int, capture: Capture, pairs: int, tokens: int, seconds: float) -> None:
+    path = work.folder / "logs" / "capture.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    line = {
+        "side": capture.side,
+        "shard": shard,
+        "pairs": pairs,
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "pairs_per_second": round(pairs / max(seconds, 1e-9), 1),
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

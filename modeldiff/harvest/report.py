@@ -1,0 +1,112 @@
+"""What the alignment kept and lost, counted per side and per script: alignment.json."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeldiff.harvest.align import Alignment
+from modeldiff.harvest.words import is_space
+from modeldiff.workspace.plan import SIDES
+
+# Longer windows are counted together.
+MAX_WINDOW = 32
+_SCRIPTS: list[str] = []
+
+
+class Counts:
+    """Running sums over documents; `data` is JSON, so that an interrupted harvest goes on counting."""
+
+    def __init__(self, data: Mapping[str, Any] | None = None) -> None:
+        self.data: dict[str, Any] = (
+            dict(data)
+            if data
+            else {
+                "documents": 0,
+                "documents_without_pairs": 0,
+                "chats_cut": 0,
+                "characters": {},
+                "sides": {side: {"tokens": {}, "kept": {}, "characters_kept": {}, "windows": {}} for side in SIDES},
+                "lost_tails": {"documents": 0, "tokens_a": 0, "tokens_b": 0},
+            }
+        )
+
+    def add(self, text: str, alignment: Alignment, kept: NDArray[np.bool_], lost: dict[str, int]) -> None:
+        """Count one document.
+
+        Args:
+            kept: (N,) which matches became pairs (a piece that was left out takes its matches with it).
+            lost: by side, content tokens after the last match.
+        """
+        data = self.data
+        data["documents"] += 1
+        data["documents_without_pairs"] += int(not kept.any())
+        scripts = np.fromiter(map(_script, text), np.int64, len(text))
+        visible = ~is_space(text)
+        _count(data["characters"], scripts[visible])
+        for side in SIDES:
+            content, counts = alignment.content[side], data["sides"][side]
+            chosen = alignment.ordinal[side][kept]
+            _count(counts["tokens"], scripts[content.end - 1])
+            _count(counts["kept"], scripts[content.end[chosen] - 1])
+            covered = np.zeros(len(text) + 1, np.int64)
+            np.add.at(covered, content.start[chosen], 1)
+            np.add.at(covered, content.end[chosen], -1)
+            _count(counts["characters_kept"], scripts[(np.cumsum(covered)[:-1] > 0) & visible])
+            lengths, numbers = np.unique(np.minimum(alignment.window[side][kept], MAX_WINDOW), return_counts=True)
+            for length, number in zip(lengths.tolist(), numbers.tolist(), strict=True):
+                _more(counts["windows"], str(length) if length < MAX_WINDOW else f"{MAX_WINDOW}+", number)
+            data["lost_tails"][f"tokens_{side}"] += lost[side]
+        data["lost_tails"]["documents"] += int(any(lost.values()))
+
+    def shares(self) -> dict[str, Any]:
+        """Share of tokens and of characters kept, by side: over all and by script."""
+        characters = self.data["characters"]
+        found = {}
+        for side in SIDES:
+            counts = self.data["sides"][side]
+            found[side] = {
+                "tokens": _share(sum(counts["kept"].values()), sum(counts["tokens"].values())),
+                "characters": _share(sum(counts["characters_kept"].values()), sum(characters.values())),
+                "by_script": {
+                    script: {
+                        "tokens": _share(counts["kept"].get(script, 0), counts["tokens"].get(script, 0)),
+                        "characters": _share(counts["characters_kept"].get(script, 0), number),
+                    }
+                    for script, number in sorted(characters.items(), key=lambda item: (-item[1], item[0]))
+                },
+            }
+        return found
+
+
+def _count(counts: dict[str, int], scripts: NDArray[np.int64]) -> None:
+    for number, count in enumerate(np.bincount(scripts).tolist()):
+        if count:
+            _more(counts, _SCRIPTS[number], count)
+
+
+def _more(counts: dict[str, int], key: str, number: int) -> None:
+    counts[key] = counts.get(key, 0) + number
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 6) if whole else 0.0
+
+
+@cache
+def _script(char: str) -> int:
+    """Index into _SCRIPTS of a character's script: letters and marks by the first word of their Unicode name."""
+    category = unicodedata.category(char)[0]
+    if category in "LM":
+        name = unicodedata.name(char, "OTHER").split()[0].split("-")[0].capitalize()
+        name = "CJK" if name == "Cjk" else name
+    else:
+        name = {"N": "number", "P": "punctuation", "S": "symbol"}.get(category, "other")
+    if name not in _SCRIPTS:
+        _SCRIPTS.append(name)
+    return _SCRIPTS.index(name)

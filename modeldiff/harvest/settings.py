@@ -1,0 +1,121 @@
+"""The settings of `modeldiff harvest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from modeldiff.errors import InputError
+from modeldiff.settings import Settings, setting, settings
+
+Encoding = Literal["bfloat16", "float16", "float32"]
+
+
+@settings
+class HarvestSettings(Settings):
+    """Texts and two models give paired activations; or activations captured elsewhere are imported."""
+
+    model_a: str | None = setting(None)
+    """Model A: a name on the hub, a local folder or a .gguf file. May be left out only with --import-a."""
+    model_b: str | None = setting(None)
+    """Model B: a name on the hub, a local folder or a .gguf file. May be left out only with --import-b."""
+    revision_a: str | None = setting(None)
+    """Branch, tag or commit of model A on the hub."""
+    revision_b: str | None = setting(None)
+    """Branch, tag or commit of model B on the hub."""
+    trust_remote_code: bool = setting(False)
+    """Run Python code that comes with the models. Only for models whose authors you trust."""
+    # Not part of the result as they are written: what counts is their content, label and weight (see run.py).
+    texts: tuple[str, ...] = setting((), result=False, variadic=True)
+    """Text sources, each as [LABEL=]SOURCE[@WEIGHT], e.g. `news=data/cnn.jsonl@0.5`. SOURCE is a .txt, .jsonl or
+    .parquet file, or `hf:NAME[:CONFIG[:SPLIT]]` for a hub data set. Sources are mixed by weight, counted in characters
+    (default 1 each), until they run out. LABEL (default: the file's name) is kept with every text; a record's own
+    `source` field goes first. A .txt file is cut into documents at blank lines, of about 2,000 characters each. Records
+    with a `messages` list are chats: each model gets its own chat template, and only the message contents are
+    compared."""
+    text_field: str = setting("text")
+    """Field or column that holds the text in .jsonl, .parquet and data sets."""
+    sample: float = setting(1.0)
+    """Share of the documents to use, chosen at random by --seed. With a large corpus and few pairs, a small share
+    spreads the pairs over all of it instead of taking its beginning."""
+    seed: int = setting(0)
+    """Seed of that choice."""
+    pairs: int = setting(1_000_000)
+    """Number of pairs of activations to harvest; fewer if the texts run out."""
+    layer_a: int | None = setting(None)
+    """Block of model A after which the residual stream is read, counted from 0; default: the middle one."""
+    layer_b: int | None = setting(None)
+    """Block of model B after which the residual stream is read, counted from 0; default: the middle one."""
+    align: Literal["offsets", "greedy"] = setting("offsets")
+    """How tokens of A and B are paired: `offsets` pairs tokens that end at the same character; `greedy` is the paper's
+    Algorithm 1 on decoded text, for comparison and for tokenizers without character offsets."""
+    pair_at: Literal["words", "tokens"] = setting("words")
+    """`words` keeps only pairs where both tokens end a word, a number or a punctuation mark; `tokens` keeps all. Inside
+    words the tokenizations differ, which shows up as features that only the tokenizers explain."""
+    context: int = setting(512)
+    """Most tokens of a text that a model reads at once, special tokens included. Longer texts are cut where both
+    tokenizations end, so that both models read the same pieces; longer chats lose their end."""
+    storage: Encoding = setting("bfloat16")
+    """Number format on disk."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto")
+    """Number format the models compute in; auto: bfloat16 on a GPU, float32 elsewhere."""
+    device: str = setting("auto", result=False)
+    """auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one."""
+    batch_tokens: int | None = setting(None, result=False)
+    """Tokens, padding included, that a model reads in one batch; default 2,048 on the CPU, 16,384 on a GPU. Changes
+    activations by rounding only."""
+    shard_pairs: int = setting(65_536)
+    """Pairs per shard. An interruption loses at most the shard being written; one side of a shard is held in memory."""
+    import_a: str | None = setting(None)
+    """Activations of model A captured elsewhere: a .npy file, FILE.safetensors[:KEY] or FILE.h5:DATASET of shape
+    (pairs, width); row i of A belongs with row i of B."""
+    import_b: str | None = setting(None)
+    """Activations of model B captured elsewhere."""
+    import_texts: Path | None = setting(None)
+    """Texts of imported activations: a .jsonl file, one record per document in the order of the rows: {"text": ...,
+    "ends": [character offset at which pair 0 ends, ...], "source": optional label, "ids_a", "ids_b": optional token
+    ids, one per pair}."""
+
+    def __post_init__(self) -> None:
+        if self.importing:
+            self._check_import()
+        else:
+            self._check_models()
+        for name in ("pairs", "shard_pairs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{_option(name)} must be at least 1, found {getattr(self, name)}")
+        if self.context < 8:
+            raise InputError(f"--context must be at least 8 tokens, found {self.context}")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise InputError(f"--batch-tokens must be at least 1, found {self.batch_tokens}")
+        if not 0 < self.sample <= 1:
+            raise InputError(f"--sample must be above 0 and at most 1, found {self.sample}")
+        for name in ("layer_a", "layer_b"):
+            layer = getattr(self, name)
+            if layer is not None and layer < 0:
+                raise InputError(f"{_option(name)} must be a block number from 0 on, found {layer}")
+
+    @property
+    def importing(self) -> bool:
+        """True when the activations come from files."""
+        return self.import_a is not None or self.import_b is not None
+
+    def _check_models(self) -> None:
+        for name in ("model_a", "model_b"):
+            if not getattr(self, name):
+                raise InputError(f"{_option(name)} is missing: expected a hub name, a model folder or a .gguf file")
+        if not self.texts:
+            raise InputError("--texts is missing: expected one or more .txt, .jsonl or .parquet files or hf:NAME")
+        if self.import_texts is not None:
+            raise InputError("--import-texts goes with --import-a and --import-b; give texts to read as --texts")
+
+    def _check_import(self) -> None:
+        for name in ("import_a", "import_b"):
+            if getattr(self, name) is None:
+                raise InputError(f"{_option(name)} is missing: activations are imported for both sides")
+        if self.texts:
+            raise InputError("--texts cannot be used with --import-a: give the texts of the rows with --import-texts")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,192 @@
+"""Text sources: what a user may give as `--texts`, read record by record, mixed by weight.
+
+Everything here is deterministic, so that an interrupted harvest finds its place again by reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeldiff.errors import InputError
+from modeldiff.harvest.hub import dataset_identity, read_dataset
+from modeldiff.harvest.readers import read_jsonl, read_parquet, read_txt
+from modeldiff.workspace.files import sha256_json
+
+HUB_PREFIX = "hf:"
+FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `--texts`."""
+
+    label: str
+    """Kept with every text of it that has no `source` of its own."""
+    location: str
+    """Path of a file, or NAME[:CONFIG[:SPLIT]] of a hub data set."""
+    weight: float
+    """Its share of the characters is weight / sum of weights, as long as no source has run out."""
+    hub: bool
+    """True for a hub data set."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One document of a source: a text, or a chat."""
+
+    source: str
+    """Label."""
+    text: str
+    """The text; of a chat, the contents of its messages, joined by line ends."""
+    messages: tuple[dict[str, str], ...] = ()
+    """The messages of a chat; empty for a plain text."""
+
+
+def parse_source(entry: str) -> Source:
+    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means. A file that exists under the name as it stands is taken as it
+    is.
+
+    Raises:
+        InputError: no such file, a suffix that is not read, or a weight that is no positive number.
+    """
+    rest, label, weight = entry, None, 1.0
+    if not Path(entry).is_file():
+        head, equals, tail = entry.partition("=")
+        if equals and head and "/" not in head and not Path(entry.rpartition("@")[0]).is_file():
+            label, rest = head, tail
+        if not Path(rest).is_file() and "@" in rest:
+            rest, _, number = rest.rpartition("@")
+            weight = _weight(number, entry)
+    if rest.startswith(HUB_PREFIX):
+        name = rest.removeprefix(HUB_PREFIX)
+        if not name or name.startswith(":"):
+            raise InputError(f"text source '{entry}' names no data set: expected hf:NAME[:CONFIG[:SPLIT]]")
+        return Source(label or name.split(":")[0], name, weight, hub=True)
+    path = Path(rest)
+    if path.is_dir():
+        raise InputError(f"text source {rest} is a folder: expected .txt, .jsonl or .parquet files (try {rest}/*.txt)")
+    if not path.is_file():
+        raise InputError(f"there is no text file {rest}: expected a .txt, .jsonl or .parquet file, or hf:NAME")
+    if path.suffix.lower() not in FILE_SUFFIXES:
+        raise InputError(f"text file {rest} ends in '{path.suffix}': expected .txt, .jsonl or .parquet")
+    if path.stat().st_size == 0:
+        raise InputError(f"text file {rest} is empty")
+    return Source(label or path.stem, rest, weight, hub=False)
+
+
+def parse_sources(entries: tuple[str, ...]) -> list[Source]:
+    """All sources of a harvest, in the order given. Raises as `parse_source`."""
+    return [parse_source(entry) for entry in entries]
+
+
+def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
+    """What identifies the content of a source: the digest of its file, or the commit of its data set."""
+    if not source.hub:
+        return digest_file(Path(source.location))
+    return sha256_json(dataset_identity(source.location, digest_file))
+
+
+def read_source(source: Source, text_field: str) -> Iterator[Record]:
+    """The documents of one source; texts without a visible character are left out.
+
+    Raises:
+        InputError: naming the file and the line or row that cannot be used, or that there are no documents at all.
+    """
+    found = False
+    for where, fields in _rows(source, text_field):
+        record = _record(fields, where, text_field, source.label)
+        if record.text.strip():
+            found = True
+            yield record
+    if not found:
+        raise InputError(f"text source {source.location} holds no text")
+
+
+def mix(sources: list[Source], text_field: str, *, sample: float = 1.0, seed: int = 0) -> Iterator[Record]:
+    """The documents of all sources, interleaved so that their characters keep the proportion of the weights.
+
+    Args:
+        sample: share of the documents that is used; the others are read and passed over.
+        seed: decides which.
+    """
+    streams = [_sampled(read_source(s, text_field), i, sample, seed) for i, s in enumerate(sources)]
+    waiting = {i: record for i, stream in enumerate(streams) if (record := next(stream, None)) is not None}
+    given = [0.0] * len(sources)  # characters per weight so far
+    while waiting:
+        i = min(waiting, key=lambda one: (given[one], one))
+        record = waiting[i]
+        yield record
+        given[i] += len(record.text) / sources[i].weight
+        following = next(streams[i], None)
+        if following is None:
+            del waiting[i]
+        else:
+            waiting[i] = following
+
+
+def _sampled(records: Iterator[Record], source: int, sample: float, seed: int) -> Iterator[Record]:
+    for number, record in enumerate(records):
+        # A hash per document, not a random generator: the choice does not depend on what was read before.
+        draw = hashlib.blake2b(f"{seed}:{source}:{number}".encode(), digest_size=8).digest()
+        if sample >= 1 or int.from_bytes(draw, "big") < sample * 2**64:
+            yield record
+
+
+def _rows(source: Source, text_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for messages, fields) of each record."""
+    if source.hub:
+        return read_dataset(source.location)
+    path = Path(source.location)
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        return ((where, {text_field: text}) for where, text in read_txt(path))
+    return read_jsonl(path) if suffix == ".jsonl" else read_parquet(path, text_field)
+
+
+def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> Record:
+    own_label = fields.get("source")
+    if own_label is not None and not isinstance(own_label, str):
+        raise InputError(f"{where}: field 'source' must be a text, found {type(own_label).__name__}")
+    label = own_label or label
+    text = fields.get(text_field)
+    if isinstance(text, str):
+        return Record(label, text)
+    if text is None and fields.get("messages") is not None:
+        messages = _messages(fields["messages"], where)
+        return Record(label, "\n".join(m["content"] for m in messages), messages)
+    if text_field in fields:
+        raise InputError(f"{where}: field '{text_field}' must be a text, found {type(text).__name__}")
+    names = ", ".join(sorted(fields)) or "none"
+    raise InputError(f"{where}: field '{text_field}' is missing (fields: {names}); choose one with --text-field")
+
+
+def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"{where}: field 'messages' must be a list of {{role, content}} with at least one")
+    found = []
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+            content = "\n".join(part["text"] for part in content)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise InputError(f"{where}: each of the 'messages' needs a text 'role' and a text 'content'")
+        found.append({"role": role, "content": content})
+    return tuple(found)
+
+
+def _weight(number: str, entry: str) -> float:
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < float("inf"):
+        raise InputError(
+            f"text source '{entry}': '{number}' after @ is no weight: there is no such file, "
+            "and a weight is a positive number"
+        )
+    return weight

@@ -1,0 +1,75 @@
+"""One document as each of the two models reads it: token ids with character offsets into the document's text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from modeldiff.harvest.greedy import Decode, locate
+from modeldiff.harvest.texts import Record
+from modeldiff.lm.chat import render_chat
+from modeldiff.lm.tokens import encode, encode_plain
+from modeldiff.workspace.plan import Tokens
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One side's tokenizer, and how it gives offsets.
+
+    Attributes:
+        tokenizer: of the transformers package.
+        needs_offsets: True: a tokenizer without character offsets is an error (which names --align greedy); False: its
+            offsets are found by following the decoded text.
+    """
+
+    tokenizer: Any
+    needs_offsets: bool
+
+    @property
+    def decode(self) -> Decode:
+        """Token ids to text, special tokens included."""
+        tokenizer = self.tokenizer
+        return lambda ids: str(
+            tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    def read(self, record: Record) -> Tokens:
+        """The tokens of a document; offsets are -1 for tokens that are not part of its text."""
+        if not record.messages:
+            return self._encode(record.text, add_special_tokens=True)
+        rendered, spans = render_chat(self.tokenizer, list(record.messages))
+        tokens = self._encode(rendered, add_special_tokens=False)
+        return _into_document(tokens, record, rendered, spans)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> Tokens:
+        if self.needs_offsets or self.tokenizer.is_fast:
+            encoded = encode(self.tokenizer, text, add_special_tokens=add_special_tokens)
+            special = np.array(encoded.special, bool)
+            starts, ends = (np.array(offsets, np.int32) for offsets in (encoded.starts, encoded.ends))
+            return Tokens(np.array(encoded.ids, np.int32), np.where(special, -1, starts), np.where(special, -1, ends))
+        ids, flags, _ = encode_plain(self.tokenizer, text, add_special_tokens=add_special_tokens)
+        starts, ends = locate(text, ids, flags, self.decode)
+        return Tokens(np.array(ids, np.int32), starts, ends)
+
+
+def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tuple[int, int]]) -> Tokens:
+    """Tokens of a rendered chat, with offsets into the joined message contents; template tokens get -1.
+
+    A token that reaches over a content's edge belongs to it when only white space lies outside.
+    """
+    starts = np.full(len(tokens.ids), -1, np.int32)
+    ends = np.full(len(tokens.ids), -1, np.int32)
+    offset = 0
+    for message, (begin, stop) in zip(record.messages, spans, strict=True):
+        content = message["content"]
+        # A template may strip a content: where what it shows begins in the content itself.
+        shift = offset + content.find(rendered[begin:stop]) - begin
+        for i in np.flatnonzero((tokens.starts >= 0) & (tokens.starts < stop) & (tokens.ends > begin)):
+            start, end = int(tokens.starts[i]), int(tokens.ends[i])
+            if not (rendered[start:begin] + rendered[stop:end]).strip():
+                starts[i] = max(start, begin) + shift
+                ends[i] = min(end, stop) + shift
+        offset += len(content) + 1
+    return Tokens(tokens.ids, starts, ends)

@@ -1,0 +1,119 @@
+"""Where words, numbers and punctuation marks end, in any script: the rule behind `--pair-at words`.
+
+A position of a text (a Python string index, counted between characters) is a word end when what stands before it is
+complete: a word of letters and digits, a number, or one mark or symbol. The rule, in the spirit of Unicode's word
+boundaries (UAX 29) but without its tables:
+- never before a combining mark, a variation selector, a skin tone, a zero-width (non-)joiner: they belong to the
+  character before them; never between the parts of an emoji sequence or of a flag;
+- never between two letters or digits, so `GPT4` and `3rd` end once; `_` counts as a letter;
+- not at an apostrophe between letters (`don't`), nor at a point or comma between digits (`3.14`, `1,000`);
+- scripts written without spaces (Chinese, Japanese, Thai, Khmer, ...) have no visible word ends: there every whole
+  character (with its marks) counts as a word;
+- every punctuation mark and symbol is complete by itself; white space never ends anything.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SPACE, _LETTER, _DIGIT, _UNSPACED, _OTHER, _EXTEND, _JOINER, _FLAG = range(8)
+
+# Blocks of scripts without spaces between words (Unicode block ranges).
+_UNSPACED_RANGES = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x0F00, 0x0FFF),  # Tibetan
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x1AAF),  # Tai Le to Tai Tham
+    (0x2E80, 0x2FDF),  # CJK radicals
+    (0x3005, 0x3007),  # ideographic iteration mark, zero
+    (0x3021, 0x312F),  # Hangzhou numerals, kana, bopomofo
+    (0x31A0, 0x31FF),  # bopomofo, kana extensions
+    (0x3400, 0x4DBF),  # CJK extension A
+    (0x4E00, 0x9FFF),  # CJK
+    (0xA980, 0xA9DF),  # Javanese
+    (0xF900, 0xFAFF),  # CJK compatibility
+    (0xFF66, 0xFF9F),  # half-width kana
+    (0x1B000, 0x1B16F),  # kana supplements
+    (0x20000, 0x3FFFF),  # CJK extensions
+)
+_INVISIBLE_SPACES = "\u200b\u2060\ufeff"  # zero-width space, word joiner, byte order mark
+_VOWELS_AFTER = "\u0e33\u0eb3"  # Thai and Lao sara am: letters by category, marks by use
+_APOSTROPHES = "'\u2019"
+_DECIMAL_MARKS = ".,\u066b\u066c"
+
+
+def word_ends(text: str) -> NDArray[np.bool_]:
+    """For each position 0..len(text) of the text, whether a word ends there; shape (len(text) + 1,)."""
+    ends = np.zeros(len(text) + 1, bool)
+    if not text:
+        return ends
+    classes = char_classes(text)
+    before = _base_classes(classes)
+    after = np.append(classes[1:], _SPACE)
+    alphanumeric_before = (before == _LETTER) | (before == _DIGIT)
+    alphanumeric_after = (after == _LETTER) | (after == _DIGIT)
+    inside = (
+        (before == _SPACE)
+        | (after == _EXTEND)
+        | (after == _JOINER)
+        | ((classes == _JOINER) & (after != _SPACE))
+        | (alphanumeric_before & alphanumeric_after)
+        | ((before == _FLAG) & (after == _FLAG))
+    )
+    ends[1:] = ~inside
+    for marks, kind in ((_APOSTROPHES, _LETTER), (_DECIMAL_MARKS, _DIGIT)):
+        for mark in marks:
+            position = text.find(mark, 1)
+            while position != -1:
+                if before[position - 1] == kind and after[position] == kind:
+                    ends[position : position + 2] = False
+                position = text.find(mark, position + 1)
+    return ends
+
+
+def is_word_end(text: str, end: int) -> bool:
+    """Whether a word, a number or a punctuation mark of `text` ends before position `end`."""
+    return bool(word_ends(text)[end])
+
+
+def is_space(text: str) -> NDArray[np.bool_]:
+    """For each character, whether it is white space (zero-width spaces included); shape (len(text),)."""
+    return char_classes(text) == _SPACE
+
+
+def char_classes(text: str) -> NDArray[np.uint8]:
+    """The class of each character; shape (len(text),)."""
+    return np.fromiter(map(_char_class, text), np.uint8, len(text))
+
+
+def _base_classes(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The class of each character, marks and joiners taking that of the character they belong to."""
+    attached = (classes == _EXTEND) | (classes == _JOINER)
+    base = np.maximum.accumulate(np.where(attached, 0, np.arange(len(classes))))
+    return classes[base]
+
+
+@cache
+def _char_class(char: str) -> int:
+    category = unicodedata.category(char)
+    code = ord(char)
+    if char.isspace() or char in _INVISIBLE_SPACES:
+        return _SPACE
+    if code == 0x200D:
+        return _JOINER
+    if category[0] == "M" or category == "Cf" or 0x1F3FB <= code <= 0x1F3FF or char in _VOWELS_AFTER:
+        return _EXTEND
+    if category == "Nd":
+        return _DIGIT
+    if category[0] in "LN" and any(low <= code <= high for low, high in _UNSPACED_RANGES):
+        return _UNSPACED
+    if category[0] == "L" or char == "_":
+        return _LETTER
+    if category[0] == "N":
+        return _DIGIT
+    return _FLAG if 0x1F1E6 <= code <= 0x1F1FF else _OTHER
