@@ -124,13 +124,17 @@ class Crosscoder(nn.Module):
 
     def pre_activations(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
         """pre_BF of normalised activations."""
-        n_a_only, n_shared = self.config.n_a_only, self.config.n_shared
         pre_a_BFa = self.matmul(x_a_BDa, self.w_enc_a.T)
         pre_b_BFb = self.matmul(x_b_BDb, self.w_enc_b.T)
+        return self.combine(pre_a_BFa, pre_b_BFb, self.config.n_a_only) + self.b_enc
+
+    def combine(self, pre_a_BFa: torch.Tensor, pre_b_BFb: torch.Tensor, n_a_only: int) -> torch.Tensor:
+        """Both sides' encodings as one (B, F): A's first `n_a_only` columns, the shared ones together, then B's own."""
+        n_shared = pre_a_BFa.shape[1] - n_a_only
         shared = pre_a_BFa[:, n_a_only:] + pre_b_BFb[:, :n_shared]
         if self.config.combine == "mean":
             shared = shared / 2
-        return torch.cat([pre_a_BFa[:, :n_a_only], shared, pre_b_BFb[:, n_shared:]], dim=1) + self.b_enc
+        return torch.cat([pre_a_BFa[:, :n_a_only], shared, pre_b_BFb[:, n_shared:]], dim=1)
 
     def reconstruct(self, f_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(xhat_a (B, Da), xhat_b (B, Db)) in normalised units."""

@@ -1,0 +1,80 @@
+"""A training run on disk: weights, Adam's moments, counters. A run continued from it gives the same bits on the CPU.
+
+The order of the batches is a function of the seed and the step, so no cursor and no state of a random generator is
+needed. Everything is in one safetensors file, numbers in its metadata, so that one rename replaces it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from modeldiff.crosscoder.saving import read_tensors
+from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.errors import DamagedError, ModeldiffError
+from modeldiff.settings import check_fields
+from modeldiff.workspace.files import replace_into, temporary_path
+
+_NUMBERS = {"step", "threshold_total", "threshold_weight", "left_out", "auxk_nan", "log_bytes"}
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
+    """Write the state of a run; `log_bytes` is the length of its log at this step."""
+    numbers = {
+        "step": trainer.step,
+        "threshold_total": trainer.threshold.total,
+        "threshold_weight": trainer.threshold.weight,
+        "left_out": trainer.left_out,
+        "auxk_nan": trainer.auxk_nan,
+        "log_bytes": log_bytes,
+    }
+    temporary = temporary_path(path)
+    tensors = {name: value.cpu().contiguous() for name, value in _tensors(trainer).items()}
+    save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers)})
+    replace_into(temporary, path)
+
+
+def read_checkpoint(path: Path, trainer: Trainer) -> int:
+    """Bring a fresh trainer to the state that was written. Returns `log_bytes`.
+
+    Raises:
+        DamagedError: the file is truncated or belongs to another run.
+    """
+    _start_moments(trainer)
+    try:
+        metadata = read_tensors(path, _tensors(trainer))
+        numbers = json.loads(metadata.get("numbers", "{}"))
+        check_fields(numbers, required=_NUMBERS, where=str(path))
+    except ModeldiffError as error:
+        raise DamagedError(f"{error}; `modeldiff workspace clean` lets the run begin anew") from None
+    trainer.step = numbers["step"]
+    trainer.threshold.total = numbers["threshold_total"]
+    trainer.threshold.weight = numbers["threshold_weight"]
+    trainer.left_out = numbers["left_out"]
+    trainer.auxk_nan = numbers["auxk_nan"]
+    for state in trainer.optimizer.state.values():
+        state["step"].fill_(trainer.step)
+    return int(numbers["log_bytes"])
+
+
+def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The tensors of the state themselves, not copies."""
+    tensors = {name: parameter.data for name, parameter in trainer.crosscoder.named_parameters()}
+    for name, parameter in trainer.crosscoder.named_parameters():
+        for moment in _MOMENTS:
+            tensors[f"{moment}.{name}"] = trainer.optimizer.state[parameter][moment]
+    tensors["since_active"] = trainer.since_active_F
+    return tensors
+
+
+def _start_moments(trainer: Trainer) -> None:
+    """Give every parameter the state that Adam makes at its first step, in its own layout."""
+    fused = trainer.optimizer.defaults["fused"]
+    for parameter in trainer.crosscoder.parameters():
+        device = parameter.device if fused else "cpu"
+        state = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
+        trainer.optimizer.state[parameter] = {"step": torch.zeros((), device=device), **state}

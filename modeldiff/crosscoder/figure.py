@@ -1,0 +1,57 @@
+"""The picture of a training run: loss, FVE, active features and slots per partition over the steps."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+# Colour-blind safe (Okabe and Ito), the same for a partition in every panel.
+_COLOURS = {"A": "#D55E00", "shared": "#56B4E9", "B": "#009E73"}
+_NAMES = {"A": "A-exclusive", "shared": "shared", "B": "B-exclusive"}
+
+
+def training_figure(lines: Sequence[dict[str, Any]], title: str) -> bytes:
+    """PNG of the lines of training.jsonl. The same lines give the same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    loss, fve, active, slots = figure.subplots(2, 2).flat
+    steps = [line["step"] for line in lines]
+
+    loss.plot(steps, [line["reconstruction"] for line in lines], color="black", label="reconstruction")
+    with_auxk = [(line["step"], line["auxk"]) for line in lines if line["auxk"] is not None]
+    if with_auxk:
+        loss.plot(*zip(*with_auxk, strict=True), ".", color="grey", markersize=3, label="auxiliary (dead features)")
+    loss.set(ylabel="loss per pair", yscale="log")
+
+    for side, colour in (("a", _COLOURS["A"]), ("b", _COLOURS["B"])):
+        fve.plot(steps, [line["fve"][side] for line in lines], color=colour, label=f"model {side.upper()}")
+        only = [line["fve_shared"][side] for line in lines]
+        fve.plot(steps, only, color=colour, linestyle=":", label=f"model {side.upper()}, shared features only")
+    values = [line[key][side] for line in lines for key in ("fve", "fve_shared") for side in "ab"]
+    fve.set(ylabel="fraction of variance explained", ylim=(max(-0.05, min(values) - 0.02), 1))
+
+    for partition, colour in _COLOURS.items():
+        l0 = [line["l0"][partition] for line in lines]
+        if any(l0) or partition == "shared":
+            active.plot(steps, l0, color=colour, label=_NAMES[partition])
+    active.plot(steps, [line["k"] for line in lines], color="black", linewidth=0.8, linestyle="--", label="k")
+    active.set(ylabel="active features per pair", yscale="log")
+
+    for partition, colour in _COLOURS.items():
+        if partition != "shared":
+            slots.plot(steps, [100 * line["slots"][partition] for line in lines], color=colour, label=_NAMES[partition])
+    slots.set(ylabel="slots of the exclusive features (%)")
+    slots.set_ylim(bottom=0)
+
+    for axes in (loss, fve, active, slots):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
+    return image.getvalue()

@@ -1,0 +1,82 @@
+"""What a crosscoder is trained on: the error of both reconstructions, and the auxiliary loss for dead features.
+
+Also the rule by which pairs with extreme norms are left out.
+
+Legend: B pairs, Da, Db widths, Z dead features; Za, Zb those of them that A, B has.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from modeldiff.crosscoder.model import Crosscoder
+
+# Paper B.1.4.
+OUTLIER_MULTIPLE = 2.0
+
+
+def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
+    """Mask (B,) of the pairs whose norm is at most twice the batch's median norm, on both sides (paper B.1.4).
+
+    The pair goes when either side is extreme: otherwise exclusive features would be rewarded for the side that is left.
+    """
+    norm_a_B, norm_b_B = x_a_BDa.norm(dim=1), x_b_BDb.norm(dim=1)
+    keep_a = norm_a_B <= OUTLIER_MULTIPLE * norm_a_B.median()
+    return keep_a & (norm_b_B <= OUTLIER_MULTIPLE * norm_b_B.median())
+
+
+def reconstruction_loss(e_a_BDa: torch.Tensor, e_b_BDb: torch.Tensor, kind: str) -> torch.Tensor:
+    """Mean over the pairs of the error's size.
+
+    Args:
+        e_a_BDa, e_b_BDb: activations minus reconstructions, normalised units.
+        kind: `squared`, the sum of the squares over width and sides (paper eq. 2); `norm`, the mean over the sides of
+            the unsquared norm (the public code).
+    """
+    if kind == "squared":
+        return (e_a_BDa.square().sum(dim=1) + e_b_BDb.square().sum(dim=1)).mean()
+    return (e_a_BDa.norm(dim=1) + e_b_BDb.norm(dim=1)).mean() / 2
+
+
+def auxk_loss(
+    crosscoder: Crosscoder,
+    dead_Z: torch.Tensor,
+    count: int,
+    e_a_BDa: torch.Tensor,
+    e_b_BDb: torch.Tensor,
+    *,
+    pre_BF: torch.Tensor | None = None,
+    normalised: bool = False,
+) -> torch.Tensor:
+    """How badly the dead features reconstruct the error (paper 2.5): only their encoders and decoders get a gradient.
+
+    z = the `count` largest of the dead features' encodings, negative ones set to 0; loss = ‖e - z W_d‖², summed over
+    width and sides, mean over the pairs. The error is a constant. Only the dead columns are computed.
+
+    Args:
+        dead_Z: indices of the dead features, ascending, not empty.
+        pre_BF: None encodes the error without bias, as in the paper; otherwise the dead features' pre-activations of
+            the input are taken from here, as in the public code.
+        normalised: divide by the error's variance, as the public code does.
+    """
+    e_a_BDa, e_b_BDb = e_a_BDa.detach(), e_b_BDb.detach()
+    config = crosscoder.config
+    dead_Za = dead_Z[dead_Z < config.n_a]
+    dead_Zb = dead_Z[dead_Z >= config.n_a_only] - config.n_a_only
+    n_a_only = len(dead_Z) - len(dead_Zb)
+    if pre_BF is None:
+        pre_a = crosscoder.matmul(e_a_BDa, crosscoder.w_enc_a[dead_Za].T)
+        pre_b = crosscoder.matmul(e_b_BDb, crosscoder.w_enc_b[dead_Zb].T)
+        pre_BZ = crosscoder.combine(pre_a, pre_b, n_a_only)
+    else:
+        pre_BZ = pre_BF[:, dead_Z]
+    if count < len(dead_Z):
+        values, places = pre_BZ.topk(count, dim=1, sorted=False)
+        pre_BZ = torch.zeros_like(pre_BZ).scatter(1, places, values)
+    z_BZ = torch.relu(pre_BZ)
+    rest_a = e_a_BDa - crosscoder.matmul(z_BZ[:, : len(dead_Za)], crosscoder.w_dec_a[dead_Za])
+    rest_b = e_b_BDb - crosscoder.matmul(z_BZ[:, n_a_only:], crosscoder.w_dec_b[dead_Zb])
+    loss = reconstruction_loss(rest_a, rest_b, "squared")
+    if not normalised:
+        return loss
+    return loss / reconstruction_loss(e_a_BDa - e_a_BDa.mean(dim=0), e_b_BDb - e_b_BDb.mean(dim=0), "squared")

@@ -1,0 +1,147 @@
+"""The numbers of one training run: the settings, with everything that was left out derived from the activations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.errors import InputError
+
+# The paper's ratios and schedule (2.6, B.1): k 200 at width 4096; k starts 5 times larger and falls during the first
+# 5 % of the steps; two passes over the data; at most 1000 steps of warm-up. Its dictionary is 32 times the width, which
+# a laptop does not train in minutes: 8 here.
+_EXPANSION = 8
+_WIDTH_PER_K = 20
+_LEAST_K = 16
+_K_START = 5
+_ANNEAL_SHARE = 0.05
+_PASSES = 2
+_LEAST_STEPS = 2000
+_MOST_WARMUP = 1000
+# Of the public code (paper 3.1).
+_LR, _LR_FEATURES = 2e-4, 16384
+_LOG_LINES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training run in numbers. Steps are counted from 0; learning rate and k are functions of the step."""
+
+    n_a_only: int
+    n_shared: int
+    n_b_only: int
+    k: int
+    k_start: int
+    anneal_steps: int
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    decay: Literal["none", "linear", "cosine"]
+    decay_steps: int
+    clip: float
+    betas: tuple[float, float]
+    loss: Literal["squared", "norm"]
+    auxk_alpha: float
+    auxk: int
+    auxk_input: Literal["error", "input"]
+    dead_pairs: int
+    """A feature is dead when it was not active for this many pairs."""
+    threshold_start: int
+    threshold_window: float
+    """Batches over which the inference threshold is averaged."""
+    log_every: int
+    seed: int
+
+    def k_at(self, step: int) -> float:
+        """Active features per pair at a step: linear from k_start to k, then k (paper B.1.3)."""
+        if step >= self.anneal_steps:
+            return float(self.k)
+        return self.k_start + (self.k - self.k_start) * step / self.anneal_steps
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step: linear rise, constant, fall to 0."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        left = (self.steps - step) / self.decay_steps
+        if self.decay == "none" or left >= 1:
+            fall = 1.0
+        elif self.decay == "linear":
+            fall = left
+        else:
+            fall = (1 - math.cos(math.pi * left)) / 2
+        return self.lr * rise * fall
+
+
+def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int) -> Recipe:
+    """The run that the settings mean for models of these widths and this many pairs to train on.
+
+    Raises:
+        InputError: the settings do not fit together, or not the activations.
+    """
+    mean_width = sum(widths) / 2
+    features = settings.features or round(_EXPANSION * mean_width)
+    n_exclusive = _exclusive(settings, features)
+    k = settings.k or min(features, max(_LEAST_K, round(mean_width / _WIDTH_PER_K)))
+    if k > features:
+        raise InputError(f"--k must be at most the number of features ({features}), found {k}")
+    k_start = settings.k_start if settings.k_start is not None else _K_START * k
+    if k_start < k:
+        raise InputError(f"--k-start must be at least k ({k}), found {k_start}")
+    if settings.batch > pairs:
+        raise InputError(
+            f"--batch must be at most the pairs there are to train on ({pairs}), found {settings.batch}: "
+            "use a smaller batch, or harvest more pairs"
+        )
+    steps = _steps(settings, pairs)
+    anneal = settings.anneal_steps if settings.anneal_steps is not None else round(_ANNEAL_SHARE * steps)
+    start = settings.threshold_start if settings.threshold_start is not None else max(anneal, steps // 10)
+    if start >= steps:
+        raise InputError(f"--threshold-start must be below the number of steps ({steps}), found {start}")
+    return Recipe(
+        n_a_only=n_exclusive,
+        n_shared=features - 2 * n_exclusive,
+        n_b_only=n_exclusive,
+        k=k,
+        k_start=min(features, k_start),
+        anneal_steps=anneal,
+        steps=steps,
+        batch=settings.batch,
+        lr=settings.lr or _LR / math.sqrt(features / _LR_FEATURES),
+        warmup=settings.warmup if settings.warmup is not None else min(_MOST_WARMUP, round(_ANNEAL_SHARE * steps)),
+        decay=settings.decay,
+        decay_steps=max(1, round(settings.decay_share * steps)),
+        clip=settings.clip,
+        betas=(settings.betas[0], settings.betas[1]),
+        loss=settings.loss,
+        auxk_alpha=settings.auxk_alpha,
+        auxk=settings.auxk or max(1, round(mean_width / 2)),
+        auxk_input=settings.auxk_input,
+        dead_pairs=min(settings.dead_tokens, round(settings.dead_share * steps * settings.batch)),
+        threshold_start=start,
+        threshold_window=steps / 10,
+        log_every=settings.log_every or max(1, steps // _LOG_LINES),
+        seed=settings.seed,
+    )
+
+
+def _exclusive(settings: TrainSettings, features: int) -> int:
+    """Features of each exclusive partition."""
+    if settings.architecture == "standard" or settings.exclusive == 0:
+        return 0
+    count = round(settings.exclusive * features)
+    if count == 0 or 2 * count >= features:
+        raise InputError(
+            f"--exclusive {settings.exclusive} of {features} features leaves a partition empty: ask for more features, "
+            "another share, or --architecture standard"
+        )
+    return count
+
+
+def _steps(settings: TrainSettings, pairs: int) -> int:
+    if settings.steps is not None:
+        return settings.steps
+    if settings.tokens is not None:
+        return max(1, settings.tokens // settings.batch)
+    return max(_LEAST_STEPS, _PASSES * pairs // settings.batch)

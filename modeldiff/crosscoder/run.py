@@ -1,0 +1,222 @@
+"""The stage `train`: activations -> crosscoder.
+
+config.json, model.safetensors   the crosscoder
+training.jsonl                   metrics of every logged step, deterministic
+figures/training.png             the same as a picture
+logs/throughput.jsonl            timings
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from modeldiff.console import Progress, progress, say
+from modeldiff.crosscoder.checkpoint import read_checkpoint, write_checkpoint
+from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.data import PairStream, split
+from modeldiff.crosscoder.evaluate import evaluate
+from modeldiff.crosscoder.figure import training_figure
+from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.pace import CheckpointClock, ThroughputLog
+from modeldiff.crosscoder.recipe import Recipe, make_recipe
+from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME, write_weights
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.errors import MachineError
+from modeldiff.lm.device import resolve_device
+from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.activations import ActivationStore
+
+# Counted up when the same settings and activations would train to something else than before.
+SCHEMA = 1
+LOG_NAME = "training.jsonl"
+FIGURE_NAME = "figures/training.png"
+THROUGHPUT_NAME = "logs/throughput.jsonl"
+_CHECKPOINT_NAME = "checkpoint.safetensors"
+
+
+def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
+    """Train a crosscoder on an activations artifact, or answer with the one that these settings gave before.
+
+    Args:
+        name: a name for the artifact.
+        force: train even if it exists.
+
+    Raises:
+        InputError: settings that do not fit the activations; training diverged.
+        DamagedError: activations that cannot be read or are not finite.
+        MachineError: not enough memory; no such device.
+    """
+    source = workspace.find("activations", settings.activations)
+    if settings.activations is None:
+        say(f"train on {source.ref} (the latest)")
+    store = ActivationStore(source)
+    training = _Training(settings, store)
+    order = Order(
+        kind="crosscoder",
+        settings=settings,
+        inputs={"activations": source.as_input()},
+        schema=SCHEMA,
+        resolved={"precision": training.precision},
+    )
+    return produce(workspace, order, training.build, name=name, force=force)
+
+
+class _Training:
+    """What is fixed before the work begins, and the work."""
+
+    def __init__(self, settings: TrainSettings, store: ActivationStore) -> None:
+        self.settings = settings
+        self.store = store
+        self.device = resolve_device(settings.device)
+        self.precision = _precision(settings.precision, self.device)
+        self.blocks, self.held_out = split(store, settings.holdout)
+        self.recipe = make_recipe(settings, widths=store.widths, pairs=sum(len(block) for block in self.blocks))
+        self.config = make_config(settings, self.recipe, store)
+
+    def build(self, work: Work) -> dict[str, Any]:
+        """Train, evaluate and write the files; returns the metrics."""
+        work.environment.update(device=str(self.device), dtype=self.precision)
+        try:
+            return self._build(work)
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+                raise
+            raise MachineError(
+                f"not enough memory for {self.config.n_features} features with batches of {self.recipe.batch}: "
+                "use fewer --features or a smaller --batch; the run continues from its last checkpoint otherwise"
+            ) from None
+
+    def _build(self, work: Work) -> dict[str, Any]:
+        config, recipe = self.config, self.recipe
+        say(
+            f"{config.n_features:,} features (A {config.n_a_only}, shared {config.n_shared}, B {config.n_b_only}), "
+            f"k {recipe.k}, {config.parameters / 1e6:.2f} M parameters"
+        )
+        say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
+        trainer = self._trainer()
+        self._train(trainer, work)
+        crosscoder = trainer.crosscoder
+        crosscoder.set_threshold(trainer.threshold.value)
+        say(f"evaluate on {sum(len(block) for block in self.held_out):,} held-out pairs")
+        evaluation = evaluate(crosscoder, self.store, self.held_out)
+        log = (work.resume / LOG_NAME).read_bytes()
+        work.write_bytes(LOG_NAME, log)
+        title = f"{config.n_features} features, k {recipe.k}, on {self.store.artifact.ref}"
+        work.write_bytes(FIGURE_NAME, training_figure([json.loads(line) for line in log.splitlines()], title))
+        work.write_json(CONFIG_NAME, crosscoder.config.to_json())
+        weights = work.temporary(WEIGHTS_NAME)
+        write_weights(crosscoder, weights)
+        work.commit(weights, WEIGHTS_NAME)
+        return _metrics(trainer, evaluation, sum(len(block) for block in self.blocks))
+
+    def _trainer(self) -> Trainer:
+        mean = self.store.mean
+        crosscoder = Crosscoder.initialised(
+            self.config, mean["a"], mean["b"], seed=self.recipe.seed, decoder_norm=self.settings.decoder_norm
+        )
+        crosscoder.to(self.device)
+        crosscoder.matmul_dtype = getattr(torch, self.precision)
+        return Trainer(crosscoder, self.recipe)
+
+    def _train(self, trainer: Trainer, work: Work) -> None:
+        """The training loop, from the last checkpoint if there is one."""
+        recipe = self.recipe
+        checkpoint = work.resume / _CHECKPOINT_NAME
+        log_bytes = read_checkpoint(checkpoint, trainer) if checkpoint.exists() else 0
+        stream = PairStream(
+            self.store,
+            self.blocks,
+            batch=recipe.batch,
+            seed=recipe.seed,
+            buffer_bytes=self.settings.buffer_mib << 20,
+        )
+        due = CheckpointClock(self.settings.checkpoint_seconds)
+        with (
+            _open_at(work.resume / LOG_NAME, log_bytes) as log,
+            ThroughputLog(work.folder / THROUGHPUT_NAME, recipe.batch) as throughput,
+            progress("train", recipe.steps, "steps", done=trainer.step) as bar,
+            closing(stream.batches(trainer.step)) as batches,
+        ):
+            while trainer.step < recipe.steps:
+                with throughput.waiting():
+                    x_a, x_b = next(batches)
+                line = trainer.update(x_a, x_b)
+                if line:
+                    log.write((json.dumps(line) + "\n").encode())
+                    throughput.write(trainer.step)
+                    _note(bar, line)
+                bar.advance()
+                if due.now() or trainer.step == recipe.steps:
+                    log.flush()
+                    os.fsync(log.fileno())
+                    with due.writing():
+                        write_checkpoint(checkpoint, trainer, log.tell())
+
+
+def make_config(settings: TrainSettings, recipe: Recipe, store: ActivationStore) -> CrosscoderConfig:
+    """The config before training. Each side is scaled so that its median norm is sqrt((Da + Db) / 2) (paper B.1)."""
+    a, b = store.info.sides["a"], store.info.sides["b"]
+    norm = math.sqrt((a.width + b.width) / 2)
+    return CrosscoderConfig(
+        width_a=a.width,
+        width_b=b.width,
+        n_a_only=recipe.n_a_only,
+        n_shared=recipe.n_shared,
+        n_b_only=recipe.n_b_only,
+        k=recipe.k,
+        selection=settings.selection,
+        combine=settings.combine,
+        scale_a=norm / a.median_norm,
+        scale_b=norm / b.median_norm,
+        model_a=a.model,
+        layer_a=a.layer,
+        model_b=b.model,
+        layer_b=b.layer,
+    )
+
+
+def _precision(name: str, device: torch.device) -> str:
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def _metrics(trainer: Trainer, evaluation: dict[str, Any], pairs: int) -> dict[str, Any]:
+    recipe, crosscoder = trainer.recipe, trainer.crosscoder
+    dead_F = trainer.dead()
+    return {
+        "features": {name: s.stop - s.start for name, s in crosscoder.slices.items()},
+        "parameters": crosscoder.config.parameters,
+        "k": recipe.k,
+        "steps": recipe.steps,
+        "pairs": recipe.steps * recipe.batch,
+        "passes": recipe.steps * recipe.batch / pairs,
+        "lr": recipe.lr,
+        "left_out": trainer.left_out,
+        "auxk_nan": trainer.auxk_nan,
+        "threshold": trainer.threshold.value,
+        "dead": {name: int(dead_F[features].sum()) for name, features in crosscoder.slices.items()},
+        "held_out": evaluation,
+    }
+
+
+def _note(bar: Progress, line: dict[str, Any]) -> None:
+    fve, slots = line["fve"], line["slots"]
+    exclusive = 100 * (slots["A"] + slots["B"])
+    bar.note(f"loss {line['loss']:.3g}  FVE {fve['a']:.3f} {fve['b']:.3f}  exclusive slots {exclusive:.1f} %")
+
+
+def _open_at(path: Path, length: int) -> BinaryIO:
+    """The log, cut to what it held at the checkpoint."""
+    file = path.open("ab+")
+    file.truncate(length)
+    file.seek(0, 2)
+    return file

@@ -1,0 +1,121 @@
+"""Settings of `modeldiff train`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from modeldiff.errors import InputError
+from modeldiff.settings import Settings, setting, settings
+
+
+@settings
+class TrainSettings(Settings):
+    """How a crosscoder is trained. What is left out is derived from the activations (see recipe.py)."""
+
+    activations: str | None = setting(None, result=False)
+    """Activations to train on: a version, a name, or the latest if left out."""
+    architecture: Literal["dfc", "standard"] = setting("dfc")
+    """dfc: parts of the dictionary belong to one model alone; standard: every feature is shared."""
+    features: int | None = setting(None)
+    """Size of the dictionary; 8 times the mean of the two widths if left out (the paper: 131072 for width 4096)."""
+    exclusive: float = setting(0.05)
+    """Share of the features that only A has, and likewise B (dfc). 0.01 to 0.05 in the paper; below 0.5."""
+    k: int | None = setting(None)
+    """Active features per pair, on average; 1/20 of the mean width but at least 16 if left out (the paper: 200)."""
+    k_start: int | None = setting(None)
+    """Active features per pair at the first step; falls to k during --anneal-steps; 5 times k if left out."""
+    anneal_steps: int | None = setting(None)
+    """Steps over which k falls from its start; 5 % of all steps if left out."""
+    steps: int | None = setting(None)
+    """Steps of training; if neither this nor --tokens is given, two passes over the pairs but at least 2000 steps."""
+    tokens: int | None = setting(None)
+    """Pairs of tokens to train on, counting repeats: another way to give the steps."""
+    batch: int = setting(2048)
+    """Pairs of one step."""
+    lr: float | None = setting(None)
+    """Learning rate of Adam; 2e-4 / sqrt(features / 16384) if left out, which is about the paper's 1e-4 at its size."""
+    warmup: int | None = setting(None)
+    """Steps during which the learning rate rises from 0; 5 % of all steps, at most 1000, if left out."""
+    decay: Literal["none", "linear", "cosine"] = setting("linear")
+    """How the learning rate falls to 0 at the end."""
+    decay_share: float = setting(0.2)
+    """Last share of the steps during which the learning rate falls."""
+    clip: float = setting(1.0)
+    """Largest norm of the gradient; a longer one is shortened to it."""
+    betas: tuple[float, ...] = setting((0.9, 0.999))
+    """The two decay rates of Adam."""
+    selection: Literal["activation", "l2", "sum", "mean"] = setting("activation")
+    """What the selection of active features ranks by: the activation, or the activation times the norm of both decoders
+    together (l2), the sum of their norms (sum, which starves exclusive features), or their mean (mean)."""
+    combine: Literal["mean", "sum"] = setting("mean")
+    """How a shared feature combines the two encoders: mean as in the paper, or sum as in its public code."""
+    loss: Literal["squared", "norm"] = setting("squared")
+    """Reconstruction error: squared as in the paper, or its norm, and a normalised auxiliary loss, as in its public
+    code."""
+    auxk_alpha: float = setting(0.03)
+    """Weight of the auxiliary loss that revives dead features; 0 turns it off."""
+    auxk: int | None = setting(None)
+    """Dead features used per pair by the auxiliary loss; half the mean width if left out."""
+    auxk_input: Literal["error", "input"] = setting("error")
+    """What dead features encode in the auxiliary loss: the error, as in the paper, or the activations."""
+    dead_tokens: int = setting(10_000_000)
+    """A feature is dead when it was not active for this many pairs, or for --dead-share of the run if that is less."""
+    dead_share: float = setting(0.1)
+    """See --dead-tokens; short runs would otherwise have no dead feature."""
+    threshold_start: int | None = setting(None)
+    """Step from which the inference threshold is averaged; after the first tenth, or the annealing, if left out."""
+    decoder_norm: float = setting(0.4)
+    """Norm of the decoder's rows at the start."""
+    seed: int = setting(0)
+    """Of the initial weights and of the order of the pairs."""
+    holdout: float = setting(0.02)
+    """Share of the pairs kept from training for the final evaluation."""
+    buffer_mib: int = setting(256)
+    """Memory for shuffling, in MiB: blocks are read in random order into it, and pairs are drawn from it."""
+    log_every: int | None = setting(None)
+    """Steps between two lines of training.jsonl; 1/200 of all steps if left out."""
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", result=False)
+    """What matrices are multiplied in (weights stay float32); auto is bfloat16 on CUDA, float32 elsewhere."""
+    device: str = setting("auto", result=False)
+    """auto, cpu, cuda, cuda:N or mps."""
+    checkpoint_seconds: float = setting(60.0, result=False)
+    """Seconds between two checkpoints; longer where writing one takes more than a twentieth of that."""
+
+    def __post_init__(self) -> None:
+        for name in ("features", "k", "k_start", "steps", "tokens", "batch", "auxk", "buffer_mib", "log_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("anneal_steps", "warmup", "dead_tokens", "threshold_start", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("auxk_alpha", "checkpoint_seconds"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"--{_dashed(name)} must not be negative, found {getattr(self, name)}")
+        for name in ("lr", "clip", "decoder_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"--{_dashed(name)} must be above 0, found {value}")
+        for name in ("decay_share", "dead_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"--{_dashed(name)} must be above 0 and at most 1, found {getattr(self, name)}")
+        if not 0 <= self.exclusive < 0.5:
+            raise InputError(
+                f"--exclusive is the share that each model has alone, at least 0 and below 0.5, found {self.exclusive}"
+            )
+        if not 0 < self.holdout < 1:
+            raise InputError(f"--holdout must be above 0 and below 1, found {self.holdout}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"--betas must be two numbers of at least 0 and below 1, found {self.betas}")
+        if self.steps is not None and self.tokens is not None:
+            raise InputError("--steps and --tokens say the same thing: give one of them")
+        if self.features is not None and self.k is not None and self.k > self.features:
+            raise InputError(f"--k must be at most the number of features ({self.features}), found {self.k}")
+        if self.k is not None and self.k_start is not None and self.k_start < self.k:
+            raise InputError(f"--k-start must be at least k ({self.k}), found {self.k_start}")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise InputError(f"--{_dashed(name)} must be at least {least}, found {value}")
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,182 @@
+"""One training run: the crosscoder, Adam, the counters, and what one batch does to them.
+
+All randomness is in the initial weights and in the order of the batches: `update` itself draws nothing.
+
+Legend: B pairs, F features, K kept entries of the batch, Da, Db widths, Z dead features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from modeldiff.console import say
+from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_loss
+from modeldiff.crosscoder.metrics import Quality, by_partition
+from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.recipe import Recipe
+from modeldiff.crosscoder.selection import ThresholdAverage, batch_topk, score_weights
+from modeldiff.errors import DamagedError, InputError
+
+# A partition of which no feature was active for this share of the run is reported.
+_STARVING_SHARE = 0.02
+
+
+class Trainer:
+    """Trains a crosscoder batch by batch.
+
+    Attributes:
+        step: batches done.
+        since_active_F: int64, pairs since each feature was last active.
+        threshold: average of the smallest kept scores.
+        left_out: pairs left out as outliers so far.
+        auxk_nan: steps whose auxiliary loss was not a number and was set to 0 (paper B.1.5).
+    """
+
+    def __init__(self, crosscoder: Crosscoder, recipe: Recipe) -> None:
+        self.crosscoder = crosscoder
+        self.recipe = recipe
+        device = crosscoder.b_enc.device
+        self.optimizer = torch.optim.Adam(
+            crosscoder.parameters(), lr=recipe.lr, betas=recipe.betas, fused=device.type in ("cpu", "cuda")
+        )
+        self.step = 0
+        self.since_active_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=device)
+        self.threshold = ThresholdAverage(recipe.threshold_window)
+        self.left_out = 0
+        self.auxk_nan = 0
+        self._starving: set[str] = set()
+
+    def update(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> dict[str, Any] | None:
+        """Train on a batch of raw activations of any dtype.
+
+        Returns:
+            A line for training.jsonl, when this step is one that is logged: every `log_every` steps and the last one.
+
+        Raises:
+            DamagedError: activations that are not finite.
+            InputError: the training diverged.
+        """
+        crosscoder, recipe = self.crosscoder, self.recipe
+        x_a, x_b = self._without_outliers(*crosscoder.normalise(x_a_BDa, x_b_BDb))
+
+        pre_BF = crosscoder.pre_activations(x_a, x_b)
+        kept_K, smallest = self._select(pre_BF.detach())
+        mask_BF = torch.zeros_like(pre_BF)
+        mask_BF.view(-1)[kept_K] = 1
+        f_BF = pre_BF * mask_BF  # kept entries are positive: this is the ReLU too
+        xhat_a, xhat_b = crosscoder.reconstruct(f_BF)
+        e_a, e_b = x_a - xhat_a, x_b - xhat_b
+
+        reconstruction = reconstruction_loss(e_a, e_b, recipe.loss)
+        auxk = self._auxk(e_a, e_b, pre_BF)
+        loss = reconstruction if auxk is None else reconstruction + recipe.auxk_alpha * auxk
+
+        slots_F = torch.bincount(kept_K % crosscoder.n_features, minlength=crosscoder.n_features)
+        self.since_active_F += len(x_a)
+        self.since_active_F[slots_F > 0] = 0
+        if smallest is not None and self.step >= recipe.threshold_start:
+            self.threshold.update(smallest)
+        line = None
+        if self.step % recipe.log_every == 0 or self.step == recipe.steps - 1:
+            quality = Quality(crosscoder)
+            quality.add((x_a, x_b), (xhat_a.detach(), xhat_b.detach()), f_BF.detach())
+            line = self._line(loss, reconstruction, auxk, slots_F, len(x_a)) | quality.figures()
+            self._warn_of_starving()
+
+        self._descend(loss)
+        self.step += 1
+        return line
+
+    def _without_outliers(self, x_a: torch.Tensor, x_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keep_B = inliers(x_a, x_b)
+        kept = int(keep_B.sum())
+        if kept == len(x_a):
+            return x_a, x_b
+        if not (x_a.isfinite().all() and x_b.isfinite().all()):  # a norm that is not a number is never an inlier
+            raise DamagedError(
+                f"the activations of step {self.step} hold values that are not finite: harvest them again"
+            )
+        self.left_out += len(x_a) - kept
+        return x_a[keep_B], x_b[keep_B]
+
+    def _select(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float | None]:
+        """Flat indices of the kept entries, and the smallest kept score."""
+        weights_F = score_weights(self.crosscoder)
+        score_BF = pre_BF if weights_F is None else pre_BF * weights_F
+        kept_K = batch_topk(score_BF, round(self.recipe.k_at(self.step) * len(pre_BF)))
+        return kept_K, float(score_BF.view(-1)[kept_K].min()) if len(kept_K) else None
+
+    def dead(self) -> torch.Tensor:
+        """Mask (F,) of the features that were not active for `dead_pairs` pairs."""
+        return self.since_active_F >= self.recipe.dead_pairs
+
+    def _auxk(self, e_a: torch.Tensor, e_b: torch.Tensor, pre_BF: torch.Tensor) -> torch.Tensor | None:
+        recipe = self.recipe
+        dead_Z = self.dead().nonzero()[:, 0]
+        if recipe.auxk_alpha == 0 or len(dead_Z) == 0:
+            return None
+        loss = auxk_loss(
+            self.crosscoder,
+            dead_Z,
+            recipe.auxk,
+            e_a,
+            e_b,
+            pre_BF=pre_BF if recipe.auxk_input == "input" else None,
+            normalised=recipe.loss == "norm",
+        )
+        if bool(loss.isnan()):
+            self.auxk_nan += 1
+            return None
+        return loss
+
+    def _descend(self, loss: torch.Tensor) -> None:
+        self.optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.crosscoder.parameters(), self.recipe.clip)
+        if not bool((loss.detach() + norm).isfinite()):
+            raise InputError(
+                f"training diverged at step {self.step}: the loss or its gradient is not finite; "
+                f"use a smaller --lr (now {self.recipe.lr:.2g})"
+            )
+        self.optimizer.step()
+
+    def _line(
+        self,
+        loss: torch.Tensor,
+        reconstruction: torch.Tensor,
+        auxk: torch.Tensor | None,
+        slots_F: torch.Tensor,
+        rows: int,
+    ) -> dict[str, Any]:
+        active = by_partition(self.crosscoder, slots_F)
+        total = max(1.0, sum(active.values()))
+        return {
+            "step": self.step,
+            "pairs": (self.step + 1) * self.recipe.batch,
+            "left_out": self.left_out,
+            "k": self.recipe.k_at(self.step),
+            "lr": self.recipe.lr_at(self.step),
+            "loss": loss.item(),
+            "reconstruction": reconstruction.item(),
+            "auxk": None if auxk is None else auxk.item(),
+            "threshold": self.threshold.value,
+            "l0": {name: count / rows for name, count in active.items()},
+            "slots": {name: count / total for name, count in active.items()},
+            "dead": {name: int(count) for name, count in by_partition(self.crosscoder, self.dead()).items()},
+        }
+
+    def _warn_of_starving(self) -> None:
+        recipe = self.recipe
+        limit = max(_STARVING_SHARE * recipe.steps, 10) * recipe.batch
+        for name, features in self.crosscoder.slices.items():
+            since_F = self.since_active_F[features]
+            if name in self._starving or len(since_F) == 0 or int(since_F.min()) < limit:
+                continue
+            self._starving.add(name)
+            say(
+                f"warning: no {name} feature has been active for {int(since_F.min()):,} pairs (step {self.step}): "
+                f"see --selection (now {self.crosscoder.config.selection}), --dead-share, --k-start"
+            )
