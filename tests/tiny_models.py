@@ -9,8 +9,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-# Architectures that the language-model room is proven on; the last is a mixture of experts.
-ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "gemma3", "gpt_neox", "mistral", "gpt_oss")
+# Architectures that the language-model room is proven on. gpt_oss is a mixture of experts; the blocks of the last two
+# give tuples, the others' give tensors; bloom has no limit of positions.
+ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3", "gemma3", "gpt_neox", "mistral", "gpt_oss", "gptj", "bloom")
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog. It was 1989, and nobody minded.",
@@ -99,6 +100,14 @@ def tiny_model(
         # As in GPT-OSS-20B, the heads together are wider than the residual stream.
         "gpt_oss": lambda: transformers.GptOssConfig(
             **grouped, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+        ),
+        "gptj": lambda: transformers.GPTJConfig(
+            vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=4, n_positions=max_positions, rotary_dim=4,
+            initializer_range=0.15, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        ),
+        "bloom": lambda: transformers.BloomConfig(
+            vocab_size=vocab_size, hidden_size=width, n_layer=layers, n_head=4,
+            initializer_range=0.15, bos_token_id=0, eos_token_id=1, pad_token_id=2,
         ),
     }  # fmt: skip
     with torch.random.fork_rng([]):

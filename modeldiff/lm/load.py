@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from modeldiff.errors import DamagedError, InputError, MachineError
+from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
 from modeldiff.lm.blocks import probe_ids
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import Location, ModelRef, locate, model_identity
@@ -29,8 +29,16 @@ def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model, the fast one where there is one. Raises as `load_model`."""
     location = locate(ref)
     _require_gguf_packages(location)
-    with _one_line_errors(ref, "tokenizer"), _quiet(location):
-        return transformers.AutoTokenizer.from_pretrained(**_from_pretrained_arguments(ref, location))
+    if location.local and not location.gguf_file:
+        _check_json(Path(location.source))
+    with _one_line_errors(ref, location, "tokenizer"), _quiet(location):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**_from_pretrained_arguments(ref, location))
+    # Without its files, some classes of tokenizer are made empty, and no error is raised.
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise InputError(
+            f"model {ref.short_name} comes without tokenizer files: save its tokenizer beside it (save_pretrained)"
+        )
+    return tokenizer
 
 
 def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> LanguageModel:
@@ -48,12 +56,12 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
         arguments["use_safetensors"] = True
         if location.local:
             _check_weights(Path(location.source))
-    with _one_line_errors(ref, "model"), _quiet(location):
+    with _one_line_errors(ref, location, "model"), _quiet(location):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **arguments, dtype=dtype, output_loading_info=True
         )
-        _check_complete(ref, report)
         model = model.to(device)
+    _check_complete(ref, report)
     lm = LanguageModel(model, tokenizer, ref)
     _check_causal(lm)
     return lm
@@ -90,6 +98,14 @@ def _unpack_gguf() -> Any:
     return GgufConfig(dequantize=True)
 
 
+def _check_json(folder: Path) -> None:
+    for file in sorted(folder.glob("*.json")):
+        try:
+            json.loads(file.read_bytes())
+        except ValueError as error:
+            raise DamagedError(f"{file} is not valid JSON ({error}): copy the model again") from error
+
+
 def _check_weights(folder: Path) -> None:
     """Read the header of every weights file of a local folder; it says how long the file has to be."""
     index = folder / "model.safetensors.index.json"
@@ -110,7 +126,7 @@ def _check_weights(folder: Path) -> None:
         except FileNotFoundError as error:
             raise DamagedError(f"{file} is missing, but {index.name} lists it: copy the model again") from error
         except (SafetensorError, OSError) as error:
-            raise DamagedError(f"{file} is damaged ({_first_line(error)}): copy the model again") from error
+            raise DamagedError(f"{file} is damaged ({_brief(error)}): copy the model again") from error
 
 
 def _check_complete(ref: ModelRef, report: dict[str, Any]) -> None:
@@ -152,37 +168,43 @@ def _quiet(location: Location) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line_errors(ref: ModelRef, what: str) -> Iterator[None]:
-    """Turn what `from_pretrained` raises into one line each."""
-    name = ref.short_name
+def _one_line_errors(ref: ModelRef, location: Location, what: str) -> Iterator[None]:
+    """Turn whatever `from_pretrained` raises into one line; the cause stays attached for a debugger."""
     try:
         yield
-    except SafetensorError as error:
-        raise DamagedError(f"the weights of {name} are damaged ({_first_line(error)}): fetch them again") from error
-    except torch.OutOfMemoryError as error:
-        raise MachineError(f"{what} {name} does not fit: try --dtype bfloat16 or --device cpu") from error
-    except ImportError as error:
-        raise MachineError(f"{what} {name} needs a package that is missing: {_first_line(error)}") from error
-    except (OSError, ValueError) as error:
-        text = str(error)
-        if "trust_remote_code" in text:
-            raise InputError(
-                f"{what} {name} brings its own Python code: read it, then give --trust-remote-code to run it"
-            ) from error
-        if "does not recognize this architecture" in text:
-            raise InputError(
-                f"transformers {transformers.__version__} does not know the architecture of {name}: "
-                "run `pip install -U transformers`"
-            ) from error
-        if "for this kind of AutoModel" in text:
-            raise InputError(f"model {name} is not a causal language model") from error
-        raise InputError(f"{what} {name} cannot be loaded: {_first_line(error)}") from error
-    except RuntimeError as error:
-        if "size mismatch" in str(error) or "mismatched" in str(error):
-            raise DamagedError(f"the weights of {name} do not fit its config.json: fetch the model again") from error
+    except ModeldiffError:
         raise
+    except Exception as error:
+        # Everything: transformers, tokenizers and gguf raise errors of many kinds for a file they cannot read.
+        raise _explained(error, ref.short_name, location, what) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
+def _explained(error: Exception, name: str, location: Location, what: str) -> ModeldiffError:
+    text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        return MachineError(f"{what} {name} does not fit: try --dtype bfloat16 or --device cpu")
+    if isinstance(error, ImportError):
+        return MachineError(f"{what} {name} needs a package that is missing: {_brief(error)}")
+    if location.gguf_file:
+        return DamagedError(f"{name} is damaged or not a GGUF model ({_brief(error)}): copy it again")
+    if isinstance(error, SafetensorError):
+        return DamagedError(f"the weights of {name} are damaged ({_brief(error)}): fetch them again")
+    if "size mismatch" in text or "ignore_mismatched_sizes" in text:
+        return DamagedError(f"the weights of {name} do not fit its config.json: fetch the model again")
+    if "trust_remote_code" in text:
+        return InputError(f"{what} {name} brings its own Python code: read it, then run it with --trust-remote-code")
+    if "does not recognize this architecture" in text:
+        return InputError(
+            f"transformers {transformers.__version__} does not know the architecture of {name}: "
+            "run `pip install -U transformers`"
+        )
+    if "for this kind of AutoModel" in text:
+        return InputError(f"model {name} is not a causal language model")
+    return InputError(f"{what} {name} cannot be loaded: {_brief(error)}")
+
+
+def _brief(error: Exception) -> str:
+    """The first two lines of an error's text as one, after its kind if that is not the usual one."""
+    lines = [line.strip().rstrip(".:") for line in str(error).strip().splitlines() if line.strip()]
+    kind = [] if isinstance(error, (OSError, ValueError)) else [type(error).__name__]
+    return ": ".join(kind + lines[:2])

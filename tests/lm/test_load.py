@@ -1,0 +1,212 @@
+"""Loading saved models of every architecture, and what is said when one cannot be loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from modeldiff.errors import DamagedError, InputError, MachineError
+from modeldiff.lm.load import LanguageModel, ModelRef, load_model, load_tokenizer
+from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
+
+CPU = torch.device("cpu")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def _load(folder: Path, **changes: Any) -> LanguageModel:
+    return load_model(ModelRef(str(folder), **changes), CPU, torch.float32)
+
+
+@pytest.fixture
+def llama(folder_of: Callable[[str], Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder_of("llama"), tmp_path / "llama"))
+
+
+def _change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_saved_folder_loads_with_its_shape_and_tokenizer(
+    lm_of: Callable[[str], LanguageModel], folder_of: Callable[[str], Path], arch: str
+) -> None:
+    lm = lm_of(arch)
+    assert (lm.n_layers, lm.width, lm.default_layer) == (3, 36 if arch == "gpt_oss" else 32, 1)
+    assert (lm.device, lm.dtype, lm.name) == (CPU, torch.float32, arch)
+    assert lm.max_positions == (None if arch == "bloom" else 256)
+    assert not lm.model.training
+    assert not any(p.requires_grad for p in lm.model.parameters())
+    text = "The quick 東京 😀"
+    assert lm.tokenizer.decode(lm.tokenizer(text)["input_ids"]) == text
+    saved = load_file(folder_of(arch) / "model.safetensors")
+    loaded = lm.model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items() if name in loaded)
+
+
+def test_loading_a_local_folder_asks_nothing_of_the_network(
+    folder_of: Callable[[str], Path], connections: list[object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    _load(folder_of("gpt2"))
+    assert connections == []
+    # Nor does it write warnings or bars to the terminal.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_dtype_is_the_one_asked_for(folder_of: Callable[[str], Path]) -> None:
+    lm = load_model(ModelRef(str(folder_of("llama"))), CPU, torch.bfloat16)
+    assert lm.dtype is torch.bfloat16
+    assert all(p.dtype is torch.bfloat16 for p in lm.model.parameters())
+
+
+def test_a_hub_name_loads_from_the_local_cache(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = tmp_path / "cache" / "models--org--small"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(llama, repo / "snapshots" / COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    lm = load_model(ModelRef("org/small"), CPU, torch.float32)
+    assert lm.name == "org/small"
+    assert lm.n_layers == 3
+
+
+def test_layers_and_lengths_out_of_range_are_named(lm_of: Callable[[str], LanguageModel]) -> None:
+    lm = lm_of("llama")
+    lm.check_layer(0)
+    lm.check_layer(2)
+    lm.check_length(256)
+    for layer in (-1, 3, 12):
+        with pytest.raises(InputError, match=f"^layer {layer} is out of range: model llama has blocks 0 to 2$"):
+            lm.check_layer(layer)
+    with pytest.raises(InputError, match="257 tokens are too long for model llama, which has 256 positions"):
+        lm.check_length(257)
+
+
+def test_truncated_weights_are_damage_that_names_the_file(llama: Path) -> None:
+    weights = llama / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DamagedError, match=r"llama/model\.safetensors is damaged") as caught:
+        _load(llama)
+    assert "\n" not in str(caught.value)
+    weights.write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged"):
+        _load(llama)
+
+
+def test_a_missing_shard_is_named(llama: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    (llama / "model.safetensors").unlink()
+    model.save_pretrained(llama, max_shard_size="20KB")
+    assert _load(llama).n_layers == 3
+    shard = sorted(llama.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(DamagedError, match=f"{shard.name} is missing, but model.safetensors.index.json lists it"):
+        _load(llama)
+    (llama / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(DamagedError, match=r"index\.json is not an index of weights"):
+        _load(llama)
+
+
+def test_weights_that_lack_tensors_are_not_filled_with_random_numbers(llama: Path) -> None:
+    weights = load_file(llama / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match=r"lack 1 tensors .* such as model\.layers\.1\.mlp\.up_proj\.weight"):
+        _load(llama)
+
+
+def test_weights_of_another_shape_than_the_configuration_are_damage(llama: Path) -> None:
+    _change_config(llama, intermediate_size=48)
+    with pytest.raises(DamagedError, match=r"do not fit its config\.json"):
+        _load(llama)
+
+
+def test_a_configuration_with_a_wrong_value_is_a_one_line_error(llama: Path) -> None:
+    _change_config(llama, num_hidden_layers="twelve")
+    with pytest.raises(InputError, match=r"llama cannot be loaded: .*num_hidden_layers") as caught:
+        _load(llama)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_files_that_are_not_json_are_damage_that_names_the_file(llama: Path, file: str) -> None:
+    (llama / file).write_bytes((llama / file).read_bytes()[:-20])
+    with pytest.raises(DamagedError, match=f"llama/{file} is not valid JSON"):
+        _load(llama)
+
+
+def test_a_tokenizer_file_of_another_kind_is_a_one_line_error(llama: Path) -> None:
+    (llama / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(InputError, match="tokenizer llama cannot be loaded"):
+        _load(llama)
+
+
+def test_pickled_weights_are_refused(llama: Path) -> None:
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    with pytest.raises(InputError, match="only pickled weights, which are not read"):
+        _load(llama)
+    (llama / "pytorch_model.bin").unlink()
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
+        _load(llama)
+
+
+def test_a_folder_without_tokenizer_says_so(tmp_path: Path) -> None:
+    for arch, expected in {"gpt2": "comes without tokenizer files", "llama": "^tokenizer .* cannot be loaded"}.items():
+        tiny_model(arch, 300).save_pretrained(tmp_path / arch)
+        with pytest.raises(InputError, match=expected) as caught:
+            load_tokenizer(ModelRef(str(tmp_path / arch)))
+        assert "\n" not in str(caught.value)
+
+
+def test_models_that_do_not_predict_the_next_token_are_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    t5 = transformers.T5Config(vocab_size=320, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
+    models = {
+        "encoder": transformers.BertLMHeadModel(
+            transformers.BertConfig(vocab_size=320, initializer_range=0.5, **sizes)
+        ),
+        "translator": transformers.T5ForConditionalGeneration(t5),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        with pytest.raises(InputError, match=f"model {name} is not a causal language model"):
+            _load(tmp_path / name)
+
+
+def test_code_that_comes_with_a_model_runs_only_when_asked(llama: Path) -> None:
+    _change_config(
+        llama,
+        model_type="home_made",
+        auto_map={"AutoConfig": "code.HomeConfig", "AutoModelForCausalLM": "code.HomeModel"},
+    )
+    (llama / "code.py").write_text("raise RuntimeError('this code was run')\n")
+    with pytest.raises(InputError, match=r"brings its own Python code: read it, then run it with --trust-remote-code"):
+        _load(llama)
+    with pytest.raises(InputError, match="cannot be loaded: RuntimeError: this code was run"):
+        _load(llama, trust_remote_code=True)
+
+
+def test_an_unknown_architecture_says_to_upgrade(llama: Path) -> None:
+    _change_config(llama, model_type="llama_from_the_future")
+    with pytest.raises(InputError, match="does not know the architecture of llama: run `pip install -U transformers`"):
+        _load(llama)
+
+
+def test_gguf_without_its_packages_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
+    with pytest.raises(MachineError, match=r"small\.gguf needs gguf: run `pip install 'modeldiff\[gguf\]'`"):
+        _load(tmp_path / "small.gguf")
