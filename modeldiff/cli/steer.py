@@ -68,7 +68,7 @@ command = Command(
     params=[*settings_options(SteerSettings), *produce_options()],
     callback=click.pass_context(_steer),
     help="Push a feature in one of the models and compare what it writes.\n\nAdds STRENGTH x the feature's maximum "
-    "activation x its decoder direction to the residual stream at the harvested layer, at every position (paper B.4.3). "
+    "activation x its decoder direction to the residual stream at the harvested layer, at every position (B.4.3). "
     "Strength 1 means: as strong as ever seen.",
     epilog=examples(
         'modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"',

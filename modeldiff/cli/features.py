@@ -1,0 +1,259 @@
+"""`modeldiff features`: measure the features of a crosscoder, list them, show one in context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modeldiff.cli.common import (
+    console,
+    examples,
+    json_option,
+    make_settings,
+    open_workspace,
+    print_json,
+    produce_options,
+    settings_options,
+    workspace_option,
+)
+from modeldiff.features.settings import FeaturesSettings
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from modeldiff.features.example import Example
+    from modeldiff.features.table import FeatureRow, FeatureTable
+    from modeldiff.workspace import Artifact
+
+SORTS = ("gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
+# Characters of context around the word in a listing.
+_BEFORE, _AFTER = 28, 26
+
+
+def _features(
+    ctx: click.Context,
+    name: str | None,
+    force: bool,
+    workspace_folder: Path | None,
+    as_json: bool,
+    exclusive: str | None,
+    top: int,
+    sort: str,
+    min_density: float,
+    source: str | None,
+    **values: Any,
+) -> None:
+    ctx.meta["modeldiff.workspace"] = workspace_folder
+    if ctx.invoked_subcommand is not None:
+        return
+    workspace = open_workspace(ctx, workspace_folder)
+    settings = make_settings(FeaturesSettings, values)
+    from modeldiff.features.run import run
+    from modeldiff.features.table import FeatureTable
+
+    table = FeatureTable(run(settings, workspace, name=name, force=force))
+    chosen: Any = {"exclusive": exclusive, "top": top, "sort": sort, "min_density": min_density, "source": source}
+    if as_json:
+        print_json({**listing_json(table, **chosen)})
+    else:
+        print_listing(table, **chosen)
+
+
+def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
+    """What `--json` prints: the artifact, what was left out, and one object per feature."""
+    selection = table.select(**chosen)
+    return {
+        "ref": table.artifact.ref,
+        "folder": str(table.artifact.folder),
+        "crosscoder": table.info["crosscoder"],
+        "activations": table.info["activations"],
+        "pairs": table.info["pairs"],
+        "sort": chosen["sort"],
+        "candidates": selection.candidates,
+        "dead": selection.dead,
+        "left_out_as_rare": selection.rare,
+        "without_evidence": selection.without_evidence,
+        "features": [table.row(feature).to_json() for feature in selection.ids],
+    }
+
+
+def print_listing(table: FeatureTable, **chosen: Any) -> None:
+    """The features in 80 columns, two lines each: numbers and text sources, then where it fires most."""
+    from rich.table import Table
+    from rich.text import Text
+
+    selection = table.select(**chosen)
+    which = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}[chosen["exclusive"]]
+    alive = selection.candidates - selection.dead
+    title = f"{table.artifact.ref}: {which} features, {len(selection.ids)} of {alive} alive, by {chosen['sort']}"
+    listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "fires", "max", "R²own", "other", "twin"):
+        listing.add_column(column, justify="right", no_wrap=True)
+    listing.add_column("where (share of activation), strongest example", ratio=1)
+    for feature in selection.ids:
+        row = table.row(feature, examples=1)
+        listing.add_row(
+            str(row.id),
+            f"{row.density:.2%}",
+            f"{row.max_activation:.1f}",
+            _r2(row.r2_own),
+            _r2(row.r2_other),
+            f"{row.twins[0].correlation:.2f}" if row.twins else "-",
+            Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
+        )
+    console().print(listing)
+    notes = [f"{selection.dead} of {selection.candidates} never fire"]
+    if selection.rare:
+        notes.append(f"{selection.rare} fire too seldom for --min-density")
+    if selection.without_evidence:
+        notes.append(f"{selection.without_evidence} fire too seldom for R²")
+    click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
+    click.echo("R²: held-out share of the activation that a linear map of the owner's / the other model's residual")
+    click.echo("stream explains. twin: highest correlation with a feature of another partition.")
+    if selection.ids:
+        click.echo(f"next: modeldiff features show {selection.ids[0]}")
+
+
+def _r2(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _sources(row: FeatureRow, most: int) -> str:
+    return ", ".join(f"{label} {share:.0%}" for label, share in list(row.sources.items())[:most]) or "(no texts)"
+
+
+def _snippet(found: list[Example]) -> Text:
+    from rich.text import Text
+
+    if not found:
+        return Text("(never fires)", style="dim")
+    first = found[0]
+    if first.word is None:
+        return Text(f"row {first.row}", style="dim")
+    before, after = first.before or "", first.after or ""
+    cut = "…" if len(before) > _BEFORE else ""
+    return Text.assemble(cut + before[-_BEFORE:], (f"[{first.word}]", "bold"), after[:_AFTER], style="dim")
+
+
+def _show(
+    ctx: click.Context,
+    feature: int,
+    ref: str | None,
+    shown: int,
+    workspace_folder: Path | None,
+    as_json: bool,
+) -> None:
+    workspace = open_workspace(ctx, workspace_folder or ctx.meta.get("modeldiff.workspace"))
+    artifact: Artifact = workspace.find("features", ref)
+    from modeldiff.features.table import FeatureTable
+
+    table = FeatureTable(artifact)
+    row = table.row(feature, examples=shown)
+    if as_json:
+        print_json({"ref": artifact.ref, **row.to_json()})
+    else:
+        print_feature(table, row)
+
+
+def print_feature(table: FeatureTable, row: FeatureRow) -> None:
+    """One feature with everything that is known about it."""
+    partition = "shared" if row.partition == "shared" else f"{row.partition}-exclusive"
+    click.echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {partition}")
+    click.echo(f"fires on      {row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})")
+    click.echo(f"activation    mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}")
+    click.echo(f"relative norm {row.relative_norm:.3f} (1: only in A's decoder, 0.5: alike, 0: only in B's)")
+    click.echo(
+        f"predictable   R² {_r2(row.r2_a)} from A's residual stream, {_r2(row.r2_b)} from B's (held out, linear)"
+    )
+    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}" for t in row.twins)
+    click.echo(f"twins         {twins or 'none'} (correlation with features of other partitions)")
+    click.echo(f"sources       {_sources(row, 6)}")
+    words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words)
+    click.echo(f"words         {words or '-'} (of its top examples)")
+    if row.partition != "B":
+        _steer_hint("A", row)
+    if row.partition != "A":
+        _steer_hint("B", row)
+    click.echo(f"\n{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
+    for number, example in enumerate(row.examples, start=1):
+        _print_example(number, example)
+
+
+def _steer_hint(side: str, row: FeatureRow) -> None:
+    click.echo(f'push it       modeldiff steer --model {side} --feature {row.id} --strength 2 --prompt "..."')
+
+
+def _print_example(number: int, example: Example) -> None:
+    from rich.text import Text
+
+    where = f"document {example.document}, {example.source}" if example.source is not None else f"row {example.row}"
+    console().print(Text(f"\n{number}. activation {example.activation:.2f}  ({where})", style="bold"))
+    if example.pieces is None or example.tokens is None:
+        return
+    text = Text()
+    for index, piece in enumerate(example.pieces):
+        if index == example.centre:
+            text.append(f"[[{piece.text}]]", style="bold reverse")
+        elif piece.activation > 0:
+            text.append(f"[{piece.text}]", style="bold")
+        else:
+            text.append(piece.text)
+    console().print(text)
+    for side in ("a", "b"):
+        console().print(Text(f"   {side.upper()}: {_around(example, side)}", style="dim"))
+
+
+def _around(example: Example, side: str) -> str:
+    """The model's own tokens around the example, separated by |, the firing ones in brackets."""
+    assert example.tokens is not None
+    tokens = example.tokens[side]
+    firing = [i for i, one in enumerate(tokens) if one.activation > 0]
+    centre = max(firing, key=lambda i: (tokens[i].activation == example.activation, -i), default=len(tokens) // 2)
+    near = range(max(0, centre - 6), min(len(tokens), centre + 5))
+    return "|".join(f"[{tokens[i].text}]" if tokens[i].activation > 0 else tokens[i].text for i in near)
+
+
+command = click.Group(
+    "features",
+    params=[
+        *settings_options(FeaturesSettings),
+        click.Option(["--exclusive"], type=click.Choice(["A", "B", "shared"]), help="Only this part.  [default: all]"),
+        click.Option(["--top"], type=int, default=20, show_default=True, help="Number of features listed."),
+        click.Option(
+            ["--sort"],
+            type=click.Choice(SORTS),
+            default="gap",
+            show_default=True,
+            help="gap: R² from the owner minus R² from the other model, largest first; twin: least similar twin first.",
+        ),
+        click.Option(["--min-density"], type=float, default=0.0, help="Leave out what fires on a smaller share."),
+        click.Option(["--source"], help="With --sort mass: by the activation on this text source."),
+        *produce_options(),
+    ],
+    callback=click.pass_context(_features),
+    invoke_without_command=True,
+    help="Crosscoder + activations -> features: measured in one pass, then listed.\n\n"
+    "`modeldiff features show ID` shows one of them in context.",
+    epilog=examples(
+        "modeldiff features --exclusive A --top 20",
+        "modeldiff features --exclusive B --sort density --json",
+        "modeldiff features show 17",
+    ),
+)
+command.add_command(
+    click.Command(
+        "show",
+        params=[
+            click.Argument(["feature"], type=int, metavar="ID"),
+            click.Option(["--features", "ref"], metavar="REF", help="The features artifact.  [default: the latest]"),
+            click.Option(["--top", "shown"], type=int, default=8, show_default=True, help="Number of examples."),
+            workspace_option(),
+            json_option(),
+        ],
+        callback=click.pass_context(_show),
+        help="One feature: its numbers, twins, text sources, and its strongest examples in context.",
+        epilog=examples("modeldiff features show 17", "modeldiff features show 17 --top 20 --json"),
+    )
+)
