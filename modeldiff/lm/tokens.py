@@ -62,7 +62,8 @@ def encode_plain(
 ) -> tuple[list[int], list[bool], list[str]]:
     """Tokenize with any tokenizer: ids, special flags, and each token decoded by itself.
 
-    A token that is a part of a character's bytes decodes to U+FFFD; some tokenizers drop the blank before a word.
+    A token that is a part of a character's bytes decodes to U+FFFD or to nothing; some tokenizers drop the blank
+    before a word.
     """
     tokens = tokenizer(text, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)
     ids: list[int] = tokens["input_ids"]

@@ -1,0 +1,143 @@
+"""Continuing prompts: batches, seeds, ends, and steering while writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from modeldiff.errors import InputError
+from modeldiff.lm.chat import render_chat
+from modeldiff.lm.generate import generate, generate_tokens
+from modeldiff.lm.load import LanguageModel, ModelRef, load_model
+from modeldiff.lm.residual import add_to_residual, residual_after
+from tests.tiny_models import ARCHITECTURES
+
+PROMPTS = ["The quick brown fox jumps", "It", "I love 東京 and 1989"]
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def lm(request: pytest.FixtureRequest, lm_of: Callable[[str], LanguageModel]) -> LanguageModel:
+    return lm_of(request.param)
+
+
+@pytest.fixture
+def own_lm(folder_of: Callable[[str], Path]) -> LanguageModel:
+    """A model that a test may change."""
+    return load_model(ModelRef(str(folder_of("llama"))), torch.device("cpu"), torch.float32)
+
+
+def _greedy_without_cache(lm: LanguageModel, ids: list[int], n: int) -> list[int]:
+    ids = list(ids)
+    for _ in range(n):
+        with torch.no_grad():
+            logits_V = lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        ids.append(int(logits_V.argmax()))
+        if ids[-1] == lm.tokenizer.eos_token_id:
+            break
+    return ids
+
+
+def test_a_batch_continues_each_prompt_as_if_it_were_alone(lm: LanguageModel) -> None:
+    made = generate_tokens(lm, PROMPTS, max_new_tokens=6)
+    for prompt, one in zip(PROMPTS, made, strict=True):
+        assert one.prompt_ids == lm.tokenizer(prompt)["input_ids"]
+        assert one.prompt_ids + one.new_ids == _greedy_without_cache(lm, one.prompt_ids, 6)
+    assert [one.text for one in made] == generate(lm, PROMPTS, max_new_tokens=6, batch_size=2)
+
+
+def test_steering_moves_every_written_token_and_stops_with_the_context(lm: LanguageModel) -> None:
+    # The vector points along one token's unembedding, far enough to drown everything else after the last block.
+    token = lm.tokenizer(",")["input_ids"][0]
+    vector_D = 1e4 * lm.model.get_output_embeddings().weight[token].float()
+    plain = generate_tokens(lm, PROMPTS, max_new_tokens=6)
+    with add_to_residual(lm, lm.n_layers - 1, vector_D):
+        steered = generate_tokens(lm, PROMPTS, max_new_tokens=6)
+        for one in steered:
+            assert one.prompt_ids + one.new_ids == _greedy_without_cache(lm, one.prompt_ids, 6)
+    assert [one.new_ids for one in steered] != [one.new_ids for one in plain]
+    # The same vector at every position: what is written does not depend on the prompt any more.
+    assert len({tuple(one.new_ids) for one in steered}) == 1
+    assert generate_tokens(lm, PROMPTS, max_new_tokens=6) == plain
+
+
+def test_steering_in_the_middle_reaches_the_cache_of_the_prompt(lm_of: Callable[[str], LanguageModel]) -> None:
+    lm = lm_of("llama")
+    vector_D = 5 * torch.randn(lm.width, generator=torch.Generator().manual_seed(1))
+    with add_to_residual(lm, 0, vector_D):
+        for one in generate_tokens(lm, PROMPTS, max_new_tokens=6):
+            assert one.prompt_ids + one.new_ids == _greedy_without_cache(lm, one.prompt_ids, 6)
+
+
+def test_sampling_follows_the_seed_and_leaves_the_global_random_state(lm_of: Callable[[str], LanguageModel]) -> None:
+    lm = lm_of("gpt2")
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.5}
+    first = generate(lm, PROMPTS, **options, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert generate(lm, PROMPTS, **options, seed=1) == first
+    assert generate(lm, PROMPTS, **options, seed=2) != first
+    # A nucleus of almost no mass holds only the likeliest token.
+    assert generate(lm, PROMPTS, **options, top_p=1e-6) == generate(lm, PROMPTS, max_new_tokens=12)
+
+
+def test_what_the_models_own_settings_recommend_is_not_applied(own_lm: LanguageModel) -> None:
+    plain = generate(own_lm, PROMPTS, max_new_tokens=12)
+    recommended = transformers.GenerationConfig(
+        do_sample=True, temperature=3.0, top_k=1, repetition_penalty=9.0, max_length=3, eos_token_id=1
+    )
+    own_lm.model.generation_config = recommended
+    assert generate(own_lm, PROMPTS, max_new_tokens=12) == plain
+    assert own_lm.model.generation_config is recommended
+
+
+def test_writing_stops_at_any_token_that_ends_a_text(own_lm: LanguageModel) -> None:
+    whole = generate_tokens(own_lm, PROMPTS, max_new_tokens=8)[0].new_ids
+    stop = whole[3]
+    own_lm.model.generation_config.eos_token_id = [1, stop]
+    made = generate_tokens(own_lm, PROMPTS, max_new_tokens=8)
+    assert made[0].new_ids == whole[: whole.index(stop) + 1]
+    for one in made:
+        assert stop not in one.new_ids[:-1]
+
+
+def test_the_text_is_the_continuation_alone(lm_of: Callable[[str], LanguageModel]) -> None:
+    lm = lm_of("llama")
+    chat, _ = render_chat(lm.tokenizer, [{"role": "user", "content": "Hi"}])
+    for prompts, special in ((PROMPTS, True), ([chat], False)):
+        for one in generate_tokens(lm, prompts, max_new_tokens=5, add_special_tokens=special):
+            assert one.text == lm.tokenizer.decode(one.new_ids, skip_special_tokens=True)
+    assert generate(lm, [], max_new_tokens=5) == []
+
+
+def test_generation_works_after_reading_the_residual_stream(lm: LanguageModel) -> None:
+    before = generate(lm, PROMPTS, max_new_tokens=4)
+    ids_BT = torch.tensor([lm.tokenizer(PROMPTS[0])["input_ids"]])
+    residual_after(lm, 0, ids_BT, torch.ones_like(ids_BT))
+    assert generate(lm, PROMPTS, max_new_tokens=4) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"temperature": -1.0}, "temperature >= 0"),
+        ({"temperature": float("nan")}, "temperature >= 0"),
+        ({"top_p": 0.0}, "0 < top-p <= 1"),
+        ({"top_p": 1.5}, "0 < top-p <= 1"),
+        ({"max_new_tokens": 256}, "257 tokens are too long for model gpt2, which has 256 positions"),
+        ({"prompts": ["fine", ""]}, "a prompt is empty"),
+    ],
+)
+def test_wrong_settings_are_refused(
+    lm_of: Callable[[str], LanguageModel], options: dict[str, Any], expected: str
+) -> None:
+    arguments: dict[str, Any] = {"prompts": ["The"], "max_new_tokens": 4} | options
+    with pytest.raises(InputError, match=expected):
+        generate(lm_of("gpt2"), **arguments)
