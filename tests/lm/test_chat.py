@@ -24,6 +24,7 @@ MERGING = (
 # As reasoning models do: what was thought is left out of earlier answers.
 FORGETTING = CHAT_TEMPLATE.replace("message['content']", "message['content'].split('</think>')[-1]")
 SHOUTING = CHAT_TEMPLATE.replace("message['content']", "message['content'] | upper")
+COUNTING = "{% for m in messages %}{{ m['role'] }} {{ m['content'] | length }}: {{ m['content'] }}\n{% endfor %}"
 
 
 def _tokenizer(template: str | None, add_bos: bool = False) -> transformers.PreTrainedTokenizerFast:
@@ -72,6 +73,12 @@ def test_a_content_changed_only_in_part_of_the_cases_is_found_where_it_is_kept()
         _contents(FORGETTING, ("user", "Why?"), ("assistant", "<think>hm</think>Because."))
     with pytest.raises(InputError, match="changes the messages"):
         _contents(SHOUTING, ("user", "quiet"))
+
+
+def test_where_the_template_depends_on_contents_they_must_be_unambiguous() -> None:
+    assert _contents(COUNTING, ("user", "Hello"), ("assistant", "world")) == ["Hello", "world"]
+    with pytest.raises(InputError, match="changes the messages"):
+        _contents(COUNTING, ("user", "user"), ("assistant", "world"))
 
 
 def test_messages_that_the_template_refuses_are_a_one_line_error() -> None:
