@@ -1,0 +1,136 @@
+"""Feature activations of a block of pairs, dense and sparse, and a sample of them kept for whole-dictionary questions.
+
+Legend: B pairs of a block, N pairs of the sample, F features, Da, Db widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+
+from modeldiff.crosscoder import Crosscoder
+from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.files import replace_into, temporary_path
+
+# Values of one dense (B, F) float32 array: 256 MiB. Encoding holds about three of them.
+_DENSE_VALUES = 1 << 26
+_MIN_ROWS, _MAX_ROWS = 64, 4096
+
+
+def block_rows(n_features: int) -> int:
+    """Pairs encoded at once: a function of the dictionary's size alone, so that sums do not depend on the machine."""
+    return max(_MIN_ROWS, min(_MAX_ROWS, _DENSE_VALUES // n_features))
+
+
+def spread(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
+    """Blocks that hold about `pairs` pairs together, spread evenly over all; every block when `pairs` is None."""
+    total = sum(len(block) for block in blocks)
+    if pairs is None or pairs >= total:
+        return list(blocks)
+    wanted = max(1, round(len(blocks) * pairs / total))
+    return [blocks[(2 * i + 1) * len(blocks) // (2 * wanted)] for i in range(wanted)]
+
+
+@dataclass(frozen=True)
+class SparseCodes:
+    """The non-zero feature activations of a block: one entry each, ordered by row, then feature."""
+
+    row: NDArray[np.int64]
+    """Row within the block."""
+    feature: NDArray[np.int64]
+    value: NDArray[np.float32]
+
+
+class Encoder:
+    """Codes of the store's pairs, with pairs left out that training leaves out.
+
+    Args:
+        outlier_factor: a pair is an outlier when a side's norm exceeds this many times the side's median norm; 0:
+        never.
+    """
+
+    def __init__(
+        self, crosscoder: Crosscoder, store: ActivationStore, device: torch.device, outlier_factor: float
+    ) -> None:
+        self.crosscoder = crosscoder.to(device).eval()
+        self.store = store
+        self.device = device
+        self._limits = {
+            side: outlier_factor * info.median_norm if outlier_factor else float("inf")
+            for side, info in store.info.sides.items()
+        }
+
+    def dense(self, block: Block) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+        """(f_BF on the device, kept_B): activations of every feature; rows of outliers are zero and not kept."""
+        x_a_BDa, x_b_BDb = (x.to(self.device) for x in self.store.read(block))
+        kept_B = (x_a_BDa.float().norm(dim=1) <= self._limits["a"]) & (x_b_BDb.float().norm(dim=1) <= self._limits["b"])
+        with torch.inference_mode():
+            f_BF = self.crosscoder.encode(x_a_BDa, x_b_BDb, raw=True)
+            f_BF = torch.where(kept_B[:, None], f_BF, 0)
+        return f_BF, kept_B.cpu().numpy()
+
+
+def sparsify(f_BF: torch.Tensor) -> SparseCodes:
+    """The non-zero entries of a dense block."""
+    row, feature = f_BF.nonzero(as_tuple=True)
+    value = f_BF[row, feature].float()
+    return SparseCodes(row.cpu().numpy(), feature.cpu().numpy(), value.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class CodeSample:
+    """Codes of a sample of pairs, all features, in memory."""
+
+    codes_NF: sparse.csr_matrix
+    """float32."""
+    rows_N: NDArray[np.int64]
+    """Row of each pair in the whole store."""
+
+
+class SampleWriter:
+    """Collects the sample's codes, a file per shard, so that an interrupted pass keeps them."""
+
+    def __init__(self, folder: Path, n_features: int) -> None:
+        self._folder = folder
+        self._n_features = n_features
+        self._parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]] = []
+        folder.mkdir(exist_ok=True)
+
+    def add(self, codes: SparseCodes, kept_B: NDArray[np.bool_], first_row: int) -> None:
+        """Take one block, whose first pair is row `first_row` of the store."""
+        shape = (len(kept_B), self._n_features)
+        block = sparse.csr_matrix((codes.value, (codes.row, codes.feature)), shape=shape)
+        self._parts.append((block[kept_B], first_row + np.flatnonzero(kept_B)))
+
+    def finish_shard(self, shard: int) -> None:
+        """Write what was added since the last shard."""
+        part = self._joined(self._parts)
+        path = self._folder / f"{shard:05d}.safetensors"
+        temporary = temporary_path(path)
+        arrays = {"indptr": part.codes_NF.indptr, "indices": part.codes_NF.indices, "data": part.codes_NF.data}
+        save_file({**arrays, "rows": part.rows_N}, temporary)
+        replace_into(temporary, path)
+        self._parts = []
+
+    def load(self, shards: int) -> CodeSample:
+        """The sample of the first `shards` shards, in order."""
+        parts = []
+        for shard in range(shards):
+            arrays = load_file(self._folder / f"{shard:05d}.safetensors")
+            shape = (len(arrays["rows"]), self._n_features)
+            matrix = sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
+            parts.append((matrix, arrays["rows"]))
+        return self._joined(parts)
+
+    def _joined(self, parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]]) -> CodeSample:
+        if not parts:
+            return CodeSample(sparse.csr_matrix((0, self._n_features), dtype=np.float32), np.zeros(0, np.int64))
+        codes = sparse.vstack([matrix for matrix, _ in parts], format="csr", dtype=np.float32)
+        return CodeSample(codes, np.concatenate([rows for _, rows in parts]))

@@ -1,0 +1,120 @@
+"""The pairs on which each feature fires most strongly, kept varied while the pass runs.
+
+Rule: first the strongest pair of each document, the documents in order of that activation. Where a feature fires in
+fewer documents than examples are wanted, the strongest remaining pairs follow, at most one per stretch of `STRETCH`
+rows of a document. Ties go to the earlier row.
+
+Legend: F features, E examples, n places per feature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modeldiff.features.statistics import Arrays
+
+Ints = NDArray[np.int64]
+
+STRETCH = 32
+"""Rows of a document that give at most one example: about the length of the context that is shown."""
+
+
+class TopRows:
+    """For each feature the `n` buckets in which it fires most strongly, and the strongest row of each.
+
+    Attributes:
+        activation (F, n) float32, 0 where empty; row (F, n) and bucket (F, n) int64, -1 where empty; strongest first.
+    """
+
+    def __init__(self, n_features: int, n: int) -> None:
+        self.activation = np.zeros((n_features, n), np.float32)
+        self.row = np.full((n_features, n), -1, np.int64)
+        self.bucket = np.full((n_features, n), -1, np.int64)
+
+    def update(self, feature: Ints, activation: NDArray[np.float32], row: Ints, bucket: Ints) -> None:
+        """Take firings in: one entry each in four arrays of equal length; later calls bring later rows."""
+        chance = activation > self.activation[feature, -1]
+        feature, activation, row, bucket = (a[chance] for a in (feature, activation, row, bucket))
+        if not len(feature):
+            return
+        touched = np.unique(feature)
+        held = self.row[touched] >= 0
+        feature = np.concatenate([np.repeat(touched, held.sum(1)), feature])
+        activation = np.concatenate([self.activation[touched][held], activation])
+        row = np.concatenate([self.row[touched][held], row])
+        bucket = np.concatenate([self.bucket[touched][held], bucket])
+
+        best = np.lexsort((row, -activation, bucket, feature))
+        best = best[_first_of_run(feature[best], bucket[best])]
+        order = best[np.lexsort((row[best], -activation[best], feature[best]))]
+        rank = _rank_in_run(feature[order])
+        order, rank = order[rank < self.row.shape[1]], rank[rank < self.row.shape[1]]
+
+        self.activation[touched], self.row[touched], self.bucket[touched] = 0, -1, -1
+        at = (feature[order], rank)
+        self.activation[at], self.row[at], self.bucket[at] = activation[order], row[order], bucket[order]
+
+    def state(self) -> Arrays:
+        """For `from_state`."""
+        return {"activation": self.activation, "row": self.row, "bucket": self.bucket}
+
+    @classmethod
+    def from_state(cls, state: Arrays) -> TopRows:
+        top = cls(*state["row"].shape)
+        for name, array in state.items():
+            setattr(top, name, array.copy())
+        return top
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The chosen examples of all features, those of one feature together, strongest first."""
+
+    offsets: Ints
+    """(F + 1,): examples of feature i are offsets[i] to offsets[i + 1]."""
+    feature: Ints
+    row: Ints
+    """Row in the whole store."""
+    activation: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def stretch_of(document_B: Ints, row_B: Ints) -> Ints:
+    """Bucket of each row: its document and which stretch of rows it lies in."""
+    return document_B * (1 << 32) + row_B // STRETCH
+
+
+def choose(by_document: TopRows, by_stretch: TopRows) -> Examples:
+    """The examples by the rule above; both arguments have the same shape."""
+    n_features, n = by_document.row.shape
+    tops = (by_document, by_stretch)
+    held = [top.row >= 0 for top in tops]
+    feature = np.concatenate([np.nonzero(one)[0] for one in held])
+    later = np.repeat([0, 1], [one.sum() for one in held])
+    activation = np.concatenate([top.activation[one] for top, one in zip(tops, held, strict=True)])
+    row = np.concatenate([top.row[one] for top, one in zip(tops, held, strict=True)])
+    distinct = np.lexsort((later, row, feature))
+    distinct = distinct[_first_of_run(feature[distinct], row[distinct])]
+    order = distinct[np.lexsort((row[distinct], -activation[distinct], later[distinct], feature[distinct]))]
+    order = order[_rank_in_run(feature[order]) < n]
+    order = order[np.lexsort((row[order], -activation[order], feature[order]))]
+    counts = np.bincount(feature[order], minlength=n_features)
+    return Examples(np.concatenate([[0], np.cumsum(counts)]), feature[order], row[order], activation[order])
+
+
+def _first_of_run(*keys: Ints) -> NDArray[np.bool_]:
+    """True where an entry differs from the one before in any of the (sorted) keys."""
+    first = np.ones(len(keys[0]), bool)
+    first[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    return first
+
+
+def _rank_in_run(key: Ints) -> Ints:
+    """0, 1, 2, ... within each run of equal values."""
+    index = np.arange(len(key))
+    return index - np.maximum.accumulate(np.where(_first_of_run(key), index, 0)) if len(key) else index

@@ -1,0 +1,206 @@
+"""The features stage: a crosscoder and activations in, a `features` artifact out.
+
+Layout (normative; F features, S text sources, E examples of all features together):
+    features.json            format, refs of the inputs, both sides' models and layers, sizes of the partitions, counts
+    statistics.safetensors   (F,): density, firing_count, mean_activation, max_activation, sum_activation, sum_squares,
+                             relative_norm, decoder_norm_a, decoder_norm_b, and r2_a, r2_b unless predictability is off;
+                             (S, F): firing_count_by_source, activation_by_source; (S,): pairs_by_source
+    twins.safetensors        feature, correlation (F, 3): see twins.py
+    examples.h5              offsets (F + 1,), row, activation (E,); with texts also the arrays of context.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save, save_file
+
+from modeldiff.console import say
+from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.errors import InputError
+from modeldiff.features.codes import Encoder
+from modeldiff.features.context import gather
+from modeldiff.features.evidence import predictability
+from modeldiff.features.examples import Examples
+from modeldiff.features.scan import ScanResult, scan
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.features.statistics import Arrays, FeatureStatistics
+from modeldiff.features.twins import find_twins
+from modeldiff.lm.device import resolve_device
+from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.files import replace_into, temporary_path
+
+SCHEMA = 1
+FORMAT = 1
+FEATURES_NAME = "features.json"
+STATISTICS_NAME = "statistics.safetensors"
+TWINS_NAME = "twins.safetensors"
+EXAMPLES_NAME = "examples.h5"
+
+
+def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
+    """Measure every feature of a crosscoder.
+
+    Raises:
+        InputError: there is no such crosscoder, its activations are gone, or the widths do not fit.
+        DamagedError: a file of the inputs is damaged.
+    """
+    source = workspace.find("crosscoder", settings.crosscoder)
+    activations = find_activations(workspace, source, settings.activations)
+    if settings.crosscoder is None:
+        say(f"features of {source.ref} on {activations.ref}")
+    crosscoder, store = load(source), ActivationStore(activations)
+    found, expected = store.widths, (crosscoder.config.width_a, crosscoder.config.width_b)
+    if found != expected:
+        raise InputError(
+            f"{source.ref} reads widths {expected[0]} and {expected[1]}, but {activations.ref} has {found[0]} and "
+            f"{found[1]}: give the activations it was trained on with --activations"
+        )
+    device = resolve_device(settings.device)
+    inputs = {"crosscoder": source.as_input(), "activations": activations.as_input()}
+    refs = {label: one.label for label, one in inputs.items()}
+
+    def build(work: Work) -> dict[str, Any]:
+        work.environment.update(device=str(device), dtype="float32")
+        return _build(settings, crosscoder, store, device, refs, work)
+
+    return produce(workspace, Order("features", settings, inputs, SCHEMA), build, name=name, force=force)
+
+
+def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None) -> Artifact:
+    """The activations called `ref`; without it those that the crosscoder was trained on, known by their digest.
+
+    Raises:
+        InputError: there are none, or they are not in the workspace any more.
+    """
+    if ref is not None:
+        return workspace.find("activations", ref)
+    trained_on = [one for one in crosscoder.manifest.inputs.values() if one.label.startswith("activations:")]
+    digests = {one.digest for one in trained_on}
+    for artifact in reversed(workspace.artifacts("activations")):
+        if artifact.manifest.digest in digests:
+            return artifact
+    gone = trained_on[0].label if trained_on else "activations"
+    raise InputError(
+        f"{crosscoder.ref} was trained on {gone}, which are not in {workspace.folder} any more: "
+        "harvest them again, or name others of the same models and layers with --activations"
+    )
+
+
+def _build(
+    settings: FeaturesSettings,
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    device: torch.device,
+    refs: dict[str, str],
+    work: Work,
+) -> dict[str, Any]:
+    encoder = Encoder(crosscoder, store, device, settings.outlier_factor)
+    result = scan(
+        encoder,
+        pairs=settings.pairs,
+        sample_pairs=settings.sample_pairs,
+        examples=settings.examples,
+        resume=work.resume,
+    )
+    if not result.statistics.pairs:
+        raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
+    if not work.has(TWINS_NAME):
+        twins = find_twins(result.sample.codes_NF, partition_numbers(crosscoder))
+        work.write_bytes(TWINS_NAME, save({"feature": twins.feature, "correlation": twins.correlation}))
+    evidence = _evidence(settings, store, result, device, work)
+    if not work.has(STATISTICS_NAME):
+        work.write_bytes(STATISTICS_NAME, save(_statistics(crosscoder, result.statistics, evidence)))
+    if not work.has(EXAMPLES_NAME):
+        _write_examples(encoder, result.examples, settings.context, work)
+    dead = dead_by_partition(crosscoder, result.statistics)
+    work.write_json(FEATURES_NAME, _description(crosscoder, store, result, refs, dead, settings))
+    _tell(store, result.statistics, dead)
+    return {
+        "features": crosscoder.n_features,
+        "dead": sum(dead.values()),
+        "pairs": result.statistics.pairs,
+        "outliers": result.statistics.outliers,
+        "examples": len(result.examples),
+    }
+
+
+def partition_numbers(crosscoder: Crosscoder) -> NDArray[np.int64]:
+    """(F,): 0, 1, 2 for A, shared, B."""
+    sizes = [part.stop - part.start for part in crosscoder.slices.values()]
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def dead_by_partition(crosscoder: Crosscoder, statistics: FeatureStatistics) -> dict[str, int]:
+    """How many features of each partition never fired."""
+    return {name: int((statistics.count_F[part] == 0).sum()) for name, part in crosscoder.slices.items()}
+
+
+def _evidence(
+    settings: FeaturesSettings, store: ActivationStore, result: ScanResult, device: torch.device, work: Work
+) -> Arrays:
+    """r2_a and r2_b, kept for a resumed run; nothing when predictability is off."""
+    if not settings.predictability:
+        return {}
+    path = work.resume / "evidence.safetensors"
+    if not path.exists():
+        r2 = predictability(store, result.sample, device)
+        temporary = temporary_path(path)
+        save_file({f"r2_{side}": values for side, values in r2.items()}, temporary)
+        replace_into(temporary, path)
+    return load_file(path)
+
+
+def _statistics(crosscoder: Crosscoder, statistics: FeatureStatistics, evidence: Arrays) -> Arrays:
+    norms = {f"decoder_norm_{side}": norm_F.cpu().numpy() for side, norm_F in crosscoder.decoder_norms().items()}
+    relative = crosscoder.relative_norm().detach().cpu().numpy()
+    return {**statistics.results(), **norms, "relative_norm": relative, **evidence}
+
+
+def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:
+    arrays: Arrays = {"offsets": examples.offsets, "row": examples.row, "activation": examples.activation}
+    if encoder.store.info.has_texts:
+        arrays |= gather(encoder, examples, n_context, work.resume / "contexts").arrays()
+    temporary = work.temporary(EXAMPLES_NAME)
+    with h5py.File(temporary, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    work.commit(temporary, EXAMPLES_NAME)
+
+
+def _description(
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    result: ScanResult,
+    refs: dict[str, str],
+    dead: dict[str, int],
+    settings: FeaturesSettings,
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        **refs,
+        "sides": {side: dataclasses.asdict(info) for side, info in store.info.sides.items()},
+        "partitions": {name: [part.start, part.stop] for name, part in crosscoder.slices.items()},
+        "sources": store.info.sources,
+        "has_texts": store.info.has_texts,
+        "predictability": settings.predictability,
+        "pairs": result.statistics.pairs,
+        "outliers": result.statistics.outliers,
+        "sample_pairs": len(result.sample.rows_N),
+        "dead": dead,
+    }
+
+
+def _tell(store: ActivationStore, statistics: FeatureStatistics, dead: dict[str, int]) -> None:
+    if statistics.outliers:
+        say(f"{statistics.outliers:,} pairs with an outlying norm were left out ({statistics.pairs:,} measured)")
+    if any(dead.values()):
+        say("features that never fired: " + ", ".join(f"{count:,} {name}" for name, count in dead.items()))
+    if not store.info.has_texts:
+        say("the activations have no texts: examples are row numbers only, and there are no text sources")

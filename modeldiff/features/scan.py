@@ -1,0 +1,124 @@
+"""The streaming pass over the pairs: statistics, top examples and a sample of codes, with a checkpoint after each
+shard.
+
+Legend: B pairs of a block, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from modeldiff.console import progress
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, sparsify, spread
+from modeldiff.features.examples import Examples, TopRows, choose, stretch_of
+from modeldiff.features.statistics import Arrays, FeatureStatistics
+from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.files import replace_into, temporary_path
+
+_CHECKPOINT = "scan.safetensors"
+_PARTS = ("statistics", "by_document", "by_stretch")
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What the pass found."""
+
+    statistics: FeatureStatistics
+    examples: Examples
+    sample: CodeSample
+
+
+def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: int, resume: Path) -> ScanResult:
+    """Stream the store once.
+
+    Args:
+        pairs: measure on about so many, None for all; sample_pairs: keep the codes of about so many of them.
+        examples: places per feature.
+        resume: folder for checkpoints; a scan that finds one there goes on behind its last whole shard.
+    """
+    store = encoder.store
+    n_features = encoder.crosscoder.n_features
+    blocks = spread(store.blocks(block_rows(n_features)), pairs)
+    sampled = set(spread(blocks, sample_pairs))
+    writer = SampleWriter(resume / "codes", n_features)
+    state, done = _restore(resume / _CHECKPOINT) or (_State(n_features, len(store.info.sources), examples), 0)
+    total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
+    with progress("features: pass over the activations", total, "pairs", done=finished) as bar:
+        for shard in range(done, len(store.info.shards)):
+            places = _Places(store, shard)
+            for block in (block for block in blocks if block.shard == shard):
+                f_BF, kept_B = encoder.dense(block)
+                codes = sparsify(f_BF)
+                source_B, document_B, row_B = places.of(block)
+                state.statistics.update(codes, kept_B, source_B)
+                document, row = document_B[codes.row], row_B[codes.row]
+                state.by_document.update(codes.feature, codes.value, row, document)
+                state.by_stretch.update(codes.feature, codes.value, row, stretch_of(document, row))
+                if block in sampled:
+                    writer.add(codes, kept_B, int(row_B[0]))
+                bar.advance(len(block))
+            writer.finish_shard(shard)
+            _checkpoint(resume / _CHECKPOINT, state, shard + 1)
+    return ScanResult(
+        state.statistics, choose(state.by_document, state.by_stretch), writer.load(len(store.info.shards))
+    )
+
+
+class _State:
+    """What the pass accumulates."""
+
+    def __init__(self, n_features: int, n_sources: int, examples: int) -> None:
+        self.statistics = FeatureStatistics(n_features, n_sources)
+        self.by_document = TopRows(n_features, examples)
+        self.by_stretch = TopRows(n_features, examples)
+
+
+class _Places:
+    """Where the pairs of one shard come from."""
+
+    def __init__(self, store: ActivationStore, shard: int) -> None:
+        self._first = store.first_row[shard]
+        self._source: NDArray[np.int64] | None = None
+        if store.info.has_texts:
+            plan = store.plan(shard)
+            of_pair = plan.pairs.document
+            self._source = np.array([document.source for document in plan.documents], np.int64)[of_pair]
+            self._document = np.array([document.index for document in plan.documents], np.int64)[of_pair]
+
+    def of(self, block: Block) -> tuple[NDArray[np.int64] | None, NDArray[np.int64], NDArray[np.int64]]:
+        """(source, document, row in the store) of each pair of a block. Without texts there are no sources, and every
+        row counts as a document of its own."""
+        row_B = np.arange(self._first + block.start, self._first + block.stop)
+        if self._source is None:
+            return None, row_B, row_B
+        return self._source[block.start : block.stop], self._document[block.start : block.stop], row_B
+
+
+def _checkpoint(path: Path, state: _State, shards: int) -> None:
+    arrays = {f"{part}.{name}": array for part in _PARTS for name, array in getattr(state, part).state().items()}
+    temporary = temporary_path(path)
+    save_file(arrays, temporary, metadata={"shards": str(shards)})
+    replace_into(temporary, path)
+
+
+def _restore(path: Path) -> tuple[_State, int] | None:
+    """The state and the number of shards it covers; None when there is no checkpoint."""
+    if not path.exists():
+        return None
+    parts: dict[str, Arrays] = {part: {} for part in _PARTS}
+    with safe_open(path, framework="numpy") as file:
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            part, _, name = key.partition(".")
+            parts[part][name] = file.get_tensor(key)
+        shards = int(file.metadata()["shards"])
+    state = _State(0, 0, 0)
+    state.statistics = FeatureStatistics.from_state(parts["statistics"])
+    state.by_document = TopRows.from_state(parts["by_document"])
+    state.by_stretch = TopRows.from_state(parts["by_stretch"])
+    return state, shards

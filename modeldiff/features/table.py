@@ -1,0 +1,277 @@
+"""The features of an artifact as rows to list, filter, sort and show; plain data for the terminal, JSON or Python.
+
+Legend: F features, S text sources.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.example import Example, ExampleReader
+from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
+from modeldiff.features.words import WordShare, characteristic_words
+from modeldiff.settings import check_fields
+from modeldiff.workspace import Artifact
+from modeldiff.workspace.files import read_json
+
+Partition = Literal["A", "shared", "B"]
+Sort = Literal["gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id"]
+SORTS: tuple[str, ...] = get_args(Sort)
+_FIELDS = {
+    "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "pairs",
+    "outliers", "sample_pairs", "dead",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """A feature of another partition that fires on the same places."""
+
+    id: int
+    partition: str
+    correlation: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureRow:
+    """What is known about one feature. Activations are in normalised feature units."""
+
+    id: int
+    partition: str
+    """A, shared or B."""
+    relative_norm: float
+    """Paper eq. 1: 1 only in A's decoder, 0.5 in both alike, 0 only in B's."""
+    density: float
+    """Share of the pairs on which it fires; 0: dead."""
+    firing_count: int
+    mean_activation: float
+    """Over the pairs where it fires."""
+    max_activation: float
+    sources: dict[str, float]
+    """Share of its activation mass per text source, largest first, zeros left out; empty without texts."""
+    twins: list[Twin]
+    """Highest correlation first."""
+    r2_a: float | None
+    """Held-out R² from A's activations; None when not measured or it fires too rarely."""
+    r2_b: float | None
+    r2_own: float | None
+    """From the model that has it; of a shared one the better of the two."""
+    r2_other: float | None
+    """From the model that lacks it; of a shared one the worse of the two."""
+    gap: float | None
+    """r2_own - r2_other: large when only its own model's activations explain it."""
+    words: list[WordShare]
+    """The most frequent words at which its top examples end; empty without texts."""
+    examples: list[Example]
+    """Strongest first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which features a listing shows, and how many it leaves out and why."""
+
+    ids: list[int]
+    """In the order asked for."""
+    candidates: int
+    """Features of the partition asked for."""
+    dead: int
+    """Of these never fired; listed last."""
+    rare: int
+    """Fired, but below the minimum density asked for; left out, as are then the dead."""
+    without_evidence: int
+    """Fired, but with no r2_own - r2_other; behind those that have it when sorted by it."""
+
+
+class FeatureTable:
+    """A `features` artifact, opened for reading.
+
+    Attributes:
+        info: content of features.json.
+        partition_F: "A", "shared" or "B".
+        statistics: the arrays of statistics.safetensors.
+
+    Raises:
+        DamagedError: a file is missing, damaged, or of another shape than features.json says.
+        InputError: written by a newer modeldiff.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.info = self._read_info()
+        sizes = {name: stop - start for name, (start, stop) in self.info["partitions"].items()}
+        self.partition_F = np.repeat(list(sizes), list(sizes.values()))
+        self.statistics = self._read_arrays(STATISTICS_NAME)
+        twins = self._read_arrays(TWINS_NAME)
+        self._twin_feature, self._twin_correlation = twins["feature"], twins["correlation"]
+        self._examples = ExampleReader(artifact, EXAMPLES_NAME, self.info["sources"], self.info["has_texts"])
+        nothing = np.full(self.n_features, np.nan, np.float32)
+        self._r2_a, self._r2_b = (self.statistics.get(f"r2_{side}", nothing) for side in ("a", "b"))
+        a_owns = (self.partition_F == "A") | ((self.partition_F == "shared") & (self._r2_a >= self._r2_b))
+        self._r2_own = np.where(a_owns, self._r2_a, self._r2_b)
+        self._r2_other = np.where(a_owns, self._r2_b, self._r2_a)
+
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return len(self.partition_F)
+
+    def select(
+        self,
+        *,
+        exclusive: Partition | None = None,
+        top: int | None = None,
+        sort: Sort = "gap",
+        min_density: float = 0.0,
+        source: str | None = None,
+    ) -> Selection:
+        """Choose and order features.
+
+        Args:
+            exclusive: only this partition (A- or B-exclusive, or shared); None: all.
+            top: at most so many; None: all.
+            sort: gap (r2_own - r2_other, largest first), density, max, mean, mass (activation in total), relative_norm
+                (the one model's share of the norm first: largest for A, smallest for B), twin (the least similar twin
+                first), id. Dead features come last, then those without evidence before them when sorted by gap.
+            min_density: leave out features that fire on a smaller share of the pairs.
+            source: order by activation mass on this text source alone; needs sort "mass".
+
+        Raises:
+            InputError: an unknown partition, order or source.
+        """
+        if exclusive is not None and exclusive not in get_args(Partition):
+            raise InputError(f"--exclusive expects A, B or shared, found '{exclusive}'")
+        if top is not None and top < 1:
+            raise InputError(f"--top must be at least 1, found {top}")
+        of_partition = np.ones(self.n_features, bool) if exclusive is None else self.partition_F == exclusive
+        alive = self.statistics["firing_count"] > 0
+        dense = self.statistics["density"] >= min_density
+        key = self._sort_key(sort, exclusive, source)
+        known = ~np.isnan(key)
+        ids = np.flatnonzero(of_partition & dense)
+        # Without evidence the strongest come first, so that the order still means something.
+        strength = self.statistics["max_activation"]
+        order = np.lexsort((ids, -strength[ids], np.where(known, key, 0)[ids], ~known[ids], ~alive[ids]))
+        gap_known = ~np.isnan(self._r2_own - self._r2_other)
+        return Selection(
+            ids=ids[order][:top].tolist(),
+            candidates=int(of_partition.sum()),
+            dead=int((of_partition & ~alive).sum()),
+            rare=int((of_partition & alive & ~dense).sum()),
+            without_evidence=int((of_partition & alive & ~gap_known).sum()),
+        )
+
+    def rows(
+        self,
+        *,
+        exclusive: Partition | None = None,
+        top: int | None = None,
+        sort: Sort = "gap",
+        min_density: float = 0.0,
+        source: str | None = None,
+        examples: int | None = None,
+    ) -> list[FeatureRow]:
+        """The features of `select`, each with at most `examples` examples (None: all that are kept)."""
+        selection = self.select(exclusive=exclusive, top=top, sort=sort, min_density=min_density, source=source)
+        return [self.row(feature, examples=examples) for feature in selection.ids]
+
+    def row(self, feature: int, *, examples: int | None = None) -> FeatureRow:
+        """Everything about one feature.
+
+        Raises:
+            InputError: there is no such feature.
+        """
+        if not 0 <= feature < self.n_features:
+            raise InputError(
+                f"feature {feature} does not exist: {self.artifact.ref} has 0 to {self.n_features - 1} "
+                f"({self.info['crosscoder']})"
+            )
+        statistics = self.statistics
+        own, other = _number(self._r2_own[feature]), _number(self._r2_other[feature])
+        shown = self._examples.read(feature)
+        return FeatureRow(
+            id=feature,
+            partition=str(self.partition_F[feature]),
+            relative_norm=float(statistics["relative_norm"][feature]),
+            density=float(statistics["density"][feature]),
+            firing_count=int(statistics["firing_count"][feature]),
+            mean_activation=float(statistics["mean_activation"][feature]),
+            max_activation=float(statistics["max_activation"][feature]),
+            sources=self._sources(feature),
+            twins=self._twins(feature),
+            r2_a=_number(self._r2_a[feature]),
+            r2_b=_number(self._r2_b[feature]),
+            r2_own=own,
+            r2_other=other,
+            gap=None if own is None or other is None else own - other,
+            words=characteristic_words([one.word for one in shown if one.word is not None]),
+            examples=shown[:examples],
+        )
+
+    def _sort_key(self, sort: str, exclusive: str | None, source: str | None) -> NDArray[np.float64]:
+        """(F,) smallest first; NaN where there is no evidence."""
+        statistics = self.statistics
+        if source is not None and source not in self.info["sources"]:
+            raise InputError(f"no text source '{source}': there is {', '.join(self.info['sources']) or 'none'}")
+        if sort == "gap":
+            return self._r2_other.astype(np.float64) - self._r2_own
+        if sort == "mass" and source is not None:
+            return -statistics["activation_by_source"][self.info["sources"].index(source)]
+        if sort == "relative_norm":
+            return statistics["relative_norm"].astype(np.float64) * (1 if exclusive == "B" else -1)
+        if sort == "twin":
+            return self._twin_correlation[:, 0].astype(np.float64)
+        if sort == "id":
+            return np.arange(self.n_features, dtype=np.float64)
+        columns = {"density": "density", "max": "max_activation", "mean": "mean_activation", "mass": "sum_activation"}
+        if sort not in columns:
+            raise InputError(f"--sort expects one of {', '.join(SORTS)}, found '{sort}'")
+        return -statistics[columns[sort]].astype(np.float64)
+
+    def _sources(self, feature: int) -> dict[str, float]:
+        mass_S = self.statistics["activation_by_source"][:, feature]
+        total = float(mass_S.sum())
+        shares = {label: float(mass) / total for label, mass in zip(self.info["sources"], mass_S, strict=True) if mass}
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+    def _twins(self, feature: int) -> list[Twin]:
+        pairs: Sequence[tuple[int, float]] = list(
+            zip(self._twin_feature[feature].tolist(), self._twin_correlation[feature].tolist(), strict=True)
+        )
+        return [Twin(other, str(self.partition_F[other]), value) for other, value in pairs if other >= 0]
+
+    def _read_info(self) -> dict[str, Any]:
+        path = self.artifact.file(FEATURES_NAME)
+        info = read_json(path)
+        if isinstance(info.get("format"), int) and info["format"] > FORMAT:
+            raise InputError(
+                f"{path}: format {info['format']} is newer than this modeldiff reads ({FORMAT}): upgrade modeldiff"
+            )
+        try:
+            check_fields(info, required=_FIELDS, where=str(path))
+        except InputError as error:
+            raise DamagedError(str(error)) from None
+        return info
+
+    def _read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        path = self.artifact.file(name)
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
+
+
+def _number(value: Any) -> float | None:
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,1 @@
+"""Pushing a feature's direction into a model and reading what it then writes."""
