@@ -86,12 +86,13 @@ def content_of(text: str, tokens: Tokens) -> Content:
     token = np.flatnonzero(visible)
     end = trimmed_ends[token]
     next_start = np.append(starts[token][1:], length)
-    highest_before = np.maximum.accumulate(np.concatenate([[0], end]))[:-1]
+    whole = next_start >= end
+    highest_before = np.maximum.accumulate(np.concatenate([[0], np.where(whole, end, 0)]))[:-1]
     return Content(
         token=token,
         start=visible_from[starts[token]],
         end=end,
-        complete=(next_start >= end) & (end > highest_before),
+        complete=whole & (end > highest_before),
     )
 
 

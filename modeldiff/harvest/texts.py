@@ -6,6 +6,7 @@ Everything here is deterministic, so that an interrupted harvest finds its place
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from modeldiff.harvest.readers import read_jsonl, read_parquet, read_txt
 from modeldiff.workspace.files import sha256_json
 
 HUB_PREFIX = "hf:"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -154,7 +156,7 @@ def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> 
     label = own_label or label
     text = fields.get(text_field)
     if isinstance(text, str):
-        return Record(label, text)
+        return Record(label, _characters(text))
     if text is None and fields.get("messages") is not None:
         messages = _messages(fields["messages"], where)
         return Record(label, "\n".join(m["content"] for m in messages), messages)
@@ -175,8 +177,13 @@ def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
             content = "\n".join(part["text"] for part in content)
         if not isinstance(role, str) or not isinstance(content, str):
             raise InputError(f"{where}: each of the 'messages' needs a text 'role' and a text 'content'")
-        found.append({"role": role, "content": content})
+        found.append({"role": role, "content": _characters(content)})
     return tuple(found)
+
+
+def _characters(text: str) -> str:
+    """The text with U+FFFD for lone surrogates: JSON can spell them, but they are no characters, and tokenizers refuse them."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _weight(number: str, entry: str) -> float:

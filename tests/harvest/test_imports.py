@@ -1,0 +1,186 @@
+"""Importing activations captured elsewhere, from each format; what cannot be imported is refused."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.harvest.run import estimate, run
+from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.workspace import Workspace
+from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.bits import create_dataset, write_rows
+
+GENERATOR = torch.Generator().manual_seed(3)
+X_A = torch.randn(50, 4, generator=GENERATOR)
+X_B = torch.randn(50, 6, generator=GENERATOR) * 100
+
+
+def write(path: Path, x: torch.Tensor) -> str:
+    if path.suffix == ".npy":
+        np.save(path, x.numpy())
+    elif path.suffix == ".safetensors":
+        save_file({"acts": x, "other": torch.zeros(1)}, path)
+        return f"{path}:acts"
+    else:
+        with h5py.File(path, "w") as file:
+            file["group/acts"] = x.numpy()
+    return str(path)
+
+
+def settings(a: str, b: str, **changes) -> HarvestSettings:
+    return HarvestSettings(import_a=a, import_b=b, **{"storage": "float32", "shard_pairs": 20, **changes})
+
+
+def rows(store: ActivationStore, side: str) -> torch.Tensor:
+    return torch.cat([store.read_side(side, block) for block in store.blocks(7)])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".h5"])
+def test_each_format(tmp_path: Path, workspace: Workspace, suffix: str) -> None:
+    a, b = write(tmp_path / f"a{suffix}", X_A), write(tmp_path / f"b{suffix}", X_B)
+    artifact = run(settings(a, b, model_a="org/one", layer_a=7), workspace)
+    store = ActivationStore(artifact)
+    assert torch.equal(rows(store, "a"), X_A)
+    assert torch.equal(rows(store, "b"), X_B)
+    assert store.info.shards == [20, 20, 10]
+    assert (store.info.sides["a"].model, store.info.sides["a"].layer) == ("org/one", 7)
+    assert store.info.sides["b"].model is None
+    np.testing.assert_allclose(store.info.sides["b"].median_norm, np.median(X_B.norm(dim=1)), rtol=1e-6)
+    with pytest.raises(InputError, match="imported without texts"):
+        store.plan(0)
+
+
+def test_the_storage_dtype_is_rounded_to(tmp_path: Path, workspace: Workspace) -> None:
+    a, b = write(tmp_path / "a.npy", X_A.double()), write(tmp_path / "b.npy", X_B.half())
+    store = ActivationStore(run(settings(a, b, storage="bfloat16"), workspace))
+    assert torch.equal(rows(store, "a"), X_A.to(torch.bfloat16))
+    assert torch.equal(rows(store, "b"), X_B.half().to(torch.bfloat16))
+
+
+def test_bfloat16_of_safetensors_and_of_this_projects_own_files(tmp_path: Path, workspace: Workspace) -> None:
+    a = write(tmp_path / "a.safetensors", X_A.to(torch.bfloat16))
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        write_rows(create_dataset(file, "activations", 50, 6, "bfloat16"), 0, X_B)
+    store = ActivationStore(run(settings(a, f"{tmp_path / 'b.h5'}:activations", storage="bfloat16"), workspace))
+    assert torch.equal(rows(store, "a"), X_A.to(torch.bfloat16))
+    assert torch.equal(rows(store, "b"), X_B.to(torch.bfloat16))
+
+
+def test_texts_give_the_places_of_the_rows(tmp_path: Path, workspace: Workspace) -> None:
+    a, b = write(tmp_path / "a.npy", X_A[:5]), write(tmp_path / "b.npy", X_B[:5])
+    texts = tmp_path / "texts.jsonl"
+    records = [
+        {"text": "one two", "ends": [3, 7], "source": "x", "ids_a": [5, 6]},
+        {"text": "a b c", "ends": [1, 3, 5]},
+    ]
+    texts.write_text("".join(json.dumps(record) + "\n" for record in records))
+    store = ActivationStore(run(settings(a, b, import_texts=texts, shard_pairs=2), workspace))
+    assert store.info.has_texts
+    assert store.info.shards == [2, 3]
+    assert store.info.sources == ["x", "imported"]
+    plan = store.plan(0)
+    assert plan.documents[0].text == "one two"
+    assert plan.documents[0].tokens["a"].ids.tolist() == [5, 6]
+    assert plan.documents[0].tokens["b"].ids.tolist() == [-1, -1]
+    assert plan.pairs.char_end.tolist() == [3, 7]
+    assert store.plan(1).documents[0].source == 1
+    assert torch.equal(store.read(Block(1, 0, 3))[0], X_A[2:5])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "one two", "ends": [3]}, "its documents have 1 'ends', but the activations have 5 rows"),
+        ({"text": "one", "ends": [3, 9]}, "line 1: 'ends' must be rising"),
+        ({"text": "one", "ends": [3, 2]}, "line 1: 'ends' must be rising"),
+        ({"text": "one"}, "line 1: expected"),
+        ({"text": "one", "ends": [3], "ids_a": [1, 2]}, "line 1: 'ids_a' must be a list of 1 token ids"),
+    ],
+)
+def test_texts_that_do_not_fit(tmp_path: Path, workspace: Workspace, record: dict, message: str) -> None:
+    a, b = write(tmp_path / "a.npy", X_A[:5]), write(tmp_path / "b.npy", X_B[:5])
+    (tmp_path / "t.jsonl").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=message):
+        run(settings(a, b, import_texts=tmp_path / "t.jsonl"), workspace)
+
+
+def broken(x: torch.Tensor, row: int, value: float) -> torch.Tensor:
+    x = x.clone()
+    x[row, 1] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "error", "message"),
+    [
+        (X_A, X_B[:49], InputError, "has 50 rows and .* has 49"),
+        (broken(X_A, 33, float("nan")), X_B, InputError, "--import-a: row 33 of .* NaN"),
+        (X_A, broken(X_B, 7, float("-inf")), InputError, "--import-b: row 7 of .* infinity"),
+        (X_A[0], X_B, InputError, r"has shape \(4,\): expected \(pairs, width\)"),
+        (X_A[:0], X_B, InputError, r"is empty: its shape is \(0, 4\)"),
+        (X_A.to(torch.int32), X_B, InputError, "has type torch.int64: expected"),
+    ],
+)
+def test_arrays_that_cannot_be_used(tmp_path: Path, workspace: Workspace, a, b, error, message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        run(settings(write(tmp_path / "a.npy", a), write(tmp_path / "b.npy", b)), workspace)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_too_large_for_the_storage_are_refused(tmp_path: Path, workspace: Workspace) -> None:
+    a, b = write(tmp_path / "a.npy", X_A), write(tmp_path / "b.npy", broken(X_B, 2, 1e6))
+    with pytest.raises(InputError, match="row 2 of .* is too large for float16: use --storage bfloat16 or float32"):
+        run(settings(a, b, storage="float16"), workspace)
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        ("none.npy", InputError, "there is no file none.npy"),
+        ("{folder}/a.txt", InputError, "expected .npy, .safetensors or .h5"),
+        ("{folder}/s.safetensors:nothing", InputError, "has no 'nothing': it holds acts, other"),
+        ("{folder}/s.safetensors", InputError, "It holds acts, other; choose one as"),
+        ("{folder}/torn.npy", DamagedError, "torn.npy: cannot be read"),
+        ("{folder}/torn.safetensors:acts", DamagedError, "torn.safetensors: cannot be read"),
+        ("{folder}/torn.h5:acts", DamagedError, "torn.h5: cannot be read"),
+        ("{folder}/objects.npy", DamagedError, "objects.npy: cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, workspace: Workspace, entry: str, error, message: str) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    write(tmp_path / "s.safetensors", X_A)
+    for name in ("torn.npy", "torn.safetensors", "torn.h5"):
+        write(tmp_path / name, X_A)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) - 300])
+    np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    with pytest.raises(error, match=message) as caught:
+        run(settings(entry.format(folder=tmp_path), write(tmp_path / "b.npy", X_B)), workspace)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_content_under_the_same_name_is_imported_anew(tmp_path: Path, workspace: Workspace) -> None:
+    a, b = write(tmp_path / "a.npy", X_A), write(tmp_path / "b.npy", X_B)
+    assert run(settings(a, b), workspace).ref == "activations:1"
+    assert run(settings(a, b), workspace).ref == "activations:1"
+    write(tmp_path / "a.npy", X_A * 2)
+    assert run(settings(a, b), workspace).ref == "activations:2"
+
+
+def test_estimate(tmp_path: Path, workspace: Workspace) -> None:
+    a, b = write(tmp_path / "a.npy", X_A), write(tmp_path / "b.npy", X_B)
+    planned = estimate(settings(a, b), workspace)
+    assert (planned["pairs"], planned["a"]["width"], planned["b"]["width"]) == (50, 4, 6)
+    assert planned["bytes_needed"] >= 50 * 10 * 4
+    assert not workspace.folder.exists()
+
+
+def test_both_sides_are_needed() -> None:
+    with pytest.raises(InputError, match="--import-b is missing"):
+        HarvestSettings(import_a="a.npy")
