@@ -42,10 +42,14 @@ def training_figure(lines: Sequence[dict[str, Any]], title: str) -> bytes:
     active.plot(steps, [line["k"] for line in lines], color="black", linewidth=0.8, linestyle="--", label="k")
     active.set(ylabel="active features per pair", yscale="log")
 
-    for partition, colour in _COLOURS.items():
-        if partition != "shared":
-            slots.plot(steps, [100 * line["slots"][partition] for line in lines], color=colour, label=_NAMES[partition])
+    exclusive = [p for p in ("A", "B") if any(line["slots"][p] or line["dead"][p] for line in lines)]
+    for partition in exclusive:
+        values = [100 * line["slots"][partition] for line in lines]
+        slots.plot(steps, values, color=_COLOURS[partition], label=_NAMES[partition])
     slots.set(ylabel="slots of the exclusive features (%)")
+    if not exclusive:  # the standard crosscoder
+        slots.plot(steps, [line["dead"]["shared"] for line in lines], color=_COLOURS["shared"], label="shared")
+        slots.set(ylabel="dead features")
     slots.set_ylim(bottom=0)
 
     for axes in (loss, fve, active, slots):

@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Planted:
-    """Activations (N, Da), (N, Db), and the concepts' unit directions in each model, (concepts, D), zero where absent."""
+    """Activations (N, Da), (N, Db), and the concepts' unit directions in each model (C, D), zero where absent."""
 
     x_a: torch.Tensor
     x_b: torch.Tensor

@@ -1,0 +1,84 @@
+"""The order of the pairs: every one once per pass, none that is held out, the same when the stream begins later."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeldiff.crosscoder.data import PairStream, split
+from modeldiff.errors import InputError
+from modeldiff.workspace import Workspace
+from modeldiff.workspace.activations import ActivationStore
+from tests.made_activations import make_activations
+
+ROWS = 1000
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+    """Row i holds the number i on both sides, in shards that do not divide into blocks."""
+    number_N = torch.arange(ROWS).float()
+    x_a, x_b = number_N[:, None].repeat(1, 3), -number_N[:, None].repeat(1, 2)
+    workspace = Workspace(tmp_path_factory.mktemp("data") / "w")
+    return ActivationStore(make_activations(workspace, x_a, x_b, shard_pairs=330))
+
+
+def stream(store: ActivationStore, buffer_rows: int, seed: int = 0, batch: int = 37) -> PairStream:
+    train, _ = split(store, 0.1)
+    return PairStream(store, train, batch=batch, seed=seed, buffer_bytes=buffer_rows * 5 * 4)
+
+
+def rows_of(store: ActivationStore, buffer_rows: int, batches: int, first: int = 0, seed: int = 0) -> list[list[int]]:
+    found = []
+    for x_a, x_b in itertools.islice(stream(store, buffer_rows, seed).batches(first), batches):
+        assert torch.equal(x_a[:, 0], -x_b[:, 0]), "row i of A belongs with row i of B"
+        found.append([int(value) for value in x_a[:, 0]])
+    return found
+
+
+def test_held_out_blocks_are_spread_and_apart(store: ActivationStore) -> None:
+    train, held = split(store, 0.1)
+    rows = [row for block in train + held for row in range(*_range(store, block))]
+    assert sorted(rows) == list(range(ROWS))
+    assert sum(map(len, held)) == pytest.approx(0.1 * ROWS, rel=0.2)
+    firsts = [_range(store, block)[0] for block in held]
+    assert min(firsts) < 200
+    assert max(firsts) > 800
+
+
+@pytest.mark.parametrize("buffer_rows", [1, 60, 10**6])
+def test_every_training_pair_once_per_pass(store: ActivationStore, buffer_rows: int) -> None:
+    train, _ = split(store, 0.1)
+    expected = sorted(row for block in train for row in range(*_range(store, block)))
+    drawn = itertools.chain.from_iterable(rows_of(store, buffer_rows, 2 * len(expected) // 37 + 1))
+    passes = [list(itertools.islice(drawn, len(expected))) for _ in range(2)]
+    assert sorted(passes[0]) == expected
+    assert sorted(passes[1]) == expected
+    assert passes[0] != passes[1]
+    assert passes[0] != expected
+
+
+@pytest.mark.parametrize("buffer_rows", [1, 60, 10**6])
+def test_a_stream_that_begins_later_is_the_same_stream(store: ActivationStore, buffer_rows: int) -> None:
+    whole = rows_of(store, buffer_rows, 52)
+    for first in (1, 5, 24, 25, 49):
+        assert rows_of(store, buffer_rows, 2, first=first) == whole[first : first + 2]
+
+
+def test_the_seed_changes_the_order(store: ActivationStore) -> None:
+    assert rows_of(store, 60, 3, seed=0) == rows_of(store, 60, 3, seed=0)
+    assert rows_of(store, 60, 3, seed=0) != rows_of(store, 60, 3, seed=1)
+
+
+def test_too_few_pairs_to_hold_any_out(tmp_path: Path) -> None:
+    artifact = make_activations(Workspace(tmp_path / "w"), torch.ones(1, 3), torch.ones(1, 2))
+    with pytest.raises(InputError, match="has 1 pairs, too few to hold out"):
+        split(ActivationStore(artifact), 0.02)
+
+
+def _range(store: ActivationStore, block: object) -> tuple[int, int]:
+    first = store.first_row[block.shard]  # type: ignore[attr-defined]
+    return first + block.start, first + block.stop  # type: ignore[attr-defined]

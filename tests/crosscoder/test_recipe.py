@@ -1,0 +1,102 @@
+"""Settings: what is refused, what is derived from the activations, and the schedules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from modeldiff.crosscoder.recipe import make_recipe
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.errors import InputError
+from modeldiff.settings import field_docs
+
+
+def test_the_papers_run_follows_from_the_papers_settings() -> None:
+    settings = TrainSettings(features=131072, steps=100_000)
+    recipe = make_recipe(settings, widths=(4096, 4096), pairs=100_000_000)
+    assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (6554, 117964, 6554)
+    assert recipe.k in range(200, 206)
+    assert recipe.k_start == 5 * recipe.k
+    assert (recipe.anneal_steps, recipe.warmup, recipe.dead_pairs) == (5000, 1000, 10_000_000)
+    assert recipe.lr == pytest.approx(1e-4, rel=0.5)
+    assert make_recipe(settings, widths=(4096, 2880), pairs=10**8).auxk == 1744
+
+
+def test_defaults_suit_small_models_and_short_runs() -> None:
+    recipe = make_recipe(TrainSettings(), widths=(128, 192), pairs=200_000)
+    assert recipe.n_a_only + recipe.n_shared + recipe.n_b_only == 1280
+    assert (recipe.k, recipe.steps) == (16, 2000)
+    assert recipe.dead_pairs == 200 * 2048, "a tenth of the run, not 10 M pairs"
+    assert make_recipe(TrainSettings(), widths=(8, 8), pairs=4_000_000).steps == 3906
+    assert make_recipe(TrainSettings(tokens=1_000_000), widths=(8, 8), pairs=10**6).steps == 488
+
+
+def test_k_falls_in_a_line_then_stays() -> None:
+    recipe = make_recipe(TrainSettings(k=10, k_start=50, anneal_steps=4, steps=100), widths=(8, 8), pairs=10**4)
+    assert [recipe.k_at(step) for step in (0, 1, 2, 3, 4, 99)] == [50, 40, 30, 20, 10, 10]
+
+
+@pytest.mark.parametrize(("decay", "middle", "last"), [("none", 1, 1), ("linear", 0.5, 0.05), ("cosine", 0.5, 0.006)])
+def test_learning_rate_rises_stays_and_falls(decay: Any, middle: float, last: float) -> None:
+    settings = TrainSettings(lr=2.0, warmup=10, decay=decay, decay_share=0.2, steps=100)
+    recipe = make_recipe(settings, widths=(8, 8), pairs=10**4)
+    assert [recipe.lr_at(step) / 2 for step in (0, 4, 9, 50, 80)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert recipe.lr_at(90) / 2 == pytest.approx(middle)
+    assert recipe.lr_at(99) / 2 == pytest.approx(last, abs=1e-3)
+
+
+def test_standard_has_no_exclusive_features() -> None:
+    recipe = make_recipe(TrainSettings(architecture="standard", features=100), widths=(8, 8), pairs=10**4)
+    assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (0, 100, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"exclusive": 0.5}, "--exclusive is the share"),
+        ({"exclusive": -0.1}, "--exclusive is the share"),
+        ({"features": 10, "k": 11}, r"--k must be at most the number of features \(10\), found 11"),
+        ({"features": 0}, "--features must be at least 1"),
+        ({"k": 8, "k_start": 4}, r"--k-start must be at least k \(8\)"),
+        ({"steps": 5, "tokens": 5}, "give one of them"),
+        ({"lr": 0.0}, "--lr must be above 0"),
+        ({"lr": float("nan")}, "--lr must be above 0"),
+        ({"holdout": 0.0}, "--holdout"),
+        ({"decay_share": 1.5}, "--decay-share"),
+        ({"betas": (0.9,)}, "--betas must be two numbers"),
+        ({"auxk_alpha": -1.0}, "--auxk-alpha"),
+        ({"batch": 0}, "--batch must be at least 1"),
+    ],
+)
+def test_senseless_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"k": 65}, r"--k must be at most the number of features \(64\), found 65"),
+        ({"features": 8}, "--exclusive 0.05 of 8 features leaves a partition empty"),
+        ({"features": 8, "exclusive": 0.49, "k": 2}, "leaves a partition empty"),
+        ({"batch": 1001}, r"--batch must be at most the pairs there are to train on \(1000\), found 1001"),
+        ({"batch": 100, "steps": 10, "threshold_start": 10}, "--threshold-start must be below the number of steps"),
+    ],
+)
+def test_settings_that_do_not_fit_the_activations_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_recipe(TrainSettings(**values), widths=(8, 8), pairs=1000)
+
+
+def test_every_setting_has_a_help_text() -> None:
+    assert field_docs(TrainSettings).keys() == set(TrainSettings().to_json())
+    assert TrainSettings.from_json(TrainSettings(k=9).to_json(), "here") == TrainSettings(k=9)
+
+
+def test_settings_are_imported_without_torch() -> None:
+    code = "import sys, modeldiff.crosscoder.settings; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
