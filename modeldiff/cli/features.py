@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SORTS = ("gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
 # Characters of context around the word in a listing.
-_BEFORE, _AFTER = 28, 26
+_BEFORE, _AFTER = 20, 14
 
 
 def _features(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modeldiff.errors import InputError
+from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.blocks import hidden_of, probe_ids
 from modeldiff.lm.model import LanguageModel
 
@@ -97,7 +97,7 @@ def verify_hook(lm: LanguageModel, layer: int) -> None:
             f"model {lm.name} gives {len(states)} hidden states: expected {lm.n_layers + 1}, one more than blocks"
         )
     if not torch.isfinite(hooked_BTD).all():
-        raise InputError(
+        raise MachineError(
             f"block {layer} of model {lm.name} gives values that are not finite in {lm.dtype}: "
             "use --dtype float32 or bfloat16, or check the weights"
         )

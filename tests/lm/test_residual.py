@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeldiff.errors import InputError
+from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual, residual_after, verify_hook
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
@@ -177,5 +177,5 @@ def test_a_last_layer_that_is_not_what_the_final_norm_takes_is_found_out(folder_
 def test_overflow_in_float16_is_named(folder_of: Callable[[str], Path]) -> None:
     lm = load_model(ModelRef(str(folder_of("llama"))), torch.device("cpu"), torch.float16)
     lm.model.get_input_embeddings().weight.data.fill_(torch.inf)
-    with pytest.raises(InputError, match=r"not finite in torch\.float16: use --dtype float32"):
+    with pytest.raises(MachineError, match=r"not finite in torch\.float16: use --dtype float32"):
         verify_hook(lm, 1)

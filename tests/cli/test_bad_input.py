@@ -1,0 +1,200 @@
+"""Bad input: one line, the right exit code (2 wrong usage or input, 1 damaged data or the machine), nothing lost."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from modeldiff.cli.main import run
+from modeldiff.workspace import Workspace
+from tests.made_activations import make_activations
+from tests.tiny_models import save_tiny
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny(folder / "a", "gpt2", width=32)
+    save_tiny(folder / "b", "llama", width=48)
+    (folder / "good.txt").write_text("It was 1989, and nobody minded. " * 20)
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A workspace with activations and a crosscoder."""
+    import torch
+
+    folder = tmp_path / "ws"
+    generator = torch.Generator().manual_seed(0)
+    x_a_BD, x_b_BD = (torch.randn(1500, width, generator=generator) for width in (16, 24))
+    make_activations(Workspace(folder), x_a_BD, x_b_BD, shard_pairs=500)
+    assert call(folder, *TRAIN) == (0, None)
+    return folder
+
+
+TRAIN = ["train", "--features", "64", "--k", "4", "--steps", "3", "--batch", "128", "--device", "cpu"]
+
+
+def call(workspace: Path, *args: str) -> tuple[int, None]:
+    with pytest.raises(SystemExit) as caught:
+        run(["--workspace", str(workspace), *args])
+    return int(str(caught.value.code)), None
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def check(code: int, workspace: Path, *args: str) -> str:
+        capsys.readouterr()
+        assert call(workspace, *args) == (code, None)
+        lines = capsys.readouterr().err.splitlines()
+        # Lines before the last say what the command was about to do; the error itself is one line.
+        assert lines[-1].startswith("modeldiff: ")
+        assert not any("Traceback" in line for line in lines)
+        return lines[-1]
+
+    return check
+
+
+def harvest(models: Path, texts: Path | str, *more: str) -> list[str]:
+    return [
+        "harvest", "--model-a", str(models / "a"), "--model-b", str(models / "b"), "--texts", str(texts),
+        "--pairs", "50", "--context", "64", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def test_missing_text_file(tmp_path: Path, models: Path, fails: Callable[..., str]) -> None:
+    assert "nowhere.txt" in fails(2, tmp_path / "ws", *harvest(models, tmp_path / "nowhere.txt"))
+
+
+def test_empty_text_file(tmp_path: Path, models: Path, fails: Callable[..., str]) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert "empty.txt" in fails(2, tmp_path / "ws", *harvest(models, tmp_path / "empty.txt"))
+
+
+def test_an_invalid_json_line_is_named(tmp_path: Path, models: Path, fails: Callable[..., str]) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
+    message = fails(2, tmp_path / "ws", *harvest(models, tmp_path / "t.jsonl"))
+    assert "t.jsonl" in message
+    assert "2" in message.split("t.jsonl")[1][:15]
+
+
+@pytest.mark.parametrize("layer", ["3", "99", "-1"])
+def test_layer_out_of_range(tmp_path: Path, models: Path, fails: Callable[..., str], layer: str) -> None:
+    assert "layer" in fails(2, tmp_path / "ws", *harvest(models, models / "good.txt", "--layer-a", layer))
+
+
+def test_too_little_disk(
+    tmp_path: Path, models: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    message = fails(1, tmp_path / "ws", *harvest(models, models / "good.txt"))
+    assert "on disk" in message
+    assert Workspace(tmp_path / "ws").artifacts() == []
+
+
+def test_a_model_that_computes_nan(tmp_path: Path, models: Path, fails: Callable[..., str]) -> None:
+    shutil.copytree(models / "a", tmp_path / "broken")
+    path = tmp_path / "broken" / "model.safetensors"
+    weights = load_file(path)
+    weights["transformer.h.0.mlp.c_fc.bias"][:] = np.nan
+    save_file(weights, path, metadata={"format": "pt"})
+    args = harvest(models, models / "good.txt")
+    args[args.index(str(models / "a"))] = str(tmp_path / "broken")
+    message = fails(1, tmp_path / "ws", *args)
+    assert "NaN" in message or "finite" in message
+
+
+def test_imported_nan_and_unequal_rows(tmp_path: Path, fails: Callable[..., str]) -> None:
+    rows = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    np.save(tmp_path / "good.npy", rows)
+    np.save(tmp_path / "short.npy", rows[:9])
+    rows[3, 2] = np.nan
+    np.save(tmp_path / "nan.npy", rows)
+    good = str(tmp_path / "good.npy")
+    args = ["harvest", "--import-a", good, "--import-b"]
+    assert "nan.npy" in fails(2, tmp_path / "ws", *args, str(tmp_path / "nan.npy"))
+    message = fails(2, tmp_path / "ws", *args, str(tmp_path / "short.npy"))
+    assert "10" in message
+    assert "9" in message
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["train", "--activations", "7"],
+        ["features", "--crosscoder", "crosscoder:7"],
+        ["steer", "--model", "A", "--feature", "1", "--prompt", "x", "--crosscoder", "7"],
+        ["workspace", "show", "features:1"],
+    ],
+)
+def test_unknown_artifact(workspace: Path, fails: Callable[..., str], args: list[str]) -> None:
+    message = fails(2, workspace, *args)
+    assert "modeldiff" in message.removeprefix("modeldiff: ")  # it names the command that helps
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--features", "32", "--k", "33"], "--k"),
+        (["--exclusive", "0.5"], "--exclusive"),
+        (["--exclusive", "-0.1"], "--exclusive"),
+        (["--steps", "0"], "--steps"),
+    ],
+)
+def test_senseless_training_settings(workspace: Path, fails: Callable[..., str], args: list[str], word: str) -> None:
+    assert word in fails(2, workspace, "train", *args)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_corrupted_shard(workspace: Path, fails: Callable[..., str], damage: str) -> None:
+    path = workspace / "activations" / "1" / "shards" / "00001.b.h5"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content[: len(content) // 2] if damage == "truncate" else content)
+    before = sorted(workspace.rglob("*.safetensors"))
+    message = fails(1, workspace, *TRAIN, "--seed", "1")
+    assert "00001.b.h5" in message
+    assert "workspace remove activations:1" in message
+    assert "activations:1" in fails(1, workspace, "workspace", "verify")
+    assert sorted(workspace.rglob("*.safetensors")) == before
+
+
+def test_truncated_weights(workspace: Path, fails: Callable[..., str]) -> None:
+    path = workspace / "crosscoder" / "1" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert "model.safetensors" in fails(1, workspace, "features", "--device", "cpu")
+
+
+def test_newer_workspace(workspace: Path, fails: Callable[..., str]) -> None:
+    (workspace / "workspace.json").write_text(json.dumps({"format": 2, "versions": {}}))
+    assert "upgrade modeldiff" in fails(2, workspace, "workspace", "list")
+
+
+def test_a_features_partition_that_the_model_lacks(workspace: Path, fails: Callable[..., str]) -> None:
+    assert call(workspace, "features", "--device", "cpu")[0] == 0
+    message = fails(2, workspace, "steer", "--model", "A", "--feature", "63", "--prompt", "x", "--device", "cpu")
+    assert "B" in message
+
+
+def test_damage_can_be_removed_and_made_again(workspace: Path) -> None:
+    (workspace / "crosscoder" / "1" / "manifest.json").write_text("{}")
+    assert call(workspace, "workspace", "remove", "crosscoder:1", "--force")[0] == 0
+    assert call(workspace, *TRAIN)[0] == 0
+    assert [a.ref for a in Workspace(workspace).artifacts("crosscoder")] == ["crosscoder:2"]
+
+
+def test_random_garbage_in_every_json_file_is_an_error_not_a_crash(workspace: Path, fails: Callable[..., str]) -> None:
+    garbage = bytes(random.Random(0).randbytes(40))
+    for name in ("crosscoder/1/config.json", "activations/1/store.json", "crosscoder/1/manifest.json"):
+        path = workspace / name
+        content = path.read_bytes()
+        path.write_bytes(garbage)
+        assert path.name in fails(1, workspace, "features", "--device", "cpu")
+        path.write_bytes(content)
