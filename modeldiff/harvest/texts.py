@@ -182,7 +182,7 @@ def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
 
 
 def _characters(text: str) -> str:
-    """The text with U+FFFD for lone surrogates: JSON can spell them, but they are no characters, and tokenizers refuse them."""
+    """The text with U+FFFD for lone surrogates: JSON can spell them, but tokenizers refuse them."""
     return _LONE_SURROGATE.sub("\ufffd", text)
 
 

@@ -135,7 +135,7 @@ def test_arrays_that_cannot_be_used(tmp_path: Path, workspace: Workspace, a, b, 
 
 def test_values_too_large_for_the_storage_are_refused(tmp_path: Path, workspace: Workspace) -> None:
     a, b = write(tmp_path / "a.npy", X_A), write(tmp_path / "b.npy", broken(X_B, 2, 1e6))
-    with pytest.raises(InputError, match="row 2 of .* is too large for float16: use --storage bfloat16 or float32"):
+    with pytest.raises(InputError, match=r"row 2 of .* is too large for float16: use --storage bfloat16 or float32"):
         run(settings(a, b, storage="float16"), workspace)
 
 

@@ -64,10 +64,9 @@ def test_lone_surrogates_become_replacement_characters(tmp_path: Path) -> None:
 
 def test_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "t.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "two"], "n": [1, 2], "source": ["x", None]}), path)
+    parquet.write_table(pyarrow.table({"text": ["one", "two"], "n": [1, 2], "source": ["x", None]}), path)
     records = list(read_source(parse_source(str(path)), "text"))
     assert [(record.source, record.text) for record in records] == [("x", "one"), ("t", "two")]
     with pytest.raises(InputError, match=r"column 'body' is missing \(columns: text, n, source\)"):

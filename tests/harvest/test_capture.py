@@ -1,0 +1,96 @@
+"""Captured rows are the residual stream at the planned tokens, in plan order, whatever the batches."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeldiff.errors import MachineError
+from modeldiff.harvest.capture import Capture, batches, capture_shard
+from modeldiff.harvest.run import run
+from modeldiff.lm.load import load_model
+from modeldiff.lm.ref import ModelRef
+from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.plan import SIDES
+
+
+def direct(lm, layer: int, ids: np.ndarray) -> torch.Tensor:
+    """hidden_states[layer + 1] (T, D) of one sequence, from a whole forward pass without batching."""
+    ids_BT = torch.from_numpy(ids.astype(np.int64))[None]
+    with torch.no_grad():
+        return lm.model(input_ids=ids_BT, output_hidden_states=True).hidden_states[layer + 1][0]
+
+
+def test_every_pair_equals_a_direct_forward_pass(make_settings, workspace, models) -> None:
+    store = ActivationStore(run(make_settings(layer_a=1, layer_b=0), workspace))
+    layers = {"a": 1, "b": 0}
+    for side in SIDES:
+        lm = load_model(ModelRef(str(models[side])), torch.device("cpu"), torch.float32)
+        for shard, rows in enumerate(store.info.shards):
+            x_ND = store.read_side(side, Block(shard, 0, rows))
+            plan = store.plan(shard)
+            for i, document in enumerate(plan.documents):
+                chosen = np.flatnonzero(plan.pairs.document == i)
+                expected_TD = direct(lm, layers[side], document.tokens[side].ids)
+                expected_ND = expected_TD[torch.from_numpy(plan.pairs.token[side][chosen].astype(np.int64))]
+                torch.testing.assert_close(x_ND[chosen], expected_ND, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+def test_half_precision_keeps_negative_values(make_settings, workspace, storage: str) -> None:
+    exact = ActivationStore(run(make_settings(), workspace))
+    stored = ActivationStore(run(make_settings(storage=storage), workspace))
+    for side in SIDES:
+        block = Block(0, 0, exact.info.shards[0])
+        x_ND, rounded_ND = exact.read_side(side, block), stored.read_side(side, block)
+        assert (x_ND < 0).float().mean() > 0.3
+        assert torch.equal(rounded_ND, x_ND.to(rounded_ND.dtype))
+
+
+def test_the_default_layer_is_the_middle_one(make_settings, workspace) -> None:
+    store = ActivationStore(run(make_settings(), workspace))
+    assert {side: store.info.sides[side].layer for side in SIDES} == {"a": 1, "b": 1}
+
+
+def test_batches_do_not_change_the_rows(make_settings, workspace, models) -> None:
+    plan = ActivationStore(run(make_settings(), workspace)).plan(0)
+    lm = load_model(ModelRef(str(models["b"])), torch.device("cpu"), torch.float32)
+    one, _ = capture_shard(lm, plan, Capture("b", 1, "float32", 1, ["words"]))
+    many, _ = capture_shard(lm, plan, Capture("b", 1, "float32", 4096, ["words"]))
+    torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
+
+
+@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 200))
+def test_batches_hold_every_document_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    found = batches(lengths, budget)
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+def poisoned(models, value: float):
+    lm = load_model(ModelRef(str(models["a"])), torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        lm.body.wpe.weight[20:] = value
+    return lm
+
+
+def test_nan_is_refused_and_the_place_is_named(make_settings, workspace, models) -> None:
+    plan = ActivationStore(run(make_settings(), workspace)).plan(0)
+    lm = poisoned(models, float("nan"))
+    with pytest.raises(
+        MachineError, match=r"model A \(a\): activations of document \d+ \(source words\), token \d+"
+    ) as caught:
+        capture_shard(lm, plan, Capture("a", 0, "float32", None, ["words"]))
+    assert "not finite in float32: the model itself gives NaN" in str(caught.value)
+    lm.model.to(torch.bfloat16)
+    with pytest.raises(MachineError, match="not finite in bfloat16: use --dtype float32"):
+        capture_shard(lm, plan, Capture("a", 0, "bfloat16", None, ["words"]))
+
+
+def test_values_too_large_for_the_storage_are_refused(make_settings, workspace, models) -> None:
+    plan = ActivationStore(run(make_settings(), workspace)).plan(0)
+    lm = poisoned(models, 1e6)
+    with pytest.raises(MachineError, match="too large for float16: use --storage bfloat16 or float32"):
+        capture_shard(lm, plan, Capture("a", 0, "float16", None, ["words"]))
