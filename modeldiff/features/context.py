@@ -189,10 +189,10 @@ class _Describer:
         floor = 0 if pair in self._firsts else int(pairs.char_end[pair - 1])
         starts = [int(document.tokens[side].starts[pairs.token[side][pair]]) for side in SIDES]
         start = max(floor, min((s for s in starts if 0 <= s <= end), default=end))
+        while start < end - 1 and document.text[start].isspace():  # many tokens begin with the blank before the word
+            start += 1
         while start > floor and end - start < _MAX_WORD and not document.text[start - 1].isspace():
             start -= 1
-        while start < end - 1 and document.text[start].isspace():
-            start += 1
         return start
 
     def _tokens(

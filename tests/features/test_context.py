@@ -1,0 +1,90 @@
+"""What is shown around a pair, on texts in which tokens, words and characters differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modeldiff.features.context import _Describer
+from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens
+
+
+def tokens(text: str, pieces: list[str], *, special: int = 0) -> Tokens:
+    """Tokens that cover the text piece by piece, after `special` tokens that are not part of it."""
+    assert "".join(pieces) == text
+    ends = np.cumsum([len(piece) for piece in pieces])
+    starts = ends - [len(piece) for piece in pieces]
+    lead = np.full(special, -1)
+    ids = np.arange(len(pieces) + special)
+    return Tokens(ids.astype(np.int32), *(np.concatenate([lead, one]).astype(np.int32) for one in (starts, ends)))
+
+
+def plan_of(text: str, a: list[str], b: list[str], places: list[int], *, special_a: int = 0) -> ShardPlan:
+    """One document; a pair at each of `places`, where a token of both sides ends."""
+    sides = {"a": tokens(text, a, special=special_a), "b": tokens(text, b)}
+    document = Document(text, 0, 7, sides)
+    at = {side: np.array([one.ends.tolist().index(place) for place in places], np.int32) for side, one in sides.items()}
+    ends = np.array(places, np.int32)
+    return ShardPlan([document], PairTable(np.zeros(len(places), np.int32), at, ends, {}))
+
+
+def shown(plan: ShardPlan, pair: int, n_context: int) -> dict[str, Any]:
+    """Text, words and tokens of the window; the feature's activation at pair i is i + 1."""
+    window = np.array([max(0, pair + offset + 1) for offset in range(-n_context, n_context + 1)], np.float32)
+    fixed, ragged = _Describer(plan, n_context).example(pair, window)
+    text = ragged["text"]["bytes"].tobytes().decode()
+
+    def spans(name: str) -> list[tuple[str, float]]:
+        columns = ragged[name]
+        places = zip(columns["start"], columns["end"], columns["activation"], strict=True)
+        return [(text[start:end], float(value)) for start, end, value in places]
+
+    names = ("words", "tokens_a", "tokens_b")
+    return {"text": text, "centre": spans("words")[fixed["centre"]][0], **{name: spans(name) for name in names}}
+
+
+def test_a_word_of_several_tokens_is_whole_and_only_its_last_token_fires() -> None:
+    text = "the cats sat"
+    plan = plan_of(text, ["the", " c", "ats", " sat"], ["the", " cat", "s", " sat"], [3, 8, 12])
+    found = shown(plan, 1, 1)
+    assert found["text"] == text
+    assert found["centre"] == "cats"
+    assert found["words"] == [("the", 1), ("cats", 2), ("sat", 3)]
+    assert found["tokens_a"] == [("the", 1), (" c", 0), ("ats", 2), (" sat", 3)]
+    assert found["tokens_b"] == [("the", 1), (" cat", 0), ("s", 2), (" sat", 3)]
+
+
+def test_the_window_is_cut_and_so_are_tokens_that_reach_out_of_it() -> None:
+    text = "one two three four"
+    plan = plan_of(text, ["one", " two", " three", " four"], ["one", " two", " three", " four"], [3, 7, 13, 18])
+    found = shown(plan, 2, 1)
+    assert found["text"] == "two three four"
+    assert found["tokens_a"] == [("two", 2), (" three", 3), (" four", 4)]
+
+
+def test_without_context_only_the_word() -> None:
+    plan = plan_of("a bc d", ["a", " bc", " d"], ["a", " bc", " d"], [1, 4, 6])
+    assert shown(plan, 1, 0)["text"] == "bc"
+
+
+def test_special_tokens_are_not_shown() -> None:
+    plan = plan_of("a b", ["a", " b"], ["a", " b"], [1, 3], special_a=2)
+    assert shown(plan, 0, 3)["tokens_a"] == [("a", 1), (" b", 2)]
+
+
+@pytest.mark.parametrize("text", ["日本語です", "😀😀é😀 "])
+def test_scripts_without_spaces_and_emoji(text: str) -> None:
+    plan = plan_of(text, list(text), list(text), list(range(1, len(text) + 1)))
+    found = shown(plan, 2, 2)
+    assert found["text"] == text
+    assert found["centre"] == text[2]
+    assert [word for word, _ in found["words"]] == list(text)
+
+
+def test_text_between_distant_pairs_is_bounded() -> None:
+    text = "start " + "x" * 500 + " middle end"
+    pieces = ["start", " " + "x" * 500, " middle", " end"]
+    found = shown(plan_of(text, pieces, pieces, [5, 513, 517]), 1, 2)
+    assert found["text"] == "middle end"

@@ -1,0 +1,75 @@
+"""Held-out R² from streamed moments equals that of scikit-learn's ridge regression on the same pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+
+import modeldiff.features.evidence as evidence
+from modeldiff.features.codes import CodeSample
+from modeldiff.workspace import Workspace
+from modeldiff.workspace.activations import ActivationStore
+from tests.made_activations import make_activations
+
+N, N_FEATURES = 700, 6
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ActivationStore:
+    generator = torch.Generator().manual_seed(0)
+    x_a, x_b = (3 + torch.randn(N, width, generator=generator) for width in (5, 7))
+    return ActivationStore(make_activations(Workspace(tmp_path / "ws"), x_a, x_b, 250, encoding="bfloat16"))
+
+
+def made_sample(store: ActivationStore) -> CodeSample:
+    """Features 0 to 2 are made from A, 3 and 4 from B, 5 fires three times; a tenth of the rows is missing."""
+    x = [torch.cat([store.read_side(side, block) for block in store.blocks(N)]).double().numpy() for side in ("a", "b")]
+    generator = np.random.default_rng(1)
+    made = [x[0] @ generator.normal(size=(5, 3)), x[1] @ generator.normal(size=(7, 2))]
+    f_NF = np.concatenate([np.maximum(one - np.median(one, 0), 0) for one in made] + [np.zeros((N, 1))], 1)
+    f_NF[[5, 300, 600], 5] = 1.0
+    rows_N = np.flatnonzero(generator.random(N) < 0.9)
+    return CodeSample(sparse.csr_matrix(f_NF[rows_N].astype(np.float32)), rows_N)
+
+
+@pytest.mark.parametrize(("chunk", "group_bytes"), [(16_384, 2 << 30), (100, 2 * 8 * 7 * 4)])
+def test_equals_scikit_learn(
+    store: ActivationStore, chunk: int, group_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(evidence, "_GROUP_BYTES", group_bytes)
+    sample = made_sample(store)
+    found = evidence.predictability(store, sample, torch.device("cpu"))
+    held = evidence.held_out(len(sample.rows_N))
+    f_NF = sample.codes_NF.toarray().astype(np.float64)
+    for side in ("a", "b"):
+        x_ND = torch.cat([store.read_side(side, block) for block in store.blocks(N)]).double().numpy()[sample.rows_N]
+        centred = x_ND[~held] - x_ND[~held].mean(0)
+        alpha = evidence.RIDGE * (centred**2).sum() / x_ND.shape[1]
+        for feature in range(N_FEATURES - 1):
+            model = Ridge(alpha=alpha).fit(x_ND[~held], f_NF[~held, feature])
+            expected = r2_score(f_NF[held, feature], model.predict(x_ND[held]))
+            assert found[side][feature] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_feature_that_fires_too_rarely_gets_no_number(store: ActivationStore) -> None:
+    found = evidence.predictability(store, made_sample(store), torch.device("cpu"))
+    assert np.isnan(found["a"][-1])
+    assert np.isnan(found["b"][-1])
+
+
+def test_a_fifth_is_held_out_in_whole_stretches() -> None:
+    held = evidence.held_out(100_000)
+    assert held.mean() == pytest.approx(0.2, abs=0.01)
+    assert np.diff(held.astype(int)).nonzero()[0].size < 100_000 / 512
+
+
+def test_an_empty_sample_gives_no_numbers(store: ActivationStore) -> None:
+    empty = CodeSample(sparse.csr_matrix((0, 4), dtype=np.float32), np.zeros(0, np.int64))
+    assert np.isnan(evidence.predictability(store, empty, torch.device("cpu"))["a"]).all()

@@ -1,0 +1,73 @@
+"""Top examples kept while streaming equal those found with everything in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeldiff.features.examples import STRETCH, TopRows, choose, stretch_of
+
+N_FEATURES = 3
+
+
+def streamed(f_NF: np.ndarray, document_N: np.ndarray, n: int, block: int) -> list[list[tuple[float, int]]]:
+    """Per feature the chosen (activation, row), strongest first."""
+    by_document, by_stretch = TopRows(N_FEATURES, n), TopRows(N_FEATURES, n)
+    for start in range(0, len(f_NF), block):
+        row, feature = np.nonzero(f_NF[start : start + block])
+        value = f_NF[start + row, feature]
+        document, row = document_N[start + row], start + row
+        by_document.update(feature, value, row, document)
+        by_stretch.update(feature, value, row, stretch_of(document, row))
+    examples = choose(by_document, by_stretch)
+    bounds = list(zip(examples.offsets[:-1], examples.offsets[1:], strict=True))
+    return [list(zip(examples.activation[a:b].tolist(), examples.row[a:b].tolist(), strict=True)) for a, b in bounds]
+
+
+def brute_force(f_N: np.ndarray, document_N: np.ndarray, n: int) -> list[tuple[float, int]]:
+    """The rule, word for word, on one feature."""
+    ranked = sorted((-float(value), row) for row, value in enumerate(f_N) if value > 0)
+    chosen, later, documents, stretches = [], [], set(), set()
+    for negative, row in ranked:
+        document, stretch = document_N[row], (document_N[row], row // STRETCH)
+        if document not in documents:
+            chosen.append((-negative, row))
+        elif stretch not in stretches:
+            later.append((-negative, row))
+        documents.add(document)
+        stretches.add(stretch)
+    return sorted((chosen + later)[:n], key=lambda one: (-one[0], one[1]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 150),
+    n=st.integers(1, 6),
+    block=st.integers(1, 60),
+    length=st.integers(1, 80),
+    levels=st.integers(1, 20),
+)
+def test_streaming_keeps_what_sorting_everything_would(
+    seed: int, rows: int, n: int, block: int, length: int, levels: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    # Few levels make ties, which must go to the earlier row.
+    f_NF = (generator.integers(0, levels + 1, (rows, N_FEATURES)) / levels).astype(np.float32)
+    f_NF[generator.random((rows, N_FEATURES)) < 0.5] = 0
+    document_N = np.arange(rows) // length
+    found = streamed(f_NF, document_N, n, block)
+    assert found == [brute_force(f_NF[:, i], document_N, n) for i in range(N_FEATURES)]
+
+
+def test_one_example_per_document_as_long_as_there_are_enough() -> None:
+    f_NF = np.zeros((100, N_FEATURES), np.float32)
+    f_NF[:10, 0] = 9  # one document full of the strongest activations
+    f_NF[[30, 60, 90], 0] = 1
+    (examples, *_) = streamed(f_NF, np.arange(100) // 10, 3, 50)
+    assert examples == [(9, 0), (1, 30), (1, 60)]
+
+
+def test_a_feature_that_never_fires_has_no_examples() -> None:
+    assert streamed(np.zeros((20, N_FEATURES), np.float32), np.zeros(20, np.int64), 4, 7) == [[], [], []]

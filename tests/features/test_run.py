@@ -1,0 +1,277 @@
+"""The stage on a hand-made crosscoder: every number equals the dense one, and interruptions leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import modeldiff.features.codes as codes_module
+import modeldiff.features.context as context_module
+import modeldiff.features.scan as scan_module
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.run import run
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.features.table import FeatureTable
+from modeldiff.workspace import Artifact, Workspace
+from tests.features.made_crosscoder import (
+    N_A,
+    WIDTH_A,
+    made_crosscoder,
+    made_pair,
+    publish,
+    sparse_pairs,
+)
+from tests.made_activations import make_activations
+
+ALL: dict[str, Any] = {"outlier_factor": 0.0, "device": "cpu", "examples": 5, "context": 3}
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Blocks of 64 pairs, so that shards have several."""
+    monkeypatch.setattr(codes_module, "_DENSE_VALUES", 640)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "ws")
+
+
+def test_statistics_equal_the_dense_ones(workspace: Workspace) -> None:
+    _, _, f_NF = made_pair(workspace)
+    artifact = run(FeaturesSettings(**ALL), workspace)
+    found = load_file(artifact.file("statistics.safetensors"))
+    f = f_NF.double().numpy()
+    count = (f > 0).sum(0)
+    np.testing.assert_array_equal(found["firing_count"], count)
+    np.testing.assert_allclose(found["density"], count / len(f))
+    np.testing.assert_allclose(found["mean_activation"], f.sum(0) / count, rtol=1e-6)
+    np.testing.assert_allclose(found["max_activation"], f.max(0), rtol=1e-6)
+    np.testing.assert_allclose(found["sum_squares"], (f**2).sum(0), rtol=1e-6)
+    odd = (np.arange(len(f)) // 50) % 2 == 1
+    np.testing.assert_allclose(found["activation_by_source"], [f[~odd].sum(0), f[odd].sum(0)], rtol=1e-6)
+    np.testing.assert_array_equal(found["firing_count_by_source"], [(f[~odd] > 0).sum(0), (f[odd] > 0).sum(0)])
+    np.testing.assert_array_equal(found["pairs_by_source"], [450, 450])
+    # Decoder rows have norm 2 in A and 1 in B.
+    np.testing.assert_allclose(found["relative_norm"], [1] * 3 + [2 / 3] * 4 + [0] * 3, rtol=1e-6)
+
+
+def test_examples_show_the_place_and_where_else_the_feature_fires(workspace: Workspace) -> None:
+    _, _, f_NF = made_pair(workspace)
+    row = FeatureTable(run(FeaturesSettings(**ALL), workspace)).row(4)
+    f_N = f_NF[:, 4].numpy()
+    best = max(range(len(f_N)), key=lambda i: f_N[i])
+    example = row.examples[0]
+    assert (example.row, example.word, example.document) == (best, f"w{best}", best // 50)
+    assert example.source == ("odd" if best // 50 % 2 else "even")
+    assert [one.activation for one in row.examples] == sorted((one.activation for one in row.examples), reverse=True)
+    assert example.before is not None
+    assert example.pieces is not None
+    assert example.centre is not None
+    assert example.tokens is not None
+    assert "".join(piece.text for piece in example.pieces) == f"{example.before}{example.word}{example.after}"
+    assert example.pieces[example.centre].text == example.word
+    low, high = max(best // 50 * 50, best - 3), min(best // 50 * 50 + 50, best + 4)
+    shown = {piece.text: piece.activation for piece in example.pieces if piece.text.strip()}
+    assert shown == {f"w{i}": pytest.approx(float(f_N[i])) for i in range(low, high)}
+    for side in ("a", "b"):
+        assert {token.text: token.activation for token in example.tokens[side]} == shown
+
+
+def test_windows_cross_blocks_but_not_documents(workspace: Workspace) -> None:
+    made_pair(workspace, per_document=90)
+    table = FeatureTable(run(FeaturesSettings(**{**ALL, "examples": 40, "context": 20}), workspace))
+    for feature in range(table.n_features):
+        for example in table.row(feature).examples:
+            assert example.pieces is not None
+            shown = [int(piece.text[1:]) for piece in example.pieces if piece.text.strip()]
+            document = example.row // 90
+            # A document's part in the next shard (from row 300 on) is not shown.
+            shard = example.row // 300
+            low = max(document * 90, shard * 300, example.row - 20)
+            high = min(document * 90 + 90, shard * 300 + 300, example.row + 21)
+            assert shown == list(range(low, high))
+
+
+class KilledError(Exception):
+    """Stands for kill -9."""
+
+
+def files_of(artifact: Artifact) -> dict[str, bytes]:
+    return {name: (artifact.folder / name).read_bytes() for name in artifact.manifest.files}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
+    """What an uninterrupted run makes."""
+    workspace = Workspace(tmp_path_factory.mktemp("straight") / "ws")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codes_module, "_DENSE_VALUES", 640)
+        made_pair(workspace)
+        yield run(FeaturesSettings(**ALL), workspace)
+
+
+@pytest.mark.parametrize("moment", [2, 7, 13, 17, 24, 30])
+def test_an_interrupted_run_continues_and_ends_the_same(
+    moment: int, workspace: Workspace, straight: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_pair(workspace)
+    calls = 0
+    encoded: list[int] = []
+    dense = codes_module.Encoder.dense
+
+    def dying(self: Any, block: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == moment:
+            raise KilledError
+        encoded.append(block.shard)
+        return dense(self, block)
+
+    monkeypatch.setattr(codes_module.Encoder, "dense", dying)
+    with pytest.raises(KilledError):
+        run(FeaturesSettings(**ALL), workspace)
+    done = run(FeaturesSettings(**ALL), workspace)
+    assert done.manifest.digest == straight.manifest.digest
+    assert files_of(done) == files_of(straight)
+    # 900 pairs in shards of 300, blocks of 64: 15 blocks in each of two passes; at most one shard is done twice.
+    assert len(encoded) - 30 <= 5
+
+
+def test_a_kill_between_the_checkpoint_and_the_next_shard(
+    workspace: Workspace, straight: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_pair(workspace)
+    checkpoint = scan_module._checkpoint
+
+    def dying(path: Path, state: Any, shards: int) -> None:
+        if shards == 2:
+            raise KilledError
+        checkpoint(path, state, shards)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module, "_checkpoint", dying)
+        with pytest.raises(KilledError):
+            run(FeaturesSettings(**ALL), workspace)
+    with monkeypatch.context() as patch:
+        patch.setattr(context_module, "gather", lambda *_: (_ for _ in ()).throw(KilledError))
+        patch.setattr("modeldiff.features.run.gather", context_module.gather)
+        with pytest.raises(KilledError):
+            run(FeaturesSettings(**ALL), workspace)
+    assert files_of(run(FeaturesSettings(**ALL), workspace)) == files_of(straight)
+
+
+def test_the_same_command_again_is_up_to_date(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    made_pair(workspace)
+    first = run(FeaturesSettings(**ALL), workspace)
+    assert run(FeaturesSettings(crosscoder="crosscoder:1", **ALL), workspace).ref == first.ref
+    assert "features:1 is up to date" in capsys.readouterr().err
+
+
+def test_without_texts_examples_are_rows(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, f_NF = made_pair(workspace, texts=False)
+    row = FeatureTable(run(FeaturesSettings(**ALL), workspace)).row(0)
+    assert [one.row for one in row.examples] == f_NF[:, 0].topk(5).indices.tolist()
+    assert row.examples[0].word is None
+    assert row.sources == {}
+    assert row.words == []
+    assert "no texts" in capsys.readouterr().err
+
+
+def test_outliers_are_left_out_everywhere(workspace: Workspace) -> None:
+    x_a, x_b = sparse_pairs(300)
+    x_a[17, 0] = 100.0
+    activations = make_activations(workspace, x_a, x_b, 300)
+    publish(workspace, made_crosscoder(), activations)
+    table = FeatureTable(run(FeaturesSettings(**{**ALL, "outlier_factor": 10.0}), workspace))
+    assert table.info["outliers"] == 1
+    assert table.info["pairs"] == 299
+    assert table.row(0).max_activation < 2
+    assert 17 not in [one.row for one in table.row(0).examples]
+
+
+def test_a_part_of_the_pairs_is_spread_over_all(workspace: Workspace) -> None:
+    made_pair(workspace)
+    table = FeatureTable(run(FeaturesSettings(**{**ALL, "pairs": 256, "examples": 50}), workspace))
+    assert 192 <= table.info["pairs"] <= 320
+    rows = [one.row for feature in range(10) for one in table.row(feature).examples]
+    assert min(rows) < 300
+    assert max(rows) >= 600
+
+
+def test_bf16_activations_of_other_widths_are_refused_in_one_line(workspace: Workspace) -> None:
+    made_pair(workspace)
+    x_a, x_b = sparse_pairs(100)
+    other = make_activations(workspace, x_a[:, :5].contiguous(), x_b, 100)
+    with pytest.raises(InputError, match=rf"widths {WIDTH_A} and 9, but {other.ref} has 5 and 9.*--activations"):
+        run(FeaturesSettings(activations=other.ref, **ALL), workspace)
+
+
+def test_activations_that_are_gone_are_named(workspace: Workspace) -> None:
+    publish(workspace, made_crosscoder(), None)
+    with pytest.raises(InputError, match=r"activations:7.*--activations"):
+        run(FeaturesSettings(**ALL), workspace)
+
+
+def test_nothing_left_to_measure(workspace: Workspace) -> None:
+    made_pair(workspace)
+    with pytest.raises(InputError, match="--outlier-factor"):
+        run(FeaturesSettings(**{**ALL, "outlier_factor": 0.001}), workspace)
+
+
+def test_a_damaged_examples_file_is_named(workspace: Workspace) -> None:
+    made_pair(workspace)
+    artifact = run(FeaturesSettings(**ALL), workspace)
+    path = artifact.folder / "examples.h5"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedError, match=r"examples\.h5"):
+        FeatureTable(artifact)
+
+
+def test_a_feature_that_never_fires_is_counted(workspace: Workspace) -> None:
+    x_a, x_b = sparse_pairs(300)
+    x_a[:, 1] = 0.0
+    activations = make_activations(workspace, x_a, x_b, 300)
+    publish(workspace, made_crosscoder(), activations)
+    artifact = run(FeaturesSettings(**ALL), workspace)
+    table = FeatureTable(artifact)
+    assert table.info["dead"] == {"A": 1, "shared": 0, "B": 0}
+    assert table.row(1).examples == []
+    assert table.select(exclusive="A").dead == 1
+    assert table.select(exclusive="A").ids[-1] == 1
+    with h5py.File(artifact.folder / "examples.h5") as file:
+        assert len(file["offsets"]) == 10 + 1
+
+
+def test_exclusive_features_are_explained_by_their_own_model_only(workspace: Workspace) -> None:
+    made_pair(workspace, 3000, shard_pairs=1100)
+    table = FeatureTable(run(FeaturesSettings(**ALL), workspace))
+    for row in table.rows():
+        assert row.r2_own is not None
+        assert row.r2_other is not None
+        assert row.r2_own > 0.9
+        if row.partition == "shared":
+            assert row.r2_other > 0.9
+        else:
+            assert row.r2_other < 0.02
+    assert [row.partition for row in table.rows(top=6)].count("shared") == 0
+
+
+def test_predictability_can_be_left_out(workspace: Workspace) -> None:
+    made_pair(workspace)
+    table = FeatureTable(run(FeaturesSettings(predictability=False, **ALL), workspace))
+    assert table.row(N_A).gap is None
+    assert table.select().without_evidence == 10
+    strongest = [row.max_activation for row in table.rows()]
+    assert strongest == sorted(strongest, reverse=True)

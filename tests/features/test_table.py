@@ -1,0 +1,114 @@
+"""Listing: partitions, orders, what is left out, and plain JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from modeldiff.errors import InputError
+from modeldiff.features.run import run
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.features.table import FeatureTable, Sort
+from modeldiff.workspace import Workspace
+from tests.features.made_crosscoder import made_pair
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureTable]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    workspace = Workspace(tmp_path_factory.mktemp("table") / "ws")
+    made_pair(workspace)
+    yield FeatureTable(run(FeaturesSettings(outlier_factor=0.0, device="cpu", examples=5), workspace))
+    torch.set_num_threads(threads)
+
+
+def test_partitions(table: FeatureTable) -> None:
+    assert sorted(table.select(exclusive="A").ids) == [0, 1, 2]
+    assert sorted(table.select(exclusive="shared").ids) == [3, 4, 5, 6]
+    assert sorted(table.select(exclusive="B").ids) == [7, 8, 9]
+    assert len(table.select().ids) == 10
+
+
+@pytest.mark.parametrize("sort", get_args(Sort))
+def test_every_order_lists_every_feature_once(table: FeatureTable, sort: Sort) -> None:
+    assert sorted(table.select(sort=sort).ids) == list(range(10))
+
+
+def test_orders(table: FeatureTable) -> None:
+    def values(sort: Sort, field: str) -> list[float]:
+        return [getattr(row, field) for row in table.rows(sort=sort)]
+
+    for sort, field in (("gap", "gap"), ("density", "density"), ("max", "max_activation"), ("mean", "mean_activation")):
+        found = values(sort, field)  # type: ignore[arg-type]
+        assert found == sorted(found, reverse=True)
+    assert values("id", "id") == list(range(10))
+    highest = [row.twins[0].correlation if row.twins else 0 for row in table.rows(sort="twin")]
+    assert highest == sorted(highest)
+    assert sorted(table.select(sort="relative_norm").ids[:3]) == [0, 1, 2]  # only in A's decoder
+    assert sorted(table.select(sort="relative_norm").ids[-3:]) == [7, 8, 9]
+
+
+def test_mass_on_one_source(table: FeatureTable) -> None:
+    rows = table.rows(sort="mass", source="odd")
+    mass = [row.sources["odd"] * row.density * row.mean_activation for row in rows]
+    assert mass == sorted(mass, reverse=True)
+    assert all(sum(row.sources.values()) == pytest.approx(1) for row in rows)
+
+
+def test_rare_features_are_left_out_and_counted(table: FeatureTable) -> None:
+    densities = sorted(row.density for row in table.rows())
+    selection = table.select(min_density=densities[4])
+    assert len(selection.ids) == 6
+    assert (selection.rare, selection.dead, selection.candidates) == (4, 0, 10)
+
+
+def test_top_and_examples_bound_what_is_given(table: FeatureTable) -> None:
+    rows = table.rows(top=2, examples=3)
+    assert [len(row.examples) for row in rows] == [3, 3]
+
+
+def test_rows_are_json(table: FeatureTable) -> None:
+    data = json.loads(json.dumps([row.to_json() for row in table.rows()], allow_nan=False))
+    required = {"id", "partition", "relative_norm", "density", "max_activation", "sources", "twins", "examples"}
+    assert required <= data[0].keys()
+    assert {row["partition"] for row in data} == {"A", "shared", "B"}
+    assert {"before", "word", "after", "tokens", "activation"} <= data[0]["examples"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"exclusive": "C"}, "A, B or shared"),
+        ({"sort": "beauty"}, "one of gap, density"),
+        ({"top": 0}, "--top"),
+        ({"source": "novels"}, "there is even, odd"),
+    ],
+)
+def test_wrong_choices_are_one_line(table: FeatureTable, chosen: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        table.select(**chosen)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("feature", [-1, 10])
+def test_a_feature_that_does_not_exist(table: FeatureTable, feature: int) -> None:
+    with pytest.raises(InputError, match="0 to 9"):
+        table.row(feature)
+
+
+def test_a_folder_of_a_newer_version(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    made_pair(workspace, 200)
+    artifact = run(FeaturesSettings(outlier_factor=0.0, device="cpu"), workspace)
+    path = artifact.folder / "features.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    artifact.manifest.files["features.json"] = type(artifact.manifest.files["features.json"])(
+        path.stat().st_size, __import__("hashlib").sha256(path.read_bytes()).hexdigest()
+    )
+    with pytest.raises(InputError, match="upgrade modeldiff"):
+        FeatureTable(artifact)

@@ -1,0 +1,63 @@
+"""Twins by correlation, against numpy.corrcoef."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import modeldiff.features.twins as twins_module
+from modeldiff.features.twins import PER_FEATURE, find_twins
+
+PARTITION_F = np.repeat([0, 1, 2], [4, 6, 5])
+
+
+def made_codes(n: int = 400) -> np.ndarray:
+    generator = np.random.default_rng(3)
+    f_NF = np.where(generator.random((n, 15)) < 0.3, generator.random((n, 15)), 0).astype(np.float32)
+    f_NF[:, 12] = 2 * f_NF[:, 1]  # B holds what A holds
+    f_NF[:, 6] = f_NF[:, 2] * (generator.random(n) < 0.8)  # shared holds most of it
+    f_NF[:, 3] = 0  # dead
+    f_NF[:, 8] = 0.7  # fires alike everywhere
+    return f_NF
+
+
+@pytest.mark.parametrize("block_entries", [1 << 24, 30])
+def test_correlations_equal_numpy_and_the_best_of_other_partitions_come_first(
+    block_entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twins_module, "_BLOCK_ENTRIES", block_entries)
+    f_NF = made_codes()
+    twins = find_twins(sparse.csr_matrix(f_NF), PARTITION_F)
+    with np.errstate(all="ignore"):
+        expected_FF = np.corrcoef(f_NF.T.astype(np.float64))
+    expected_FF[PARTITION_F[:, None] == PARTITION_F[None, :]] = np.nan
+    expected_FF[[3, 8]] = np.nan
+    expected_FF[:, [3, 8]] = np.nan
+    for feature in range(15):
+        best = np.sort(expected_FF[feature][expected_FF[feature] > 0])[::-1][:PER_FEATURE]
+        found = twins.correlation[feature][twins.feature[feature] >= 0]
+        np.testing.assert_allclose(found, best, atol=1e-6)
+        for other, value in zip(twins.feature[feature], found, strict=False):
+            assert expected_FF[feature, other] == pytest.approx(value, abs=1e-6)
+
+
+def test_planted_duplicates_are_found_from_both_sides() -> None:
+    twins = find_twins(sparse.csr_matrix(made_codes()), PARTITION_F)
+    assert twins.feature[1, 0] == 12
+    assert twins.feature[12, 0] == 1
+    assert twins.correlation[1, 0] == pytest.approx(1)
+    assert twins.feature[2, 0] == 6
+    assert twins.feature[6, 0] == 2
+
+
+def test_dead_and_constant_features_have_no_twins() -> None:
+    twins = find_twins(sparse.csr_matrix(made_codes()), PARTITION_F)
+    for feature in (3, 8):
+        assert (twins.feature[feature] == -1).all()
+        assert feature not in twins.feature
+
+
+def test_no_firings_at_all() -> None:
+    twins = find_twins(sparse.csr_matrix((10, 15), dtype=np.float32), PARTITION_F)
+    assert (twins.feature == -1).all()

@@ -1,0 +1,95 @@
+"""The vector that is added equals the one computed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import save
+
+from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.settings import Settings, setting, settings
+from modeldiff.steer.direction import direction_of
+from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+
+MAX_F = torch.tensor([10.0, 15.0, 0.0, 3.0])
+
+
+@settings
+class MadeSettings(Settings):
+    """Stands for the settings of the features stage."""
+
+    label: str = setting("made")
+    """Anything."""
+
+
+@pytest.fixture
+def crosscoder() -> Crosscoder:
+    """Features 0 (A), 1 and 2 (shared), 3 (B); A's activations are scaled by 4, B's by 1/2."""
+    config = CrosscoderConfig(
+        width_a=2, width_b=3, n_a_only=1, n_shared=2, n_b_only=1, k=2, scale_a=4.0, scale_b=0.5, threshold=0.1
+    )
+    made = Crosscoder(config)
+    with torch.no_grad():
+        made.w_dec_a.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+        made.w_dec_b.copy_(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0], [7.0, 8.0, 9.0]]))
+    return made
+
+
+def made_features(folder: Path, max_F: torch.Tensor = MAX_F) -> Artifact:
+    def build(work: Work) -> dict[str, int]:
+        work.write_bytes("statistics.safetensors", save({"max_activation": max_F.numpy()}))
+        return {}
+
+    return produce(Workspace(folder / "ws"), Order("features", MadeSettings(), {}, 1), build)
+
+
+@pytest.mark.parametrize(
+    ("feature", "side", "strength", "expected"),
+    [
+        (0, "a", 1.0, [10 * 1 / 4, 10 * 2 / 4]),
+        (1, "a", 2.0, [2 * 15 * 3 / 4, 2 * 15 * 4 / 4]),
+        (1, "b", -1.0, [-15 * 1 / 0.5, 0.0, -15 * 2 / 0.5]),
+        (3, "b", 0.5, [0.5 * 3 * 7 / 0.5, 0.5 * 3 * 8 / 0.5, 0.5 * 3 * 9 / 0.5]),
+    ],
+)
+def test_strength_times_maximum_times_decoder_in_raw_units(
+    crosscoder: Crosscoder, tmp_path: Path, feature: int, side: str, strength: float, expected: list[float]
+) -> None:
+    direction = direction_of(crosscoder, made_features(tmp_path), feature, side)
+    torch.testing.assert_close(direction.at(strength), torch.tensor(expected))
+
+
+def test_it_adds_to_the_model_what_the_feature_adds_to_the_reconstruction(
+    crosscoder: Crosscoder, tmp_path: Path
+) -> None:
+    direction = direction_of(crosscoder, made_features(tmp_path), 1, "b")
+    f_BF = torch.zeros(2, 4)
+    f_BF[1, 1] = MAX_F[1]
+    _, xhat_b = crosscoder.decode(f_BF)
+    torch.testing.assert_close(direction.at(1.0), xhat_b[1] - xhat_b[0])
+
+
+@pytest.mark.parametrize(("feature", "side"), [(0, "b"), (3, "a")])
+def test_a_feature_that_the_model_does_not_have(
+    crosscoder: Crosscoder, tmp_path: Path, feature: int, side: str
+) -> None:
+    with pytest.raises(InputError, match="exclusive"):
+        direction_of(crosscoder, made_features(tmp_path), feature, side)
+
+
+def test_a_dead_feature_has_no_measure(crosscoder: Crosscoder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="never fires"):
+        direction_of(crosscoder, made_features(tmp_path), 2, "a")
+
+
+def test_a_feature_that_does_not_exist(crosscoder: Crosscoder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="0 to 3"):
+        direction_of(crosscoder, made_features(tmp_path), 4, "a")
+
+
+def test_statistics_of_another_dictionary(crosscoder: Crosscoder, tmp_path: Path) -> None:
+    with pytest.raises(DamagedError, match="3 features, the crosscoder 4"):
+        direction_of(crosscoder, made_features(tmp_path, MAX_F[:3]), 1, "a")
