@@ -11,12 +11,15 @@ from modeldiff.errors import DamagedError, InputError, MachineError
 
 # A .txt file is cut at the first blank line after this many characters: about one window of 512 tokens.
 TXT_DOCUMENT_CHARS = 2000
+# Where no blank line comes, it is cut at the last line end or blank before so many characters.
+TXT_MOST_CHARS = 2 * TXT_DOCUMENT_CHARS
 
 
 def read_txt(path: Path) -> Iterator[tuple[str, str]]:
     """(place, text) of each document of a plain text file: paragraphs, grouped up to about 2,000 characters.
 
-    Line ends are kept as they are in the file.
+    Without blank lines a document ends at a line end, or at a blank, before 4,000 characters. Line ends are kept as
+    they are in the file.
 
     Raises:
         InputError: the file is not UTF-8.
@@ -25,15 +28,30 @@ def read_txt(path: Path) -> Iterator[tuple[str, str]]:
     size, first = 0, 1
     for number, line in enumerate(_lines(path), 1):
         if not line.strip() and size >= TXT_DOCUMENT_CHARS:
-            yield f"{path}, line {first}", "".join(lines)
+            yield from _documents(path, first, lines)
             lines, size, first = [], 0, number + 1
         elif line.strip() or lines:
+            if size >= TXT_DOCUMENT_CHARS and size + len(line) > TXT_MOST_CHARS:
+                yield from _documents(path, first, lines)
+                lines, size, first = [], 0, number
             lines.append(line)
             size += len(line)
         else:
             first = number + 1
-    if lines:
-        yield f"{path}, line {first}", "".join(lines)
+    yield from _documents(path, first, lines)
+
+
+def split_long(text: str, most: int) -> Iterator[str]:
+    """The text in stretches of at most `most` characters, cut after a line end, else after a blank, else anywhere."""
+    start = 0
+    while len(text) - start > most:
+        stop = start + most
+        cut = text.rfind("\n", start, stop)
+        if cut < start:
+            cut = next((i for i in range(stop - 1, start, -1) if text[i].isspace()), stop - 1)
+        yield text[start : cut + 1]
+        start = cut + 1
+    yield text[start:]
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -83,6 +101,11 @@ def read_parquet(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, A
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise DamagedError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
+
+
+def _documents(path: Path, first: int, lines: list[str]) -> Iterator[tuple[str, str]]:
+    for text in split_long("".join(lines), TXT_MOST_CHARS):
+        yield f"{path}, from line {first}", text
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -30,9 +30,9 @@ class HarvestSettings(Settings):
     """Text sources, each as [LABEL=]SOURCE[@WEIGHT], e.g. `news=data/cnn.jsonl@0.5`. SOURCE is a .txt, .jsonl or
     .parquet file, or `hf:NAME[:CONFIG[:SPLIT]]` for a hub data set. Sources are mixed by weight, counted in characters
     (default 1 each), until they run out. LABEL (default: the file's name) is kept with every text; a record's own
-    `source` field goes first. A .txt file is cut into documents at blank lines, of about 2,000 characters each. Records
-    with a `messages` list are chats: each model gets its own chat template, and only the message contents are
-    compared."""
+    `source` field goes first. A .txt file is cut into documents of 2,000 to 4,000 characters, at blank lines where
+    there are any. Records with a `messages` list are chats: each model gets its own chat template, and only the message
+    contents are compared."""
     text_field: str = setting("text")
     """Field or column that holds the text in .jsonl, .parquet and data sets."""
     sample: float = setting(1.0)

@@ -14,10 +14,12 @@ from typing import Any
 
 from modeldiff.errors import InputError
 from modeldiff.harvest.hub import dataset_identity, read_dataset
-from modeldiff.harvest.readers import read_jsonl, read_parquet, read_txt
+from modeldiff.harvest.readers import read_jsonl, read_parquet, read_txt, split_long
 from modeldiff.workspace.files import sha256_json
 
 HUB_PREFIX = "hf:"
+# A longer text is read as several documents.
+MOST_CHARS = 100_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
@@ -100,10 +102,10 @@ def read_source(source: Source, text_field: str) -> Iterator[Record]:
     """
     found = False
     for where, fields in _rows(source, text_field):
-        record = _record(fields, where, text_field, source.label)
-        if record.text.strip():
-            found = True
-            yield record
+        for record in _parts(_record(fields, where, text_field, source.label)):
+            if record.text.strip():
+                found = True
+                yield record
     if not found:
         raise InputError(f"text source {source.location} holds no text")
 
@@ -164,6 +166,15 @@ def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> 
         raise InputError(f"{where}: field '{text_field}' must be a text, found {type(text).__name__}")
     names = ", ".join(sorted(fields)) or "none"
     raise InputError(f"{where}: field '{text_field}' is missing (fields: {names}); choose one with --text-field")
+
+
+def _parts(record: Record) -> Iterator[Record]:
+    """The record, or several of a very long one: a tokenizer holds hundreds of bytes for each token of a text."""
+    if record.messages or len(record.text) <= MOST_CHARS:
+        yield record
+        return
+    for text in split_long(record.text, MOST_CHARS):
+        yield Record(record.source, text)
 
 
 def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:

@@ -173,7 +173,7 @@ def test_texts_that_run_out_give_what_there_is(tmp_path: Path, texts: Path) -> N
 def test_texts_without_pairs_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "\\u200b"}\n')
-    with pytest.raises(InputError, match="no pair of tokens was found in 1 documents.*--pair-at tokens"):
+    with pytest.raises(InputError, match=r"no pair of tokens was found in 1 documents.*--pair-at tokens"):
         make_plan(Work(tmp_path / "work"), settings(), parse_sources((str(path),)), counting(), CONTEXT)
 
 

@@ -86,9 +86,10 @@ def test_a_finished_side_is_not_captured_again(
             raise KeyboardInterrupt
         commit(work, temporary, name)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Work, "commit", stop_at_b)
+    monkeypatch.setattr(Work, "commit", stop_at_b)
+    with pytest.raises(KeyboardInterrupt):
         run(make_settings(), workspace)
+    monkeypatch.setattr(Work, "commit", commit)
     capsys.readouterr()
     run(make_settings(), workspace)
     said = capsys.readouterr().err

@@ -27,6 +27,22 @@ def test_a_txt_file_is_cut_at_blank_lines_into_documents_of_about_2000_character
     assert [text.split() for text in found] == [paragraphs[:3], paragraphs[3:6], paragraphs[6:]]
 
 
+def test_a_txt_file_without_blank_lines_is_cut_at_line_ends_and_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("x" * 900 + "\n" + "\n".join("word " * 180 for _ in range(12)) + "word " * 3000 + "y" * 9000)
+    found = texts_of(path)
+    assert "".join(found) == path.read_text()
+    assert all(2000 <= len(text) <= 4000 for text in found[:-1])
+    assert all(text[-1] in "\n y" for text in found)
+
+
+def test_a_very_long_text_becomes_several_documents(tmp_path: Path) -> None:
+    text = "some words " * 30_000
+    found = texts_of(jsonl(tmp_path / "long.jsonl", {"text": text}))
+    assert "".join(found) == text
+    assert [len(part) > 99_000 for part in found] == [True, True, True, False]
+
+
 def test_line_ends_of_a_txt_file_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "dos.txt"
     path.write_bytes("\ufeffone\r\ntwo\rthree\r\n".encode())
