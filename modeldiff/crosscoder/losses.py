@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.partitioned import decode_product, encode_product
 
 # Paper B.1.4.
 OUTLIER_MULTIPLE = 2.0
@@ -63,20 +64,18 @@ def auxk_loss(
     config = crosscoder.config
     dead_Za = dead_Z[dead_Z < config.n_a]
     dead_Zb = dead_Z[dead_Z >= config.n_a_only] - config.n_a_only
-    n_a_only = len(dead_Z) - len(dead_Zb)
+    dtype = crosscoder.matmul_dtype
     if pre_BF is None:
-        pre_a = crosscoder.matmul(e_a_BDa, crosscoder.w_enc_a[dead_Za].T)
-        pre_b = crosscoder.matmul(e_b_BDb, crosscoder.w_enc_b[dead_Zb].T)
-        pre_BZ = crosscoder.combine(pre_a, pre_b, n_a_only)
+        weights = (crosscoder.w_enc_a[dead_Za], crosscoder.w_enc_b[dead_Zb], e_a_BDa.new_zeros(len(dead_Z)))
+        pre_BZ = encode_product(e_a_BDa, e_b_BDb, *weights, share=crosscoder.share, dtype=dtype)
     else:
         pre_BZ = pre_BF[:, dead_Z]
     if count < len(dead_Z):
         values, places = pre_BZ.topk(count, dim=1, sorted=False)
         pre_BZ = torch.zeros_like(pre_BZ).scatter(1, places, values)
     z_BZ = torch.relu(pre_BZ)
-    rest_a = e_a_BDa - crosscoder.matmul(z_BZ[:, : len(dead_Za)], crosscoder.w_dec_a[dead_Za])
-    rest_b = e_b_BDb - crosscoder.matmul(z_BZ[:, n_a_only:], crosscoder.w_dec_b[dead_Zb])
-    loss = reconstruction_loss(rest_a, rest_b, "squared")
+    ehat_a, ehat_b = decode_product(z_BZ, crosscoder.w_dec_a[dead_Za], crosscoder.w_dec_b[dead_Zb], dtype=dtype)
+    loss = reconstruction_loss(e_a_BDa - ehat_a, e_b_BDb - ehat_b, "squared")
     if not normalised:
         return loss
     return loss / reconstruction_loss(e_a_BDa - e_a_BDa.mean(dim=0), e_b_BDb - e_b_BDb.mean(dim=0), "squared")

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.partitioned import decode_product, encode_product
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.errors import InputError
 
@@ -101,6 +102,11 @@ class Crosscoder(nn.Module):
             "B": slice(config.n_a, config.n_features),
         }
 
+    @property
+    def share(self) -> float:
+        """Weight of each of the two encoders in a shared feature."""
+        return 0.5 if self.config.combine == "mean" else 1.0
+
     def sees(self, side: str) -> slice:
         """The features that a model ("a" or "b") has."""
         return slice(0, self.config.n_a) if side == "a" else slice(self.config.n_a_only, self.n_features)
@@ -124,29 +130,13 @@ class Crosscoder(nn.Module):
 
     def pre_activations(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
         """pre_BF of normalised activations."""
-        pre_a_BFa = self.matmul(x_a_BDa, self.w_enc_a.T)
-        pre_b_BFb = self.matmul(x_b_BDb, self.w_enc_b.T)
-        return self.combine(pre_a_BFa, pre_b_BFb, self.config.n_a_only) + self.b_enc
-
-    def combine(self, pre_a_BFa: torch.Tensor, pre_b_BFb: torch.Tensor, n_a_only: int) -> torch.Tensor:
-        """Both sides' encodings as one (B, F): A's first `n_a_only` columns, the shared ones together, then B's own."""
-        n_shared = pre_a_BFa.shape[1] - n_a_only
-        shared = pre_a_BFa[:, n_a_only:] + pre_b_BFb[:, :n_shared]
-        if self.config.combine == "mean":
-            shared = shared / 2
-        return torch.cat([pre_a_BFa[:, :n_a_only], shared, pre_b_BFb[:, n_shared:]], dim=1)
+        weights = (self.w_enc_a, self.w_enc_b, self.b_enc)
+        return encode_product(x_a_BDa, x_b_BDb, *weights, share=self.share, dtype=self.matmul_dtype)
 
     def reconstruct(self, f_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(xhat_a (B, Da), xhat_b (B, Db)) in normalised units."""
-        xhat_a = self.matmul(f_BF[:, self.sees("a")], self.w_dec_a) + self.b_dec_a
-        xhat_b = self.matmul(f_BF[:, self.sees("b")], self.w_dec_b) + self.b_dec_b
-        return xhat_a, xhat_b
-
-    def matmul(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """left @ right in `matmul_dtype`, float32 result."""
-        if self.matmul_dtype == torch.float32:
-            return left @ right
-        return (left.to(self.matmul_dtype) @ right.to(self.matmul_dtype)).float()
+        xhat_a, xhat_b = decode_product(f_BF, self.w_dec_a, self.w_dec_b, dtype=self.matmul_dtype)
+        return xhat_a + self.b_dec_a, xhat_b + self.b_dec_b
 
     @torch.no_grad()
     def encode(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, *, raw: bool = True) -> torch.Tensor:
