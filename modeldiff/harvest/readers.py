@@ -66,8 +66,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not valid JSON ({error})") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not valid JSON ({error.msg}, character {error.colno})") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
         yield where, record
