@@ -38,6 +38,14 @@ def spread(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
     return [blocks[(2 * i + 1) * len(blocks) // (2 * wanted)] for i in range(wanted)]
 
 
+def by_shard(blocks: Sequence[Block], shards: int) -> list[list[Block]]:
+    """The blocks of each shard."""
+    groups: list[list[Block]] = [[] for _ in range(shards)]
+    for block in blocks:
+        groups[block.shard].append(block)
+    return groups
+
+
 @dataclass(frozen=True)
 class SparseCodes:
     """The non-zero feature activations of a block: one entry each, ordered by row, then feature."""
@@ -73,7 +81,7 @@ class Encoder:
         kept_B = (x_a_BDa.float().norm(dim=1) <= self._limits["a"]) & (x_b_BDb.float().norm(dim=1) <= self._limits["b"])
         with torch.inference_mode():
             f_BF = self.crosscoder.encode(x_a_BDa, x_b_BDb, raw=True)
-            f_BF = torch.where(kept_B[:, None], f_BF, 0)
+            f_BF[~kept_B] = 0
         return f_BF, kept_B.cpu().numpy()
 
 

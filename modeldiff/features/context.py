@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Encoder, block_rows
+from modeldiff.features.codes import Encoder, block_rows, by_shard
 from modeldiff.features.examples import Examples
 from modeldiff.features.ragged import Column, Ragged
+from modeldiff.workspace.activations import Block
 from modeldiff.workspace.files import replace_into, temporary_path
 from modeldiff.workspace.plan import SIDES, ShardPlan
 
@@ -29,6 +30,7 @@ _MAX_WORD = 40
 _SPANS: dict[str, type[np.generic]] = {"start": np.int32, "end": np.int32, "activation": np.float32}
 _FIXED: dict[str, type[np.generic]] = {"document": np.int64, "source": np.int32, "centre": np.int32}
 RAGGED = ("text", "words", "tokens_a", "tokens_b")
+COLUMNS = {name: ("bytes",) if name == "text" else tuple(_SPANS) for name in RAGGED}
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,8 @@ class Contexts:
     def from_arrays(cls, flat: dict[str, Column]) -> Contexts:
         ragged = {}
         for name in RAGGED:
-            columns = ("bytes",) if name == "text" else tuple(_SPANS)
             offsets = flat[f"{name}/offsets"].astype(np.int64)
-            ragged[name] = Ragged(offsets, {column: flat[f"{name}/{column}"] for column in columns})
+            ragged[name] = Ragged(offsets, {column: flat[f"{name}/{column}"] for column in COLUMNS[name]})
         return cls({name: flat[name] for name in _FIXED}, ragged)
 
 
@@ -80,6 +81,7 @@ def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -
     shard ends. Each shard's part is kept in `resume`, so that an interrupted run goes on behind it.
     """
     store = encoder.store
+    blocks = by_shard(store.blocks(block_rows(encoder.crosscoder.n_features)), len(store.info.shards))
     by_row = np.argsort(examples.row, kind="stable")
     borders = np.searchsorted(examples.row[by_row], store.first_row)
     resume.mkdir(exist_ok=True)
@@ -90,7 +92,7 @@ def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -
             here = by_row[borders[shard] : borders[shard + 1]]
             if not path.exists():
                 pair_E = examples.row[here] - store.first_row[shard]
-                part = _shard_contexts(encoder, shard, pair_E, examples.feature[here], n_context)
+                part = _shard_contexts(encoder, blocks[shard], pair_E, examples.feature[here], n_context)
                 temporary = temporary_path(path)
                 save_file(part.arrays(), temporary)
                 replace_into(temporary, path)
@@ -100,10 +102,10 @@ def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -
 
 
 def _shard_contexts(
-    encoder: Encoder, shard: int, pair_E: NDArray[np.int64], feature_E: NDArray[np.int64], n_context: int
+    encoder: Encoder, blocks: list[Block], pair_E: NDArray[np.int64], feature_E: NDArray[np.int64], n_context: int
 ) -> Contexts:
-    window_EW = _windows(encoder, shard, pair_E, feature_E, n_context)
-    describe = _Describer(encoder.store.plan(shard), n_context) if len(pair_E) else None
+    window_EW = _windows(encoder, blocks, pair_E, feature_E, n_context)
+    describe = _Describer(encoder.store.plan(blocks[0].shard), n_context) if len(pair_E) else None
     rows = (
         [describe.example(int(pair), window) for pair, window in zip(pair_E, window_EW, strict=True)]
         if describe
@@ -118,12 +120,11 @@ def _shard_contexts(
 
 
 def _windows(
-    encoder: Encoder, shard: int, pair_E: NDArray[np.int64], feature_E: NDArray[np.int64], n_context: int
+    encoder: Encoder, blocks: list[Block], pair_E: NDArray[np.int64], feature_E: NDArray[np.int64], n_context: int
 ) -> NDArray[np.float32]:
     """(E, W) activations of each example's feature on the pairs around it; `pair_E` ascends. 0 outside the shard."""
     offsets_W = np.arange(-n_context, n_context + 1)
     window_EW = np.zeros((len(pair_E), len(offsets_W)), np.float32)
-    blocks = [b for b in encoder.store.blocks(block_rows(encoder.crosscoder.n_features)) if b.shard == shard]
     for block in blocks:
         near = slice(*np.searchsorted(pair_E, (block.start - n_context, block.stop + n_context)))
         if near.start == near.stop:
@@ -202,13 +203,14 @@ class _Describer:
         tokens = self._documents[self._pairs.document[low]].tokens[side]
         of_pairs = self._pairs.token[side][low:high]
         first, behind = int(of_pairs[0]), int(of_pairs[-1]) + 1
-        while first > 0 and tokens.ends[first - 1] > begin:
+        while first > 0 and tokens.ends[first - 1] > begin and tokens.starts[first - 1] >= 0:
             first -= 1
         values = np.zeros(behind - first, np.float32)
         values[of_pairs - first] = activation
-        inside = tokens.starts[first:behind] >= 0
+        starts, ends = tokens.starts[first:behind], tokens.ends[first:behind]
+        inside = starts >= 0
         return {
-            "start": np.clip(tokens.starts[first:behind][inside], begin, end) - begin,
-            "end": np.clip(tokens.ends[first:behind][inside], begin, end) - begin,
+            "start": np.maximum(starts[inside], begin) - begin,
+            "end": np.minimum(ends[inside], end) - begin,
             "activation": values[inside],
         }

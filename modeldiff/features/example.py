@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import h5py
 
 from modeldiff.errors import DamagedError
-from modeldiff.features.context import RAGGED
+from modeldiff.features.context import COLUMNS, RAGGED
 from modeldiff.features.ragged import Column, Ragged
 from modeldiff.features.words import visible
 from modeldiff.workspace import Artifact
@@ -51,40 +52,53 @@ class Example:
 
 
 class ExampleReader:
-    """examples.h5 of a features artifact.
-
-    `read` raises DamagedError when the file is damaged.
-    """
+    """examples.h5 of a features artifact; the file stays open as long as the reader is in use."""
 
     def __init__(self, artifact: Artifact, name: str, sources: list[str], has_texts: bool) -> None:
         self._artifact = artifact
-        self._name = name
         self._sources = sources
         self._has_texts = has_texts
         self._path = artifact.file(name)
 
-    def read(self, feature: int) -> list[Example]:
-        """The examples of a feature, strongest first."""
+    @cached_property
+    def _datasets(self) -> dict[str, h5py.Dataset]:
+        found: dict[str, h5py.Dataset] = {}
+        h5py.File(self._path, "r").visititems(
+            lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None
+        )
+        return found
+
+    def read(self, feature: int, limit: int | None = None) -> tuple[list[Example], list[str]]:
+        """(at most `limit` examples of a feature, strongest first; the words of all its examples).
+
+        Raises:
+            DamagedError: the file is damaged.
+        """
         try:
-            with h5py.File(self._path, "r") as file:
-                start, stop = (int(offset) for offset in file["offsets"][feature : feature + 2])
-                columns = {name: file[name][start:stop].tolist() for name in ("row", "activation")}
-                if not self._has_texts:
-                    return [Example(*pair) for pair in zip(*columns.values(), strict=True)]
-                fixed = {name: file[name][start:stop].tolist() for name in ("source", "document", "centre")}
-                ragged = {name: _read_ragged(file[name], start, stop) for name in RAGGED}
+            start, stop = (int(offset) for offset in self._datasets["offsets"][feature : feature + 2])
+            fixed = {name: self._datasets[name][start:stop].tolist() for name in ("row", "activation")}
+            if not self._has_texts:
+                return [Example(*pair) for pair in zip(*fixed.values(), strict=True)][:limit], []
+            fixed |= {name: self._datasets[name][start:stop].tolist() for name in ("source", "document", "centre")}
+            ragged = {name: self._ragged(name, start, stop) for name in RAGGED}
         except (OSError, KeyError, ValueError) as error:
             raise DamagedError(f"{self._path}: cannot be read ({error}); {self._artifact.mend}") from None
-        return [
-            self._example(
-                {name: values[i] for name, values in (columns | fixed).items()},
+        places = [
+            (
+                {name: values[i] for name, values in fixed.items()},
                 {name: one.row(i) for name, one in ragged.items()},
             )
             for i in range(stop - start)
         ]
+        return [self._example(*place) for place in places[:limit]], [_word(*place) for place in places]
+
+    def _ragged(self, name: str, start: int, stop: int) -> Ragged:
+        offsets = self._datasets[f"{name}/offsets"][start : stop + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        return Ragged(offsets - first, {c: self._datasets[f"{name}/{c}"][first:last] for c in COLUMNS[name]})
 
     def _example(self, fixed: dict[str, Any], ragged: dict[str, dict[str, Column]]) -> Example:
-        text = ragged["text"]["bytes"].tobytes().decode("utf-8", "surrogatepass")
+        text = _text(ragged)
         words, centre = ragged["words"], fixed["centre"]
         start, end = int(words["start"][centre]), int(words["end"][centre])
         pieces, position = _pieces(text, words, centre)
@@ -102,10 +116,13 @@ class ExampleReader:
         )
 
 
-def _read_ragged(group: h5py.Group, start: int, stop: int) -> Ragged:
-    offsets = group["offsets"][start : stop + 1]
-    first, last = int(offsets[0]), int(offsets[-1])
-    return Ragged(offsets - first, {name: group[name][first:last] for name in group if name != "offsets"})
+def _text(ragged: dict[str, dict[str, Column]]) -> str:
+    return str(ragged["text"]["bytes"].tobytes().decode("utf-8", "surrogatepass"))
+
+
+def _word(fixed: dict[str, Any], ragged: dict[str, dict[str, Column]]) -> str:
+    words, centre = ragged["words"], fixed["centre"]
+    return visible(_text(ragged)[int(words["start"][centre]) : int(words["end"][centre])])
 
 
 def _spans(text: str, spans: dict[str, Column]) -> list[Piece]:

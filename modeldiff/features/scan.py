@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from modeldiff.console import progress
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, sparsify, spread
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, sparsify, spread
 from modeldiff.features.examples import Examples, TopRows, choose, stretch_of
 from modeldiff.features.statistics import Arrays, FeatureStatistics
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -49,10 +49,11 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
     writer = SampleWriter(resume / "codes", n_features)
     state, done = _restore(resume / _CHECKPOINT) or (_State(n_features, len(store.info.sources), examples), 0)
     total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
+    shards = by_shard(blocks, len(store.info.shards))
     with progress("features: pass over the activations", total, "pairs", done=finished) as bar:
-        for shard in range(done, len(store.info.shards)):
+        for shard in range(done, len(shards)):
             places = _Places(store, shard)
-            for block in (block for block in blocks if block.shard == shard):
+            for block in shards[shard]:
                 f_BF, kept_B = encoder.dense(block)
                 codes = sparsify(f_BF)
                 source_B, document_B, row_B = places.of(block)
@@ -65,9 +66,7 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
                 bar.advance(len(block))
             writer.finish_shard(shard)
             _checkpoint(resume / _CHECKPOINT, state, shard + 1)
-    return ScanResult(
-        state.statistics, choose(state.by_document, state.by_stretch), writer.load(len(store.info.shards))
-    )
+    return ScanResult(state.statistics, choose(state.by_document, state.by_stretch), writer.load(len(shards)))
 
 
 class _State:

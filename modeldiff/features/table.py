@@ -200,7 +200,7 @@ class FeatureTable:
             )
         statistics = self.statistics
         own, other = _number(self._r2_own[feature]), _number(self._r2_other[feature])
-        shown = self._examples.read(feature)
+        shown, words = self._examples.read(feature, examples)
         return FeatureRow(
             id=feature,
             partition=str(self.partition_F[feature]),
@@ -216,8 +216,8 @@ class FeatureTable:
             r2_own=own,
             r2_other=other,
             gap=None if own is None or other is None else own - other,
-            words=characteristic_words([one.word for one in shown if one.word is not None]),
-            examples=shown[:examples],
+            words=characteristic_words(words),
+            examples=shown,
         )
 
     def _sort_key(self, sort: str, exclusive: str | None, source: str | None) -> NDArray[np.float64]:
