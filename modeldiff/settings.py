@@ -18,7 +18,7 @@ from typing import Any, Self, dataclass_transform, get_type_hints
 from modeldiff.errors import InputError
 
 
-def setting(default: Any = dataclasses.MISSING, *, result: bool = True, variadic: bool = False) -> Any:
+def setting(*, default: Any = dataclasses.MISSING, result: bool = True, variadic: bool = False) -> Any:
     """A field of a settings dataclass.
 
     Args:

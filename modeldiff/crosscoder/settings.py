@@ -12,73 +12,73 @@ from modeldiff.settings import Settings, setting, settings
 class TrainSettings(Settings):
     """How a crosscoder is trained. What is left out is derived from the activations (see recipe.py)."""
 
-    activations: str | None = setting(None, result=False)
+    activations: str | None = setting(default=None, result=False)
     """Activations to train on: a version, a name, or the latest if left out."""
-    architecture: Literal["dfc", "standard"] = setting("dfc")
+    architecture: Literal["dfc", "standard"] = setting(default="dfc")
     """dfc: parts of the dictionary belong to one model alone; standard: every feature is shared."""
-    features: int | None = setting(None)
+    features: int | None = setting(default=None)
     """Size of the dictionary; 8 times the mean of the two widths if left out (the paper: 131072 for width 4096)."""
-    exclusive: float = setting(0.05)
+    exclusive: float = setting(default=0.05)
     """Share of the features that only A has, and likewise B (dfc). 0.01 to 0.05 in the paper; below 0.5."""
-    k: int | None = setting(None)
+    k: int | None = setting(default=None)
     """Active features per pair, on average; 1/20 of the mean width but at least 16 if left out (the paper: 200)."""
-    k_start: int | None = setting(None)
+    k_start: int | None = setting(default=None)
     """Active features per pair at the first step; falls to k during --anneal-steps; 5 times k if left out."""
-    anneal_steps: int | None = setting(None)
+    anneal_steps: int | None = setting(default=None)
     """Steps over which k falls from its start; 5 % of all steps if left out."""
-    steps: int | None = setting(None)
+    steps: int | None = setting(default=None)
     """Steps of training; if neither this nor --tokens is given, two passes over the pairs but at least 2000 steps."""
-    tokens: int | None = setting(None)
+    tokens: int | None = setting(default=None)
     """Pairs of tokens to train on, counting repeats: another way to give the steps."""
-    batch: int = setting(2048)
+    batch: int = setting(default=2048)
     """Pairs of one step."""
-    lr: float | None = setting(None)
+    lr: float | None = setting(default=None)
     """Learning rate of Adam; 2e-4 / sqrt(features / 16384) if left out, which is about the paper's 1e-4 at its size."""
-    warmup: int | None = setting(None)
+    warmup: int | None = setting(default=None)
     """Steps during which the learning rate rises from 0; 5 % of all steps, at most 1000, if left out."""
-    decay: Literal["none", "linear", "cosine"] = setting("linear")
+    decay: Literal["none", "linear", "cosine"] = setting(default="linear")
     """How the learning rate falls to 0 at the end."""
-    decay_share: float = setting(0.2)
+    decay_share: float = setting(default=0.2)
     """Last share of the steps during which the learning rate falls."""
-    clip: float = setting(1.0)
+    clip: float = setting(default=1.0)
     """Largest norm of the gradient; a longer one is shortened to it."""
-    betas: tuple[float, ...] = setting((0.9, 0.999))
+    betas: tuple[float, ...] = setting(default=(0.9, 0.999))
     """The two decay rates of Adam."""
-    selection: Literal["activation", "l2", "sum", "mean"] = setting("activation")
+    selection: Literal["activation", "l2", "sum", "mean"] = setting(default="activation")
     """What the selection of active features ranks by: the activation, or the activation times the norm of both decoders
     together (l2), the sum of their norms (sum, which starves exclusive features), or their mean (mean)."""
-    combine: Literal["mean", "sum"] = setting("mean")
+    combine: Literal["mean", "sum"] = setting(default="mean")
     """How a shared feature combines the two encoders: mean as in the paper, or sum as in its public code."""
-    loss: Literal["squared", "norm"] = setting("squared")
+    loss: Literal["squared", "norm"] = setting(default="squared")
     """Reconstruction error: squared as in the paper, or its norm, and a normalised auxiliary loss, as in its public
     code."""
-    auxk_alpha: float = setting(0.03)
+    auxk_alpha: float = setting(default=0.03)
     """Weight of the auxiliary loss that revives dead features; 0 turns it off."""
-    auxk: int | None = setting(None)
+    auxk: int | None = setting(default=None)
     """Dead features used per pair by the auxiliary loss; half the mean width if left out."""
-    auxk_input: Literal["error", "input"] = setting("error")
+    auxk_input: Literal["error", "input"] = setting(default="error")
     """What dead features encode in the auxiliary loss: the error, as in the paper, or the activations."""
-    dead_tokens: int = setting(10_000_000)
+    dead_tokens: int = setting(default=10_000_000)
     """A feature is dead when it was not active for this many pairs, or for --dead-share of the run if that is less."""
-    dead_share: float = setting(0.1)
+    dead_share: float = setting(default=0.1)
     """See --dead-tokens; short runs would otherwise have no dead feature."""
-    threshold_start: int | None = setting(None)
+    threshold_start: int | None = setting(default=None)
     """Step from which the inference threshold is averaged; after the first tenth, or the annealing, if left out."""
-    decoder_norm: float = setting(0.4)
+    decoder_norm: float = setting(default=0.4)
     """Norm of the decoder's rows at the start."""
-    seed: int = setting(0)
+    seed: int = setting(default=0)
     """Of the initial weights and of the order of the pairs."""
-    holdout: float = setting(0.02)
+    holdout: float = setting(default=0.02)
     """Share of the pairs kept from training for the final evaluation."""
-    buffer_mib: int = setting(256)
+    buffer_mib: int = setting(default=256)
     """Memory for shuffling, in MiB: blocks are read in random order into it, and pairs are drawn from it."""
-    log_every: int | None = setting(None)
+    log_every: int | None = setting(default=None)
     """Steps between two lines of training.jsonl; 1/200 of all steps if left out."""
-    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", result=False)
+    precision: Literal["auto", "float32", "bfloat16"] = setting(default="auto", result=False)
     """What matrices are multiplied in (weights stay float32); auto is bfloat16 on CUDA, float32 elsewhere."""
-    device: str = setting("auto", result=False)
+    device: str = setting(default="auto", result=False)
     """auto, cpu, cuda, cuda:N or mps."""
-    checkpoint_seconds: float = setting(60.0, result=False)
+    checkpoint_seconds: float = setting(default=60.0, result=False)
     """Seconds between two checkpoints; longer where writing one takes more than a twentieth of that."""
 
     def __post_init__(self) -> None:

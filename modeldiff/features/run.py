@@ -81,16 +81,7 @@ def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None
     """
     if ref is not None:
         return workspace.find("activations", ref)
-    trained_on = [one for one in crosscoder.manifest.inputs.values() if one.label.startswith("activations:")]
-    digests = {one.digest for one in trained_on}
-    for artifact in reversed(workspace.artifacts("activations")):
-        if artifact.manifest.digest in digests:
-            return artifact
-    gone = trained_on[0].label if trained_on else "activations"
-    raise InputError(
-        f"{crosscoder.ref} was trained on {gone}, which are not in {workspace.folder} any more: "
-        "harvest them again, or name others of the same models and layers with --activations"
-    )
+    return workspace.source_of(crosscoder, "activations")
 
 
 def _build(

@@ -11,32 +11,32 @@ class FeaturesSettings(Settings):
     """What is measured about each feature, on which pairs."""
 
     # References are only a way to say which artifact: its digest decides whether the result is the same.
-    crosscoder: str | None = setting(None, result=False)
+    crosscoder: str | None = setting(default=None, result=False)
     """The crosscoder: a version, `crosscoder:2`, or a name. Default: the latest."""
 
-    activations: str | None = setting(None, result=False)
+    activations: str | None = setting(default=None, result=False)
     """The activations to measure on. Default: those the crosscoder was trained on."""
 
-    pairs: int | None = setting(None)
+    pairs: int | None = setting(default=None)
     """Measure on about this many pairs, in blocks spread evenly over the activations. Default: all of them."""
 
-    examples: int = setting(20)
+    examples: int = setting(default=20)
     """Top examples kept per feature; at most one per document as long as there are enough documents."""
 
-    context: int = setting(16)
+    context: int = setting(default=16)
     """Aligned places shown on each side of an example, with the feature's activation at each."""
 
-    sample_pairs: int = setting(200_000)
+    sample_pairs: int = setting(default=200_000)
     """Pairs from which twins and predictability are computed, in blocks spread evenly."""
 
-    predictability: bool = setting(True)
+    predictability: bool = setting(default=True)
     """Measure how well each feature is predicted linearly from either model's activations (held-out R²)."""
 
-    outlier_factor: float = setting(2.0)
+    outlier_factor: float = setting(default=2.0)
     """Leave out pairs whose norm, on either side, exceeds this many times the median norm; 0 keeps all. Training leaves
     such pairs out as well (paper B.1.4), so feature values there mean nothing."""
 
-    device: str = setting("auto", result=False)
+    device: str = setting(default="auto", result=False)
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:

@@ -15,63 +15,63 @@ Encoding = Literal["bfloat16", "float16", "float32"]
 class HarvestSettings(Settings):
     """Texts and two models give paired activations; or activations captured elsewhere are imported."""
 
-    model_a: str | None = setting(None)
+    model_a: str | None = setting(default=None)
     """Model A: a name on the hub, a local folder or a .gguf file. May be left out only with --import-a."""
-    model_b: str | None = setting(None)
+    model_b: str | None = setting(default=None)
     """Model B: a name on the hub, a local folder or a .gguf file. May be left out only with --import-b."""
-    revision_a: str | None = setting(None)
+    revision_a: str | None = setting(default=None)
     """Branch, tag or commit of model A on the hub."""
-    revision_b: str | None = setting(None)
+    revision_b: str | None = setting(default=None)
     """Branch, tag or commit of model B on the hub."""
-    trust_remote_code: bool = setting(False)
+    trust_remote_code: bool = setting(default=False)
     """Run Python code that comes with the models. Only for models whose authors you trust."""
     # Not part of the result as they are written: what counts is their content, label and weight (see run.py).
-    texts: tuple[str, ...] = setting((), result=False, variadic=True)
+    texts: tuple[str, ...] = setting(default=(), result=False, variadic=True)
     """Text sources, each as [LABEL=]SOURCE[@WEIGHT], e.g. `news=data/cnn.jsonl@0.5`. SOURCE is a .txt, .jsonl or
     .parquet file, or `hf:NAME[:CONFIG[:SPLIT]]` for a hub data set. Sources are mixed by weight, counted in characters
     (default 1 each), until they run out. LABEL (default: the file's name) is kept with every text; a record's own
     `source` field goes first. A .txt file is cut into documents of 2,000 to 4,000 characters, at blank lines where
     there are any. Records with a `messages` list are chats: each model gets its own chat template, and only the message
     contents are compared."""
-    text_field: str = setting("text")
+    text_field: str = setting(default="text")
     """Field or column that holds the text in .jsonl, .parquet and data sets."""
-    sample: float = setting(1.0)
+    sample: float = setting(default=1.0)
     """Share of the documents to use, chosen at random by --seed. With a large corpus and few pairs, a small share
     spreads the pairs over all of it instead of taking its beginning."""
-    seed: int = setting(0)
+    seed: int = setting(default=0)
     """Seed of that choice."""
-    pairs: int = setting(1_000_000)
+    pairs: int = setting(default=1_000_000)
     """Number of pairs of activations to harvest; fewer if the texts run out."""
-    layer_a: int | None = setting(None)
+    layer_a: int | None = setting(default=None)
     """Block of model A after which the residual stream is read, counted from 0; default: the middle one."""
-    layer_b: int | None = setting(None)
+    layer_b: int | None = setting(default=None)
     """Block of model B after which the residual stream is read, counted from 0; default: the middle one."""
-    align: Literal["offsets", "greedy"] = setting("offsets")
+    align: Literal["offsets", "greedy"] = setting(default="offsets")
     """How tokens of A and B are paired: `offsets` pairs tokens that end at the same character; `greedy` is the paper's
     Algorithm 1 on decoded text, for comparison and for tokenizers without character offsets."""
-    pair_at: Literal["words", "tokens"] = setting("words")
+    pair_at: Literal["words", "tokens"] = setting(default="words")
     """`words` keeps only pairs where both tokens end a word, a number or a punctuation mark; `tokens` keeps all. Inside
     words the tokenizations differ, which shows up as features that only the tokenizers explain."""
-    context: int = setting(512)
+    context: int = setting(default=512)
     """Most tokens of a text that a model reads at once, special tokens included. Longer texts are cut where both
     tokenizations end, so that both models read the same pieces; longer chats lose their end."""
-    storage: Encoding = setting("bfloat16")
+    storage: Encoding = setting(default="bfloat16")
     """Number format on disk."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto")
     """Number format the models compute in; auto: bfloat16 on a GPU, float32 elsewhere."""
-    device: str = setting("auto", result=False)
+    device: str = setting(default="auto", result=False)
     """auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one."""
-    batch_tokens: int | None = setting(None, result=False)
+    batch_tokens: int | None = setting(default=None, result=False)
     """Tokens, padding included, that a model reads in one batch; default 2,048 on the CPU, 16,384 on a GPU. Changes
     activations by rounding only."""
-    shard_pairs: int = setting(65_536)
+    shard_pairs: int = setting(default=65_536)
     """Pairs per shard. An interruption loses at most the shard being written; one side of a shard is held in memory."""
-    import_a: str | None = setting(None)
+    import_a: str | None = setting(default=None)
     """Activations of model A captured elsewhere: a .npy file, FILE.safetensors[:KEY] or FILE.h5:DATASET of shape
     (pairs, width); row i of A belongs with row i of B."""
-    import_b: str | None = setting(None)
+    import_b: str | None = setting(default=None)
     """Activations of model B captured elsewhere."""
-    import_texts: Path | None = setting(None)
+    import_texts: Path | None = setting(default=None)
     """Texts of imported activations: a .jsonl file, one record per document in the order of the rows: {"text": ...,
     "ends": [character offset at which pair 0 ends, ...], "source": optional label, "ids_a", "ids_b": optional token
     ids, one per pair}."""

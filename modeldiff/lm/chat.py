@@ -35,6 +35,14 @@ def render_chat(
     return text, spans
 
 
+def open_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str) -> str:
+    """The prompt as a user's message, up to where the answer begins: what to give a chat model to continue.
+
+    Encode it with add_special_tokens=False. Raises InputError when the template refuses it.
+    """
+    return _render(tokenizer, [{"role": "user", "content": prompt}], answer=True)
+
+
 def _check_messages(messages: list[dict[str, Any]]) -> None:
     if not messages:
         raise InputError("a chat has no messages: expected a list of {role, content}")
@@ -43,12 +51,14 @@ def _check_messages(messages: list[dict[str, Any]]) -> None:
             raise InputError(f"message {i} of a chat is not an object with the texts 'role' and 'content'")
 
 
-def _render(tokenizer: transformers.PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
+def _render(
+    tokenizer: transformers.PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, answer: bool = False
+) -> str:
     if not getattr(tokenizer, "chat_template", None):
         turns = [f"{message['role'].capitalize()}: {message['content']}\n\n" for message in messages]
-        return _begin_of_text(tokenizer) + "".join(turns)
+        return _begin_of_text(tokenizer) + "".join(turns) + ("Assistant:" if answer else "")
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"the chat template of {_name(tokenizer)} refuses the messages: {reason}") from error

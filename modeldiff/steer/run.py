@@ -12,12 +12,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import torch
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import load
 from modeldiff.errors import InputError
+from modeldiff.lm.chat import open_chat
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model, model_identity
@@ -52,7 +52,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
         InputError: no such feature, the model does not have it, it never fires, no model is known, or no prompt.
     """
     features = find_features(workspace, settings)
-    source = _input_of(workspace, features, "crosscoder")
+    source = workspace.source_of(features, "crosscoder")
     side = settings.model.lower()
     direction = direction_of(load(source), features, settings.feature, side)
     prompts = read_prompts(settings)
@@ -120,17 +120,6 @@ def read_prompts(settings: SteerSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prompts))
 
 
-def _input_of(workspace: Workspace, artifact: Artifact, kind: str) -> Artifact:
-    """The artifact of `kind` that another was made from, known by its digest."""
-    wanted = artifact.manifest.inputs[kind]
-    for candidate in reversed(workspace.artifacts(kind)):
-        if candidate.manifest.digest == wanted.digest:
-            return candidate
-    raise InputError(
-        f"{artifact.ref} was made from {wanted.label}, which is not in {workspace.folder} any more: make both again"
-    )
-
-
 def _target(settings: SteerSettings, features: Artifact, side: str) -> _Target:
     info = read_json(features.file("features.json"))["sides"][side]
     model = settings.model_path or info["model"]
@@ -165,7 +154,7 @@ def _build(
         )
     lm.check_layer(target.layer)
     chat = settings.chat == "yes" or (settings.chat == "auto" and bool(lm.tokenizer.chat_template))
-    rendered = [_as_chat(lm, prompt) if chat else prompt for prompt in prompts]
+    rendered = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in prompts]
     strengths = (UNSTEERED, *dict.fromkeys(s for s in settings.strength if s != UNSTEERED))
     records: list[dict[str, Any]] = []
     with progress("steer", len(strengths), "strengths") as bar:
@@ -206,18 +195,6 @@ def _generate(
             seed=settings.seed,
             add_special_tokens=not chat,
         )
-
-
-def _as_chat(lm: LanguageModel, prompt: str) -> str:
-    """The prompt as a user's message in the model's chat format, up to where the answer begins."""
-    if not lm.tokenizer.chat_template:
-        raise InputError(f"the tokenizer of model {lm.name} has no chat template: use --chat no")
-    message = {"role": "user", "content": prompt}
-    try:
-        return str(lm.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the chat template of model {lm.name} refuses the prompt ({reason}): use --chat no") from None
 
 
 def _description(

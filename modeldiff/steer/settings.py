@@ -20,44 +20,44 @@ class SteerSettings(Settings):
     feature: int = setting()
     """Number of the feature, as `modeldiff features` lists it."""
 
-    strength: tuple[float, ...] = setting((1.0,), variadic=True)
+    strength: tuple[float, ...] = setting(default=(1.0,), variadic=True)
     """How hard: 1 adds the feature's direction at its maximum activation, negative values push against it."""
 
-    prompt: tuple[str, ...] = setting((), variadic=True)
+    prompt: tuple[str, ...] = setting(default=(), variadic=True)
     """Texts to continue."""
 
     # The prompts themselves are an input with a digest: where the file lies makes no difference.
-    prompts: Path | None = setting(None, result=False)
+    prompts: Path | None = setting(default=None, result=False)
     """A file with one prompt per line, in place of --prompt."""
 
-    features: str | None = setting(None, result=False)
+    features: str | None = setting(default=None, result=False)
     """The features artifact that the number refers to. Default: the latest (of --crosscoder, if given)."""
 
-    crosscoder: str | None = setting(None, result=False)
+    crosscoder: str | None = setting(default=None, result=False)
     """The crosscoder that the number refers to. Default: the one the features were made from."""
 
-    max_new_tokens: int = setting(80)
+    max_new_tokens: int = setting(default=80)
     """Length of each continuation in tokens."""
 
-    temperature: float = setting(0.0)
+    temperature: float = setting(default=0.0)
     """0: always the likeliest token; otherwise draw."""
 
-    top_p: float = setting(1.0)
+    top_p: float = setting(default=1.0)
     """When drawing: only from the likeliest tokens that hold this much of the probability."""
 
-    seed: int = setting(0)
+    seed: int = setting(default=0)
     """Of the drawing; the same for every strength."""
 
-    chat: Literal["auto", "yes", "no"] = setting("auto")
+    chat: Literal["auto", "yes", "no"] = setting(default="auto")
     """Put each prompt to the model as a user's message, in its chat format; auto: when its tokenizer has one."""
 
-    model_path: str | None = setting(None, result=False)
+    model_path: str | None = setting(default=None, result=False)
     """Where the model is now, if not where it was at harvest time (a folder, a GGUF file or a hub name)."""
 
-    device: str = setting("auto", result=False)
+    device: str = setting(default="auto", result=False)
     """auto, cpu, cuda or mps."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", result=False)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto", result=False)
     """Number format of the model; auto: bfloat16 on CUDA, float32 elsewhere."""
 
     def __post_init__(self) -> None:

@@ -142,6 +142,21 @@ class Workspace:
             if any(i.label == artifact.ref and i.digest == digest for i in other.manifest.inputs.values())
         ]
 
+    def source_of(self, artifact: Artifact, kind: str) -> Artifact:
+        """The artifact of `kind` that this one was made from, known by its digest.
+
+        Raises:
+            InputError: it is not in the workspace any more.
+        """
+        (made_from,) = (one for one in artifact.manifest.inputs.values() if one.label.startswith(f"{kind}:"))
+        for candidate in reversed(self.artifacts(kind)):
+            if candidate.manifest.digest == made_from.digest:
+                return candidate
+        raise InputError(
+            f"{artifact.ref} was made from {made_from.label}, which is not in {self.folder} any more: "
+            f"run `{COMMAND_OF[kind]}` again, or name another with --{kind}"
+        )
+
     def remove(self, folder: Path) -> None:
         """Delete a published artifact. Its version number is not given out again."""
         with self.lock():

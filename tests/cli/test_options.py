@@ -35,11 +35,11 @@ class Tea(Settings):
     leaves: int = setting()
     """How many leaves,
     counted."""
-    water: float | None = setting(None)
+    water: float | None = setting(default=None)
     """Litres."""
-    where: tuple[Path, ...] = setting((), variadic=True)
+    where: tuple[Path, ...] = setting(default=(), variadic=True)
     """Places."""
-    milk: bool = setting(False)
+    milk: bool = setting(default=False)
     """With milk."""
 
 

@@ -21,7 +21,7 @@ THRESHOLD = 0.5
 class MadeSettings(Settings):
     """Stands for the training's settings."""
 
-    label: str = setting("made")
+    label: str = setting(default="made")
     """Anything."""
 
 

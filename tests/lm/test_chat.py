@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from modeldiff.errors import InputError
-from modeldiff.lm.chat import render_chat
+from modeldiff.lm.chat import open_chat, render_chat
 from modeldiff.lm.tokens import encode
 from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -106,3 +106,8 @@ def test_a_rendered_chat_begins_as_the_tokenizer_begins_texts(template: str | No
     ids = encode(tokenizer, text, add_special_tokens=False).ids
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
+
+
+def test_a_prompt_is_opened_up_to_where_the_answer_begins() -> None:
+    assert open_chat(_tokenizer(CHAT_TEMPLATE), "Hi").endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
+    assert open_chat(_tokenizer(None), "Hi") == "User: Hi\n\nAssistant:"

@@ -21,7 +21,7 @@ MAX_F = torch.tensor([10.0, 15.0, 0.0, 3.0])
 class MadeSettings(Settings):
     """Stands for the settings of the features stage."""
 
-    label: str = setting("made")
+    label: str = setting(default="made")
     """Anything."""
 
 

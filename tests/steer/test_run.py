@@ -35,7 +35,7 @@ PROMPTS = ("The quick", "It is a truth")
 class MadeSettings(Settings):
     """Stands for the training's settings."""
 
-    dead: bool = setting(False)
+    dead: bool = setting(default=False)
     """Whether a feature is dead; only to make two of them."""
 
 

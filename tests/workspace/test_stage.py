@@ -16,9 +16,9 @@ from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 
 @settings
 class Cook(Settings):
-    k: int = setting(64)
+    k: int = setting(default=64)
     """How many."""
-    device: str = setting("cpu", result=False)
+    device: str = setting(default="cpu", result=False)
     """Where."""
 
 

@@ -14,7 +14,7 @@ from modeldiff.workspace.files import human_bytes, require_free
 
 @settings
 class Nothing(Settings):
-    n: int = setting(0)
+    n: int = setting(default=0)
     """A number."""
 
 
