@@ -18,7 +18,7 @@ class Explained:
 
     def __init__(self, centre_D: torch.Tensor) -> None:
         """`centre_D` is any vector near the data's mean; it only keeps large numbers from cancelling."""
-        self._centre_D = centre_D.double()
+        self._centre_D = _double(centre_D)
         self._sum_D = torch.zeros_like(self._centre_D)
         self._squares = 0.0
         self._errors = 0.0
@@ -26,10 +26,11 @@ class Explained:
 
     def add(self, x_BD: torch.Tensor, xhat_BD: torch.Tensor) -> None:
         """Take in a batch and its reconstruction."""
-        from_centre_BD = x_BD.double() - self._centre_D
+        x_BD = _double(x_BD)
+        from_centre_BD = x_BD - self._centre_D
         self._sum_D += from_centre_BD.sum(dim=0)
         self._squares += float(from_centre_BD.square().sum())
-        self._errors += float((x_BD.double() - xhat_BD.double()).square().sum())
+        self._errors += float((x_BD - _double(xhat_BD)).square().sum())
         self._rows += len(x_BD)
 
     @property
@@ -74,6 +75,11 @@ class Quality:
             "fve_shared": shared,
             "gain_exclusive": {side: fve[side] - shared[side] for side in fve},
         }
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    """float64, on the CPU where the device (mps) has none."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 def by_partition(crosscoder: Crosscoder, value_F: torch.Tensor) -> dict[str, float]:
