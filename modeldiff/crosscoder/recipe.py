@@ -20,8 +20,8 @@ _ANNEAL_SHARE = 0.05
 _PASSES = 2
 _LEAST_STEPS = 2000
 _MOST_WARMUP = 1000
-# Of the public code (paper 3.1). On planted concepts (256 in widths 32 and 48, 192 features, k 5, 2500 steps of 512, one
-# seed) it gives 1.8e-3 and an FVE of 0.740; 0.601 with 3e-4, 0.717 with 6e-4, 0.744 with 3.7e-3, 0.741 with 7.4e-3.
+# Of the public code (paper 3.1). On planted concepts (256 in widths 32 and 48, 192 features, k 5, 2500 steps of 512,
+# one seed) it gives 1.8e-3 and an FVE of 0.740; 3e-4 gave 0.601, 6e-4 0.717, 3.7e-3 0.744, 7.4e-3 0.741.
 _LR, _LR_FEATURES = 2e-4, 16384
 _LOG_LINES = 200
 
