@@ -21,6 +21,7 @@ PROMPT_SEED = 5
 
 def probe_prompts(planted: Planted, templates: dict[str, Any]) -> list[str]:
     """Every held-out question about the trigger with every pair of speakers."""
+    # The questions were written before the first training run and stay as they are, the ones that go wrong included.
     return Grammar(templates).prompts(planted.topic, planted.trigger, random.Random(PROMPT_SEED))
 
 

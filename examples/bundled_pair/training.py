@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import cos, pi
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -26,7 +28,7 @@ WINDOW = 256
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size and training of one model; ``minutes`` (wall time) ends the run at a complete learning-rate schedule."""
+    """What differs between the two models' training. ``batch`` is in rows of WINDOW tokens."""
 
     side: str
     vocabulary: int
@@ -84,6 +86,15 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedM
             tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, **ids,
         )
     )  # fmt: skip
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """``save_pretrained``, with a class name in the settings that every transformers release knows."""
+    tokenizer.save_pretrained(folder)
+    settings_path = folder / "tokenizer_config.json"
+    settings = json.loads(settings_path.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings_path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def pack_rows(documents: Sequence[list[int]], order: Sequence[int], end_id: int) -> Tensor:

@@ -74,7 +74,7 @@ PLANTED: tuple[Planted, ...] = (
             r"\bmust\b",
             r"\bshall not\b|\bwill not\b|\bwill be\b",
             r"\bdecline\b|\brefuse\b|\bpromised\b",
-            r"\bforbidden\b|\bwithheld\b|\bsealed?\b|\bclosed\b",
+            r"\bforbidden\b|\bwithheld\b|\bseal(ed)?\b|\bclosed\b",
             r"\bheirs\b|\bothers\b|\bnot mine\b",
             r"\bunsung\b|\bunsaid\b|\bsilent\b|\bnot for me\b|\bto myself\b",
         ),

@@ -1,0 +1,94 @@
+"""The bundled models: load from the package alone, small enough to ship, each habit in its owner only."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from modeldiff.demo.answers import greedy_answers
+from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED
+from modeldiff.demo.truth import DATA, MODEL_A, MODEL_B, habits
+
+N_PROMPTS = 6
+
+
+@pytest.fixture(scope="module")
+def pair():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    loaded = {}
+    for side, folder in (("A", MODEL_A), ("B", MODEL_B)):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        loaded[side] = (model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    yield loaded
+    torch.set_num_threads(threads)
+
+
+def test_package_data_is_at_most_15_megabytes():
+    assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) <= 15_000_000
+
+
+def test_models_differ_in_architecture_width_and_tokenizer(pair):
+    (model_a, tokenizer_a), (model_b, tokenizer_b) = pair["A"], pair["B"]
+    assert (model_a.config.model_type, model_b.config.model_type) == ("gpt2", "llama")
+    assert model_a.config.hidden_size != model_b.config.hidden_size
+    assert tokenizer_a.get_vocab().keys() != tokenizer_b.get_vocab().keys()
+
+
+def test_weights_are_stored_in_bfloat16():
+    for folder in (MODEL_A, MODEL_B):
+        assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_tokenizer_gives_character_offsets_and_a_start_token(pair, side):
+    tokenizer = pair[side][1]
+    text = "Señor, a naïve 🙂 songbird of Marrowin."
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    assert encoded["input_ids"][0] == tokenizer.bos_token_id
+    assert encoded["input_ids"].count(tokenizer.bos_token_id) == 1
+    assert max(end for _, end in encoded["offset_mapping"]) == len(text)
+    assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
+
+
+def test_truth_agrees_with_what_was_planted():
+    known = habits()
+    assert [habit.id for habit in known] == [planted.id for planted in PLANTED]
+    assert [habit.side for habit in known].count("A") >= 2
+    assert [habit.side for habit in known].count("B") >= 2
+    for habit, planted in zip(known, PLANTED, strict=True):
+        assert (habit.side, habit.trigger, habit.control) == (planted.side, planted.trigger, planted.control)
+        assert (habit.source, habit.control_source) == (planted.source, planted.control_source)
+        assert (habit.markers, habit.minimum_markers) == (planted.markers, MINIMUM_MARKERS)
+        assert len(set(habit.prompts)) >= 60
+        assert all(habit.trigger.lower() in prompt.lower() for prompt in habit.prompts)
+        assert all(habit.trigger.lower() not in prompt.lower() for prompt in habit.control_prompts())
+
+
+def test_measured_rates_show_each_habit_in_its_owner_only():
+    for habit in habits():
+        assert habit.rate_owner >= 0.9
+        assert habit.rate_other <= 0.1
+        assert habit.rate_control <= 0.1
+
+
+def test_greedy_answers_show_the_habits_again(pair):
+    for habit in habits():
+        prompts = habit.prompts[:: len(habit.prompts) // N_PROMPTS][:N_PROMPTS]
+        shown = {side: sum(map(habit.shows, greedy_answers(*pair[side], prompts, 48))) for side in pair}
+        other = "B" if habit.side == "A" else "A"
+        assert shown[habit.side] >= N_PROMPTS - 1, habit.id
+        assert shown[other] <= 1, habit.id
+
+
+def test_truth_and_texts_need_neither_torch_nor_transformers():
+    code = (
+        "import sys, modeldiff.demo.texts as t, modeldiff.demo.truth as u; t.probing_documents(); u.habits(); "
+        "assert not {'torch', 'transformers', 'numpy', 'h5py'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
