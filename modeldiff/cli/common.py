@@ -173,6 +173,23 @@ def artifact_json(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def flat(data: dict[str, Any], prefix: str = "") -> list[list[str]]:
+    """Nested metrics as rows of a table: name ("held_out fve a") and value."""
+    rows: list[list[str]] = []
+    for key, value in data.items():
+        rows += flat(value, f"{prefix}{key} ") if isinstance(value, dict) else [[prefix + key, plain(value)]]
+    return rows
+
+
+def plain(value: Any) -> str:
+    """A value for a table cell: four digits of a fraction, thousands separated."""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+
+
 @functools.cache
 def console() -> Any:
     """The rich console of stdout, 80 columns wide where there is no terminal."""

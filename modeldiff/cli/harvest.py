@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -11,6 +11,7 @@ from modeldiff.cli.common import (
     Command,
     artifact_json,
     examples,
+    flat,
     make_settings,
     open_workspace,
     print_json,
@@ -39,11 +40,7 @@ def _harvest(
         if as_json:
             print_json(planned)
         else:
-            table(
-                "dry run: nothing was written",
-                [("", "left"), ("", "left")],
-                [[k, _text(v)] for k, v in planned.items()],
-            )
+            table("dry run: nothing was written", COLUMNS, flat(planned))
         return
     from modeldiff.harvest.run import run
 
@@ -51,20 +48,11 @@ def _harvest(
     if as_json:
         print_json(artifact_json(artifact))
         return
-    rows = [[key, _text(value)] for key, value in artifact.metrics.items() if not isinstance(value, dict)]
-    table(artifact.ref, [("", "left"), ("", "left")], rows)
+    table(artifact.ref, COLUMNS, flat(artifact.metrics))
     click.echo("next: modeldiff train")
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
-    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
-
+COLUMNS: list[tuple[str, Literal["left", "right"]]] = [("measured", "left"), ("value", "right")]
 
 command = Command(
     "harvest",

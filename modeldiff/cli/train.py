@@ -11,6 +11,7 @@ from modeldiff.cli.common import (
     Command,
     artifact_json,
     examples,
+    flat,
     make_settings,
     open_workspace,
     print_json,
@@ -32,24 +33,9 @@ def _train(
     if as_json:
         print_json(artifact_json(artifact))
         return
-    print_metrics(artifact.ref, artifact.metrics)
+    table(artifact.ref, [("measured", "left"), ("value", "right")], flat(artifact.metrics))
     click.echo(f"curves: {artifact.folder / 'figures' / 'training.png'}")
     click.echo("next: modeldiff features --exclusive A")
-
-
-def print_metrics(title: str, metrics: dict[str, Any], prefix: str = "") -> None:
-    """The final metrics, one a row."""
-    table(title, [("measured on held-out pairs", "left"), ("value", "right")], _rows(metrics, prefix))
-
-
-def _rows(metrics: dict[str, Any], prefix: str) -> list[list[str]]:
-    rows: list[list[str]] = []
-    for key, value in metrics.items():
-        if isinstance(value, dict):
-            rows += _rows(value, f"{prefix}{key} ")
-        else:
-            rows.append([prefix + key, f"{value:.4g}" if isinstance(value, float) else str(value)])
-    return rows
 
 
 command = Command(

@@ -11,8 +11,10 @@ import click
 from modeldiff.cli.common import (
     artifact_json,
     examples,
+    flat,
     json_option,
     open_workspace,
+    plain,
     print_json,
     table,
     workspace_option,
@@ -99,8 +101,8 @@ def _show(ctx: click.Context, workspace_folder: Path | None, as_json: bool, ref:
     )
     for name, one in manifest.inputs.items():
         click.echo(f"input    {name}: {one.label}  ({one.digest[:12]})")
-    table("settings", [("setting", "left"), ("value", "left")], [[k, _text(v)] for k, v in manifest.settings.items()])
-    table("metrics", [("metric", "left"), ("value", "left")], [[k, _text(v)] for k, v in _flat(manifest.metrics)])
+    table("settings", [("setting", "left"), ("value", "left")], [[k, plain(v)] for k, v in manifest.settings.items()])
+    table("metrics", [("metric", "left"), ("value", "left")], flat(manifest.metrics))
     table("files", [("file", "left"), ("size", "right")], [[n, human_bytes(e.size)] for n, e in manifest.files.items()])
 
 
@@ -188,19 +190,6 @@ def _clean(ctx: click.Context, workspace_folder: Path | None, as_json: bool, yes
 
 def _size(artifact: Artifact) -> int:
     return sum(entry.size for entry in artifact.manifest.files.values())
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in data.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return rows
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 _REFS = {"nargs": -1, "metavar": "REF..."}

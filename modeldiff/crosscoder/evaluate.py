@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from modeldiff.crosscoder.losses import OUTLIER_MULTIPLE
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.errors import DamagedError
@@ -17,10 +16,13 @@ from modeldiff.workspace.activations import ActivationStore, Block
 
 
 @torch.no_grad()
-def evaluate(crosscoder: Crosscoder, store: ActivationStore, blocks: list[Block]) -> dict[str, Any]:
+def evaluate(
+    crosscoder: Crosscoder, store: ActivationStore, blocks: list[Block], outlier_factor: float
+) -> dict[str, Any]:
     """FVE by side (all features, shared only, gain of the exclusive ones), L0 and active features by partition.
 
-    As in training, a pair is left out when either side's norm exceeds twice the median, here that of the whole store.
+    As in training, a pair is left out when either side's norm exceeds `outlier_factor` times the median, here
+    that of the whole store.
 
     Raises:
         DamagedError: activations that are not finite.
@@ -32,8 +34,8 @@ def evaluate(crosscoder: Crosscoder, store: ActivationStore, blocks: list[Block]
         x_a, x_b = crosscoder.normalise(*store.read(block))
         if not (x_a.isfinite().all() and x_b.isfinite().all()):
             raise DamagedError(f"{store.artifact.ref} holds values that are not finite: harvest it again")
-        keep_N = _within(x_a, crosscoder.config.scale_a * store.info.sides["a"].median_norm)
-        keep_N &= _within(x_b, crosscoder.config.scale_b * store.info.sides["b"].median_norm)
+        keep_N = x_a.norm(dim=1) <= outlier_factor * crosscoder.config.scale_a * store.info.sides["a"].median_norm
+        keep_N &= x_b.norm(dim=1) <= outlier_factor * crosscoder.config.scale_b * store.info.sides["b"].median_norm
         left_out += len(x_a) - int(keep_N.sum())
         x_a, x_b = x_a[keep_N], x_b[keep_N]
         f_NF = crosscoder.encode(x_a, x_b, raw=False)
@@ -49,7 +51,3 @@ def evaluate(crosscoder: Crosscoder, store: ActivationStore, blocks: list[Block]
         "l0_by_partition": l0,
         "active_features": {name: int(n) for name, n in by_partition(crosscoder, active_F > 0).items()},
     }
-
-
-def _within(x_ND: torch.Tensor, median_norm: float) -> torch.Tensor:
-    return x_ND.norm(dim=1) <= OUTLIER_MULTIPLE * median_norm

@@ -12,18 +12,15 @@ import torch
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.partitioned import decode_product, encode_product
 
-# Paper B.1.4.
-OUTLIER_MULTIPLE = 2.0
 
-
-def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
-    """Mask (B,) of the pairs whose norm is at most twice the batch's median norm, on both sides (paper B.1.4).
+def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> torch.Tensor:
+    """Mask (B,) of the pairs whose norm is at most `factor` times the batch's median norm, on both sides (paper B.1.4).
 
     The pair goes when either side is extreme: otherwise exclusive features would be rewarded for the side that is left.
     """
     norm_a_B, norm_b_B = x_a_BDa.norm(dim=1), x_b_BDb.norm(dim=1)
-    keep_a = norm_a_B <= OUTLIER_MULTIPLE * norm_a_B.median()
-    return keep_a & (norm_b_B <= OUTLIER_MULTIPLE * norm_b_B.median())
+    keep_a_B = norm_a_B <= factor * norm_a_B.median()
+    return keep_a_B & (norm_b_B <= factor * norm_b_B.median())
 
 
 def reconstruction_loss(e_a_BDa: torch.Tensor, e_b_BDb: torch.Tensor, kind: str) -> torch.Tensor:

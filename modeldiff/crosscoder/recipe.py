@@ -48,6 +48,8 @@ class Recipe:
     auxk_alpha: float
     auxk: int
     auxk_input: Literal["error", "input"]
+    outlier_factor: float
+    """Pairs with a larger norm than this times the median are left out; infinite: none."""
     dead_pairs: int
     """A feature is dead when it was not active for this many pairs."""
     threshold_start: int
@@ -119,6 +121,7 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
         auxk_alpha=settings.auxk_alpha,
         auxk=settings.auxk or max(1, round(mean_width / 2)),
         auxk_input=settings.auxk_input,
+        outlier_factor=settings.outlier_factor or math.inf,
         dead_pairs=min(settings.dead_tokens, round(settings.dead_share * steps * settings.batch)),
         threshold_start=start,
         threshold_window=steps / 10,

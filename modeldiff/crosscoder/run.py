@@ -40,6 +40,8 @@ LOG_NAME = "training.jsonl"
 FIGURE_NAME = "figures/training.png"
 THROUGHPUT_NAME = "logs/throughput.jsonl"
 _CHECKPOINT_NAME = "checkpoint.safetensors"
+# A larger share of outliers than this is said.
+_NOTEWORTHY_LEFT_OUT = 0.01
 
 
 def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -105,8 +107,14 @@ class _Training:
         self._train(trainer, work)
         crosscoder = trainer.crosscoder
         crosscoder.set_threshold(trainer.threshold.value)
+        left_out = trainer.left_out / (recipe.steps * recipe.batch)
+        if left_out > _NOTEWORTHY_LEFT_OUT:
+            say(
+                f"{left_out:.0%} of the pairs were left out: a norm above {recipe.outlier_factor:g} times the median; "
+                "--outlier-factor keeps more"
+            )
         say(f"evaluate on {sum(len(block) for block in self.held_out):,} held-out pairs")
-        evaluation = evaluate(crosscoder, self.store, self.held_out)
+        evaluation = evaluate(crosscoder, self.store, self.held_out, self.recipe.outlier_factor)
         log = (work.resume / LOG_NAME).read_bytes()
         work.write_bytes(LOG_NAME, log)
         title = f"{config.n_features} features, k {recipe.k}, on {self.store.artifact.ref}"

@@ -47,8 +47,9 @@ class TrainSettings(Settings):
     selection: Literal["activation", "l2", "sum", "mean"] = setting(default="activation")
     """What the selection of active features ranks by: the activation, or the activation times the norm of both decoders
     together (l2), the sum of their norms (sum, which starves exclusive features), or their mean (mean)."""
-    combine: Literal["mean", "sum"] = setting(default="mean")
-    """How a shared feature combines the two encoders: mean as in the paper, or sum as in its public code."""
+    combine: Literal["mean", "sum"] = setting(default="sum")
+    """How a shared feature combines the two encoders: sum as in the paper's public code, or mean as in its text. With
+    the mean, exclusive features, which average nothing, outdo shared ones at equal weights and take their slots."""
     loss: Literal["squared", "norm"] = setting(default="squared")
     """Reconstruction error: squared as in the paper, or its norm, and a normalised auxiliary loss, as in its public
     code."""
@@ -64,6 +65,9 @@ class TrainSettings(Settings):
     """See --dead-tokens; short runs would otherwise have no dead feature."""
     threshold_start: int | None = setting(default=None)
     """Step from which the inference threshold is averaged; after the first tenth, or the annealing, if left out."""
+    outlier_factor: float = setting(default=2.0)
+    """Leave out pairs whose norm, on either side, exceeds this many times the batch's median (paper B.1.4: 2); 0 keeps
+    all. GPT-2-like models have many such tokens: the command says how many were left out."""
     decoder_norm: float = setting(default=0.4)
     """Norm of the decoder's rows at the start."""
     seed: int = setting(default=0)
@@ -86,7 +90,7 @@ class TrainSettings(Settings):
             _at_least(name, getattr(self, name), 1)
         for name in ("anneal_steps", "warmup", "dead_tokens", "threshold_start", "seed"):
             _at_least(name, getattr(self, name), 0)
-        for name in ("auxk_alpha", "checkpoint_seconds"):
+        for name in ("auxk_alpha", "checkpoint_seconds", "outlier_factor"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{_dashed(name)} must not be negative, found {getattr(self, name)}")
         for name in ("lr", "clip", "decoder_norm"):

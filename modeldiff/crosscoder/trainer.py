@@ -90,7 +90,7 @@ class Trainer:
         return line
 
     def _without_outliers(self, x_a: torch.Tensor, x_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keep_B = inliers(x_a, x_b)
+        keep_B = inliers(x_a, x_b, self.recipe.outlier_factor)
         kept = int(keep_B.sum())
         if kept == len(x_a):
             return x_a, x_b

@@ -38,6 +38,8 @@ from modeldiff.workspace.files import replace_into, temporary_path
 
 SCHEMA = 1
 FORMAT = 1
+# Paper B.1.4.
+PAPER_OUTLIER_FACTOR = 2.0
 FEATURES_NAME = "features.json"
 STATISTICS_NAME = "statistics.safetensors"
 TWINS_NAME = "twins.safetensors"
@@ -63,14 +65,19 @@ def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = 
             f"{found[1]}: give the activations it was trained on with --activations"
         )
     device = resolve_device(settings.device)
+    outlier_factor = settings.outlier_factor
+    if outlier_factor is None:
+        # A crosscoder that was not trained here has no such setting: the paper's.
+        outlier_factor = float(source.settings.get("outlier_factor", PAPER_OUTLIER_FACTOR))
     inputs = {"crosscoder": source.as_input(), "activations": activations.as_input()}
     refs = {label: one.label for label, one in inputs.items()}
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype="float32")
-        return _build(settings, crosscoder, store, device, refs, work)
+        return _build(settings, crosscoder, store, device, outlier_factor, refs, work)
 
-    return produce(workspace, Order("features", settings, inputs, SCHEMA), build, name=name, force=force)
+    order = Order("features", settings, inputs, SCHEMA, {"outlier_factor": outlier_factor})
+    return produce(workspace, order, build, name=name, force=force)
 
 
 def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None) -> Artifact:
@@ -89,10 +96,11 @@ def _build(
     crosscoder: Crosscoder,
     store: ActivationStore,
     device: torch.device,
+    outlier_factor: float,
     refs: dict[str, str],
     work: Work,
 ) -> dict[str, Any]:
-    encoder = Encoder(crosscoder, store, device, settings.outlier_factor)
+    encoder = Encoder(crosscoder, store, device, outlier_factor)
     result = scan(
         encoder,
         pairs=settings.pairs,

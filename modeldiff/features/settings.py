@@ -32,9 +32,9 @@ class FeaturesSettings(Settings):
     predictability: bool = setting(default=True)
     """Measure how well each feature is predicted linearly from either model's activations (held-out R²)."""
 
-    outlier_factor: float = setting(default=2.0)
-    """Leave out pairs whose norm, on either side, exceeds this many times the median norm; 0 keeps all. Training leaves
-    such pairs out as well (paper B.1.4), so feature values there mean nothing."""
+    outlier_factor: float | None = setting(default=None)
+    """Leave out pairs whose norm, on either side, exceeds this many times the median norm; 0 keeps all. Default: as in
+    training, for what it never saw means nothing."""
 
     device: str = setting(default="auto", result=False)
     """auto, cpu, cuda or mps."""
@@ -48,5 +48,5 @@ class FeaturesSettings(Settings):
             raise InputError(f"--context must be 0 or more, found {self.context}")
         if self.sample_pairs < 100:
             raise InputError(f"--sample-pairs must be at least 100, found {self.sample_pairs}")
-        if self.outlier_factor < 0:
+        if self.outlier_factor is not None and self.outlier_factor < 0:
             raise InputError(f"--outlier-factor must be 0 (keep all) or more, found {self.outlier_factor}")

@@ -114,4 +114,4 @@ def test_a_pair_goes_when_either_side_is_beyond_twice_the_median() -> None:
     x_a[2] *= 2.1
     x_b[3] *= 50
     x_b[4] *= 0.0
-    assert inliers(x_a, x_b).tolist() == [True, True, False, False, True, True, True]
+    assert inliers(x_a, x_b, 2.0).tolist() == [True, True, False, False, True, True, True]
