@@ -182,7 +182,7 @@ def print_feature(table: FeatureTable, row: FeatureRow) -> None:
 
 
 def _steer_hint(side: str, row: FeatureRow) -> None:
-    click.echo(f'push it       modeldiff steer --model {side} --feature {row.id} --strength 2 --prompt "..."')
+    click.echo(f'push it       modeldiff steer --model {side} --feature {row.id} --strength 1 --prompt "..."')
 
 
 def _print_example(number: int, example: Example) -> None:

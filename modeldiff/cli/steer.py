@@ -57,9 +57,10 @@ def print_generations(generations: list[dict[str, Any]]) -> None:
         table = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True)
         table.add_column("unsteered", ratio=1, overflow="fold")
         table.add_column("steered", ratio=1, overflow="fold")
-        for one in mine:
-            if one["strength"] != 0:
-                table.add_row(Text(plain), Text.assemble((f"[{one['strength']:+g}] ", "bold"), one["text"]))
+        for one in (one for one in mine if one["strength"] != 0):
+            steered = Text.assemble((f"[{one['strength']:+g}] ", "bold"), one["text"].strip())
+            # The same unsteered text stands beside every strength: print it once.
+            table.add_row(Text("" if table.row_count else plain.strip()), steered)
         console().print(table)
 
 

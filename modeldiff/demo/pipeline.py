@@ -35,7 +35,7 @@ class Size:
 FULL = Size(pairs=200_000, features=1024, k=16, steps=2000, batch=2048)
 # Runs through every stage in well under a minute; too little training to expect planted differences.
 QUICK = Size(pairs=20_000, features=256, k=16, steps=150, batch=1024)
-STRENGTHS = (1.0, 2.0)
+STRENGTHS = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
