@@ -79,8 +79,9 @@ def test_lone_surrogates_become_replacement_characters(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     path = tmp_path / "t.parquet"
     parquet.write_table(pyarrow.table({"text": ["one", "two"], "n": [1, 2], "source": ["x", None]}), path)
     records = list(read_source(parse_source(str(path)), "text"))
@@ -93,7 +94,6 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_a_data_set_in_a_local_folder(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     folder = tmp_path / "set"
     folder.mkdir()
     jsonl(folder / "train.jsonl", {"text": "one"}, {"text": "two"})

@@ -204,9 +204,12 @@ def test_an_unknown_architecture_says_to_upgrade(llama: Path) -> None:
         _load(llama)
 
 
-def test_gguf_without_its_packages_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("missing", [["gguf"], ["accelerate"], ["gguf", "accelerate"]])
+def test_gguf_without_its_packages_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: list[str]
+) -> None:
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
-    with pytest.raises(MachineError, match=r"small\.gguf needs gguf: run `pip install 'modeldiff\[gguf\]'`"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else object())
+    named = " and ".join(missing)
+    with pytest.raises(MachineError, match=rf"small\.gguf needs {named}: run `pip install 'modeldiff\[gguf\]'`"):
         _load(tmp_path / "small.gguf")
