@@ -80,7 +80,7 @@ def progress(what: str, total: float, unit: str, done: float = 0) -> Iterator[Pr
 
     bar = Bar(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]} {task.fields[unit]}/s", markup=False),
         TimeRemainingColumn(),
