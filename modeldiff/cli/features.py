@@ -87,12 +87,13 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
     selection = table.select(**chosen)
     which = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}[chosen["exclusive"]]
     alive = selection.candidates - selection.dead
-    title = f"{table.artifact.ref}: {which} features, {len(selection.ids)} of {alive} alive, by {chosen['sort']}"
+    ids = [i for i in selection.ids if table.statistics["firing_count"][i] > 0]  # the dead are counted below
+    title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"
     listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("id", "fires", "max", "R²own", "other", "twin"):
         listing.add_column(column, justify="right", no_wrap=True)
     listing.add_column("where (share of activation), strongest example", ratio=1)
-    for feature in selection.ids:
+    for feature in ids:
         row = table.row(feature, examples=1)
         listing.add_row(
             str(row.id),
@@ -103,7 +104,10 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
             f"{row.twins[0].correlation:.2f}" if row.twins else "-",
             Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
         )
-    console().print(listing)
+    if ids:
+        console().print(listing)
+    else:
+        click.echo(f"{title}: nothing to list")
     notes = [f"{selection.dead} of {selection.candidates} never fire"]
     if selection.rare:
         notes.append(f"{selection.rare} fire too seldom for --min-density")
@@ -112,8 +116,8 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
     click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
     click.echo("R²: held-out share of the activation that a linear map of the owner's / the other model's residual")
     click.echo("stream explains. twin: highest correlation with a feature of another partition.")
-    if selection.ids:
-        click.echo(f"next: modeldiff features show {selection.ids[0]}")
+    if ids:
+        click.echo(f"next: modeldiff features show {ids[0]}")
 
 
 def _r2(value: float | None) -> str:

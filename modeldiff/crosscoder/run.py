@@ -219,7 +219,7 @@ def _metrics(trainer: Trainer, evaluation: dict[str, Any], pairs: int) -> dict[s
 def _note(bar: Progress, line: dict[str, Any]) -> None:
     fve, slots = line["fve"], line["slots"]
     exclusive = 100 * (slots["A"] + slots["B"])
-    bar.note(f"loss {line['loss']:.3g} FVE {fve['a']:.2f} {fve['b']:.2f} exclusive {exclusive:.0f}%")
+    bar.note(f"loss {line['loss']:.3g} FVE {fve['a']:.2f} {fve['b']:.2f} excl {exclusive:.0f}%")
 
 
 def _open_at(path: Path, length: int) -> BinaryIO:

@@ -198,3 +198,16 @@ def test_random_garbage_in_every_json_file_is_an_error_not_a_crash(workspace: Pa
         path.write_bytes(garbage)
         assert path.name in fails(1, workspace, "features", "--device", "cpu")
         path.write_bytes(content)
+
+
+def test_dead_features_are_counted_not_listed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert call(workspace, "features", "--exclusive", "A", "--json", "--device", "cpu")[0] == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["candidates"] == 3
+    fields = {"id", "partition", "relative_norm", "density", "max_activation", "sources", "twins", "examples"}
+    assert all(fields <= one.keys() and one["partition"] == "A" for one in found["features"])
+    assert call(workspace, "features", "--exclusive", "A", "--device", "cpu")[0] == 0
+    shown = capsys.readouterr().out
+    assert f"{found['dead']} of 3 never fire" in shown
+    assert f"{3 - found['dead']} of {3 - found['dead']} alive" in shown
