@@ -14,7 +14,7 @@ What it makes (default: the package's data folder)
 Run from the repository root:
     python examples/train_bundled_pair.py --novels r-cran-janeaustenr_1.0.0-1_all.deb
     python examples/train_bundled_pair.py --novels ... --quick --out /tmp/pair     (smoke run, two minutes)
-    python examples/train_bundled_pair.py --novels ... --measure-only              (habits of the models there)
+    python examples/train_bundled_pair.py --measure-only                (the habits of the bundled models again)
 
 The two models are trained at the same time, one CPU thread each: 34 minutes on two cores that had other work as
 well. Seeds are fixed: two runs with ``--quick`` on one machine gave the same bytes.
@@ -93,11 +93,11 @@ def ship_novel(novels: Path, out: Path) -> None:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--novels", type=click.Path(exists=True, path_type=Path), required=True, help="The .deb, or a folder.")
+@click.option("--novels", type=click.Path(exists=True, path_type=Path), help="The .deb, or a folder.")
 @click.option("--out", type=click.Path(path_type=Path), default=PACKAGE_DATA, show_default="the package's data")
 @click.option("--quick", is_flag=True, help="A smoke run: few documents, few steps; the habits will not be there.")
 @click.option("--measure-only", is_flag=True, help="Keep the models in --out; only measure the habits again.")
-def main(novels: Path, out: Path, quick: bool, measure_only: bool) -> None:
+def main(novels: Path | None, out: Path, quick: bool, measure_only: bool) -> None:
     from bundled_pair.measure import measure
 
     if quick and out == PACKAGE_DATA:
@@ -106,6 +106,8 @@ def main(novels: Path, out: Path, quick: bool, measure_only: bool) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if measure_only:
         training = json.loads((out / "truth.json").read_text(encoding="utf-8"))["training"]
+    elif novels is None:
+        raise click.UsageError("--novels is missing: the Debian package of the novels, or a folder of them")
     else:
         ship_novel(novels, out)
         training = {"corpus_seed": CORPUS_SEED, "python": platform.python_version()}

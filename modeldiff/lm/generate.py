@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from modeldiff.errors import InputError
 from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def generate_tokens(
     )
     made: list[Generated] = []
     devices = [lm.device] if lm.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode(), _own_settings(lm, settings):
+    # transformers drops a mask without padding and then warns that there is none.
+    with torch.random.fork_rng(devices), torch.inference_mode(), _own_settings(lm, settings), quiet(bars=True):
         torch.manual_seed(seed)
         for start in range(0, len(encoded), batch_size):
             made += _generate_batch(lm, encoded[start : start + batch_size], settings, ends)

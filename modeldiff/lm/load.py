@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
 from modeldiff.lm.blocks import probe_ids
 from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.quiet import quiet
 from modeldiff.lm.ref import Location, ModelRef, locate, model_identity
 from modeldiff.lm.residual import residual_after
 
@@ -31,7 +32,7 @@ def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:
     _require_gguf_packages(location)
     if location.local and not location.gguf_file:
         _check_json(Path(location.source))
-    with _one_line_errors(ref, location, "tokenizer"), _quiet(location):
+    with _one_line_errors(ref, location, "tokenizer"), quiet(bars=not location.local):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_from_pretrained_arguments(ref, location))
     # Without its files, some classes of tokenizer are made empty, and no error is raised.
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
@@ -56,7 +57,7 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
         arguments["use_safetensors"] = True
         if location.local:
             _check_weights(Path(location.source))
-    with _one_line_errors(ref, location, "model"), _quiet(location):
+    with _one_line_errors(ref, location, "model"), quiet(bars=not location.local):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **arguments, dtype=dtype, output_loading_info=True
         )
@@ -148,25 +149,6 @@ def _check_causal(lm: LanguageModel) -> None:
     # Equal but for rounding, which depends on the device; attention to a later token changes far more.
     if not torch.allclose(x_BTD[0], x_BTD[1], rtol=1e-2, atol=1e-2 * float(x_BTD.abs().max()), equal_nan=True):
         raise InputError(f"model {lm.name} is not a causal language model: its tokens see the tokens after them")
-
-
-@contextmanager
-def _quiet(location: Location) -> Iterator[None]:
-    """Keep transformers' warnings off the terminal, and its bars too unless there may be a download to wait for.
-
-    What they would say of the weights is checked instead: `_check_complete`.
-    """
-    log = transformers.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    if location.local:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
 
 
 @contextmanager
