@@ -56,6 +56,7 @@ def kill_and_compare(workspace: Path, args: list[str], kind: str) -> Artifact:
     while killed < KILLS:
         process = CONTEXT.Process(target=command, args=(args,))
         process.start()
+        began = time.monotonic()
         process.join(moments.uniform(0.02, 0.6) * seconds)
         if process.exitcode is None:
             process.kill()
@@ -64,10 +65,11 @@ def kill_and_compare(workspace: Path, args: list[str], kind: str) -> Artifact:
             continue
         assert process.exitcode == 0
         finished += 1
+        seconds = min(seconds, time.monotonic() - began)  # the machine may have got faster since
         made = Workspace(workspace).find(kind)
         assert (made.manifest.digest, made.files()) == (digest, files)
         Workspace(workspace).remove(made.folder)
-        assert finished < 20
+        assert finished < 50
     run_to_the_end(args)
     made = Workspace(workspace).find(kind)
     assert (made.manifest.digest, made.files()) == (digest, files)
