@@ -68,15 +68,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def settings_options(cls: type[Settings], *, leave_out: tuple[str, ...] = ()) -> list[click.Option]:
+def settings_options(cls: type[Settings]) -> list[click.Option]:
     """One option for each field of a settings class; the field's docstring is its help."""
     hints = typing.get_type_hints(cls)
     docs = field_docs(cls)
-    return [
-        _option(field, hints[field.name], docs[field.name])
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if field.name not in leave_out
-    ]
+    return [_option(field, hints[field.name], docs[field.name]) for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Option:

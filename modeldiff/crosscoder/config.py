@@ -10,7 +10,6 @@ from modeldiff.errors import DamagedError, InputError
 from modeldiff.settings import check_fields
 
 FORMAT = 1
-PARTITIONS = ("A", "shared", "B")
 SELECTIONS = ("activation", "l2", "sum", "mean")
 COMBINES = ("mean", "sum")
 

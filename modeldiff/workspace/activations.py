@@ -167,11 +167,6 @@ class ActivationStore:
             )
         return read_plan(self._file(plan_name(shard)))
 
-    def shard_of(self, row: int) -> tuple[int, int]:
-        """(shard, row within it) of a row of the whole store."""
-        shard = int(np.searchsorted(self.first_row, row, side="right")) - 1
-        return shard, row - self.first_row[shard]
-
     def _file(self, name: str) -> Path:
         if name not in self._checked:  # the check reads small files whole: once per store is enough
             path = self.artifact.file(name)
