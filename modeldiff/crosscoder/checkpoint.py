@@ -18,7 +18,8 @@ from modeldiff.errors import DamagedError, ModeldiffError
 from modeldiff.settings import check_fields
 from modeldiff.workspace.files import replace_into, temporary_path
 
-_NUMBERS = {"step", "threshold_total", "threshold_weight", "left_out", "auxk_nan", "log_bytes"}
+_NUMBERS = {"step", "left_out", "auxk_nan", "log_bytes"}
+_NUMBERS |= {"threshold_total", "threshold_weight", "designated_total", "designated_weight"}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -28,6 +29,8 @@ def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
         "step": trainer.step,
         "threshold_total": trainer.threshold.total,
         "threshold_weight": trainer.threshold.weight,
+        "designated_total": trainer.threshold_designated.total,
+        "designated_weight": trainer.threshold_designated.weight,
         "left_out": trainer.left_out,
         "auxk_nan": trainer.auxk_nan,
         "log_bytes": log_bytes,
@@ -54,6 +57,8 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
     trainer.step = numbers["step"]
     trainer.threshold.total = numbers["threshold_total"]
     trainer.threshold.weight = numbers["threshold_weight"]
+    trainer.threshold_designated.total = numbers["designated_total"]
+    trainer.threshold_designated.weight = numbers["designated_weight"]
     trainer.left_out = numbers["left_out"]
     trainer.auxk_nan = numbers["auxk_nan"]
     for state in trainer.optimizer.state.values():

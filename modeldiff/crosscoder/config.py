@@ -9,16 +9,20 @@ from typing import Any, Literal, Self
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.settings import check_fields
 
-FORMAT = 1
+FORMAT = 2
+# Fields that format 1 did not have; its crosscoders have their defaults.
+_SINCE_2 = {"n_designated", "tie", "designated_k", "threshold_designated"}
 SELECTIONS = ("activation", "l2", "sum", "mean")
 COMBINES = ("mean", "sum")
+TIES = ("none", "vectors", "norms")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrosscoderConfig:
     """What a crosscoder is, apart from its weights.
 
-    Features are ordered A-exclusive | shared | B-exclusive. `n_a_only = n_b_only = 0` is the standard crosscoder.
+    Features are ordered A-exclusive | shared | B-exclusive. `n_a_only = n_b_only = 0` is the standard crosscoder, and
+    with designated features, which are then the first ones, the DSF baseline (paper 5.2).
 
     Raises:
         InputError: a value that makes no sense, named.
@@ -32,8 +36,14 @@ class CrosscoderConfig:
     n_a_only: int
     n_shared: int
     n_b_only: int
+    n_designated: int = 0
+    """Shared features whose two decoder rows are tied and which have a selection of their own."""
+    tie: Literal["none", "vectors", "norms"] = "none"
+    """What designated features have in common in both decoders (see tying.py)."""
     k: int
     """Active features per pair, on average over a batch."""
+    designated_k: float = 1.0
+    """How many times more active entries the designated features get than their share of the dictionary."""
     selection: Literal["activation", "l2", "sum", "mean"] = "activation"
     """What BatchTopK ranks by (see selection.py)."""
     combine: Literal["mean", "sum"] = "mean"
@@ -43,6 +53,8 @@ class CrosscoderConfig:
     scale_b: float = 1.0
     threshold: float = 0.0
     """Score above which a feature is active at inference; 0 keeps every positive one (an untrained crosscoder)."""
+    threshold_designated: float = 0.0
+    """The same for designated features."""
     model_a: str | None = None
     """Hub name or folder of the model whose activations it was trained on, for people; likewise the next three."""
     layer_a: int | None = None
@@ -56,6 +68,7 @@ class CrosscoderConfig:
             ("n_a_only", 0),
             ("n_shared", 0),
             ("n_b_only", 0),
+            ("n_designated", 0),
             ("k", 1),
         ):
             value = getattr(self, name)
@@ -74,8 +87,43 @@ class CrosscoderConfig:
         for name in ("scale_a", "scale_b"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"crosscoder: '{name}' must be positive and finite, found {getattr(self, name)!r}")
-        if not 0 <= self.threshold < float("inf"):
-            raise InputError(f"crosscoder: 'threshold' must be finite and not negative, found {self.threshold!r}")
+        for name in ("threshold", "threshold_designated"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"crosscoder: '{name}' must be finite and not negative, found {getattr(self, name)!r}")
+        self._check_designated()
+
+    def _check_designated(self) -> None:
+        if self.tie not in TIES:
+            raise InputError(f"crosscoder: 'tie' must be one of {', '.join(TIES)}, found {self.tie!r}")
+        if (self.tie == "none") != (self.n_designated == 0):
+            raise InputError(
+                "crosscoder: 'tie' and 'n_designated' need each other, "
+                f"found tie {self.tie!r} with {self.n_designated} designated features"
+            )
+        if not 0 < self.designated_k < float("inf"):
+            raise InputError(f"crosscoder: 'designated_k' must be positive and finite, found {self.designated_k!r}")
+        if self.n_designated == 0:
+            return
+        if self.n_a_only or self.n_b_only:
+            raise InputError(
+                "crosscoder: with designated features there are no exclusive partitions, "
+                f"found n_a_only {self.n_a_only} and n_b_only {self.n_b_only}"
+            )
+        if self.n_designated > self.n_shared:
+            raise InputError(
+                f"crosscoder: 'n_designated' must be at most 'n_shared' ({self.n_shared}), found {self.n_designated}"
+            )
+        if self.designated_k * self.n_designated > self.n_features:
+            raise InputError(
+                f"crosscoder: 'designated_k' times 'n_designated' must be at most the number of features "
+                f"({self.n_features}), or nothing is left to the others; "
+                f"found {self.designated_k:g} times {self.n_designated}"
+            )
+        if self.tie == "vectors" and self.width_a != self.width_b:
+            raise InputError(
+                "crosscoder: only models of equal width can have tied decoder vectors, "
+                f"found widths {self.width_a} and {self.width_b}; tie their norms instead"
+            )
 
     @property
     def n_features(self) -> int:
@@ -103,7 +151,7 @@ class CrosscoderConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
-        """The config written by `to_json`.
+        """The config written by `to_json`, in this format or an earlier one.
 
         Raises:
             InputError: written by a newer modeldiff.
@@ -115,8 +163,9 @@ class CrosscoderConfig:
                 f"{where}: format {found} is newer than this modeldiff reads ({FORMAT}): upgrade modeldiff"
             )
         try:
-            check_fields(data, required={f.name for f in dataclasses.fields(cls)}, where=where)
-            return cls(**data)
+            names = {f.name for f in dataclasses.fields(cls)}
+            check_fields(data, required=names - _SINCE_2 if found == 1 else names, where=where)
+            return cls(**{**data, "format": FORMAT})
         except (InputError, TypeError) as error:
             message = str(error)
             raise DamagedError(message if message.startswith(where) else f"{where}: {message}") from None

@@ -20,6 +20,7 @@ from torch import nn
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.partitioned import decode_product, encode_product
 from modeldiff.crosscoder.selection import score_weights
+from modeldiff.crosscoder.tying import tie_initial
 from modeldiff.errors import InputError
 
 # Paper B.1.
@@ -27,7 +28,8 @@ DECODER_NORM = 0.4
 
 
 class Crosscoder(nn.Module):
-    """Dedicated Feature Crosscoder (paper 2.2); with empty exclusive partitions the standard crosscoder (paper 2.1).
+    """Dedicated Feature Crosscoder (paper 2.2); with empty exclusive partitions the standard crosscoder (paper 2.1),
+    and with designated features the DSF crosscoder (paper 5.2).
 
     In normalised units (raw activations times `scale_a` / `scale_b`):
 
@@ -81,6 +83,7 @@ class Crosscoder(nn.Module):
                 direction *= decoder_norm / direction.norm(dim=1, keepdim=True)
                 w_dec.copy_(direction)
                 w_enc.copy_(direction)
+            tie_initial(self)
             self.b_dec_a.copy_(mean_a_Da.double() * config.scale_a)
             self.b_dec_b.copy_(mean_b_Db.double() * config.scale_b)
             centred_F = self.pre_activations(self.b_dec_a[None], self.b_dec_b[None])[0]
@@ -150,7 +153,16 @@ class Crosscoder(nn.Module):
         pre_BF = self.pre_activations(x_a_BDa, x_b_BDb)
         weights_F = score_weights(self)
         score_BF = pre_BF if weights_F is None else pre_BF * weights_F
-        return torch.where(score_BF > self.config.threshold, pre_BF, 0.0)
+        return torch.where(score_BF > self._threshold(score_BF), pre_BF, 0.0)
+
+    def _threshold(self, score_BF: torch.Tensor) -> float | torch.Tensor:
+        """One inference threshold for all features, or one per feature (F,) where some are designated."""
+        config = self.config
+        if config.n_designated == 0:
+            return config.threshold
+        threshold_F = score_BF.new_full((config.n_features,), config.threshold)
+        threshold_F[: config.n_designated] = config.threshold_designated
+        return threshold_F
 
     @torch.no_grad()
     def decode(self, f_BF: torch.Tensor, *, raw: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,9 +210,11 @@ class Crosscoder(nn.Module):
         row_D = w_dec[feature - self.sees(side).start].detach().clone()
         return row_D / scale if raw else row_D
 
-    def set_threshold(self, threshold: float) -> None:
-        """Set the score above which a feature is active at inference."""
-        self.config = dataclasses.replace(self.config, threshold=threshold)
+    def set_threshold(self, threshold: float, designated: float | None = None) -> None:
+        """Set the score above which a feature is active at inference; `designated`: another one for those features."""
+        if designated is None:
+            designated = threshold if self.config.n_designated else 0.0
+        self.config = dataclasses.replace(self.config, threshold=threshold, threshold_designated=designated)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors into `folder`, which is made if need be."""

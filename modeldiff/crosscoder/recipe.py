@@ -24,6 +24,12 @@ _MOST_WARMUP = 1000
 # one seed) it gives 1.8e-3 and an FVE of 0.740; 3e-4 gave 0.601, 6e-4 0.717, 3.7e-3 0.744, 7.4e-3 0.741.
 _LR, _LR_FEATURES = 2e-4, 16384
 _LOG_LINES = 200
+_TIES: dict[str, Literal["none", "vectors", "norms"]] = {
+    "dfc": "none",
+    "standard": "none",
+    "dsf-vectors": "vectors",
+    "dsf-norms": "norms",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,10 @@ class Recipe:
     n_a_only: int
     n_shared: int
     n_b_only: int
+    n_designated: int
+    tie: Literal["none", "vectors", "norms"]
     k: int
+    designated_k: float
     k_start: int
     anneal_steps: int
     steps: int
@@ -86,6 +95,7 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
     mean_width = sum(widths) / 2
     features = settings.features or round(_EXPANSION * mean_width)
     n_exclusive = _exclusive(settings, features)
+    tie = _TIES[settings.architecture]
     k = settings.k or min(features, max(_LEAST_K, round(mean_width / _WIDTH_PER_K)))
     if k > features:
         raise InputError(f"--k must be at most the number of features ({features}), found {k}")
@@ -106,7 +116,10 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
         n_a_only=n_exclusive,
         n_shared=features - 2 * n_exclusive,
         n_b_only=n_exclusive,
+        n_designated=0 if tie == "none" else _designated(settings, features, widths),
+        tie=tie,
         k=k,
+        designated_k=1.0 if tie == "none" else settings.designated_k,
         k_start=min(features, k_start),
         anneal_steps=anneal,
         steps=steps,
@@ -132,13 +145,28 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
 
 def _exclusive(settings: TrainSettings, features: int) -> int:
     """Features of each exclusive partition."""
-    if settings.architecture == "standard" or settings.exclusive == 0:
+    if settings.architecture != "dfc" or settings.exclusive == 0:
         return 0
     count = round(settings.exclusive * features)
     if count == 0 or 2 * count >= features:
         raise InputError(
             f"--exclusive {settings.exclusive} of {features} features leaves a partition empty: ask for more features, "
             "another share, or --architecture standard"
+        )
+    return count
+
+
+def _designated(settings: TrainSettings, features: int, widths: tuple[int, int]) -> int:
+    """Features that are designated as shared."""
+    if settings.architecture == "dsf-vectors" and widths[0] != widths[1]:
+        raise InputError(
+            f"--architecture dsf-vectors needs models of equal width, found {widths[0]} and {widths[1]}: use dsf-norms"
+        )
+    count = round(settings.designated * features)
+    if count == 0 or max(1, settings.designated_k) * count >= features:
+        raise InputError(
+            f"--designated {settings.designated} of {features} features with --designated-k {settings.designated_k:g} "
+            "leaves nothing to them or to the others: ask for more features, another share, or a smaller --designated-k"
         )
     return count
 

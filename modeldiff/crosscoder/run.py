@@ -106,7 +106,7 @@ class _Training:
         trainer = self._trainer()
         self._train(trainer, work)
         crosscoder = trainer.crosscoder
-        crosscoder.set_threshold(trainer.threshold.value)
+        crosscoder.set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
         left_out = trainer.left_out / (recipe.steps * recipe.batch)
         if left_out > _NOTEWORTHY_LEFT_OUT:
             say(
@@ -179,7 +179,10 @@ def make_config(settings: TrainSettings, recipe: Recipe, store: ActivationStore)
         n_a_only=recipe.n_a_only,
         n_shared=recipe.n_shared,
         n_b_only=recipe.n_b_only,
+        n_designated=recipe.n_designated,
+        tie=recipe.tie,
         k=recipe.k,
+        designated_k=recipe.designated_k,
         selection=settings.selection,
         combine=settings.combine,
         scale_a=norm / a.median_norm,

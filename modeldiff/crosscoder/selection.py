@@ -1,9 +1,10 @@
 """Which features are active: BatchTopK over a whole batch in training, a threshold at inference.
 
 BatchTopK (paper 2.2, 12.4) keeps the k * B largest scores of the flattened batch, over the whole dictionary jointly.
-The score is the activation times a weight per feature; the value kept is the activation itself.
+The score is the activation times a weight per feature; the value kept is the activation itself. Designated features
+(the DSF baseline) and the others are two pools with a BatchTopK and a threshold each.
 
-Legend: B pairs, F features, K number of kept entries (k * B).
+Legend: B pairs, F features, K number of kept entries (k * B), n designated features.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from modeldiff.crosscoder.config import CrosscoderConfig
     from modeldiff.crosscoder.model import Crosscoder
 
 # Of the public code (paper 2.3): the threshold is a moving average with this memory, here shortened in short runs.
@@ -65,6 +67,35 @@ def batch_topk(score_BF: torch.Tensor, count: int) -> torch.Tensor:
     return indices[keep]
 
 
+@torch.no_grad()
+def pooled_topk(
+    score_BF: torch.Tensor, count: int, config: CrosscoderConfig
+) -> tuple[torch.Tensor, tuple[float | None, float | None]]:
+    """Flat indices, ascending, of the `count` kept entries, and the smallest kept score of the others and of the
+    designated features, None where none was kept.
+
+    Without designated features this is `batch_topk`. With n of them, they keep `designated_k * n / F` of the entries,
+    so `designated_k` times their share, and the others the rest, also what the designated ones have no positive score
+    for. The total stays `count`: the paper leaves open whether the larger k of the subset comes on top (5.2), and
+    architectures are compared at equal L0.
+    """
+    n, n_features = config.n_designated, config.n_features
+    if n == 0:
+        kept_K = batch_topk(score_BF, count)
+        return kept_K, (_smallest(score_BF.reshape(-1)[kept_K]), None)
+    designated, others = score_BF[:, :n], score_BF[:, n:]
+    kept_d = batch_topk(designated, round(config.designated_k * n / n_features * count))
+    kept_o = batch_topk(others, count - len(kept_d))
+    flat_d = kept_d // n * n_features + kept_d % n
+    flat_o = kept_o // max(1, n_features - n) * n_features + kept_o % max(1, n_features - n) + n
+    smallest = (_smallest(others.reshape(-1)[kept_o]), _smallest(designated.reshape(-1)[kept_d]))
+    return torch.cat([flat_d, flat_o]).sort().values, smallest
+
+
+def _smallest(score_K: torch.Tensor) -> float | None:
+    return float(score_K.min()) if len(score_K) else None
+
+
 def _bound(score_BF: torch.Tensor, count: int) -> float:
     """A guess, from evenly spaced rows, of a score that somewhat more than `count` scores exceed; never negative.
 
@@ -99,8 +130,10 @@ class ThresholdAverage:
         self.total = 0.0
         self.weight = 0.0
 
-    def update(self, smallest_kept: float) -> None:
-        """Take in one batch's smallest kept score."""
+    def update(self, smallest_kept: float | None) -> None:
+        """Take in one batch's smallest kept score; None changes nothing."""
+        if smallest_kept is None:
+            return
         self.total = self.beta * self.total + (1 - self.beta) * smallest_kept
         self.weight = self.beta * self.weight + (1 - self.beta)
 

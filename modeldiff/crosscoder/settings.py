@@ -14,12 +14,18 @@ class TrainSettings(Settings):
 
     activations: str | None = setting(default=None, result=False)
     """Activations to train on: a version, a name, or the latest if left out."""
-    architecture: Literal["dfc", "standard"] = setting(default="dfc")
-    """dfc: parts of the dictionary belong to one model alone; standard: every feature is shared."""
+    architecture: Literal["dfc", "standard", "dsf-vectors", "dsf-norms"] = setting(default="dfc")
+    """dfc: parts of the dictionary belong to one model alone; standard: every feature is shared; dsf-vectors and
+    dsf-norms: likewise, and the designated ones have the same decoder vector, or norm, in both models."""
     features: int | None = setting(default=None)
     """Size of the dictionary; 8 times the mean of the two widths if left out (the paper: 131072 for width 4096)."""
     exclusive: float = setting(default=0.05)
     """Share of the features that only A has, and likewise B (dfc). 0.01 to 0.05 in the paper; below 0.5."""
+    designated: float = setting(default=0.1)
+    """Share of the features that are designated as shared (dsf-vectors, dsf-norms)."""
+    designated_k: float = setting(default=2.0)
+    """How many times more active entries designated features get than their share of the dictionary (dsf-vectors,
+    dsf-norms); the others get the fewer."""
     k: int | None = setting(default=None)
     """Active features per pair, on average; 1/20 of the mean width but at least 16 if left out (the paper: 200)."""
     k_start: int | None = setting(default=None)
@@ -104,6 +110,10 @@ class TrainSettings(Settings):
             raise InputError(
                 f"--exclusive is the share that each model has alone, at least 0 and below 0.5, found {self.exclusive}"
             )
+        if not 0 < self.designated < 1:
+            raise InputError(f"--designated must be above 0 and below 1, found {self.designated}")
+        if not 0 < self.designated_k < float("inf"):
+            raise InputError(f"--designated-k must be above 0, found {self.designated_k}")
         if not 0 < self.holdout < 1:
             raise InputError(f"--holdout must be above 0 and below 1, found {self.holdout}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

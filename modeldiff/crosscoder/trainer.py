@@ -16,7 +16,8 @@ from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_loss
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.recipe import Recipe
-from modeldiff.crosscoder.selection import ThresholdAverage, batch_topk, score_weights
+from modeldiff.crosscoder.selection import ThresholdAverage, pooled_topk, score_weights
+from modeldiff.crosscoder.tying import tie_gradients, tie_rows
 from modeldiff.errors import DamagedError, InputError
 
 # A partition of which no feature was active for this share of the run is reported.
@@ -30,6 +31,7 @@ class Trainer:
         step: batches done.
         since_active_F: int64, pairs since each feature was last active.
         threshold: average of the smallest kept scores.
+        threshold_designated: the same for designated features.
         left_out: pairs left out as outliers so far.
         auxk_nan: steps whose auxiliary loss was not a number and was set to 0 (paper B.1.5).
     """
@@ -44,6 +46,7 @@ class Trainer:
         self.step = 0
         self.since_active_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=device)
         self.threshold = ThresholdAverage(recipe.threshold_window)
+        self.threshold_designated = ThresholdAverage(recipe.threshold_window)
         self.left_out = 0
         self.auxk_nan = 0
         self._starving: set[str] = set()
@@ -76,8 +79,9 @@ class Trainer:
         slots_F = torch.bincount(kept_K % crosscoder.n_features, minlength=crosscoder.n_features)
         self.since_active_F += len(x_a)
         self.since_active_F[slots_F > 0] = 0
-        if smallest is not None and self.step >= recipe.threshold_start:
-            self.threshold.update(smallest)
+        if self.step >= recipe.threshold_start:
+            self.threshold.update(smallest[0])
+            self.threshold_designated.update(smallest[1])
         line = None
         if self.step % recipe.log_every == 0 or self.step == recipe.steps - 1:
             quality = Quality(crosscoder)
@@ -101,12 +105,11 @@ class Trainer:
         self.left_out += len(x_a) - kept
         return x_a[keep_B], x_b[keep_B]
 
-    def _select(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float | None]:
-        """Flat indices of the kept entries, and the smallest kept score."""
+    def _select(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, tuple[float | None, float | None]]:
+        """Flat indices of the kept entries, and the smallest kept scores (see `pooled_topk`)."""
         weights_F = score_weights(self.crosscoder)
         score_BF = pre_BF if weights_F is None else pre_BF * weights_F
-        kept_K = batch_topk(score_BF, round(self.recipe.k_at(self.step) * len(pre_BF)))
-        return kept_K, float(score_BF.view(-1)[kept_K].min()) if len(kept_K) else None
+        return pooled_topk(score_BF, round(self.recipe.k_at(self.step) * len(pre_BF)), self.crosscoder.config)
 
     def dead(self) -> torch.Tensor:
         """Mask (F,) of the features that were not active for `dead_pairs` pairs."""
@@ -135,6 +138,7 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
         self.optimizer.zero_grad()
         loss.backward()
+        tie_gradients(self.crosscoder)
         norm = torch.nn.utils.clip_grad_norm_(self.crosscoder.parameters(), self.recipe.clip)
         if not bool((loss.detach() + norm).isfinite()):
             raise InputError(
@@ -142,6 +146,7 @@ class Trainer:
                 f"use a smaller --lr (now {self.recipe.lr:.2g})"
             )
         self.optimizer.step()
+        tie_rows(self.crosscoder)
 
     def _line(
         self,

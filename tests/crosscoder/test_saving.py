@@ -16,18 +16,22 @@ from modeldiff.errors import DamagedError, InputError
 from tests.crosscoder.made import random_crosscoder
 
 EVERY_FIELD: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "width_a": 3,
     "width_b": 5,
     "n_a_only": 1,
     "n_shared": 4,
     "n_b_only": 2,
+    "n_designated": 0,
+    "tie": "none",
     "k": 3,
+    "designated_k": 1.5,
     "selection": "sum",
     "combine": "sum",
     "scale_a": 0.1,
     "scale_b": 1 / 3,
     "threshold": 0.123456789,
+    "threshold_designated": 0.25,
     "model_a": "one",
     "layer_a": 7,
     "model_b": "two/b",
@@ -64,7 +68,7 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
         ({"tied": True}, DamagedError, r"config\.json: field 'tied' is unknown"),
         ({"k": 1000}, DamagedError, r"config\.json: crosscoder: k must be"),
         ({"scale_a": "big"}, DamagedError, r"config\.json"),
-        ({"format": 2}, InputError, r"config\.json: format 2 is newer"),
+        ({"format": 3}, InputError, r"config\.json: format 3 is newer"),
     ],
 )
 def test_senseless_configs_are_named(tmp_path: Path, change: dict[str, Any], error: type, message: str) -> None:
