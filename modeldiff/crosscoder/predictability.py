@@ -1,0 +1,81 @@
+"""How much of a feature's activation a linear map of one model's activations explains, on pairs it was not fitted on.
+
+Ridge regression in closed form from sums over pairs: one pass, any number of features at once, float64.
+
+Legend: N pairs, D width of one model, G features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+RIDGE = 1e-4
+"""Regularisation, as a share of the mean of the Gram matrix's diagonal: enough for a stable solution, too little to
+hide a direction of small variance."""
+
+
+@dataclass
+class Moments:
+    """Sums over the pairs of one part (fitted on, or held out): of inputs x, of targets f, and of their products."""
+
+    n: int
+    x_D: torch.Tensor
+    xx_DD: torch.Tensor
+    f_G: torch.Tensor
+    ff_G: torch.Tensor
+    fx_GD: torch.Tensor
+
+    @classmethod
+    def empty(cls, width: int, targets: int, device: torch.device | str = "cpu") -> Moments:
+        """No pairs yet."""
+        shapes = ((width,), (width, width), (targets,), (targets,), (targets, width))
+        return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, x_ND: torch.Tensor, f_G: torch.Tensor, ff_G: torch.Tensor, fx_GD: torch.Tensor) -> None:
+        """Take in pairs: their inputs, and the sums over them of f, f² and f x, all float64."""
+        self.n += len(x_ND)
+        self.x_D += x_ND.sum(dim=0)
+        self.xx_DD += x_ND.T @ x_ND
+        self.f_G += f_G
+        self.ff_G += ff_G
+        self.fx_GD += fx_GD
+
+    def add_dense(self, x_ND: torch.Tensor, f_NG: torch.Tensor) -> None:
+        """Take in pairs: their inputs and targets."""
+        x_ND, f_NG = x_ND.double(), f_NG.double()
+        self.add(x_ND, f_NG.sum(dim=0), f_NG.square().sum(dim=0), f_NG.T @ x_ND)
+
+    def centred(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(xx_DD, ff_G, fx_GD) about this part's own means."""
+        n = max(1, self.n)
+        return (
+            self.xx_DD - torch.outer(self.x_D, self.x_D) / n,
+            self.ff_G - self.f_G.square() / n,
+            self.fx_GD - torch.outer(self.f_G, self.x_D) / n,
+        )
+
+
+def ridge_weights(fit: Moments) -> torch.Tensor:
+    """w_DG of the ridge regression of f on x, both about their means: solves (xx + RIDGE mean(diag) 1) w = xf."""
+    xx_DD, _, fx_GD = fit.centred()
+    width = len(xx_DD)
+    ridge = max(RIDGE * float(xx_DD.trace()) / width, torch.finfo(torch.float64).tiny)
+    lower = torch.linalg.cholesky(xx_DD + ridge * torch.eye(width, dtype=xx_DD.dtype, device=xx_DD.device))
+    return torch.cholesky_solve(fx_GD.T, lower)
+
+
+def held_out_r2(fit: Moments, held: Moments) -> torch.Tensor:
+    """(G,) 1 - residual / total sum of squares on the held-out pairs of the regression fitted on the others.
+
+    0: no better than the held-out mean; below 0: worse; NaN: the target does not vary, or a part is empty.
+    """
+    if not fit.n or not held.n:
+        return torch.full_like(fit.f_G, torch.nan)
+    w_DG = ridge_weights(fit)
+    xx_DD, ff_G, fx_GD = held.centred()
+    # The regression's intercept belongs to the means of the fitted part; on the held-out pairs the means differ.
+    shift_G = (held.f_G / held.n - fit.f_G / fit.n) - (held.x_D / held.n - fit.x_D / fit.n) @ w_DG
+    residual_G = ff_G - 2 * (fx_GD.T * w_DG).sum(0) + (w_DG * (xx_DD @ w_DG)).sum(0) + held.n * shift_G.square()
+    return torch.where(ff_G > 0, 1 - residual_G / ff_G, torch.nan)
