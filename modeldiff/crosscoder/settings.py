@@ -25,7 +25,7 @@ class TrainSettings(Settings):
     """Share of the features that are designated as shared (dsf-vectors, dsf-norms)."""
     designated_k: float = setting(default=2.0)
     """How many times more active entries designated features get than their share of the dictionary (dsf-vectors,
-    dsf-norms); the others get the fewer."""
+    dsf-norms); the others get fewer, so that k stays k."""
     k: int | None = setting(default=None)
     """Active features per pair, on average; 1/20 of the mean width but at least 16 if left out (the paper: 200)."""
     k_start: int | None = setting(default=None)
