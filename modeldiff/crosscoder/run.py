@@ -98,8 +98,10 @@ class _Training:
 
     def _build(self, work: Work) -> dict[str, Any]:
         config, recipe = self.config, self.recipe
+        designated = f" of which designated {config.n_designated}" if config.n_designated else ""
         say(
-            f"{config.n_features:,} features (A {config.n_a_only}, shared {config.n_shared}, B {config.n_b_only}), "
+            f"{config.n_features:,} features "
+            f"(A {config.n_a_only}, shared {config.n_shared}{designated}, B {config.n_b_only}), "
             f"k {recipe.k}, {config.parameters / 1e6:.2f} M parameters"
         )
         say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")

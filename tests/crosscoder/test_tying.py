@@ -1,0 +1,292 @@
+"""DSF crosscoders: designated features stay tied, have a selection and a threshold of their own, and k stays k."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
+from modeldiff.crosscoder.checkpoint import read_checkpoint, write_checkpoint
+from modeldiff.crosscoder.recipe import make_recipe
+from modeldiff.crosscoder.run import run
+from modeldiff.crosscoder.selection import batch_topk, pooled_topk
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.tying import tie_gradients
+from modeldiff.errors import InputError
+from modeldiff.workspace import Workspace
+from tests.crosscoder.made import random_crosscoder
+from tests.crosscoder.planted import plant
+from tests.made_activations import make_activations
+
+BATCH = 64
+FEATURES, DESIGNATED = 40, 6
+DSF: dict[str, Any] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designated": 4, "tie": "norms"}
+
+
+def make_trainer(architecture: str, width_b: int = 16, **values: Any) -> Trainer:
+    given = {"features": FEATURES, "designated": 0.15, "k": 3, "batch": BATCH, "log_every": 1, "steps": 30, **values}
+    settings = TrainSettings(architecture=architecture, **given)  # type: ignore[arg-type]
+    recipe = make_recipe(settings, widths=(16, width_b), pairs=10**4)
+    config = CrosscoderConfig(
+        width_a=16,
+        width_b=width_b,
+        n_a_only=recipe.n_a_only,
+        n_shared=recipe.n_shared,
+        n_b_only=recipe.n_b_only,
+        n_designated=recipe.n_designated,
+        tie=recipe.tie,
+        k=recipe.k,
+        designated_k=recipe.designated_k,
+        selection=settings.selection,
+        scale_a=1 / 3,
+        scale_b=5.0,
+    )
+    return Trainer(Crosscoder.initialised(config, torch.ones(16), -torch.ones(width_b), seed=0), recipe)
+
+
+def batches(count: int, width_b: int = 16) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    planted = plant(count * BATCH, widths=(16, width_b), offset=0)
+    return list(zip(planted.x_a.split(BATCH), planted.x_b.split(BATCH), strict=True))
+
+
+def rows(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor]:
+    n = crosscoder.config.n_designated
+    return crosscoder.w_dec_a[:n].detach().clone(), crosscoder.w_dec_b[:n].detach().clone()
+
+
+def test_the_first_features_are_designated_and_none_is_exclusive() -> None:
+    config = make_trainer("dsf-vectors").crosscoder.config
+    assert (config.n_a_only, config.n_shared, config.n_b_only) == (0, FEATURES, 0)
+    assert (config.n_designated, config.tie, config.designated_k) == (DESIGNATED, "vectors", 2)
+    standard = make_trainer("standard").crosscoder.config
+    assert (standard.n_designated, standard.tie, standard.designated_k) == (0, "none", 1)
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.01])
+def test_tied_vectors_are_equal_to_the_bit_and_move_also_when_dead(clip: float) -> None:
+    trainer = make_trainer("dsf-vectors", dead_tokens=2 * BATCH, auxk_alpha=1.0, clip=clip)
+    with torch.no_grad():
+        trainer.crosscoder.b_enc[2] = -1e6  # never active on its own: only the auxiliary loss moves it
+    first_a, first_b = rows(trainer.crosscoder)
+    assert torch.equal(first_a, first_b)
+    revived = 0
+    for x_a, x_b in batches(20):
+        line = trainer.update(x_a, x_b)
+        a, b = rows(trainer.crosscoder)
+        assert torch.equal(a, b)
+        revived += line is not None and line["auxk"] is not None
+    assert revived > 5
+    moved = (a != first_a).any(dim=1)
+    assert moved[2]
+    assert moved.sum() > 1
+    n = DESIGNATED
+    assert (trainer.crosscoder.w_dec_a[n:] != trainer.crosscoder.w_dec_b[n:]).any(dim=1).all(), "the others are free"
+    assert (trainer.crosscoder.w_enc_a[:n] != trainer.crosscoder.w_enc_b[:n]).any(dim=1)[moved].all(), "so are encoders"
+
+
+def test_the_gradient_of_a_tied_vector_is_that_of_one_parameter() -> None:
+    crosscoder = make_trainer("dsf-vectors").crosscoder
+    f_BF, target_a, target_b = torch.rand(9, FEATURES), torch.randn(9, 16), torch.randn(9, 16)
+    one_nD = crosscoder.w_dec_a[:DESIGNATED].detach().clone().requires_grad_()
+    loss = torch.zeros(())
+    for w_dec, b_dec, target in (
+        (crosscoder.w_dec_a, crosscoder.b_dec_a, target_a),
+        (crosscoder.w_dec_b, crosscoder.b_dec_b, target_b),
+    ):
+        xhat = f_BF @ torch.cat([one_nD, w_dec.detach()[DESIGNATED:]]) + b_dec.detach()
+        loss = loss + (target - xhat).square().sum()
+    (expected_nD,) = torch.autograd.grad(loss, one_nD)
+    xhat_a, xhat_b = crosscoder.reconstruct(f_BF)
+    ((target_a - xhat_a).square().sum() + (target_b - xhat_b).square().sum()).backward()
+    tie_gradients(crosscoder)
+    grad_a, grad_b = crosscoder.w_dec_a.grad, crosscoder.w_dec_b.grad
+    assert grad_a is not None
+    assert grad_b is not None
+    torch.testing.assert_close(grad_a[:DESIGNATED], expected_nD)
+    counted = grad_a[:DESIGNATED].square().sum() + grad_b[:DESIGNATED].square().sum()
+    torch.testing.assert_close(counted, expected_nD.square().sum(), msg="the clip sees the vector once")
+
+
+def test_tied_norms_stay_equal_while_directions_and_the_others_are_free() -> None:
+    trainer = make_trainer("dsf-norms", width_b=20, dead_tokens=2 * BATCH, auxk_alpha=1.0)
+    for x_a, x_b in batches(20, width_b=20):
+        trainer.update(x_a, x_b)
+        norm_a, norm_b = (row.norm(dim=1) for row in rows(trainer.crosscoder))
+        torch.testing.assert_close(norm_a, norm_b, rtol=1e-6, atol=0)
+    assert (norm_a - 0.4).abs().max() > 1e-3
+    norms = trainer.crosscoder.decoder_norms()
+    assert (norms["a"] - norms["b"])[DESIGNATED:].abs().max() > 1e-3
+    torch.testing.assert_close(trainer.crosscoder.relative_norm()[:DESIGNATED], torch.full((DESIGNATED,), 0.5))
+
+
+@given(
+    n_rows=st.integers(1, 80),
+    free=st.integers(0, 8),
+    designated=st.integers(1, 6),
+    k=st.floats(0, 2),
+    multiplier=st.sampled_from([0.5, 1.0, 2.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_each_pool_keeps_its_own_largest_scores_and_the_total_is_exact(
+    n_rows: int, free: int, designated: int, k: float, multiplier: float, seed: int
+) -> None:
+    n_features = free + designated
+    multiplier = min(multiplier, n_features / designated)
+    fields = {**DSF, "n_shared": n_features, "n_designated": designated, "designated_k": multiplier}
+    config = CrosscoderConfig(width_a=3, width_b=3, k=1, **fields)
+    score_BF = torch.randn(n_rows, n_features, generator=torch.Generator().manual_seed(seed))
+    count = round(k * n_rows)
+    kept_K, (smallest_other, smallest_designated) = pooled_topk(score_BF, count, config)
+    assert kept_K.tolist() == sorted(set(kept_K.tolist()))
+
+    wanted = round(multiplier * designated / n_features * count)
+    positive = int((score_BF[:, :designated] > 0).sum())
+    positive_other = int((score_BF[:, designated:] > 0).sum())
+    n_designated = min(wanted, positive)
+    n_other = min(count - n_designated, positive_other)
+    kept_BF = torch.zeros(n_rows, n_features, dtype=torch.bool)
+    kept_BF.view(-1)[kept_K] = True
+    for part, number, smallest in (
+        (slice(0, designated), n_designated, smallest_designated),
+        (slice(designated, None), n_other, smallest_other),
+    ):
+        kept = sorted(score_BF[:, part][kept_BF[:, part]].tolist())
+        assert kept == sorted(score_BF[:, part].flatten().tolist())[-number or n_rows * n_features :]
+        assert smallest == (kept[0] if kept else None)
+    assert len(kept_K) == count or positive_other < count - n_designated
+
+
+def test_without_designated_features_there_is_one_pool() -> None:
+    score_BF = torch.randn(30, 10)
+    kept_K, smallest = pooled_topk(score_BF, 45, random_crosscoder().config)
+    assert torch.equal(kept_K, batch_topk(score_BF, 45))
+    assert smallest == (float(score_BF.view(-1)[kept_K].min()), None)
+
+
+@pytest.mark.parametrize("selection", ["activation", "l2"])
+def test_k_is_exact_while_it_falls(selection: str) -> None:
+    trainer = make_trainer("dsf-norms", k_start=6, anneal_steps=5, selection=selection, outlier_factor=0.0)
+    used_F = torch.zeros(FEATURES)
+    for step, (x_a, x_b) in enumerate(batches(10)):
+        kept_K, _ = trainer._select(trainer.crosscoder.pre_activations(*trainer.crosscoder.normalise(x_a, x_b)))
+        counts_F = torch.bincount(kept_K % FEATURES, minlength=FEATURES)
+        k = 6 - 3 * step / 5 if step < 5 else 3
+        assert counts_F.sum() == round(k * BATCH)
+        assert counts_F[:DESIGNATED].sum() == round(2 * DESIGNATED / FEATURES * round(k * BATCH))
+        used_F += counts_F
+        line = trainer.update(x_a, x_b)
+        assert line is not None
+        assert sum(line["l0"].values()) * BATCH == pytest.approx(round(k * BATCH))
+    assert used_F[DESIGNATED:].sum() > used_F[:DESIGNATED].sum() > 0
+
+
+def test_encode_uses_the_threshold_of_each_pool() -> None:
+    crosscoder = random_crosscoder(**DSF)
+    crosscoder.set_threshold(0.3, 1.1)
+    x_a, x_b = torch.randn(50, 6), torch.randn(50, 9)
+    pre_BF = crosscoder.pre_activations(x_a, x_b)
+    expected = torch.cat([torch.where(pre_BF[:, :4] > 1.1, pre_BF[:, :4], 0), torch.relu(pre_BF[:, 4:])], dim=1)
+    expected[:, 4:][pre_BF[:, 4:] <= 0.3] = 0
+    assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), expected)
+    crosscoder.set_threshold(0.3)
+    assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), torch.where(pre_BF > 0.3, pre_BF, 0))
+    standard = random_crosscoder()
+    standard.set_threshold(0.3)
+    assert (standard.config.threshold, standard.config.threshold_designated) == (0.3, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tie": "names"}, "'tie' must be one of none, vectors, norms, found 'names'"),
+        ({"tie": "none"}, "'tie' and 'n_designated' need each other"),
+        ({"n_designated": 0}, "'tie' and 'n_designated' need each other"),
+        ({"n_designated": 11}, r"'n_designated' must be at most 'n_shared' \(10\), found 11"),
+        ({"n_a_only": 1}, "there are no exclusive partitions, found n_a_only 1 and n_b_only 0"),
+        ({"tie": "vectors"}, "only models of equal width .* found widths 6 and 9; tie their norms instead"),
+        ({"designated_k": 0.0}, "'designated_k' must be positive"),
+        ({"designated_k": 2.6}, r"at most the number of features \(10\), .* found 2.6 times 4"),
+        ({"threshold_designated": -1.0}, "'threshold_designated' must be finite and not negative"),
+    ],
+)
+def test_config_refuses_senseless_values(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        CrosscoderConfig(**{"width_a": 6, "width_b": 9, "k": 2, **DSF, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="dsf-vectors needs models of equal width, found 16 and 20: use dsf-norms"):
+        make_trainer("dsf-vectors", width_b=20)
+    for values in ({"features": 3}, {"designated": 0.5}, {"designated_k": 7.0}):
+        with pytest.raises(InputError, match="leaves nothing to them or to the others"):
+            make_trainer("dsf-norms", **values)
+    for values in ({"designated": 0.0}, {"designated": 1.0}):
+        with pytest.raises(InputError, match="--designated must be above 0 and below 1"):
+            TrainSettings(**values)
+    with pytest.raises(InputError, match="--designated-k must be above 0, found 0"):
+        TrainSettings(designated_k=0.0)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    crosscoder = random_crosscoder(**DSF, designated_k=2.0, threshold=0.1, threshold_designated=0.6)
+    crosscoder.save_pretrained(tmp_path)
+    found = load(tmp_path)
+    assert found.config == crosscoder.config
+    x_a, x_b = torch.randn(9, 6), torch.randn(9, 9)
+    assert torch.equal(found.encode(x_a, x_b), crosscoder.encode(x_a, x_b))
+
+
+def test_a_crosscoder_of_format_1_still_loads(tmp_path: Path) -> None:
+    crosscoder = random_crosscoder(threshold=0.1)
+    crosscoder.save_pretrained(tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    for field in ("n_designated", "tie", "designated_k", "threshold_designated"):
+        del data[field]
+    (tmp_path / "config.json").write_text(json.dumps({**data, "format": 1}))
+    assert load(tmp_path).config == crosscoder.config
+
+
+@pytest.mark.parametrize("architecture", ["dsf-vectors", "dsf-norms"])
+def test_a_run_continued_from_its_checkpoint_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
+    data = batches(12)
+    straight = make_trainer(architecture, threshold_start=2)
+    for x in data:
+        straight.update(*x)
+    first = make_trainer(architecture, threshold_start=2)
+    for x in data[:7]:
+        first.update(*x)
+    write_checkpoint(tmp_path / "checkpoint", first, 0)
+    resumed = make_trainer(architecture, threshold_start=2)
+    read_checkpoint(tmp_path / "checkpoint", resumed)
+    for x in data[7:]:
+        resumed.update(*x)
+    for name, value in straight.crosscoder.state_dict().items():
+        assert torch.equal(resumed.crosscoder.state_dict()[name], value)
+    assert resumed.threshold.value == straight.threshold.value > 0
+    assert resumed.threshold_designated.value == straight.threshold_designated.value > 0
+    assert straight.threshold.value != straight.threshold_designated.value
+
+
+def test_the_stage_trains_a_dsf_crosscoder(tmp_path: Path) -> None:
+    planted = plant(4000)
+    workspace = Workspace(tmp_path / "w")
+    make_activations(workspace, planted.x_a, planted.x_b, 2000)
+    given = {"features": FEATURES, "k": 2, "steps": 150, "batch": 128, "device": "cpu"}
+    artifact = run(TrainSettings(architecture="dsf-norms", **given), workspace)  # type: ignore[arg-type]
+    crosscoder = load(artifact)
+    config = crosscoder.config
+    assert (config.n_designated, config.tie, config.designated_k) == (4, "norms", 2)
+    assert config.threshold > 0
+    assert config.threshold_designated > 0
+    f_BF = crosscoder.encode(planted.x_a, planted.x_b)
+    assert float((f_BF[:, :4] > 0).sum(dim=1).float().mean()) == pytest.approx(0.4, rel=0.25), "twice their share"
+    assert artifact.metrics["held_out"]["l0"] == pytest.approx(2, rel=0.2)
+    assert min(artifact.metrics["held_out"]["fve"].values()) > 0.5
