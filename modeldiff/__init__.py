@@ -30,6 +30,7 @@ _HOMES = {
     "TrainSettings": "modeldiff.crosscoder.settings",
     "FeaturesSettings": "modeldiff.features.settings",
     "SteerSettings": "modeldiff.steer.settings",
+    "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
 }
@@ -38,6 +39,7 @@ _STAGES = {
     "run_train": "modeldiff.crosscoder.run",
     "run_features": "modeldiff.features.run",
     "run_steer": "modeldiff.steer.run",
+    "run_toy": "modeldiff.toy.run",
 }
 
 __all__ = ["__version__", *_HOMES, *_STAGES]

@@ -20,6 +20,7 @@ _COMMANDS = {
     "train": ("train", "Activations -> a crosscoder with features of A only, shared, and of B only."),
     "features": ("features", "Crosscoder -> its features, listed and shown in context."),
     "steer": ("steer", "A feature + a model -> what the model writes when the feature is pushed."),
+    "toy": ("toy", "A benchmark on data whose truth is known: what dictionaries find, and what they miss."),
     "workspace": ("workspace", "List, show, verify, remove and clean artifacts."),
 }
 

@@ -168,24 +168,37 @@ def _clean(ctx: click.Context, workspace_folder: Path | None, as_json: bool, yes
 
     workspace = open_workspace(ctx, workspace_folder)
     removed, freed = [], 0
+    busy = False
     for folder in workspace.partials():
         lock = FileLock(folder.with_suffix(".lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
             say(f"{folder} is being worked on: left alone")
+            busy = True
             continue
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        size = _bytes_in(folder)
         if yes or click.confirm(f"Remove unfinished work {folder} ({human_bytes(size)})?", err=True):
             shutil.rmtree(folder)
             removed.append(str(folder))
             freed += size
         lock.release()
         folder.with_suffix(".lock").unlink(missing_ok=True)
+    cells = workspace.toy_cells
+    if cells.is_dir() and not busy:  # what is being worked on may be a benchmark that writes them
+        size = _bytes_in(cells)
+        if yes or click.confirm(f"Remove the kept cells of toy benchmarks {cells} ({human_bytes(size)})?", err=True):
+            shutil.rmtree(cells)
+            removed.append(str(cells))
+            freed += size
     if as_json:
         print_json({"removed": removed, "bytes": freed})
     else:
-        click.echo(f"{len(removed)} unfinished pieces of work removed, {human_bytes(freed)} freed")
+        click.echo(f"{len(removed)} pieces of unfinished work and kept cells removed, {human_bytes(freed)} freed")
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _size(artifact: Artifact) -> int:
@@ -198,7 +211,9 @@ _YES = click.Option(["--yes", "-y"], is_flag=True, help="Do not ask.")
 _add(
     _list,
     click.Option(
-        ["--kind"], type=click.Choice(["activations", "crosscoder", "features", "steering"]), help="Only this kind."
+        ["--kind"],
+        type=click.Choice(["activations", "crosscoder", "features", "steering", "toy"]),
+        help="Only this kind.",
     ),
     help="List the artifacts of the workspace, oldest first within a kind.",
     epilog=examples("modeldiff workspace list", "modeldiff workspace list --kind crosscoder --json"),
@@ -227,6 +242,7 @@ _add(
 _add(
     _clean,
     _YES,
-    help="Delete unfinished work of interrupted commands. What another process works on is left alone.",
+    help="Delete unfinished work of interrupted commands, and the cells that toy benchmarks keep for later ones. What "
+    "another process works on is left alone; artifacts stay whole.",
     epilog=examples("modeldiff workspace clean --yes"),
 )

@@ -183,6 +183,11 @@ class Workspace:
         folder = self.folder / PARTIAL
         return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.exists() else []
 
+    @property
+    def toy_cells(self) -> Path:
+        """Finished cells of toy benchmarks, shared by all of them: a cache, not an artifact."""
+        return self.folder / "toy" / ".cells"
+
     def _folders(self, kind: str | None) -> list[Path]:
         found: list[Path] = []
         for one in (kind,) if kind else KINDS:

@@ -152,6 +152,26 @@ def test_senseless_training_settings(workspace: Path, fails: Callable[..., str],
     assert word in fails(2, workspace, "train", *args)
 
 
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--exclusive-ratio", "1.5"], "--exclusive-ratio"),
+        (["--k-target", "65"], "--k-target"),
+        (["--map", "sideways"], "--map"),
+        (["--sizes", "0.1"], "--exclusive"),  # six features: no room for the partitions
+        (["--sizes", "0"], "--sizes"),
+        (["--architectures", "best"], "--architectures"),
+        (["--selection", "best"], "--selection"),
+        (["--k", "17"], "--k"),  # more than the smallest dictionary has features
+        (["--seeds", "0"], "--seeds"),
+        (["--device", "abacus"], "--device"),
+    ],
+)
+def test_senseless_toy_settings(tmp_path: Path, fails: Callable[..., str], args: list[str], word: str) -> None:
+    assert word in fails(2, tmp_path / "ws", "toy", "--preset", "quick", *args)
+    assert not (tmp_path / "ws").exists()  # found before anything runs
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
 def test_corrupted_shard(workspace: Path, fails: Callable[..., str], damage: str) -> None:
     path = workspace / "activations" / "1" / "shards" / "00001.b.h5"

@@ -1,0 +1,285 @@
+"""The pictures of a benchmark, in the manner of the paper's figures 4 and 15, and those the paper does not have.
+
+The same cells give the same bytes. An architecture has one colour in all of them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from modeldiff.toy.summary import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+# Colour-blind safe (Okabe and Ito).
+COLOURS = {
+    "standard": "#000000",
+    "dsf-vectors": "#CC79A7",
+    "dsf-norms": "#E69F00",
+    "dfc": "#0072B2",
+    "dfc-audited": "#D55E00",
+    "stitch-residual": "#009E73",
+}
+_GREY = "#888888"
+# Held-out R² of the linear maps between two small language models of different architecture, width and tokenizer,
+# trained apart: 0.64 one way and 0.73 the other.
+REAL_PAIRS = (0.64, 0.73)
+_DPI = 110
+
+
+def draw_figures(cells: Sequence[Record], rows: Sequence[Row]) -> dict[str, bytes]:
+    """Every picture that these cells allow, as PNG by name.
+
+    Args:
+        cells: all distinct cells.
+        rows: `summary` of them.
+    """
+    drawn: dict[str, bytes] = {}
+    sizes = [row for row in rows if row["table"] == "sizes" and "exclusive_recall" in row["figures"]]
+    if sizes:
+        drawn["sizes"] = sizes_figure(sizes)
+        largest = min({row["size"] for row in sizes}, key=lambda size: abs(size - 1))
+        shown = [
+            cell
+            for cell in cells
+            if "sizes" in cell.tables and cell.size == largest and cell.result["limit"] is not None
+        ]
+        drawn["training"] = training_figure(shown)
+        drawn["frequency"] = frequency_figure(shown)
+    dial = [row for row in rows if row["table"] == "dial" and "exclusive_recall" in row["figures"]]
+    if dial:
+        drawn["dial"] = dial_figure(dial)
+    return drawn
+
+
+def sizes_figure(rows: Sequence[Row]) -> bytes:
+    """Against dictionary size, one row of panels for each map: recall, false positives, FVE (the paper's figure 4)."""
+    maps, architectures = _distinct(rows, "map"), _distinct(rows, "architecture")
+    # The differences between architectures are small against those between sizes.
+    differences = any("fve_over_standard" in row["figures"] for row in rows)
+    fve_name = "fve_over_standard" if differences else "fve"
+    figure = _figure(15, 1.0 + 3.4 * len(maps))
+    panels = figure.subplots(len(maps), 3, squeeze=False, width_ratios=(1, 1.35, 1))
+    for (recall, wrong, fve), map_name in zip(panels, maps, strict=True):
+        of_map = [row for row in rows if row["map"] == map_name]
+        for name in architectures:
+            of_one = [row for row in of_map if row["architecture"] == name]
+            _line(recall, of_one, "exclusive_recall", name, x=lambda row: 100 * row["size"])
+            _line(fve, of_one, fve_name, name, x=lambda row: 100 * row["size"])
+        _limits(recall, of_map)
+        _false_positives(wrong, of_map, architectures)
+        stitch = fmean(_stitch_of(row) for row in of_map)
+        recall.set(ylabel="exclusive concepts recovered", ylim=(-0.03, 1.03))
+        recall.set_title(f"map {map_name}, stitch R² {stitch:.2f}", loc="left", fontsize="medium")
+        fve.set_title("fraction of variance explained", loc="left", fontsize="medium")
+        fve.set(ylabel="FVE minus that of standard" if differences else "FVE")
+        for axes in (recall, fve):
+            axes.set_xlabel("dictionary size (% of the concepts)")
+            axes.grid(alpha=0.3)
+    _legend(figure, panels[0][0])
+    return _png(figure)
+
+
+def _limits(axes: Axes, rows: Sequence[Row]) -> None:
+    """What the slots allow, where that is less than all."""
+    limits = {(row["size"], row["figures"]["limit"]["mean"]) for row in rows}
+    below = {size: limit for size, limit in limits if limit < 1}
+    if below:
+        # Of several architectures with partitions all have the same slots; those without have the limit 1.
+        points = sorted({size: below.get(size, 1.0) for size, _ in limits}.items())
+        axes.plot(
+            [100 * size for size, _ in points],
+            [limit for _, limit in points],
+            color=_GREY,
+            linestyle="--",
+            linewidth=1,
+            label="limit of the exclusive slots",
+        )
+
+
+def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[str]) -> None:
+    """Bars per size, one for each architecture: shares of the exclusive features that recover what they should not."""
+    sizes = sorted(_distinct(rows, "size"))
+    width = 0.84 / len(architectures)
+    for place, name in enumerate(architectures):
+        at, shared, nothing = [], [], []
+        for row in rows:
+            if row["architecture"] == name:
+                found = row["figures"]
+                of_all = max(found["exclusive_features"]["mean"], 1e-9)
+                at.append(sizes.index(row["size"]) + (place - (len(architectures) - 1) / 2) * width)
+                shared.append(100 * found["exclusive_shared"]["mean"] / of_all)
+                nothing.append(100 * found["exclusive_nothing"]["mean"] / of_all)
+        axes.bar(at, shared, width, color=COLOURS[name])
+        axes.bar(at, nothing, width, bottom=shared, color=COLOURS[name], alpha=0.35)
+    axes.bar([0], [0], color=_GREY, label="recovers a shared concept")
+    axes.bar([0], [0], color=_GREY, alpha=0.35, label="recovers nothing")
+    axes.set_xticks(range(len(sizes)), [f"{100 * size:.3g}" for size in sizes])
+    axes.set(xlabel="dictionary size (% of the concepts)", ylabel="% of the exclusive features", ylim=(0, 115))
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_title("false positives", loc="left", fontsize="medium")
+    axes.legend(fontsize="small", ncols=2, loc="upper right")
+    axes.grid(alpha=0.3, axis="y")
+    axes.set_axisbelow(True)
+
+
+def training_figure(cells: Sequence[Record]) -> bytes:
+    """Recall over the pairs seen, shared and exclusive (the paper's figure 15), one row of panels for each map."""
+    points: dict[tuple[str, str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        for snapshot in cell.result["curve"]:
+            for kind in ("any", "right"):
+                recall = snapshot[kind]
+                exclusive = [recall[side] for side in ("A", "B") if recall.get(side) is not None]
+                classes = {"shared": recall.get("shared"), "exclusive": fmean(exclusive) if exclusive else None}
+                for name, value in classes.items():
+                    if value is not None:
+                        key = (*_place(cell), kind, name)
+                        points[key][snapshot["pairs"] / 1e6].append(value)
+    means = {key: sorted((x, fmean(found)) for x, found in by_x.items()) for key, by_x in points.items()}
+    return _classes_figure(means, _title(cells), "pairs seen (millions)", lambda axes: axes.set_xlim(left=0))
+
+
+def frequency_figure(cells: Sequence[Record]) -> bytes:
+    """Share of the concepts recovered against how often they occur, likewise. Bins are pooled over the seeds."""
+    found: dict[tuple[str, str, str, str], dict[float, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for cell in cells:
+        for one in cell.result["by_frequency"]:
+            for kind in ("any", "right"):
+                middle = (one["low"] * one["high"]) ** 0.5
+                pooled = found[(*_place(cell), kind, one["class"])][middle]
+                pooled[0] += one[kind]
+                pooled[1] += one["concepts"]
+    means = {key: sorted((x, hit / n) for x, (hit, n) in by_x.items() if n) for key, by_x in found.items()}
+    return _classes_figure(means, _title(cells), "probability of the concept in a pair", _logarithmic)
+
+
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _classes_figure(
+    means: Mapping[tuple[str, str, str, str], Sequence[tuple[float, float]]],
+    title: str,
+    xlabel: str,
+    adjust: Callable[[Axes], Any],
+) -> bytes:
+    """Panels "any feature" and "right class" for each map; shared solid, exclusive dashed."""
+    maps = list(dict.fromkeys(key[0] for key in means))
+    figure = _figure(12, 1.2 + 3.6 * len(maps))
+    figure.suptitle(title)
+    panels = figure.subplots(len(maps), 2, squeeze=False, sharey=True)
+    names = {"any": "recovered by any feature", "right": "recovered by a feature of the right class"}
+    for row, map_name in zip(panels, maps, strict=True):
+        for axes, (kind, words) in zip(row, names.items(), strict=True):
+            for (of_map, architecture, of_kind, of_class), points in means.items():
+                if (of_map, of_kind) == (map_name, kind) and points:
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        color=COLOURS[architecture],
+                        linestyle="-" if of_class == "shared" else "--",
+                        marker="o",
+                        markersize=2.5,
+                        label=architecture if of_class == "exclusive" else None,
+                    )
+            axes.set_title(f"map {map_name}: {words}", loc="left", fontsize="medium")
+            axes.set(xlabel=xlabel, ylabel="share of the concepts" if kind == "any" else "", ylim=(-0.03, 1.03))
+            axes.grid(alpha=0.3)
+            adjust(axes)
+    panels[0][0].plot([], [], color=_GREY, linestyle="-", label="shared concepts")
+    panels[0][0].plot([], [], color=_GREY, linestyle="--", label="exclusive concepts")
+    _legend(figure, panels[0][0])
+    return _png(figure)
+
+
+def dial_figure(rows: Sequence[Row]) -> bytes:
+    """Exclusive recall and false positives against how well a linear map stitches the two models."""
+    figure = _figure(15, 4.8)
+    panels = figure.subplots(1, 3)
+    names = {
+        "exclusive_recall": "exclusive concepts recovered",
+        "exclusive_shared": "exclusive features that recover a shared concept",
+        "exclusive_nothing": "exclusive features that recover nothing",
+    }
+    figure.suptitle(f"{rows[0]['features']} features for {rows[0]['concepts']} concepts")
+    for name in _distinct(rows, "architecture"):
+        of_one = sorted((row for row in rows if row["architecture"] == name), key=_stitch_of)
+        for axes, figure_name in zip(panels, names, strict=True):
+            _line(axes, of_one, figure_name, name, x=_stitch_of)
+    for axes, words in zip(panels, names.values(), strict=True):
+        axes.axvspan(*REAL_PAIRS, color=_GREY, alpha=0.25, label="real pairs (two tiny language models)")
+        axes.set(xlabel="stitch R² (linear maps between the models, mean of both)", ylabel=words)
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
+        axes.grid(alpha=0.3)
+    panels[0].set_ylim(-0.03, 1.03)
+    _legend(figure, panels[0])
+    return _png(figure)
+
+
+def _stitch_of(row: Row) -> float:
+    return float(row["figures"]["stitch"]["mean"])
+
+
+def _line(axes: Axes, rows: Iterable[Row], name: str, architecture: str, x: Callable[[Row], float]) -> None:
+    """A figure over the rows, with the standard error as bars."""
+    points = [(x(row), row["figures"][name]) for row in rows if name in row["figures"]]
+    if points:
+        axes.errorbar(
+            [at for at, _ in points],
+            [found["mean"] for _, found in points],
+            [found["se"] or 0.0 for _, found in points],
+            color=COLOURS[architecture],
+            marker="o",
+            markersize=3.5,
+            capsize=2,
+            linewidth=1.5,
+            label=architecture,
+        )
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, below them; the architectures first."""
+    entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] not in COLOURS)
+    handles, labels = zip(*entries, strict=True)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), fontsize="small")
+
+
+def _place(cell: Record) -> tuple[str, str]:
+    return cell.spec["world"]["map"], cell.spec["architecture"]
+
+
+def _title(cells: Sequence[Record]) -> str:
+    spec = cells[0].spec
+    return f"{spec['train']['features']} features for {spec['world']['concepts']} concepts"
+
+
+def _distinct(rows: Iterable[Row], name: str) -> list[Any]:
+    return list(dict.fromkeys(row[name] for row in rows))
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=_DPI, metadata={"Software": None})
+    return image.getvalue()

@@ -1,0 +1,167 @@
+"""Settings of `modeldiff toy`, and the presets that fill in what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, Self
+
+from modeldiff.errors import InputError
+from modeldiff.settings import Settings, setting, settings
+
+TABLES = ("sizes", "dial", "selection", "self-diff")
+SELECTIONS = ("activation", "l2", "sum", "mean")
+COMBINES = ("sum", "mean")
+_EVERY_ARCHITECTURE = ("standard", "dsf-vectors", "dsf-norms", "dfc", "dfc-audited", "stitch-residual")
+
+# Everything that a preset decides, in one place.
+#   paper   the paper's sizes: its table 6, the twelve dictionary sizes of its figure 4, 800 M pairs, five seeds.
+#   laptop  concepts, widths and k_target divided by 4, so that the concepts per dimension (8) and the share of concepts
+#           that are active (1 %) stay; fewer sizes and pairs.
+#   quick   divided by 32 (the widths by 16), for a first look and for tests.
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "concepts": 64,
+        "width_a": 16,
+        "width_b": 16,
+        "k_target": 2.0,
+        "map": ("gaussian",),
+        "sizes": (0.25, 0.5, 1.0),
+        "architectures": ("standard", "dfc", "dfc-audited", "stitch-residual"),
+        "selection": ("activation",),
+        "combine": ("sum",),
+        "dead_share": (0.1,),
+        "seeds": 2,
+        "steps": 300,
+        "batch": 256,
+        "snapshots": 6,
+        "tables": ("sizes",),
+    },
+    "laptop": {
+        "concepts": 512,
+        "width_a": 64,
+        "width_b": 64,
+        "k_target": 5.12,
+        "map": ("gaussian", "mixed:0.6"),
+        "sizes": (0.1, 0.2, 0.5, 1.0),
+        "architectures": _EVERY_ARCHITECTURE,
+        "selection": SELECTIONS,
+        "combine": COMBINES,
+        "dead_share": (0.1, 0.02, 0.5),
+        "seeds": 5,
+        "steps": 2000,
+        "batch": 512,
+        "snapshots": 12,
+        "tables": TABLES,
+    },
+    "paper": {
+        "concepts": 2048,
+        "width_a": 256,
+        "width_b": 256,
+        "k_target": 20.48,
+        "map": ("gaussian",),
+        "sizes": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0),
+        "architectures": _EVERY_ARCHITECTURE,
+        "selection": SELECTIONS,
+        "combine": COMBINES,
+        "dead_share": (0.1, 0.02, 0.5),
+        "seeds": 5,
+        "steps": 390_625,
+        "batch": 2048,
+        "snapshots": 24,
+        "tables": ("sizes",),
+    },
+}
+
+
+@settings
+class ToySettings(Settings):
+    """Which worlds, which dictionaries and how long they are trained. What is left out comes from the preset."""
+
+    preset: Literal["quick", "laptop", "paper"] = setting(default="laptop", result=False)
+    """Fills in what is not given. paper: the paper's 2048 concepts in width 256, twelve dictionary sizes, 800 M pairs
+    (a GPU). laptop: all of that divided by 4 (512 concepts, width 64, k_target 5.12), fewer sizes and pairs; under 30
+    minutes on two cores. quick: 64 concepts, width 16; under a minute, only to see it work."""
+    concepts: int | None = setting(default=None)
+    """Concepts of the world, shared and exclusive ones together."""
+    width_a: int | None = setting(default=None)
+    """Width of model A."""
+    width_b: int | None = setting(default=None)
+    """Width of model B."""
+    exclusive_ratio: float = setting(default=0.05)
+    """Share of the concepts that only one model has; half of it each. 0 with --map rotation is a self-diff."""
+    k_target: float | None = setting(default=None)
+    """Concepts active in a pair, on average; the presets: 1 % of the concepts, but 2 in quick."""
+    correlation_rank: int = setting(default=10)
+    """Rank of the correlation between the concepts' log-odds."""
+    decay: float = setting(default=0.001)
+    """How fast the concepts' frequency falls with their rank: exp(-decay * rank)."""
+    translation: float = setting(default=0.1)
+    """Standard deviation of the shift in the gaussian map."""
+    noise: float = setting(default=0.01)
+    """Standard deviation of the noise on the activations."""
+    min_probability: float = setting(default=1e-4)
+    """Least probability of a concept in a pair."""
+    map: tuple[str, ...] = setting(default=(), variadic=True)
+    """How B's directions follow from A's: gaussian (the paper's), rotation, independent (drawn anew), or mixed:SHARE
+    with the share of gaussian in it. Less of it makes the pair harder to stitch."""
+    sizes: tuple[float, ...] = setting(default=(), variadic=True)
+    """Sizes of the dictionary as shares of the concepts: 0.5 is one feature for two concepts."""
+    architectures: tuple[str, ...] = setting(default=(), variadic=True)
+    """standard, dsf-vectors, dsf-norms, dfc, dfc-audited, stitch-residual."""
+    selection: tuple[str, ...] = setting(default=(), variadic=True)
+    """Selection scores (see train --help). The first is used everywhere, the others in the table `selection`."""
+    combine: tuple[str, ...] = setting(default=(), variadic=True)
+    """How a shared feature combines the two encoders, sum or mean. The first is used everywhere, likewise."""
+    dead_share: tuple[float, ...] = setting(default=(), variadic=True)
+    """Share of the run without activity after which a feature is dead. The first is used everywhere, likewise."""
+    seeds: int | None = setting(default=None)
+    """Worlds and trainings per row of a table: seeds 0, 1, ..."""
+    k: int | None = setting(default=None)
+    """Active features per pair; k_target, rounded, if left out."""
+    exclusive: float = setting(default=0.05)
+    """Share of the dictionary that each model has alone (dfc, dfc-audited)."""
+    steps: int | None = setting(default=None)
+    """Steps of training."""
+    batch: int | None = setting(default=None)
+    """Pairs of one step."""
+    lr: float | None = setting(default=None)
+    """Learning rate; as in `train` if left out."""
+    snapshots: int | None = setting(default=None)
+    """Points of the curves of recall over training."""
+    tables: tuple[str, ...] = setting(default=(), variadic=True)
+    """What to run: sizes (maps x sizes x architectures), dial (from independent to stitchable models), selection
+    (scores and dead windows), self-diff (two models with the same concepts: nothing is exclusive)."""
+    jobs: int | None = setting(default=None, result=False)
+    """Processes that work in parallel; one per core if left out, one on a GPU."""
+    device: str = setting(default="auto", result=False)
+    """auto, cpu, cuda, cuda:N or mps. Results on another device differ in their random numbers."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("k", 1), ("steps", 1), ("batch", 2), ("snapshots", 1), ("jobs", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name} must be at least {least}, found {value}")
+        for name, known in (("selection", SELECTIONS), ("combine", COMBINES), ("tables", TABLES)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise InputError(f"--{name} expects {', '.join(known)}, found '{value}'")
+        for name in ("map", "sizes", "architectures", "selection", "combine", "dead_share", "tables"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise InputError(f"--{name.replace('_', '-')} has a value twice: {', '.join(map(str, values))}")
+        for size in self.sizes:
+            if not 0 < size < math.inf:
+                raise InputError(f"--sizes are shares of the concepts, above 0, found {size}")
+
+    def filled(self) -> Self:
+        """These settings with the preset's values for all that was left out.
+
+        The same values give the same settings here, whether a preset or the user chose them.
+        """
+        given = {
+            name: getattr(self, name) if getattr(self, name) not in (None, ()) else value
+            for name, value in PRESETS[self.preset].items()
+        }
+        given["k"] = self.k if self.k is not None else max(1, round(given["k_target"]))
+        return dataclasses.replace(self, **given)

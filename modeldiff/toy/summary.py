@@ -1,0 +1,149 @@
+"""From the results of cells to figures: a flat row per cell, and mean and standard error over the seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from modeldiff.toy.plan import Planned
+from modeldiff.toy.settings import TABLES
+
+# What the rows of a table differ in.
+ROW_FIELDS = ("table", "map", "exclusive_ratio", "size", "architecture", "selection", "combine", "dead_share")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A distinct cell with its result, as in cells.json.
+
+    Attributes:
+        tables: the tables it stands in.
+        size: of the dictionary, as a share of the concepts.
+        spec: `CellSpec.to_json`.
+        result: what `run_cell` returned, without the time it took.
+    """
+
+    tables: tuple[str, ...]
+    size: float
+    spec: dict[str, Any]
+    result: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tables": list(self.tables), "size": self.size, "spec": self.spec, "result": self.result}
+
+
+def records(cells: Mapping[str, Sequence[Planned]], results: Mapping[str, dict[str, Any]]) -> list[Record]:
+    """The distinct cells in the order of the plan."""
+    return [
+        Record(
+            tables=tuple(dict.fromkeys(one.table for one in planned)),
+            size=planned[0].size,
+            spec=planned[0].cell.to_json(),
+            result={name: value for name, value in results[key].items() if name != "seconds"},
+        )
+        for key, planned in cells.items()
+    ]
+
+
+def exclusive_recall(result: Mapping[str, Any], kind: str = "right") -> float | None:
+    """Share of the exclusive concepts of both models (equally many) that are recovered; None where there are none.
+
+    Args:
+        kind: "right", by a feature of the model's own class, or "any".
+    """
+    found = [value for side in ("A", "B") if (value := result["recall"][kind][side]) is not None]
+    return fmean(found) if found else None
+
+
+def figures(result: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """Every number of a result by a flat name ("recall_any_shared"), and those of both models together."""
+    pooled: dict[str, float | int | None] = {
+        "exclusive_recall": exclusive_recall(result),
+        "exclusive_recall_any": exclusive_recall(result, "any"),
+        "fve": fmean(result["fve"].values()),
+        "stitch": fmean(result["stitch"].values()),
+    }
+    for part in ("exclusive", "verdict"):
+        for name in result[part]["A"]:
+            pooled[f"{part}_{name}"] = sum(result[part][side][name] for side in ("A", "B"))
+    return pooled | dict(_flat(result))
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}_")
+        elif not isinstance(value, list):
+            yield f"{prefix}{name}", value
+
+
+def cells_csv(cells: Iterable[Record]) -> bytes:
+    """One row per distinct cell: its tables and size, every field of its specification, every figure."""
+    rows = []
+    for record in cells:
+        spec = dict(record.spec)
+        parts = spec.pop("world") | spec.pop("train") | spec
+        rows.append({"tables": " ".join(record.tables), "size": record.size} | parts | figures(record.result))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean, standard error (sample standard deviation / sqrt(n); None for one value) and n."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": fmean(values), "se": error, "n": len(values)}
+
+
+def summary(cells: Iterable[Record]) -> list[dict[str, Any]]:
+    """Mean, standard error and number of seeds of every figure, for every row of every table.
+
+    Returns:
+        One object per row: ROW_FIELDS, `features`, `concepts`, and `figures` by name, without those that no seed has.
+    """
+    cells = list(cells)
+    standard = {_twin_key(record): record for record in cells if record.spec["architecture"] == "standard"}
+    groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in cells:
+        world, train = record.spec["world"], record.spec["train"]
+        for table in record.tables:
+            key = (table, world["map"], world["exclusive_ratio"], record.size, record.spec["architecture"])
+            groups[(*key, *(train[name] for name in ROW_FIELDS[5:]))].append(record)
+    return [
+        {
+            **dict(zip(ROW_FIELDS, key, strict=True)),
+            "features": group[0].spec["train"]["features"],
+            "concepts": group[0].spec["world"]["concepts"],
+            "figures": _over_seeds([figures(record.result) | _over_standard(record, standard) for record in group]),
+        }
+        for key, group in sorted(groups.items(), key=lambda item: TABLES.index(item[0][0]))
+    ]
+
+
+def _twin_key(record: Record) -> str:
+    """What a cell shares with the standard crosscoder of the same world, size and training."""
+    return json.dumps({**record.spec, "architecture": ""}, sort_keys=True)
+
+
+def _over_standard(record: Record, standard: Mapping[str, Record]) -> dict[str, float]:
+    """FVE minus that of the standard crosscoder on the same world: without the differences between worlds."""
+    twin = standard.get(_twin_key(record))
+    if twin is None:
+        return {}
+    return {"fve_over_standard": fmean(record.result["fve"].values()) - fmean(twin.result["fve"].values())}
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = dict.fromkeys(name for one in seeds for name in one)
+    found = {name: [one[name] for one in seeds if one.get(name) is not None] for name in names}
+    return {name: mean_and_error(values) for name, values in found.items() if values}

@@ -1,0 +1,244 @@
+"""The tables that `modeldiff toy` prints, from the rows of summary.json; at most 80 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+Columns = list[tuple[str, Literal["left", "right"]]]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A table ready to print: title, columns, rows of text, and what the columns mean."""
+
+    title: str
+    columns: Columns
+    rows: list[list[str]]
+    legend: tuple[str, ...] = ()
+
+
+_LEGEND = (
+    "recall: share of the exclusive concepts that an exclusive feature of their",
+    "model recovers, mean ± standard error over the seeds; limit: what the slots of",
+    "the exclusive partitions allow. T/S/N: exclusive features of both models that",
+    "recover a concept of their model alone / a shared one / none; by place: all of",
+    "them; by verdict: those that the other model does not predict.",
+)
+_NONE_LEGEND = (
+    "Both models have every concept: no feature should be exclusive, by place or by",
+    "verdict. S/N: those that recover a shared concept / nothing.",
+)
+
+
+def printed_tables(rows: Sequence[Row]) -> list[Printed]:
+    """Every table of a benchmark, from the `rows` of its summary.json."""
+    tables = []
+    sizes = [row for row in rows if row["table"] == "sizes"]
+    for map_name in dict.fromkeys(row["map"] for row in sizes):
+        of_map = [row for row in sizes if row["map"] == map_name]
+        title = f"map {map_name}, stitch R² {_stitch(of_map):.2f}, {_seeds(of_map)}"
+        if of_map[0]["exclusive_ratio"] == 0:
+            tables.append(_nothing_exclusive(title, of_map))
+        else:
+            tables.append(_sizes(title, of_map))
+    for name, made in (("dial", _dial), ("selection", _selection)):
+        of_table = [row for row in rows if row["table"] == name]
+        if of_table:
+            tables.append(made(of_table))
+    self_diff = [row for row in rows if row["table"] == "self-diff"]
+    if self_diff:
+        title = f"self-diff, {_at(self_diff)}, {_seeds(self_diff)}"
+        tables.append(_nothing_exclusive(title, self_diff))
+    return tables
+
+
+def _sizes(title: str, rows: Iterable[Row]) -> Printed:
+    columns: Columns = [
+        ("size", "right"), ("architecture", "left"), ("recall", "right"), ("limit", "right"),
+        ("place\nT/S/N", "right"), ("verdict\nT/S/N", "right"), ("FVE\nA   B", "right"), ("dead", "right"),
+    ]  # fmt: skip
+    return Printed(
+        title,
+        columns,
+        _once(
+            [
+                [
+                    f"{100 * row['size']:.3g}%",
+                    row["architecture"],
+                    _recall(row),
+                    _share(row, "limit"),
+                    _split(row, "exclusive"),
+                    _split(row, "verdict"),
+                    f"{_share(row, 'fve_a')} {_share(row, 'fve_b')}",
+                    _dead(row),
+                ]
+                for row in rows
+            ],
+            1,
+        ),
+        _LEGEND,
+    )
+
+
+def _dial(rows: list[Row]) -> Printed:
+    columns: Columns = [
+        ("R²", "right"), ("map", "left"), ("architecture", "left"), ("recall", "right"),
+        ("place\nT/S/N", "right"), ("verdict\nT/S/N", "right"), ("FVE\nA   B", "right"),
+    ]  # fmt: skip
+    by_map = {name: [row for row in rows if row["map"] == name] for name in dict.fromkeys(row["map"] for row in rows)}
+    stitch = {name: _stitch(of_map) for name, of_map in by_map.items()}
+    return Printed(
+        f"dial, {_at(rows)}, {_seeds(rows)}",
+        columns,
+        _once(
+            [
+                [
+                    f"{stitch[name]:.2f}",
+                    name,
+                    row["architecture"],
+                    _recall(row),
+                    _split(row, "exclusive"),
+                    _split(row, "verdict"),
+                    f"{_share(row, 'fve_a')} {_share(row, 'fve_b')}",
+                ]
+                for name in sorted(by_map, key=lambda name: stitch[name])
+                for row in by_map[name]
+            ],
+            2,
+        ),
+        ("R²: of the linear maps between the models (a real, tiny pair: 0.64 and 0.73)",),
+    )
+
+
+def _selection(rows: list[Row]) -> Printed:
+    columns: Columns = [
+        ("selection", "left"), ("combine", "left"), ("window", "right"), ("architecture", "left"), ("recall", "right"),
+        ("place\nT/S/N", "right"), ("FVE\nA   B", "right"), ("dead", "right"),
+    ]  # fmt: skip
+    return Printed(
+        f"selection, {_at(rows)}, {_seeds(rows)}",
+        columns,
+        _once(
+            [
+                [
+                    row["selection"],
+                    row["combine"],
+                    f"{row['dead_share']:g}",
+                    row["architecture"],
+                    _recall(row),
+                    _split(row, "exclusive"),
+                    f"{_share(row, 'fve_a')} {_share(row, 'fve_b')}",
+                    _dead(row),
+                ]
+                for row in rows
+            ],
+            3,
+        ),
+        ("window: share of the run without activity after which a feature is dead",),
+    )
+
+
+def _nothing_exclusive(title: str, rows: Iterable[Row]) -> Printed:
+    columns: Columns = [
+        ("size", "right"), ("architecture", "left"), ("by place", "right"), ("by verdict", "right"),
+        ("of them S/N", "right"), ("dead there", "right"), ("FVE\nA   B", "right"),
+    ]  # fmt: skip
+    return Printed(
+        title,
+        columns,
+        _once(
+            [
+                [
+                    f"{100 * row['size']:.3g}%",
+                    row["architecture"],
+                    _with_error(row, "exclusive_features"),
+                    _with_error(row, "verdict_called"),
+                    f"{_count(row, 'verdict_shared')}/{_count(row, 'verdict_nothing')}",
+                    _count(row, "exclusive_dead"),
+                    f"{_share(row, 'fve_a')} {_share(row, 'fve_b')}",
+                ]
+                for row in rows
+            ],
+            1,
+        ),
+        _NONE_LEGEND,
+    )
+
+
+def _once(rows: list[list[str]], leading: int) -> list[list[str]]:
+    """Rows without the leading cells that repeat the row above."""
+    said: list[str] = []
+    shown = []
+    for row in rows:
+        begins = row[:leading]
+        shown.append([*([""] * leading if begins == said else begins), *row[leading:]])
+        said = begins
+    return shown
+
+
+def _mean(row: Row, name: str) -> float | None:
+    found = row["figures"].get(name)
+    return None if found is None else found["mean"]
+
+
+def _stitch(rows: Iterable[Row]) -> float:
+    """Mean over the rows of a map: it is a property of the world, not of the dictionary."""
+    found = [value for row in rows if (value := _mean(row, "stitch")) is not None]
+    return sum(found) / len(found)
+
+
+def _seeds(rows: Iterable[Row]) -> str:
+    most = max(row["figures"]["fve"]["n"] for row in rows)
+    return f"{most} seed{'s' * (most > 1)}"
+
+
+def _at(rows: Sequence[Row]) -> str:
+    return f"{rows[0]['features']} features for {rows[0]['concepts']} concepts"
+
+
+def _recall(row: Row) -> str:
+    found = row["figures"].get("exclusive_recall")
+    if found is None:
+        return "-"
+    return _fraction(found["mean"]) + ("" if found["se"] is None else f"±{_fraction(found['se'])}")
+
+
+def _share(row: Row, name: str) -> str:
+    value = _mean(row, name)
+    return "-" if value is None else _fraction(value)
+
+
+def _fraction(value: float) -> str:
+    """0.42 as .42, to save columns."""
+    text = f"{value:.2f}"
+    return text[1:] if text.startswith("0.") else text.replace("-0.", "-.")
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}"
+
+
+def _count(row: Row, name: str) -> str:
+    value = _mean(row, name)
+    return "-" if value is None else _number(value)
+
+
+def _with_error(row: Row, name: str) -> str:
+    found = row["figures"].get(name)
+    if found is None:
+        return "-"
+    return _number(found["mean"]) + ("" if found["se"] is None else f"±{_number(found['se'])}")
+
+
+def _split(row: Row, part: str) -> str:
+    counts = [_count(row, f"{part}_{kind}") for kind in ("true", "shared", "nothing")]
+    return "-" if "-" in counts else "/".join(counts)
+
+
+def _dead(row: Row) -> str:
+    """Dead features of all partitions."""
+    found = [value for part in ("A", "shared", "B") if (value := _mean(row, f"dead_{part}")) is not None]
+    return _number(sum(found)) if found else "-"

@@ -1,0 +1,157 @@
+"""`modeldiff toy` as a stage: one artifact for one benchmark, whatever happens while it is made."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import modeldiff.toy.run
+from modeldiff.cli.main import run as command
+from modeldiff.toy.cell import CellSpec
+from modeldiff.toy.run import run
+from modeldiff.workspace import Workspace
+from tests.toy.made_cells import made_cell, tiny
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "ws")
+
+
+class Computed:
+    """Stands in for `run_cell`: made-up results, counted, until `most` of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.most: int | None = None
+        monkeypatch.setattr(modeldiff.toy.run, "run_cell", self)
+
+    def __call__(self, cell: CellSpec, on_step: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        if self.count == self.most:
+            raise KeyboardInterrupt
+        self.count += 1
+        return made_cell(cell, on_step) | {"seconds": float(self.count)}  # a time differs from run to run
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
+    """The figures, which take seconds, are replaced as well."""
+    monkeypatch.setattr(modeldiff.toy.run, "draw_figures", lambda *_: {"sizes": b"a picture"})
+    return Computed(monkeypatch)
+
+
+def test_the_artifact(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    computed = Computed(monkeypatch)
+    settings = tiny(seeds=2, tables=("sizes", "dial"))
+    made = run(settings, workspace, name="first")
+    assert made.ref == "toy:1"
+    assert {"cells.csv", "cells.json", "summary.json", "figures/sizes.png", "figures/dial.png"} <= set(made.files())
+    assert computed.count == made.metrics["cells"] == 8 + 7 * 4
+    with made.file("cells.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == computed.count
+    recalls = made.metrics["exclusive_recall"]
+    assert recalls.keys() == {"gaussian 50%", "gaussian 100%"}
+    assert recalls["gaussian 50%"]["dfc"] > recalls["gaussian 50%"]["standard"]
+    assert made.problems() == []
+    again = run(settings, workspace)
+    assert (again.ref, computed.count) == ("toy:1", 36)
+    assert "toy:1 is up to date" in capsys.readouterr().err
+
+
+def test_a_preset_and_its_values_are_one_artifact(workspace: Workspace, computed: Computed) -> None:
+    by_preset = tiny(concepts=None)
+    by_hand = tiny(preset="laptop", **_values_of(by_preset.filled().to_json()))
+    assert run(by_preset, workspace).ref == run(by_hand, workspace).ref == "toy:1"
+
+
+def _values_of(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "preset"}
+
+
+def test_interrupted_and_continued_is_the_same_as_uninterrupted(
+    tmp_path: Path, computed: Computed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = run(tiny(seeds=2), Workspace(tmp_path / "straight"))
+    computed.most = computed.count + 5
+    workspace = Workspace(tmp_path / "interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(seeds=2), workspace)
+    computed.most = None
+    continued = run(tiny(seeds=2), workspace)
+    assert computed.count == 8 + 8
+    assert continued.manifest.digest == straight.manifest.digest
+    assert "continuing what was begun" in capsys.readouterr().err
+
+
+def test_a_larger_benchmark_computes_only_what_is_new(workspace: Workspace, computed: Computed) -> None:
+    run(tiny(seeds=1), workspace)
+    larger = run(tiny(seeds=2), workspace)
+    assert larger.ref == "toy:2"
+    assert computed.count == 8
+
+
+def test_force_computes_every_cell_once(workspace: Workspace, computed: Computed) -> None:
+    first = run(tiny(seeds=2), workspace)
+    computed.most = 8 + 3
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(seeds=2), workspace, force=True)
+    computed.most = None
+    second = run(tiny(seeds=2), workspace, force=True)
+    assert second.ref == "toy:2"
+    assert computed.count == 8 + 8  # the forced run went on where it was interrupted
+    assert second.manifest.digest == first.manifest.digest
+    run(tiny(seeds=2), workspace, force=True)
+    assert computed.count == 8 + 8 + 8
+
+
+def test_the_kept_cells_do_not_disturb_the_workspace(workspace: Workspace, computed: Computed) -> None:
+    made = run(tiny(), workspace)
+    assert len(list(workspace.toy_cells.glob("*.json"))) == 4
+    assert [artifact.ref for artifact in workspace.artifacts()] == ["toy:1"]
+    assert workspace.damaged() == []
+    for args in (["list", "--kind", "toy"], ["verify"], ["clean", "--yes"]):
+        assert exit_code(workspace, "workspace", *args) == 0
+    assert not workspace.toy_cells.exists()
+    assert made.problems() == []
+    run(tiny(seeds=2), workspace)
+    assert computed.count == 4 + 8
+
+
+def exit_code(workspace: Workspace, *args: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        command(["--workspace", str(workspace.folder), *args])
+    return int(str(caught.value.code))
+
+
+ARGS = [
+    "toy", "--preset", "quick", "--sizes", "0.5", "1", "--seeds", "2", "--steps", "2", "--batch", "64",
+    "--jobs", "1", "--device", "cpu", "--tables", "sizes", "dial", "selection", "self-diff",
+]  # fmt: skip
+
+
+def test_the_command_prints_tables_that_fit(
+    workspace: Workspace, computed: Computed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(workspace, *ARGS) == 0
+    *lines, cells, figures = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for words in ("map gaussian, stitch R² 0.90", "dial, 32 features", "selection, 32 features", "self-diff, 32"):
+        assert words in text
+    assert "no feature should be exclusive" in text
+    assert cells.startswith("cells:")
+    assert figures.startswith("figures: ")
+
+
+def test_the_command_prints_json(workspace: Workspace, computed: Computed, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(workspace, *ARGS, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    made = workspace.find("toy")
+    assert printed["ref"] == made.ref
+    assert printed["summary"] == json.loads(made.file("summary.json").read_text())["rows"]
+    assert printed["summary"][0]["figures"]["exclusive_recall"]["n"] == 2
