@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width_b": 16,
         "k_target": 2.0,
         "map": ("gaussian",),
-        "sizes": (0.25, 0.5, 1.0),
+        "sizes": (0.5, 1.0),
         "architectures": ("standard", "dfc", "dfc-audited", "stitch-residual"),
         "selection": ("activation",),
         "combine": ("sum",),
@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seeds": 2,
         "steps": 300,
         "batch": 256,
-        "snapshots": 6,
+        "snapshots": 5,
         "tables": ("sizes",),
     },
     "laptop": {

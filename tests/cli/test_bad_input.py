@@ -162,7 +162,7 @@ def test_senseless_training_settings(workspace: Path, fails: Callable[..., str],
         (["--sizes", "0"], "--sizes"),
         (["--architectures", "best"], "--architectures"),
         (["--selection", "best"], "--selection"),
-        (["--k", "17"], "--k"),  # more than the smallest dictionary has features
+        (["--k", "33"], "--k"),  # more than the smallest dictionary has features
         (["--seeds", "0"], "--seeds"),
         (["--device", "abacus"], "--device"),
     ],
