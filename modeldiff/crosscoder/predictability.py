@@ -14,6 +14,8 @@ import torch
 RIDGE = 1e-4
 """Regularisation, as a share of the mean of the Gram matrix's diagonal: enough for a stable solution, too little to
 hide a direction of small variance."""
+# Relative error of a float64 sum of squares over millions of pairs.
+_ROUNDING = 1e-12
 
 
 @dataclass
@@ -61,7 +63,9 @@ def ridge_weights(fit: Moments) -> torch.Tensor:
     """w_DG of the ridge regression of f on x, both about their means: solves (xx + RIDGE mean(diag) 1) w = xf."""
     xx_DD, _, fx_GD = fit.centred()
     width = len(xx_DD)
-    ridge = max(RIDGE * float(xx_DD.trace()) / width, torch.finfo(torch.float64).tiny)
+    # Inputs that do not vary leave rounding errors of their squares: these must not pass for variance.
+    floor = _ROUNDING * float(fit.xx_DD.trace()) / width
+    ridge = max(RIDGE * float(xx_DD.trace()) / width, floor, torch.finfo(torch.float64).tiny)
     lower = torch.linalg.cholesky(xx_DD + ridge * torch.eye(width, dtype=xx_DD.dtype, device=xx_DD.device))
     return torch.cholesky_solve(fx_GD.T, lower)
 
