@@ -36,10 +36,13 @@ class Moments:
         return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add(self, x_ND: torch.Tensor, f_G: torch.Tensor, ff_G: torch.Tensor, fx_GD: torch.Tensor) -> None:
-        """Take in pairs: their inputs, and the sums over them of f, f² and f x, all float64."""
+        """Take in pairs: their inputs, and the sums over them of f, f² and f x, all float64.
+
+        The inputs may be on another device than the sums: their product is made there, and only the result is moved.
+        """
         self.n += len(x_ND)
-        self.x_D += x_ND.sum(dim=0)
-        self.xx_DD += x_ND.T @ x_ND
+        self.x_D += x_ND.sum(dim=0).to(self.x_D.device)
+        self.xx_DD += (x_ND.T @ x_ND).to(self.xx_DD.device)
         self.f_G += f_G
         self.ff_G += ff_G
         self.fx_GD += fx_GD

@@ -10,7 +10,6 @@ Legend: N pairs, D width of one model, F features, G features of a group.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,13 +17,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.console import progress
+from modeldiff.crosscoder.predictability import Moments, held_out_r2
 from modeldiff.features.codes import CodeSample
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.plan import SIDES
 
-RIDGE = 1e-4
-"""Regularisation, as a share of the mean of the Gram matrix's diagonal: enough for a stable solution, too little to
-hide a direction of small variance."""
 HELD_OUT_EVERY = 5
 """Every 5th stretch of the sample is held out."""
 MIN_FIRINGS = 5
@@ -33,45 +30,6 @@ MIN_FIRINGS = 5
 _MAX_STRETCH, _MIN_STRETCHES = 512, 20
 _CHUNK_ROWS = 16_384
 _GROUP_BYTES = 2 << 30
-
-Floats = NDArray[np.float64]
-
-
-@dataclass
-class _Moments:
-    """Sums over the pairs of one part (training or held out)."""
-
-    n: int
-    x_D: Floats
-    xx_DD: Floats
-    f_G: Floats
-    ff_G: Floats
-    fx_GD: Floats
-
-    @classmethod
-    def empty(cls, width: int, group: int) -> _Moments:
-        return cls(
-            0, np.zeros(width), np.zeros((width, width)), np.zeros(group), np.zeros(group), np.zeros((group, width))
-        )
-
-    def add(self, x_ND: torch.Tensor, f_NG: sparse.csr_matrix) -> None:
-        """x_ND: float64, on any device; f_NG: float64."""
-        x_host_ND = x_ND.cpu().numpy()
-        self.n += len(x_host_ND)
-        self.x_D += x_host_ND.sum(0)
-        self.xx_DD += (x_ND.T @ x_ND).cpu().numpy()
-        self.f_G += np.asarray(f_NG.sum(axis=0)).ravel()
-        self.ff_G += np.asarray(f_NG.multiply(f_NG).sum(axis=0)).ravel()
-        self.fx_GD += f_NG.T @ x_host_ND
-
-    def centred(self) -> tuple[Floats, Floats, Floats]:
-        """(xx_DD, ff_G, fx_GD) about this part's own means."""
-        n = max(1, self.n)
-        return (
-            self.xx_DD - np.outer(self.x_D, self.x_D) / n,
-            self.ff_G - self.f_G**2 / n,
-            self.fx_GD - np.outer(self.f_G, self.x_D) / n,
-        )
 
 
 def predictability(store: ActivationStore, sample: CodeSample, device: torch.device) -> dict[str, NDArray[np.float32]]:
@@ -95,14 +53,16 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
             for start in starts:
                 chosen = slice(start, min(start + group, n_features))
                 codes_NG = columns[:, chosen].tocsr().astype(np.float64)
-                parts = [_Moments.empty(store.info.sides[side].width, codes_NG.shape[1]) for _ in range(2)]
+                width, targets = store.info.sides[side].width, codes_NG.shape[1]
+                parts = [Moments.empty(width, targets) for _ in range(2)]
                 for rows, x_ND in _chunks(store, side, sample.rows_N):
                     x_ND = x_ND.to(device)
                     for held, part in enumerate(parts):
                         mask = held_N[rows] == bool(held)
-                        part.add(x_ND[torch.from_numpy(mask).to(device)], codes_NG[rows][mask])
+                        _add(part, x_ND[torch.from_numpy(mask).to(device)], codes_NG[rows][mask])
                     bar.advance(len(x_ND))
-                result[side][chosen] = _held_out_r2(parts[0], parts[1], _firings(codes_NG, held_N))
+                r2_G = held_out_r2(*parts).numpy()
+                result[side][chosen] = np.where(_firings(codes_NG, held_N) >= MIN_FIRINGS, r2_G, np.nan)
     return result
 
 
@@ -112,20 +72,14 @@ def held_out(n: int) -> NDArray[np.bool_]:
     return (np.arange(n) // stretch) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
-def _held_out_r2(train: _Moments, held: _Moments, firings_G: NDArray[np.int64]) -> NDArray[np.float32]:
-    if not train.n or not held.n:
-        return np.full(len(firings_G), np.nan, np.float32)
-    xx_DD, _, fx_GD = train.centred()
-    width = len(xx_DD)
-    ridge = max(RIDGE * np.trace(xx_DD) / width, np.finfo(np.float64).tiny)
-    lower = torch.linalg.cholesky(torch.from_numpy(xx_DD + ridge * np.eye(width)))
-    w_DG = torch.cholesky_solve(torch.from_numpy(fx_GD.T.copy()), lower).numpy()
-    xx_DD, ff_G, fx_GD = held.centred()
-    # The regression's intercept belongs to the training means; on held-out pairs the means differ by this much.
-    shift_G = (held.f_G / held.n - train.f_G / train.n) - (held.x_D / held.n - train.x_D / train.n) @ w_DG
-    residual_G = ff_G - 2 * (fx_GD.T * w_DG).sum(0) + (w_DG * (xx_DD @ w_DG)).sum(0) + held.n * shift_G**2
-    known = (firings_G >= MIN_FIRINGS) & (ff_G > 0)
-    return np.where(known, 1 - residual_G / np.where(known, ff_G, 1), np.nan).astype(np.float32)
+def _add(part: Moments, x_ND: torch.Tensor, f_NG: sparse.csr_matrix) -> None:
+    """Take in pairs: inputs float64 on any device, codes float64. What is sparse is summed on the host."""
+    sums = (
+        np.asarray(f_NG.sum(axis=0)).ravel(),
+        np.asarray(f_NG.multiply(f_NG).sum(axis=0)).ravel(),
+        f_NG.T @ x_ND.cpu().numpy(),
+    )
+    part.add(x_ND, *map(torch.from_numpy, sums))
 
 
 def _firings(codes_NG: sparse.csr_matrix, held_N: NDArray[np.bool_]) -> NDArray[np.int64]:

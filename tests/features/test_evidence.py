@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 import modeldiff.features.evidence as evidence
+from modeldiff.crosscoder.predictability import RIDGE
 from modeldiff.features.codes import CodeSample
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
@@ -51,7 +52,7 @@ def test_equals_scikit_learn(
     for side in ("a", "b"):
         x_ND = torch.cat([store.read_side(side, block) for block in store.blocks(N)]).double().numpy()[sample.rows_N]
         centred = x_ND[~held] - x_ND[~held].mean(0)
-        alpha = evidence.RIDGE * (centred**2).sum() / x_ND.shape[1]
+        alpha = RIDGE * (centred**2).sum() / x_ND.shape[1]
         for feature in range(N_FEATURES - 1):
             model = Ridge(alpha=alpha).fit(x_ND[~held], f_NF[~held, feature])
             expected = r2_score(f_NF[held, feature], model.predict(x_ND[held]))
