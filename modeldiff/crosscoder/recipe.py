@@ -24,6 +24,9 @@ _MOST_WARMUP = 1000
 # one seed) it gives 1.8e-3 and an FVE of 0.740; 3e-4 gave 0.601, 6e-4 0.717, 3.7e-3 0.744, 7.4e-3 0.741.
 _LR, _LR_FEATURES = 2e-4, 16384
 _LOG_LINES = 200
+# Audits begin when k has fallen, and end early enough for the moved features to settle (the learning rate falls last).
+_AUDITS_FROM, _AUDITS_TO = 0.06, 0.8
+_AUDIT_PAIRS, _AUDIT_PAIRS_PER_WIDTH = 16_384, 16
 _TIES: dict[str, Literal["none", "vectors", "norms"]] = {
     "dfc": "none",
     "standard": "none",
@@ -66,6 +69,19 @@ class Recipe:
     """Batches over which the inference threshold is averaged."""
     log_every: int
     seed: int
+    audits: int
+    """Times at which exclusive features are judged (auditor.py)."""
+    audit_batches: int
+    """Batches, the last ones before it, that an audit looks at."""
+
+    def next_audit(self, step: int) -> int | None:
+        """The first step from `step` on that ends with an audit, if one does."""
+        for audit in range(self.audits):
+            done = audit / max(1, self.audits - 1)
+            at = round(self.steps * (_AUDITS_FROM + (_AUDITS_TO - _AUDITS_FROM) * done))
+            if at >= step:
+                return at
+        return None
 
     def k_at(self, step: int) -> float:
         """Active features per pair at a step: linear from k_start to k, then k (paper B.1.3)."""
@@ -140,6 +156,7 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
         threshold_window=steps / 10,
         log_every=settings.log_every or max(1, steps // _LOG_LINES),
         seed=settings.seed,
+        **_audits(settings, n_exclusive, steps, max(widths)),
     )
 
 
@@ -169,6 +186,14 @@ def _designated(settings: TrainSettings, features: int, widths: tuple[int, int])
             "leaves nothing to them or to the others: ask for more features, another share, or a smaller --designated-k"
         )
     return count
+
+
+def _audits(settings: TrainSettings, n_exclusive: int, steps: int, width: int) -> dict[str, int]:
+    """As many audits as asked for, or as there is room for: each needs its own pairs, in two halves at least."""
+    pairs = settings.audit_pairs or max(_AUDIT_PAIRS, _AUDIT_PAIRS_PER_WIDTH * width)
+    batches = max(2, math.ceil(pairs / settings.batch))
+    room = int((_AUDITS_TO - _AUDITS_FROM) * steps / batches)
+    return {"audits": min(settings.audits, room) if n_exclusive else 0, "audit_batches": batches}
 
 
 def _steps(settings: TrainSettings, pairs: int) -> int:

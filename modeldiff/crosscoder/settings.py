@@ -69,6 +69,13 @@ class TrainSettings(Settings):
     """A feature is dead when it was not active for this many pairs, or for --dead-share of the run if that is less."""
     dead_share: float = setting(default=0.1)
     """See --dead-tokens; short runs would otherwise have no dead feature."""
+    audits: int = setting(default=12)
+    """Times between 10 % and 80 % of the run at which exclusive features are judged (dfc). Those that the other model's
+    activations predict become shared, and what they do not predict is planted in their place; --exclusive is then the
+    most that a partition can hold. 0: the paper's DFC. Fewer in runs too short for --audit-pairs before each."""
+    audit_pairs: int | None = setting(default=None)
+    """Pairs, the last ones before it, that an audit looks at; 16384, or 16 times the larger width if that is more, if
+    left out."""
     threshold_start: int | None = setting(default=None)
     """Step from which the inference threshold is averaged; after the first tenth, or the annealing, if left out."""
     outlier_factor: float = setting(default=2.0)
@@ -92,9 +99,20 @@ class TrainSettings(Settings):
     """Seconds between two checkpoints; longer where writing one takes more than a twentieth of that."""
 
     def __post_init__(self) -> None:
-        for name in ("features", "k", "k_start", "steps", "tokens", "batch", "auxk", "buffer_mib", "log_every"):
+        for name in (
+            "features",
+            "k",
+            "k_start",
+            "steps",
+            "tokens",
+            "batch",
+            "auxk",
+            "buffer_mib",
+            "log_every",
+            "audit_pairs",
+        ):
             _at_least(name, getattr(self, name), 1)
-        for name in ("anneal_steps", "warmup", "dead_tokens", "threshold_start", "seed"):
+        for name in ("anneal_steps", "warmup", "dead_tokens", "threshold_start", "seed", "audits"):
             _at_least(name, getattr(self, name), 0)
         for name in ("auxk_alpha", "checkpoint_seconds", "outlier_factor"):
             if not 0 <= getattr(self, name) < float("inf"):

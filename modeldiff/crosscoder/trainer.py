@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from modeldiff.console import say
+from modeldiff.crosscoder.auditor import Auditor
 from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_loss
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
@@ -50,12 +51,14 @@ class Trainer:
         self.left_out = 0
         self.auxk_nan = 0
         self._starving: set[str] = set()
+        self.auditor = Auditor(self)
 
     def update(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> dict[str, Any] | None:
         """Train on a batch of raw activations of any dtype.
 
         Returns:
-            A line for training.jsonl, when this step is one that is logged: every `log_every` steps and the last one.
+            A line for training.jsonl, when this step is one that is logged: every `log_every` steps, those that end with
+            an audit, and the last one.
 
         Raises:
             DamagedError: activations that are not finite.
@@ -83,13 +86,16 @@ class Trainer:
             self.threshold.update(smallest[0])
             self.threshold_designated.update(smallest[1])
         line = None
-        if self.step % recipe.log_every == 0 or self.step == recipe.steps - 1:
+        if self.step % recipe.log_every == 0 or self.step in (recipe.steps - 1, recipe.next_audit(self.step)):
             quality = Quality(crosscoder)
             quality.add((x_a, x_b), (xhat_a.detach(), xhat_b.detach()), f_BF.detach())
             line = self._line(loss, reconstruction, auxk, slots_F, len(x_a)) | quality.figures()
             self._warn_of_starving()
 
         self._descend(loss)
+        audit = self.auditor.take(x_a, x_b)
+        if line is not None:
+            line["audit"] = audit
         self.step += 1
         return line
 
@@ -110,6 +116,14 @@ class Trainer:
         weights_F = score_weights(self.crosscoder)
         score_BF = pre_BF if weights_F is None else pre_BF * weights_F
         return pooled_topk(score_BF, round(self.recipe.k_at(self.step) * len(pre_BF)), self.crosscoder.config)
+
+    @torch.no_grad()
+    def code(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """(f_BF, smallest score kept) of pre-activations, selected as in training at this step."""
+        kept_K, (smallest, _) = self._select(pre_BF)
+        f_BF = torch.zeros_like(pre_BF)
+        f_BF.view(-1)[kept_K] = pre_BF.view(-1)[kept_K]
+        return f_BF, smallest or 0.0
 
     def dead(self) -> torch.Tensor:
         """Mask (F,) of the features that were not active for `dead_pairs` pairs."""

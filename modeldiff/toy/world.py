@@ -21,6 +21,9 @@ SHARED, A_ONLY, B_ONLY = 0, 1, 2
 CLASSES = {"shared": SHARED, "A": A_ONLY, "B": B_ONLY}
 # Standard deviation of the entries of the matrix in the gaussian map: the paper writes N(0, 0.25), read as the variance.
 _GAUSSIAN_SD = 0.5
+# Not the seed itself: a crosscoder of the same seed would draw the same numbers for its first decoder rows as this file
+# does for A's concepts, and training would start from the truth.
+_WORLD_SEED = 15_485_863
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,7 @@ class World:
     @classmethod
     def drawn(cls, spec: WorldSpec, seed: int) -> World:
         """The world of a seed. All random numbers are drawn on the CPU: it is the same on every device."""
-        random = torch.Generator().manual_seed(seed)
+        random = torch.Generator().manual_seed(_WORLD_SEED + seed)
         n, own = spec.concepts, spec.n_exclusive
         classes_C = torch.full((n,), SHARED)
         classes_C[:own] = A_ONLY
