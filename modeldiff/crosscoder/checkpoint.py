@@ -1,4 +1,5 @@
-"""A training run on disk: weights, Adam's moments, counters. A run continued from it gives the same bits on the CPU.
+"""A training run on disk: sizes, weights, Adam's moments, counters. A run continued from it gives the same bits on the
+CPU.
 
 The order of the batches is a function of the seed and the step, so no cursor and no state of a random generator is
 needed. Everything is in one safetensors file, numbers in its metadata, so that one rename replaces it.
@@ -8,11 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from modeldiff.crosscoder.saving import read_tensors
+from modeldiff.crosscoder.rearrange import FRESH, rearrange
+from modeldiff.crosscoder.saving import read_metadata, read_tensors
 from modeldiff.crosscoder.trainer import Trainer
 from modeldiff.errors import DamagedError, ModeldiffError
 from modeldiff.settings import check_fields
@@ -20,13 +23,21 @@ from modeldiff.workspace.files import replace_into, temporary_path
 
 _NUMBERS = {"step", "left_out", "auxk_nan", "log_bytes"}
 _NUMBERS |= {"threshold_total", "threshold_weight", "designated_total", "designated_weight"}
+# Audits change them: they need not be those that the run began with.
+_SIZES = {"A": "n_a_only", "shared": "n_shared", "B": "n_b_only"}
+_NUMBERS |= set(_SIZES.values())
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
-    """Write the state of a run; `log_bytes` is the length of its log at this step."""
+    """Write the state of a run; `log_bytes` is the length of its log at this step.
+
+    Not while its auditor is collecting: the pairs that it holds are not part of the state.
+    """
+    assert not trainer.auditor.collecting
     numbers = {
         "step": trainer.step,
+        **{name: getattr(trainer.crosscoder.config, name) for name in _SIZES.values()},
         "threshold_total": trainer.threshold.total,
         "threshold_weight": trainer.threshold.weight,
         "designated_total": trainer.threshold_designated.total,
@@ -47,11 +58,11 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
     Raises:
         DamagedError: the file is truncated or belongs to another run.
     """
-    _start_moments(trainer)
     try:
-        metadata = read_tensors(path, _tensors(trainer))
-        numbers = json.loads(metadata.get("numbers", "{}"))
-        check_fields(numbers, required=_NUMBERS, where=str(path))
+        numbers = _read_numbers(path)
+        _resize(trainer, numbers, path)
+        _start_moments(trainer)
+        read_tensors(path, _tensors(trainer))
     except ModeldiffError as error:
         raise DamagedError(f"{error}; `modeldiff workspace clean` lets the run begin anew") from None
     trainer.step = numbers["step"]
@@ -64,6 +75,28 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
     for state in trainer.optimizer.state.values():
         state["step"].fill_(trainer.step)
     return int(numbers["log_bytes"])
+
+
+def _read_numbers(path: Path) -> dict[str, Any]:
+    try:
+        numbers = json.loads(read_metadata(path).get("numbers", "{}"))
+    except ValueError:
+        raise DamagedError(f"{path}: its numbers are not JSON") from None
+    check_fields(numbers, required=_NUMBERS, where=str(path))
+    return dict(numbers)
+
+
+def _resize(trainer: Trainer, numbers: dict[str, Any], path: Path) -> None:
+    """Give the partitions the sizes that they had; what is in them is read afterwards."""
+    sizes = [numbers[name] for name in _SIZES.values()]
+    n_features = trainer.crosscoder.n_features
+    if any(not isinstance(size, int) or size < 0 for size in sizes) or sum(sizes) != n_features:
+        raise DamagedError(f"{path}: partitions of {n_features} features in all expected, found {sizes}")
+    rearrange(
+        trainer.crosscoder,
+        trainer.optimizer,
+        {partition: [FRESH] * size for partition, size in zip(_SIZES, sizes, strict=True)},
+    )
 
 
 def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:

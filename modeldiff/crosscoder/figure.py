@@ -12,7 +12,7 @@ _NAMES = {"A": "A-exclusive", "shared": "shared", "B": "B-exclusive"}
 
 
 def training_figure(lines: Sequence[dict[str, Any]], title: str) -> bytes:
-    """PNG of the lines of training.jsonl. The same lines give the same bytes."""
+    """PNG of the lines of training.jsonl; grey verticals are audits. The same lines give the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,17 +42,23 @@ def training_figure(lines: Sequence[dict[str, Any]], title: str) -> bytes:
     active.plot(steps, [line["k"] for line in lines], color="black", linewidth=0.8, linestyle="--", label="k")
     active.set(ylabel="active features per pair", yscale="log")
 
-    exclusive = [p for p in ("A", "B") if any(line["slots"][p] or line["dead"][p] for line in lines)]
+    exclusive = [p for p in ("A", "B") if any(line["features"][p] for line in lines)]
     for partition in exclusive:
         values = [100 * line["slots"][partition] for line in lines]
-        slots.plot(steps, values, color=_COLOURS[partition], label=_NAMES[partition])
-    slots.set(ylabel="slots of the exclusive features (%)")
+        slots.plot(steps, values, color=_COLOURS[partition], label=f"{_NAMES[partition]}, of the slots")
+        size = [100 * line["features"][partition] / sum(line["features"].values()) for line in lines]
+        label = f"{_NAMES[partition]}, of the features"
+        slots.step(steps, size, where="post", color=_COLOURS[partition], linestyle=":", label=label)
+    slots.set(ylabel="share of the exclusive partitions (%)")
     if not exclusive:  # the standard crosscoder
         slots.plot(steps, [line["dead"]["shared"] for line in lines], color=_COLOURS["shared"], label="shared")
         slots.set(ylabel="dead features")
     slots.set_ylim(bottom=0)
 
+    audits = [line["step"] for line in lines if line["audit"]]
     for axes in (loss, fve, active, slots):
+        for step in audits:
+            axes.axvline(step, color="grey", linewidth=0.6, alpha=0.5, zorder=0)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

@@ -106,6 +106,11 @@ class Crosscoder(nn.Module):
         }
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Number of features of each partition."""
+        return {name: features.stop - features.start for name, features in self.slices.items()}
+
+    @property
     def share(self) -> float:
         """Weight of each of the two encoders in a shared feature."""
         return 0.5 if self.config.combine == "mean" else 1.0

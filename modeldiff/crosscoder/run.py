@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from modeldiff.console import Progress, progress, say
+from modeldiff.crosscoder.audit_report import audit_metrics, audit_note
 from modeldiff.crosscoder.checkpoint import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.data import PairStream, split
@@ -98,16 +99,13 @@ class _Training:
 
     def _build(self, work: Work) -> dict[str, Any]:
         config, recipe = self.config, self.recipe
-        designated = f" of which designated {config.n_designated}" if config.n_designated else ""
-        say(
-            f"{config.n_features:,} features "
-            f"(A {config.n_a_only}, shared {config.n_shared}{designated}, B {config.n_b_only}), "
-            f"k {recipe.k}, {config.parameters / 1e6:.2f} M parameters"
-        )
-        say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
         trainer = self._trainer()
+        say(f"{_sizes(trainer.crosscoder)}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
+        say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
         self._train(trainer, work)
         crosscoder = trainer.crosscoder
+        if recipe.audits:
+            say(f"after {recipe.audits} audits: {_sizes(crosscoder)}")
         crosscoder.set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
         left_out = trainer.left_out / (recipe.steps * recipe.batch)
         if left_out > _NOTEWORTHY_LEFT_OUT:
@@ -119,13 +117,14 @@ class _Training:
         evaluation = evaluate(crosscoder, self.store, self.held_out, self.recipe.outlier_factor)
         log = (work.resume / LOG_NAME).read_bytes()
         work.write_bytes(LOG_NAME, log)
-        title = f"{config.n_features} features, k {recipe.k}, on {self.store.artifact.ref}"
-        work.write_bytes(FIGURE_NAME, training_figure([json.loads(line) for line in log.splitlines()], title))
+        lines = [json.loads(line) for line in log.splitlines()]
+        title = f"{_sizes(crosscoder)}, k {recipe.k}, on {self.store.artifact.ref}"
+        work.write_bytes(FIGURE_NAME, training_figure(lines, title))
         work.write_json(CONFIG_NAME, crosscoder.config.to_json())
         weights = work.temporary(WEIGHTS_NAME)
         write_weights(crosscoder, weights)
         work.commit(weights, WEIGHTS_NAME)
-        return _metrics(trainer, evaluation, sum(len(block) for block in self.blocks))
+        return _metrics(trainer, evaluation, lines, sum(len(block) for block in self.blocks))
 
     def _trainer(self) -> Trainer:
         mean = self.store.mean
@@ -163,8 +162,11 @@ class _Training:
                     log.write((json.dumps(line) + "\n").encode())
                     throughput.write(trainer.step)
                     _note(bar, line)
+                    if line["audit"]:
+                        say(audit_note(line))
                 bar.advance()
-                if due.now() or trainer.step == recipe.steps:
+                # The pairs that an audit is collecting are in no checkpoint: one that is due waits for the audit.
+                if (due.now() and not trainer.auditor.collecting) or trainer.step == recipe.steps:
                     log.flush()
                     os.fsync(log.fileno())
                     with due.writing():
@@ -202,11 +204,20 @@ def _precision(name: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" else "float32"
 
 
-def _metrics(trainer: Trainer, evaluation: dict[str, Any], pairs: int) -> dict[str, Any]:
+def _sizes(crosscoder: Crosscoder) -> str:
+    """ "40 features (A 2, shared 36, B 2)"."""
+    n_designated = crosscoder.config.n_designated
+    sizes = {name: str(size) for name, size in crosscoder.sizes.items()}
+    if n_designated:
+        sizes["shared"] += f" of which designated {n_designated}"
+    return f"{crosscoder.n_features:,} features ({', '.join(f'{name} {size}' for name, size in sizes.items())})"
+
+
+def _metrics(trainer: Trainer, evaluation: dict[str, Any], lines: list[dict[str, Any]], pairs: int) -> dict[str, Any]:
     recipe, crosscoder = trainer.recipe, trainer.crosscoder
     dead_F = trainer.dead()
     return {
-        "features": {name: s.stop - s.start for name, s in crosscoder.slices.items()},
+        "features": crosscoder.sizes,
         "parameters": crosscoder.config.parameters,
         "k": recipe.k,
         "steps": recipe.steps,
@@ -216,6 +227,7 @@ def _metrics(trainer: Trainer, evaluation: dict[str, Any], pairs: int) -> dict[s
         "left_out": trainer.left_out,
         "auxk_nan": trainer.auxk_nan,
         "threshold": trainer.threshold.value,
+        "audit": audit_metrics(lines),
         "dead": {name: int(dead_F[features].sum()) for name, features in crosscoder.slices.items()},
         "held_out": evaluation,
     }

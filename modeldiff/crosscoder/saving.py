@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -85,29 +88,44 @@ def _read(config_path: Path, weights_path: Path, device: str | torch.device) -> 
     return crosscoder.to(device)
 
 
-def read_tensors(path: Path, into: dict[str, torch.Tensor]) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says about itself.
+
+    Raises:
+        DamagedError: naming the file.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def read_tensors(path: Path, into: dict[str, torch.Tensor]) -> None:
     """Fill the tensors of `into` from a safetensors file that must hold exactly these names, shapes and dtypes.
 
     Copies, instead of taking over the file's memory: its alignment differs from that of fresh tensors, and with it
-    the last bits of matrix products. Returns the file's metadata.
+    the last bits of matrix products.
 
     Raises:
         DamagedError: naming the file and what is wrong with it.
     """
+    with _opened(path) as file:
+        missing, unknown = sorted(into.keys() - file.keys()), sorted(file.keys() - into.keys())
+        if missing or unknown:
+            what = f"tensor '{missing[0]}' is missing" if missing else f"tensor '{unknown[0]}' is unknown"
+            raise DamagedError(f"{path}: {what}")
+        for name, target in into.items():
+            found = file.get_tensor(name)
+            if found.shape != target.shape or found.dtype != target.dtype:
+                raise DamagedError(
+                    f"{path}: tensor '{name}' should be {target.dtype} {tuple(target.shape)}, "
+                    f"found {found.dtype} {tuple(found.shape)}"
+                )
+            target.copy_(found)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            missing, unknown = sorted(into.keys() - file.keys()), sorted(file.keys() - into.keys())
-            if missing or unknown:
-                what = f"tensor '{missing[0]}' is missing" if missing else f"tensor '{unknown[0]}' is unknown"
-                raise DamagedError(f"{path}: {what}")
-            for name, target in into.items():
-                found = file.get_tensor(name)
-                if found.shape != target.shape or found.dtype != target.dtype:
-                    raise DamagedError(
-                        f"{path}: tensor '{name}' should be {target.dtype} {tuple(target.shape)}, "
-                        f"found {found.dtype} {tuple(found.shape)}"
-                    )
-                target.copy_(found)
-            return dict(file.metadata() or {})
+            yield file
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{path}: cannot be read as safetensors, it may be truncated ({error})") from None

@@ -57,8 +57,8 @@ class Trainer:
         """Train on a batch of raw activations of any dtype.
 
         Returns:
-            A line for training.jsonl, when this step is one that is logged: every `log_every` steps, those that end with
-            an audit, and the last one.
+            A line for training.jsonl, when this step is one that is logged: every `log_every` steps, those that end
+            with an audit, and the last one.
 
         Raises:
             DamagedError: activations that are not finite.
@@ -182,6 +182,7 @@ class Trainer:
             "reconstruction": reconstruction.item(),
             "auxk": None if auxk is None else auxk.item(),
             "threshold": self.threshold.value,
+            "features": self.crosscoder.sizes,
             "l0": {name: count / rows for name, count in active.items()},
             "slots": {name: count / total for name, count in active.items()},
             "dead": {name: int(count) for name, count in by_partition(self.crosscoder, self.dead()).items()},
