@@ -86,6 +86,9 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
 
     selection = table.select(**chosen)
     which = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}[chosen["exclusive"]]
+    if not selection.candidates:
+        click.echo(f"{table.artifact.ref}: {table.info['crosscoder']} has no {which} features")
+        return
     alive = selection.candidates - selection.dead
     ids = [i for i in selection.ids if table.statistics["firing_count"][i] > 0]  # the dead are counted below
     title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"

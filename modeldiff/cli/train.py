@@ -35,7 +35,9 @@ def _train(
         return
     table(artifact.ref, [("measured", "left"), ("value", "right")], flat(artifact.metrics))
     click.echo(f"curves: {artifact.folder / 'figures' / 'training.png'}")
-    click.echo("next: modeldiff features --exclusive A")
+    # A partition in which nothing was found is not worth listing.
+    there = [side for side in ("A", "B") if artifact.metrics["features"][side]]
+    click.echo(f"next: modeldiff features{f' --exclusive {there[0]}' if there else ''}")
 
 
 command = Command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from modeldiff.console import say
 from modeldiff.crosscoder.run import run as run_train
@@ -48,7 +47,7 @@ class Demo:
     steering: Artifact
     ranks: list[Rank]
     steered: Rank | None
-    """The planted difference whose feature was steered; None: none was found, the first A-exclusive feature was."""
+    """The planted difference whose feature was steered; None: none was found, and the first exclusive feature was."""
 
 
 def demo(workspace: Workspace, size: Size, *, device: str = "auto", force: bool = False) -> Demo:
@@ -91,13 +90,12 @@ def _steering(
     table: FeatureTable, steered: Rank | None, crosscoder: Artifact, features: Artifact, device: str
 ) -> SteerSettings:
     """Push the best-ranked planted feature where the habit does not belong: on the control's question."""
-    side: Literal["A", "B"] = "B" if steered and steered.habit.side == "B" else "A"
     if steered and steered.feature is not None:
         feature, prompts = steered.feature, steered.habit.control_prompts()[:2]
     else:
-        feature, prompts = table.select(exclusive="A", top=1).ids[0], ("Question: ",)
+        feature, prompts = strongest_claim(table), ("Question: ",)
     return SteerSettings(
-        model=side,
+        model="B" if table.partition_F[feature] == "B" else "A",
         feature=feature,
         strength=STRENGTHS,
         prompt=prompts,
@@ -106,3 +104,9 @@ def _steering(
         max_new_tokens=40,
         device=device,
     )
+
+
+def strongest_claim(table: FeatureTable) -> int:
+    """The first alive feature of the listings of A, of B, or, when nothing is exclusive, of the shared ones."""
+    listed = [i for partition in ("A", "B", "shared") for i in table.select(exclusive=partition, top=1).ids]
+    return next((i for i in listed if table.statistics["firing_count"][i] > 0), listed[0])

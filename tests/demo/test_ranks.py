@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from modeldiff.demo.pipeline import strongest_claim
 from modeldiff.demo.ranks import planted_ranks
 from modeldiff.demo.truth import habits
 from modeldiff.features.table import FeatureTable
@@ -61,3 +62,27 @@ def test_the_other_models_list_is_the_null(first: Any) -> None:
 def test_dead_features_are_not_listed() -> None:
     ranks = planted_ranks(table({}, {"A": [1, 2], "B": [3]}))
     assert [(r.rank, r.feature, r.listed) for r in ranks] == [(None, None, 0)] * len(habits())
+
+
+def test_a_model_without_exclusive_features_has_empty_lists() -> None:
+    ranks = planted_ranks(table({("novel", 3): 1.0}, {"A": [], "B": []}))
+    assert [(r.rank, r.feature, r.share, r.listed) for r in ranks] == [(None, None, 0.0, 0)] * len(habits())
+
+
+@pytest.mark.parametrize(
+    ("alive", "lists", "pushed"),
+    [
+        ({1, 5, 8}, {"A": [1, 2], "B": [8], "shared": [5]}, 1),
+        ({5, 8}, {"A": [1, 2], "B": [8], "shared": [5]}, 8),
+        ({5, 8}, {"A": [], "B": [8], "shared": [5]}, 8),
+        ({5}, {"A": [], "B": [], "shared": [5, 6]}, 5),
+    ],
+)
+def test_what_is_pushed_when_no_planted_difference_was_found(
+    alive: set[int], lists: dict[str, list[int]], pushed: int
+) -> None:
+    stand_in: Any = SimpleNamespace(
+        statistics={"firing_count": np.array([int(i in alive) for i in range(10)])},
+        select=lambda exclusive, top: SimpleNamespace(ids=lists[exclusive][:top]),
+    )
+    assert strongest_claim(stand_in) == pushed

@@ -40,6 +40,21 @@ def made_crosscoder() -> Crosscoder:
     return crosscoder
 
 
+def shared_only() -> Crosscoder:
+    """The shared features of `made_crosscoder` alone: there is no exclusive partition."""
+    crosscoder = Crosscoder(
+        CrosscoderConfig(
+            width_a=WIDTH_A, width_b=WIDTH_B, n_a_only=0, n_shared=N_SHARED, n_b_only=0, k=2, threshold=THRESHOLD
+        )
+    )
+    whole = made_crosscoder()
+    with torch.no_grad():
+        for name in ("w_enc", "w_dec"):
+            getattr(crosscoder, f"{name}_a").copy_(getattr(whole, f"{name}_a")[N_A:])
+            getattr(crosscoder, f"{name}_b").copy_(getattr(whole, f"{name}_b")[:N_SHARED])
+    return crosscoder
+
+
 def publish(workspace: Workspace, crosscoder: Crosscoder, activations: Artifact | None) -> Artifact:
     """The crosscoder as an artifact, trained on `activations` by its manifest."""
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 import modeldiff.features.codes as codes_module
 import modeldiff.features.context as context_module
 import modeldiff.features.scan as scan_module
+from modeldiff.cli.features import listing_json, print_listing
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
@@ -22,10 +23,12 @@ from modeldiff.features.table import FeatureTable
 from modeldiff.workspace import Artifact, Workspace
 from tests.features.made_crosscoder import (
     N_A,
+    N_SHARED,
     WIDTH_A,
     made_crosscoder,
     made_pair,
     publish,
+    shared_only,
     sparse_pairs,
 )
 from tests.made_activations import make_activations
@@ -275,3 +278,20 @@ def test_predictability_can_be_left_out(workspace: Workspace) -> None:
     assert table.select().without_evidence == 10
     strongest = [row.max_activation for row in table.rows()]
     assert strongest == sorted(strongest, reverse=True)
+
+
+def test_a_crosscoder_without_exclusive_features(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    activations = make_activations(workspace, *sparse_pairs(900), 300)
+    publish(workspace, shared_only(), activations)
+    table = FeatureTable(run(FeaturesSettings(**ALL), workspace))
+    assert table.n_features == N_SHARED
+    assert table.info["dead"] == {"A": 0, "shared": 0, "B": 0}
+    assert {row.partition for row in table.rows()} == {"shared"}
+    assert all(row.twins == [] for row in table.rows()), "there is no other partition"
+    for side in ("A", "B"):
+        selection = table.select(exclusive=side)  # type: ignore[arg-type]
+        assert (selection.ids, selection.candidates) == ([], 0)
+        capsys.readouterr()
+        print_listing(table, exclusive=side, top=20, sort="gap", min_density=0.0, source=None)
+        assert capsys.readouterr().out == f"features:1: crosscoder:1 has no {side}-exclusive features\n"
+        assert listing_json(table, exclusive=side, sort="gap")["features"] == []
