@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.errors import InputError
+from modeldiff.toy.recovery import dictionary_of, recovery
 from modeldiff.toy.world import A_ONLY, B_ONLY, SHARED, World, WorldSpec, map_share
 
 MAPS = ("gaussian", "rotation", "independent", "mixed:0.4")
@@ -111,6 +114,15 @@ def test_a_seed_makes_the_same_world_and_another_seed_another() -> None:
         assert not torch.equal(first.directions[side], other.directions[side])
     assert torch.equal(first.decay_C, again.decay_C)
     assert torch.equal(first.loadings_CR, again.loadings_CR)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_a_crosscoder_of_the_same_seed_does_not_start_from_the_truth(seed: int) -> None:
+    made = world(seed)
+    config = CrosscoderConfig(width_a=32, width_b=32, n_a_only=10, n_shared=180, n_b_only=10, k=1)
+    crosscoder = Crosscoder.initialised(config, torch.zeros(32), torch.zeros(32), seed=seed)
+    dictionary = dictionary_of(crosscoder, torch.ones(200, dtype=torch.bool))
+    assert recovery(made, dictionary).recall(made)["any"] == {"shared": 0.0, "A": 0.0, "B": 0.0}
 
 
 def test_decay_factors_are_those_of_the_ranks_in_random_order() -> None:
