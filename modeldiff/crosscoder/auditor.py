@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from modeldiff.crosscoder.trainer import Trainer
 
 # Directions looked for, for each slot that is free, and besides.
-_PER_SLOT, _BESIDES = 2, 16
+_PER_SLOT, _BESIDES = 4, 64
 # A direction is planted when it explains this share of what the kept and the other found ones typically do.
 _LEAST_GAIN = 0.25
 _TINY = 1e-9
@@ -78,7 +78,7 @@ class Auditor:
 
     @torch.no_grad()
     def audit(self, batches: list[tuple[torch.Tensor, torch.Tensor]], *, last: bool) -> dict[str, Any]:
-        """Judge, move, plant. The last audit plants nothing: what it planted would never be judged."""
+        """Judge, move, plant. The last audit, at the end of the run, only moves."""
         trainer = self._trainer
         crosscoder = trainer.crosscoder
         sampled = sample(crosscoder, batches, trainer.code)
@@ -88,7 +88,7 @@ class Auditor:
             evidence = judge(crosscoder, sampled, side)
             decisions[side] = self._decide(sampled, evidence, side, worth_F, last=last)
             references[side] = evidence.reference
-        order, dropped = self._order(decisions, worth_F)
+        order, dropped = self._order(decisions, worth_F, _gain_if_moved(sampled, decisions))
         newcomers = _Newcomers(trainer, sampled, decisions, order)
         former_F = rearrange(crosscoder, trainer.optimizer, order)
         newcomers.fill()
@@ -119,6 +119,8 @@ class Auditor:
         unit_GD = rows_GD / rows_GD.norm(dim=1, keepdim=True).clamp_min(_TINY)
         unjudged_G = inside_G & ~evidence.known_G & (evidence.fires_G > 0)
         keep_G = _without_twins(evidence.exclusive_G | unjudged_G, unit_GD, worth_F[numbers_G])
+        # At the end, what does not stay moves: nothing new would be trained in its place.
+        moved_G = inside_G & ~keep_G & (torch.full_like(keep_G, last) | (evidence.known_G & ~evidence.exclusive_G))
         promoted = numbers_G[keep_G & ~inside_G].tolist()[: max(0, self._most[side] - int((keep_G & inside_G).sum()))]
         room = self._most[side] - int((keep_G & inside_G).sum()) - len(promoted)
         planted = self._plantable(
@@ -127,8 +129,8 @@ class Auditor:
         return _Decision(
             kept=numbers_G[keep_G & inside_G].tolist(),
             promoted=promoted,
-            moved=numbers_G[inside_G & evidence.known_G & ~evidence.exclusive_G].tolist(),
-            gone=int((inside_G & ~keep_G & (evidence.exclusive_G | ~evidence.known_G)).sum()),
+            moved=numbers_G[moved_G].tolist(),
+            gone=int((inside_G & ~keep_G & ~moved_G).sum()),
             unjudged=int((unjudged_G & keep_G).sum()),
             planted=planted,
         )
@@ -156,7 +158,9 @@ class Auditor:
         typical = torch.cat([worth_G[worth_G > 0], found.gain_M]).median()
         return found.take(found.gain_M > _LEAST_GAIN * typical)
 
-    def _order(self, decisions: dict[str, _Decision], worth_F: torch.Tensor) -> tuple[dict[str, list[int]], int]:
+    def _order(
+        self, decisions: dict[str, _Decision], worth_F: torch.Tensor, moved_gain_F: torch.Tensor
+    ) -> tuple[dict[str, list[int]], int]:
         """The new partitions, and how many shared features had to go: those that explain least."""
         crosscoder = self._trainer.crosscoder
         order = {
@@ -168,8 +172,12 @@ class Auditor:
         moved_a, moved_b = decisions["a"].moved, decisions["b"].moved
         total = crosscoder.n_features - len(order["A"]) - len(order["B"])
         dropped = max(0, len(stay) + len(moved_a) + len(moved_b) - total)
-        least = set(sorted(stay, key=worth_F.tolist().__getitem__)[:dropped])
-        order["shared"] = moved_a + [i for i in stay if i not in least] + moved_b
+        # A moved feature is worth what it explains where it was, and what it will explain in the other model.
+        worth = (worth_F + moved_gain_F).tolist()
+        least = set(sorted(moved_a + stay + moved_b, key=worth.__getitem__)[:dropped])
+        for one in decisions.values():
+            one.moved = [i for i in one.moved if i not in least]
+        order["shared"] = [i for i in decisions["a"].moved + stay + decisions["b"].moved if i not in least]
         order["shared"] += [FRESH] * (total - len(order["shared"]))
         return order, dropped
 
@@ -253,6 +261,15 @@ def _worth(crosscoder: Crosscoder, sampled: Sample) -> torch.Tensor:
         own = crosscoder.sees(side)
         worth_F[own] += 2 * (sampled.fe[side][own] * w_dec).sum(dim=1) + sampled.ff_F[own] * w_dec.square().sum(dim=1)
     return worth_F / sum(len(x_a) for x_a, _ in sampled.batches)
+
+
+def _gain_if_moved(sampled: Sample, decisions: dict[str, _Decision]) -> torch.Tensor:
+    """(F,) squared error per pair that a moved feature will explain in the model that did not have it; else 0."""
+    gain_F = torch.zeros_like(sampled.ff_F)
+    for side, one in decisions.items():
+        fe_GD, ff_G = sampled.fe[OTHER[side]][one.moved], sampled.ff_F[one.moved].clamp_min(_TINY)
+        gain_F[one.moved] = fe_GD.square().sum(dim=1) / ff_G
+    return gain_F / sum(len(x_a) for x_a, _ in sampled.batches)
 
 
 def _without_twins(keep_G: torch.Tensor, unit_GD: torch.Tensor, worth_G: torch.Tensor) -> torch.Tensor:

@@ -84,9 +84,7 @@ class ConceptStream:
             keys, times = torch.cat([keys, concepts * self.batch + places]).unique(return_counts=True)
             if len(keys) == wanted:
                 break
-            missing_C = torch.bincount(
-                (keys // self.batch).repeat_interleave(times - 1), minlength=len(p_C)
-            )
+            missing_C = torch.bincount((keys // self.batch).repeat_interleave(times - 1), minlength=len(p_C))
         return keys % self.batch, keys // self.batch
 
     def activations(self, active: Active) -> tuple[torch.Tensor, torch.Tensor]:

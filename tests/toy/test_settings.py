@@ -31,16 +31,16 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
     assert len(paper.sizes) == 12
 
 
-def test_laptop_is_the_paper_divided_by_four() -> None:
+def test_laptop_is_the_paper_divided_by_eight() -> None:
     paper, laptop = (ToySettings(preset=name).filled() for name in ("paper", "laptop"))
     for name in ("concepts", "width_a", "width_b", "k_target"):
-        assert getattr(paper, name) == 4 * getattr(laptop, name)
+        assert getattr(paper, name) == 8 * getattr(laptop, name)
 
 
 def test_what_no_preset_decides_has_the_worlds_default() -> None:
     of_world = {field.name: field.default for field in dataclasses.fields(WorldSpec)}
     settings = ToySettings()
-    for name in ("exclusive_ratio", "correlation_rank", "decay", "translation", "noise", "min_probability"):
+    for name in ("exclusive_ratio", "correlation_rank", "translation", "noise", "min_probability"):
         assert getattr(settings, name) == of_world[name]
 
 
