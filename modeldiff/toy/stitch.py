@@ -125,7 +125,7 @@ def train_stitch_residual(
         settings: `features` and `exclusive` give the size. `k_start` is that of a whole dictionary and not used. Nor
             is `outlier_factor`: where the stitch is good, a residual of more than twice the median norm is the mark of
             an exclusive concept, and leaving those pairs out would leave the concepts out (512 concepts in width 64,
-            the gaussian map, 26 features per model, 2000 steps of 1024, three seeds: 39 of 78 were recovered then, not 75).
+            gaussian map, 26 features per model, 2000 steps of 1024, three seeds: 39 of 78 were recovered then, not 75).
         k: active features per pair, both models together; if left out, `settings.k` times these features' share of
             the whole dictionary, so that each is active as often as a DFC's are on average. When they must be active
             more often than concepts occur, they learn mixtures of concepts.
