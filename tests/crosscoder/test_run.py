@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import load
+from modeldiff.crosscoder.checkpoint import read_checkpoint
 from modeldiff.crosscoder.pace import CheckpointClock
 from modeldiff.crosscoder.run import run
 from modeldiff.crosscoder.settings import TrainSettings
@@ -19,7 +22,11 @@ from modeldiff.workspace import Artifact, Workspace
 from tests.crosscoder.planted import Planted, plant, recovered
 from tests.made_activations import make_activations
 
-SHORT: dict[str, Any] = {"features": 40, "exclusive": 0.125, "k": 2, "steps": 40, "batch": 64, "device": "cpu"}
+SHORT: dict[str, Any] = {
+    "features": 40, "exclusive": 0.125, "k": 2, "steps": 40, "batch": 64, "audits": 0, "device": "cpu"
+}  # fmt: skip
+# Five audits, each of the last 8 batches before it.
+AUDITED: dict[str, Any] = {**SHORT, "steps": 160, "audits": 5, "audit_pairs": 512}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +43,10 @@ def workspace_with(folder: Path, planted: Planted, **options: Any) -> Workspace:
 def content(artifact: Artifact) -> dict[str, bytes]:
     """The files that must not depend on when a run was interrupted."""
     return {name: (artifact.folder / name).read_bytes() for name in artifact.files() if not name.startswith("logs/")}
+
+
+def log_of(artifact: Artifact) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (artifact.folder / "training.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +91,7 @@ def test_files_and_config(trained: Artifact, planted: Planted) -> None:
     shapes = {name: tuple(value.shape) for name, value in crosscoder.state_dict().items()}
     assert shapes["w_enc_a"] == shapes["w_dec_a"] == (35, 16)
     assert shapes["w_enc_b"] == shapes["w_dec_b"] == (35, 20)
-    lines = [json.loads(line) for line in (trained.folder / "training.jsonl").read_text().splitlines()]
+    lines = log_of(trained)
     assert [line["step"] for line in lines][:2] == [0, 1]
     assert lines[-1]["step"] == 299
     assert lines[-1]["loss"] < lines[0]["loss"] / 5
@@ -96,15 +107,29 @@ def uninterrupted(planted: Planted, tmp_path_factory: pytest.TempPathFactory) ->
     return run(TrainSettings(**SHORT), workspace_with(tmp_path_factory.mktemp("u") / "w", planted))
 
 
-@pytest.mark.parametrize("kills", [(0,), (1,), (17,), (39,), (5, 20, 21)])
-def test_resumed_equals_uninterrupted_bit_for_bit(
-    kills: tuple[int, ...],
-    planted: Planted,
-    uninterrupted: Artifact,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    workspace = workspace_with(tmp_path / "w", planted)
+@pytest.fixture(scope="module")
+def few() -> Planted:
+    """Fewer exclusive concepts than there are slots for."""
+    return plant(6000, exclusive=2)
+
+
+@pytest.fixture(scope="module")
+def audited_and_told(few: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, str]:
+    """What an uninterrupted run with audits makes, and what it says."""
+    workspace = workspace_with(tmp_path_factory.mktemp("a") / "w", few)
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        return run(TrainSettings(**AUDITED), workspace), told.getvalue()
+
+
+@pytest.fixture(scope="module")
+def audited(audited_and_told: tuple[Artifact, str]) -> Artifact:
+    return audited_and_told[0]
+
+
+def run_with_kills(
+    settings: dict[str, Any], kills: tuple[int, ...], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> Artifact:
+    """Kill a run at the steps given, continue it every time, and let it finish."""
     update, kill_at = Trainer.update, -1
     asked = 0
 
@@ -122,12 +147,82 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     monkeypatch.setattr(CheckpointClock, "now", now)
     for kill_at in kills:  # noqa: B007
         with pytest.raises(KilledError):
-            run(TrainSettings(**SHORT), workspace)
+            run(TrainSettings(**settings), workspace)
     kill_at = -1
-    artifact = run(TrainSettings(**SHORT), workspace)
-    assert content(artifact) == content(uninterrupted)
-    assert artifact.manifest.digest == uninterrupted.manifest.digest
-    assert artifact.metrics == uninterrupted.metrics
+    return run(TrainSettings(**settings), workspace)
+
+
+def assert_same(artifact: Artifact, other: Artifact) -> None:
+    assert content(artifact) == content(other)
+    assert artifact.manifest.digest == other.manifest.digest
+    assert artifact.metrics == other.metrics
+
+
+@pytest.mark.parametrize("kills", [(0,), (1,), (17,), (39,), (5, 20, 21)])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    kills: tuple[int, ...],
+    planted: Planted,
+    uninterrupted: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = run_with_kills(SHORT, kills, workspace_with(tmp_path / "w", planted), monkeypatch)
+    assert_same(artifact, uninterrupted)
+
+
+# Between the first two audits; in the middle of collecting for the third, after it, and before the last.
+@pytest.mark.parametrize("moments", [((0, 5),), ((2, -3), (2, 1), (-1, -1))])
+def test_resumed_equals_uninterrupted_also_across_audits(
+    moments: tuple[tuple[int, int], ...],
+    few: Planted,
+    audited: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Moments are numbers of audits, and how many steps after them the run is killed."""
+    lines = log_of(audited)
+    audits = [line["step"] for line in lines if line["audit"]]
+    assert len(audits) == 5
+    kills = tuple(audits[number] + after for number, after in moments)
+    begun_with, at_kill = (lines[step]["features"] for step in (0, kills[0]))
+    assert begun_with != at_kill != audited.metrics["features"], "the partitions change before the kill, and after it"
+    resumed: list[dict[str, int]] = []
+
+    def read(path: Path, trainer: Trainer) -> int:
+        log_bytes = read_checkpoint(path, trainer)
+        resumed.append(trainer.crosscoder.sizes)
+        return log_bytes
+
+    monkeypatch.setattr("modeldiff.crosscoder.run.read_checkpoint", read)
+    artifact = run_with_kills(AUDITED, kills, workspace_with(tmp_path / "w", few), monkeypatch)
+    assert resumed[0] == at_kill
+    assert_same(artifact, audited)
+
+
+def test_audits_are_told_and_summed_up(audited_and_told: tuple[Artifact, str]) -> None:
+    audited, told = audited_and_told
+    reports = [line["audit"] for line in log_of(audited) if line["audit"]]
+    metrics = audited.metrics["audit"]
+    assert metrics["audits"] == len(reports) == 5
+    for side in ("A", "B"):
+        for what in ("moved", "promoted", "planted"):
+            assert metrics[side][what] == sum(report[side][what] for report in reports)
+        for what in ("kept", "unjudged"):
+            assert metrics[side][what] == reports[-1][side][what]
+        assert audited.metrics["features"][side] == metrics[side]["kept"] + reports[-1][side]["promoted"]
+    assert sum(metrics[side]["moved"] for side in ("A", "B")) > 0
+    assert sum(metrics[side]["planted"] for side in ("A", "B")) > 0
+    assert load(audited).sizes == audited.metrics["features"]
+    assert told.count("audit at step ") == 5
+    assert f"A {reports[0]['A']['kept']} kept" in told
+    sizes = audited.metrics["features"]
+    assert f"after 5 audits: 40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']})" in told
+
+
+def test_without_audits_there_is_no_report(uninterrupted: Artifact) -> None:
+    assert uninterrupted.metrics["audit"] is None
+    assert uninterrupted.metrics["features"] == {"A": 5, "shared": 30, "B": 5}
+    assert all(line["audit"] is None for line in log_of(uninterrupted))
 
 
 def test_a_run_killed_after_its_last_step_is_finished(

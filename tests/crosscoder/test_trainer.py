@@ -19,7 +19,9 @@ BATCH = 64
 
 
 def make_trainer(**values: Any) -> Trainer:
-    settings = TrainSettings(**{"features": 40, "exclusive": 0.1, "k": 2, "batch": BATCH, "log_every": 1, **values})
+    settings = TrainSettings(
+        **{"features": 40, "exclusive": 0.1, "k": 2, "batch": BATCH, "log_every": 1, "audits": 0, **values}
+    )
     recipe = make_recipe(settings, widths=(16, 20), pairs=10**4)
     config = CrosscoderConfig(
         width_a=16,
