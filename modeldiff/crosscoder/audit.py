@@ -1,11 +1,12 @@
 """Is an exclusive feature really exclusive? Judged by what the other model's activations predict of it.
 
 A feature of A is compared with itself: the share of its activation that a linear map of B's activations explains on
-held-out pairs, against the share that one of A's own explains (a sparse feature is never fully linear), beside the share
-found when the pairs are permuted. What ratio a concept that both models have would show is not assumed but measured, on
-shared features read from one model alone: half of that is the bar.
+held-out pairs, against the share that one of A's own explains (a sparse feature is never fully linear), beside the
+share found when the pairs are permuted. What ratio a concept that both models have would show is not assumed but
+measured, on shared features read from one model alone: half of that is the bar.
 
-Legend: N pairs, B pairs of a batch, D width of one model, F features, G features judged, R shared features for reference.
+Legend: N pairs, B pairs of a batch, D width of one model, F features, G features judged, R shared features taken for
+reference.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MIN_FIRINGS = 5
 EXTREME_NORM = 0.8
 """A shared feature of which one model has more than this share of the decoder norm is judged as that model's (the
 paper's toy, 4.2)."""
-# Half of the ratio other / own that shared features show: the middle between a concept of both models and one of neither.
+# Half of the ratio other / own that shared features show: the middle between a concept of both models and none.
 _BAR = 0.5
 _REFERENCES, _LEAST_REFERENCES = 64, 8
 _NULL_QUANTILE = 0.95
@@ -187,7 +188,7 @@ def judged_r2(sampled: Sample, targets: Sequence[torch.Tensor], side: str) -> di
 def _read_alone(crosscoder: Crosscoder, sampled: Sample, side: str) -> list[torch.Tensor]:
     """What a feature of `side` alone would make of each reference feature: its encoder without the other half.
 
-    It fires as often as the shared feature does, and like an exclusive feature not below the threshold. (B, R) by batch.
+    It fires as often as the shared feature does, and like an exclusive feature not below the threshold. (B, R) each.
     """
     w_enc = crosscoder.w_enc_a if side == "a" else crosscoder.w_enc_b
     w_RD = w_enc[sampled.reference_R - crosscoder.sees(side).start]

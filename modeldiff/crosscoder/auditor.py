@@ -2,11 +2,11 @@
 not predict are planted in their place.
 
 A DFC fills its exclusive partitions with whatever lowers the error, in good part concepts that both models have. An
-audit judges every exclusive feature on the last pairs before it (audit.py). The predictable ones become shared features.
-The slots that this frees are planted with directions that the other model does not predict (prospect.py), up to the size
-that the partition was given at the start; slots for which there is none go to the shared part. Shared features that
-one model has almost alone and that pass the judgement become exclusive. So a partition ends as large as the evidence
-allows: with nothing to find, empty.
+audit judges every exclusive feature on the last pairs before it (audit.py). The predictable ones become shared
+features. The slots that this frees are planted with directions that the other model does not predict (prospect.py), up
+to the size that the partition was given at the start; slots for which there is none go to the shared part. Shared
+features that one model has almost alone and that pass the judgement become exclusive. So a partition ends as large as
+the evidence allows: with nothing to find, empty.
 
 Legend: B pairs of a batch, N pairs, D width of one model, F features, G features judged, M planted features.
 """

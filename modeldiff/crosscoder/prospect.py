@@ -1,8 +1,8 @@
 """Directions of one model that the other one does not predict: where a new exclusive feature should start.
 
-What the dictionary leaves unexplained in A, minus what a linear map of B's activations predicts of that, is made of the
-concepts that only A has and of what a linear map misses of the others. Its recurring directions are found by clustering,
-and each is tested as the feature that it would become.
+What the dictionary leaves unexplained in A, minus what a linear map of B's activations predicts of that, is made of
+the concepts that only A has and of what a linear map misses of the others. Its recurring directions are found by
+clustering, and each is tested as the feature that it would become.
 
 Legend: N pairs, D width of one model, M candidates, G features that are kept.
 """

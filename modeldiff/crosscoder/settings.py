@@ -69,10 +69,11 @@ class TrainSettings(Settings):
     """A feature is dead when it was not active for this many pairs, or for --dead-share of the run if that is less."""
     dead_share: float = setting(default=0.1)
     """See --dead-tokens; short runs would otherwise have no dead feature."""
-    audits: int = setting(default=8)
-    """Times between 10 % and 80 % of the run at which exclusive features are judged (dfc). Those that the other model's
-    activations predict become shared, and what they do not predict is planted in their place; --exclusive is then the
-    most that a partition can hold. 0: the paper's DFC. Fewer in runs too short for --audit-pairs before each."""
+    audits: int = setting(default=0)
+    """Times from 15 % to 80 % of the run, and at its end, at which exclusive features are judged (dfc). Those that the
+    other model's activations predict become shared, and what they do not predict is planted in their place;
+    --exclusive is then the most that a partition can hold. 0: the paper's DFC. Try 8; fewer where the run is too short
+    for --audit-pairs before each."""
     audit_pairs: int | None = setting(default=None)
     """Pairs, the last ones before it, that an audit looks at; 16384, or 16 times the larger width if that is more, if
     left out."""

@@ -29,13 +29,13 @@ from modeldiff.toy.stitch import Stitch, residual_recipe, stitch_r2, train_stitc
 from modeldiff.toy.stream import ConceptStream
 from modeldiff.toy.world import SHARED, World, WorldSpec
 
-# `dfc` is the paper's: without audits. `dfc-audited` is what `modeldiff train` does unless told otherwise.
+# `dfc` is the paper's; `dfc-audited` what `modeldiff train --audits 8` does.
 _TRAIN: dict[str, dict[str, Any]] = {
     "standard": {"architecture": "standard"},
     "dsf-vectors": {"architecture": "dsf-vectors"},
     "dsf-norms": {"architecture": "dsf-norms"},
     "dfc": {"architecture": "dfc", "audits": 0},
-    "dfc-audited": {"architecture": "dfc"},
+    "dfc-audited": {"architecture": "dfc", "audits": 8},
     "stitch-residual": {"architecture": "dfc", "audits": 0},
 }
 ARCHITECTURES = tuple(_TRAIN)
@@ -219,8 +219,8 @@ def _verdict(
 ) -> dict[str, dict[str, int]]:
     """How many exclusive features the evidence still calls exclusive, and what those recover."""
     if stitch is not None or crosscoder.config.n_designated:
-        # The reference that a verdict needs: shared features read from one model. Residuals have none, and the selection
-        # of designated features is not that of the others. Both are reported as they stand.
+        # A verdict needs a reference: shared features read from one model. Residuals have none, and designated features
+        # are selected apart from the others. Both are reported as they stand.
         called_F = dictionary.alive_F
     else:
         pairs = _normalised_pairs(cell, world, crosscoder, stitch, JUDGE, device)

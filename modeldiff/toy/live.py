@@ -71,7 +71,7 @@ class Board:
         text = f"{self._done} of {len(self._places)} cells"
         seconds = time.monotonic() - self._start
         worked = sum(share * self._work[key] for key, share in self._part.items())
-        if not worked or not seconds:
+        if not self._computed or not seconds:
             return text
         left = (sum(self._work.values()) - worked) * seconds / worked
         return f"{text}, {60 * self._computed / seconds:.1f}/min, {left:,.0f} s left"

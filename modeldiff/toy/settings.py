@@ -16,9 +16,9 @@ _EVERY_ARCHITECTURE = ("standard", "dsf-vectors", "dsf-norms", "dfc", "dfc-audit
 
 # Everything that a preset decides, in one place.
 #   paper   the paper's sizes: its table 6, the twelve dictionary sizes of its figure 4, 800 M pairs, five seeds.
-#   laptop  concepts, widths and k_target divided by 8 and decay multiplied by 8, so that the concepts per dimension (8),
-#           the share of concepts that are active (1 %) and the spread of their frequencies stay; three sizes and
-#           0.77 M pairs. mixed:0.7 has the stitch R² of a real pair.
+#   laptop  concepts, widths and k_target divided by 8 and decay multiplied by 8, so that the concepts per dimension
+#           (8), the share of concepts that are active (1 %) and the spread of their frequencies stay; three sizes and
+#           0.77 M pairs. mixed:0.7 has about the stitch R² of a real pair.
 #   quick   divided by 32 (the widths by 16), for a first look and for tests.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
@@ -84,8 +84,8 @@ class ToySettings(Settings):
 
     preset: Literal["quick", "laptop", "paper"] = setting(default="laptop", result=False)
     """Fills in what is not given. paper: the paper's 2048 concepts in width 256, twelve dictionary sizes, 800 M pairs
-    (a GPU). laptop: all of that divided by 8 (256 concepts, width 32, k_target 2.56; decay times 8), three sizes, 0.77 M
-    pairs; under 30 minutes on two cores. quick: 64 concepts, width 16; under a minute, only to see it work."""
+    (a GPU). laptop: all of that divided by 8 (256 concepts, width 32, k_target 2.56; decay times 8), three sizes,
+    0.77 M pairs; under 30 minutes on two cores. quick: 64 concepts, width 16; under a minute, only to see it work."""
     concepts: int | None = setting(default=None)
     """Concepts of the world, shared and exclusive ones together."""
     width_a: int | None = setting(default=None)

@@ -58,7 +58,7 @@ def printed_tables(rows: Sequence[Row]) -> list[Printed]:
 def _sizes(title: str, rows: Iterable[Row]) -> Printed:
     columns: Columns = [
         ("size", "right"), ("architecture", "left"), ("recall", "right"), ("limit", "right"),
-        ("place\nT/S/N", "right"), ("verdict\nT/S/N", "right"), ("FVE\nA   B", "right"), ("dead", "right"),
+        ("place\nT/S/N", "right"), ("verdict\nT/S/N", "right"), ("FVE\nA    B", "right"), ("dead", "right"),
     ]  # fmt: skip
     return Printed(
         title,
@@ -72,7 +72,7 @@ def _sizes(title: str, rows: Iterable[Row]) -> Printed:
                     _share(row, "limit"),
                     _split(row, "exclusive"),
                     _split(row, "verdict"),
-                    f"{_share(row, 'fve_a')} {_share(row, 'fve_b')}",
+                    _fve(row),
                     _dead(row),
                 ]
                 for row in rows
@@ -86,7 +86,7 @@ def _sizes(title: str, rows: Iterable[Row]) -> Printed:
 def _dial(rows: list[Row]) -> Printed:
     columns: Columns = [
         ("R²", "right"), ("map", "left"), ("architecture", "left"), ("recall", "right"),
-        ("place\nT/S/N", "right"), ("verdict\nT/S/N", "right"), ("FVE\nA   B", "right"),
+        ("place\nT/S/N", "right"), ("verdict\nT/S/N", "right"), ("FVE\nA    B", "right"),
     ]  # fmt: skip
     by_map = {name: [row for row in rows if row["map"] == name] for name in dict.fromkeys(row["map"] for row in rows)}
     stitch = {name: _stitch(of_map) for name, of_map in by_map.items()}
@@ -102,7 +102,7 @@ def _dial(rows: list[Row]) -> Printed:
                     _recall(row),
                     _split(row, "exclusive"),
                     _split(row, "verdict"),
-                    f"{_share(row, 'fve_a')} {_share(row, 'fve_b')}",
+                    _fve(row),
                 ]
                 for name in sorted(by_map, key=lambda name: stitch[name])
                 for row in by_map[name]
@@ -116,7 +116,7 @@ def _dial(rows: list[Row]) -> Printed:
 def _selection(rows: list[Row]) -> Printed:
     columns: Columns = [
         ("selection", "left"), ("combine", "left"), ("window", "right"), ("architecture", "left"), ("recall", "right"),
-        ("place\nT/S/N", "right"), ("FVE\nA   B", "right"), ("dead", "right"),
+        ("place\nT/S/N", "right"), ("FVE\nA    B", "right"), ("dead", "right"),
     ]  # fmt: skip
     return Printed(
         f"selection, {_at(rows)}, {_seeds(rows)}",
@@ -130,7 +130,7 @@ def _selection(rows: list[Row]) -> Printed:
                     row["architecture"],
                     _recall(row),
                     _split(row, "exclusive"),
-                    f"{_share(row, 'fve_a')} {_share(row, 'fve_b')}",
+                    _fve(row),
                     _dead(row),
                 ]
                 for row in rows
@@ -144,7 +144,7 @@ def _selection(rows: list[Row]) -> Printed:
 def _nothing_exclusive(title: str, rows: Iterable[Row]) -> Printed:
     columns: Columns = [
         ("size", "right"), ("architecture", "left"), ("by place", "right"), ("by verdict", "right"),
-        ("of them S/N", "right"), ("dead there", "right"), ("FVE\nA   B", "right"),
+        ("of them S/N", "right"), ("dead there", "right"), ("FVE\nA    B", "right"),
     ]  # fmt: skip
     return Printed(
         title,
@@ -158,7 +158,7 @@ def _nothing_exclusive(title: str, rows: Iterable[Row]) -> Printed:
                     _with_error(row, "verdict_called"),
                     f"{_count(row, 'verdict_shared')}/{_count(row, 'verdict_nothing')}",
                     _count(row, "exclusive_dead"),
-                    f"{_share(row, 'fve_a')} {_share(row, 'fve_b')}",
+                    _fve(row),
                 ]
                 for row in rows
             ],
@@ -211,9 +211,16 @@ def _share(row: Row, name: str) -> str:
     return "-" if value is None else _fraction(value)
 
 
-def _fraction(value: float) -> str:
+def _fve(row: Row) -> str:
+    """Of both sides; not of stitch-residual, whose FVE is that of something else."""
+    if row["architecture"] == "stitch-residual":
+        return "-"
+    return " ".join(_fraction(_mean(row, name) or 0.0, digits=3) for name in ("fve_a", "fve_b"))
+
+
+def _fraction(value: float, digits: int = 2) -> str:
     """0.42 as .42, to save columns."""
-    text = f"{value:.2f}"
+    text = f"{value:.{digits}f}"
     return text[1:] if text.startswith("0.") else text.replace("-0.", "-.")
 
 

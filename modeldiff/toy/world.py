@@ -1,8 +1,8 @@
 """A world of sparse concepts with known truth: which concepts there are, who has them, and where they point.
 
-Two models read the same world. Both have the shared concepts, each has some of its own, and each represents a concept as
-a direction of its residual stream. The map from A's directions to B's says how much of one model a linear map recovers
-from the other (paper 4.1, equations 3 to 6).
+Two models read the same world. Both have the shared concepts, each has some of its own, and each represents a concept
+as a direction of its residual stream. The map from A's directions to B's says how much of one model a linear map
+recovers from the other (paper 4.1, equations 3 to 6).
 
 Legend: C concepts, Da, Db widths of the models.
 """
@@ -19,7 +19,7 @@ from modeldiff.errors import InputError
 MAPS = ("gaussian", "rotation", "independent")
 SHARED, A_ONLY, B_ONLY = 0, 1, 2
 CLASSES = {"shared": SHARED, "A": A_ONLY, "B": B_ONLY}
-# Standard deviation of the entries of the matrix in the gaussian map: the paper writes N(0, 0.25), read as the variance.
+# Standard deviation of the entries of the gaussian map's matrix: the paper writes N(0, 0.25), read as the variance.
 _GAUSSIAN_SD = 0.5
 # Not the seed itself: a crosscoder of the same seed would draw the same numbers for its first decoder rows as this file
 # does for A's concepts, and training would start from the truth.
