@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modeldiff.crosscoder.recipe import make_recipe
 from modeldiff.crosscoder.settings import TrainSettings
@@ -53,6 +56,61 @@ def test_standard_has_no_exclusive_features() -> None:
     assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (0, 100, 0)
 
 
+def audits(steps: int, wanted: int, batches: int, **values: Any) -> list[int]:
+    """The steps that end with an audit, of which each looks at `batches` batches."""
+    settings = TrainSettings(
+        **{"features": 40, "exclusive": 0.1, "k": 2, "steps": steps, "batch": 10, "threshold_start": 0, **values},
+        audits=wanted,
+        audit_pairs=10 * batches,
+    )
+    recipe = make_recipe(settings, widths=(8, 8), pairs=1000)
+    found = [step for step in range(steps) if recipe.next_audit(step) == step]
+    assert len(found) == recipe.audits
+    assert recipe.audit_batches == max(2, batches)
+    return found
+
+
+def test_audits_are_spread_over_the_run_and_one_closes_it() -> None:
+    found = audits(1000, 8, 16)
+    assert len(found) == 8
+    assert found[-1] == 999
+    assert min(found) >= 50
+    between = [after - before for before, after in itertools.pairwise(found[:-1])]
+    assert max(between) - min(between) <= 1
+
+
+def test_a_run_too_short_for_its_audits_has_fewer() -> None:
+    counts = [len(audits(steps, 8, 16)) for steps in (1000, 200, 100, 40, 10)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 8
+    assert 1 <= counts[2] < 8
+    assert counts[-1] == 0
+
+
+@given(steps=st.integers(1, 400), wanted=st.integers(0, 30), batches=st.integers(1, 30))
+def test_every_audit_has_pairs_of_its_own_in_two_halves(steps: int, wanted: int, batches: int) -> None:
+    found = audits(steps, wanted, batches)
+    assert len(found) <= wanted
+    assert all(after - before >= 2 for before, after in itertools.pairwise([-1, *found]))
+
+
+@pytest.mark.parametrize("values", [{"architecture": "standard"}, {"exclusive": 0.0}, {"architecture": "dsf-norms"}])
+def test_without_exclusive_features_there_is_nothing_to_audit(values: dict[str, Any]) -> None:
+    assert audits(1000, 8, 16, **values) == []
+
+
+def test_an_audit_looks_at_more_pairs_than_a_regression_has_weights() -> None:
+    def pairs(width: int, batch: int) -> int:
+        settings = TrainSettings(features=400, batch=batch, steps=10**5, audits=8)
+        recipe = make_recipe(settings, widths=(8, width), pairs=10**6)
+        assert recipe.audits == 8
+        return recipe.audit_batches * batch
+
+    assert pairs(64, 1024) == pairs(1024, 1024) == 16384
+    assert pairs(4096, 1024) == 65536
+    assert pairs(4096, 3000) == 66000, "whole batches"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -69,6 +127,8 @@ def test_standard_has_no_exclusive_features() -> None:
         ({"betas": (0.9,)}, "--betas must be two numbers"),
         ({"auxk_alpha": -1.0}, "--auxk-alpha"),
         ({"batch": 0}, "--batch must be at least 1"),
+        ({"audits": -1}, "--audits must be at least 0, found -1"),
+        ({"audit_pairs": 0}, "--audit-pairs must be at least 1, found 0"),
     ],
 )
 def test_senseless_settings_are_refused(values: dict[str, Any], message: str) -> None:
