@@ -196,7 +196,8 @@ def _audits(settings: TrainSettings, n_exclusive: int, steps: int, width: int) -
     """As many audits as asked for, or as there is room for: each needs its own pairs, in two halves at least."""
     pairs = settings.audit_pairs or max(_AUDIT_PAIRS, _AUDIT_PAIRS_PER_WIDTH * width)
     batches = max(2, math.ceil(pairs / settings.batch))
-    room = int((_AUDITS_TO - _AUDITS_FROM) * steps / batches)
+    # One batch to spare: in very short runs the closing audit would be left with a single batch.
+    room = int((_AUDITS_TO - _AUDITS_FROM) * steps / (batches + 1))
     return {"audits": min(settings.audits, room) if n_exclusive else 0, "audit_batches": batches}
 
 
