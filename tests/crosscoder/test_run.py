@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ SHORT: dict[str, Any] = {
 }  # fmt: skip
 # Five audits, each of the last 8 batches before it.
 AUDITED: dict[str, Any] = {**SHORT, "steps": 160, "audits": 5, "audit_pairs": 512}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figure_in_a_word() -> Iterator[None]:
+    """Drawing takes longer than these runs; in its place, bytes that depend on the same. test_figure.py draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "modeldiff.crosscoder.run.training_figure", lambda *drawn: b"\x89PNG" + json.dumps(drawn).encode()
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +106,8 @@ def test_files_and_config(trained: Artifact, planted: Planted) -> None:
     assert [line["step"] for line in lines][:2] == [0, 1]
     assert lines[-1]["step"] == 299
     assert lines[-1]["loss"] < lines[0]["loss"] / 5
-    assert (trained.folder / "figures/training.png").read_bytes()[:4] == b"\x89PNG"
+    figure = (trained.folder / "figures/training.png").read_bytes()
+    assert b"40 features (A 5, shared 30, B 5), k 2, on activations:1" in figure
 
 
 class KilledError(Exception):
@@ -216,6 +228,8 @@ def test_audits_are_told_and_summed_up(audited_and_told: tuple[Artifact, str]) -
     assert told.count("audit at step ") == 5
     assert f"A {reports[0]['A']['kept']} kept" in told
     sizes = audited.metrics["features"]
+    drawn = (audited.folder / "figures/training.png").read_bytes().decode("latin-1")
+    assert f"40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']}), k 2" in drawn
     assert f"after 5 audits: 40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']})" in told
 
 
