@@ -117,7 +117,8 @@ class Auditor:
         decoder = crosscoder.w_dec_a if side == "a" else crosscoder.w_dec_b
         rows_GD = decoder[numbers_G - crosscoder.sees(side).start]
         unit_GD = rows_GD / rows_GD.norm(dim=1, keepdim=True).clamp_min(_TINY)
-        unjudged_G = inside_G & ~evidence.known_G & (evidence.fires_G > 0)
+        # Too rare to judge: it may stay while it can still be judged, but does not end as exclusive without evidence.
+        unjudged_G = inside_G & ~evidence.known_G & (evidence.fires_G > 0) & (not last)
         keep_G = _without_twins(evidence.exclusive_G | unjudged_G, unit_GD, worth_F[numbers_G])
         # At the end, what does not stay moves: nothing new would be trained in its place.
         moved_G = inside_G & ~keep_G & (torch.full_like(keep_G, last) | (evidence.known_G & ~evidence.exclusive_G))

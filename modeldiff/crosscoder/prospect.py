@@ -19,7 +19,7 @@ from modeldiff.crosscoder.predictability import Moments, ridge_weights
 
 SAME_COSINE = 0.8
 """Two directions closer than this are one."""
-_ROUNDS = 10
+_ROUNDS, _MERGED_ROUNDS = 10, 3
 # A pair belongs to a direction when it points there at least this much.
 _LEAST_COSINE = 0.45
 # A candidate fires on this many times the pairs of its cluster: clusters hold the clear cases only.
@@ -91,12 +91,20 @@ def _clusters(r_ND: torch.Tensor, count: int, random: torch.Generator) -> tuple[
     """Unit directions u_MD, and how far each pair points along the one it belongs to, t_NM (0 elsewhere)."""
     norm_N = r_ND.norm(dim=1).clamp_min(_TINY)
     seeds = torch.multinomial(norm_N.square().cpu(), min(count, len(r_ND)), generator=random).to(r_ND.device)
-    u_MD = r_ND[seeds] / norm_N[seeds, None]
-    for _ in range(_ROUNDS):
+    u_MD = _settled(r_ND, norm_N, r_ND[seeds] / norm_N[seeds, None], _ROUNDS)
+    # Several seeds often end at one direction and share its pairs: one of them shall have all.
+    size_M = _belonging(r_ND, norm_N, u_MD).square().sum(dim=0)
+    u_MD = _settled(r_ND, norm_N, u_MD[_distinct(u_MD, size_M, u_MD[:0])], _MERGED_ROUNDS)
+    return u_MD, _belonging(r_ND, norm_N, u_MD)
+
+
+def _settled(r_ND: torch.Tensor, norm_N: torch.Tensor, u_MD: torch.Tensor, rounds: int) -> torch.Tensor:
+    """Every direction moved to the mean of the pairs that belong to it, weighted by how far they point along it."""
+    for _ in range(rounds):
         moved_MD = _belonging(r_ND, norm_N, u_MD).T @ r_ND
         length_M1 = moved_MD.norm(dim=1, keepdim=True)
         u_MD = torch.where(length_M1 > _TINY, moved_MD / length_M1.clamp_min(_TINY), u_MD)
-    return u_MD, _belonging(r_ND, norm_N, u_MD)
+    return u_MD
 
 
 def _belonging(r_ND: torch.Tensor, norm_N: torch.Tensor, u_MD: torch.Tensor) -> torch.Tensor:
@@ -132,7 +140,7 @@ def _as_features(
 
 
 def _distinct(u_MD: torch.Tensor, gain_M: torch.Tensor, kept_GD: torch.Tensor) -> torch.Tensor:
-    """Indices by falling gain, without those of no gain and those close to a better or a kept one."""
+    """Indices by falling gain (or size), without those of none and those close to a better or a kept one."""
     same_MM = (u_MD @ u_MD.T > SAME_COSINE).cpu()
     left_M = (gain_M > 0).cpu()
     if len(kept_GD):
