@@ -30,7 +30,7 @@ from modeldiff.crosscoder.recipe import Recipe, make_recipe
 from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME, write_weights
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.trainer import Trainer
-from modeldiff.errors import MachineError
+from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.device import resolve_device
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
@@ -79,6 +79,8 @@ class _Training:
         self.settings = settings
         self.store = store
         self.device = resolve_device(settings.device)
+        if settings.audits and self.device.type == "mps":
+            raise InputError("--audits needs numbers of 64 bits, which mps lacks: use --device cpu, or --audits 0")
         self.precision = _precision(settings.precision, self.device)
         self.blocks, self.held_out = split(store, settings.holdout)
         self.recipe = make_recipe(settings, widths=store.widths, pairs=sum(len(block) for block in self.blocks))

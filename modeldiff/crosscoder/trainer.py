@@ -37,7 +37,8 @@ class Trainer:
         auxk_nan: steps whose auxiliary loss was not a number and was set to 0 (paper B.1.5).
     """
 
-    def __init__(self, crosscoder: Crosscoder, recipe: Recipe) -> None:
+    def __init__(self, crosscoder: Crosscoder, recipe: Recipe, *, warn: bool = True) -> None:
+        """`warn`: say when a partition starves."""
         self.crosscoder = crosscoder
         self.recipe = recipe
         device = crosscoder.b_enc.device
@@ -50,6 +51,7 @@ class Trainer:
         self.threshold_designated = ThresholdAverage(recipe.threshold_window)
         self.left_out = 0
         self.auxk_nan = 0
+        self._warns = warn
         self._starving: set[str] = set()
         self.auditor = Auditor(self)
 
@@ -90,7 +92,8 @@ class Trainer:
             quality = Quality(crosscoder)
             quality.add((x_a, x_b), (xhat_a.detach(), xhat_b.detach()), f_BF.detach())
             line = self._line(loss, reconstruction, auxk, slots_F, len(x_a)) | quality.figures()
-            self._warn_of_starving()
+            if self._warns:
+                self._warn_of_starving()
 
         self._descend(loss)
         audit = self.auditor.take(x_a, x_b)

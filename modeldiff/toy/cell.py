@@ -150,7 +150,7 @@ def _trained(
     config = _config(world.spec, settings, recipe, *norms)
     means = (x_a.mean(dim=0).cpu(), x_b.mean(dim=0).cpu())
     crosscoder = Crosscoder.initialised(config, *means, seed=recipe.seed, decoder_norm=settings.decoder_norm)
-    trainer = Trainer(crosscoder.to(device), recipe)
+    trainer = Trainer(crosscoder.to(device), recipe, warn=False)
     stream = ConceptStream(world, batch=recipe.batch, seed=cell.seed, part=TRAIN, device=device)
     while trainer.step < recipe.steps:
         trainer.update(*stream.next())

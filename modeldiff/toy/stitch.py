@@ -144,7 +144,7 @@ def train_stitch_residual(
     x_a, x_b = _sample(ConceptStream(world, batch=_CHUNK, seed=seed, part=fit_part, device=device), max(widths))
     stitch = Stitch.fitted(x_a, x_b)
     crosscoder = _initialised(settings, recipe, *stitch.residuals(x_a, x_b), seed=seed).to(device)
-    trainer = Trainer(crosscoder, recipe)
+    trainer = Trainer(crosscoder, recipe, warn=False)
     stream = ConceptStream(world, batch=recipe.batch, seed=seed, part=train_part, device=device)
     while trainer.step < recipe.steps:
         trainer.update(*stitch.residuals(*stream.next()))
