@@ -48,6 +48,7 @@ command = Command(
     "An interrupted training continues from its last checkpoint with the same command, to the same weights.",
     epilog=examples(
         "modeldiff train --features 16384 --exclusive 0.05 --k 64 --steps 20000",
+        "modeldiff train --features 16384 --audits 8",
         "modeldiff train --activations activations:2 --architecture standard --tokens 100000000",
     ),
 )

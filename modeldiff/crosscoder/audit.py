@@ -161,8 +161,7 @@ def judge(crosscoder: Crosscoder, sampled: Sample, side: str) -> Evidence:
     legible_R = r2["own"][g:] > 0.01
     ratio_R = (r2["other"][g:] / r2["own"][g:])[legible_R]
     reference = float(ratio_R.median().clamp(0, 1)) if len(ratio_R) >= _LEAST_REFERENCES else 1.0
-    fires_G = sum((part > 0).sum(dim=0) for part in sampled.codes[side])
-    assert isinstance(fires_G, torch.Tensor)
+    fires_G = torch.stack([(part > 0).sum(dim=0) for part in sampled.codes[side]]).sum(dim=0)
     return Evidence(r2["own"][:g], r2["other"][:g], r2["null"][:g], fires_G, reference)
 
 

@@ -48,11 +48,7 @@ class _Decision:
 
 
 class Auditor:
-    """Collects the pairs before each audit, and audits.
-
-    Attributes:
-        total: features moved and planted so far, by partition.
-    """
+    """Collects the pairs before each audit, and audits."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.errors import InputError
 
@@ -24,8 +25,8 @@ _MOST_WARMUP = 1000
 # one seed) it gives 1.8e-3 and an FVE of 0.740; 3e-4 gave 0.601, 6e-4 0.717, 3.7e-3 0.744, 7.4e-3 0.741.
 _LR, _LR_FEATURES = 2e-4, 16384
 _LOG_LINES = 200
-# All audits but the closing one lie in this part of the run. Before it, decoders have hardly grown: planted then (from
-# 6 % on), features kept short decoders and large activations, fired two to three times too often, and cost 0.01 of FVE.
+# All audits but the closing one lie in this part of the run. Before it, decoders have hardly grown: features planted
+# then (from 6 % on) kept short decoders and large activations, and fired two to three times too often.
 # After it, what is planted has no time to settle: the learning rate falls.
 _AUDITS_FROM, _AUDITS_TO = 0.15, 0.8
 _AUDIT_PAIRS, _AUDIT_PAIRS_PER_WIDTH = 16_384, 16
@@ -104,6 +105,43 @@ class Recipe:
         else:
             fall = (1 - math.cos(math.pi * left)) / 2
         return self.lr * rise * fall
+
+
+def initial_config(
+    settings: TrainSettings,
+    recipe: Recipe,
+    *,
+    widths: tuple[int, int],
+    median_norms: tuple[float, float],
+    **names: str | int | None,
+) -> CrosscoderConfig:
+    """The crosscoder's config before training. Each side is scaled so that its median norm is sqrt((Da + Db) / 2)
+    (paper B.1).
+
+    Args:
+        median_norms: of the raw activations of A and B.
+        names: the fields that say where the activations come from (`model_a`, `layer_a`, ...).
+
+    Raises:
+        InputError: settings that do not fit together.
+    """
+    norm = math.sqrt(sum(widths) / 2)
+    return CrosscoderConfig(
+        width_a=widths[0],
+        width_b=widths[1],
+        n_a_only=recipe.n_a_only,
+        n_shared=recipe.n_shared,
+        n_b_only=recipe.n_b_only,
+        n_designated=recipe.n_designated,
+        tie=recipe.tie,
+        designated_k=recipe.designated_k,
+        k=recipe.k,
+        selection=settings.selection,
+        combine=settings.combine,
+        scale_a=norm / median_norms[0],
+        scale_b=norm / median_norms[1],
+        **names,  # type: ignore[arg-type]
+    )
 
 
 def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int) -> Recipe:

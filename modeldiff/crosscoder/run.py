@@ -9,7 +9,6 @@ logs/throughput.jsonl            timings
 from __future__ import annotations
 
 import json
-import math
 import os
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +25,7 @@ from modeldiff.crosscoder.evaluate import evaluate
 from modeldiff.crosscoder.figure import training_figure
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.pace import CheckpointClock, ThroughputLog
-from modeldiff.crosscoder.recipe import Recipe, make_recipe
+from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME, write_weights
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.trainer import Trainer
@@ -36,7 +35,7 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 
 # Counted up when the same settings and activations would train to something else than before.
-SCHEMA = 1
+SCHEMA = 2
 LOG_NAME = "training.jsonl"
 FIGURE_NAME = "figures/training.png"
 THROUGHPUT_NAME = "logs/throughput.jsonl"
@@ -176,23 +175,13 @@ class _Training:
 
 
 def make_config(settings: TrainSettings, recipe: Recipe, store: ActivationStore) -> CrosscoderConfig:
-    """The config before training. Each side is scaled so that its median norm is sqrt((Da + Db) / 2) (paper B.1)."""
+    """The config before training."""
     a, b = store.info.sides["a"], store.info.sides["b"]
-    norm = math.sqrt((a.width + b.width) / 2)
-    return CrosscoderConfig(
-        width_a=a.width,
-        width_b=b.width,
-        n_a_only=recipe.n_a_only,
-        n_shared=recipe.n_shared,
-        n_b_only=recipe.n_b_only,
-        n_designated=recipe.n_designated,
-        tie=recipe.tie,
-        k=recipe.k,
-        designated_k=recipe.designated_k,
-        selection=settings.selection,
-        combine=settings.combine,
-        scale_a=norm / a.median_norm,
-        scale_b=norm / b.median_norm,
+    return initial_config(
+        settings,
+        recipe,
+        widths=(a.width, b.width),
+        median_norms=(a.median_norm, b.median_norm),
         model_a=a.model,
         layer_a=a.layer,
         model_b=b.model,

@@ -8,7 +8,6 @@ Legend: B, N pairs, C concepts, D width of one model, F features.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from typing import Any
 import torch
 
 from modeldiff.crosscoder.audit import PARTITION, judge, sample
-from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.recipe import Recipe, make_recipe
+from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.trainer import Trainer
@@ -95,8 +93,8 @@ class CellSpec:
 
 def validate(cell: CellSpec) -> None:
     """Raise InputError for a cell that could not run."""
-    recipe, world = cell.recipe, cell.world
-    _config(world, cell.settings, recipe, 1.0, 1.0)
+    widths = (cell.world.width_a, cell.world.width_b)
+    initial_config(cell.settings, cell.recipe, widths=widths, median_norms=(1.0, 1.0))
 
 
 def run_cell(cell: CellSpec, on_step: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -147,7 +145,7 @@ def _trained(
     x_a, x_b = _calibration(world, cell.seed, device)
     settings = cell.settings
     norms = float(x_a.norm(dim=1).median()), float(x_b.norm(dim=1).median())
-    config = _config(world.spec, settings, recipe, *norms)
+    config = initial_config(settings, recipe, widths=(x_a.shape[1], x_b.shape[1]), median_norms=norms)
     means = (x_a.mean(dim=0).cpu(), x_b.mean(dim=0).cpu())
     crosscoder = Crosscoder.initialised(config, *means, seed=recipe.seed, decoder_norm=settings.decoder_norm)
     trainer = Trainer(crosscoder.to(device), recipe, warn=False)
@@ -157,28 +155,6 @@ def _trained(
         after_step(trainer)
     trainer.crosscoder.set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
     return trainer.crosscoder
-
-
-def _config(
-    spec: WorldSpec, settings: TrainSettings, recipe: Recipe, median_a: float, median_b: float
-) -> CrosscoderConfig:
-    """Each side is scaled so that its median norm is sqrt((Da + Db) / 2) (paper B.1)."""
-    norm = math.sqrt((spec.width_a + spec.width_b) / 2)
-    return CrosscoderConfig(
-        width_a=spec.width_a,
-        width_b=spec.width_b,
-        n_a_only=recipe.n_a_only,
-        n_shared=recipe.n_shared,
-        n_b_only=recipe.n_b_only,
-        n_designated=recipe.n_designated,
-        tie=recipe.tie,
-        designated_k=recipe.designated_k,
-        k=recipe.k,
-        selection=settings.selection,
-        combine=settings.combine,
-        scale_a=norm / median_a,
-        scale_b=norm / median_b,
-    )
 
 
 @torch.no_grad()
@@ -261,9 +237,7 @@ def _normalised_pairs(
 
 def _calibration(world: World, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     count = max(_CALIBRATION_PAIRS, _CALIBRATION_PAIRS_PER_WIDTH * max(world.spec.width_a, world.spec.width_b))
-    stream = ConceptStream(world, batch=_CHUNK, seed=seed, part=CALIBRATE, device=device)
-    x_a, x_b = (torch.cat(side) for side in zip(*(stream.next() for _ in range(-(-count // _CHUNK))), strict=True))
-    return x_a, x_b
+    return ConceptStream(world, batch=_CHUNK, seed=seed, part=CALIBRATE, device=device).pairs(count)
 
 
 def _stitch_r2(world: World, seed: int, device: torch.device) -> dict[str, float]:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
-from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.predictability import Moments, ridge_weights
-from modeldiff.crosscoder.recipe import Recipe, make_recipe
+from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.trainer import Trainer
 from modeldiff.errors import InputError
@@ -141,7 +140,8 @@ def train_stitch_residual(
     """
     widths = (world.spec.width_a, world.spec.width_b)
     recipe = residual_recipe(settings, k=k, widths=widths)
-    x_a, x_b = _sample(ConceptStream(world, batch=_CHUNK, seed=seed, part=fit_part, device=device), max(widths))
+    fit_pairs = max(_FIT_PAIRS, _FIT_PAIRS_PER_DIMENSION * max(widths))
+    x_a, x_b = ConceptStream(world, batch=_CHUNK, seed=seed, part=fit_part, device=device).pairs(fit_pairs)
     stitch = Stitch.fitted(x_a, x_b)
     crosscoder = _initialised(settings, recipe, *stitch.residuals(x_a, x_b), seed=seed).to(device)
     trainer = Trainer(crosscoder, recipe, warn=False)
@@ -177,29 +177,11 @@ def residual_recipe(settings: TrainSettings, *, k: float | None, widths: tuple[i
     return ResidualRecipe(**values)
 
 
-def _sample(stream: ConceptStream, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    count = max(_FIT_PAIRS, _FIT_PAIRS_PER_DIMENSION * width)
-    pairs = [stream.next() for _ in range(-(-count // _CHUNK))]
-    x_a, x_b = (torch.cat(side) for side in zip(*pairs, strict=True))
-    return x_a, x_b
-
-
 def _initialised(
     settings: TrainSettings, recipe: Recipe, r_a_NDa: torch.Tensor, r_b_NDb: torch.Tensor, *, seed: int
 ) -> Crosscoder:
-    # Both residuals weigh the same: a typical one has the norm sqrt(mean width), as activations have in a crosscoder.
-    norm = math.sqrt((r_a_NDa.shape[1] + r_b_NDb.shape[1]) / 2)
-    config = CrosscoderConfig(
-        width_a=r_a_NDa.shape[1],
-        width_b=r_b_NDb.shape[1],
-        n_a_only=recipe.n_a_only,
-        n_shared=0,
-        n_b_only=recipe.n_b_only,
-        k=recipe.k,
-        selection=settings.selection,
-        combine=settings.combine,
-        scale_a=norm / float(r_a_NDa.norm(dim=1).median()),
-        scale_b=norm / float(r_b_NDb.norm(dim=1).median()),
-    )
+    # Both residuals weigh the same, as activations do in a crosscoder.
+    norms = float(r_a_NDa.norm(dim=1).median()), float(r_b_NDb.norm(dim=1).median())
+    config = initial_config(settings, recipe, widths=(r_a_NDa.shape[1], r_b_NDb.shape[1]), median_norms=norms)
     means = (r_a_NDa.mean(dim=0).cpu(), r_b_NDb.mean(dim=0).cpu())
     return Crosscoder.initialised(config, *means, seed=seed, decoder_norm=settings.decoder_norm)

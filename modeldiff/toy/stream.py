@@ -48,6 +48,11 @@ class ConceptStream:
         """(x_a (B, Da), x_b (B, Db)), float32."""
         return self.activations(self.draw())
 
+    def pairs(self, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next batches together, (x_a (N, Da), x_b (N, Db)) with N at least `least`."""
+        batches = [self.next() for _ in range(-(-least // self.batch))]
+        return torch.cat([x_a for x_a, _ in batches]), torch.cat([x_b for _, x_b in batches])
+
     def draw(self) -> Active:
         """The active concepts of a batch; no pair is left without one (paper algorithm 2: drawn again until it has)."""
         random, device = self._random, self._random.device
