@@ -11,6 +11,7 @@ reference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,8 +44,9 @@ class Sample:
         judged: by side, numbers (G,) of the features to judge: the exclusive partition and, after it, shared features
             with an extreme decoder norm.
         codes: by side, for each batch their activations (B, G).
-        reference_R: numbers of shared features that neither model dominates; `reference_fires_R`: their firings.
-        ff_F: sums of f²; `fe`: by side, sums of f times error (F, D).
+        reference_R: numbers of shared features that neither model dominates.
+        fires_F: int64, pairs on which each feature is active; `ff_F`: sums of f².
+        fe: by side, sums of f times error (F, D).
         threshold: mean over the batches of the smallest score kept.
     """
 
@@ -53,7 +55,7 @@ class Sample:
     judged: dict[str, torch.Tensor]
     codes: dict[str, list[torch.Tensor]]
     reference_R: torch.Tensor
-    reference_fires_R: torch.Tensor
+    fires_F: torch.Tensor
     ff_F: torch.Tensor
     fe: dict[str, torch.Tensor]
     threshold: float
@@ -61,6 +63,14 @@ class Sample:
     def x(self, side: str) -> list[torch.Tensor]:
         """One side's activations, batch by batch."""
         return [batch[side == "b"] for batch in self.batches]
+
+    @property
+    def frequent(self) -> float:
+        """Firings that nearly all features stay below: twice what three quarters of them do. An exclusive feature that
+        fires more often is no concept but a direction in which its model varies all the time, and where the linear map
+        from the other one errs."""
+        fires_F = self.fires_F[self.fires_F > 0]
+        return 2 * float(fires_F.double().quantile(0.75)) if len(fires_F) else math.inf
 
 
 Select = Callable[[torch.Tensor], tuple[torch.Tensor, float]]
@@ -88,7 +98,7 @@ def sample(crosscoder: Crosscoder, batches: Sequence[tuple[torch.Tensor, torch.T
         judged=judged,
         codes={side: [] for side in SIDES},
         reference_R=reference_R,
-        reference_fires_R=torch.zeros_like(reference_R),
+        fires_F=torch.zeros(n, dtype=torch.long, device=relative_F.device),
         ff_F=torch.zeros_like(relative_F),
         fe={side: relative_F.new_zeros(n, batches[0][side == "b"].shape[1]) for side in SIDES},
         threshold=0.0,
@@ -101,7 +111,7 @@ def sample(crosscoder: Crosscoder, batches: Sequence[tuple[torch.Tensor, torch.T
             made.fe[side] += f_BF.T @ e_BD
             made.codes[side].append(f_BF[:, judged[side]])
         made.ff_F += f_BF.square().sum(dim=0)
-        made.reference_fires_R += (f_BF[:, reference_R] > 0).sum(dim=0)
+        made.fires_F += (f_BF > 0).sum(dim=0)
         made.threshold += smallest / len(batches)
     return made
 
@@ -195,6 +205,6 @@ def _read_alone(crosscoder: Crosscoder, sampled: Sample, side: str) -> list[torc
     pre_NR = torch.cat(pre)
     if not len(w_RD):
         return pre
-    places_R = sampled.reference_fires_R.clamp(0, len(pre_NR) - 1)
+    places_R = sampled.fires_F[sampled.reference_R].clamp(0, len(pre_NR) - 1)
     bar_R = pre_NR.sort(dim=0, descending=True).values.gather(0, places_R[None])[0]
     return [torch.where(part > bar_R, part - bar_R + sampled.threshold, 0.0) for part in pre]

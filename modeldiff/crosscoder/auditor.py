@@ -20,7 +20,7 @@ import torch
 
 from modeldiff.crosscoder.audit import OTHER, PARTITION, SIDES, Evidence, Sample, judge, sample
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.prospect import SAME_COSINE, Candidates, prospect
+from modeldiff.crosscoder.prospect import SAME_COSINE, Candidates, prospect, prospect_shared
 from modeldiff.crosscoder.rearrange import FRESH, rearrange
 
 if TYPE_CHECKING:
@@ -113,22 +113,33 @@ class Auditor:
         decoder = crosscoder.w_dec_a if side == "a" else crosscoder.w_dec_b
         rows_GD = decoder[numbers_G - crosscoder.sees(side).start]
         unit_GD = rows_GD / rows_GD.norm(dim=1, keepdim=True).clamp_min(_TINY)
-        # Too rare to judge: it may stay while it can still be judged, but does not end as exclusive without evidence.
-        unjudged_G = inside_G & ~evidence.known_G & (evidence.fires_G > 0) & (not last)
-        keep_G = _without_twins(evidence.exclusive_G | unjudged_G, unit_GD, worth_F[numbers_G])
-        # At the end, what does not stay moves: nothing new would be trained in its place.
-        moved_G = inside_G & ~keep_G & (torch.full_like(keep_G, last) | (evidence.known_G & ~evidence.exclusive_G))
+        keep_G = _without_twins(
+            evidence.exclusive_G & (evidence.fires_G <= sampled.frequent), unit_GD, worth_F[numbers_G]
+        )
         promoted = numbers_G[keep_G & ~inside_G].tolist()[: max(0, self._most[side] - int((keep_G & inside_G).sum()))]
         room = self._most[side] - int((keep_G & inside_G).sum()) - len(promoted)
+        # What the features that lose their slots explain counts as error: part of it may be exclusive after all.
+        released_GD = rows_GD * (inside_G & ~keep_G)[:, None]
         planted = self._plantable(
-            sampled, evidence, side, 0 if last else room, unit_GD[keep_G], worth_F[numbers_G[keep_G]]
+            sampled, evidence, side, 0 if last else room, unit_GD[keep_G], released_GD, worth_F[numbers_G[keep_G]]
         )
+        # Too rare to judge: it may stay while it can still be judged and nothing better is known for its slot, but does
+        # not end as exclusive without evidence.
+        unjudged_G = inside_G & ~evidence.known_G & (evidence.fires_G > 0) & (not last)
+        unjudged = _best(unjudged_G, worth_F[numbers_G], room - len(planted))
+        keep_G &= inside_G
+        keep_G[unjudged] = True
+        # At the end, what does not stay moves: nothing new would be trained in its place. Before, a feature whose
+        # direction is planted anew is replaced by that.
+        replaced_G = _resembles(unit_GD, planted.decoder_MD)
+        moves_G = torch.full_like(keep_G, last) | (evidence.known_G & ~evidence.exclusive_G & ~replaced_G)
+        moved_G = inside_G & ~keep_G & moves_G
         return _Decision(
-            kept=numbers_G[keep_G & inside_G].tolist(),
+            kept=numbers_G[keep_G].tolist(),
             promoted=promoted,
             moved=numbers_G[moved_G].tolist(),
             gone=int((inside_G & ~keep_G & ~moved_G).sum()),
-            unjudged=int((unjudged_G & keep_G).sum()),
+            unjudged=len(unjudged),
             planted=planted,
         )
 
@@ -139,18 +150,25 @@ class Auditor:
         side: str,
         room: int,
         kept_GD: torch.Tensor,
+        released_GD: torch.Tensor,
         worth_G: torch.Tensor,
     ) -> Candidates:
         trainer = self._trainer
-        decoder = trainer.crosscoder.w_dec_a if side == "a" else trainer.crosscoder.w_dec_b
         if room <= 0:
+            decoder = trainer.crosscoder.w_dec_a if side == "a" else trainer.crosscoder.w_dec_b
             empty = decoder.new_zeros(0)
             return Candidates(decoder[:0], decoder[:0], empty, empty)
-        norm = decoder.norm(dim=1)
         random = torch.Generator().manual_seed((trainer.recipe.seed * _SEED + trainer.step) * 2 + (side == "b"))
-        count = _PER_SLOT * room + _BESIDES
-        norms = {"decoder_norm": float(norm[norm > 0].median())}
-        found = prospect(sampled, evidence, side, count, kept_GD=kept_GD, random=random, **norms).take(slice(room))
+        found = prospect(
+            sampled,
+            evidence,
+            side,
+            _PER_SLOT * room + _BESIDES,
+            kept_GD=kept_GD,
+            released_GD=released_GD,
+            decoder_norm=_typical_norm(trainer.crosscoder),
+            random=random,
+        ).take(slice(room))
         # Chance finds explain next to nothing, and disturb the features that they resemble.
         typical = torch.cat([worth_G[worth_G > 0], found.gain_M]).median()
         return found.take(found.gain_M > _LEAST_GAIN * typical)
@@ -226,22 +244,19 @@ class _Newcomers:
             self._fill_fresh(slice(fresh_start, fresh_start + n_fresh))
 
     def _fill_fresh(self, fresh: slice) -> None:
-        """New shared features start at errors that both models have in the same pair."""
+        """New shared features start at directions in which both models err at once."""
         crosscoder, recipe = self._trainer.crosscoder, self._trainer.recipe
-        error = {side: torch.cat(self._sampled.errors[side]) for side in SIDES}
-        size_N = error["a"].norm(dim=1) * error["b"].norm(dim=1)
+        count = fresh.stop - fresh.start
         random = torch.Generator().manual_seed((recipe.seed * _SEED + self._trainer.step) * 2 + 2 * _SEED)
-        pairs = torch.multinomial(size_N.cpu() + _TINY, fresh.stop - fresh.start, replacement=True, generator=random)
-        crosscoder.b_enc.data[fresh] = 0
-        for side in SIDES:
-            decoder = crosscoder.w_dec_a if side == "a" else crosscoder.w_dec_b
-            norm = decoder.data.norm(dim=1)
-            rows = error[side][pairs.to(decoder.device)]
-            rows = rows * (norm[norm > 0].median() / rows.norm(dim=1, keepdim=True).clamp_min(_TINY))
-            self._rows("w_dec", side, fresh).copy_(rows)
-            self._rows("w_enc", side, fresh).copy_(rows)
-            mean_D = torch.cat(self._sampled.x(side)).mean(dim=0)
-            crosscoder.b_enc.data[fresh] -= crosscoder.share * (rows @ mean_D)
+        found = prospect_shared(
+            self._sampled, _PER_SLOT * count + _BESIDES, decoder_norm=_typical_norm(crosscoder), random=random
+        ).take(slice(count))
+        filled = slice(fresh.start, fresh.start + len(found))
+        width_a = crosscoder.config.width_a
+        for side, columns in (("a", slice(width_a)), ("b", slice(width_a, None))):
+            self._rows("w_dec", side, filled).copy_(found.decoder_MD[:, columns])
+            self._rows("w_enc", side, filled).copy_(found.encoder_MD[:, columns] / crosscoder.share)
+        crosscoder.b_enc.data[filled] = found.bias_M
 
     def _rows(self, name: str, side: str, features: slice) -> torch.Tensor:
         """A view of the weights of some features on a side."""
@@ -267,6 +282,27 @@ def _gain_if_moved(sampled: Sample, decisions: dict[str, _Decision]) -> torch.Te
         fe_GD, ff_G = sampled.fe[OTHER[side]][one.moved], sampled.ff_F[one.moved].clamp_min(_TINY)
         gain_F[one.moved] = fe_GD.square().sum(dim=1) / ff_G
     return gain_F / sum(len(x_a) for x_a, _ in sampled.batches)
+
+
+def _typical_norm(crosscoder: Crosscoder) -> float:
+    """Median norm of the features' decoders over both models: an exclusive feature has in one what others have in two.
+
+    With a shorter decoder its activations would be larger than those of others, and it would be selected too often.
+    """
+    norm_F = torch.hypot(*crosscoder.decoder_norms().values())
+    return float(norm_F[norm_F > 0].median())
+
+
+def _resembles(unit_GD: torch.Tensor, rows_MD: torch.Tensor) -> torch.Tensor:
+    """Mask (G,): points the same way as one of the rows."""
+    unit_MD = rows_MD / rows_MD.norm(dim=1, keepdim=True).clamp_min(_TINY)
+    return (unit_GD @ unit_MD.T > SAME_COSINE).any(dim=1)
+
+
+def _best(mask_G: torch.Tensor, worth_G: torch.Tensor, most: int) -> torch.Tensor:
+    """Numbers of those of the mask that explain most."""
+    numbers = mask_G.nonzero()[:, 0]
+    return numbers[worth_G[numbers].argsort(descending=True)[: max(0, most)]]
 
 
 def _without_twins(keep_G: torch.Tensor, unit_GD: torch.Tensor, worth_G: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modeldiff.crosscoder.audit import OTHER, Evidence, Sample, exclusive, judged_r2
+from modeldiff.crosscoder.audit import EXTREME_NORM, OTHER, SIDES, Evidence, Sample, exclusive, judged_r2
 from modeldiff.crosscoder.predictability import Moments, ridge_weights
 
 SAME_COSINE = 0.8
@@ -22,8 +22,6 @@ SAME_COSINE = 0.8
 _ROUNDS, _MERGED_ROUNDS = 10, 3
 # A pair belongs to a direction when it points there at least this much.
 _LEAST_COSINE = 0.45
-# A candidate fires on this many times the pairs of its cluster: clusters hold the clear cases only.
-_SPREAD = 1.5
 # Its mean activation exceeds the selection's threshold by this factor at least: it must win its place to learn.
 _LEAST_ACTIVATION = 1.2
 _TINY = 1e-9
@@ -54,6 +52,7 @@ def prospect(
     count: int,
     *,
     kept_GD: torch.Tensor,
+    released_GD: torch.Tensor,
     decoder_norm: float,
     random: torch.Generator,
 ) -> Candidates:
@@ -61,23 +60,60 @@ def prospect(
 
     Args:
         count: directions to look for.
-        kept_GD: unit directions of the exclusive features there are; when found again they are left out.
+        kept_GD: unit directions of the exclusive features that stay; when found again they are left out.
+        released_GD: decoder rows of the judged features that lose their slots, 0 for the others: what they explain
+            counts as error.
         decoder_norm: norm that decoder rows should have, about.
     """
-    e_ND, x_own_ND, x_other_ND = (
-        torch.cat(parts) for parts in (sampled.errors[side], sampled.x(side), sampled.x(OTHER[side]))
+    e_ND, f_NG, x_own_ND, x_other_ND = (
+        torch.cat(parts)
+        for parts in (sampled.errors[side], sampled.codes[side], sampled.x(side), sampled.x(OTHER[side]))
     )
+    e_ND = e_ND + f_NG @ released_GD
     r_ND = e_ND - e_ND.mean(dim=0) - _predicted(x_other_ND, e_ND)
+    u_MD, f_NM, found = _found(r_ND, e_ND, x_own_ND, count, sampled.threshold, decoder_norm, random)
+    r2 = judged_r2(sampled, f_NM.split([len(x_a) for x_a, _ in sampled.batches]), side)
+    good_M = exclusive(r2["own"], r2["other"], bar=evidence.bar, null=evidence.null)
+    good_M &= (f_NM > 0).sum(dim=0) <= sampled.frequent
+    return found.take(_distinct(u_MD, found.gain_M * good_M, kept_GD))
+
+
+@torch.no_grad()
+def prospect_shared(sampled: Sample, count: int, *, decoder_norm: float, random: torch.Generator) -> Candidates:
+    """Candidates for shared features: directions of the error in both models at once, (M, Da + Db).
+
+    Args:
+        count: directions to look for.
+        decoder_norm: norm that decoder rows should have, about, over both models.
+    """
+    e_ND, x_ND = (
+        torch.cat([torch.cat(both, dim=1) for both in zip(*parts, strict=True)])
+        for parts in ([sampled.errors[side] for side in SIDES], [sampled.x(side) for side in SIDES])
+    )
+    r_ND = e_ND - e_ND.mean(dim=0)
+    u_MD, _, found = _found(r_ND, e_ND, x_ND, count, sampled.threshold, decoder_norm, random)
+    share_M = u_MD[:, : sampled.errors["a"][0].shape[1]].square().sum(dim=1)
+    in_both_M = (share_M - 0.5).abs() <= EXTREME_NORM - 0.5
+    return found.take(_distinct(u_MD, found.gain_M * in_both_M, u_MD[:0]))
+
+
+def _found(
+    r_ND: torch.Tensor,
+    e_ND: torch.Tensor,
+    x_ND: torch.Tensor,
+    count: int,
+    threshold: float,
+    decoder_norm: float,
+    random: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, Candidates]:
+    """Recurring directions of r, as features that read x and explain e: (u_MD, f_NM, candidates), in no order."""
     u_MD, t_NM = _clusters(r_ND, count, random)
     along_NM = e_ND @ u_MD.T
-    f_NM, encoder_MD, bias_M = _as_features(x_own_ND, t_NM, along_NM, sampled.threshold, decoder_norm)
+    f_NM, encoder_MD, bias_M = _as_features(x_ND, t_NM, along_NM, threshold, decoder_norm)
     ff_M = f_NM.square().sum(dim=0).clamp_min(_TINY)
-    length_M = (f_NM * along_NM).sum(dim=0) / ff_M
-    r2 = judged_r2(sampled, f_NM.split([len(x_a) for x_a, _ in sampled.batches]), side)
-    good_M = exclusive(r2["own"], r2["other"], bar=evidence.bar, null=evidence.null) & (length_M > 0)
-    gain_M = (length_M.square() * ff_M / len(f_NM)).masked_fill(~good_M, 0)
-    found = Candidates(length_M[:, None] * u_MD, encoder_MD, bias_M, gain_M)
-    return found.take(_distinct(u_MD, gain_M, kept_GD))
+    length_M = ((f_NM * along_NM).sum(dim=0) / ff_M).clamp_min(0)
+    gain_M = length_M.square() * ff_M / len(f_NM)
+    return u_MD, f_NM, Candidates(length_M[:, None] * u_MD, encoder_MD, bias_M, gain_M)
 
 
 def _predicted(x_ND: torch.Tensor, e_ND: torch.Tensor) -> torch.Tensor:
@@ -127,7 +163,7 @@ def _as_features(
     fit.add_dense(x_ND, t_NM)
     w_MD = ridge_weights(fit).T.to(x_ND.dtype)
     p_NM = x_ND @ w_MD.T
-    active_M = (_SPREAD * (t_NM > 0).sum(dim=0)).long().clamp(1, len(p_NM) - 1)
+    active_M = (t_NM > 0).sum(dim=0).clamp(1, len(p_NM) - 1)
     start_M = p_NM.sort(dim=0, descending=True).values.gather(0, active_M[None])[0]
     over_NM = torch.relu(p_NM - start_M)
     fires_NM = over_NM > 0

@@ -202,6 +202,59 @@ def test_twins_and_what_never_fires_leave(planted: Planted) -> None:
     assert concepts_in(trainer.crosscoder, planted)["a"] == OWN["a"], "the free slots are planted"
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_feature_too_rare_to_judge_stays_while_nothing_better_is_known(missing: bool, planted: Planted) -> None:
+    """The last feature of A fires in six pairs. Concept 2 may be missing."""
+    own = [0, 1] if missing else [0, 1, 2]
+    trainer = make_trainer(planted, ([*own, 10], USURPED[1], [29, 30, 31]))
+    with torch.no_grad():
+        x = trainer.crosscoder.normalise(planted.x_a, planted.x_b)
+        strength_N = trainer.crosscoder.pre_activations(*x)[:, len(own)].sort(descending=True).values
+        # Steeply, so that it is among the strongest there.
+        trainer.crosscoder.w_enc_a[len(own)] *= 1000
+        trainer.crosscoder.w_dec_a[len(own)] /= 1000
+        trainer.crosscoder.b_enc[len(own)] = -1000 * strength_N[6]
+    report = audit(trainer, planted)["A"]
+    expected = (2, 0, 1, 1) if missing else (4, 1, 0, 0)
+    assert (report["kept"], report["unjudged"], report["gone"], report["planted"]) == expected
+
+
+def test_a_mixture_gives_way_to_the_concept_in_it(planted: Planted) -> None:
+    """Feature 0 fires for concept 0, which is A's alone, and for concept 11, which is not, and writes both."""
+    trainer = make_trainer(planted, ([0, 1, 2], USURPED[1], [29, 30, 31]))
+    crosscoder = trainer.crosscoder
+    with torch.no_grad():
+        crosscoder.w_enc_a[0] += 1.5 * torch.linalg.pinv(planted.concepts_a)[:, 11]
+        crosscoder.w_dec_a[0] += 0.5 * planted.concepts_a[11]
+    report = audit(trainer, planted)["A"]
+    assert (report["kept"], report["planted"]) == (2, 1)
+    assert (report["moved"], report["gone"]) == (0, 1), "it does not stay as a shared feature besides"
+    assert concepts_in(crosscoder, planted)["a"] == OWN["a"]
+    row = crosscoder.w_dec_a.detach()[2]
+    assert torch.cosine_similarity(row, planted.concepts_a[0], dim=0) > 0.97, "purer than it was"
+
+
+def test_a_shared_slot_that_is_new_starts_at_a_concept_that_was_missing() -> None:
+    one = plant(6144, concepts=32, exclusive=0, widths=(40, 40), offset=0, active=1.5)
+    rotation = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(5))).Q
+    pair = Planted(one.x_a, one.x_a @ rotation / 15, one.concepts_a, one.concepts_a @ rotation)
+    trainer = make_trainer(pair, ([0, 1, 2], range(6, 24), [3, 4, 5]))
+    with torch.no_grad():
+        trainer.crosscoder.b_enc[[0, 1, 2, 21, 22, 23]] = -100.0
+    assert audit(trainer, pair)["fresh"] == 6
+    crosscoder = trainer.crosscoder
+    assert crosscoder.sizes == {"A": 0, "shared": 24, "B": 0}
+    missing = [*range(6), *range(24, 32)]
+    found = []
+    for w_dec, concepts in ((crosscoder.w_dec_a, pair.concepts_a), (crosscoder.w_dec_b, pair.concepts_b)):
+        cosine = torch.cosine_similarity(w_dec.detach()[-6:, None], concepts[None], dim=2).max(dim=1)
+        assert cosine.values.min() > 0.9
+        found.append(cosine.indices.tolist())
+    assert found[0] == found[1], "the same concept in both models"
+    assert len(set(found[0])) == 6
+    assert set(found[0]) <= set(missing)
+
+
 def test_new_features_begin_as_alive(planted: Planted, rearranged: list[torch.Tensor]) -> None:
     trainer = make_trainer(planted, USURPED)
     trainer.since_active_F += torch.arange(26) + 1

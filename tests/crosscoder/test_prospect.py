@@ -10,7 +10,7 @@ import torch
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import judge, sample
-from modeldiff.crosscoder.prospect import Candidates, prospect
+from modeldiff.crosscoder.prospect import Candidates, prospect, prospect_shared
 from tests.crosscoder.planted import Planted, plant
 from tests.crosscoder.truth import THRESHOLD, above_threshold, cut, true_crosscoder
 
@@ -25,17 +25,28 @@ def planted() -> Planted:
 
 
 def look(
-    crosscoder: Crosscoder, planted: Planted, side: str, kept_GD: torch.Tensor | None = None, seed: int = 0
+    crosscoder: Crosscoder,
+    planted: Planted,
+    side: str,
+    *,
+    kept_GD: torch.Tensor | None = None,
+    released: int | None = None,
+    seed: int = 0,
 ) -> Candidates:
+    """`released`: place in its partition of an A-exclusive feature that loses its slot."""
     sampled = sample(crosscoder, cut(crosscoder, planted), above_threshold)
     random = torch.Generator().manual_seed(seed)
     nothing = torch.zeros(0, sampled.errors[side][0].shape[1])
+    released_GD = torch.zeros(len(sampled.judged[side]), nothing.shape[1])
+    if released is not None:
+        released_GD[released] = crosscoder.w_dec_a.detach()[released]
     return prospect(
         sampled,
         judge(crosscoder, sampled, side),
         side,
         40,
         kept_GD=nothing if kept_GD is None else kept_GD,
+        released_GD=released_GD,
         decoder_norm=DECODER_NORM,
         random=random,
     )
@@ -93,6 +104,40 @@ def test_what_the_dictionary_explains_is_not_found(planted: Planted) -> None:
     found = look(crosscoder, planted, "a")
     assert cosines(found, planted, "a").argmax(dim=1)[0] == 1
     assert float(found.gain_M[1:].sum()) < 0.1 * float(found.gain_M[0])
+
+
+def test_what_a_feature_that_goes_explained_is_found_again(planted: Planted) -> None:
+    crosscoder = true_crosscoder(planted, ([0, 1, 2], range(3, 29), []))
+    assert not len(look(crosscoder, planted, "a")) or look(crosscoder, planted, "a").gain_M.max() < 0.01
+    found = look(crosscoder, planted, "a", released=1)
+    assert cosines(found, planted, "a").argmax(dim=1)[0] == 1
+    assert cosines(found, planted, "a")[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_direction_in_which_a_model_varies_all_the_time_is_no_concept(dense: bool, planted: Planted) -> None:
+    """The other model predicts neither of them; one is active in 3 % of the pairs, one in all."""
+    random = torch.Generator().manual_seed(1)
+    direction_D = torch.linalg.svd(planted.concepts_a).Vh[-1]  # orthogonal to all concepts
+    often_N = torch.randn(len(planted.x_a), generator=random)
+    rarely_N = (torch.rand(len(planted.x_a), generator=random) < 0.03) * 1.0
+    x_a = planted.x_a + 3.0 * (often_N if dense else rarely_N)[:, None] * direction_D
+    pair = Planted(x_a, planted.x_b, planted.concepts_a, planted.concepts_b)
+    found = look(true_crosscoder(pair, ([0, 1, 2], range(3, 29), [])), pair, "a")
+    alike = (found.decoder_MD / found.decoder_MD.norm(dim=1, keepdim=True) @ direction_D).abs() > 0.8
+    assert bool(alike.any()) is not dense
+
+
+def test_candidates_for_shared_features_are_concepts_that_both_models_have(planted: Planted) -> None:
+    """Of both models' concepts 20 to 28 are missing, and those of one model as well: these are not wanted here."""
+    crosscoder = true_crosscoder(planted, ([], range(3, 20), []))
+    sampled = sample(crosscoder, cut(crosscoder, planted), above_threshold)
+    random = torch.Generator().manual_seed(0)
+    found = prospect_shared(sampled, 60, decoder_norm=DECODER_NORM, random=random).take(slice(9))
+    concepts = torch.cat([planted.concepts_a, planted.concepts_b], dim=1)
+    near = torch.cosine_similarity(found.decoder_MD[:, None], concepts[None], dim=2).max(dim=1)
+    assert sorted(near.indices.tolist()) == list(range(20, 29))
+    assert near.values.min() > 0.9
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
