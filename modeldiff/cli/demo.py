@@ -35,7 +35,7 @@ def _print(done: Demo, folder: Path) -> None:
     features = FeatureTable(done.features)
     for side in ("A", "B"):
         click.echo()
-        print_listing(features, exclusive=side, top=10, sort="gap", min_density=0.0, source=None)
+        print_listing(features, exclusive=side, top=10, sort="evidence", min_density=0.0, source=None)
     click.echo()
     table(
         "The four planted differences, and where they turned up",

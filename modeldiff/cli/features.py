@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from modeldiff.features.table import FeatureRow, FeatureTable
     from modeldiff.workspace import Artifact
 
-SORTS = ("gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
+SORTS = ("evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
+_VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: "-"}
 # Characters of context around the word in a listing.
 _BEFORE, _AFTER = 20, 14
 
@@ -93,7 +94,7 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
     ids = [i for i in selection.ids if table.statistics["firing_count"][i] > 0]  # the dead are counted below
     title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"
     listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("id", "fires", "max", "R²own", "other", "twin"):
+    for column in ("id", "fires", "R²own", "other", "null", "verdict", "twin"):
         listing.add_column(column, justify="right", no_wrap=True)
     listing.add_column("where (share of activation), strongest example", ratio=1)
     for feature in ids:
@@ -101,9 +102,10 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
         listing.add_row(
             str(row.id),
             f"{row.density:.2%}",
-            f"{row.max_activation:.1f}",
             _r2(row.r2_own),
             _r2(row.r2_other),
+            _r2(row.r2_null),
+            _VERDICTS[row.verdict],
             f"{row.twins[0].correlation:.2f}" if row.twins else "-",
             Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
         )
@@ -118,7 +120,15 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
         notes.append(f"{selection.without_evidence} fire too seldom for R²")
     click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
     click.echo("R²: held-out share of the activation that a linear map of the owner's / the other model's residual")
-    click.echo("stream explains. twin: highest correlation with a feature of another partition.")
+    click.echo(
+        "stream explains; null: the other's in permuted pairs; twin: highest correlation with a feature of another"
+    )
+    click.echo("partition. verdict: other / own against shared features that are read from one model alone:")
+    for side, scale in table.scales.items():
+        click.echo(
+            f"  {side.upper()}: median {scale.ratio_median:.2f}, half of it is the bar of excl. ({scale.bar:.2f}); "
+            f"pred. from {scale.ratio_low:.2f} ({scale.references} features)"
+        )
     if ids:
         click.echo(f"next: modeldiff features show {ids[0]}")
 
@@ -174,6 +184,11 @@ def print_feature(table: FeatureTable, row: FeatureRow) -> None:
     click.echo(
         f"predictable   R² {_r2(row.r2_a)} from A's residual stream, {_r2(row.r2_b)} from B's (held out, linear)"
     )
+    if row.verdict:
+        click.echo(
+            f"verdict       {row.verdict} (other model {_r2(row.r2_other)} of own {_r2(row.r2_own)}, chance "
+            f"{_r2(row.r2_null)}; no linear analogue found is not proof that there is none)"
+        )
     twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}" for t in row.twins)
     click.echo(f"twins         {twins or 'none'} (correlation with features of other partitions)")
     click.echo(f"sources       {_sources(row, 6)}")
@@ -231,9 +246,10 @@ command = click.Group(
         click.Option(
             ["--sort"],
             type=click.Choice(SORTS),
-            default="gap",
+            default="evidence",
             show_default=True,
-            help="gap: R² from the owner minus R² from the other model, largest first; twin: least similar twin first.",
+            help="gap: R² from the owner minus R² from the other model, largest first; evidence: gap x (1 - other / "
+            "own); twin: least similar twin first.",
         ),
         click.Option(["--min-density"], type=float, default=0.0, help="Leave out what fires on a smaller share."),
         click.Option(["--source"], help="With --sort mass: by the activation on this text source."),

@@ -3,7 +3,8 @@
 Layout (normative; F features, S text sources, E examples of all features together):
     features.json            format, refs of the inputs, both sides' models and layers, sizes of the partitions, counts
     statistics.safetensors   (F,): density, firing_count, mean_activation, max_activation, sum_activation, sum_squares,
-                             relative_norm, decoder_norm_a, decoder_norm_b, and r2_a, r2_b unless predictability is off;
+                             relative_norm, decoder_norm_a, decoder_norm_b; unless predictability is off also
+                             r2_a, r2_b, null_a, null_b (F,), alone_aa, alone_ab, alone_ba, alone_bb (R,): evidence.py;
                              (S, F): firing_count_by_source, activation_by_source; (S,): pairs_by_source
     twins.safetensors        feature, correlation (F, 3): see twins.py
     examples.h5              offsets (F + 1,), row, activation (E,); with texts also the arrays of context.py
@@ -25,7 +26,7 @@ from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
 from modeldiff.features.context import gather
-from modeldiff.features.evidence import predictability
+from modeldiff.features.evidence import Evidence, evidence_of
 from modeldiff.features.examples import Examples
 from modeldiff.features.scan import ScanResult, scan
 from modeldiff.features.settings import FeaturesSettings
@@ -36,8 +37,8 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import replace_into, temporary_path
 
-SCHEMA = 1
-FORMAT = 1
+SCHEMA = 2
+FORMAT = 2
 # Paper B.1.4.
 PAPER_OUTLIER_FACTOR = 2.0
 FEATURES_NAME = "features.json"
@@ -113,13 +114,13 @@ def _build(
     if not work.has(TWINS_NAME):
         twins = find_twins(result.sample.codes_NF, partition_numbers(crosscoder))
         work.write_bytes(TWINS_NAME, save({"feature": twins.feature, "correlation": twins.correlation}))
-    evidence = _evidence(settings, store, result, device, work)
+    evidence = _evidence(settings, crosscoder, store, result, device, work)
     if not work.has(STATISTICS_NAME):
         work.write_bytes(STATISTICS_NAME, save(_statistics(crosscoder, result.statistics, evidence)))
     if not work.has(EXAMPLES_NAME):
         _write_examples(encoder, result.examples, settings.context, work)
     dead = dead_by_partition(crosscoder, result.statistics)
-    work.write_json(FEATURES_NAME, _description(crosscoder, store, result, refs, dead, settings))
+    work.write_json(FEATURES_NAME, _description(crosscoder, store, result, refs, dead, evidence))
     _tell(store, result.statistics, dead)
     return {
         "features": crosscoder.n_features,
@@ -142,24 +143,28 @@ def dead_by_partition(crosscoder: Crosscoder, statistics: FeatureStatistics) -> 
 
 
 def _evidence(
-    settings: FeaturesSettings, store: ActivationStore, result: ScanResult, device: torch.device, work: Work
-) -> Arrays:
-    """r2_a and r2_b, kept for a resumed run; nothing when predictability is off."""
+    settings: FeaturesSettings,
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    result: ScanResult,
+    device: torch.device,
+    work: Work,
+) -> Evidence | None:
+    """Kept for a resumed run; nothing when predictability is off."""
     if not settings.predictability:
-        return {}
+        return None
     path = work.resume / "evidence.safetensors"
     if not path.exists():
-        r2 = predictability(store, result.sample, device)
         temporary = temporary_path(path)
-        save_file({f"r2_{side}": values for side, values in r2.items()}, temporary)
+        save_file(evidence_of(crosscoder, store, result.sample, device).arrays(), temporary)
         replace_into(temporary, path)
-    return load_file(path)
+    return Evidence.from_arrays(load_file(path))
 
 
-def _statistics(crosscoder: Crosscoder, statistics: FeatureStatistics, evidence: Arrays) -> Arrays:
+def _statistics(crosscoder: Crosscoder, statistics: FeatureStatistics, evidence: Evidence | None) -> Arrays:
     norms = {f"decoder_norm_{side}": norm_F.cpu().numpy() for side, norm_F in crosscoder.decoder_norms().items()}
     relative = crosscoder.relative_norm().detach().cpu().numpy()
-    return {**statistics.results(), **norms, "relative_norm": relative, **evidence}
+    return {**statistics.results(), **norms, "relative_norm": relative, **(evidence.arrays() if evidence else {})}
 
 
 def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:
@@ -179,7 +184,7 @@ def _description(
     result: ScanResult,
     refs: dict[str, str],
     dead: dict[str, int],
-    settings: FeaturesSettings,
+    evidence: Evidence | None,
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -188,7 +193,8 @@ def _description(
         "partitions": {name: [part.start, part.stop] for name, part in crosscoder.slices.items()},
         "sources": store.info.sources,
         "has_texts": store.info.has_texts,
-        "predictability": settings.predictability,
+        "predictability": evidence is not None,
+        "scales": {side: scale.to_json() for side, scale in evidence.scales(crosscoder).items()} if evidence else {},
         "pairs": result.statistics.pairs,
         "outliers": result.statistics.outliers,
         "sample_pairs": len(result.sample.rows_N),

@@ -18,17 +18,18 @@ from safetensors.numpy import load_file
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.example import Example, ExampleReader
 from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
+from modeldiff.features.verdict import Scale, evidence_score, verdicts
 from modeldiff.features.words import WordShare, characteristic_words
 from modeldiff.settings import check_fields
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json
 
 Partition = Literal["A", "shared", "B"]
-Sort = Literal["gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id"]
+Sort = Literal["evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id"]
 SORTS: tuple[str, ...] = get_args(Sort)
 _FIELDS = {
-    "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "pairs",
-    "outliers", "sample_pairs", "dead",
+    "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "scales",
+    "pairs", "outliers", "sample_pairs", "dead",
 }  # fmt: skip
 
 
@@ -67,8 +68,14 @@ class FeatureRow:
     """From the model that has it; of a shared one the better of the two."""
     r2_other: float | None
     """From the model that lacks it; of a shared one the worse of the two."""
+    r2_null: float | None
+    """r2_other in permuted pairs: what chance gives."""
     gap: float | None
     """r2_own - r2_other: large when only its own model's activations explain it."""
+    evidence: float | None
+    """gap x (1 - r2_other / r2_own): what lists are sorted by."""
+    verdict: str | None
+    """exclusive, undecided, predictable or unknown (verdict.py); None for shared features and when not measured."""
     words: list[WordShare]
     """The most frequent words at which its top examples end; empty without texts."""
     examples: list[Example]
@@ -122,6 +129,10 @@ class FeatureTable:
         a_owns = (self.partition_F == "A") | ((self.partition_F == "shared") & (self._r2_a >= self._r2_b))
         self._r2_own = np.where(a_owns, self._r2_a, self._r2_b)
         self._r2_other = np.where(a_owns, self._r2_b, self._r2_a)
+        null_a, null_b = (self.statistics.get(f"null_{side}", nothing) for side in ("a", "b"))
+        self._r2_null = np.where(a_owns, null_b, null_a)
+        self._score = evidence_score(self._r2_own, self._r2_other)
+        self._verdict_F = self._verdicts()
 
     @property
     def n_features(self) -> int:
@@ -133,7 +144,7 @@ class FeatureTable:
         *,
         exclusive: Partition | None = None,
         top: int | None = None,
-        sort: Sort = "gap",
+        sort: Sort = "evidence",
         min_density: float = 0.0,
         source: str | None = None,
     ) -> Selection:
@@ -142,9 +153,10 @@ class FeatureTable:
         Args:
             exclusive: only this partition (A- or B-exclusive, or shared); None: all.
             top: at most so many; None: all.
-            sort: gap (r2_own - r2_other, largest first), density, max, mean, mass (activation in total), relative_norm
-                (the one model's share of the norm first: largest for A, smallest for B), twin (the least similar twin
-                first), id. Dead features come last, then those without evidence before them when sorted by gap.
+            sort: evidence (see FeatureRow.evidence, largest first), gap (r2_own - r2_other), density, max, mean, mass
+                (activation in total), relative_norm (the one model's share of the norm first: largest for A, smallest
+                for B), twin (the least similar twin first), id. Dead features come last, then those without evidence
+                before them when sorted by evidence or gap.
             min_density: leave out features that fire on a smaller share of the pairs.
             source: order by activation mass on this text source alone; needs sort "mass".
 
@@ -178,7 +190,7 @@ class FeatureTable:
         *,
         exclusive: Partition | None = None,
         top: int | None = None,
-        sort: Sort = "gap",
+        sort: Sort = "evidence",
         min_density: float = 0.0,
         source: str | None = None,
         examples: int | None = None,
@@ -215,16 +227,34 @@ class FeatureTable:
             r2_b=_number(self._r2_b[feature]),
             r2_own=own,
             r2_other=other,
+            r2_null=_number(self._r2_null[feature]),
             gap=None if own is None or other is None else own - other,
+            evidence=_number(self._score[feature]),
+            verdict=str(self._verdict_F[feature]) or None,
             words=characteristic_words(words),
             examples=shown,
         )
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """By side "a" and "b", what its features' ratios are held against; empty when nothing was measured."""
+        return {side: Scale(**scale) for side, scale in self.info["scales"].items()}
+
+    def _verdicts(self) -> NDArray[np.str_]:
+        """(F,) empty for shared features."""
+        result = np.full(self.n_features, "", dtype="<U11")
+        for side, scale in self.scales.items():
+            own = self.partition_F == side.upper()
+            result[own] = verdicts(self._r2_own[own], self._r2_other[own], scale)
+        return result
 
     def _sort_key(self, sort: str, exclusive: str | None, source: str | None) -> NDArray[np.float64]:
         """(F,) smallest first; NaN where there is no evidence."""
         statistics = self.statistics
         if source is not None and source not in self.info["sources"]:
             raise InputError(f"no text source '{source}': there is {', '.join(self.info['sources']) or 'none'}")
+        if sort == "evidence":
+            return -self._score
         if sort == "gap":
             return self._r2_other.astype(np.float64) - self._r2_own
         if sort == "mass" and source is not None:
@@ -258,6 +288,11 @@ class FeatureTable:
         if isinstance(info.get("format"), int) and info["format"] > FORMAT:
             raise InputError(
                 f"{path}: format {info['format']} is newer than this modeldiff reads ({FORMAT}): upgrade modeldiff"
+            )
+        if info.get("format") in range(1, FORMAT):
+            raise InputError(
+                f"{self.artifact.ref} was made by an older modeldiff, without all of today's evidence: measure again "
+                f"with `modeldiff features --crosscoder {info.get('crosscoder')}`"
             )
         try:
             check_fields(info, required=_FIELDS, where=str(path))

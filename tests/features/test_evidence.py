@@ -12,8 +12,10 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 import modeldiff.features.evidence as evidence
+import modeldiff.features.rows as rows
+from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.crosscoder.predictability import RIDGE
-from modeldiff.features.codes import CodeSample
+from modeldiff.features.codes import CodeSample, Encoder
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
 from tests.made_activations import make_activations
@@ -43,7 +45,7 @@ def made_sample(store: ActivationStore) -> CodeSample:
 def test_equals_scikit_learn(
     store: ActivationStore, chunk: int, group_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(rows, "_CHUNK_ROWS", chunk)
     monkeypatch.setattr(evidence, "_GROUP_BYTES", group_bytes)
     sample = made_sample(store)
     found = evidence.predictability(store, sample, torch.device("cpu"))
@@ -74,3 +76,32 @@ def test_a_fifth_is_held_out_in_whole_stretches() -> None:
 def test_an_empty_sample_gives_no_numbers(store: ActivationStore) -> None:
     empty = CodeSample(sparse.csr_matrix((0, 4), dtype=np.float32), np.zeros(0, np.int64))
     assert np.isnan(evidence.predictability(store, empty, torch.device("cpu"))["a"]).all()
+
+
+def test_permuted_pairs_explain_nothing_and_references_come_from_one_model(store: ActivationStore) -> None:
+    """Features 0 and 1 read A, 2 and 3 both, 4 and 5 B; nothing is common to the two models' activations."""
+    crosscoder = Crosscoder(
+        CrosscoderConfig(width_a=5, width_b=7, n_a_only=2, n_shared=2, n_b_only=2, k=2, combine="sum")
+    )
+    with torch.no_grad():
+        crosscoder.w_enc_a.copy_(torch.eye(4, 5))
+        crosscoder.w_enc_b.copy_(torch.eye(4, 7))
+        crosscoder.w_dec_a.copy_(torch.eye(4, 5))
+        crosscoder.w_dec_b.copy_(torch.eye(4, 7))
+        crosscoder.b_enc.copy_(torch.tensor([-3.0, -3, -6, -6, -3, -3]))
+    encoder = Encoder(crosscoder, store, torch.device("cpu"), 0.0)
+    codes = torch.cat([encoder.dense(block)[0] for block in store.blocks(N)]).numpy()
+    sample = CodeSample(sparse.csr_matrix(codes), np.arange(N))
+    found = evidence.evidence_of(crosscoder, store, sample, torch.device("cpu"))
+    plain = evidence.predictability(store, sample, torch.device("cpu"))
+    for side in ("a", "b"):
+        np.testing.assert_array_equal(found.r2[side], plain[side])
+        assert found.null[side].max() < 0.1
+        other = "b" if side == "a" else "a"
+        assert found.alone[side][side].min() > 0.4
+        assert found.alone[side][other].max() < 0.1
+    again = evidence.Evidence.from_arrays(found.arrays())
+    assert again.arrays().keys() == found.arrays().keys()
+    for name, values in found.arrays().items():
+        np.testing.assert_array_equal(again.arrays()[name], values)
+    assert found.scales(crosscoder)["a"].references == len(found.alone["a"]["a"])

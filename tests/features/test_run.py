@@ -292,6 +292,6 @@ def test_a_crosscoder_without_exclusive_features(workspace: Workspace, capsys: p
         selection = table.select(exclusive=side)  # type: ignore[arg-type]
         assert (selection.ids, selection.candidates) == ([], 0)
         capsys.readouterr()
-        print_listing(table, exclusive=side, top=20, sort="gap", min_density=0.0, source=None)
+        print_listing(table, exclusive=side, top=20, sort="evidence", min_density=0.0, source=None)
         assert capsys.readouterr().out == f"features:1: crosscoder:1 has no {side}-exclusive features\n"
-        assert listing_json(table, exclusive=side, sort="gap")["features"] == []
+        assert listing_json(table, exclusive=side, sort="evidence")["features"] == []

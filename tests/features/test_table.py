@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modeldiff.errors import InputError
-from modeldiff.features.run import run
+from modeldiff.features.run import FORMAT, run
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.features.table import FeatureTable, Sort
 from modeldiff.workspace import Workspace
@@ -44,7 +44,13 @@ def test_orders(table: FeatureTable) -> None:
     def values(sort: Sort, field: str) -> list[float]:
         return [getattr(row, field) for row in table.rows(sort=sort)]
 
-    for sort, field in (("gap", "gap"), ("density", "density"), ("max", "max_activation"), ("mean", "mean_activation")):
+    for sort, field in (
+        ("evidence", "evidence"),
+        ("gap", "gap"),
+        ("density", "density"),
+        ("max", "max_activation"),
+        ("mean", "mean_activation"),
+    ):
         found = values(sort, field)  # type: ignore[arg-type]
         assert found == sorted(found, reverse=True)
     assert values("id", "id") == list(range(10))
@@ -85,7 +91,7 @@ def test_rows_are_json(table: FeatureTable) -> None:
     ("chosen", "message"),
     [
         ({"exclusive": "C"}, "A, B or shared"),
-        ({"sort": "beauty"}, "one of gap, density"),
+        ({"sort": "beauty"}, "one of evidence, gap, density"),
         ({"top": 0}, "--top"),
         ({"source": "novels"}, "there is even, odd"),
     ],
@@ -101,14 +107,17 @@ def test_a_feature_that_does_not_exist(table: FeatureTable, feature: int) -> Non
         table.row(feature)
 
 
-def test_a_folder_of_a_newer_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "message"), [(FORMAT + 1, "upgrade modeldiff"), (FORMAT - 1, "modeldiff features --crosscoder")]
+)
+def test_a_folder_of_another_version(version: int, message: str, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "ws")
     made_pair(workspace, 200)
     artifact = run(FeaturesSettings(outlier_factor=0.0, device="cpu"), workspace)
     path = artifact.folder / "features.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {version}'))
     artifact.manifest.files["features.json"] = type(artifact.manifest.files["features.json"])(
         path.stat().st_size, __import__("hashlib").sha256(path.read_bytes()).hexdigest()
     )
-    with pytest.raises(InputError, match="upgrade modeldiff"):
+    with pytest.raises(InputError, match=message):
         FeatureTable(artifact)
