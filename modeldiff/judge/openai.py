@@ -82,12 +82,13 @@ class OpenAIAsker:
             RefusedError: the server refuses a request.
             MachineError: the server stays out of reach, or says something that is not an answer.
         """
-        self._stop.clear()
+        # A new one each time: threads that Ctrl-C left behind still look at theirs.
+        stop = self._stop = threading.Event()
         waiting = iter(range(len(prompts)))
         errors: list[BaseException] = []
 
         def work() -> None:
-            while not self._stop.is_set():
+            while not stop.is_set():
                 with self._lock:
                     number = next(waiting, None)
                 if number is None:
@@ -99,7 +100,7 @@ class OpenAIAsker:
                     return
                 except BaseException as error:  # raised again below, in the thread that asked
                     errors.append(error)
-                    self._stop.set()
+                    stop.set()
                     return
 
         # Daemons, so that Ctrl-C need not wait for a slow server: every answer that arrived is on disk.
@@ -113,7 +114,7 @@ class OpenAIAsker:
             for thread in threads:
                 thread.join()
         finally:
-            self._stop.set()
+            stop.set()
         if errors:
             raise errors[0]
 
