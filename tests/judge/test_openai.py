@@ -227,27 +227,43 @@ def test_a_closed_port_is_one_line_after_the_tries(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def others_are_answered_meanwhile(judge: CachedJudge, time: FakeTime, others: list[Prompt]) -> None:
+    """One of the others is answered between two tries, as when several calls run at the same time."""
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        judge._asker._one(others.pop())
+
+    judge._asker._sleep = sleep
+
+
 def test_a_prompt_that_the_server_cannot_take_does_not_hold_up_the_others(tmp_path: Path, time: FakeTime) -> None:
+    *others, poison = prompts(6)
+
     def poisoned(request: Request, before: int) -> Reply:
-        return failed(500, message="boom") if request.user == "question 3" else echo(request, before)
+        return failed(500, message="boom") if request.user == poison.user else echo(request, before)
 
     with serving(poisoned) as server:
-        judge = judge_at(server.base_url, tmp_path, time, concurrency=1)
-        # Others are answered between its tries, as they are when several calls run at the same time.
-        others = [p for p in prompts(6) if p.user != "question 3"]
-        time_sleep = time.sleep
-
-        def sleep(seconds: float) -> None:
-            time_sleep(seconds)
-            if others:
-                judge._asker._one(others.pop())
-
-        judge._asker._sleep = sleep
-        (answer,) = judge.ask([prompts(6)[3]])
+        judge = judge_at(server.base_url, tmp_path, time)
+        others_are_answered_meanwhile(judge, time, others)
+        (answer,) = judge.ask([poison])
         assert answer.text is None
         assert "failed on it 4 times (HTTP 500: boom)" in str(answer.reason)
         # It may fare better another day.
-        assert judge_at(server.base_url, tmp_path, time).planned([prompts(6)[3]]) == 1
+        assert judge_at(server.base_url, tmp_path, time).planned([poison]) == 1
+
+
+def test_a_prompt_that_was_only_unlucky_is_not_counted_as_missing(tmp_path: Path, time: FakeTime) -> None:
+    *others, unlucky = prompts(6)
+
+    def limited(request: Request, before: int) -> Reply:
+        return failed(429) if request.user == unlucky.user else echo(request, before)
+
+    with serving(limited) as server:
+        judge = judge_at(server.base_url, tmp_path, time)
+        others_are_answered_meanwhile(judge, time, others)
+        with pytest.raises(MachineError, match=r"in 4 tries \(HTTP 429\)"):
+            judge.ask([unlucky])
 
 
 @pytest.mark.parametrize(
@@ -261,6 +277,8 @@ def test_a_prompt_that_the_server_cannot_take_does_not_hold_up_the_others(tmp_pa
         (Reply(400, b"<html>"), "(HTTP 400)"),
         (Reply(400, {"error": "plain words"}), "(HTTP 400: plain words)"),
         (Reply(307, b"", {"Location": "http://127.0.0.1:1/elsewhere"}), "has moved (HTTP 307)"),
+        # Followed, it would take the question elsewhere.
+        (Reply(302, b"", {"Location": "http://127.0.0.1:1/elsewhere"}), "has moved (HTTP 302)"),
     ],
 )
 def test_a_refusal_is_one_line_at_once(tmp_path: Path, time: FakeTime, reply: Reply, message: str) -> None:

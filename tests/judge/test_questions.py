@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeldiff.judge import quoting
 from modeldiff.judge.base import Prompt
 from modeldiff.judge.questions import (
     Explanation,
@@ -170,6 +172,12 @@ def test_a_text_that_holds_the_fence_of_an_earlier_prompt_cannot_close_it() -> N
     assert tag_of(prompt) != tag_of(innocent)
     assert blocks(prompt) == ["ships", forged]
     assert prompt == ask_detection("f", "ships", [forged])  # the same question is in the cache
+
+
+def test_a_tag_that_a_text_holds_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = iter(["a" * 64, "b" * 64, "c" * 64])
+    monkeypatch.setattr(quoting.hashlib, "sha256", lambda _: SimpleNamespace(hexdigest=lambda: next(digests)))
+    assert quoting.tag_for(["x" + "a" * 12, "B" * 12]) == "c" * 12
 
 
 @pytest.mark.parametrize(
