@@ -16,7 +16,7 @@ from modeldiff.errors import InputError, MachineError, ModeldiffError
 from modeldiff.judge.base import Prompt
 from modeldiff.judge.cache import AnswerCache
 from modeldiff.judge.cached import CachedJudge
-from modeldiff.judge.endpoint import Endpoint
+from modeldiff.judge.endpoint import Endpoint, _read
 from modeldiff.judge.openai import OpenAIAsker
 from tests.judge.conftest import FakeTime
 from tests.judge.fake_endpoint import Answering, Reply, Request, failed, said, serving
@@ -385,3 +385,9 @@ def test_an_answer_without_end_is_given_up(tmp_path: Path, time: FakeTime) -> No
     endless = Reply(body=b"x" * (9 << 20))
     with serving(first(99, endless)) as server, pytest.raises(MachineError, match="longer than 8 MiB"):
         judge_at(server.base_url, tmp_path, time).ask(prompts(1))
+
+
+def test_an_answer_that_trickles_in_is_given_up_at_the_deadline() -> None:
+    # Every byte comes before the socket's own timeout; the deadline has passed all the same.
+    with pytest.raises(TimeoutError):
+        _read(lambda _: b"x", deadline=real_time.monotonic() - 1)
