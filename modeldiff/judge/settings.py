@@ -1,0 +1,86 @@
+"""Settings of a judge, to be inherited by the settings of a stage that asks one. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+from urllib.parse import urlsplit
+
+from modeldiff.errors import InputError
+from modeldiff.settings import Settings, setting, settings
+
+DEFAULT_KEY_ENV = "OPENAI_API_KEY"
+BASE_URL_ENV = "OPENAI_BASE_URL"
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+
+
+@settings
+class JudgeSettings(Settings):
+    """Who judges. What decides the answers is `Judge.identity()`: a stage puts it into its fingerprint."""
+
+    judge: Literal["effect", "local", "openai"] = setting(default="effect")
+    """Who judges: effect compares next-token distributions and needs no model; local is a chat model on this machine;
+    openai is any OpenAI-compatible endpoint."""
+
+    judge_model: str | None = setting(default=None, result=False)
+    """The judging model: a folder, a GGUF file or a hub name with local, the endpoint's name for it with openai."""
+
+    judge_base_url: str | None = setting(default=None, result=False)
+    """Of the endpoint, e.g. http://localhost:8000/v1. Default: the environment's OPENAI_BASE_URL, else OpenAI's own."""
+
+    judge_key_env: str = setting(default=DEFAULT_KEY_ENV, result=False)
+    """Name of the environment variable that holds the endpoint's key. The key itself is written nowhere."""
+
+    judge_max_calls: int | None = setting(default=None, result=False)
+    """Stop before making more calls than this in one run. Default: 1000 with openai, no limit with local."""
+
+    judge_max_tokens: int = setting(default=1024, result=False)
+    """Longest answer of the judge, in tokens. A model that thinks before it answers needs more."""
+
+    judge_concurrency: int = setting(default=4, result=False)
+    """Calls at the same time with openai, prompts in a batch with local."""
+
+    judge_timeout: float = setting(default=120.0, result=False)
+    """Seconds until a call without an answer is given up and repeated."""
+
+    def __post_init__(self) -> None:
+        if self.judge not in ("effect", "local", "openai"):
+            raise InputError(f"--judge expects effect, local or openai, found '{self.judge}'")
+        if self.judge != "effect" and not (self.judge_model or "").strip():
+            which = "a folder, a GGUF file or a hub name" if self.judge == "local" else "the endpoint's name for it"
+            raise InputError(f"--judge {self.judge} needs a model: name it with --judge-model ({which})")
+        if self.judge_base_url is not None:
+            check_base_url(self.judge_base_url, "--judge-base-url")
+        if not self.judge_key_env.isidentifier():
+            # What stands here may be the key itself, so it is not repeated.
+            raise InputError("--judge-key-env expects the name of an environment variable, not the key")
+        if self.judge_max_calls is not None and self.judge_max_calls < 0:
+            raise InputError(f"--judge-max-calls must be 0 or more, found {self.judge_max_calls}")
+        if self.judge_max_tokens < 1:
+            raise InputError(f"--judge-max-tokens must be at least 1, found {self.judge_max_tokens}")
+        if self.judge_concurrency < 1:
+            raise InputError(f"--judge-concurrency must be at least 1, found {self.judge_concurrency}")
+        if not 0 < self.judge_timeout < math.inf:
+            raise InputError(f"--judge-timeout must be above 0 seconds, found {self.judge_timeout}")
+
+
+def check_base_url(url: str, where: str) -> str:
+    """The URL without a closing slash.
+
+    Raises:
+        InputError: it is no http(s) URL, or holds what may be a secret (then it is not repeated in the message).
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
+    except ValueError:
+        raise InputError(f"{where} is not a URL: expected one like {DEFAULT_BASE_URL}") from None
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(
+            f"{where} may hold no user name, password or query, for it is written to files: "
+            "the key comes from the variable that --judge-key-env names"
+        )
+    if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in parts.path):
+        raise InputError(f"{where} is not a URL: expected one like {DEFAULT_BASE_URL}")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
