@@ -33,7 +33,7 @@ class Dictionary:
     """0, 1, 2 for A, shared, B."""
 
     def shifted(self) -> Self:
-        """The same with the pairs permuted: moved on by half of them, so that no pair meets its own text."""
+        """The same with the pairs permuted: moved on by half of them, so that texts meet other texts."""
         return replace(self, columns=self.columns.shifted(self.columns.codes_NF.shape[0] // 2))
 
 
@@ -44,7 +44,7 @@ class Matches:
     feature: NDArray[np.int32]
     """(R,) the best-correlated feature of any partition; -1 when none correlates positively."""
     correlation: NDArray[np.float32]
-    """(R,) 0 where there is none."""
+    """(R,) to six decimals; 0 where there is none."""
     partition: NDArray[np.int8]
     """(R,) of the match; -1 where there is none."""
     mutual: NDArray[np.bool_]
@@ -81,21 +81,23 @@ def _best(
     correlation_F = np.zeros(one.columns.n_features)
     with progress(label, len(features_R), "features") as bar:
         for block in products(one.columns, other.columns, features_R):
-            entries, correlation = _positive(one, other, block)
+            entries, correlation = _strongest(one, other, block)
             elsewhere = one.partition_F[entries.one] != other.partition_F[entries.other]
-            order = np.lexsort((entries.other, elsewhere, -np.round(correlation, _DECIMALS), entries.one))
+            order = np.lexsort((entries.other, elsewhere, entries.one))
             i, first = np.unique(entries.one[order], return_index=True)
             feature_F[i] = entries.other[order][first]
-            # Rounding may carry a perfect match past 1.
-            correlation_F[i] = np.minimum(correlation[order][first], 1.0)
+            correlation_F[i] = correlation[order][first]
             bar.advance(block.features)
     return feature_F[features_R], correlation_F[features_R]
 
 
-def _positive(one: Dictionary, other: Dictionary, block: Products) -> tuple[Products, NDArray[np.float64]]:
-    correlation = correlations(one.columns, other.columns, block)
-    positive = correlation > 0
-    return block.where(positive), correlation[positive]
+def _strongest(one: Dictionary, other: Dictionary, block: Products) -> tuple[Products, NDArray[np.float64]]:
+    """The entries whose correlation is positive and, up to rounding, the highest of their feature."""
+    correlation = np.round(correlations(one.columns, other.columns, block), _DECIMALS)
+    highest_F = np.zeros(one.columns.n_features)
+    np.maximum.at(highest_F, block.one, correlation)
+    strongest = (correlation > 0) & (correlation == highest_F[block.one])
+    return block.where(strongest), correlation[strongest]
 
 
 def decoder_cosines(
