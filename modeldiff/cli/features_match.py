@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from modeldiff.features.match_table import MatchRow, MatchTable
 
 _NAMES = {"A": "A-exclusive", "shared": "shared", "B": "B-exclusive"}
-_PLACES = ("A", "shared", "B", "none")
+_PLACES = ("A", "shared", "B", "one-sided", "none")
 
 
 def _match(
@@ -68,9 +68,9 @@ def print_match(found: MatchTable, partitions: list[str], top: int) -> None:
             click.echo(f"\n{info['reference']} has no {_NAMES[partition]} features")
             continue
         _print_summary(info["summary"][partition], partition)
-        _print_features(found.rows(partition, top), partition, info["summary"][partition]["alive"])
-    click.echo(f"\nback: the best match is mutual and its correlation r is at least {info['threshold']:g}; one-sided:")
-    click.echo("it is not mutual. (In brackets): the same with the pairs permuted, by chance.")
+        _print_features(found.rows(partition, top), partition, info["summary"][partition]["alive"], info["threshold"])
+    click.echo(f"\nback: the best match correlates (r) {info['threshold']:g} or more, and is mutual. one-sided: it")
+    click.echo("prefers another feature. (In brackets): with the pairs permuted, by chance.")
 
 
 def _print_summary(summary: dict[str, Any], partition: str) -> None:
@@ -85,8 +85,8 @@ def _print_summary(summary: dict[str, Any], partition: str) -> None:
     sizes = f"{summary['features']} features, {summary['alive']} alive"
     click.echo()
     table(
-        f"{_NAMES[partition]}: {sizes}; how many are back, by partition",
-        [("in", "left"), *((place if place != "none" else "not", "right") for place in _PLACES), ("median r", "right")],
+        f"{_NAMES[partition]}: {sizes}; back in",
+        [("in", "left"), *((place, "right") for place in _PLACES), ("median r", "right")],
         rows,
     )
     if summary["alive"]:
@@ -96,11 +96,11 @@ def _print_summary(summary: dict[str, Any], partition: str) -> None:
 
 
 def _counts(found: dict[str, Any], chance: dict[str, Any], form: str) -> list[str]:
-    counts = [f"{found[place]:{form}} ({chance[place]:{form}})" for place in _PLACES if place != "none"]
+    counts = [f"{found[place]:{form}} ({chance[place]:g})" for place in _PLACES if place != "none"]
     return [*counts, f"{found['none']:{form}}"]
 
 
-def _print_features(rows: list[MatchRow], partition: str, alive: int) -> None:
+def _print_features(rows: list[MatchRow], partition: str, alive: int, threshold: float) -> None:
     if not rows:
         return
     cells = []
@@ -109,7 +109,7 @@ def _print_features(rows: list[MatchRow], partition: str, alive: int) -> None:
             first = [str(row.id), f"{row.density:.2%}"] if not index else ["", ""]
             place = "none" if one.id is None else f"{one.partition} {one.id}"
             cosines = [_number(cosine) for cosine in (one.cosine_a, one.cosine_b) if cosine is not None]
-            back = "yes" if one.came_back else "weak" if one.mutual or one.id is None else "one-sided"
+            back = "yes" if one.came_back else "one-sided" if one.correlation >= threshold else "no"
             r = f"{one.correlation:.2f} ({one.chance:.2f})"
             cells.append([*first, one.crosscoder, place, r, " ".join(cosines), back])
     names = {"A": "cos A", "shared": "cos A, B", "B": "cos B"}

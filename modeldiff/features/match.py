@@ -4,7 +4,8 @@ Layout (normative; R features of the reference that were looked for, O other cro
     match.json          format, refs of the inputs, counts of pairs, threshold, sizes of the partitions, and the
                         summary of match_summary.py
     match.safetensors   (R,): feature, partition, firing_count; (O, R): match, correlation, match_partition, mutual,
-                        came_back (partition of a mutual match at or above the threshold), cosine_a, cosine_b (NaN where
+                        came_back (partition of a mutual match at or above the threshold,
+                        -2: at or above, but not mutual), cosine_a, cosine_b (NaN where
                         one of the two lacks the side), and of permuted pairs chance_correlation, chance_came_back.
                         Partitions are 0, 1, 2 for A, shared, B; -1 stands for none
 """

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.features.matching import NOWHERE
+from modeldiff.features.matching import NOWHERE, ONE_SIDED
 
 PARTITIONS = ("A", "shared", "B")
-PLACES = {"A": 0, "shared": 1, "B": 2, "none": NOWHERE}
-"""Where a feature came back, as numbered in the arrays."""
+PLACES = {"A": 0, "shared": 1, "B": 2, "one-sided": ONE_SIDED, "none": NOWHERE}
+"""Where a feature came back, as numbered in the arrays; one-sided and none: it did not."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -79,4 +79,4 @@ def _mean(came_back_OR: NDArray[np.int8]) -> dict[str, float]:
 def _in_all(came_back_OR: NDArray[np.int8]) -> dict[str, int]:
     """Features that came back in the same place in every other dictionary; `somewhere`: in any partition of each."""
     counts = {place: int((came_back_OR == number).all(axis=0).sum()) for place, number in PLACES.items()}
-    return {**counts, "somewhere": int((came_back_OR != NOWHERE).all(axis=0).sum())}
+    return {**counts, "somewhere": int((came_back_OR >= 0).all(axis=0).sum())}

@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.match import ARRAYS_NAME, FORMAT, MATCH_NAME
 from modeldiff.features.match_summary import PARTITIONS, Arrays
-from modeldiff.features.matching import NOWHERE
 from modeldiff.settings import check_fields
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json
@@ -101,7 +100,7 @@ class MatchTable:
         alive = np.flatnonzero(mine_R & (arrays["firing_count"] > 0))
         back_OR = arrays["came_back"][:, alive]
         same = (back_OR == PARTITIONS.index(partition)).sum(axis=0)
-        anywhere = (back_OR != NOWHERE).sum(axis=0)
+        anywhere = (back_OR >= 0).sum(axis=0)
         mean = arrays["correlation"][:, alive].mean(axis=0)
         return [self._row(int(alive[i])) for i in np.lexsort((alive, -mean, -anywhere, -same))[:top]]
 
@@ -113,7 +112,7 @@ class MatchTable:
             id=int(arrays["feature"][index]),
             partition=PARTITIONS[own],
             density=float(arrays["firing_count"][index]) / self.info["pairs"],
-            came_back=int((back_O != NOWHERE).sum()),
+            came_back=int((back_O >= 0).sum()),
             came_back_same=int((back_O == own).sum()),
             found=[self._found(other, index) for other in range(len(back_O))],
         )
@@ -128,7 +127,7 @@ class MatchTable:
             correlation=float(arrays["correlation"]),
             chance=float(arrays["chance_correlation"]),
             mutual=bool(arrays["mutual"]),
-            came_back=bool(arrays["came_back"] != NOWHERE),
+            came_back=bool(arrays["came_back"] >= 0),
             cosine_a=_number(arrays["cosine_a"]),
             cosine_b=_number(arrays["cosine_b"]),
         )

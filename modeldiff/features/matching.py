@@ -19,6 +19,8 @@ from modeldiff.workspace.plan import SIDES
 
 NOWHERE = -1
 """In place of a feature's or a partition's number: there is none."""
+ONE_SIDED = -2
+"""In place of the partition where a feature came back: its match correlates enough, but prefers another feature."""
 # Correlations that agree to so many decimals are equal: two features that fire on one and the same pair both
 # correlate perfectly with a third one, up to rounding.
 _DECIMALS = 6
@@ -51,9 +53,11 @@ class Matches:
     """(R,) the match, looked for among all features of the reference, finds this one."""
 
     def came_back(self, threshold: float) -> NDArray[np.int8]:
-        """(R,) partition of the matches that are mutual and correlate at least `threshold`; -1 for the others."""
-        found = self.mutual & (np.round(self.correlation.astype(np.float64), _DECIMALS) >= threshold)
-        return np.where(found, self.partition, NOWHERE).astype(np.int8)
+        """(R,) partition of the matches that correlate at least `threshold` and are mutual; -2 for those that are not
+        mutual, -1 for what correlates less."""
+        enough = np.round(self.correlation.astype(np.float64), _DECIMALS) >= threshold
+        found = np.where(self.mutual, self.partition, ONE_SIDED)
+        return np.where(enough, found, NOWHERE).astype(np.int8)
 
 
 def match(reference: Dictionary, other: Dictionary, features_R: NDArray[np.int64], label: str) -> Matches:

@@ -127,8 +127,8 @@ def test_what_moved_is_found_where_it_went(workspace: Workspace) -> None:
     assert found[0].cosine_a == pytest.approx(1)
     assert found[0].cosine_b is None
     summary = table.info["summary"]
-    assert summary["A"]["against"][0]["came_back"] == {"A": 2, "shared": 1, "B": 0, "none": 0}
-    assert summary["B"]["against"][0]["came_back"] == {"A": 0, "shared": 0, "B": 2, "none": 1}
+    assert summary["A"]["against"][0]["came_back"] == {"A": 2, "shared": 1, "B": 0, "one-sided": 0, "none": 0}
+    assert summary["B"]["against"][0]["came_back"] == {"A": 0, "shared": 0, "B": 2, "one-sided": 0, "none": 1}
     assert artifact.metrics["A"] == {"alive": 3, "came_back_in_all": 2}
     # The feature that stayed in its partition comes before the one that moved.
     assert [row.id for row in table.rows("A")][-1] == 0
@@ -141,7 +141,7 @@ def test_the_dead_of_the_reference_are_counted_apart(workspace: Workspace) -> No
     a, b = (table.info["summary"][part] for part in ("A", "B"))
     assert (a["features"], a["alive"], a["dead"]) == (N_A, N_A - 1, 1)
     assert (b["features"], b["alive"], b["dead"]) == (N_B, N_B - 1, 1)
-    assert a["against"][0]["came_back"] == {"A": 2, "shared": 0, "B": 0, "none": 0}
+    assert a["against"][0]["came_back"] == {"A": 2, "shared": 0, "B": 0, "one-sided": 0, "none": 0}
     assert 2 not in [row.id for row in table.rows("A")]
 
 

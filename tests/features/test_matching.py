@@ -101,7 +101,7 @@ def test_a_feature_that_two_claim_comes_back_as_one_of_them() -> None:
     found = everything(f_NF, g_NF)
     assert found.feature[:2].tolist() == [2, 2]
     assert found.mutual[:2].tolist() == [True, False]
-    assert found.came_back(0.7)[:2].tolist() == [0, -1]
+    assert found.came_back(0.7)[:2].tolist() == [0, -2]
 
 
 def test_independent_dictionaries_match_no_better_than_by_chance() -> None:
@@ -137,7 +137,7 @@ def test_the_summary_counts_alive_features_by_the_place_where_they_came_back() -
     arrays = {
         "partition": np.array([0, 0, 0, 0, 2], np.int8),
         "firing_count": np.array([5, 5, 5, 0, 5]),
-        "came_back": np.array([[0, 0, -1, -1, 2], [0, 1, -1, -1, 1]], np.int8),
+        "came_back": np.array([[0, 0, -1, -1, 2], [0, 1, -2, -1, 1]], np.int8),
         "chance_came_back": np.full((2, 5), -1, np.int8),
         "correlation": np.array([[1, 0.9, 0.2, 0, 0.8]] * 2, np.float32),
         "chance_correlation": np.array([[0.1, 0.1, 0.3, 0, 0.1]] * 2, np.float32),
@@ -147,14 +147,15 @@ def test_the_summary_counts_alive_features_by_the_place_where_they_came_back() -
     a = summary["A"]
     assert (a["features"], a["alive"], a["dead"]) == (4, 3, 1)
     assert [one["came_back"] for one in a["against"]] == [
-        {"A": 2, "shared": 0, "B": 0, "none": 1},
-        {"A": 1, "shared": 1, "B": 0, "none": 1},
+        {"A": 2, "shared": 0, "B": 0, "one-sided": 0, "none": 1},
+        {"A": 1, "shared": 1, "B": 0, "one-sided": 1, "none": 0},
     ]
     assert a["against"][0]["correlation"]["median"] == pytest.approx(0.9)
     assert a["against"][0]["chance"]["correlation"]["max"] == pytest.approx(0.3)
     assert a["against"][0]["chance"]["came_back"]["none"] == 3
-    assert {key: a["mean"][key] for key in ("A", "shared", "B", "none")} == {"A": 1.5, "shared": 0.5, "B": 0, "none": 1}
-    in_all = {key: a["in_all"][key] for key in ("A", "shared", "B", "none", "somewhere")}
-    assert in_all == {"A": 1, "shared": 0, "B": 0, "none": 1, "somewhere": 2}
+    assert a["mean"]["chance"]["none"] == a["in_all"]["chance"]["none"] == 3
+    mean, in_all = ({key: n for key, n in a[name].items() if key != "chance"} for name in ("mean", "in_all"))
+    assert mean == {"A": 1.5, "shared": 0.5, "B": 0, "one-sided": 0.5, "none": 0.5}
+    assert in_all == {"A": 1, "shared": 0, "B": 0, "one-sided": 0, "none": 0, "somewhere": 2}
     assert summary["B"]["in_all"]["somewhere"] == 1
     assert summary["B"]["in_all"]["B"] == 0
