@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modeldiff.cli import features_match
 from modeldiff.cli.common import (
     console,
     examples,
@@ -280,3 +281,4 @@ command.add_command(
         epilog=examples("modeldiff features show 17", "modeldiff features show 17 --top 20 --json"),
     )
 )
+command.add_command(features_match.command)

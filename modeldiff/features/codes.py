@@ -117,10 +117,14 @@ class SampleWriter:
         block = sparse.csr_matrix((codes.value, (codes.row, codes.feature)), shape=shape)
         self._parts.append((block[kept_B], first_row + np.flatnonzero(kept_B)))
 
+    def has(self, shard: int) -> bool:
+        """True when the shard was finished, by this process or one before it."""
+        return self._path(shard).exists()
+
     def finish_shard(self, shard: int) -> None:
         """Write what was added since the last shard."""
         part = self._joined(self._parts)
-        path = self._folder / f"{shard:05d}.safetensors"
+        path = self._path(shard)
         temporary = temporary_path(path)
         arrays = {"indptr": part.codes_NF.indptr, "indices": part.codes_NF.indices, "data": part.codes_NF.data}
         save_file({**arrays, "rows": part.rows_N}, temporary)
@@ -131,11 +135,14 @@ class SampleWriter:
         """The sample of the first `shards` shards, in order."""
         parts = []
         for shard in range(shards):
-            arrays = load_file(self._folder / f"{shard:05d}.safetensors")
+            arrays = load_file(self._path(shard))
             shape = (len(arrays["rows"]), self._n_features)
             matrix = sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
             parts.append((matrix, arrays["rows"]))
         return self._joined(parts)
+
+    def _path(self, shard: int) -> Path:
+        return self._folder / f"{shard:05d}.safetensors"
 
     def _joined(self, parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]]) -> CodeSample:
         if not parts:

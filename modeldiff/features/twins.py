@@ -4,7 +4,7 @@ The exclusive partitions hold many concepts twice (paper 9.4). Pearson correlati
 pairs finds the doubles without a judge. An F x F matrix never exists: codes are sparse, and features go through in
 blocks.
 
-Legend: N pairs of the sample, F features, C features of a block.
+Legend: N pairs of the sample, F features.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.console import progress
+from modeldiff.features.correlation import Columns, correlations, products
 
 PER_FEATURE = 3
 """Twins kept for each feature."""
-# Most entries of one block of products (C, F): 12 bytes each in a sparse matrix.
-_BLOCK_ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -49,25 +48,12 @@ def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> T
     twins = Twins(np.full((n_features, PER_FEATURE), -1, np.int32), np.zeros((n_features, PER_FEATURE), np.float32))
     if not n or not codes_NF.nnz:
         return twins
-    codes = codes_NF.astype(np.float64)
-    mean_F = np.asarray(codes.sum(axis=0)).ravel() / n
-    square_F = np.asarray(codes.multiply(codes).sum(axis=0)).ravel() / n
-    variance_F = square_F - mean_F**2
-    # A constant feature's variance is rounding error, not exactly 0.
-    varies_F = variance_F > 1e-12 * square_F
-    deviation_F = np.sqrt(np.where(varies_F, variance_F, 1.0))
-    columns = codes.tocsc()
-    step = max(1, _BLOCK_ENTRIES // n_features)
+    columns = Columns.of(codes_NF)
     with progress("features: twins", n_features, "features") as bar:
-        for start in range(0, n_features, step):
-            chunk = slice(start, min(start + step, n_features))
-            product_CF = (columns[:, chunk].T.tocsr() @ codes).tocoo()
-            one, other = product_CF.row + start, product_CF.col
-            wanted = (partition_F[one] != partition_F[other]) & varies_F[one] & varies_F[other]
-            one, other = one[wanted], other[wanted]
-            covariance = product_CF.data[wanted] / n - mean_F[one] * mean_F[other]
-            _keep_best(twins, one, other, covariance / (deviation_F[one] * deviation_F[other]))
-            bar.advance(chunk.stop - chunk.start)
+        for block in products(columns, columns):
+            entries = block.where(partition_F[block.one] != partition_F[block.other])
+            _keep_best(twins, entries.one, entries.other, correlations(columns, columns, entries))
+            bar.advance(block.features)
     return twins
 
 

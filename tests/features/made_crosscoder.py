@@ -55,15 +55,17 @@ def shared_only() -> Crosscoder:
     return crosscoder
 
 
-def publish(workspace: Workspace, crosscoder: Crosscoder, activations: Artifact | None) -> Artifact:
-    """The crosscoder as an artifact, trained on `activations` by its manifest."""
+def publish(
+    workspace: Workspace, crosscoder: Crosscoder, activations: Artifact | None, label: str = "made"
+) -> Artifact:
+    """The crosscoder as an artifact, trained on `activations` by its manifest. Another label makes another version."""
 
     def build(work: Work) -> dict[str, int]:
         crosscoder.save_pretrained(work.folder)
         return {}
 
     inputs = {"activations": activations.as_input() if activations else Input("activations:7", "0" * 64)}
-    return produce(workspace, Order("crosscoder", MadeSettings(), inputs, 1), build)
+    return produce(workspace, Order("crosscoder", MadeSettings(label=label), inputs, 1), build)
 
 
 def sparse_pairs(n: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

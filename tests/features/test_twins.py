@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-import modeldiff.features.twins as twins_module
+import modeldiff.features.correlation as correlation_module
 from modeldiff.features.twins import PER_FEATURE, find_twins
 
 PARTITION_F = np.repeat([0, 1, 2], [4, 6, 5])
@@ -26,7 +26,7 @@ def made_codes(n: int = 400) -> np.ndarray:
 def test_correlations_equal_numpy_and_the_best_of_other_partitions_come_first(
     block_entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(twins_module, "_BLOCK_ENTRIES", block_entries)
+    monkeypatch.setattr(correlation_module, "_BLOCK_ENTRIES", block_entries)
     f_NF = made_codes()
     twins = find_twins(sparse.csr_matrix(f_NF), PARTITION_F)
     with np.errstate(all="ignore"):
