@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modeldiff.cli import features_stitch
 from modeldiff.cli.common import (
     console,
     examples,
@@ -264,3 +265,4 @@ command.add_command(
         epilog=examples("modeldiff features show 17", "modeldiff features show 17 --top 20 --json"),
     )
 )
+command.add_command(features_stitch.command)
