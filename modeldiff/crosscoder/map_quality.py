@@ -18,7 +18,7 @@ from modeldiff.errors import DamagedError
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.plan import SIDES
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 1024
 # Relative error of a float64 sum of squares over millions of pairs.
 _ROUNDING = 1e-12
 

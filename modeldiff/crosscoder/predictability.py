@@ -69,8 +69,8 @@ def ridge_weights(fit: Moments, ridge: float = RIDGE) -> torch.Tensor:
     # Inputs that do not vary leave rounding errors of their squares: these must not pass for variance.
     floor = _ROUNDING * float(fit.xx_DD.trace()) / width
     alpha = max(ridge * float(xx_DD.trace()) / width, floor, torch.finfo(torch.float64).tiny)
-    lower = torch.linalg.cholesky(xx_DD + alpha * torch.eye(width, dtype=xx_DD.dtype, device=xx_DD.device))
-    return torch.cholesky_solve(fx_GD.T, lower)
+    xx_DD.diagonal().add_(alpha)
+    return torch.cholesky_solve(fx_GD.T, torch.linalg.cholesky(xx_DD))
 
 
 def held_out_r2(fit: Moments, held: Moments) -> torch.Tensor:

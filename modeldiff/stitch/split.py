@@ -16,7 +16,7 @@ from modeldiff.crosscoder.stitch import PARTS, Stretches
 from modeldiff.errors import InputError
 from modeldiff.workspace.activations import ActivationStore, Block
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 1024
 # A few pairs are still read from all over the activations.
 _LEAST_BLOCKS = 16
 # A stretch has this many pairs and at most twice as many; fewer where there would be too few stretches.
