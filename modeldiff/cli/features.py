@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli import features_match
+from modeldiff.cli import features_stitch
 from modeldiff.cli.common import (
     console,
     examples,
@@ -282,3 +283,4 @@ command.add_command(
     )
 )
 command.add_command(features_match.command)
+command.add_command(features_stitch.command)

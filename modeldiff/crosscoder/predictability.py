@@ -62,15 +62,15 @@ class Moments:
         )
 
 
-def ridge_weights(fit: Moments) -> torch.Tensor:
-    """w_DG of the ridge regression of f on x, both about their means: solves (xx + RIDGE mean(diag) 1) w = xf."""
+def ridge_weights(fit: Moments, ridge: float = RIDGE) -> torch.Tensor:
+    """w_DG of the ridge regression of f on x, both about their means: solves (xx + ridge mean(diag) 1) w = xf."""
     xx_DD, _, fx_GD = fit.centred()
     width = len(xx_DD)
     # Inputs that do not vary leave rounding errors of their squares: these must not pass for variance.
     floor = _ROUNDING * float(fit.xx_DD.trace()) / width
-    ridge = max(RIDGE * float(xx_DD.trace()) / width, floor, torch.finfo(torch.float64).tiny)
-    lower = torch.linalg.cholesky(xx_DD + ridge * torch.eye(width, dtype=xx_DD.dtype, device=xx_DD.device))
-    return torch.cholesky_solve(fx_GD.T, lower)
+    alpha = max(ridge * float(xx_DD.trace()) / width, floor, torch.finfo(torch.float64).tiny)
+    xx_DD.diagonal().add_(alpha)
+    return torch.cholesky_solve(fx_GD.T, torch.linalg.cholesky(xx_DD))
 
 
 def held_out_r2(fit: Moments, held: Moments) -> torch.Tensor:
@@ -80,9 +80,15 @@ def held_out_r2(fit: Moments, held: Moments) -> torch.Tensor:
     """
     if not fit.n or not held.n:
         return torch.full_like(fit.f_G, torch.nan)
-    w_DG = ridge_weights(fit)
+    residual_G, total_G = residual_sums(fit, held, ridge_weights(fit))
+    return torch.where(total_G > 0, 1 - residual_G / total_G, torch.nan)
+
+
+def residual_sums(fit: Moments, held: Moments, w_DG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(residual_G, total_G): sums of squares on the held-out pairs, of what the regression with the weights `w_DG` and
+    the intercept of the fitted part leaves over, and about the held-out mean. Both parts must hold pairs."""
     xx_DD, ff_G, fx_GD = held.centred()
     # The regression's intercept belongs to the means of the fitted part; on the held-out pairs the means differ.
     shift_G = (held.f_G / held.n - fit.f_G / fit.n) - (held.x_D / held.n - fit.x_D / fit.n) @ w_DG
     residual_G = ff_G - 2 * (fx_GD.T * w_DG).sum(0) + (w_DG * (xx_DD @ w_DG)).sum(0) + held.n * shift_G.square()
-    return torch.where(ff_G > 0, 1 - residual_G / ff_G, torch.nan)
+    return residual_G, ff_G

@@ -1,0 +1,150 @@
+"""How well predictions of a model's activations do on chosen pairs: R² of many subsets of the pairs in one pass.
+
+Legend: N pairs of a block, G subsets, D width of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from modeldiff.console import Progress
+from modeldiff.errors import DamagedError
+from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.plan import SIDES
+
+_BLOCK_ROWS = 1024
+# Relative error of a float64 sum of squares over millions of pairs.
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Something that predicts one side's activations."""
+
+    target: str
+    """"a" or "b"."""
+    of: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+    """From both sides' activations (N, D), raw units, float32, to the predicted ones of the target."""
+
+
+class R2Sums:
+    """Sums over the pairs of each subset, from which its R² follows. float64, on the host."""
+
+    def __init__(self, subsets: int, width: int) -> None:
+        self.n_G = np.zeros(subsets, np.int64)
+        self._error_G = np.zeros(subsets)
+        self._square_G = np.zeros(subsets)
+        self._sum_GD = np.zeros((subsets, width))
+
+    def add(self, member_GN: sparse.csr_matrix, y_ND: NDArray[np.float64], error_N: NDArray[np.float64]) -> None:
+        """Take in pairs.
+
+        Args:
+            member_GN: 1 where a pair belongs to a subset; float64.
+            y_ND: the targets less a constant near their mean.
+            error_N: squared distance of each prediction from its target.
+        """
+        self.n_G += np.diff(member_GN.indptr)
+        self._error_G += member_GN @ error_N
+        self._square_G += member_GN @ np.einsum("nd,nd->n", y_ND, y_ND)
+        self._sum_GD += member_GN @ y_ND
+
+    def r2(self) -> NDArray[np.float64]:
+        """(G,): 1 - sum of squared errors / sum of squares about the subset's own mean, over all dimensions together.
+
+        0: no better than the mean of these very pairs; below 0: worse; NaN: the targets do not vary, or no pairs.
+        """
+        total_G = self._square_G - np.square(self._sum_GD).sum(1) / np.maximum(1, self.n_G)
+        varies_G = total_G > _ROUNDING * self._square_G
+        return np.where(varies_G, 1 - self._error_G / np.where(varies_G, total_G, 1), np.nan)
+
+
+def measure(
+    store: ActivationStore,
+    ranges: Sequence[tuple[int, int]],
+    subsets: Sequence[NDArray[np.int64]],
+    predictions: Sequence[Prediction],
+    *,
+    limits: Mapping[str, float],
+    device: torch.device,
+    bar: Progress,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """R² of every prediction on every subset, from one pass over some of the pairs.
+
+    Args:
+        ranges: the rows (first, stop) of the store that are read, ascending.
+        subsets: rows of the store, ascending, each at most once; those that are not in the ranges do not count.
+        limits: by side, the largest norm of a pair that counts.
+        device: what the predictions are computed on; not mps, which has no float64.
+
+    Returns:
+        The number of pairs of each subset (G,), and R² (predictions, G), see `R2Sums.r2`.
+
+    Raises:
+        DamagedError: the activations cannot be read or are not finite.
+    """
+    sums = [R2Sums(len(subsets), store.info.sides[one.target].width) for one in predictions]
+    counts_G = np.zeros(len(subsets), np.int64)
+    mean = {side: store.mean[side].to(device) for side in SIDES}
+    for first, stop in ranges:
+        for block in blocks_of(store, first, stop):
+            x = {side: store.read_side(side, block).to(device).float() for side in SIDES}
+            keep_N = within(x, limits, store).cpu().numpy()
+            member_GN = _membership(subsets, store.first_row[block.shard] + block.start, keep_N)
+            counts_G += np.diff(member_GN.indptr)
+            for one, into in zip(predictions, sums, strict=True):
+                y_ND = x[one.target].double()
+                error_N = (one.of(x).double() - y_ND).square().sum(dim=1)
+                into.add(member_GN, (y_ND - mean[one.target]).cpu().numpy(), error_N.cpu().numpy())
+            bar.advance(len(block))
+    return counts_G, np.stack([into.r2() for into in sums])
+
+
+def within(x: Mapping[str, torch.Tensor], limits: Mapping[str, float], store: ActivationStore) -> torch.Tensor:
+    """(N,) True for the pairs whose norm is at most the limit, on both sides (paper B.1.4).
+
+    Raises:
+        DamagedError: a value is not finite.
+    """
+    norms = {side: x[side].float().norm(dim=1) for side in SIDES}
+    for side, norm_N in norms.items():
+        if not norm_N.isfinite().all():
+            raise DamagedError(
+                f"{store.artifact.ref} holds values of model {side.upper()} that are not finite; {store.artifact.mend}"
+            )
+    return (norms["a"] <= limits["a"]) & (norms["b"] <= limits["b"])
+
+
+def norm_limits(store: ActivationStore, outlier_factor: float) -> dict[str, float]:
+    """By side, `outlier_factor` times the median norm; without end where it is 0."""
+    return {
+        side: outlier_factor * info.median_norm if outlier_factor else float("inf")
+        for side, info in store.info.sides.items()
+    }
+
+
+def blocks_of(store: ActivationStore, first: int, stop: int) -> Iterator[Block]:
+    """The rows first..stop of the store as blocks, never across shards."""
+    while first < stop:
+        shard = int(np.searchsorted(store.first_row, first, side="right")) - 1
+        end = min(stop, store.first_row[shard + 1], first + _BLOCK_ROWS)
+        yield Block(shard, first - store.first_row[shard], end - store.first_row[shard])
+        first = end
+
+
+def _membership(subsets: Sequence[NDArray[np.int64]], first_row: int, keep_N: NDArray[np.bool_]) -> sparse.csr_matrix:
+    """(G, N) float64: which of the rows from `first_row` on are in which subset, those that are not kept in none."""
+    inside = []
+    for rows in subsets:
+        low, high = np.searchsorted(rows, (first_row, first_row + len(keep_N)))
+        local = rows[low:high] - first_row
+        inside.append(local[keep_N[local]])
+    indptr = np.cumsum([0, *map(len, inside)])
+    indices = np.concatenate([*inside, np.zeros(0, np.int64)])
+    return sparse.csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(subsets), len(keep_N)))
