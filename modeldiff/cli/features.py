@@ -18,6 +18,7 @@ from modeldiff.cli.common import (
     settings_options,
     workspace_option,
 )
+from modeldiff.cli.features_evaluate import command as evaluate_command
 from modeldiff.features.settings import FeaturesSettings
 
 if TYPE_CHECKING:
@@ -264,3 +265,4 @@ command.add_command(
         epilog=examples("modeldiff features show 17", "modeldiff features show 17 --top 20 --json"),
     )
 )
+command.add_command(evaluate_command)

@@ -212,7 +212,7 @@ _add(
     _list,
     click.Option(
         ["--kind"],
-        type=click.Choice(["activations", "crosscoder", "features", "steering", "toy"]),
+        type=click.Choice(["activations", "crosscoder", "features", "evaluation", "steering", "toy"]),
         help="Only this kind.",
     ),
     help="List the artifacts of the workspace, oldest first within a kind.",
