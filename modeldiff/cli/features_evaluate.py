@@ -23,7 +23,7 @@ _NAMES = {
     "clean": "unchanged",
     "stored": "stored activation",
     "crosscoder": "crosscoder",
-    "shared_only": "shared features only",
+    "shared_only": "shared only",
     "mean": "mean",
     "zero": "zero",
 }
@@ -49,14 +49,13 @@ def print_evaluation(ref: str, evaluation: dict[str, Any]) -> None:
     """Each model's losses in a table, at the replaced tokens and at all."""
     for side, figures in evaluation["sides"].items():
         table(
-            f"{ref}: {evaluation['crosscoder']} in the place of model {side.upper()}'s activations "
-            f"(after block {figures['layer']})",
+            f"{ref}: model {side.upper()} with {evaluation['crosscoder']} after block {figures['layer']}",
             [
                 ("at pairs", "left"),
                 ("loss", "right"),
                 ("KL", "right"),
-                ("recovered: zero", "right"),
-                ("mean", "right"),
+                ("vs zero", "right"),
+                ("vs mean", "right"),
                 ("all: loss", "right"),
                 ("KL", "right"),
             ],
@@ -64,7 +63,7 @@ def print_evaluation(ref: str, evaluation: dict[str, Any]) -> None:
         )
         exclusive = figures["replaced"]["exclusive"]
         error = "" if exclusive["error"] is None else f" ± {exclusive['error']:.4f}"
-        click.echo(f"without the exclusive features the loss is {exclusive['increase']:+.4f}{error} nats higher")
+        click.echo(f"without the exclusive features: loss {exclusive['increase']:+.4f}{error} nats (standard error)")
         click.echo(
             f"{figures['share_replaced']:.0%} of {figures['positions']['all']:,} predictions are made from a replaced "
             f"token; the stored activations\ndiffer from the model's by {figures['stored_gap']:.1%} of their spread\n"
@@ -73,8 +72,8 @@ def print_evaluation(ref: str, evaluation: dict[str, Any]) -> None:
         f"{evaluation['pairs']:,} pairs in {evaluation['windows']:,} windows of {evaluation['activations']}; "
         f"{evaluation['outliers']:,} outliers are not replaced."
     )
-    click.echo("loss, KL (unchanged || replaced): nats per next token, predicted from the replaced tokens, and")
-    click.echo("from all. recovered: (L_ablated - L) / (L_ablated - L_unchanged), 100% is the model's own loss.")
+    click.echo("loss, KL(unchanged || replaced): nats per next token, at the pairs and at all.")
+    click.echo("vs: share of the loss recovered, (L_ablated - L) / (L_ablated - L_unchanged).")
 
 
 def _row(variant: str, figures: dict[str, Any]) -> list[str]:

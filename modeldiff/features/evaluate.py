@@ -79,6 +79,12 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = 
     for side, target in targets.items():
         identity = model_identity(target.ref)
         inputs[f"model_{side}"] = Input(target.ref.name, identity.get("digest") or identity["commit"])
+        harvested = activations.manifest.inputs.get(f"model_{side}")
+        if harvested is not None and harvested.digest != inputs[f"model_{side}"].digest:
+            say(
+                f"model {side.upper()}: the files of {target.ref.short_name} are not those that were harvested; "
+                "going on if its activations are the same"
+            )
     encoder = Encoder(crosscoder, store, device, outlier_factor)
     named = {"crosscoder": source.ref, "activations": activations.ref, "outlier_factor": outlier_factor}
 
@@ -193,7 +199,7 @@ def _scope_figures(losses: Losses, scope: int) -> dict[str, Any]:
             "loss": mean[variant],
             "increase": increase[0],
             "increase_error": increase[1],
-            "kl": kl[0],
+            "kl": max(0.0, kl[0]),  # float32 rounds a KL of nothing to either side
             "kl_error": kl[1],
         }
     exclusive = difference("shared_only", "crosscoder")

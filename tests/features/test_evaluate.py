@@ -319,6 +319,28 @@ def test_activations_without_texts_or_models_are_refused(tmp_path: Path) -> None
         run(EvaluateSettings(**PARTS, activations=no_layer.ref), workspace)
 
 
+def test_imported_token_ids_must_be_there_and_the_models_own(tmp_path: Path, models: dict[str, Path]) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    publish(workspace, perfect(), None)
+    for side, width in (("a", WIDTH_A), ("b", WIDTH_B)):
+        np.save(tmp_path / f"{side}.npy", np.random.default_rng(0).normal(size=(2, width)).astype(np.float32))
+    for ids, message in (
+        ({}, "imported without token ids"),
+        ({"ids_a": [1, 9999], "ids_b": [1, 2]}, "has token 9999 on side A, but model a has only"),
+        ({"ids_a": [1, 2], "ids_b": [1, 2]}, "gives other activations"),
+    ):
+        (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "ab cd", "ends": [2, 5], **ids}))
+        imported = run_harvest(
+            HarvestSettings(
+                import_a=str(tmp_path / "a.npy"), import_b=str(tmp_path / "b.npy"), layer_a=0, layer_b=0,
+                import_texts=tmp_path / "texts.jsonl", model_a=str(models["a"]), model_b=str(models["b"]),
+            ),
+            workspace,
+        )  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            run(EvaluateSettings(**PARTS, activations=imported.ref), workspace)
+
+
 def test_windows_are_whole_and_spread_over_the_shards(made: Made) -> None:
     store = ActivationStore(made.activations)
     every = sample_windows(store, 10**6)
@@ -380,5 +402,5 @@ def test_the_command_prints_a_table_or_json(made: Made, artifact: Artifact, caps
             assert evaluation == figures(artifact)
             assert math.isfinite(evaluation["sides"]["a"]["replaced"]["exclusive"]["error"])
         else:
-            assert "shared features only" in shown
-            assert max(map(len, shown.splitlines())) <= 100
+            assert "shared only" in shown
+            assert max(map(len, shown.splitlines())) <= 80
