@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli import features_match
-from modeldiff.cli import features_stitch
+from modeldiff.cli import features_evaluate, features_match, features_stitch
 from modeldiff.cli.common import (
     console,
     examples,
@@ -282,5 +281,6 @@ command.add_command(
         epilog=examples("modeldiff features show 17", "modeldiff features show 17 --top 20 --json"),
     )
 )
+command.add_command(features_evaluate.command)
 command.add_command(features_match.command)
 command.add_command(features_stitch.command)

@@ -212,7 +212,9 @@ _add(
     _list,
     click.Option(
         ["--kind"],
-        type=click.Choice(["activations", "crosscoder", "features", "match", "stitch", "steering", "toy"]),
+        type=click.Choice(
+            ["activations", "crosscoder", "features", "evaluation", "match", "stitch", "steering", "toy"]
+        ),
         help="Only this kind.",
     ),
     help="List the artifacts of the workspace, oldest first within a kind.",

@@ -78,11 +78,15 @@ class Encoder:
     def dense(self, block: Block) -> tuple[torch.Tensor, NDArray[np.bool_]]:
         """(f_BF on the device, kept_B): activations of every feature; rows of outliers are zero and not kept."""
         x_a_BDa, x_b_BDb = (x.to(self.device) for x in self.store.read(block))
-        kept_B = (x_a_BDa.float().norm(dim=1) <= self._limits["a"]) & (x_b_BDb.float().norm(dim=1) <= self._limits["b"])
+        kept_B = self.keeps(x_a_BDa, x_b_BDb)
         with torch.inference_mode():
             f_BF = self.crosscoder.encode(x_a_BDa, x_b_BDb, raw=True)
             f_BF[~kept_B] = 0
         return f_BF, kept_B.cpu().numpy()
+
+    def keeps(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
+        """(B,) bool: which of these raw pairs are not outliers."""
+        return (x_a_BDa.float().norm(dim=1) <= self._limits["a"]) & (x_b_BDb.float().norm(dim=1) <= self._limits["b"])
 
 
 def sparsify(f_BF: torch.Tensor) -> SparseCodes:

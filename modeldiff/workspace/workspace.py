@@ -13,12 +13,13 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
 from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, Manifest, check_format
 
-KINDS = ("activations", "crosscoder", "features", "match", "stitch", "steering", "toy")
+KINDS = ("activations", "crosscoder", "features", "evaluation", "match", "stitch", "steering", "toy")
 # The command that makes each kind, for error messages.
 COMMAND_OF = {
     "activations": "modeldiff harvest",
     "crosscoder": "modeldiff train",
     "features": "modeldiff features",
+    "evaluation": "modeldiff features evaluate",
     "match": "modeldiff features match",
     "stitch": "modeldiff features stitch",
     "steering": "modeldiff steer",
