@@ -29,15 +29,22 @@ _HOMES = {
     "HarvestSettings": "modeldiff.harvest.settings",
     "TrainSettings": "modeldiff.crosscoder.settings",
     "FeaturesSettings": "modeldiff.features.settings",
+    "EvaluateSettings": "modeldiff.features.evaluate_settings",
+    "MatchSettings": "modeldiff.features.match_settings",
+    "StitchSettings": "modeldiff.stitch.settings",
     "SteerSettings": "modeldiff.steer.settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
+    "load_stitch": "modeldiff.crosscoder.stitch",
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
     "run_train": "modeldiff.crosscoder.run",
     "run_features": "modeldiff.features.run",
+    "run_evaluate": "modeldiff.features.evaluate",
+    "run_match": "modeldiff.features.match",
+    "run_stitch": "modeldiff.stitch.run",
     "run_steer": "modeldiff.steer.run",
     "run_toy": "modeldiff.toy.run",
 }

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from modeldiff.console import say
-from modeldiff.crosscoder import load
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
 from modeldiff.features.evaluate_settings import EvaluateSettings
-from modeldiff.features.run import PAPER_OUTLIER_FACTOR, find_activations
+from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.splice import SCOPES, VARIANTS, Losses, inlier_means, measure, stored_gap
 from modeldiff.features.windows import Window, sample_windows
 from modeldiff.lm.device import resolve_device, resolve_dtype
@@ -57,25 +56,14 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = 
         DamagedError: a file of the inputs is damaged.
         MachineError: a batch does not fit into memory.
     """
-    source = workspace.find("crosscoder", settings.crosscoder)
-    activations = find_activations(workspace, source, settings.activations)
-    if settings.crosscoder is None:
-        say(f"evaluation of {source.ref} on {activations.ref}")
-    crosscoder, store = load(source), ActivationStore(activations)
-    found, expected = store.widths, (crosscoder.config.width_a, crosscoder.config.width_b)
-    if found != expected:
-        raise InputError(
-            f"{source.ref} reads widths {expected[0]} and {expected[1]}, but {activations.ref} has {found[0]} and "
-            f"{found[1]}: give the activations it was trained on with --activations"
-        )
+    measured = open_measured(workspace, settings.crosscoder, settings.activations, what="evaluation")
+    crosscoder, store = measured.crosscoder, measured.store
+    source, activations, inputs = measured.source, measured.activations, measured.inputs
     targets = {side: _target(settings, store, side) for side in SIDES}
     windows = sample_windows(store, settings.pairs)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
-    outlier_factor = settings.outlier_factor
-    if outlier_factor is None:
-        outlier_factor = float(source.settings.get("outlier_factor", PAPER_OUTLIER_FACTOR))
-    inputs = {"crosscoder": source.as_input(), "activations": activations.as_input()}
+    outlier_factor = outlier_factor_of(source, settings.outlier_factor)
     for side, target in targets.items():
         identity = model_identity(target.ref)
         inputs[f"model_{side}"] = Input(target.ref.name, identity.get("digest") or identity["commit"])

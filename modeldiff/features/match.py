@@ -27,10 +27,10 @@ from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.errors import InputError
 from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, sparsify, spread
 from modeldiff.features.correlation import Columns
+from modeldiff.features.inputs import find_activations, outlier_factor_of
 from modeldiff.features.match_settings import MatchSettings
 from modeldiff.features.match_summary import PARTITIONS, Arrays, summarise
 from modeldiff.features.matching import Dictionary, decoder_cosines, match
-from modeldiff.features.run import PAPER_OUTLIER_FACTOR, find_activations
 from modeldiff.lm.device import resolve_device
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -70,9 +70,7 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
         _check(member, store)
     features_R = _looked_for(members[0], settings.all_features)
     device = resolve_device(settings.device)
-    outlier_factor = settings.outlier_factor
-    if outlier_factor is None:
-        outlier_factor = float(members[0].artifact.settings.get("outlier_factor", PAPER_OUTLIER_FACTOR))
+    outlier_factor = outlier_factor_of(members[0].artifact, settings.outlier_factor)
     inputs = {"reference": members[0].artifact.as_input()}
     inputs |= {f"other {number}": one.artifact.as_input() for number, one in enumerate(members[1:], start=1)}
     inputs["activations"] = activations.as_input()

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save, save_file
 
 from modeldiff.console import say
-from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.crosscoder import Crosscoder
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
 from modeldiff.features.context import gather
 from modeldiff.features.evidence import Evidence, evidence_of
 from modeldiff.features.examples import Examples
+from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.scan import ScanResult, scan
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.features.statistics import Arrays, FeatureStatistics
@@ -39,8 +40,6 @@ from modeldiff.workspace.files import replace_into, temporary_path
 
 SCHEMA = 2
 FORMAT = 2
-# Paper B.1.4.
-PAPER_OUTLIER_FACTOR = 2.0
 FEATURES_NAME = "features.json"
 STATISTICS_NAME = "statistics.safetensors"
 TWINS_NAME = "twins.safetensors"
@@ -54,23 +53,10 @@ def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = 
         InputError: there is no such crosscoder, its activations are gone, or the widths do not fit.
         DamagedError: a file of the inputs is damaged.
     """
-    source = workspace.find("crosscoder", settings.crosscoder)
-    activations = find_activations(workspace, source, settings.activations)
-    if settings.crosscoder is None:
-        say(f"features of {source.ref} on {activations.ref}")
-    crosscoder, store = load(source), ActivationStore(activations)
-    found, expected = store.widths, (crosscoder.config.width_a, crosscoder.config.width_b)
-    if found != expected:
-        raise InputError(
-            f"{source.ref} reads widths {expected[0]} and {expected[1]}, but {activations.ref} has {found[0]} and "
-            f"{found[1]}: give the activations it was trained on with --activations"
-        )
+    measured = open_measured(workspace, settings.crosscoder, settings.activations, what="features")
+    crosscoder, store, inputs = measured.crosscoder, measured.store, measured.inputs
     device = resolve_device(settings.device)
-    outlier_factor = settings.outlier_factor
-    if outlier_factor is None:
-        # A crosscoder that was not trained here has no such setting: the paper's.
-        outlier_factor = float(source.settings.get("outlier_factor", PAPER_OUTLIER_FACTOR))
-    inputs = {"crosscoder": source.as_input(), "activations": activations.as_input()}
+    outlier_factor = outlier_factor_of(measured.source, settings.outlier_factor)
     refs = {label: one.label for label, one in inputs.items()}
 
     def build(work: Work) -> dict[str, Any]:
@@ -79,17 +65,6 @@ def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = 
 
     order = Order("features", settings, inputs, SCHEMA, {"outlier_factor": outlier_factor})
     return produce(workspace, order, build, name=name, force=force)
-
-
-def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None) -> Artifact:
-    """The activations called `ref`; without it those that the crosscoder was trained on, known by their digest.
-
-    Raises:
-        InputError: there are none, or they are not in the workspace any more.
-    """
-    if ref is not None:
-        return workspace.find("activations", ref)
-    return workspace.source_of(crosscoder, "activations")
 
 
 def _build(

@@ -1,0 +1,73 @@
+"""A crosscoder and the activations it is measured on, found and checked: where commands of this room begin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modeldiff.console import say
+from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.errors import InputError
+from modeldiff.workspace import Artifact, Input, Workspace
+from modeldiff.workspace.activations import ActivationStore
+
+# Paper B.1.4.
+PAPER_OUTLIER_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured, and on what."""
+
+    source: Artifact
+    """The crosscoder's artifact."""
+    activations: Artifact
+    crosscoder: Crosscoder
+    store: ActivationStore
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """For the fingerprint."""
+        return {"crosscoder": self.source.as_input(), "activations": self.activations.as_input()}
+
+
+def open_measured(workspace: Workspace, crosscoder: str | None, activations: str | None, *, what: str) -> Measured:
+    """Find, load and check.
+
+    Args:
+        crosscoder, activations: references; None: the latest crosscoder, and what it was trained on.
+        what: is made; said when the crosscoder was not named.
+
+    Raises:
+        InputError: there is no such crosscoder, its activations are gone, or the widths do not fit.
+        DamagedError: a file of theirs is damaged.
+    """
+    source = workspace.find("crosscoder", crosscoder)
+    found = find_activations(workspace, source, activations)
+    if crosscoder is None:
+        say(f"{what} of {source.ref} on {found.ref}")
+    measured = Measured(source, found, load(source), ActivationStore(found))
+    config, widths = measured.crosscoder.config, measured.store.widths
+    if widths != (config.width_a, config.width_b):
+        raise InputError(
+            f"{source.ref} reads widths {config.width_a} and {config.width_b}, but {found.ref} has {widths[0]} and "
+            f"{widths[1]}: give the activations it was trained on with --activations"
+        )
+    return measured
+
+
+def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None) -> Artifact:
+    """The activations called `ref`; without it those that the crosscoder was trained on, known by their digest.
+
+    Raises:
+        InputError: there are none, or they are not in the workspace any more.
+    """
+    if ref is not None:
+        return workspace.find("activations", ref)
+    return workspace.source_of(crosscoder, "activations")
+
+
+def outlier_factor_of(crosscoder: Artifact, asked: float | None) -> float:
+    """As asked for, else as in training; the paper's for a crosscoder that was not trained here."""
+    if asked is not None:
+        return asked
+    return float(crosscoder.settings.get("outlier_factor", PAPER_OUTLIER_FACTOR))
