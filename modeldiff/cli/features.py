@@ -120,15 +120,15 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
     if selection.without_evidence:
         notes.append(f"{selection.without_evidence} fire too seldom for R²")
     click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
-    click.echo("R²: held-out share of the activation that a linear map of the owner's / the other model's residual")
-    click.echo(
-        "stream explains; null: the other's in permuted pairs; twin: highest correlation with a feature of another"
-    )
-    click.echo("partition. verdict: other / own against shared features that are read from one model alone:")
+    click.echo("R²: held-out share of the activation that a linear map of the owner's / the")
+    click.echo("other model's residual stream explains; null: the other's in permuted pairs.")
+    click.echo("twin: highest correlation with a feature of another partition.")
+    if table.scales:
+        click.echo("verdict: other / own, against shared features read from one model alone:")
     for side, scale in table.scales.items():
         click.echo(
-            f"  {side.upper()}: median {scale.ratio_median:.2f}, half of it is the bar of excl. ({scale.bar:.2f}); "
-            f"pred. from {scale.ratio_low:.2f} ({scale.references} features)"
+            f"  {side.upper()}: excl. below {scale.bar:.2f} (half of their median), pred. from {scale.ratio_low:.2f} "
+            f"({scale.references} features)"
         )
     if ids:
         click.echo(f"next: modeldiff features show {ids[0]}")
