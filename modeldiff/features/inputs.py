@@ -38,7 +38,7 @@ def open_measured(workspace: Workspace, crosscoder: str | None, activations: str
         what: is made; said when the crosscoder was not named.
 
     Raises:
-        InputError: there is no such crosscoder, its activations are gone, or the widths do not fit.
+        InputError: there is no such crosscoder, its activations are gone, or widths or layers do not fit.
         DamagedError: a file of theirs is damaged.
     """
     source = workspace.find("crosscoder", crosscoder)
@@ -52,6 +52,13 @@ def open_measured(workspace: Workspace, crosscoder: str | None, activations: str
             f"{source.ref} reads widths {config.width_a} and {config.width_b}, but {found.ref} has {widths[0]} and "
             f"{widths[1]}: give the activations it was trained on with --activations"
         )
+    for side, layer in (("a", config.layer_a), ("b", config.layer_b)):
+        held = measured.store.info.sides[side].layer
+        if None not in (layer, held) and layer != held:
+            raise InputError(
+                f"{source.ref} was trained on layer {layer} of model {side.upper()}, but {found.ref} holds layer {held}"
+                ": give activations of the same layers with --activations"
+            )
     return measured
 
 

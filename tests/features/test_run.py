@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,16 @@ def test_a_crosscoder_without_exclusive_features(workspace: Workspace, capsys: p
         print_listing(table, exclusive=side, top=20, sort="evidence", min_density=0.0, source=None)
         assert capsys.readouterr().out == f"features:1: crosscoder:1 has no {side}-exclusive features\n"
         assert listing_json(table, exclusive=side, sort="evidence")["features"] == []
+
+
+def test_activations_of_another_layer_are_refused(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    crosscoder = made_crosscoder()
+    crosscoder.config = dataclasses.replace(crosscoder.config, layer_a=2, layer_b=1)
+    x_a, x_b = sparse_pairs(200)
+    right = make_activations(workspace, x_a, x_b, layers=(2, None))
+    wrong = make_activations(workspace, x_a, x_b, layers=(3, 1))
+    publish(workspace, crosscoder, right)
+    with pytest.raises(InputError, match=f"layer 2 of model A, but {wrong.ref} holds layer 3"):
+        run(FeaturesSettings(activations=wrong.ref, device="cpu"), workspace)
+    assert run(FeaturesSettings(activations=right.ref, device="cpu", outlier_factor=0.0), workspace).ref == "features:1"
