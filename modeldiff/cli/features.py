@@ -45,6 +45,7 @@ def _features(
     sort: str,
     min_density: float,
     source: str | None,
+    anywhere: bool,
     **values: Any,
 ) -> None:
     ctx.meta["modeldiff.workspace"] = workspace_folder
@@ -56,7 +57,14 @@ def _features(
     from modeldiff.features.table import FeatureTable
 
     table = FeatureTable(run(settings, workspace, name=name, force=force))
-    chosen: Any = {"exclusive": exclusive, "top": top, "sort": sort, "min_density": min_density, "source": source}
+    chosen: Any = {
+        "exclusive": exclusive,
+        "top": top,
+        "sort": sort,
+        "min_density": min_density,
+        "source": source,
+        "anywhere": anywhere,
+    }
     if as_json:
         print_json({**listing_json(table, **chosen)})
     else:
@@ -93,6 +101,7 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
         return
     alive = selection.candidates - selection.dead
     ids = [i for i in selection.ids if table.statistics["firing_count"][i] > 0]  # the dead are counted below
+    which += " and nearer shared" if chosen.get("anywhere") else ""
     title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"
     listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("id", "fires", "R²own", "other", "null", "verdict", "twin"):
@@ -101,7 +110,7 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
     for feature in ids:
         row = table.row(feature, examples=1)
         listing.add_row(
-            str(row.id),
+            f"{row.id}{'s' if row.partition == 'shared' and chosen['exclusive'] in ('A', 'B') else ''}",
             f"{row.density:.2%}",
             _r2(row.r2_own),
             _r2(row.r2_other),
@@ -243,6 +252,12 @@ command = click.Group(
     params=[
         *settings_options(FeaturesSettings),
         click.Option(["--exclusive"], type=click.Choice(["A", "B", "shared"]), help="Only this part.  [default: all]"),
+        click.Option(
+            ["--anywhere"],
+            is_flag=True,
+            help="With --exclusive A or B: also shared features (marked s) that this model's activations explain "
+            "better than the other's. Which partition a feature ends in is partly chance.",
+        ),
         click.Option(["--top"], type=int, default=20, show_default=True, help="Number of features listed."),
         click.Option(
             ["--sort"],
@@ -262,6 +277,7 @@ command = click.Group(
     "`modeldiff features show ID` shows one of them in context.",
     epilog=examples(
         "modeldiff features --exclusive A --top 20",
+        "modeldiff features --exclusive A --anywhere",
         "modeldiff features --exclusive B --sort density --json",
         "modeldiff features show 17",
     ),

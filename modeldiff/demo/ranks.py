@@ -31,14 +31,18 @@ class Rank:
     """Alive features in the owner's list."""
 
 
-def planted_ranks(table: FeatureTable) -> list[Rank]:
-    """One `Rank` per planted habit, in the order of `habits()`; lists are sorted as `modeldiff features` sorts them."""
-    return [_rank(table, habit) for habit in habits()]
+def planted_ranks(table: FeatureTable, *, anywhere: bool = False) -> list[Rank]:
+    """One `Rank` per planted habit, in the order of `habits()`; lists are sorted as `modeldiff features` sorts them.
+
+    Args:
+        anywhere: as the option of the same name: shared features that are nearer to the owner are in its list, too.
+    """
+    return [_rank(table, habit, anywhere) for habit in habits()]
 
 
-def _rank(table: FeatureTable, habit: Habit) -> Rank:
-    own = _shares(table, habit.side, habit.source)
-    other = _shares(table, "B" if habit.side == "A" else "A", habit.source)
+def _rank(table: FeatureTable, habit: Habit, anywhere: bool) -> Rank:
+    own = _shares(table, habit.side, habit.source, anywhere)
+    other = _shares(table, "B" if habit.side == "A" else "A", habit.source, anywhere)
     place = next((i for i, (_, share) in enumerate(own) if share >= MATCH_SHARE), None)
     if place is None:
         feature, share = max(own, key=lambda one: one[1], default=(None, 0.0))
@@ -55,13 +59,13 @@ def _rank(table: FeatureTable, habit: Habit) -> Rank:
     )
 
 
-def _shares(table: FeatureTable, side: str, source: str) -> list[tuple[int, float]]:
+def _shares(table: FeatureTable, side: str, source: str, anywhere: bool) -> list[tuple[int, float]]:
     """(feature, share of its activation on `source`) for the alive features of a side's list, in its order."""
     sources: list[str] = table.info["sources"]
     if source not in sources:
         return []
     mass_SF = table.statistics["activation_by_source"]
     total_F = mass_SF.sum(0)
-    ids = table.select(exclusive="A" if side == "A" else "B").ids
+    ids = table.select(exclusive="A" if side == "A" else "B", anywhere=anywhere).ids
     row = sources.index(source)
     return [(i, float(mass_SF[row, i] / total_F[i])) for i in ids if total_F[i] > 0]

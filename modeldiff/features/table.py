@@ -75,7 +75,8 @@ class FeatureRow:
     evidence: float | None
     """gap x (1 - r2_other / r2_own): what lists are sorted by."""
     verdict: str | None
-    """exclusive, undecided, predictable or unknown (verdict.py); None for shared features and when not measured."""
+    """exclusive, undecided, predictable or unknown (verdict.py); a shared feature's as if it belonged to the model
+    whose activations explain it better. None when not measured."""
     words: list[WordShare]
     """The most frequent words at which its top examples end; empty without texts."""
     examples: list[Example]
@@ -127,6 +128,7 @@ class FeatureTable:
         nothing = np.full(self.n_features, np.nan, np.float32)
         self._r2_a, self._r2_b = (self.statistics.get(f"r2_{side}", nothing) for side in ("a", "b"))
         a_owns = (self.partition_F == "A") | ((self.partition_F == "shared") & (self._r2_a >= self._r2_b))
+        self._owner_F = np.where(a_owns, "A", "B")
         self._r2_own = np.where(a_owns, self._r2_a, self._r2_b)
         self._r2_other = np.where(a_owns, self._r2_b, self._r2_a)
         null_a, null_b = (self.statistics.get(f"null_{side}", nothing) for side in ("a", "b"))
@@ -147,6 +149,7 @@ class FeatureTable:
         sort: Sort = "evidence",
         min_density: float = 0.0,
         source: str | None = None,
+        anywhere: bool = False,
     ) -> Selection:
         """Choose and order features.
 
@@ -159,6 +162,7 @@ class FeatureTable:
                 before them when sorted by evidence or gap.
             min_density: leave out features that fire on a smaller share of the pairs.
             source: order by activation mass on this text source alone; needs sort "mass".
+            anywhere: with "A" or "B", also the shared features that this model's activations explain better.
 
         Raises:
             InputError: an unknown partition, order or source.
@@ -167,7 +171,11 @@ class FeatureTable:
             raise InputError(f"--exclusive expects A, B or shared, found '{exclusive}'")
         if top is not None and top < 1:
             raise InputError(f"--top must be at least 1, found {top}")
+        if anywhere and exclusive not in ("A", "B"):
+            raise InputError("--anywhere goes with --exclusive A or --exclusive B")
         of_partition = np.ones(self.n_features, bool) if exclusive is None else self.partition_F == exclusive
+        if anywhere:
+            of_partition |= (self.partition_F == "shared") & (self._owner_F == exclusive)
         alive = self.statistics["firing_count"] > 0
         dense = self.statistics["density"] >= min_density
         key = self._sort_key(sort, exclusive, source)
@@ -193,10 +201,13 @@ class FeatureTable:
         sort: Sort = "evidence",
         min_density: float = 0.0,
         source: str | None = None,
+        anywhere: bool = False,
         examples: int | None = None,
     ) -> list[FeatureRow]:
         """The features of `select`, each with at most `examples` examples (None: all that are kept)."""
-        selection = self.select(exclusive=exclusive, top=top, sort=sort, min_density=min_density, source=source)
+        selection = self.select(
+            exclusive=exclusive, top=top, sort=sort, min_density=min_density, source=source, anywhere=anywhere
+        )
         return [self.row(feature, examples=examples) for feature in selection.ids]
 
     def row(self, feature: int, *, examples: int | None = None) -> FeatureRow:
@@ -241,10 +252,10 @@ class FeatureTable:
         return {side: Scale(**scale) for side, scale in self.info["scales"].items()}
 
     def _verdicts(self) -> NDArray[np.str_]:
-        """(F,) empty for shared features."""
+        """(F,) empty when nothing was measured."""
         result = np.full(self.n_features, "", dtype="<U11")
         for side, scale in self.scales.items():
-            own = self.partition_F == side.upper()
+            own = self._owner_F == side.upper()
             result[own] = verdicts(self._r2_own[own], self._r2_other[own], scale)
         return result
 

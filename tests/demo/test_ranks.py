@@ -21,7 +21,7 @@ def table(mass: dict[tuple[str, int], float], lists: dict[str, list[int]]) -> Fe
     stand_in: Any = SimpleNamespace(
         info={"sources": sources},
         statistics={"activation_by_source": mass_SF},
-        select=lambda exclusive: SimpleNamespace(ids=lists[exclusive]),
+        select=lambda exclusive, **_: SimpleNamespace(ids=lists[exclusive]),
     )
     return cast(FeatureTable, stand_in)
 

@@ -67,6 +67,24 @@ def test_mass_on_one_source(table: FeatureTable) -> None:
     assert all(sum(row.sources.values()) == pytest.approx(1) for row in rows)
 
 
+def test_shared_features_that_one_model_explains_better_are_listed_with_its_own(table: FeatureTable) -> None:
+    listed = {side: set(table.select(exclusive=side, anywhere=True).ids) for side in ("A", "B")}
+    assert listed["A"] & listed["B"] == set()
+    assert listed["A"] | listed["B"] == set(range(10))
+    assert {0, 1, 2} <= listed["A"]
+    assert {7, 8, 9} <= listed["B"]
+    for side, ids in listed.items():
+        for row in (table.row(feature) for feature in ids & {3, 4, 5, 6}):
+            assert row.r2_a is not None
+            assert row.r2_b is not None
+            assert (row.r2_a >= row.r2_b) is (side == "A")
+            assert row.verdict in ("predictable", "undecided"), "both models have it"
+    evidence = [row.evidence for row in table.rows(exclusive="A", anywhere=True)]
+    assert evidence == sorted(evidence, reverse=True)
+    with pytest.raises(InputError, match="--anywhere goes with"):
+        table.select(anywhere=True)
+
+
 def test_rare_features_are_left_out_and_counted(table: FeatureTable) -> None:
     densities = sorted(row.density for row in table.rows())
     selection = table.select(min_density=densities[4])
