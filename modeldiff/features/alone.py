@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
@@ -48,8 +49,10 @@ def read_alone(
     w_RD = w_enc[torch.from_numpy(reference_R - crosscoder.sees(side).start).to(w_enc.device)]
     scale = crosscoder.config.scale_a if side == "a" else crosscoder.config.scale_b
     pre_NR = np.empty((n, len(reference_R)), np.float32)
-    for rows, x_ND in activations_of(store, side, sample.rows_N):
-        pre_NR[rows] = (x_ND.to(w_RD.device).float() * scale @ w_RD.T).cpu().numpy()
+    with progress(f"features: shared ones read from {side.upper()} alone", n, "pairs") as bar:
+        for rows, x_ND in activations_of(store, side, sample.rows_N):
+            pre_NR[rows] = (x_ND.to(w_RD.device).float() * scale @ w_RD.T).cpu().numpy()
+            bar.advance(len(x_ND))
     columns = []
     for pre_N, fires in zip(pre_NR.T, fires_R, strict=True):
         # The `fires` largest are above the next one; what fires on all pairs leaves out the smallest.

@@ -4,7 +4,7 @@ The metric that the paper does not report (B.1 gives the variance explained only
 crosscoder and the activations, texts and models it was trained on.
 
 Layout (normative; W windows, variants and scopes as named in evaluation.json):
-    evaluation.json          what was measured, and the figures of both sides (see `_side_figures`)
+    evaluation.json          what was measured, and the figures of both sides (see `side_figures`)
     losses_a.safetensors,    loss, kl (W, variants, scopes) float64: sums over the predictions of each window, in nats;
     losses_b.safetensors     positions (W, scopes) int64: number of predictions; stored_gap ()
 """

@@ -10,15 +10,12 @@ import math
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from modeldiff.errors import DamagedError, InputError
+from modeldiff.errors import InputError
 from modeldiff.features.match import ARRAYS_NAME, FORMAT, MATCH_NAME
-from modeldiff.features.match_summary import PARTITIONS, Arrays
-from modeldiff.settings import check_fields
+from modeldiff.features.match_summary import PARTITIONS
+from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.files import read_json
 
 _FIELDS = {
     "format", "reference", "others", "activations", "pairs", "outliers", "threshold", "all_features", "sizes",
@@ -80,8 +77,8 @@ class MatchTable:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.info = self._read_info()
-        self.arrays = self._read_arrays()
+        self.info = read_info(artifact, MATCH_NAME, version=FORMAT, fields=_FIELDS, again="modeldiff features match")
+        self.arrays = read_arrays(artifact, ARRAYS_NAME)
 
     def rows(self, partition: str, top: int | None = None) -> list[MatchRow]:
         """Alive features of a partition of the reference: those that came back in most crosscoders in the same
@@ -131,26 +128,6 @@ class MatchTable:
             cosine_a=_number(arrays["cosine_a"]),
             cosine_b=_number(arrays["cosine_b"]),
         )
-
-    def _read_info(self) -> dict[str, Any]:
-        path = self.artifact.file(MATCH_NAME)
-        info = read_json(path)
-        if isinstance(info.get("format"), int) and info["format"] > FORMAT:
-            raise InputError(
-                f"{path}: format {info['format']} is newer than this modeldiff reads ({FORMAT}): upgrade modeldiff"
-            )
-        try:
-            check_fields(info, required=_FIELDS, where=str(path))
-        except InputError as error:
-            raise DamagedError(str(error)) from None
-        return info
-
-    def _read_arrays(self) -> Arrays:
-        path = self.artifact.file(ARRAYS_NAME)
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
 
 
 def _number(value: Any) -> float | None:

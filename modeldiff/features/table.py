@@ -12,17 +12,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from modeldiff.errors import DamagedError, InputError
+from modeldiff.errors import InputError
 from modeldiff.features.example import Example, ExampleReader
 from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
+from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.features.verdict import Scale, evidence_score, verdicts
 from modeldiff.features.words import WordShare, characteristic_words
-from modeldiff.settings import check_fields
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.files import read_json
 
 Partition = Literal["A", "shared", "B"]
 Sort = Literal["evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id"]
@@ -118,11 +115,12 @@ class FeatureTable:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.info = self._read_info()
+        again = f"modeldiff features --crosscoder {artifact.manifest.inputs['crosscoder'].label}"
+        self.info = read_info(artifact, FEATURES_NAME, version=FORMAT, fields=_FIELDS, again=again)
         sizes = {name: stop - start for name, (start, stop) in self.info["partitions"].items()}
         self.partition_F = np.repeat(list(sizes), list(sizes.values()))
-        self.statistics = self._read_arrays(STATISTICS_NAME)
-        twins = self._read_arrays(TWINS_NAME)
+        self.statistics = read_arrays(artifact, STATISTICS_NAME)
+        twins = read_arrays(artifact, TWINS_NAME)
         self._twin_feature, self._twin_correlation = twins["feature"], twins["correlation"]
         self._examples = ExampleReader(artifact, EXAMPLES_NAME, self.info["sources"], self.info["has_texts"])
         nothing = np.full(self.n_features, np.nan, np.float32)
@@ -173,9 +171,15 @@ class FeatureTable:
             raise InputError(f"--top must be at least 1, found {top}")
         if anywhere and exclusive not in ("A", "B"):
             raise InputError("--anywhere goes with --exclusive A or --exclusive B")
+        if anywhere and not self.info["predictability"]:
+            raise InputError(
+                f"--anywhere goes by predictability, and {self.artifact.ref} was measured without: measure again with "
+                "--predictability"
+            )
         of_partition = np.ones(self.n_features, bool) if exclusive is None else self.partition_F == exclusive
         if anywhere:
-            of_partition |= (self.partition_F == "shared") & (self._owner_F == exclusive)
+            measured = ~np.isnan(self._score)
+            of_partition |= measured & (self.partition_F == "shared") & (self._owner_F == exclusive)
         alive = self.statistics["firing_count"] > 0
         dense = self.statistics["density"] >= min_density
         key = self._sort_key(sort, exclusive, source)
@@ -292,31 +296,6 @@ class FeatureTable:
             zip(self._twin_feature[feature].tolist(), self._twin_correlation[feature].tolist(), strict=True)
         )
         return [Twin(other, str(self.partition_F[other]), value) for other, value in pairs if other >= 0]
-
-    def _read_info(self) -> dict[str, Any]:
-        path = self.artifact.file(FEATURES_NAME)
-        info = read_json(path)
-        if isinstance(info.get("format"), int) and info["format"] > FORMAT:
-            raise InputError(
-                f"{path}: format {info['format']} is newer than this modeldiff reads ({FORMAT}): upgrade modeldiff"
-            )
-        if info.get("format") in range(1, FORMAT):
-            raise InputError(
-                f"{self.artifact.ref} was made by an older modeldiff, without all of today's evidence: measure again "
-                f"with `modeldiff features --crosscoder {info.get('crosscoder')}`"
-            )
-        try:
-            check_fields(info, required=_FIELDS, where=str(path))
-        except InputError as error:
-            raise DamagedError(str(error)) from None
-        return info
-
-    def _read_arrays(self, name: str) -> dict[str, NDArray[Any]]:
-        path = self.artifact.file(name)
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
 
 
 def _number(value: Any) -> float | None:

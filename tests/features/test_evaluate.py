@@ -23,10 +23,10 @@ import modeldiff.features.evaluate as evaluate_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
-from modeldiff.features.evaluate import loss_recovered, mean_and_error, run
+from modeldiff.features.evaluate import run
 from modeldiff.features.evaluate_settings import EvaluateSettings
 from modeldiff.features.splice import SCOPES, VARIANTS
-from modeldiff.features.windows import Window, batches, sample_windows
+from modeldiff.features.windows import Window, sample_windows
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
@@ -354,37 +354,6 @@ def test_windows_are_whole_and_spread_over_the_shards(made: Made) -> None:
             assert len(window.token[side]) == len(window.rows)
             assert (np.diff(window.token[side]) > 0).all()
             assert window.token[side][-1] < len(window.ids[side]) <= 48
-
-
-def test_batches_hold_every_window_within_the_budget() -> None:
-    found = batches([5, 9, 2, 40, 5], 20)
-    assert sorted(i for batch in found for i in batch) == [0, 1, 2, 3, 4]
-    assert found[-1] == [3]  # too long for the budget: alone
-    assert found[0] == [2, 0, 4]
-
-
-def test_loss_recovered() -> None:
-    assert loss_recovered(2.0, 4.0, 2.0) == 1
-    assert loss_recovered(4.0, 4.0, 2.0) == 0
-    assert loss_recovered(2.5, 4.0, 2.0) == 0.75
-    assert loss_recovered(5.0, 4.0, 2.0) == -0.5
-    assert loss_recovered(2.5, 2.0, 2.0) is None
-
-
-def test_the_error_of_a_mean_over_windows() -> None:
-    ones_W = np.ones(4, np.int64)
-    values_W = np.array([1.0, 2.0, 3.0, 6.0])
-    mean, error = mean_and_error(values_W, ones_W)  # one prediction per window: the usual error of a mean
-    assert (mean, error) == (3, pytest.approx(float(values_W.std(ddof=1)) / 2))
-    # Tokens that all say the same within a window are worth no more than one.
-    assert mean_and_error(10 * values_W, 10 * ones_W) == (3, pytest.approx(error))
-    assert mean_and_error(values_W[:1], ones_W[:1]) == (1, None)
-
-
-@pytest.mark.parametrize("values", [{"pairs": 0}, {"outlier_factor": -1.0}, {"batch_tokens": 0}])
-def test_settings_that_make_no_sense(values: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="--" + next(iter(values)).replace("_", "-")):
-        EvaluateSettings(**values)
 
 
 def test_the_command_prints_a_table_or_json(made: Made, artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,8 @@ def test_what_moved_is_found_where_it_went(workspace: Workspace) -> None:
     artifact = run(MatchSettings(crosscoders=BOTH, **ALL), workspace)
     table = MatchTable(artifact)
     assert {name: len(table.rows(name)) for name in ("A", "B")} == {"A": N_A, "B": N_B}
+    with pytest.raises(InputError, match="add --all-features"):
+        table.rows("shared")
     found = {row.id: row.found[0] for name in ("A", "B") for row in table.rows(name)}
     assert {i: (found[i].id, found[i].partition) for i in range(N_A)} == {0: (3, "shared"), 1: (1, "A"), 2: (0, "A")}
     first_b = N_A + N_SHARED

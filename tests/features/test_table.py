@@ -85,6 +85,16 @@ def test_shared_features_that_one_model_explains_better_are_listed_with_its_own(
         table.select(anywhere=True)
 
 
+def test_what_was_measured_without_evidence_cannot_be_listed_by_it(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    made_pair(workspace, 200)
+    table = FeatureTable(run(FeaturesSettings(outlier_factor=0.0, device="cpu", predictability=False), workspace))
+    assert table.scales == {}
+    assert {row.verdict for row in table.rows()} == {None}
+    with pytest.raises(InputError, match="measure again with --predictability"):
+        table.select(exclusive="A", anywhere=True)
+
+
 def test_rare_features_are_left_out_and_counted(table: FeatureTable) -> None:
     densities = sorted(row.density for row in table.rows())
     selection = table.select(min_density=densities[4])

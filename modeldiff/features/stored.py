@@ -1,0 +1,56 @@
+"""Reading what a command of this room has stored: a description in JSON, and arrays; damage is named, with its mend."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.settings import check_fields
+from modeldiff.workspace import Artifact
+from modeldiff.workspace.files import read_json
+
+
+def read_info(artifact: Artifact, name: str, *, version: int, fields: Set[str], again: str) -> dict[str, Any]:
+    """The description `name` of an artifact.
+
+    Args:
+        version: the format that is read; fields: what it must hold, no more and no less.
+        again: the command that makes the artifact anew, for one of an older format.
+
+    Raises:
+        InputError: written by a newer or by an older modeldiff.
+        DamagedError: it is missing, damaged, or has other fields.
+    """
+    path = artifact.file(name)
+    info = read_json(path)
+    found = info.get("format")
+    if isinstance(found, int) and found > version:
+        raise InputError(f"{path}: format {found} is newer than this modeldiff reads ({version}): upgrade modeldiff")
+    if isinstance(found, int) and found < version:
+        raise InputError(
+            f"{artifact.ref} was made by an older modeldiff (format {found}, this one reads {version}): make it again "
+            f"with `{again}`"
+        )
+    try:
+        check_fields(info, required=set(fields), where=str(path))
+    except InputError as error:
+        raise DamagedError(str(error)) from None
+    return info
+
+
+def read_arrays(artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file of an artifact.
+
+    Raises:
+        DamagedError: it is missing or damaged.
+    """
+    path = artifact.file(name)
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{path}: cannot be read ({error}); {artifact.mend}") from None
