@@ -27,24 +27,15 @@ from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.splice import SCOPES, VARIANTS, Losses, inlier_means, measure, stored_gap
 from modeldiff.features.windows import Window, sample_windows
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.load import ModelRef, load_model, model_identity
+from modeldiff.lm.harvested import Harvested, harvested
 from modeldiff.lm.residual import verify_hook
-from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.plan import SIDES
 
 KIND = "evaluation"
 SCHEMA = 1
 FORMAT = 1
 EVALUATION_NAME = "evaluation.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Target:
-    """One side's model, as the activations recorded it."""
-
-    ref: ModelRef
-    layer: int
 
 
 def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -59,16 +50,16 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = 
     measured = open_measured(workspace, settings.crosscoder, settings.activations, what="evaluation")
     crosscoder, store = measured.crosscoder, measured.store
     source, activations, inputs = measured.source, measured.activations, measured.inputs
-    targets = {side: _target(settings, store, side) for side in SIDES}
+    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
+    targets = {side: harvested(side, store.info.sides[side], activations.ref, paths[side]) for side in SIDES}
     windows = sample_windows(store, settings.pairs)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     outlier_factor = outlier_factor_of(source, settings.outlier_factor)
     for side, target in targets.items():
-        identity = model_identity(target.ref)
-        inputs[f"model_{side}"] = Input(target.ref.name, identity.get("digest") or identity["commit"])
-        harvested = activations.manifest.inputs.get(f"model_{side}")
-        if harvested is not None and harvested.digest != inputs[f"model_{side}"].digest:
+        inputs[f"model_{side}"] = target.as_input()
+        at_harvest = activations.manifest.inputs.get(f"model_{side}")
+        if at_harvest is not None and at_harvest.digest != inputs[f"model_{side}"].digest:
             say(
                 f"model {side.upper()}: the files of {target.ref.short_name} are not those that were harvested; "
                 "going on if its activations are the same"
@@ -84,28 +75,11 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = 
     return produce(workspace, Order(KIND, settings, inputs, SCHEMA, resolved), build, name=name, force=force)
 
 
-def _target(settings: EvaluateSettings, store: ActivationStore, side: str) -> _Target:
-    info = store.info.sides[side]
-    path = settings.model_path_a if side == "a" else settings.model_path_b
-    model = path or info.model
-    if model is None:
-        raise InputError(
-            f"{store.artifact.ref} was imported without naming model {side.upper()}: say where it is with "
-            f"--model-path-{side}"
-        )
-    if info.layer is None:
-        raise InputError(
-            f"{store.artifact.ref} was imported without the layer of model {side.upper()}: import it again with "
-            f"--layer-{side}"
-        )
-    return _Target(ModelRef(model, None if path else info.revision, info.trust_remote_code), info.layer)
-
-
 def _build(
     settings: EvaluateSettings,
     encoder: Encoder,
     windows: list[Window],
-    targets: dict[str, _Target],
+    targets: dict[str, Harvested],
     device: torch.device,
     dtype: torch.dtype,
     named: dict[str, Any],
@@ -120,8 +94,7 @@ def _build(
         file = f"losses_{side}.safetensors"
         if not work.has(file):
             say(f"model {side.upper()}: {target.ref.short_name}, after block {target.layer}, on {device}")
-            lm = load_model(target.ref, device, dtype)
-            _check_width(lm.width, encoder.store, side, lm.name)
+            lm = target.open(device, dtype)
             verify_hook(lm, target.layer)
             gap = stored_gap(lm, target.layer, side, encoder, windows, means[side])
             losses = measure(lm, target.layer, side, encoder, windows, means[side], settings.batch_tokens)
@@ -141,14 +114,6 @@ def _build(
         {"format": FORMAT, **named, **counts, "variants": VARIANTS, "scopes": SCOPES, "sides": sides},
     )
     return {**counts, **{side: _summary(figures) for side, figures in sides.items()}}
-
-
-def _check_width(width: int, store: ActivationStore, side: str, name: str) -> None:
-    if width != store.info.sides[side].width:
-        raise InputError(
-            f"model {name} has width {width}, but the activations were {store.info.sides[side].width} wide: it is not "
-            f"the model that was harvested; give that with --model-path-{side}"
-        )
 
 
 def side_figures(losses: Losses) -> dict[str, Any]:

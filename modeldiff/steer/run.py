@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import load
+from modeldiff.crosscoder.direction import Direction, direction_of
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import open_chat
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.generate import generate
-from modeldiff.lm.load import LanguageModel, ModelRef, load_model, model_identity
+from modeldiff.lm.harvested import Harvested, harvested, side_info
+from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual
-from modeldiff.steer.direction import Direction, direction_of
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, sha256_json, write_json
@@ -32,15 +32,6 @@ FORMAT = 1
 STEERING_NAME = "steering.json"
 GENERATIONS_NAME = "generations.jsonl"
 UNSTEERED = 0.0
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The model to steer, as the activations recorded it."""
-
-    ref: ModelRef
-    layer: int
-    median_norm: float
 
 
 def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -62,11 +53,10 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     if settings.features is None:
         say(f"feature {settings.feature} ({direction.partition}) of {source.ref}, as measured in {features.ref}")
 
-    identity = model_identity(target.ref)
     inputs = {
         "features": features.as_input(),
         "crosscoder": source.as_input(),
-        "model": Input(label=target.ref.name, digest=identity.get("digest") or identity["commit"]),
+        "model": target.as_input(),
         "prompts": Input(label=str(settings.prompts or "--prompt"), digest=sha256_json(list(prompts))),
     }
 
@@ -120,39 +110,21 @@ def read_prompts(settings: SteerSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prompts))
 
 
-def _target(settings: SteerSettings, features: Artifact, side: str) -> _Target:
+def _target(settings: SteerSettings, features: Artifact, side: str) -> Harvested:
     info = read_json(features.file("features.json"))["sides"][side]
-    model = settings.model_path or info["model"]
-    if model is None:
-        raise InputError(
-            f"the activations behind {features.ref} were imported without naming model {settings.model}: "
-            "say where it is with --model-path"
-        )
-    if info["layer"] is None:
-        raise InputError(
-            f"the activations behind {features.ref} were imported without the layer of model {settings.model}: "
-            f"import them again with --layer-{side}"
-        )
-    revision = None if settings.model_path else info["revision"]
-    return _Target(ModelRef(model, revision, info["trust_remote_code"]), info["layer"], info["median_norm"])
+    return harvested(side, side_info(info), features.ref, settings.model_path, "--model-path")
 
 
 def _build(
     settings: SteerSettings,
-    target: _Target,
+    target: Harvested,
     direction: Direction,
     prompts: tuple[str, ...],
     device: torch.device,
     dtype: torch.dtype,
     work: Work,
 ) -> dict[str, Any]:
-    lm = load_model(target.ref, device, dtype)
-    if lm.width != len(direction.unit_D):
-        raise InputError(
-            f"model {lm.name} has width {lm.width}, but the activations were {len(direction.unit_D)} wide: "
-            "it is not the model that was harvested"
-        )
-    lm.check_layer(target.layer)
+    lm = target.open(device, dtype)
     chat = settings.chat == "yes" or (settings.chat == "auto" and bool(lm.tokenizer.chat_template))
     rendered = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in prompts]
     strengths = (UNSTEERED, *dict.fromkeys(s for s in settings.strength if s != UNSTEERED))
@@ -178,7 +150,7 @@ def _build(
 def _generate(
     settings: SteerSettings,
     lm: LanguageModel,
-    target: _Target,
+    target: Harvested,
     direction: Direction,
     strength: float,
     rendered: list[str],
@@ -199,7 +171,7 @@ def _generate(
 
 def _description(
     settings: SteerSettings,
-    target: _Target,
+    target: Harvested,
     direction: Direction,
     prompts: tuple[str, ...],
     strengths: tuple[float, ...],

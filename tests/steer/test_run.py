@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import modeldiff.lm.harvested as harvested_module
 import modeldiff.steer.run as run_module
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
@@ -133,7 +134,7 @@ def test_the_model_is_left_without_hooks(made: Made, monkeypatch: pytest.MonkeyP
         loaded.append(load_model(*args))
         return loaded[0]
 
-    monkeypatch.setattr(run_module, "load_model", remembering)
+    monkeypatch.setattr(harvested_module, "load_model", remembering)
     run(settings_of(), made.workspace)
     assert not any(module._forward_hooks for module in loaded[0].model.modules())
 
@@ -193,7 +194,7 @@ def test_an_interrupted_run_keeps_the_strengths_it_has(made: Made, monkeypatch: 
 def test_wrong_requests_are_refused_before_a_model_is_loaded(
     made: Made, values: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(harvested_module, "load_model", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(InputError, match=message):
         run(settings_of(**values), made.workspace)
 

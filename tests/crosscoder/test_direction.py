@@ -9,9 +9,9 @@ import torch
 from safetensors.numpy import save
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.settings import Settings, setting, settings
-from modeldiff.steer.direction import direction_of
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
 MAX_F = torch.tensor([10.0, 15.0, 0.0, 3.0])

@@ -1,0 +1,85 @@
+"""A model of the pair, as the activations recorded it: where it is, which layer was read, and loading it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from modeldiff.errors import InputError
+from modeldiff.lm.load import LanguageModel, load_model, model_identity
+from modeldiff.lm.ref import ModelRef
+from modeldiff.workspace import Input
+from modeldiff.workspace.activations import SideInfo
+
+
+@dataclass(frozen=True)
+class Harvested:
+    """One side's model, not loaded yet."""
+
+    side: str
+    """a or b."""
+    ref: ModelRef
+    layer: int
+    """Activations are the residual stream after this block, counted from 0."""
+    width: int
+    """D of its residual stream."""
+    median_norm: float
+    """Median L2 norm of its harvested activations, raw units."""
+    option: str
+    """The option that says where it is now, for messages."""
+
+    def as_input(self) -> Input:
+        """For a fingerprint: the weights as they are now."""
+        identity = model_identity(self.ref)
+        return Input(self.ref.name, identity.get("digest") or identity["commit"])
+
+    def open(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+        """Load it.
+
+        Raises:
+            InputError: it has another width or too few blocks, so it is not what was harvested.
+        """
+        lm = load_model(self.ref, device, dtype)
+        if lm.width != self.width:
+            raise InputError(
+                f"model {lm.name} has width {lm.width}, but the activations were {self.width} wide: it is not the "
+                f"model that was harvested; give that with {self.option}"
+            )
+        lm.check_layer(self.layer)
+        return lm
+
+
+def harvested(side: str, info: SideInfo, artifact: str, path: str | None, option: str | None = None) -> Harvested:
+    """The model of one side.
+
+    Args:
+        side: "a" or "b".
+        info: of the activations, or as a features artifact repeats it.
+        artifact: reference of what `info` is from, for messages.
+        path: where the model is now (a folder, a GGUF file or a hub name); None: where it was harvested from.
+        option: the option that `path` comes from; None: --model-path-a or -b.
+
+    Raises:
+        InputError: the activations were imported without naming the model or its layer.
+    """
+    option = option or f"--model-path-{side}"
+    model = path or info.model
+    if model is None:
+        raise InputError(
+            f"the activations behind {artifact} were imported without naming model {side.upper()}: say where it is "
+            f"with {option}"
+        )
+    if info.layer is None:
+        raise InputError(
+            f"the activations behind {artifact} were imported without the layer of model {side.upper()}: import them "
+            f"again with --layer-{side}"
+        )
+    ref = ModelRef(model, None if path else info.revision, info.trust_remote_code)
+    return Harvested(side, ref, info.layer, info.width, info.median_norm, option)
+
+
+def side_info(data: dict[str, object]) -> SideInfo:
+    """The side of a features artifact's `sides` (features.json)."""
+    return SideInfo(**{field.name: data[field.name] for field in dataclasses.fields(SideInfo)})  # type: ignore[arg-type]
