@@ -31,11 +31,13 @@ _HOMES = {
     "FeaturesSettings": "modeldiff.features.settings",
     "EvaluateSettings": "modeldiff.features.evaluate_settings",
     "MatchSettings": "modeldiff.features.match_settings",
+    "ExplainSettings": "modeldiff.features.explain.settings",
     "StitchSettings": "modeldiff.stitch.settings",
     "SteerSettings": "modeldiff.steer.settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
+    "read_explanations": "modeldiff.features.explain.stored",
     "load_stitch": "modeldiff.crosscoder.stitch",
 }
 _STAGES = {
@@ -44,6 +46,7 @@ _STAGES = {
     "run_features": "modeldiff.features.run",
     "run_evaluate": "modeldiff.features.evaluate",
     "run_match": "modeldiff.features.match",
+    "run_explain": "modeldiff.features.explain.run",
     "run_stitch": "modeldiff.stitch.run",
     "run_steer": "modeldiff.steer.run",
     "run_toy": "modeldiff.toy.run",

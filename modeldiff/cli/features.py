@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli import features_evaluate, features_match, features_stitch
+from modeldiff.cli import features_evaluate, features_explain, features_match, features_stitch
 from modeldiff.cli.common import (
     console,
     examples,
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from modeldiff.features.example import Example
+    from modeldiff.features.explain.stored import Explained
     from modeldiff.features.table import FeatureRow, FeatureTable
-    from modeldiff.workspace import Artifact
+    from modeldiff.workspace import Artifact, Workspace
 
 SORTS = ("evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
 _VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: "-"}
@@ -178,14 +179,35 @@ def _show(
 
     table = FeatureTable(artifact)
     row = table.row(feature, examples=shown)
+    explained = _explained(workspace, artifact, feature)
     if as_json:
-        print_json({"ref": artifact.ref, **row.to_json()})
+        words = explained and {"ref": explained[0], **explained[1].to_json()}
+        print_json({"ref": artifact.ref, **row.to_json(), "explanation": words})
     else:
-        print_feature(table, row)
+        print_feature(table, row, explained)
 
 
-def print_feature(table: FeatureTable, row: FeatureRow) -> None:
+def _explained(workspace: Workspace, features: Artifact, feature: int) -> tuple[str, Explained] | None:
+    """(ref, what it says) of the newest explanation of these features that holds this one."""
+    from modeldiff.console import say
+    from modeldiff.errors import ModeldiffError
+    from modeldiff.features.explain.stored import read_explanations
+
+    for one in reversed([one for one in workspace.users_of(features) if one.kind == "explanation"]):
+        try:
+            found = read_explanations(one).get(feature)
+        except ModeldiffError as error:  # what is shown beside it is sound
+            say(str(error))
+            continue
+        if found is not None:
+            return one.ref, found
+    return None
+
+
+def print_feature(table: FeatureTable, row: FeatureRow, explained: tuple[str, Explained] | None = None) -> None:
     """One feature with everything that is known about it."""
+    from rich.text import Text
+
     partition = "shared" if row.partition == "shared" else f"{row.partition}-exclusive"
     click.echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {partition}")
     click.echo(f"fires on      {row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})")
@@ -204,6 +226,9 @@ def print_feature(table: FeatureTable, row: FeatureRow) -> None:
     click.echo(f"sources       {_sources(row, 6)}")
     words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words)
     click.echo(f"words         {words or '-'} (of its top examples)")
+    if explained is not None:
+        flag = " [concerning]" if explained[1].concerning else ""
+        console().print(Text(f"explained     {explained[1].text}{flag} ({explained[0]})"))
     if row.partition != "B":
         _steer_hint("A", row)
     if row.partition != "A":
@@ -298,5 +323,6 @@ command.add_command(
     )
 )
 command.add_command(features_evaluate.command)
+command.add_command(features_explain.command)
 command.add_command(features_match.command)
 command.add_command(features_stitch.command)

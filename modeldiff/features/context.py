@@ -8,6 +8,7 @@ Legend: E examples of a shard, W places of a window (the example and `n_context`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from modeldiff.features.examples import Examples
 from modeldiff.features.ragged import Column, Ragged
 from modeldiff.workspace.activations import Block
 from modeldiff.workspace.files import replace_into, temporary_path
-from modeldiff.workspace.plan import SIDES, ShardPlan
+from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan
 
 # Bounds on what is shown where pairs are far apart (a long stretch that the tokenizers do not share).
 _CHARACTERS_PER_PLACE = 20
@@ -138,6 +139,20 @@ def _windows(
     return window_EW
 
 
+def word_start(documents: Sequence[Document], pairs: PairTable, pair: int, *, first: bool) -> int:
+    """Character at which the word that ends at `pair` begins; `first`: no pair of its document is before it."""
+    document = documents[pairs.document[pair]]
+    end = int(pairs.char_end[pair])
+    floor = 0 if first else int(pairs.char_end[pair - 1])
+    starts = [int(document.tokens[side].starts[pairs.token[side][pair]]) for side in SIDES]
+    start = max(floor, min((s for s in starts if 0 <= s <= end), default=end))
+    while start < end - 1 and document.text[start].isspace():  # many tokens begin with the blank before the word
+        start += 1
+    while start > floor and end - start < _MAX_WORD and not document.text[start - 1].isspace():
+        start -= 1
+    return start
+
+
 class _Describer:
     """Turns pairs of one shard into text windows."""
 
@@ -178,23 +193,9 @@ class _Describer:
         return low, high
 
     def _word_start(self, pair: int) -> int:
-        """Character at which the word that ends at `pair` begins."""
         if pair not in self._starts:
-            self._starts[pair] = self._find_word_start(pair)
+            self._starts[pair] = word_start(self._documents, self._pairs, pair, first=pair in self._firsts)
         return self._starts[pair]
-
-    def _find_word_start(self, pair: int) -> int:
-        pairs = self._pairs
-        document = self._documents[pairs.document[pair]]
-        end = int(pairs.char_end[pair])
-        floor = 0 if pair in self._firsts else int(pairs.char_end[pair - 1])
-        starts = [int(document.tokens[side].starts[pairs.token[side][pair]]) for side in SIDES]
-        start = max(floor, min((s for s in starts if 0 <= s <= end), default=end))
-        while start < end - 1 and document.text[start].isspace():  # many tokens begin with the blank before the word
-            start += 1
-        while start > floor and end - start < _MAX_WORD and not document.text[start - 1].isspace():
-            start -= 1
-        return start
 
     def _tokens(
         self, side: str, low: int, high: int, begin: int, end: int, activation: NDArray[np.float32]

@@ -42,7 +42,7 @@ def sample_windows(store: ActivationStore, pairs: int) -> list[Window]:
         InputError: the activations were imported without texts, or without token ids.
     """
     windows: list[Window] = []
-    chosen = _spread_shards(store.info.shards, pairs)
+    chosen = spread_shards(store.info.shards, pairs)
     share = min(1.0, pairs / sum(store.info.shards[shard] for shard in chosen))
     for shard in chosen:
         plan = store.plan(shard)
@@ -62,7 +62,7 @@ def batches(lengths: list[int], budget: int) -> list[list[int]]:
     return found
 
 
-def _spread_shards(shards: list[int], pairs: int) -> list[int]:
+def spread_shards(shards: list[int], pairs: int) -> list[int]:
     """Shards, evenly spaced, that hold `pairs` pairs if all together do."""
     enough = math.ceil(pairs * len(shards) / sum(shards))
     count = min(len(shards), max(_MOST_SHARDS, enough))

@@ -27,7 +27,7 @@ def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device
         InputError: the settings name no judge that reads texts, no such model, or a key that is not there.
         MachineError: the kept answers cannot be read.
     """
-    if settings.judge == "effect":
+    if settings.judge not in ("local", "openai"):
         raise InputError(
             "--judge effect compares next-token distributions and reads no texts: explanations, detection and ratings "
             "of what steering does need --judge local --judge-model MODEL or --judge openai --judge-model NAME"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from modeldiff.errors import InputError
@@ -17,6 +17,9 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 @settings
 class JudgeSettings(Settings):
     """Who judges. What decides the answers is `Judge.identity()`: a stage puts it into its fingerprint."""
+
+    JUDGES: ClassVar[tuple[str, ...]] = ("effect", "local", "openai")
+    """What `judge` may be; a stage that has another answer without a judge overrides both."""
 
     judge: Literal["effect", "local", "openai"] = setting(default="effect")
     """Who judges: effect compares next-token distributions and needs no model; local is a chat model on this machine;
@@ -44,9 +47,10 @@ class JudgeSettings(Settings):
     """Seconds until a call without an answer is given up and repeated."""
 
     def __post_init__(self) -> None:
-        if self.judge not in ("effect", "local", "openai"):
-            raise InputError(f"--judge expects effect, local or openai, found '{self.judge}'")
-        if self.judge != "effect" and not (self.judge_model or "").strip():
+        if self.judge not in self.JUDGES:
+            known = f"{', '.join(self.JUDGES[:-1])} or {self.JUDGES[-1]}"
+            raise InputError(f"--judge expects {known}, found '{self.judge}'")
+        if self.judge in ("local", "openai") and not (self.judge_model or "").strip():
             which = "a folder, a GGUF file or a hub name" if self.judge == "local" else "the endpoint's name for it"
             raise InputError(f"--judge {self.judge} needs a model: name it with --judge-model ({which})")
         if self.judge_base_url is not None:

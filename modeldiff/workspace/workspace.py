@@ -13,7 +13,7 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
 from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, Manifest, check_format
 
-KINDS = ("activations", "crosscoder", "features", "evaluation", "match", "stitch", "steering", "toy")
+KINDS = ("activations", "crosscoder", "features", "evaluation", "match", "explanation", "stitch", "steering", "toy")
 # The command that makes each kind, for error messages.
 COMMAND_OF = {
     "activations": "modeldiff harvest",
@@ -21,6 +21,7 @@ COMMAND_OF = {
     "features": "modeldiff features",
     "evaluation": "modeldiff features evaluate",
     "match": "modeldiff features match",
+    "explanation": "modeldiff features explain",
     "stitch": "modeldiff features stitch",
     "steering": "modeldiff steer",
     "toy": "modeldiff toy",
@@ -190,6 +191,11 @@ class Workspace:
     def toy_cells(self) -> Path:
         """Finished cells of toy benchmarks, shared by all of them: a cache, not an artifact."""
         return self.folder / "toy" / ".cells"
+
+    @property
+    def judge_answers(self) -> Path:
+        """Where answers of judges are kept, for all commands: they may have cost money."""
+        return self.folder / ".judge"
 
     def _folders(self, kind: str | None) -> list[Path]:
         found: list[Path] = []

@@ -1,0 +1,153 @@
+"""`modeldiff features explain`: what features respond to, in words, and how well the words detect them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modeldiff.cli.common import (
+    artifact_json,
+    console,
+    examples,
+    make_settings,
+    open_workspace,
+    print_json,
+    produce_options,
+    settings_options,
+)
+from modeldiff.features.explain.settings import ExplainSettings
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from modeldiff.features.explain.stored import Explained
+
+# Names shown of each list, at most.
+_NAMES = 4
+
+
+def _explain(
+    ctx: click.Context, name: str | None, force: bool, workspace_folder: Path | None, as_json: bool, **values: Any
+) -> None:
+    workspace = open_workspace(ctx, workspace_folder or ctx.meta.get("modeldiff.workspace"))
+    settings = make_settings(ExplainSettings, values)
+    from modeldiff.features.explain.run import run
+    from modeldiff.features.explain.stored import read_explanation_info, read_explanations
+
+    artifact = run(settings, workspace, name=name, force=force)
+    info = read_explanation_info(artifact)
+    if as_json:
+        print_json({**artifact_json(artifact), **info})
+    else:
+        print_explanations(artifact.ref, info, list(read_explanations(artifact).values()))
+
+
+def print_explanations(ref: str, info: dict[str, Any], explained: list[Explained]) -> None:
+    """The features in 80 columns: how well they are detected, then what they respond to."""
+    from rich.table import Table
+    from rich.text import Text
+
+    judge = info["judge"]
+    by = f"by {judge}" if judge else "from the texts, no judge"
+    title = f"{ref}: {len(explained)} features of {info['features']}, {by}"
+    listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "spread", "strong", *(("judge", "flag") if judge else ())):
+        listing.add_column(column, justify="right", no_wrap=True)
+    listing.add_column("what it fires on (lift)", ratio=1)
+    for one in explained:
+        told = one.detection
+        cells = [f"{one.id} {one.partition[0]}", _told(told.spread, told.spread_null)]
+        cells.append(_told(told.strongest, told.strongest_null))
+        if one.judge is not None:
+            cells += [_told(one.judge.detection, one.judge.null), _flag(one)]
+        listing.add_row(*cells, words_of(one))
+    console().print(listing)
+    _print_notes(info, explained)
+
+
+def words_of(one: Explained) -> Text:
+    """What a feature responds to, the most telling evidence first; what the texts hold is text, never markup."""
+    from rich.text import Text
+
+    lines: list[str] = []
+    if one.judge is not None:
+        lines.append(one.judge.explanation or f"no explanation: {one.judge.missing}")
+    described = one.description
+    if described.missing:
+        lines.append(described.missing)
+    else:
+        lines += described.lines(_NAMES)
+        lines[-1] += f"; {described.form}"
+        if one.detection.missing:
+            lines.append(f"not tried: {one.detection.missing}")
+    return Text("\n".join(lines))
+
+
+def _told(share: float | None, null: float | None) -> str:
+    """A share told right, with what chance gives in brackets."""
+    if share is None:
+        return "-"
+    return f"{share:.2f}" if null is None else f"{share:.2f} ({null:.2f})"
+
+
+def _flag(one: Explained) -> str:
+    return {True: "YES", False: "no", None: "-"}[one.concerning]
+
+
+def _print_notes(info: dict[str, Any], explained: list[Explained]) -> None:
+    from modeldiff.features.explain.describe import CONTEXT
+    from modeldiff.features.explain.judged import INTERPRETABLE
+
+    texts = max((one.detection.texts for one in explained), default=0)
+    click.echo(
+        f"{info['pairs']:,} pairs ({info['outliers']:,} outliers) in {info['documents']:,} documents of "
+        f"{info['activations']};\n{info['held_out_documents']:,} of them are held out."
+    )
+    click.echo("lift: share of the activation there / share of the pairs there; only what chance")
+    click.echo(f"does not give. after: among the {CONTEXT} words before. runs: words fired on in a row;")
+    click.echo("later text: what it fires on of a text's words once it has fired.")
+    click.echo("spread, strong: offline detection: share told right, by these words alone, of up")
+    click.echo(f"to {texts} active and {texts} inactive held-out texts; the active ones spread over all")
+    click.echo("strengths, or the strongest. (In brackets): by the words of other features.")
+    click.echo("Not comparable to a judge's detection.")
+    if info["judge"]:
+        said = [one.judge for one in explained if one.judge is not None]
+        tried = [one.detection for one in said if one.detection is not None]
+        click.echo(
+            "judge: told right of the strong and the inactive texts by its explanation;\n"
+            f"{sum(one >= INTERPRETABLE for one in tried)} of {len(tried)} interpretable (at least {INTERPRETABLE:g})."
+        )
+        _print_flagged(explained)
+    if explained:
+        click.echo(f"next: modeldiff features show {explained[0].id}")
+
+
+def _print_flagged(explained: list[Explained]) -> None:
+    from rich.text import Text
+
+    for one in explained:
+        if one.concerning and one.judge is not None:
+            console().print(Text(f"flagged {one.id}: {one.judge.reason}"))
+        elif one.judge is not None and one.judge.missing:
+            console().print(Text(f"missing {one.id}: {one.judge.missing}"))
+        elif one.judge is not None and one.judge.detection is None:
+            console().print(Text(f"not detected {one.id}: {one.judge.detection_missing}"))
+
+
+command = click.Command(
+    "explain",
+    params=[*settings_options(ExplainSettings), *produce_options()],
+    callback=click.pass_context(_explain),
+    help="Features -> explanation: the words and sources a feature fires on, and how well they detect it on held-out "
+    "texts, against the words of other features.\n\n"
+    "With --judge also an explanation in words, a flag for what is concerning, and the judge's own detection.",
+    epilog=examples(
+        "modeldiff features explain",
+        "modeldiff features explain --feature 1011 17 --json",
+        "modeldiff features explain --exclusive A --anywhere --top 40",
+        "modeldiff features explain --judge openai --judge-model NAME --judge-base-url http://localhost:8000/v1",
+        "modeldiff features explain --judge local --judge-model ~/models/chat --detection-null",
+    ),
+)
