@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli.common import (
+    Command,
     artifact_json,
     console,
     examples,
@@ -136,7 +137,7 @@ def _print_flagged(explained: list[Explained]) -> None:
             console().print(Text(f"not detected {one.id}: {one.judge.detection_missing}"))
 
 
-command = click.Command(
+command = Command(
     "explain",
     params=[*settings_options(ExplainSettings), *produce_options()],
     callback=click.pass_context(_explain),

@@ -18,8 +18,8 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 class JudgeSettings(Settings):
     """Who judges. What decides the answers is `Judge.identity()`: a stage puts it into its fingerprint."""
 
+    # What `judge` may be. A stage that has another answer without a judge overrides both.
     JUDGES: ClassVar[tuple[str, ...]] = ("effect", "local", "openai")
-    """What `judge` may be; a stage that has another answer without a judge overrides both."""
 
     judge: Literal["effect", "local", "openai"] = setting(default="effect")
     """Who judges: effect compares next-token distributions and needs no model; local is a chat model on this machine;

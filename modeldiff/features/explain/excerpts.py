@@ -108,10 +108,10 @@ class Excerpts:
         there are none.
 
         Args:
-            seen: numbers of documents that must not be among them.
+            seen: numbers of documents that must not be among them, nor others with the same text.
         """
         activation_E = self.activation(column)
-        usable_E = self.fresh_E & self.known_E & ~np.isin(self.document_E, seen)
+        usable_E = self.fresh_E & self.known_E & ~self._holds(seen)
         active = self._one_per_document(np.flatnonzero(usable_E & (activation_E > 0)), rng)
         inactive = self._one_per_document(np.flatnonzero(usable_E & (activation_E == 0)), rng)
         n = min(count, len(active), len(inactive))
@@ -131,6 +131,13 @@ class Excerpts:
         """First and last row of the store."""
         row_N = self.sample.row_N
         return int(row_N[self.start_E[excerpt]]), int(row_N[self.stop_E[excerpt] - 1])
+
+    def _holds(self, documents: Ints) -> NDArray[np.bool_]:
+        """(E,): in one of these documents, or in a text that one of them has too."""
+        sample = self.sample
+        in_them_W = np.isin(sample.document_W, documents)
+        repeats_W = in_them_W | np.isin(sample.text_W, sample.text_W[in_them_W])
+        return repeats_W[sample.window_N[self.start_E]]
 
     def _one_per_document(self, excerpts: Ints, rng: np.random.Generator) -> Ints:
         mixed = rng.permutation(excerpts)

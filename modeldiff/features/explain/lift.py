@@ -29,7 +29,7 @@ MIN_COUNT = 5
 """A word on fewer pairs is not looked at."""
 MIN_FIRINGS = 3
 """Nor one on which the feature fires less often."""
-SHIFTS = 20
+SHIFTS = 100
 
 
 @dataclass(frozen=True)
