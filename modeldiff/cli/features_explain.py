@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from modeldiff.features.explain.stored import Explained
 
 # Names shown of each list, at most.
-_NAMES = 4
+_NAMES = 3
 
 
 def _explain(
@@ -54,16 +54,18 @@ def print_explanations(ref: str, info: dict[str, Any], explained: list[Explained
     by = f"by {judge}" if judge else "from the texts, no judge"
     title = f"{ref}: {len(explained)} features of {info['features']}, {by}"
     listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("id", "spread", "strong", *(("judge", "flag") if judge else ())):
+    for column in ("id", "judge", "flag") if judge else ("id", "spread", "strong"):
         listing.add_column(column, justify="right", no_wrap=True)
     listing.add_column("what it fires on (lift)", ratio=1)
     for one in explained:
-        told = one.detection
-        cells = [f"{one.id} {one.partition[0]}", _told(told.spread, told.spread_null)]
-        cells.append(_told(told.strongest, told.strongest_null))
+        told, words = one.detection, words_of(one)
+        spread, strong = _told(told.spread, told.spread_null), _told(told.strongest, told.strongest_null)
         if one.judge is not None:
-            cells += [_told(one.judge.detection, one.judge.null), _flag(one)]
-        listing.add_row(*cells, words_of(one))
+            cells = [_told(one.judge.detection, one.judge.null), _flag(one)]
+            words.append(f"\nspread {spread}, strong {strong}")
+        else:
+            cells = [spread, strong]
+        listing.add_row(f"{one.id} {one.partition[0]}", *cells, words)
     console().print(listing)
     _print_notes(info, explained)
 
@@ -79,7 +81,7 @@ def words_of(one: Explained) -> Text:
     if described.missing:
         lines.append(described.missing)
     else:
-        lines += described.lines(_NAMES)
+        lines += described.lines(_NAMES, chance=True)
         lines[-1] += f"; {described.form}"
         if one.detection.missing:
             lines.append(f"not tried: {one.detection.missing}")
@@ -100,15 +102,17 @@ def _flag(one: Explained) -> str:
 def _print_notes(info: dict[str, Any], explained: list[Explained]) -> None:
     from modeldiff.features.explain.describe import CONTEXT
     from modeldiff.features.explain.judged import INTERPRETABLE
+    from modeldiff.features.explain.lift import SHIFTS
 
     texts = max((one.detection.texts for one in explained), default=0)
     click.echo(
         f"{info['pairs']:,} pairs ({info['outliers']:,} outliers) in {info['documents']:,} documents of "
         f"{info['activations']};\n{info['held_out_documents']:,} of them are held out."
     )
-    click.echo("lift: share of the activation there / share of the pairs there; only what chance")
-    click.echo(f"does not give. after: among the {CONTEXT} words before. runs: words fired on in a row;")
-    click.echo("later text: what it fires on of a text's words once it has fired.")
+    click.echo("lift: share of the activation there / share of the pairs there; only what beats")
+    click.echo(f"(in brackets) the highest of {SHIFTS} times with activations moved along the texts.")
+    click.echo(f"after: among the {CONTEXT} words before. runs: words fired on in a row; later text:")
+    click.echo("the share of a text's words that fire once the first one has.")
     click.echo("spread, strong: offline detection: share told right, by these words alone, of up")
     click.echo(f"to {texts} active and {texts} inactive held-out texts; the active ones spread over all")
     click.echo("strengths, or the strongest. (In brackets): by the words of other features.")

@@ -64,14 +64,15 @@ class Description:
             return self.missing
         return "; ".join([*self.lines(_NAMED), self.form])
 
-    def lines(self, most: int) -> list[str]:
-        """What is characteristic, a line for each kind of evidence, the most telling first; `most` names of each."""
+    def lines(self, most: int, *, chance: bool = False) -> list[str]:
+        """What is characteristic, a line for each kind of evidence, the most telling first; `most` names of each, with
+        what chance gives in brackets if asked for."""
         kinds = [("on", self.words), ("after", self.context), ("in", self.sources)]
         found = sorted((kind for kind in kinds if kind[1]), key=lambda kind: -kind[1][0].nats)
         if not found:
             return ["no word, context or source beyond chance"]
         return [
-            f"{preposition} " + ", ".join(f"{shown(one.name)} {times(one.lift)}" for one in lifts[:most])
+            f"{preposition} " + ", ".join(_named(one, chance=chance) for one in lifts[:most])
             for preposition, lifts in found
         ]
 
@@ -102,6 +103,10 @@ def shown(name: str) -> str:
 def times(lift: float) -> str:
     """A lift for people: `41x`."""
     return f"{lift:.0f}x" if lift >= 10 else f"{lift:.1f}x"
+
+
+def _named(one: Lift, *, chance: bool) -> str:
+    return f"{shown(one.name)} {times(one.lift)}" + (f" ({one.chance:.1f})" if chance else "")
 
 
 class Describer:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
@@ -141,12 +142,13 @@ def _groups(plan: ShardPlan, shard: int) -> list[Block]:
 def _codes(encoder: Encoder, groups: Sequence[Block], feature_G: NDArray[np.int64]) -> Arrays:
     """The non-zero codes: row (within the groups), column, value; and which rows are kept."""
     rows = block_rows(encoder.crosscoder.n_features)
+    index_G = torch.from_numpy(feature_G).to(encoder.device)
     parts: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]] = []
     done = 0
     for group in groups:
         for start in range(group.start, group.stop, rows):
             f_BF, kept_B = encoder.dense(Block(group.shard, start, min(start + rows, group.stop)))
-            f_BG = f_BF[:, feature_G].float().cpu().numpy()
+            f_BG = f_BF[:, index_G].float().cpu().numpy()
             row, column = np.nonzero(f_BG)
             value = f_BG[row, column]
             parts.append((row.astype(np.int32) + done, column.astype(np.int32), value, kept_B.astype(np.uint8)))
