@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from modeldiff.console import progress, say
+from modeldiff.crosscoder.part import part_of
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
 from modeldiff.features.example import Example
@@ -118,18 +119,16 @@ def _build(
     store = measured.store
     factor = outlier_factor_of(measured.source, table.artifact.settings.get("outlier_factor"))
     others = _null_features(table, settings.seed)
-    feature_G = np.array(list(dict.fromkeys([*ids, *others])))
-    encoder = Encoder(measured.crosscoder, store, device, factor)
-    sample = take_sample(
-        encoder, feature_G, pairs=settings.pairs, seed=settings.seed, resume=work.resume / "sample", label="explain"
-    )
+    measured_features = sorted({*ids, *others})
+    encoder = Encoder(part_of(measured.crosscoder, measured_features), store, device, factor)
+    sample = take_sample(encoder, pairs=settings.pairs, seed=settings.seed, resume=work.resume / "sample")
     excerpts = Excerpts.of(sample)
     describer = Describer(sample, store.info.sources, settings.seed)
     if not describer.pairs:
         raise InputError("no pair is left to describe features from: raise --pairs")
-    column = {int(feature): i for i, feature in enumerate(feature_G)}
+    column = {feature: i for i, feature in enumerate(measured_features)}
     known: dict[int, tuple[Description, Detector | str]] = {}
-    with progress("explain: descriptions", len(feature_G), "features") as bar:
+    with progress("explain: descriptions", len(column), "features") as bar:
         for feature in column:
             description = describer.describe(column[feature], settings.words)
             activation_E = excerpts.activation(column[feature])

@@ -1,7 +1,7 @@
 """A sample of whole texts with the codes of a few features: all that descriptions and detection are made from.
 
-Memory grows with the pairs of the sample and the firings of the chosen features, not with the dictionary: of the
-others nothing is kept.
+Memory and time grow with the pairs of the sample and the firings of the chosen features, not with the dictionary: the
+others are never computed.
 
 Legend: N pairs of the sample, W windows (texts as the models read them), G chosen features, V different words.
 """
@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Encoder, block_rows, spread
+from modeldiff.features.codes import Encoder, block_rows, sparsify, spread
 from modeldiff.features.context import word_start
 from modeldiff.features.statistics import Arrays
 from modeldiff.features.windows import spread_shards
@@ -58,12 +57,11 @@ class Sample:
     """In the half of the documents that is held out; the other half makes the descriptions."""
 
 
-def take_sample(
-    encoder: Encoder, feature_G: NDArray[np.int64], *, pairs: int, seed: int, resume: Path, label: str = "explain"
-) -> Sample:
+def take_sample(encoder: Encoder, *, pairs: int, seed: int, resume: Path) -> Sample:
     """Read about `pairs` pairs in whole texts, spread evenly over the store.
 
     Args:
+        encoder: of the G chosen features alone (see crosscoder/part.py).
         seed: of the halves.
         resume: folder for the codes of finished shards; an interrupted pass goes on behind them.
 
@@ -78,19 +76,19 @@ def take_sample(
     codes: list[sparse.csc_matrix] = []
     windows = 0
     resume.mkdir(parents=True, exist_ok=True)
-    with progress(f"{label}: pass over the texts", sum(store.info.shards[s] for s in shards) * share, "pairs") as bar:
+    with progress("explain: pass over the texts", sum(store.info.shards[s] for s in shards) * share, "pairs") as bar:
         for shard in shards:
             plan = store.plan(shard)
             groups = spread(_groups(plan, shard), max(1, round(share * len(plan.pairs))))
             path = resume / f"codes-{shard:05d}.safetensors"
             if not path.exists():
                 temporary = temporary_path(path)
-                save_file(_codes(encoder, groups, feature_G), temporary)
+                save_file(_codes(encoder, groups), temporary)
                 replace_into(temporary, path)
             found = load_file(path)
             part = _texts(plan, groups, vocabulary, windows, store.first_row[shard])
             part["kept_N"] = found["kept"].astype(bool)
-            shape = (len(part["row_N"]), len(feature_G))
+            shape = (len(part["row_N"]), encoder.crosscoder.n_features)
             codes.append(sparse.csc_matrix((found["value"], (found["row"], found["column"])), shape=shape))
             windows += len(part["document_W"])
             parts.append(part)
@@ -139,19 +137,17 @@ def _groups(plan: ShardPlan, shard: int) -> list[Block]:
     return groups
 
 
-def _codes(encoder: Encoder, groups: Sequence[Block], feature_G: NDArray[np.int64]) -> Arrays:
+def _codes(encoder: Encoder, groups: Sequence[Block]) -> Arrays:
     """The non-zero codes: row (within the groups), column, value; and which rows are kept."""
     rows = block_rows(encoder.crosscoder.n_features)
-    index_G = torch.from_numpy(feature_G).to(encoder.device)
     parts: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]] = []
     done = 0
     for group in groups:
         for start in range(group.start, group.stop, rows):
-            f_BF, kept_B = encoder.dense(Block(group.shard, start, min(start + rows, group.stop)))
-            f_BG = f_BF[:, index_G].float().cpu().numpy()
-            row, column = np.nonzero(f_BG)
-            value = f_BG[row, column]
-            parts.append((row.astype(np.int32) + done, column.astype(np.int32), value, kept_B.astype(np.uint8)))
+            f_BG, kept_B = encoder.dense(Block(group.shard, start, min(start + rows, group.stop)))
+            codes = sparsify(f_BG)
+            row, column = codes.row.astype(np.int32) + done, codes.feature.astype(np.int32)
+            parts.append((row, column, codes.value, kept_B.astype(np.uint8)))
             done += len(kept_B)
     return {
         name: np.concatenate(columns)

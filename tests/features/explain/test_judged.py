@@ -17,7 +17,7 @@ from modeldiff.features.explain.run import run
 from modeldiff.features.explain.settings import ExplainSettings
 from modeldiff.features.explain.stored import Explained, read_explanations
 from modeldiff.workspace import Workspace
-from tests.features.explain.made_texts import AFTER_TRIGGER, HERB, ODD, made_features
+from tests.features.explain.made_texts import AFTER_TRIGGER, HERB, ODD, made_documents, made_features
 from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, said, serving
 from tests.tiny_models import save_tiny
 
@@ -219,6 +219,16 @@ def test_no_more_calls_than_allowed(workspace: Workspace) -> None:
         with pytest.raises(InputError, match="--judge-max-calls allows 2"):
             run(settings(endpoint, judge_max_calls=2), workspace)
         assert endpoint.requests == []
+
+
+def test_a_feature_that_never_fires_is_not_asked_about(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "dead")
+    made_features(workspace, made_documents(24, herb="other"))
+    found, endpoint = explained(workspace, lambda request, _: said(knows(request)), feature=(HERB,))
+    assert endpoint.requests == []
+    assert found[HERB].judge is not None
+    assert found[HERB].judge.missing == "it has no examples: it never fires"
+    assert found[HERB].text.startswith("fires 0 times in the ")
 
 
 def test_a_local_judge_that_has_no_room_for_the_question_is_missing(workspace: Workspace, tmp_path: Path) -> None:
