@@ -141,9 +141,12 @@ def _print_flagged(explained: list[Explained]) -> None:
             console().print(Text(f"not detected {one.id}: {one.judge.detection_missing}"))
 
 
+# Which features first, then who judges.
+_OPTIONS = sorted(settings_options(ExplainSettings), key=lambda option: str(option.name).startswith("judge"))
+
 command = Command(
     "explain",
-    params=[*settings_options(ExplainSettings), *produce_options()],
+    params=[*_OPTIONS, *produce_options()],
     callback=click.pass_context(_explain),
     help="Features -> explanation: the words and sources a feature fires on, and how well they detect it on held-out "
     "texts, against the words of other features.\n\n"
