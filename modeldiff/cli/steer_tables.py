@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -72,38 +72,41 @@ def print_dose(steering: dict[str, Any]) -> None:
             cells = [(form(row[key]), "" if random is None else form(random[key])) for key, form in pairs]
             lines.append([_strength(strength) if not place else "", model, *(cell for both in cells for cell in both)])
     names = ("KL 1st", "KL", "perpl.", "repeated")
-    columns = [(name, "right") for pair in ((one, "random") for one in names) for name in pair]
-    generations = len(steering["prompts"])
-    title = f"feature {steering['feature']} ({_partition(steering)}), {generations} prompts, seed {steering['seed']}"
-    table(title, [("strength", "right"), ("", "left"), *columns], lines)  # type: ignore[list-item]
+    columns: list[tuple[str, Literal["left", "right"]]] = [
+        (name, "right") for pair in ((one, "random") for one in names) for name in pair
+    ]
+    prompts = len(steering["prompts"])
+    title = f"feature {steering['feature']} ({_partition(steering)}), {prompts} prompt{'s' if prompts > 1 else ''}"
+    table(f"{title}, seed {steering['seed']}", [("strength", "right"), ("", "left"), *columns], lines)
     for model, side in sides.items():
-        words = "its own decoder row"
-        if side["stitch"]:
-            bias = " with its constant" if side["stitch_bias"] else ""
-            words = f"the direction through {side['stitch']}{bias} (R² {_r2(side['stitch_r2'])})"
-        norm = side["unit_norm_in_medians"]
-        click.echo(f"{model} is pushed by {words}; strength 1: {norm:.2g} median norms.")
+        click.echo(f"{model}: {_pushed_by(side)}; strength 1: {side['unit_norm_in_medians']:.2g} median norms.")
     click.echo("KL: of the steered next token from the unsteered one, nats, at the end of the")
     click.echo("prompt (1st) and per token of the unsteered text. perpl.: of what is written,")
-    click.echo("for the unsteered model, relative to its own text. repeated: 4-grams of a text")
-    click.echo("that stood in it before.")
-    click.echo(
-        f"random: {count} random direction{'s' if count > 1 else ''} of the same norm."
-        if count
-        else "Nothing to compare with: --random-directions is 0."
-    )
+    click.echo("for the unsteered model, relative to its own text. repeated: share of a text's")
+    click.echo("4-grams that stood in it before.")
+    if count:
+        click.echo(f"random: {count} random direction{'s' if count > 1 else ''} of the same norm.")
+    else:
+        click.echo("Nothing to compare with: --random-directions is 0.")
     for model, reach in steering["coherent"].items():
         click.echo(coherent_line(model, reach))
+    limits = steering["coherent_limits"]
+    click.echo(f"coherent: perplexity below {limits['perplexity_ratio']:g}x, and repeated not more than")
+    click.echo(f"{100 * limits['repeated_change']:.0f} percentage points above that of the unsteered texts.")
 
 
 def coherent_line(model: str, reach: dict[str, float]) -> str:
     """How far a user can push."""
-    tried = f"of {reach['least']:+g} to {reach['most']:+g} tried" if reach["least"] < reach["most"] else ""
-    if reach["from"] == reach["to"] == 0:
-        found = "no strength"
-    else:
-        found = f"{reach['from']:+g} to {reach['to']:+g}".replace("+0 ", "0 ").removesuffix("+0")
-    return f"{model} stays coherent at {found} {tried}".rstrip()
+    low, high, least, most = (_strength(reach[key]) for key in ("from", "to", "least", "most"))
+    found = "at no strength" if reach["from"] == reach["to"] == 0 else f"from {low} to {high}"
+    return f"coherent range of {model}: {found} (tried: {least} to {most})"
+
+
+def _pushed_by(side: dict[str, Any]) -> str:
+    if not side["stitch"]:
+        return "its own decoder row"
+    constant = " + constant" if side["stitch_bias"] else ""
+    return f"moved by {side['stitch']}{constant} (R² {_r2(side['stitch_r2'])})"
 
 
 def _partition(steering: dict[str, Any]) -> str:

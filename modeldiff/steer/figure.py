@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from modeldiff.steer.summary import COHERENT_RATIO, COHERENT_REPETITION, FEATURE, RANDOM, pooled
+from modeldiff.steer.summary import COHERENT_RATIO, COHERENT_REPETITION, FEATURE, RANDOM, pooled, ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ _GREY = "#777777"
 def dose_figure(rows: Sequence[Row], records: Sequence[Row], labels: dict[str, str], title: str) -> bytes:
     """PNG: KL, perplexity and repetition over the strength; solid the feature, dashed random directions.
 
+    Hollow points are strengths at which the model is not coherent any more.
     The same rows give the same bytes.
 
     Args:
@@ -41,8 +42,8 @@ def dose_figure(rows: Sequence[Row], records: Sequence[Row], labels: dict[str, s
         axes.axvline(0, color=_GREY, linewidth=0.8, alpha=0.6, zorder=0)
         axes.set_xlabel("strength (1: the feature's maximum activation)")
         axes.grid(alpha=0.3)
-    effect.set_ylim(bottom=0)
-    _head(effect, "Effect: KL(steered || unsteered)", "on the unsteered continuation, nats per token")
+    _roots(effect)
+    _head(effect, "Effect: KL(steered || unsteered)", "on the unsteered text, nats per token (root scale)")
     perplexity.set_yscale("log")
     perplexity.yaxis.set_major_formatter("{x:g}x")
     _steps(perplexity)
@@ -57,6 +58,8 @@ def dose_figure(rows: Sequence[Row], records: Sequence[Row], labels: dict[str, s
     repetition.set_ylim(-3, 103)
     _head(repetition, "Repetition", "% of the text's 4-grams that stood in it before")
     perplexity.plot([], [], color=_GREY, linestyle=":", label="limit of coherence")
+    hollow: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.5, "markerfacecolor": "white"}
+    perplexity.plot([], [], color=_GREY, **hollow, label="not coherent (beyond either limit)")
     handles, names = perplexity.get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", ncols=3 if len(names) > 4 else len(names), fontsize="small"
@@ -88,6 +91,18 @@ def _steps(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def _roots(axes: Axes) -> None:
+    """A scale of square roots: KL grows with the square of a small push, which would lie on the axis."""
+    from matplotlib.ticker import FixedLocator
+
+    top = max(axes.get_ylim()[1], 1e-3)
+    axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
+    axes.set_ylim(0, top)
+    marks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5)]
+    axes.yaxis.set_major_locator(FixedLocator([0.0, *(mark for mark in marks if top / 250 <= mark <= top)]))
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
 def _lines(
     axes: Axes,
     rows: Sequence[Row],
@@ -98,7 +113,11 @@ def _lines(
 ) -> None:
     plain = [row for row in rows if row["strength"] == 0]
     pushed = [row for row in rows if row["direction"] == FEATURE]
-    axes.plot(*_points(pushed, value), color=_COLOURS[model], marker="o", markersize=3.5, label=label)
+    colour = _COLOURS[model]
+    axes.plot(*_points(pushed, value), color=colour, marker="o", markersize=4.5, label=label)
+    outside = [row for row in pushed if not row["coherent"]]
+    # Drawn over the others: hollow.
+    axes.plot(*_points(outside, value), color=colour, linestyle="", marker="o", markersize=4.5, markerfacecolor="white")
     random = [row for row in rows if row["direction"] == RANDOM]
     if not random:
         return
@@ -119,19 +138,15 @@ def _band(
     plain: Sequence[Row], records: Sequence[Row], model: str, names: Iterable[str], value: Callable[[Row], float | None]
 ) -> tuple[list[float], list[float], list[float]]:
     """(strengths, lowest, highest) over the single random directions."""
-    from math import exp
-
     by_strength: dict[float, dict[str, list[Row]]] = {}
     for one in records:
         if one["model"] == model and one["direction"] in names:
             by_strength.setdefault(one["strength"], {}).setdefault(one["direction"], []).append(one)
     found: dict[float, list[float]] = {}
-    base = plain[0]["nats_per_token"]
     for strength, groups in by_strength.items():
         for group in groups.values():
             row = pooled(group)
-            nats = row["nats_per_token"]
-            row["perplexity_ratio"] = None if nats is None or base is None else exp(min(nats - base, 700.0))
+            row["perplexity_ratio"] = ratio(row["nats_per_token"], plain[0]["nats_per_token"])
             one_value = value(row)
             if one_value is not None:
                 found.setdefault(strength, []).append(one_value)

@@ -44,8 +44,8 @@ class Push:
     @property
     def words(self) -> str:
         """What pushes it, for tables and figures."""
-        bias = " with its constant" if self.bias else ""
-        return f"direction through {self.stitch.ref}{bias}" if self.stitch else "its own decoder row"
+        bias = " + constant" if self.bias else ""
+        return f"moved by {self.stitch.ref}{bias}" if self.stitch else "its own decoder row"
 
     @property
     def in_medians(self) -> float:

@@ -27,7 +27,7 @@ from modeldiff.lm.harvested import Harvested, harvested, side_info
 from modeldiff.steer.figure import dose_figure
 from modeldiff.steer.push import Push, find_stitch, other_push, uses_stitch
 from modeldiff.steer.settings import SteerSettings
-from modeldiff.steer.summary import coherent_range, dose_rows
+from modeldiff.steer.summary import COHERENT_RATIO, COHERENT_REPETITION, coherent_range, dose_rows
 from modeldiff.steer.sweep import pushes, sweep
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, sha256_json
@@ -176,6 +176,7 @@ def _build(
             "seed": settings.seed,
             "dose": rows,
             "coherent": coherent,
+            "coherent_limits": {"perplexity_ratio": COHERENT_RATIO, "repeated_change": COHERENT_REPETITION},
         },
     )
     return {"prompts": len(prompts), "strengths": strengths, "partition": direction.partition, "coherent": coherent}

@@ -34,7 +34,7 @@ def record(
         "text": measured["text"],
         "tokens": measured["tokens"],
         "nats_per_token": measured["nats"],
-        "perplexity_ratio": _ratio(measured["nats"], plain["nats"]),
+        "perplexity_ratio": ratio(measured["nats"], plain["nats"]),
         "repeated": repeated,
         "repeated_change": None if repeated is None or before is None else repeated - before,
         "kl_first": measured["kl_first"],
@@ -44,7 +44,10 @@ def record(
 
 
 def dose_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each model, kind of direction (random ones together) and strength, in the order of the records."""
+    """One row for each model, kind of direction (random ones together) and strength, in the order of the records.
+
+    `coherent` says whether what is written under the push stays close enough to the unsteered texts.
+    """
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for one in records:
         groups.setdefault((one["model"], one["direction"].split()[0], one["strength"]), []).append(one)
@@ -52,9 +55,11 @@ def dose_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {"model": model, "direction": kind, "strength": strength, **pooled(group)}
         for (model, kind, strength), group in groups.items()
     ]
-    plain = {row["model"]: row["nats_per_token"] for row in rows if row["strength"] == 0}
+    plain = {row["model"]: row for row in rows if row["strength"] == 0}
     for row in rows:
-        row["perplexity_ratio"] = _ratio(row["nats_per_token"], plain[row["model"]])
+        unsteered = plain[row["model"]]
+        row["perplexity_ratio"] = ratio(row["nats_per_token"], unsteered["nats_per_token"])
+        row["coherent"] = _is_coherent(row, unsteered)
     return rows
 
 
@@ -76,6 +81,12 @@ def pooled(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def ratio(nats: float | None, plain: float | None) -> float | None:
+    """Of two perplexities, given as nats per token."""
+    # Where a float ends; so far from the unsteered text the number says nothing.
+    return None if nats is None or plain is None else math.exp(min(nats - plain, 700.0))
+
+
 def coherent_range(rows: Sequence[dict[str, Any]], model: str) -> dict[str, float]:
     """How far from 0 the feature's strengths stay coherent on either side, without a gap: `from` and `to`.
 
@@ -85,22 +96,16 @@ def coherent_range(rows: Sequence[dict[str, Any]], model: str) -> dict[str, floa
     ends = {"from": 0.0, "to": 0.0}
     for end, sign in (("from", -1), ("to", 1)):
         for strength in sorted((s for s in mine if s * sign > 0), key=abs):
-            if not _is_coherent(mine[strength], mine[0.0]):
+            if not mine[strength]["coherent"]:
                 break
             ends[end] = strength
     return {**ends, "least": min(mine), "most": max(mine)}
 
 
 def _is_coherent(row: dict[str, Any], plain: dict[str, Any]) -> bool:
-    ratio, repeated = row["perplexity_ratio"], row["repeated"]
+    repeated, perplexity = row["repeated"], row["perplexity_ratio"]
     loops = repeated is not None and repeated > (plain["repeated"] or 0.0) + COHERENT_REPETITION
-    return ratio is not None and ratio < COHERENT_RATIO and not loops
-
-
-def _ratio(nats: float | None, plain: float | None) -> float | None:
-    """Of perplexities."""
-    # Where a float ends; so far from the unsteered text the number says nothing.
-    return None if nats is None or plain is None else math.exp(min(nats - plain, 700.0))
+    return perplexity is not None and perplexity < COHERENT_RATIO and not loops
 
 
 def _weighted(values: Iterable[tuple[float | None, int]]) -> float | None:
