@@ -38,8 +38,8 @@ def _steer(
     artifact = run(settings, workspace, name=name, force=force)
     generations, steering = read_generations(artifact), read_json(artifact.file("steering.json"))
     if as_json:
-        told = ("feature", "partition", "max_activation", "sides", "coherent", "dose")
-        print_json({**artifact_json(artifact), **{key: steering[key] for key in told}, "generations": generations})
+        figure = str(artifact.file("figures/dose.png"))
+        print_json({**artifact_json(artifact), **steering, "figure": figure, "generations": generations})
     else:
         print_generations(generations)
         print_dose(steering)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import modeldiff.lm.harvested as harvested_module
 import modeldiff.steer.writing as writing_module
+from modeldiff.cli.main import cli
 from modeldiff.errors import InputError
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
@@ -171,6 +172,26 @@ def test_after_an_interruption_the_first_model_is_not_loaded_again(
     assert len(written) == 1 + 2 * 3 * 2
     again = run(wanted, made.workspace, force=True)
     assert again.manifest.digest == artifact.manifest.digest
+
+
+def test_the_command_prints_both_models_and_has_everything_as_json(
+    made: Made, stitch: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(made.workspace.folder)
+    args = ["--workspace", folder, "steer", "--model", "A", "--feature", "0", "--both", "--strength", "-1:1:1"]
+    args += ["--prompt", *PROMPTS, "--max-new-tokens", "6", "--device", "cpu"]
+    cli.main(args, standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("figure: ")) <= 80
+    for words in ("model A", "model B", "coherent range of A", "coherent range of B", "random: 1 random direction"):
+        assert words in printed
+    cli.main([*args, "--json"], standalone_mode=False)
+    data = json.loads(capsys.readouterr().out)
+    assert Path(data["figure"]).is_file()
+    assert set(data["coherent"]) == {"A", "B"}
+    (artifact,) = made.workspace.artifacts("steering")
+    assert data["generations"] == records(artifact)
+    assert len(data["dose"]) == 2 * (1 + 2 * 2)
 
 
 @pytest.mark.parametrize(
