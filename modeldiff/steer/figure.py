@@ -99,7 +99,7 @@ def _roots(axes: Axes) -> None:
     axes.set_yscale("function", functions=(lambda y: abs(y) ** 0.5, lambda y: y**2))
     axes.set_ylim(0, top)
     marks = [m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5)]
-    axes.yaxis.set_major_locator(FixedLocator([0.0, *(mark for mark in marks if top / 250 <= mark <= top)]))
+    axes.yaxis.set_major_locator(FixedLocator([0.0, *(mark for mark in marks if top / 100 <= mark <= top)]))
     axes.yaxis.set_major_formatter("{x:g}")
 
 
