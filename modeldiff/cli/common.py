@@ -39,7 +39,8 @@ def variadic_names(command: click.Command) -> set[str]:
 
 
 def expand_variadic(args: list[str], names: set[str]) -> list[str]:
-    """`--texts a b` becomes `--texts a --texts b`. A value ends at the next option; a negative number is a value."""
+    """`--texts a b` becomes `--texts a --texts b`. A value ends at the next option; a negative number is a value, and
+    so is a range that begins with one (-4:4:0.5)."""
     expanded: list[str] = []
     current: str | None = None
     expects_value = False
@@ -62,7 +63,7 @@ def expand_variadic(args: list[str], names: set[str]) -> list[str]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        float(text.partition(":")[0])
     except ValueError:
         return False
     return True

@@ -29,7 +29,8 @@ def _demo(
 
 def _print(done: Demo, folder: Path) -> None:
     from modeldiff.cli.features import print_listing
-    from modeldiff.cli.steer import print_generations, read_generations
+    from modeldiff.cli.steer import read_generations
+    from modeldiff.cli.steer_tables import print_generations
     from modeldiff.features.table import FeatureTable
 
     features = FeatureTable(done.features)

@@ -11,7 +11,6 @@ import click
 from modeldiff.cli.common import (
     Command,
     artifact_json,
-    console,
     examples,
     make_settings,
     open_workspace,
@@ -19,7 +18,9 @@ from modeldiff.cli.common import (
     produce_options,
     settings_options,
 )
+from modeldiff.cli.steer_tables import print_dose, print_generations
 from modeldiff.steer.settings import SteerSettings
+from modeldiff.steer.strengths import parse_strengths
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
@@ -29,50 +30,47 @@ def _steer(
     ctx: click.Context, name: str | None, force: bool, workspace_folder: Path | None, as_json: bool, **values: Any
 ) -> None:
     workspace = open_workspace(ctx, workspace_folder)
+    values["strength"] = tuple(one for text in values["strength"] for one in parse_strengths(text))
     settings = make_settings(SteerSettings, values)
     from modeldiff.steer.run import run
+    from modeldiff.workspace.files import read_json
 
     artifact = run(settings, workspace, name=name, force=force)
-    generations = read_generations(artifact)
+    generations, steering = read_generations(artifact), read_json(artifact.file("steering.json"))
     if as_json:
-        print_json({**artifact_json(artifact), "generations": generations})
+        figure = str(artifact.file("figures/dose.png"))
+        print_json({**artifact_json(artifact), **steering, "figure": figure, "generations": generations})
     else:
         print_generations(generations)
+        print_dose(steering)
+        click.echo(f"figure: {artifact.file('figures/dose.png')}")
+
+
+def _options() -> list[click.Option]:
+    options = settings_options(SteerSettings)
+    for option in options:
+        if option.name == "strength":
+            option.type, option.metavar = click.STRING, "NUMBER|FROM:TO:STEP..."
+    return options
 
 
 def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
-    """The records of generations.jsonl: prompt, strength (0 = unsteered), text."""
+    """The records of generations.jsonl, see modeldiff/steer/run.py; strength 0 is unsteered."""
     text = artifact.file("generations.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
-def print_generations(generations: list[dict[str, Any]]) -> None:
-    """For each prompt the unsteered text beside the steered one, strength by strength."""
-    from rich.table import Table
-    from rich.text import Text
-
-    for prompt in dict.fromkeys(one["prompt"] for one in generations):
-        mine = [one for one in generations if one["prompt"] == prompt]
-        plain = next(one["text"] for one in mine if one["strength"] == 0)
-        table = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True)
-        table.add_column("unsteered", ratio=1, overflow="fold")
-        table.add_column("steered", ratio=1, overflow="fold")
-        for one in (one for one in mine if one["strength"] != 0):
-            steered = Text.assemble((f"[{one['strength']:+g}] ", "bold"), one["text"].strip())
-            # The same unsteered text stands beside every strength: print it once.
-            table.add_row(Text("" if table.row_count else plain.strip()), steered)
-        console().print(table)
-
-
 command = Command(
     "steer",
-    params=[*settings_options(SteerSettings), *produce_options()],
+    params=[*_options(), *produce_options()],
     callback=click.pass_context(_steer),
     help="Push a feature in one of the models and compare what it writes.\n\nAdds STRENGTH x the feature's maximum "
     "activation x its decoder direction to the residual stream at the harvested layer, at every position (B.4.3). "
-    "Strength 1 means: as strong as ever seen.",
+    "Strength 1 means: as strong as ever seen.\n\nBeside it random directions of the same norm and, with --both, the "
+    "other model; a table and a figure of effect and coherence by strength say where to stop.",
     epilog=examples(
         'modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"',
         "modeldiff steer --model B --feature 1020 --strength -2 2 --prompts prompts.txt --json",
+        "modeldiff steer --model B --feature 1020 --both --strength -4:4:0.5 --prompts prompts.txt",
     ),
 )

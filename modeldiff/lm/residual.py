@@ -1,4 +1,4 @@
-"""Read the residual stream after a block, and add a vector to it.
+"""Read the residual stream after a block, and add a vector to it, the same or one for each sequence.
 
 Layer index: `layer` L is the residual stream after block L, counted from 0, that is `hidden_states[L + 1]`.
 Shapes: B batch, T tokens, D width of the model's residual stream.
@@ -59,18 +59,43 @@ def add_to_residual(lm: LanguageModel, layer: int, vector_D: Tensor) -> Iterator
     The model itself is not changed and the hook is removed when the context closes, also on an error. Contexts may
     be nested; their vectors add up. Raises InputError for a layer out of range or a vector that does not fit.
     """
-    lm.check_layer(layer)
     if vector_D.shape != (lm.width,):
         raise InputError(
             f"a steering vector for model {lm.name} must have shape ({lm.width},), but has {tuple(vector_D.shape)}"
         )
-    if not torch.isfinite(vector_D).all():
+    with _added(lm, layer, vector_D):
+        yield
+
+
+@contextmanager
+def add_rows_to_residual(lm: LanguageModel, layer: int, vectors_BD: Tensor) -> Iterator[None]:
+    """As `add_to_residual`, with a vector for each sequence of the batch: row i is added to sequence i.
+
+    Meant for batches whose sequences keep their places, as in `generate_tokens` with batch_size=B. Raises InputError
+    as `add_to_residual` does, and (in the pass) for a batch of another size.
+    """
+    if vectors_BD.ndim != 2 or vectors_BD.shape[1] != lm.width:
+        raise InputError(
+            f"steering vectors for model {lm.name} must have shape (batch, {lm.width}), but have "
+            f"{tuple(vectors_BD.shape)}"
+        )
+    with _added(lm, layer, vectors_BD[:, None]):
+        yield
+
+
+@contextmanager
+def _added(lm: LanguageModel, layer: int, addend: Tensor) -> Iterator[None]:
+    """Add (D,), or (B, 1, D) to a batch of B."""
+    lm.check_layer(layer)
+    if not torch.isfinite(addend).all():
         raise InputError(f"the steering vector for model {lm.name} holds values that are not finite")
-    addend_D = vector_D.detach().to(lm.device, torch.float32)
+    addend = addend.detach().to(lm.device, torch.float32)
 
     def add(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden_BTD = hidden_of(output)
-        steered_BTD = (hidden_BTD + addend_D).to(hidden_BTD.dtype)
+        if addend.ndim == 3 and hidden_BTD.shape[0] != addend.shape[0]:
+            raise InputError(f"{addend.shape[0]} steering vectors were given for {hidden_BTD.shape[0]} sequences")
+        steered_BTD = (hidden_BTD + addend).to(hidden_BTD.dtype)
         return steered_BTD if isinstance(output, Tensor) else (steered_BTD, *output[1:])
 
     handle = lm.blocks[layer].register_forward_hook(add)

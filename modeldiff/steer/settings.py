@@ -21,7 +21,23 @@ class SteerSettings(Settings):
     """Number of the feature, as `modeldiff features` lists it."""
 
     strength: tuple[float, ...] = setting(default=(1.0,), variadic=True)
-    """How hard: 1 adds the feature's direction at its maximum activation, negative values push against it."""
+    """How hard: 1 adds the feature's direction at its maximum activation, negative values push against it. On the
+    command line also ranges, FROM:TO:STEP."""
+
+    both: bool = setting(default=False)
+    """Steer the other model as well, side by side."""
+
+    other_by: Literal["auto", "stitch", "decoder"] = setting(default="auto")
+    """With --both: what pushes the other model, the direction moved through the stitch, or its own decoder row (shared
+    features only); auto: its own decoder row where it has one."""
+
+    stitch_bias: bool = setting(default=False)
+    """With --both: add the map's constant to the direction that is moved, as the DFC paper does (eq. 18). It is the
+    same for all features."""
+
+    random_directions: int = setting(default=1)
+    """Random directions of the same norm that each model is pushed along as well, at every strength: what any push of
+    that size does. 0: none, then there is nothing to compare with."""
 
     prompt: tuple[str, ...] = setting(default=(), variadic=True)
     """Texts to continue."""
@@ -36,6 +52,9 @@ class SteerSettings(Settings):
     crosscoder: str | None = setting(default=None, result=False)
     """The crosscoder that the number refers to. Default: the one the features were made from."""
 
+    stitch: str | None = setting(default=None, result=False)
+    """With --both: the stitch artifact. Default: the latest of the activations behind the crosscoder."""
+
     max_new_tokens: int = setting(default=80)
     """Length of each continuation in tokens."""
 
@@ -46,13 +65,20 @@ class SteerSettings(Settings):
     """When drawing: only from the likeliest tokens that hold this much of the probability."""
 
     seed: int = setting(default=0)
-    """Of the drawing; the same for every strength."""
+    """Of the drawing, the same for every strength; and of the random directions."""
 
     chat: Literal["auto", "yes", "no"] = setting(default="auto")
     """Put each prompt to the model as a user's message, in its chat format; auto: when its tokenizer has one."""
 
     model_path: str | None = setting(default=None, result=False)
     """Where the model is now, if not where it was at harvest time (a folder, a GGUF file or a hub name)."""
+
+    other_model_path: str | None = setting(default=None, result=False)
+    """With --both: where the other model is now."""
+
+    # When drawing, the run adds it to the fingerprint: the random numbers are dealt out by batch.
+    batch: int = setting(default=32, result=False)
+    """Texts written at a time; several strengths share a batch."""
 
     device: str = setting(default="auto", result=False)
     """auto, cpu, cuda or mps."""
@@ -69,6 +95,18 @@ class SteerSettings(Settings):
             raise InputError("give the prompts with --prompt or with --prompts, not both")
         if not self.prompt and not self.prompts:
             raise InputError("there is nothing to continue: give --prompt TEXT or --prompts FILE")
+        if not self.both and (self.other_by != "auto" or self.stitch_bias or self.stitch or self.other_model_path):
+            raise InputError(
+                "--other-by, --stitch-bias, --stitch and --other-model-path are about the other model: add --both"
+            )
+        if self.other_by not in ("auto", "stitch", "decoder"):
+            raise InputError(f"--other-by expects auto, stitch or decoder, found '{self.other_by}'")
+        if self.other_by == "decoder" and (self.stitch_bias or self.stitch):
+            raise InputError("--other-by decoder moves nothing: leave out --stitch-bias and --stitch")
+        if self.random_directions < 0:
+            raise InputError(f"--random-directions must be 0 or more, found {self.random_directions}")
+        if self.batch < 1:
+            raise InputError(f"--batch must be at least 1, found {self.batch}")
         if self.max_new_tokens < 1:
             raise InputError(f"--max-new-tokens must be at least 1, found {self.max_new_tokens}")
         if not 0 <= self.temperature < math.inf:

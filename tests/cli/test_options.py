@@ -19,6 +19,7 @@ from modeldiff.settings import Settings, setting, settings
     [
         ("--texts a b --pairs 3", "--texts a --texts b --pairs 3"),
         ("--strength -4 -1.5 2", "--strength -4 --strength -1.5 --strength 2"),
+        ("--strength -4:4:0.5 -8:-4:1", "--strength -4:4:0.5 --strength -8:-4:1"),
         ("--texts a --texts b", "--texts a --texts b"),
         ("--pairs 3 rest", "--pairs 3 rest"),
         ("--texts -odd-name b", "--texts -odd-name --texts b"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
-from modeldiff.lm.residual import add_to_residual, residual_after, verify_hook
+from modeldiff.lm.residual import add_rows_to_residual, add_to_residual, residual_after, verify_hook
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 LENGTHS = (11, 4, 1, 9)
@@ -85,6 +85,25 @@ def test_steering_adds_exactly_the_vector_and_changes_what_comes_after(lm: Langu
             gap_BT = (residual_after(lm, 2, ids_BT, mask_BT) - before_BTD[2]).norm(dim=-1)
             assert (gap_BT[mask_BT.bool()] > 1).all()
         assert all(torch.equal(residual_after(lm, k, ids_BT, mask_BT), before_BTD[k]) for k in range(3))
+
+
+def test_each_sequence_gets_its_own_vector(lm: LanguageModel) -> None:
+    ids_BT, mask_BT = _batch(lm)
+    vectors_BD = torch.randn(len(LENGTHS), lm.width, generator=torch.Generator().manual_seed(1))
+    vectors_BD[2] = 0
+    plain_BTD = residual_after(lm, 1, ids_BT, mask_BT)
+    with _no_new_hooks(lm):
+        with add_rows_to_residual(lm, 1, vectors_BD):
+            assert torch.equal(residual_after(lm, 1, ids_BT, mask_BT), plain_BTD + vectors_BD[:, None])
+            steered_BTD = residual_after(lm, 2, ids_BT, mask_BT)
+            with pytest.raises(InputError, match="4 steering vectors were given for 3 sequences"):
+                residual_after(lm, 1, ids_BT[:3], mask_BT[:3])
+        for row, vector_D in enumerate(vectors_BD):
+            with add_to_residual(lm, 1, vector_D):
+                alone_BTD = residual_after(lm, 2, ids_BT, mask_BT)
+            torch.testing.assert_close(steered_BTD[row][mask_BT[row].bool()], alone_BTD[row][mask_BT[row].bool()])
+    with pytest.raises(InputError, match="steering vectors"), add_rows_to_residual(lm, 1, vectors_BD[:, 1:]):
+        pass
 
 
 def test_nested_steering_adds_up_and_leaves_no_hook(lm: LanguageModel) -> None:

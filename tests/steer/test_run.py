@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import modeldiff.lm.harvested as harvested_module
-import modeldiff.steer.run as run_module
+import modeldiff.steer.writing as writing_module
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
 from modeldiff.features.run import run as run_features
@@ -108,8 +108,14 @@ def settings_of(**values: Any) -> SteerSettings:
     return SteerSettings(**chosen)
 
 
-def generations(artifact: Artifact) -> list[dict[str, Any]]:
+def records(artifact: Artifact) -> list[dict[str, Any]]:
     return [json.loads(line) for line in artifact.file("generations.jsonl").read_bytes().splitlines()]
+
+
+def generations(artifact: Artifact) -> list[dict[str, Any]]:
+    """What was written unsteered and along the feature, without the figures."""
+    told = ("prompt", "strength", "text")
+    return [{key: one[key] for key in told} for one in records(artifact) if one["direction"] == "feature"]
 
 
 def test_texts_are_those_of_the_steered_model(made: Made, folders: dict[str, Path]) -> None:
@@ -159,24 +165,28 @@ def test_prompts_of_a_file_are_the_same_as_those_given(made: Made, tmp_path: Pat
     assert artifact.manifest.inputs["prompts"].digest == given.manifest.inputs["prompts"].digest
 
 
-def test_an_interrupted_run_keeps_the_strengths_it_has(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    steered = run_module.generate
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_an_interrupted_run_keeps_what_it_has(made: Made, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    written: list[str] = []
+    generate_tokens = writing_module.generate_tokens
 
-    def dying(*args: Any, **options: Any) -> list[str]:
-        calls.append(args)
-        if len(calls) == 3:
+    def dying(lm: Any, prompts: list[str], **options: Any) -> Any:
+        if len(written) == 6 and not died:
+            died.append(True)
             raise KeyboardInterrupt
-        return steered(*args, **options)
+        written.extend(prompts)
+        return generate_tokens(lm, prompts, **options)
 
-    monkeypatch.setattr(run_module, "generate", dying)
-    wanted = settings_of(strength=(1.0, 2.0))
+    died: list[bool] = []
+    monkeypatch.setattr(writing_module, "generate_tokens", dying)
+    wanted = settings_of(strength=(1.0, 2.0), batch=batch)
     with pytest.raises(KeyboardInterrupt):
         run(wanted, made.workspace)
     artifact = run(wanted, made.workspace)
-    assert len(calls) == 4
+    # Unsteered, and two strengths of the feature and of a random direction, for each prompt once.
+    assert len(written) == 5 * len(PROMPTS)
     again = run(wanted, made.workspace, force=True)
-    assert generations(again) == generations(artifact)
+    assert records(again) == records(artifact)
     assert again.manifest.digest == artifact.manifest.digest
 
 
@@ -219,6 +229,12 @@ def test_prompts_that_cannot_be_read(made: Made, tmp_path: Path) -> None:
         ({"strength": (float("nan"),)}, "--strength"),
         ({"temperature": -1.0}, "--temperature"),
         ({"top_p": 0.0}, "--top-p"),
+        ({"random_directions": -1}, "--random-directions"),
+        ({"batch": 0}, "--batch"),
+        ({"stitch_bias": True}, "add --both"),
+        ({"other_by": "stitch"}, "add --both"),
+        ({"both": True, "other_by": "judge"}, "--other-by"),
+        ({"both": True, "other_by": "decoder", "stitch": "1"}, "moves nothing"),
     ],
 )
 def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
@@ -253,3 +269,43 @@ def test_the_features_of_the_crosscoder_that_was_asked_for(made: Made) -> None:
     assert first.manifest.inputs["features"].label == made.features.ref
     latest = run(settings_of(), made.workspace)
     assert latest.manifest.inputs["crosscoder"].label == second.ref
+
+
+def test_strength_0_is_the_unsteered_model_exactly(made: Made) -> None:
+    artifact = run(settings_of(strength=(0.0, 2.0)), made.workspace)
+    plain = [one for one in records(artifact) if one["strength"] == 0]
+    assert [one["prompt"] for one in plain] == list(PROMPTS)
+    for one in plain:
+        assert (one["kl_first"], one["kl"], one["perplexity_ratio"]) == (0, 0, 1)
+        assert one["repeated_change"] in (0, None)
+    assert all(one["kl"] > 0 for one in records(artifact) if one["strength"] == 2)
+
+
+def test_random_directions_of_the_same_norm_are_the_control(made: Made, folders: dict[str, Path]) -> None:
+    artifact = run(settings_of(strength=(3.0,), random_directions=2), made.workspace)
+    steering = json.loads(artifact.file("steering.json").read_text())
+    norm = steering["sides"]["A"]["unit_norm"]
+    lm = load_model(ModelRef(str(folders["a"])), torch.device("cpu"), torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for number in (1, 2):
+        drawn_D = torch.randn(32, generator=generator)
+        with add_to_residual(lm, LAYERS["a"], 3 * norm * drawn_D / drawn_D.norm()):
+            texts = generate(lm, list(PROMPTS), max_new_tokens=6)
+        assert [one["text"] for one in records(artifact) if one["direction"] == f"random {number}"] == texts
+    # They count together, beside the feature.
+    dose = [(row["direction"], row["strength"], row["generations"]) for row in steering["dose"]]
+    assert dose == [("feature", 0.0, 2), ("feature", 3.0, 2), ("random", 3.0, 4)]
+    without = run(settings_of(strength=(3.0,), random_directions=0), made.workspace)
+    assert {one["direction"] for one in records(without)} == {"feature"}
+
+
+def test_drawn_texts_of_a_prompt_use_the_same_random_numbers(made: Made, folders: dict[str, Path]) -> None:
+    artifact = run(settings_of(strength=(1e-6,), temperature=1.0, seed=3), made.workspace)
+    plain, pushed = ([one["text"] for one in generations(artifact) if one["strength"] == s] for s in (0, 1e-6))
+    lm = load_model(ModelRef(str(folders["a"])), torch.device("cpu"), torch.float32)
+    assert plain == pushed == generate(lm, list(PROMPTS), max_new_tokens=6, temperature=1.0, seed=3)
+
+
+def test_the_artifact_has_a_figure(made: Made) -> None:
+    artifact = run(settings_of(random_directions=2), made.workspace)
+    assert artifact.file("figures/dose.png").read_bytes().startswith(b"\x89PNG")

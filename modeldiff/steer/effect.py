@@ -1,0 +1,114 @@
+"""What a push does to a model's predictions, and what the unsteered model makes of a text: both without a judge.
+
+Everything is teacher-forced over continuations that are already written, in nats.
+
+Legend: B texts of a batch, T tokens, P predictions of a batch (one for each token of the continuations), V vocabulary,
+S vectors, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from modeldiff.lm.generate import Generated
+from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.residual import add_to_residual
+
+# Two sets of a batch's logits are in memory, each of at most 2^27 values (512 MiB in float32) unless one text has more.
+_LOGIT_VALUES = 1 << 27
+# Logits turned into log-probabilities at once: 256 MiB in float32.
+_CHUNK_VALUES = 1 << 26
+
+
+def surprisal(lm: LanguageModel, texts: Sequence[Generated]) -> list[list[float]]:
+    """Of each text, -log p of every token of its continuation, given the prompt and the tokens before; in nats.
+
+    The exponential of the mean is the perplexity of the continuation.
+    """
+    found: list[list[float]] = []
+    for batch in _batches(lm, texts):
+        logits_PV = _predictions(lm, batch)
+        next_P = torch.tensor([token for one in batch for token in one.new_ids], device=logits_PV.device)
+        nats_P = torch.cat(
+            [
+                -logits_PV[part].float().log_softmax(dim=-1).gather(1, next_P[part, None])[:, 0]
+                for part in _parts(logits_PV)
+            ]
+        )
+        found += _by_text(nats_P, batch)
+    return found
+
+
+def divergence(
+    lm: LanguageModel, layer: int, texts: Sequence[Generated], vectors_SD: torch.Tensor
+) -> list[list[list[float]]]:
+    """KL(steered || unsteered) of the next token at every place of the continuations, by vector and text; in nats.
+
+    The first place of a text is the end of its prompt. Both distributions are given the same tokens, so that the
+    figure is about the push alone and not about what was written because of it. The zero vector gives exactly 0.
+
+    Args:
+        texts: the continuations that the unsteered model wrote.
+        vectors_SD: each is added to the residual stream after block `layer` at every position.
+    """
+    found: list[list[list[float]]] = [[] for _ in vectors_SD]
+    for batch in _batches(lm, texts):
+        plain_PV = _predictions(lm, batch)
+        for vector_D, mine in zip(vectors_SD, found, strict=True):
+            with add_to_residual(lm, layer, vector_D):
+                steered_PV = _predictions(lm, batch)
+            mine += _by_text(_kl(steered_PV, plain_PV), batch)
+    return found
+
+
+def _kl(steered_PV: torch.Tensor, plain_PV: torch.Tensor) -> torch.Tensor:
+    """(P,) KL(steered || plain)."""
+    kl = []
+    for part in _parts(plain_PV):
+        log_s_PV, log_p_PV = (logits[part].float().log_softmax(dim=-1) for logits in (steered_PV, plain_PV))
+        kl.append((log_s_PV.exp() * (log_s_PV - log_p_PV)).sum(dim=-1))
+    return torch.cat(kl)
+
+
+def _parts(logits_PV: torch.Tensor) -> Iterator[slice]:
+    rows = max(1, _CHUNK_VALUES // logits_PV.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(logits_PV), rows))
+
+
+@torch.inference_mode()
+def _predictions(lm: LanguageModel, batch: Sequence[Generated]) -> torch.Tensor:
+    """The logits (P, V) that predict the continuations' tokens, text after text."""
+    # Nothing is predicted from the last token.
+    rows = [torch.tensor((one.prompt_ids + one.new_ids)[:-1]) for one in batch]
+    ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    lm.check_length(ids_BT.shape[1])
+    logits_BTV = lm.model(input_ids=ids_BT.to(lm.device), attention_mask=mask_BT.to(lm.device), use_cache=False).logits
+    # A copy: views would keep the logits of the prompts in memory.
+    return torch.cat(
+        [
+            logits_TV[len(one.prompt_ids) - 1 : len(row)]
+            for logits_TV, row, one in zip(logits_BTV, rows, batch, strict=True)
+        ]
+    )
+
+
+def _batches(lm: LanguageModel, texts: Sequence[Generated]) -> Iterator[list[Generated]]:
+    """The texts in their order, as many at a time as the logits' budget allows."""
+    vocabulary: int = lm.model.config.get_text_config(decoder=True).vocab_size
+    batch: list[Generated] = []
+    longest = 0
+    for one in texts:
+        longest = max(longest, len(one.prompt_ids) + len(one.new_ids))
+        if batch and (len(batch) + 1) * longest * vocabulary > _LOGIT_VALUES:
+            yield batch
+            batch, longest = [], len(one.prompt_ids) + len(one.new_ids)
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _by_text(values_P: torch.Tensor, batch: Sequence[Generated]) -> list[list[float]]:
+    return [part.tolist() for part in values_P.cpu().split([len(one.new_ids) for one in batch])]
