@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modeldiff.cli import steer_transfer
 from modeldiff.cli.common import (
-    Command,
+    Group,
     artifact_json,
     console,
     examples,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 def _steer(
     ctx: click.Context, name: str | None, force: bool, workspace_folder: Path | None, as_json: bool, **values: Any
 ) -> None:
+    ctx.meta["modeldiff.workspace"] = workspace_folder
+    if ctx.invoked_subcommand is not None:
+        return
     workspace = open_workspace(ctx, workspace_folder)
     settings = make_settings(SteerSettings, values)
     from modeldiff.steer.run import run
@@ -64,15 +68,18 @@ def print_generations(generations: list[dict[str, Any]]) -> None:
         console().print(table)
 
 
-command = Command(
+command = Group(
     "steer",
     params=[*settings_options(SteerSettings), *produce_options()],
     callback=click.pass_context(_steer),
+    invoke_without_command=True,
     help="Push a feature in one of the models and compare what it writes.\n\nAdds STRENGTH x the feature's maximum "
     "activation x its decoder direction to the residual stream at the harvested layer, at every position (B.4.3). "
-    "Strength 1 means: as strong as ever seen.",
+    "Strength 1 means: as strong as ever seen.\n\n`modeldiff steer transfer` moves a direction to the other model.",
     epilog=examples(
         'modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"',
         "modeldiff steer --model B --feature 1020 --strength -2 2 --prompts prompts.txt --json",
+        "modeldiff steer transfer --from A --from-prompts positive.txt negative.txt",
     ),
 )
+command.add_command(steer_transfer.command)

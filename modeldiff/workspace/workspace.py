@@ -13,7 +13,7 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
 from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, Manifest, check_format
 
-KINDS = ("activations", "crosscoder", "features", "evaluation", "match", "stitch", "steering", "toy")
+KINDS = ("activations", "crosscoder", "features", "evaluation", "match", "stitch", "steering", "transfer", "toy")
 # The command that makes each kind, for error messages.
 COMMAND_OF = {
     "activations": "modeldiff harvest",
@@ -23,6 +23,7 @@ COMMAND_OF = {
     "match": "modeldiff features match",
     "stitch": "modeldiff features stitch",
     "steering": "modeldiff steer",
+    "transfer": "modeldiff steer transfer",
     "toy": "modeldiff toy",
 }
 DEFAULT_FOLDER = "modeldiff-workspace"

@@ -1,0 +1,166 @@
+"""Rules that move a direction of one model to the other one (paper 8.2, 13.1).
+
+A crosscoder's decoder reconstructs normalised activations, raw x scale. Everything here is in raw units: a decoder row
+is divided by its model's scale, so that a coefficient means the same feature activation on both sides.
+
+Legend: N directions, F shared features, K chosen ones, D width of a model (Ds source, Dt target).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.linear_map import LinearMap
+
+RULES = ("paper", "stitch", "lstsq")
+
+
+@dataclass(frozen=True)
+class Decoders:
+    """The shared features' rows in both models, raw units, float32."""
+
+    source_FD: Tensor
+    target_FD: Tensor
+    ids_F: Tensor
+    """int64: their numbers in the crosscoder."""
+
+    @classmethod
+    def of(cls, crosscoder: Crosscoder, source: str, alive_F: Tensor | None = None) -> Decoders:
+        """Those of a crosscoder, read from model "a" or "b".
+
+        Args:
+            alive_F: (all features) bool; a feature that never fires has a decoder that no data ever shaped, so it is
+                left out. A row without length has no direction, and is left out too.
+        """
+        shared = crosscoder.slices["shared"]
+        rows = {}
+        for side, weight, scale in (
+            ("a", crosscoder.w_dec_a, crosscoder.config.scale_a),
+            ("b", crosscoder.w_dec_b, crosscoder.config.scale_b),
+        ):
+            start = crosscoder.sees(side).start
+            mine_FD = weight.detach()[shared.start - start : shared.stop - start]
+            rows[side] = mine_FD.float().cpu() / scale
+        source_FD, target_FD = rows[source], rows["b" if source == "a" else "a"]
+        kept_F = source_FD.norm(dim=1) > 0
+        if alive_F is not None:
+            kept_F &= alive_F[shared]
+        ids_F = torch.arange(shared.start, shared.stop)[kept_F]
+        return cls(source_FD[kept_F], target_FD[kept_F], ids_F)
+
+    def __len__(self) -> int:
+        return len(self.ids_F)
+
+    def cosines(self, v_ND: Tensor) -> Tensor:
+        """(N, F): of each direction with each row of the source."""
+        return unit(v_ND) @ unit(self.source_FD).T
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a rule makes of directions, before they are rescaled."""
+
+    target_ND: Tensor
+    """In the target, raw units. A row of zeros where the rule found nothing."""
+    source_ND: Tensor
+    """The rule's own account of the direction in the source: its combination of the source's decoders, or the map
+    there and back. Its cosine with the direction says how much of that the rule understood."""
+    features_NK: Tensor | None = None
+    """int64: numbers of the features used, strongest first. None: the rule uses none."""
+    weights_NK: Tensor | None = None
+
+
+def paper_rule(decoders: Decoders, v_ND: Tensor, top: int) -> Moved:
+    """The DFC paper's rule (eq. 13-17): of the `top` shared features whose source decoder has the highest cosine with
+    the direction, the mean of the target decoders, weighted by that cosine.
+
+    Decoders are averaged as long as they are, as in the paper, each in the crosscoder's normalised units (a model's
+    scale is common to all of its rows, and is lost when the result is rescaled).
+    """
+    weight_NK, at_NK = decoders.cosines(v_ND).topk(min(top, len(decoders)), dim=1)
+    # Where the cosines sum to nothing the mean has no sign; the paper's features all lean towards the direction.
+    share_NK = weight_NK / weight_NK.sum(dim=1, keepdim=True).abs().clamp_min(torch.finfo(torch.float32).tiny)
+    return _combined(decoders, at_NK, share_NK, weight_NK)
+
+
+def lstsq_rule(decoders: Decoders, v_ND: Tensor, nonzeros: int) -> Moved:
+    """Sparse least squares: the direction as a combination of `nonzeros` source decoders, found by orthogonal matching
+    pursuit, and the same combination of the target decoders. Coefficients may be negative."""
+    at_NK, coefficient_NK = matching_pursuit(decoders.source_FD, v_ND, min(nonzeros, len(decoders), v_ND.shape[1]))
+    order_NK = (coefficient_NK.abs() * decoders.source_FD.norm(dim=1)[at_NK]).argsort(dim=1, descending=True)
+    at_NK, coefficient_NK = at_NK.gather(1, order_NK), coefficient_NK.gather(1, order_NK)
+    return _combined(decoders, at_NK, coefficient_NK, coefficient_NK)
+
+
+def stitch_rule(there: LinearMap, back: LinearMap, v_ND: Tensor) -> Moved:
+    """The matrix of the ridge stitch, without the bias: a direction is a difference of activations."""
+    target_ND = there.direction(v_ND.float())
+    return Moved(target_ND, back.direction(target_ND))
+
+
+def matching_pursuit(rows_FD: Tensor, v_ND: Tensor, nonzeros: int) -> tuple[Tensor, Tensor]:
+    """Orthogonal matching pursuit of several directions at once.
+
+    Each step takes the row with the largest absolute cosine with what is left, then fits all taken rows anew.
+
+    Returns:
+        (indices (N, K), coefficients (N, K)); a row that adds nothing, once all is explained, has coefficient 0.
+    """
+    rows_FD, left_ND = rows_FD.double(), v_ND.double()
+    unit_FD, wanted_ND = unit(rows_FD), left_ND
+    at_NK = torch.empty(len(wanted_ND), 0, dtype=torch.int64)
+    coefficient_NK = torch.empty(len(wanted_ND), 0, dtype=torch.float64)
+    for _ in range(nonzeros):
+        score_NF = (left_ND @ unit_FD.T).abs().scatter(1, at_NK, -1.0)
+        at_NK = torch.cat([at_NK, score_NF.argmax(dim=1, keepdim=True)], dim=1)
+        taken_NKD = unit_FD[at_NK]
+        # gelsd (on the CPU) also solves taken rows that depend on each other.
+        solution = torch.linalg.lstsq(taken_NKD.mT, wanted_ND[..., None], driver="gelsd").solution
+        coefficient_NK = solution[..., 0]
+        left_ND = wanted_ND - (coefficient_NK[:, None] @ taken_NKD)[:, 0]
+    return at_NK, (coefficient_NK / rows_FD.norm(dim=1)[at_NK]).float()
+
+
+@dataclass(frozen=True)
+class Mover:
+    """All rules, ready to be applied to directions of the source."""
+
+    decoders: Decoders
+    there: LinearMap
+    back: LinearMap
+    top: int
+    nonzeros: int
+
+    def move(self, rule: str, v_ND: Tensor) -> Moved:
+        """Directions (N, Ds) in the target, not rescaled."""
+        if rule == "paper":
+            return paper_rule(self.decoders, v_ND, self.top)
+        if rule == "lstsq":
+            return lstsq_rule(self.decoders, v_ND, self.nonzeros)
+        return stitch_rule(self.there, self.back, v_ND)
+
+
+def rescaled(moved_ND: Tensor, norms_N: Tensor | Sequence[float]) -> Tensor:
+    """The directions with these norms; a row of zeros stays one."""
+    return unit(moved_ND) * torch.as_tensor(norms_N, dtype=moved_ND.dtype)[:, None]
+
+
+def unit(x_ND: Tensor) -> Tensor:
+    """Rows of norm 1; a row of zeros stays one."""
+    return x_ND / x_ND.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x_ND.dtype).tiny)
+
+
+def cosine(one_ND: Tensor, other_ND: Tensor) -> Tensor:
+    """Row by row (broadcast), in float64; 0 where one of them is a row of zeros."""
+    return (unit(one_ND.double()) * unit(other_ND.double())).sum(dim=-1)
+
+
+def _combined(decoders: Decoders, at_NK: Tensor, combine_NK: Tensor, weight_NK: Tensor) -> Moved:
+    target_ND = (combine_NK[:, None] @ decoders.target_FD[at_NK])[:, 0]
+    source_ND = (combine_NK[:, None] @ decoders.source_FD[at_NK])[:, 0]
+    return Moved(target_ND, source_ND, decoders.ids_F[at_NK], weight_NK)
