@@ -137,13 +137,13 @@ def _print_truth(info: dict[str, Any]) -> None:
         click.echo(f"No share is given: {effect['relative_missing']}.")
     null = effect["random_in_target"]
     if null:
-        click.echo(
-            f"random: the largest (absolute) of {null['directions']} random directions of {source}, or of {target} (last row)."
-        )
+        count = null["directions"]
+        click.echo(f"random: the same, root mean square of {count} random directions of {source}, moved by")
+        click.echo(f"the rule; in the last row of {target}'s own.")
 
 
 def _relative_null(null: dict[str, Any] | None, effect: dict[str, Any]) -> str:
-    return _number(null["largest"] / effect["own"] if null and not effect["relative_missing"] else None)
+    return _number(null["rms"] / effect["own"] if null and not effect["relative_missing"] else None)
 
 
 def _number(value: float | None) -> str:
@@ -175,10 +175,11 @@ command = Command(
     "transfer",
     params=[*settings_options(TransferSettings, {"source": "--from", "target": "--to"}), *produce_options()],
     callback=click.pass_context(_transfer),
-    help="Move a direction from one model to the other and measure how well it arrives.\n\nThree rules beside each "
-    "other: paper (mean of the shared features whose decoders are nearest, eq. 13-17), stitch (the matrix of "
-    "`modeldiff features stitch`), lstsq (sparse least squares on the shared decoders). With prompts, the same "
-    "contrast is made in the target model and compared: cosine and steering effect, each beside random directions.",
+    help="Move a direction from one model to the other and measure how well it arrives.\n\nFour rules beside each "
+    "other: paper (mean of the shared features whose decoders are nearest, eq. 13-17), lstsq (sparse least squares on "
+    "the shared decoders), ridge (ridge regression on all of them), stitch (the matrix of `modeldiff features stitch`). "
+    "With prompts, the same contrast is made in the target model and compared: cosine and steering effect, each beside "
+    "random directions.",
     epilog=examples(
         "modeldiff steer transfer --from A --from-prompts positive.jsonl negative.jsonl",
         "modeldiff steer transfer --from A --to B --vector persona.npy --json",

@@ -1,12 +1,12 @@
-"""The transfer stage: a direction of one model, moved to the other by three rules. Makes a `transfer` artifact.
+"""The transfer stage: a direction of one model, moved to the other by several rules. Makes a `transfer` artifact.
 
 Layout (normative):
     transfer.json           what was moved, by which rules and with which settings; `moved`: by rule, for each
                             direction, norms, the features used, and the rule's own account (transfer_quality.account);
                             `truth`: the comparison with the target's own contrast (transfer_quality.cosines and, as
                             `effect`, transfer_effect.report), null where there is none, for the reason `truth_missing`
-    vectors.safetensors     source (N, Ds), and (N, Dt) of each rule: paper, stitch, lstsq; own (1, Dt) where the target
-                            has made the contrast too; float32, raw units, at the norm that strength 1 adds
+    vectors.safetensors     source (N, Ds), and (N, Dt) of each rule: paper, lstsq, ridge, stitch; own (1, Dt) where the
+                            target has made the contrast too; float32, raw units, at the norm that strength 1 adds
     answers.jsonl           one object per prompt and model of a contrast: side, positive, prompt, text, given; absent
                             without prompts
     generations.jsonl       one object per line: prompt, rule ("unsteered" first), vector (index), strength, text;
@@ -170,7 +170,8 @@ class _Transfer:
             raise InputError(f"no shared feature of {self.inputs.crosscoder.ref} fires: nothing to move by")
         maps = self.inputs.maps
         there, back = maps.from_side(source), maps.from_side(target)
-        return Mover(decoders, there, back, self.settings.top, self.settings.nonzeros)
+        settings = self.settings
+        return Mover(decoders, there, back, settings.top, settings.nonzeros, settings.ridge)
 
     def _rescaled(self, rule: str, v_ND: Tensor) -> Tensor:
         return rescaled(self._mover.move(rule, v_ND).target_ND, v_ND.norm(dim=1) * self._norm_ratio)
@@ -287,6 +288,7 @@ class _Transfer:
             "median_norms": median,
             "top": settings.top,
             "nonzeros": settings.nonzeros,
+            "ridge": settings.ridge,
             "rescale": settings.rescale,
             "source_norms": [
                 {"norm": norm, "norm_in_medians": norm / median[source]} for norm in v_ND.norm(dim=1).tolist()

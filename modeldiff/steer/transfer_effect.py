@@ -138,4 +138,10 @@ def _null(effect: Mapping[str, Tensor], prefix: str) -> dict[str, Any] | None:
         return None
     mean_N = torch.tensor(found, dtype=torch.float64)
     sd = float(mean_N.std(correction=1)) if len(found) > 1 else None
-    return {"directions": len(found), "mean": float(mean_N.mean()), "sd": sd, "largest": float(mean_N.abs().max())}
+    return {
+        "directions": len(found),
+        "mean": float(mean_N.mean()),
+        "sd": sd,
+        "rms": float(mean_N.square().mean().sqrt()),
+        "largest": float(mean_N.abs().max()),
+    }

@@ -17,7 +17,11 @@ from torch import Tensor
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.linear_map import LinearMap
 
-RULES = ("paper", "stitch", "lstsq")
+RULES = ("paper", "lstsq", "ridge", "stitch")
+
+
+# Of the rule that uses all features, so many are named.
+_RIDGE_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Moved:
     """The rule's own account of the direction in the source: its combination of the source's decoders, or the map
     there and back. Its cosine with the direction says how much of that the rule understood."""
     features_NK: Tensor | None = None
-    """int64: numbers of the features used, strongest first. None: the rule uses none."""
+    """int64: numbers of the features used (of `ridge`, which uses all: the first few), strongest first. None: the rule
+    uses none."""
     weights_NK: Tensor | None = None
 
 
@@ -95,6 +100,29 @@ def lstsq_rule(decoders: Decoders, v_ND: Tensor, nonzeros: int) -> Moved:
     order_NK = (coefficient_NK.abs() * decoders.source_FD.norm(dim=1)[at_NK]).argsort(dim=1, descending=True)
     at_NK, coefficient_NK = at_NK.gather(1, order_NK), coefficient_NK.gather(1, order_NK)
     return _combined(decoders, at_NK, coefficient_NK, coefficient_NK)
+
+
+def ridge_rule(decoders: Decoders, v_ND: Tensor, ridge: float) -> Moved:
+    """Ridge regression on all shared decoders: the coefficients c of least |v - c S|² + penalty |c|², on the target's.
+
+    Args:
+        ridge: the penalty as a share of the mean squared length of the source's rows S.
+    """
+    source_FD, target_FD = decoders.source_FD.double(), decoders.target_FD.double()
+    penalty = ridge * float(source_FD.square().sum(dim=1).mean())
+    gram_DD = source_FD.T @ source_FD
+    gram_DD.diagonal().add_(penalty)
+    # c = v (S'S + penalty)⁻¹ S': a system as large as the model is wide, however many features there are.
+    solved_ND = torch.linalg.solve(gram_DD, v_ND.double().T).T
+    coefficient_NF = solved_ND @ source_FD.T
+    top = coefficient_NF.abs() * source_FD.norm(dim=1)
+    at_NK = top.topk(min(_RIDGE_TOLD, len(decoders)), dim=1).indices
+    return Moved(
+        (coefficient_NF @ target_FD).float(),
+        (coefficient_NF @ source_FD).float(),
+        decoders.ids_F[at_NK],
+        coefficient_NF.gather(1, at_NK).float(),
+    )
 
 
 def stitch_rule(there: LinearMap, back: LinearMap, v_ND: Tensor) -> Moved:
@@ -135,6 +163,7 @@ class Mover:
     back: LinearMap
     top: int
     nonzeros: int
+    ridge: float
 
     def move(self, rule: str, v_ND: Tensor) -> Moved:
         """Directions (N, Ds) in the target, not rescaled."""
@@ -142,6 +171,8 @@ class Mover:
             return paper_rule(self.decoders, v_ND, self.top)
         if rule == "lstsq":
             return lstsq_rule(self.decoders, v_ND, self.nonzeros)
+        if rule == "ridge":
+            return ridge_rule(self.decoders, v_ND, self.ridge)
         return stitch_rule(self.there, self.back, v_ND)
 
 

@@ -42,8 +42,11 @@ class TransferSettings(Settings):
     top: int = setting(default=10)
     """Rule `paper`: number of shared features."""
 
-    nonzeros: int = setting(default=32)
+    nonzeros: int = setting(default=10)
     """Rule `lstsq`: number of shared features."""
+
+    ridge: float = setting(default=1.0)
+    """Rule `ridge`: penalty, as a share of the mean squared length of the source's decoders."""
 
     rescale: Literal["median", "source"] = setting(default="median")
     """Norm of a moved direction: the same in units of each model's median norm, or the very norm it has in the source
@@ -52,9 +55,9 @@ class TransferSettings(Settings):
     random: int = setting(default=100)
     """Random directions for the null of the cosines."""
 
-    random_effects: int = setting(default=4)
-    """Random directions of either model for the null of the steering effect; each costs four times two passes over the
-    prompts in the target model."""
+    random_effects: int = setting(default=8)
+    """Random directions of either model for the null of the steering effect; each costs two passes over the prompts in
+    the target model for every rule."""
 
     effect_strength: float = setting(default=2.0)
     """Norm at which steering effects are compared, in norms of the target's own contrast."""
@@ -143,6 +146,8 @@ class TransferSettings(Settings):
                 raise InputError(f"{flag} must be at least {least}, found {value}")
         if self.random_effects > self.random:
             raise InputError(f"--random-effects must be at most --random ({self.random}), found {self.random_effects}")
+        if not 0 < self.ridge < math.inf:
+            raise InputError(f"--ridge must be above 0, found {self.ridge}")
         if not 0 < self.effect_strength < math.inf:
             raise InputError(f"--effect-strength must be above 0, found {self.effect_strength}")
         if not self.strength or not all(math.isfinite(value) for value in self.strength):
