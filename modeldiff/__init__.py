@@ -33,6 +33,7 @@ _HOMES = {
     "MatchSettings": "modeldiff.features.match_settings",
     "StitchSettings": "modeldiff.stitch.settings",
     "SteerSettings": "modeldiff.steer.settings",
+    "TransferSettings": "modeldiff.steer.transfer_settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
@@ -46,6 +47,7 @@ _STAGES = {
     "run_match": "modeldiff.features.match",
     "run_stitch": "modeldiff.stitch.run",
     "run_steer": "modeldiff.steer.run",
+    "run_transfer": "modeldiff.steer.transfer",
     "run_toy": "modeldiff.toy.run",
 }
 

@@ -161,7 +161,7 @@ def print_generations(generations: list[dict[str, Any]]) -> None:
 
     several = any(one["vector"] for one in generations)
     for prompt in dict.fromkeys(one["prompt"] for one in generations):
-        made = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True)
+        made = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True, expand=True)
         made.add_column("steered by", no_wrap=True)
         made.add_column("text", ratio=1, overflow="fold")
         for one in (one for one in generations if one["prompt"] == prompt):
@@ -177,7 +177,7 @@ command = Command(
     callback=click.pass_context(_transfer),
     help="Move a direction from one model to the other and measure how well it arrives.\n\nFour rules beside each "
     "other: paper (mean of the shared features whose decoders are nearest, eq. 13-17), lstsq (sparse least squares on "
-    "the shared decoders), ridge (ridge regression on all of them), stitch (the matrix of `modeldiff features stitch`). "
+    "the shared decoders), ridge (ridge regression on all of them), stitch (the matrix of `features stitch`). "
     "With prompts, the same contrast is made in the target model and compared: cosine and steering effect, each beside "
     "random directions.",
     epilog=examples(
