@@ -71,13 +71,10 @@ def mean_log_probs(
         ids_BT, mask_BT, said_BT = (one.to(lm.device) for one in (ids_BT, mask_BT, said_BT))
         with torch.inference_mode():
             logits_BTV = lm.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, :-1]
-            next_BT, said_BT = ids_BT[:, 1:], said_BT[:, 1:]
-            # Only the rows that are asked for are brought to float32.
-            log_prob_R = torch.log_softmax(logits_BTV[said_BT].float(), dim=-1)
-            log_prob_R = log_prob_R.gather(1, next_BT[said_BT][:, None])[:, 0]
-            sum_BT = torch.zeros(said_BT.shape, device=lm.device)
-            sum_BT[said_BT] = log_prob_R
-        mean_N[rows] = (sum_BT.sum(dim=1) / said_BT.sum(dim=1)).cpu()
+            # One response at a time: vocabularies are large, and float32 takes twice the room.
+            for row, logits_TV, next_T, said_T in zip(rows, logits_BTV, ids_BT[:, 1:], said_BT[:, 1:], strict=True):
+                log_prob_TV = logits_TV[said_T].float().log_softmax(dim=-1)
+                mean_N[row] = log_prob_TV.gather(1, next_T[said_T][:, None]).mean()
         if bar:
             bar.advance(len(rows))
     return mean_N

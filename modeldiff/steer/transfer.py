@@ -165,7 +165,8 @@ class _Transfer:
 
     def _make_mover(self) -> Mover:
         source, target = self.settings.sides
-        decoders = Decoders.of(self.inputs.dictionary, source, self.inputs.alive_F)
+        device = torch.device("cpu") if self.device.type == "mps" else self.device  # mps has no float64
+        decoders = Decoders.of(self.inputs.dictionary, source, self.inputs.alive_F, device)
         if not len(decoders):
             raise InputError(f"no shared feature of {self.inputs.crosscoder.ref} fires: nothing to move by")
         maps = self.inputs.maps

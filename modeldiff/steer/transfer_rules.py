@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ _RIDGE_TOLD = 10
 
 @dataclass(frozen=True)
 class Decoders:
-    """The shared features' rows in both models, raw units, float32."""
+    """The shared features' rows in both models, raw units, float32, on one device."""
 
     source_FD: Tensor
     target_FD: Tensor
@@ -34,12 +35,19 @@ class Decoders:
     """int64: their numbers in the crosscoder."""
 
     @classmethod
-    def of(cls, crosscoder: Crosscoder, source: str, alive_F: Tensor | None = None) -> Decoders:
+    def of(
+        cls,
+        crosscoder: Crosscoder,
+        source: str,
+        alive_F: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Decoders:
         """Those of a crosscoder, read from model "a" or "b".
 
         Args:
             alive_F: (all features) bool; a feature that never fires has a decoder that no data ever shaped, so it is
                 left out. A row without length has no direction, and is left out too.
+            device: where the rules are computed; not mps, which has no float64.
         """
         shared = crosscoder.slices["shared"]
         rows = {}
@@ -55,14 +63,28 @@ class Decoders:
         if alive_F is not None:
             kept_F &= alive_F[shared]
         ids_F = torch.arange(shared.start, shared.stop)[kept_F]
-        return cls(source_FD[kept_F], target_FD[kept_F], ids_F)
+        return cls(source_FD[kept_F].to(device), target_FD[kept_F].to(device), ids_F.to(device))
 
     def __len__(self) -> int:
         return len(self.ids_F)
 
     def cosines(self, v_ND: Tensor) -> Tensor:
         """(N, F): of each direction with each row of the source."""
-        return unit(v_ND) @ unit(self.source_FD).T
+        return unit(v_ND) @ self.source_FD.T / self.norm_F
+
+    @cached_property
+    def norm_F(self) -> Tensor:
+        """Lengths of the source's rows."""
+        return self.source_FD.norm(dim=1)
+
+    @cached_property
+    def products(self) -> tuple[Tensor, Tensor]:
+        """S'S (Ds, Ds) and S'T (Ds, Dt) in float64, S and T the rows of source and target."""
+        gram_DD, cross_DD = 0.0, 0.0
+        for source_FD, target_FD in zip(self.source_FD.split(8192), self.target_FD.split(8192), strict=True):
+            gram_DD = gram_DD + source_FD.double().T @ source_FD.double()
+            cross_DD = cross_DD + source_FD.double().T @ target_FD.double()
+        return torch.as_tensor(gram_DD), torch.as_tensor(cross_DD)
 
 
 @dataclass(frozen=True)
@@ -97,7 +119,7 @@ def lstsq_rule(decoders: Decoders, v_ND: Tensor, nonzeros: int) -> Moved:
     """Sparse least squares: the direction as a combination of `nonzeros` source decoders, found by orthogonal matching
     pursuit, and the same combination of the target decoders. Coefficients may be negative."""
     at_NK, coefficient_NK = matching_pursuit(decoders.source_FD, v_ND, min(nonzeros, len(decoders), v_ND.shape[1]))
-    order_NK = (coefficient_NK.abs() * decoders.source_FD.norm(dim=1)[at_NK]).argsort(dim=1, descending=True)
+    order_NK = (coefficient_NK.abs() * decoders.norm_F[at_NK]).argsort(dim=1, descending=True)
     at_NK, coefficient_NK = at_NK.gather(1, order_NK), coefficient_NK.gather(1, order_NK)
     return _combined(decoders, at_NK, coefficient_NK, coefficient_NK)
 
@@ -108,20 +130,18 @@ def ridge_rule(decoders: Decoders, v_ND: Tensor, ridge: float) -> Moved:
     Args:
         ridge: the penalty as a share of the mean squared length of the source's rows S.
     """
-    source_FD, target_FD = decoders.source_FD.double(), decoders.target_FD.double()
-    penalty = ridge * float(source_FD.square().sum(dim=1).mean())
-    gram_DD = source_FD.T @ source_FD
-    gram_DD.diagonal().add_(penalty)
+    gram_DD, cross_DD = decoders.products
+    penalty = ridge * gram_DD.trace() / len(decoders)
     # c = v (S'S + penalty)⁻¹ S': a system as large as the model is wide, however many features there are.
-    solved_ND = torch.linalg.solve(gram_DD, v_ND.double().T).T
-    coefficient_NF = solved_ND @ source_FD.T
-    top = coefficient_NF.abs() * source_FD.norm(dim=1)
-    at_NK = top.topk(min(_RIDGE_TOLD, len(decoders)), dim=1).indices
+    system_DD = gram_DD + penalty * torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
+    solved_ND = torch.linalg.solve(system_DD, v_ND.double().T).T
+    coefficient_NF = solved_ND.float() @ decoders.source_FD.T
+    at_NK = (coefficient_NF.abs() * decoders.norm_F).topk(min(_RIDGE_TOLD, len(decoders)), dim=1).indices
     return Moved(
-        (coefficient_NF @ target_FD).float(),
-        (coefficient_NF @ source_FD).float(),
+        (solved_ND @ cross_DD).float(),
+        (solved_ND @ gram_DD).float(),
         decoders.ids_F[at_NK],
-        coefficient_NF.gather(1, at_NK).float(),
+        coefficient_NF.gather(1, at_NK),
     )
 
 
@@ -139,19 +159,19 @@ def matching_pursuit(rows_FD: Tensor, v_ND: Tensor, nonzeros: int) -> tuple[Tens
     Returns:
         (indices (N, K), coefficients (N, K)); a row that adds nothing, once all is explained, has coefficient 0.
     """
-    rows_FD, left_ND = rows_FD.double(), v_ND.double()
-    unit_FD, wanted_ND = unit(rows_FD), left_ND
-    at_NK = torch.empty(len(wanted_ND), 0, dtype=torch.int64)
-    coefficient_NK = torch.empty(len(wanted_ND), 0, dtype=torch.float64)
+    norm_F = rows_FD.norm(dim=1)
+    wanted_ND = left_ND = v_ND.double()
+    at_NK = torch.empty(len(v_ND), 0, dtype=torch.int64, device=v_ND.device)
+    coefficient_NK = wanted_ND[:, :0]
     for _ in range(nonzeros):
-        score_NF = (left_ND @ unit_FD.T).abs().scatter(1, at_NK, -1.0)
+        score_NF = (left_ND.float() @ rows_FD.T / norm_F).abs().scatter(1, at_NK, -1.0)
         at_NK = torch.cat([at_NK, score_NF.argmax(dim=1, keepdim=True)], dim=1)
-        taken_NKD = unit_FD[at_NK]
-        # gelsd (on the CPU) also solves taken rows that depend on each other.
-        solution = torch.linalg.lstsq(taken_NKD.mT, wanted_ND[..., None], driver="gelsd").solution
-        coefficient_NK = solution[..., 0]
+        taken_NKD = (rows_FD[at_NK] / norm_F[at_NK][..., None]).double()
+        # gelsd also solves taken rows that depend on each other; it is there on the CPU only, and the system is small.
+        solution = torch.linalg.lstsq(taken_NKD.mT.cpu(), wanted_ND[..., None].cpu(), driver="gelsd").solution
+        coefficient_NK = solution[..., 0].to(v_ND.device)
         left_ND = wanted_ND - (coefficient_NK[:, None] @ taken_NKD)[:, 0]
-    return at_NK, (coefficient_NK / rows_FD.norm(dim=1)[at_NK]).float()
+    return at_NK, (coefficient_NK / norm_F[at_NK]).float()
 
 
 @dataclass(frozen=True)
@@ -166,14 +186,18 @@ class Mover:
     ridge: float
 
     def move(self, rule: str, v_ND: Tensor) -> Moved:
-        """Directions (N, Ds) in the target, not rescaled."""
+        """Directions (N, Ds) in the target, not rescaled; taken and given on the CPU."""
+        x_ND = v_ND.float().to(self.decoders.source_FD.device)
         if rule == "paper":
-            return paper_rule(self.decoders, v_ND, self.top)
-        if rule == "lstsq":
-            return lstsq_rule(self.decoders, v_ND, self.nonzeros)
-        if rule == "ridge":
-            return ridge_rule(self.decoders, v_ND, self.ridge)
-        return stitch_rule(self.there, self.back, v_ND)
+            moved = paper_rule(self.decoders, x_ND, self.top)
+        elif rule == "lstsq":
+            moved = lstsq_rule(self.decoders, x_ND, self.nonzeros)
+        elif rule == "ridge":
+            moved = ridge_rule(self.decoders, x_ND, self.ridge)
+        else:
+            moved = stitch_rule(self.there, self.back, x_ND)
+        parts = (moved.target_ND, moved.source_ND, moved.features_NK, moved.weights_NK)
+        return Moved(*(one if one is None else one.cpu() for one in parts))  # type: ignore[arg-type]
 
 
 def rescaled(moved_ND: Tensor, norms_N: Tensor | Sequence[float]) -> Tensor:
