@@ -134,7 +134,8 @@ def _print_truth(info: dict[str, Any]) -> None:
     click.echo(f"effect: how far it moves {target} from negative to positive responses, as a share of")
     click.echo(f"what {target}'s own contrast does at that norm: {nats} nats/token ({effect['prompts']} prompts).")
     if effect["relative_missing"]:
-        click.echo(f"No share is given: {effect['relative_missing']}.")
+        click.echo("No share is given:")
+        click.echo(f"{effect['relative_missing']}.")
     null = effect["random_in_target"]
     if null:
         count = null["directions"]

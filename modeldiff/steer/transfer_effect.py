@@ -15,7 +15,8 @@ the other: that part is the same for u and -u.
 The relative effect is e(u) / e(own), with `own` the contrast that the model itself makes. Both are added at the same
 norm, `effect_strength` x |own|, so that only their direction counts. Its standard error is over the negative prompts,
 by the delta method: sd over q of (e_q(u) - ratio e_q(own)), over sqrt(n) |e(own)|. Where the model's own contrast has
-no clear effect (less than CLEAR standard errors above 0) there is nothing to be relative to, and no ratio is given.
+no clear effect (less than CLEAR standard errors above 0, or less than CLEAR_OF_RANDOM times the root mean square of
+random directions) there is nothing to be relative to, and no ratio is given.
 
 Legend: Q negative prompts, D width of the model.
 """
@@ -40,6 +41,7 @@ from modeldiff.steer.transfer_rules import rescaled
 from modeldiff.workspace.files import replace_into, temporary_path
 
 CLEAR = 3.0
+CLEAR_OF_RANDOM = 2.0
 OWN = "own"
 RANDOM_IN_TARGET = "random in target"
 
@@ -92,12 +94,12 @@ def report(effect: Mapping[str, Tensor], rules: Sequence[str], norm: float) -> d
         effect: by name: OWN, the rules, and random directions "RULE random 0", "random in target 0" and so on.
     """
     own, own_error = mean_and_error(effect[OWN])
-    clear = own_error is not None and own > CLEAR * own_error
-    missing = None if clear else f"the target's own contrast has no clear effect ({CLEAR:g} standard errors)"
+    random = _null(effect, f"{RANDOM_IN_TARGET} ")
+    missing = _why_unclear(own, own_error, random)
     by_rule = {}
     for rule in rules:
         nats, error = mean_and_error(effect[rule])
-        ratio, ratio_error = relative_effect(effect[rule], effect[OWN]) if clear else (None, None)
+        ratio, ratio_error = relative_effect(effect[rule], effect[OWN]) if missing is None else (None, None)
         by_rule[rule] = {
             "nats": nats,
             "nats_error": error,
@@ -112,8 +114,16 @@ def report(effect: Mapping[str, Tensor], rules: Sequence[str], norm: float) -> d
         "own_error": own_error,
         "relative_missing": missing,
         "rules": by_rule,
-        "random_in_target": _null(effect, f"{RANDOM_IN_TARGET} "),
+        "random_in_target": random,
     }
+
+
+def _why_unclear(own: float, own_error: float | None, random: dict[str, Any] | None) -> str | None:
+    if own_error is None or own <= CLEAR * own_error:
+        return f"the target's own contrast has no clear effect (below {CLEAR:g} standard errors)"
+    if random and own < CLEAR_OF_RANDOM * random["rms"]:
+        return f"the target's own contrast has less than {CLEAR_OF_RANDOM:g} times the effect of random directions"
+    return None
 
 
 def relative_effect(effect_Q: Tensor, own_Q: Tensor) -> tuple[float, float | None]:

@@ -28,6 +28,9 @@ def test_relative_effects_and_their_errors() -> None:
     unclear = report({"own": torch.tensor([1.0, -1.0, 0.5]), "stitch": own_Q[:3]}, ("stitch",), 1.0)
     assert unclear["rules"]["stitch"]["relative"] is None
     assert "no clear effect" in unclear["relative_missing"]
+    by_chance = {"own": own_Q, "stitch": own_Q, "random in target 0": 0.6 * own_Q, "random in target 1": -0.6 * own_Q}
+    assert report(by_chance, ("stitch",), 1.0)["rules"]["stitch"]["relative"] is None
+    assert report(by_chance, ("stitch",), 1.0)["rules"]["stitch"]["nats"] == pytest.approx(1.0)
 
 
 def test_contrasts_are_resampled_alike_and_relabelled_without_the_contrast() -> None:
