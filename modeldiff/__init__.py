@@ -34,6 +34,7 @@ _HOMES = {
     "ExplainSettings": "modeldiff.features.explain.settings",
     "StitchSettings": "modeldiff.stitch.settings",
     "SteerSettings": "modeldiff.steer.settings",
+    "TransferSettings": "modeldiff.steer.transfer_settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
@@ -49,6 +50,7 @@ _STAGES = {
     "run_explain": "modeldiff.features.explain.run",
     "run_stitch": "modeldiff.stitch.run",
     "run_steer": "modeldiff.steer.run",
+    "run_transfer": "modeldiff.steer.transfer",
     "run_toy": "modeldiff.toy.run",
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +33,49 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, expand_variadic(args, variadic_names(self)))
+
+
+class Group(click.Group):
+    """A command with subcommands that also runs without one, variadic and required options included.
+
+    Its own options stand before the subcommand's name, and what stands behind that is the subcommand's alone. Options
+    that are required without a subcommand are not with one.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = self._subcommand_at(args)
+        ctx.meta[self._key] = at < len(args)
+        return super().parse_args(ctx, expand_variadic(args[:at], variadic_names(self)) + args[at:])
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        params = super().get_params(ctx)
+        return [_optional(one) for one in params] if ctx.meta.get(self._key, False) else params
+
+    @property
+    def _key(self) -> str:
+        return f"modeldiff.subcommand of {self.name}"
+
+    def _subcommand_at(self, args: list[str]) -> int:
+        """Index of the subcommand's name; the number of arguments where there is none."""
+        options = [one for one in self.params if isinstance(one, click.Option)]
+        single = {opt for one in options if not (one.is_flag or one.multiple) for opt in one.opts}
+        variadic = variadic_names(self)
+        inside, expects_value = False, False
+        for index, arg in enumerate(args):
+            if expects_value:
+                expects_value = False
+            elif arg.startswith("-") and len(arg) > 1 and not _is_number(arg):
+                inside = arg in variadic
+                expects_value = inside or arg in single
+            elif not inside:
+                return index
+        return len(args)
+
+
+def _optional(param: click.Parameter) -> click.Parameter:
+    made = copy.copy(param)
+    made.required = False
+    return made
 
 
 def variadic_names(command: click.Command) -> set[str]:
@@ -69,26 +114,32 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def settings_options(cls: type[Settings]) -> list[click.Option]:
-    """One option for each field of a settings class; the field's docstring is its help."""
+def settings_options(cls: type[Settings], flags: Mapping[str, str] | None = None) -> list[click.Option]:
+    """One option for each field of a settings class; the field's docstring is its help.
+
+    Args:
+        flags: the options of fields that cannot be called like them: {"source": "--from"}.
+    """
     hints = typing.get_type_hints(cls)
     docs = field_docs(cls)
-    return [_option(field, hints[field.name], docs[field.name]) for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    named = flags or {}
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return [_option(field, hints[field.name], docs[field.name], named.get(field.name)) for field in fields]
 
 
-def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Option:
-    flag = "--" + field.name.replace("_", "-")
+def _option(field: dataclasses.Field[Any], hint: Any, doc: str, flag: str | None) -> click.Option:
+    flag = flag or "--" + field.name.replace("_", "-")
     required = field.default is dataclasses.MISSING
     kwargs: dict[str, Any] = {"help": doc, "required": required}
     if not required:
         kwargs |= {"default": field.default, "show_default": field.default not in (None, ())}
     if hint is bool:
-        return click.Option([f"{flag}/--no-{flag[2:]}"], **kwargs)
+        return click.Option([f"{flag}/--no-{flag[2:]}", field.name], **kwargs)
     inner = _without_none(hint)
     if typing.get_origin(inner) is tuple:
         inner = typing.get_args(inner)[0]
         kwargs |= {"multiple": True, "metavar": _metavar(inner) + "..."}
-    return click.Option([flag], type=_click_type(inner), **kwargs)
+    return click.Option([flag, field.name], type=_click_type(inner), **kwargs)
 
 
 def _without_none(hint: Any) -> Any:

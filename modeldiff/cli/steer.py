@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modeldiff.cli import steer_transfer
 from modeldiff.cli.common import (
-    Command,
+    Group,
     artifact_json,
     examples,
     make_settings,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 def _steer(
     ctx: click.Context, name: str | None, force: bool, workspace_folder: Path | None, as_json: bool, **values: Any
 ) -> None:
+    ctx.meta["modeldiff.workspace"] = workspace_folder
+    if ctx.invoked_subcommand is not None:
+        return
     workspace = open_workspace(ctx, workspace_folder)
     values["strength"] = tuple(one for text in values["strength"] for one in parse_strengths(text))
     settings = make_settings(SteerSettings, values)
@@ -60,17 +64,21 @@ def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-command = Command(
+command = Group(
     "steer",
     params=[*_options(), *produce_options()],
     callback=click.pass_context(_steer),
+    invoke_without_command=True,
     help="Push a feature in one of the models and compare what it writes.\n\nAdds STRENGTH x the feature's maximum "
     "activation x its decoder direction to the residual stream at the harvested layer, at every position (B.4.3). "
     "Strength 1 means: as strong as ever seen.\n\nBeside it random directions of the same norm and, with --both, the "
-    "other model; a table and a figure of effect and coherence by strength say where to stop.",
+    "other model; a table and a figure of effect and coherence by strength say where to stop.\n\n"
+    "`modeldiff steer transfer` moves a direction to the other model.",
     epilog=examples(
         'modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"',
         "modeldiff steer --model B --feature 1020 --strength -2 2 --prompts prompts.txt --json",
         "modeldiff steer --model B --feature 1020 --both --strength -4:4:0.5 --prompts prompts.txt",
+        "modeldiff steer transfer --from A --from-prompts positive.txt negative.txt",
     ),
 )
+command.add_command(steer_transfer.command)

@@ -35,12 +35,14 @@ def render_chat(
     return text, spans
 
 
-def open_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str) -> str:
+def open_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str, system: str | None = None) -> str:
     """The prompt as a user's message, up to where the answer begins: what to give a chat model to continue.
 
-    Encode it with add_special_tokens=False. Raises InputError when the template refuses it.
+    system: instructions that stand before it. Encode the text with add_special_tokens=False. Raises InputError when the
+    template refuses it.
     """
-    return _render(tokenizer, [{"role": "user", "content": prompt}], answer=True)
+    before = [{"role": "system", "content": system}] if system else []
+    return _render(tokenizer, [*before, {"role": "user", "content": prompt}], answer=True)
 
 
 def _check_messages(messages: list[dict[str, Any]]) -> None:

@@ -13,7 +13,6 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
 from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, Manifest, check_format
 
-KINDS = ("activations", "crosscoder", "features", "evaluation", "match", "explanation", "stitch", "steering", "toy")
 # The command that makes each kind, for error messages.
 COMMAND_OF = {
     "activations": "modeldiff harvest",
@@ -24,8 +23,10 @@ COMMAND_OF = {
     "explanation": "modeldiff features explain",
     "stitch": "modeldiff features stitch",
     "steering": "modeldiff steer",
+    "transfer": "modeldiff steer transfer",
     "toy": "modeldiff toy",
 }
+KINDS = tuple(COMMAND_OF)
 DEFAULT_FOLDER = "modeldiff-workspace"
 ENVIRONMENT_VARIABLE = "MODELDIFF_WORKSPACE"
 WORKSPACE_FILE = "workspace.json"

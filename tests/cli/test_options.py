@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from modeldiff.cli.common import Command, expand_variadic, settings_options
+from modeldiff.cli.common import Command, Group, expand_variadic, settings_options
 from modeldiff.cli.main import _COMMANDS, cli, run
 from modeldiff.settings import Settings, setting, settings
 
@@ -119,3 +119,42 @@ def test_the_workspace_option_stands_before_or_after_and_beats_the_environment(
     assert listed("workspace", "list", "--json", "--workspace", "after") == "after"
     assert listed("--workspace", "before", "workspace", "list", "--json", "--workspace", "after") == "after"
     assert os.listdir(tmp_path) == []  # looking makes nothing
+
+
+def test_a_group_that_also_runs_alone() -> None:
+    """Its variadic and required options stand before the subcommand; what stands behind is the subcommand's."""
+    seen: list[tuple[str, dict[str, object]]] = []
+    subcommand = Command(
+        "pour",
+        params=[click.Option(["--cups"], type=int), click.Option(["--where"], multiple=True)],
+        callback=lambda **values: seen.append(("pour", values)),
+    )
+
+    def tea(ctx: click.Context, /, **values: object) -> None:
+        seen.append(("tea" if ctx.invoked_subcommand is None else "before", values))
+
+    group = Group(
+        "tea",
+        params=settings_options(Tea, {"water": "--of"}),
+        callback=click.pass_context(tea),
+        invoke_without_command=True,
+        commands={"pour": subcommand},
+    )
+
+    def call(*args: str) -> list[tuple[str, dict[str, object]]]:
+        seen.clear()
+        group.main(list(args), standalone_mode=False)
+        return list(seen)
+
+    alone = {"leaves": 3, "water": 1.5, "where": (Path("a"), Path("pour")), "milk": True}
+    assert call("--leaves", "3", "--of", "1.5", "--milk", "--where", "a", "pour") == [("tea", alone)]
+    (before, _), (name, values) = call("pour", "--where", "x", "y", "--cups", "2")
+    assert (before, name, values) == ("before", "pour", {"cups": 2, "where": ("x", "y")})
+    (_, given), (_, values) = call("--milk", "--of", "2", "pour", "--cups", "2")
+    assert given["milk"] is True
+    assert values["cups"] == 2
+    for args in (["--milk"], ["--milk", "--where", "pour"], []):
+        with pytest.raises(click.MissingParameter):
+            call(*args)
+    with pytest.raises(click.UsageError, match="No such command 'drink'"):
+        call("--leaves", "3", "drink")
