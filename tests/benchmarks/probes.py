@@ -30,7 +30,6 @@ Legend: N pairs, B pairs of a step, D width, G features, K random features.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +39,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
+from modeldiff.console import progress
 from modeldiff.crosscoder.audit import OTHER, PARTITION, SIDES, read_alone, sample
 from modeldiff.crosscoder.predictability import Moments, held_out_r2, ridge_weights
 from modeldiff.toy.cell import JUDGE, CellSpec, by_threshold, normalised_pairs, trained
@@ -158,9 +158,7 @@ class Judged:
         return np.clip(self.other_G, 0, None) / np.maximum(self.own_G, 1e-6) / max(self.median, 1e-6)
 
 
-def judged(
-    probe: str, own: Data, other: Data, references: int, null: float, *, steps: int, batch: int
-) -> Judged:
+def judged(probe: str, own: Data, other: Data, references: int, null: float, *, steps: int, batch: int) -> Judged:
     """The last `references` features of both are shared ones, read from the owner alone."""
     own_G, other_G = (scores(probe, data, steps=steps, batch=batch).double().numpy() for data in (own, other))
     g = len(own_G) - references
@@ -247,10 +245,10 @@ def toy(arguments: argparse.Namespace) -> list[list[str]]:
     ).filled()
     tallies: dict[tuple[float, str], Tally] = {}
     planned = plan(settings, "cpu")
-    for number, one in enumerate(planned, start=1):
-        print(f"\rtoy: cell {number} of {len(planned)}", end="", file=sys.stderr, flush=True)
-        _add_cell(one.cell, one.size, tallies, arguments.pairs)
-    print(file=sys.stderr)
+    with progress("probes", len(planned), "cells") as bar:
+        for one in planned:
+            _add_cell(one.cell, one.size, tallies, arguments.pairs)
+            bar.advance()
     return [
         ["size", "probe", "called T/S/N", "precision", "recall", "AUC T|S", "AUC T|SN", "own", "ref. median"],
         *([f"{100 * size:.3g}%", probe, *tally.row()] for (size, probe), tally in tallies.items()),
@@ -283,9 +281,7 @@ def _add_cell(cell: CellSpec, size: float, tallies: dict[tuple[float, str], Tall
             data[explains] = Data(x_ND[:half], x_ND[half:], targets[:half], targets[half:])
         kinds, null = kinds_of(world, rows_GD, side), null_of(data[OTHER[side]])
         for probe in PROBES:
-            found = judged(
-                probe, data[side], data[OTHER[side]], references_NR.shape[1], null, steps=400, batch=2048
-            )
+            found = judged(probe, data[side], data[OTHER[side]], references_NR.shape[1], null, steps=400, batch=2048)
             tally = tallies.setdefault((size, probe), Tally())
             tally.kinds += kinds
             tally.places += found.place_G.tolist()
@@ -300,14 +296,15 @@ def _add_cell(cell: CellSpec, size: float, tallies: dict[tuple[float, str], Tall
 
 def pair(arguments: argparse.Namespace) -> list[list[str]]:
     """One row per side, feature and probe; the features asked for, and how the whole partition falls."""
+    from scipy import sparse
+
     from modeldiff.features.alone import read_alone as read_from_one
-    from modeldiff.features.alone import reference_features
+    from modeldiff.features.alone import reference_features, shared_readers
     from modeldiff.features.codes import CodeSample, Encoder, sparsify
     from modeldiff.features.evidence import REFERENCE_FIRINGS, held_out
     from modeldiff.features.inputs import open_measured, outlier_factor_of
     from modeldiff.features.rows import activations_of
     from modeldiff.workspace import Workspace
-    from scipy import sparse
 
     measured = open_measured(Workspace(arguments.workspace), arguments.crosscoder, None, what="probes")
     crosscoder, store = measured.crosscoder, measured.store
@@ -323,13 +320,12 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     held = torch.from_numpy(held_out(len(taken.rows_N)))
     reference_R = reference_features(crosscoder, taken, REFERENCE_FIRINGS)
     reference_R = reference_R[:: max(1, len(reference_R) // arguments.references)]
-    x = {
-        side: torch.cat([part.float() for _, part in activations_of(store, side, taken.rows_N)]) for side in SIDES
-    }
+    x = {side: torch.cat([part.float() for _, part in activations_of(store, side, taken.rows_N)]) for side in SIDES}
     table = [["model", "probe", "feature", "own", "other", "ratio", "/ median", "ref. median", "called", "in all"]]
     for side in SIDES:
         own = crosscoder.slices[PARTITION[side]]
-        alone = read_from_one(crosscoder, store, taken, reference_R, side)
+        readers = shared_readers(crosscoder, taken, reference_R, side)
+        alone = read_from_one(crosscoder, store, taken, readers, side)
         exclusive = np.arange(own.start, own.stop)
         fires = np.diff(taken.codes_NF[:, exclusive].tocsc().indptr)
         exclusive = exclusive[fires >= 50]
@@ -355,7 +351,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need to be."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))  # noqa: T201
 
 
 def main() -> None:
