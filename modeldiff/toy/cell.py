@@ -37,6 +37,9 @@ _TRAIN: dict[str, dict[str, Any]] = {
     "stitch-residual": {"architecture": "dfc", "audits": 0},
 }
 ARCHITECTURES = tuple(_TRAIN)
+# A verdict needs a reference: shared features read from one model. Residuals have none, and designated features are
+# selected apart from the others. Both are reported as they stand.
+WITH_VERDICT = ("standard", "dfc", "dfc-audited")
 # Parts of a seed's stream: training, normalisation and stitch, evaluation, evidence about the exclusive features.
 TRAIN, CALIBRATE, EVALUATE, JUDGE = 0, 1, 2, 3
 _CHUNK = 2048
@@ -194,9 +197,7 @@ def _verdict(
     device: torch.device,
 ) -> dict[str, dict[str, int]]:
     """How many exclusive features the evidence still calls exclusive, and what those recover."""
-    if stitch is not None or crosscoder.config.n_designated:
-        # A verdict needs a reference: shared features read from one model. Residuals have none, and designated features
-        # are selected apart from the others. Both are reported as they stand.
+    if cell.architecture not in WITH_VERDICT:
         called_F = dictionary.alive_F
     else:
         pairs = normalised_pairs(cell, world, crosscoder, stitch, JUDGE, device)

@@ -52,6 +52,7 @@ PROBES = ("ridge", "logistic", "relu", "kernel")
 _KERNEL = 512
 _LEAST_FIRINGS = 5
 _NULL_QUANTILE = 0.95
+_LAST = 1e6
 
 
 @dataclass(frozen=True)
@@ -145,17 +146,24 @@ def _by_descent(data: Data, *, logistic: bool, steps: int, batch: int) -> torch.
 
 @dataclass(frozen=True)
 class Judged:
-    """What one probe says about one side's features: ratio (G,) other / own, and the scale."""
+    """What one probe says about one side's features (G), and the scale."""
 
     own_G: np.ndarray
     other_G: np.ndarray
     median: float
-    called_G: np.ndarray
+    null: float
 
     @property
     def place_G(self) -> np.ndarray:
-        """The ratio in units of the references' median: below 0.5 is called exclusive."""
-        return np.clip(self.other_G, 0, None) / np.maximum(self.own_G, 1e-6) / max(self.median, 1e-6)
+        """The ratio other / own in units of the references' median: below 0.5 is called exclusive. What cannot be read
+        from its own model has no ratio, and comes last."""
+        ratio_G = np.clip(self.other_G, 0, None) / np.maximum(self.own_G, 1e-6) / max(self.median, 1e-6)
+        return np.where(self.own_G > self.null, ratio_G, _LAST)
+
+    @property
+    def called_G(self) -> np.ndarray:
+        """Called exclusive, as in the product."""
+        return (self.other_G <= np.maximum(0.5 * self.median * self.own_G, self.null)) & (self.own_G > self.null)
 
 
 def judged(probe: str, own: Data, other: Data, references: int, null: float, *, steps: int, batch: int) -> Judged:
@@ -165,8 +173,7 @@ def judged(probe: str, own: Data, other: Data, references: int, null: float, *, 
     legible = own_G[g:] > 0.01
     ratio_R = other_G[g:][legible] / own_G[g:][legible]
     median = float(np.clip(np.median(ratio_R), 0, 1)) if legible.sum() >= 8 else 1.0
-    called_G = (other_G[:g] <= np.maximum(0.5 * median * own_G[:g], null)) & (own_G[:g] > null)
-    return Judged(own_G[:g], other_G[:g], median, called_G)
+    return Judged(own_G[:g], other_G[:g], median, null)
 
 
 def null_of(other: Data) -> float:
