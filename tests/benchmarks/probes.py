@@ -19,10 +19,13 @@ worlds (plain DFC), T, S, N are exclusive features that recover a concept of the
     own        median of the score from the own model; ref. median: of the shared features' ratios, mean over cells
     AUC        chance that a T has a smaller ratio / median than an S ("T|S"), or than an S or N ("T|SN")
 
-Both commands print one table (about ten and five minutes on a core):
+On a pair of models, rank is the feature's place in its partition by what lists are sorted by, gap x (1 - ratio), and
+"of all" how many of the partition are called exclusive.
+
+Both commands print one table (about five and three minutes on an idle core):
 
     python -m tests.benchmarks.probes toy
-    python -m tests.benchmarks.probes pair --workspace modeldiff-workspace --features 1011 1012 40   # after `demo`
+    python -m tests.benchmarks.probes pair --features 1011 1012 40   # in the folder where `modeldiff demo` was run
 
 Legend: N pairs, B pairs of a step, D width, G features, K random features.
 """
@@ -311,6 +314,7 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     from modeldiff.features.evidence import REFERENCE_FIRINGS, held_out
     from modeldiff.features.inputs import open_measured, outlier_factor_of
     from modeldiff.features.rows import activations_of
+    from modeldiff.features.verdict import evidence_score
     from modeldiff.workspace import Workspace
 
     measured = open_measured(Workspace(arguments.workspace), arguments.crosscoder, None, what="probes")
@@ -328,7 +332,9 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     reference_R = reference_features(crosscoder, taken, REFERENCE_FIRINGS)
     reference_R = reference_R[:: max(1, len(reference_R) // arguments.references)]
     x = {side: torch.cat([part.float() for _, part in activations_of(store, side, taken.rows_N)]) for side in SIDES}
-    table = [["model", "probe", "feature", "own", "other", "ratio", "/ median", "ref. median", "called", "in all"]]
+    table = [
+        ["model", "probe", "feature", "own", "other", "ratio", "/ median", "ref. median", "called", "of all", "rank"]
+    ]
     for side in SIDES:
         own = crosscoder.slices[PARTITION[side]]
         readers = shared_readers(crosscoder, taken, reference_R, side)
@@ -341,6 +347,7 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
         null = null_of(data[OTHER[side]])
         for probe in PROBES:
             found = judged(probe, data[side], data[OTHER[side]], len(reference_R), null, steps=1500, batch=4096)
+            score_G = evidence_score(found.own_G, found.other_G)
             wanted = [n for n, feature in enumerate(exclusive) if feature in arguments.features]
             for n in wanted:
                 own_r2, other_r2 = found.own_G[n], found.other_G[n]
@@ -349,6 +356,7 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
                         PARTITION[side], probe, str(exclusive[n]), f"{own_r2:.2f}", f"{other_r2:.2f}",
                         f"{other_r2 / own_r2:.2f}", f"{found.place_G[n]:.2f}", f"{found.median:.2f}",
                         "excl." if found.called_G[n] else "-", f"{found.called_G.sum()}/{len(exclusive)}",
+                        str(1 + int((score_G > score_G[n]).sum())),
                     ]
                 )  # fmt: skip
     return table
