@@ -86,6 +86,8 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "dead": selection.dead,
         "left_out_as_rare": selection.rare,
         "without_evidence": selection.without_evidence,
+        "scales": table.info["scales"],
+        "random_directions": table.info["random_directions"],
         "features": [table.row(feature).to_json() for feature in selection.ids],
     }
 
@@ -117,7 +119,7 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
             _r2(row.r2_other),
             _r2(row.r2_null),
             _VERDICTS[row.verdict],
-            f"{row.twins[0].correlation:.2f}" if row.twins else "-",
+            _twin(row),
             Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
         )
     if ids:
@@ -132,7 +134,8 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
     click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
     click.echo("R²: held-out share of the activation that a linear map of the owner's / the")
     click.echo("other model's residual stream explains; null: the other's in permuted pairs.")
-    click.echo("twin: highest correlation with a feature of another partition.")
+    click.echo("twin: highest correlation with a feature of another partition; ! from 0.7 on:")
+    click.echo("probably the same concept, there twice.")
     if table.scales:
         click.echo("verdict: other / own, against shared features read from one model alone:")
     for side, scale in table.scales.items():
@@ -140,8 +143,32 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
             f"  {side.upper()}: excl. below {scale.bar:.2f} (half of their median), pred. from {scale.ratio_low:.2f} "
             f"({scale.references} features)"
         )
+    _print_controls(table)
     if ids:
         click.echo(f"next: modeldiff features show {ids[0]}")
+
+
+def _print_controls(table: FeatureTable) -> None:
+    """What random directions show, under the list."""
+    if not table.controls:
+        return
+    click.echo("random directions, read as if they were features: R² own, other, null (medians);")
+    click.echo("other / own [5 % to 95 %]; how many would be excl./undec./pred./?:")
+    for side, one in table.controls.items():
+        if one.ratio_median is None:
+            click.echo(f"  {side.upper()}: none fires often enough and can be read from its own model")
+            continue
+        called = "/".join(str(one.verdicts.get(name, 0)) for name in _VERDICTS if name)
+        click.echo(
+            f"  {side.upper()}: {_r2(one.own)}, {_r2(one.other)}, {_r2(one.null)}; {_r2(one.ratio_median)} "
+            f"[{_r2(one.ratio_low)} to {_r2(one.ratio_high)}]; {called}"
+        )
+
+
+def _twin(row: FeatureRow) -> str:
+    if not row.twins:
+        return "-"
+    return f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}"
 
 
 def _r2(value: float | None) -> str:
@@ -221,8 +248,9 @@ def print_feature(table: FeatureTable, row: FeatureRow, explained: tuple[str, Ex
             f"verdict       {row.verdict} (other model {_r2(row.r2_other)} of own {_r2(row.r2_own)}, chance "
             f"{_r2(row.r2_null)}; no linear analogue found is not proof that there is none)"
         )
-    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}" for t in row.twins)
-    click.echo(f"twins         {twins or 'none'} (correlation with features of other partitions)")
+    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins)
+    note = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
+    click.echo(f"twins         {twins or 'none'} (correlation with features of other partitions{note})")
     click.echo(f"sources       {_sources(row, 6)}")
     words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words)
     click.echo(f"words         {words or '-'} (of its top examples)")

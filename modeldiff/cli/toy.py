@@ -35,13 +35,13 @@ def _toy(
     if as_json:
         print_json({**artifact_json(artifact), "summary": rows})
         return
-    said: tuple[str, ...] = ()
+    said: set[tuple[str, ...]] = set()
     for one in printed_tables(rows):
         table(one.title, one.columns, one.rows)
-        if one.legend != said:
+        if one.legend not in said:
             click.echo("\n".join(one.legend))
         click.echo()
-        said = one.legend
+        said.add(one.legend)
     click.echo(f"cells:   {artifact.folder / 'cells.csv'}")
     click.echo(f"figures: {artifact.folder / 'figures'}")
 

@@ -163,7 +163,7 @@ def exclusive(own_G: torch.Tensor, other_G: torch.Tensor, *, bar: float, null: f
 @torch.no_grad()
 def judge(crosscoder: Crosscoder, sampled: Sample, side: str) -> Evidence:
     """Evidence about the judged features of a side ("a" or "b")."""
-    read_parts = _read_alone(crosscoder, sampled, side)
+    read_parts = read_alone(crosscoder, sampled, side)
     targets = [torch.cat(both, dim=1) for both in zip(sampled.codes[side], read_parts, strict=True)]
     r2 = judged_r2(sampled, targets, side)
     g = len(sampled.judged[side])
@@ -194,7 +194,7 @@ def judged_r2(sampled: Sample, targets: Sequence[torch.Tensor], side: str) -> di
     return result
 
 
-def _read_alone(crosscoder: Crosscoder, sampled: Sample, side: str) -> list[torch.Tensor]:
+def read_alone(crosscoder: Crosscoder, sampled: Sample, side: str) -> list[torch.Tensor]:
     """What a feature of `side` alone would make of each reference feature: its encoder without the other half.
 
     It fires as often as the shared feature does, and like an exclusive feature not below the threshold. (B, R) each.

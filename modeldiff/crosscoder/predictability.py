@@ -43,9 +43,19 @@ class Moments:
         self.n += len(x_ND)
         self.x_D += x_ND.sum(dim=0).to(self.x_D.device)
         self.xx_DD += (x_ND.T @ x_ND).to(self.xx_DD.device)
+        self.add_targets(f_G, ff_G, fx_GD)
+
+    def add_targets(self, f_G: torch.Tensor, ff_G: torch.Tensor, fx_GD: torch.Tensor) -> None:
+        """Take in targets of pairs whose inputs are already in."""
         self.f_G += f_G
         self.ff_G += ff_G
         self.fx_GD += fx_GD
+
+    def for_targets(self, targets: int) -> Moments:
+        """The same inputs for other targets, of which no sums are taken yet (see `add_targets`)."""
+        empty = Moments.empty(0, targets, self.x_D.device)
+        fx_GD = self.fx_GD.new_zeros(targets, len(self.x_D))
+        return Moments(self.n, self.x_D, self.xx_DD, empty.f_G, empty.ff_G, fx_GD)
 
     def add_dense(self, x_ND: torch.Tensor, f_NG: torch.Tensor) -> None:
         """Take in pairs: their inputs and targets."""

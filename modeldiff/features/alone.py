@@ -1,12 +1,16 @@
-"""Shared features as they would be if they belonged to one model alone: read through one of their two encoders.
+"""What one model's activations alone say: shared features read through one of their two encoders, and random
+directions.
 
-How much of such a feature the other model's activations explain, is what a concept of both models would show in an
-exclusive partition: the scale that the exclusive features' own figures are held against (verdict.py).
+How much of a shared feature that was read from one model the other model's activations explain, is what a concept of
+both models would show in an exclusive partition: the scale that the exclusive features' own figures are held against
+(verdict.py). What a direction shows that nobody chose is the control beside it.
 
-Legend: N pairs of the sample, D width of one model, F features, R reference features.
+Legend: N pairs of the sample, D width of one model, F features, R readers.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,44 +23,102 @@ from modeldiff.crosscoder.audit import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
 from modeldiff.features.rows import activations_of
 from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.plan import SIDES
 
-_REFERENCES = 256
+REFERENCES = 256
+"""Shared features that are read from one model alone, at most."""
+DIRECTIONS = 64
+"""Random directions of each model."""
+SEED = 0
+"""Of the random directions."""
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Encoders on one side, as if each belonged to a feature of that model alone."""
+
+    w_RD: torch.Tensor
+    """For activations in normalised units, the bias left open: it follows from how often the reader fires."""
+    fires_R: NDArray[np.int64]
+    """Pairs of the sample on which each fires."""
 
 
 def reference_features(crosscoder: Crosscoder, sample: CodeSample, least_firings: int) -> NDArray[np.int64]:
     """Up to 256 shared features that neither model dominates, spread evenly over those that fire often enough."""
     shared = crosscoder.slices["shared"]
     relative = crosscoder.relative_norm().detach().cpu().numpy()
-    fires = np.bincount(sample.codes_NF.indices, minlength=crosscoder.n_features)
-    fits = (np.abs(relative - 0.5) <= EXTREME_NORM - 0.5) & (fires >= least_firings)
+    fits = (np.abs(relative - 0.5) <= EXTREME_NORM - 0.5) & (firings(sample) >= least_firings)
     candidates = shared.start + np.flatnonzero(fits[shared])
-    if len(candidates) <= _REFERENCES:
+    if len(candidates) <= REFERENCES:
         return candidates
-    return candidates[np.linspace(0, len(candidates) - 1, _REFERENCES).round().astype(np.int64)]
+    return candidates[np.linspace(0, len(candidates) - 1, REFERENCES).round().astype(np.int64)]
+
+
+def firings(sample: CodeSample) -> NDArray[np.int64]:
+    """(F,) pairs of the sample on which each feature fires."""
+    return np.bincount(sample.codes_NF.indices, minlength=sample.codes_NF.shape[1])
+
+
+def median_firings(sample: CodeSample) -> int:
+    """Of the features that fire at all; 0 when none does."""
+    fires_F = firings(sample)
+    return int(np.median(fires_F[fires_F > 0])) if fires_F.any() else 0
+
+
+def shared_readers(crosscoder: Crosscoder, sample: CodeSample, reference_R: NDArray[np.int64], side: str) -> Readers:
+    """These shared features' encoders on one side; each fires as often as the feature does."""
+    w_enc = _encoders(crosscoder, side)
+    w_RD = w_enc[torch.from_numpy(reference_R - crosscoder.sees(side).start).to(w_enc.device)]
+    return Readers(w_RD, firings(sample)[reference_R])
+
+
+def random_readers(crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, side: str) -> Readers:
+    """Differences of 64 random pairs of activations: directions as common as the model's own variance makes them.
+
+    Their covariance is twice that of the activations. Each is as long as the median encoder and fires as often as the
+    median feature that is alive.
+    """
+    w_enc = _encoders(crosscoder, side)
+    random = np.random.default_rng((SEED, SIDES.index(side)))
+    count = min(DIRECTIONS, len(sample.rows_N) // 2)
+    order_N = random.permutation(len(sample.rows_N))[: 2 * count]
+    places = np.sort(order_N)
+    found = [x_ND.float() for _, x_ND in activations_of(store, side, sample.rows_N[places])]
+    x_ND = torch.cat([w_enc.new_zeros(0, w_enc.shape[1], device="cpu"), *found])
+    one, other = np.searchsorted(places, order_N).reshape(2, count)
+    w_RD = x_ND[torch.from_numpy(one)] - x_ND[torch.from_numpy(other)]
+    norm_F = w_enc.norm(dim=1)
+    length = float(norm_F[norm_F > 0].median()) if bool((norm_F > 0).any()) else 1.0
+    w_RD *= length / w_RD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return Readers(w_RD.to(w_enc.device), np.full(count, median_firings(sample)))
 
 
 def read_alone(
-    crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, reference_R: NDArray[np.int64], side: str
+    crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, readers: Readers, side: str
 ) -> sparse.csr_matrix:
-    """(N, R) float32: the features' activations from one side's encoder, firing as often as the features do.
+    """(N, R) float32: activations of the readers.
 
     Like an exclusive feature's, they start at the selection's threshold.
     """
-    n, fires_R = len(sample.rows_N), np.diff(sample.codes_NF.tocsc().indptr)[reference_R]
-    if not n or not len(reference_R):
-        return sparse.csr_matrix((n, len(reference_R)), dtype=np.float32)
-    w_enc = (crosscoder.w_enc_a if side == "a" else crosscoder.w_enc_b).detach()
-    w_RD = w_enc[torch.from_numpy(reference_R - crosscoder.sees(side).start).to(w_enc.device)]
+    n, r = len(sample.rows_N), len(readers.w_RD)
+    if not n or not r:
+        return sparse.csr_matrix((n, r), dtype=np.float32)
     scale = crosscoder.config.scale_a if side == "a" else crosscoder.config.scale_b
-    pre_NR = np.empty((n, len(reference_R)), np.float32)
-    with progress(f"features: shared ones read from {side.upper()} alone", n, "pairs") as bar:
+    pre_RN = np.empty((r, n), np.float32)
+    with progress(f"features: read from {side.upper()} alone", n, "pairs") as bar:
         for rows, x_ND in activations_of(store, side, sample.rows_N):
-            pre_NR[rows] = (x_ND.to(w_RD.device).float() * scale @ w_RD.T).cpu().numpy()
+            pre_RN[:, rows] = (readers.w_RD @ (x_ND.to(readers.w_RD.device).float() * scale).T).cpu().numpy()
             bar.advance(len(x_ND))
-    columns = []
-    for pre_N, fires in zip(pre_NR.T, fires_R, strict=True):
+    fired, values = [], []
+    for pre_N, fires in zip(pre_RN, readers.fires_R, strict=True):
         # The `fires` largest are above the next one; what fires on all pairs leaves out the smallest.
-        place = max(0, n - fires - 1)
+        place = max(0, n - int(fires) - 1)
         over_N = pre_N - np.partition(pre_N, place)[place]
-        columns.append(sparse.csr_matrix(np.where(over_N > 0, over_N + crosscoder.config.threshold, 0)[:, None]))
-    return sparse.hstack(columns, format="csr", dtype=np.float32)
+        fired.append(np.flatnonzero(over_N > 0))
+        values.append(over_N[fired[-1]] + np.float32(crosscoder.config.threshold))
+    starts = np.cumsum([0, *map(len, fired)])
+    return sparse.csc_matrix((np.concatenate(values), np.concatenate(fired), starts), shape=(n, r)).tocsr()
+
+
+def _encoders(crosscoder: Crosscoder, side: str) -> torch.Tensor:
+    return (crosscoder.w_enc_a if side == "a" else crosscoder.w_enc_b).detach()

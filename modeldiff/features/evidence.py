@@ -4,7 +4,7 @@ A feature that only A has should be explained by A's activations and not by B's 
 in either, so both sides are measured). Ridge regression in closed form, float64, for all features at once, from the
 moments of one pass over a sample of the pairs.
 
-Legend: N pairs, D width of one model, F features, G features of a group.
+Legend: N pairs, D width of one model, F features, G features of a block, R features or directions read from one model.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from modeldiff.console import progress
+from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.audit import OTHER
 from modeldiff.crosscoder.predictability import Moments, held_out_r2
-from modeldiff.features.alone import read_alone, reference_features
+from modeldiff.features.alone import (
+    Readers,
+    random_readers,
+    read_alone,
+    reference_features,
+    shared_readers,
+)
 from modeldiff.features.codes import CodeSample
+from modeldiff.features.controls import Control, control_of
+from modeldiff.features.cost import Cost, block_targets
 from modeldiff.features.rows import activations_of
 from modeldiff.features.verdict import Scale, scale_of
 from modeldiff.workspace.activations import ActivationStore
@@ -35,7 +44,23 @@ REFERENCE_FIRINGS = 50
 """A shared feature that fires less often in the sample is no reference: its R² would be noise."""
 # Stretches are long enough that neighbouring tokens of one text rarely fall in different parts.
 _MAX_STRETCH, _MIN_STRETCHES = 512, 20
-_GROUP_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Held-out R² of what was read from one model alone.
+
+    Attributes:
+        own, other, null: (R,) from that model's activations, from the other one's, and from the other one's in permuted
+            pairs.
+    """
+
+    own: NDArray[np.float32]
+    other: NDArray[np.float32]
+    null: NDArray[np.float32]
+
+
+_READINGS = ("alone", "random")
 
 
 @dataclass(frozen=True)
@@ -45,51 +70,87 @@ class Evidence:
     Attributes:
         r2: (F,) of every feature.
         null: (F,) the same in permuted pairs.
-        alone: for the side that a reference feature is read from, (R,) its R² by explaining side.
+        alone: by the side that they are read from, shared features.
+        random: by the side that they are read from, random directions.
     """
 
     r2: dict[str, NDArray[np.float32]]
     null: dict[str, NDArray[np.float32]]
-    alone: dict[str, dict[str, NDArray[np.float32]]]
+    alone: dict[str, Readings]
+    random: dict[str, Readings]
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """To be stored: r2_a, r2_b, null_a, null_b, and alone_XY, of features read from X, explained by Y."""
+        """To be stored: r2_a, r2_b, null_a, null_b, and alone_a_own, alone_a_other, alone_a_null, ... random_b_null."""
         named = {f"{name}_{side}": values for name in ("r2", "null") for side, values in getattr(self, name).items()}
-        return named | {f"alone_{x}{y}": values for x, both in self.alone.items() for y, values in both.items()}
+        for name in _READINGS:
+            for side, readings in getattr(self, name).items():
+                named |= {f"{name}_{side}_{one}": values for one, values in vars(readings).items()}
+        return named
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Evidence:
         """The inverse of `arrays`."""
+
+        def readings(name: str) -> dict[str, Readings]:
+            return {s: Readings(*(arrays[f"{name}_{s}_{one}"] for one in ("own", "other", "null"))) for s in SIDES}
+
         return cls(
             r2={side: arrays[f"r2_{side}"] for side in SIDES},
             null={side: arrays[f"null_{side}"] for side in SIDES},
-            alone={x: {y: arrays[f"alone_{x}{y}"] for y in SIDES} for x in SIDES},
+            alone=readings("alone"),
+            random=readings("random"),
         )
 
     def scales(self, crosscoder: Crosscoder) -> dict[str, Scale]:
         """By side, what the ratios of its features are held against. The null is that of its exclusive features."""
         result = {}
-        for side, other, partition in (("a", "b", "A"), ("b", "a", "B")):
-            null_F = self.null[other][crosscoder.slices[partition]]
-            result[side] = scale_of(self.alone[side][side], self.alone[side][other], null_F)
+        for side, partition in (("a", "A"), ("b", "B")):
+            null_F = self.null[OTHER[side]][crosscoder.slices[partition]]
+            result[side] = scale_of(self.alone[side].own, self.alone[side].other, null_F)
         return result
+
+    def controls(self, crosscoder: Crosscoder) -> dict[str, Control]:
+        """By side, what random directions of its activations show."""
+        scales = self.scales(crosscoder)
+        return {side: control_of(one.own, one.other, one.null, scales[side]) for side, one in self.random.items()}
 
 
 def evidence_of(crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, device: torch.device) -> Evidence:
-    """All regressions in one pass over the sample for each side."""
-    n, n_features = sample.codes_NF.shape
+    """All regressions in one pass over the sample for each side (more, if the sums of all do not fit into memory)."""
+    n = len(sample.rows_N)
     reference_R = reference_features(crosscoder, sample, REFERENCE_FIRINGS)
-    alone = [read_alone(crosscoder, store, sample, reference_R, side) for side in SIDES]
+    readers = {
+        "alone": {side: shared_readers(crosscoder, sample, reference_R, side) for side in SIDES},
+        "random": {side: random_readers(crosscoder, store, sample, side) for side in SIDES},
+    }
+    for line in _cost(store, sample, readers).lines():
+        say(line)
+    made = [sample.codes_NF]
+    for side in SIDES:
+        both = [readers[name][side] for name in _READINGS]
+        together = Readers(torch.cat([one.w_RD for one in both]), np.concatenate([one.fires_R for one in both]))
+        made.append(read_alone(crosscoder, store, sample, together, side))
+    targets = sparse.hstack(made, format="csr")
     # Far apart: neighbouring pairs are of one text.
-    permuted_NF = sample.codes_NF[(np.arange(n) + n // 2) % max(1, n)]
-    targets = sparse.hstack([sample.codes_NF, permuted_NF, *alone], format="csr")
-    r2 = predictability(store, CodeSample(targets, sample.rows_N), device)
-    ends = np.cumsum([n_features, n_features, len(reference_R)])
+    permuted = targets[(np.arange(n) + n // 2) % max(1, n)]
+    r2 = predictability(store, CodeSample(sparse.hstack([targets, permuted], format="csr"), sample.rows_N), device)
+    sizes = [sample.codes_NF.shape[1]] + [len(readers[name][side].w_RD) for side in SIDES for name in _READINGS]
+    ends = np.cumsum([*sizes, *sizes])[:-1]
     parts = {side: np.split(values, ends) for side, values in r2.items()}
+
+    def readings(name: str) -> dict[str, Readings]:
+        found = {}
+        for number, side in enumerate(SIDES):
+            place = 1 + number * len(_READINGS) + _READINGS.index(name)
+            other = parts[OTHER[side]]
+            found[side] = Readings(parts[side][place], other[place], other[len(sizes) + place])
+        return found
+
     return Evidence(
         r2={side: parts[side][0] for side in SIDES},
-        null={side: parts[side][1] for side in SIDES},
-        alone={side: {explains: parts[explains][2 + i] for explains in SIDES} for i, side in enumerate(SIDES)},
+        null={side: parts[side][len(sizes)] for side in SIDES},
+        alone=readings("alone"),
+        random=readings("random"),
     )
 
 
@@ -101,8 +162,8 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
         feature fires too rarely. Below 0: worse than the held-out mean.
     """
     n_features = sample.codes_NF.shape[1]
-    group = max(1, min(n_features, _GROUP_BYTES // (2 * 8 * max(store.widths))))
-    starts = range(0, n_features, group)
+    block = block_targets(n_features, max(store.widths))
+    starts = range(0, n_features, block)
     # mps has no float64.
     device = device if device.type == "cuda" else torch.device("cpu")
     held_N = held_out(len(sample.rows_N))
@@ -112,16 +173,24 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
     with progress("features: predictability", total, "pairs") as bar:
         for side in SIDES:
             mean_D = store.mean[side].to(device).double()
+            parts: list[Moments] = []
             for start in starts:
-                chosen = slice(start, min(start + group, n_features))
+                chosen = slice(start, min(start + block, n_features))
                 codes_NG = columns[:, chosen].tocsr().astype(np.float64)
-                width, targets = store.info.sides[side].width, codes_NG.shape[1]
-                parts = [Moments.empty(width, targets) for _ in range(2)]
+                # The sums of the inputs are those of the first block.
+                inputs_known, targets = bool(parts), codes_NG.shape[1]
+                width = store.info.sides[side].width
+                parts = (
+                    [part.for_targets(targets) for part in parts]
+                    if inputs_known
+                    else [Moments.empty(width, targets) for _ in range(2)]
+                )
                 for rows, x_ND in activations_of(store, side, sample.rows_N):
                     x_ND = x_ND.to(device).double() - mean_D
                     for held, part in enumerate(parts):
                         mask = held_N[rows] == bool(held)
-                        _add(part, x_ND[torch.from_numpy(mask).to(device)], codes_NG[rows][mask])
+                        x_part = x_ND[torch.from_numpy(mask).to(device)]
+                        _add(part, x_part, codes_NG[rows][mask], inputs=not inputs_known)
                     bar.advance(len(x_ND))
                 r2_G = held_out_r2(*parts).numpy()
                 result[side][chosen] = np.where(_firings(codes_NG, held_N) >= MIN_FIRINGS, r2_G, np.nan)
@@ -134,14 +203,38 @@ def held_out(n: int) -> NDArray[np.bool_]:
     return (np.arange(n) // stretch) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
-def _add(part: Moments, x_ND: torch.Tensor, f_NG: sparse.csr_matrix) -> None:
-    """Take in pairs: inputs float64 on any device, codes float64. What is sparse is summed on the host."""
-    sums = (
-        np.asarray(f_NG.sum(axis=0)).ravel(),
-        np.asarray(f_NG.multiply(f_NG).sum(axis=0)).ravel(),
-        f_NG.T @ x_ND.cpu().numpy(),
-    )
-    part.add(x_ND, *map(torch.from_numpy, sums))
+def _cost(store: ActivationStore, sample: CodeSample, readers: Mapping[str, Mapping[str, Readers]]) -> Cost:
+    """Of the pass over all targets, before anything is read."""
+    alone, directions = (sum(len(one.w_RD) for one in readers[name].values()) for name in _READINGS)
+    entries = sample.codes_NF.nnz + sum(int(r.fires_R.sum()) for both in readers.values() for r in both.values())
+    features = sample.codes_NF.shape[1]
+    targets = {
+        "features": features,
+        "shared ones read from one model": alone,
+        "random directions": directions,
+        "of all these again in permuted pairs": features + alone + directions,
+    }
+    return Cost(len(sample.rows_N), targets, 2 * entries, store.widths)
+
+
+def _add(part: Moments, x_ND: torch.Tensor, f_NG: sparse.csr_matrix, *, inputs: bool) -> None:
+    """Take in pairs: inputs float64 on any device, codes float64. What is sparse is summed on the host.
+
+    Args:
+        inputs: whether the sums of the inputs alone are still to be taken.
+    """
+    sums = [
+        torch.from_numpy(one)
+        for one in (
+            np.asarray(f_NG.sum(axis=0)).ravel(),
+            np.asarray(f_NG.multiply(f_NG).sum(axis=0)).ravel(),
+            f_NG.T @ x_ND.cpu().numpy(),
+        )
+    ]
+    if inputs:
+        part.add(x_ND, *sums)
+    else:
+        part.add_targets(*sums)
 
 
 def _firings(codes_NG: sparse.csr_matrix, held_N: NDArray[np.bool_]) -> NDArray[np.int64]:

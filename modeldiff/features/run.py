@@ -4,9 +4,11 @@ Layout (normative; F features, S text sources, E examples of all features togeth
     features.json            format, refs of the inputs, both sides' models and layers, sizes of the partitions, counts
     statistics.safetensors   (F,): density, firing_count, mean_activation, max_activation, sum_activation, sum_squares,
                              relative_norm, decoder_norm_a, decoder_norm_b; unless predictability is off also
-                             r2_a, r2_b, null_a, null_b (F,), alone_aa, alone_ab, alone_ba, alone_bb (R,): evidence.py;
+                             r2_a, r2_b, null_a, null_b (F,), alone_X_Y and random_X_Y (R,) for the models X (a, b) and
+                             Y (own, other, null): evidence.py;
                              (S, F): firing_count_by_source, activation_by_source; (S,): pairs_by_source
     twins.safetensors        feature, correlation (F, 3): see twins.py
+    figures/predictability.png   the same as a picture, unless predictability is off
     examples.h5              offsets (F + 1,), row, activation (E,); with texts also the arrays of context.py
 """
 
@@ -24,10 +26,12 @@ from safetensors.numpy import load_file, save, save_file
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.errors import InputError
+from modeldiff.features.alone import SEED
 from modeldiff.features.codes import Encoder
 from modeldiff.features.context import gather
-from modeldiff.features.evidence import Evidence, evidence_of
+from modeldiff.features.evidence import HELD_OUT_EVERY, Evidence, evidence_of
 from modeldiff.features.examples import Examples
+from modeldiff.features.figure import predictability_figure
 from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.scan import ScanResult, scan
 from modeldiff.features.settings import FeaturesSettings
@@ -38,12 +42,13 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import replace_into, temporary_path
 
-SCHEMA = 2
-FORMAT = 2
+SCHEMA = 3
+FORMAT = 3
 FEATURES_NAME = "features.json"
 STATISTICS_NAME = "statistics.safetensors"
 TWINS_NAME = "twins.safetensors"
 EXAMPLES_NAME = "examples.h5"
+FIGURE_NAME = "figures/predictability.png"
 
 
 def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -92,6 +97,12 @@ def _build(
     evidence = _evidence(settings, crosscoder, store, result, device, work)
     if not work.has(STATISTICS_NAME):
         work.write_bytes(STATISTICS_NAME, save(_statistics(crosscoder, result.statistics, evidence)))
+    if evidence and not work.has(FIGURE_NAME):
+        title = (
+            f"features of {refs['crosscoder']} on {refs['activations']}: {len(result.sample.rows_N):,} pairs, one in "
+            f"{HELD_OUT_EVERY} held out; directions of seed {SEED}"
+        )
+        work.write_bytes(FIGURE_NAME, predictability_figure(evidence, crosscoder, title))
     if not work.has(EXAMPLES_NAME):
         _write_examples(encoder, result.examples, settings.context, work)
     dead = dead_by_partition(crosscoder, result.statistics)
@@ -170,6 +181,9 @@ def _description(
         "has_texts": store.info.has_texts,
         "predictability": evidence is not None,
         "scales": {side: scale.to_json() for side, scale in evidence.scales(crosscoder).items()} if evidence else {},
+        "random_directions": {side: one.to_json() for side, one in evidence.controls(crosscoder).items()}
+        if evidence
+        else {},
         "pairs": result.statistics.pairs,
         "outliers": result.statistics.outliers,
         "sample_pairs": len(result.sample.rows_N),

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
+from modeldiff.features.controls import Control
 from modeldiff.features.example import Example, ExampleReader
 from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
 from modeldiff.features.stored import read_arrays, read_info
+from modeldiff.features.twins import STRONG
 from modeldiff.features.verdict import Scale, evidence_score, verdicts
 from modeldiff.features.words import WordShare, characteristic_words
 from modeldiff.workspace import Artifact
@@ -26,7 +28,7 @@ Sort = Literal["evidence", "gap", "density", "max", "mean", "mass", "relative_no
 SORTS: tuple[str, ...] = get_args(Sort)
 _FIELDS = {
     "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "scales",
-    "pairs", "outliers", "sample_pairs", "dead",
+    "random_directions", "pairs", "outliers", "sample_pairs", "dead",
 }  # fmt: skip
 
 
@@ -37,6 +39,8 @@ class Twin:
     id: int
     partition: str
     correlation: float
+    strong: bool
+    """From a correlation of 0.7 on: probably the same concept twice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +259,11 @@ class FeatureTable:
         """By side "a" and "b", what its features' ratios are held against; empty when nothing was measured."""
         return {side: Scale(**scale) for side, scale in self.info["scales"].items()}
 
+    @property
+    def controls(self) -> dict[str, Control]:
+        """By side "a" and "b", what random directions show; empty when nothing was measured."""
+        return {side: Control(**control) for side, control in self.info["random_directions"].items()}
+
     def _verdicts(self) -> NDArray[np.str_]:
         """(F,) empty when nothing was measured."""
         result = np.full(self.n_features, "", dtype="<U11")
@@ -295,7 +304,9 @@ class FeatureTable:
         pairs: Sequence[tuple[int, float]] = list(
             zip(self._twin_feature[feature].tolist(), self._twin_correlation[feature].tolist(), strict=True)
         )
-        return [Twin(other, str(self.partition_F[other]), value) for other, value in pairs if other >= 0]
+        return [
+            Twin(other, str(self.partition_F[other]), value, value >= STRONG) for other, value in pairs if other >= 0
+        ]
 
 
 def _number(value: Any) -> float | None:

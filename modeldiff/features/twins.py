@@ -20,6 +20,8 @@ from modeldiff.features.correlation import Columns, correlations, products
 
 PER_FEATURE = 3
 """Twins kept for each feature."""
+STRONG = 0.7
+"""From this correlation on, twins share half of their variance: probably one concept that is there twice."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,8 @@ def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> T
     """Twins of all features, exact on the given pairs.
 
     Features that never fire in the sample, or fire equally on every pair, have none. Twins within a partition are not
-    looked
-    for: two shared features that fire together say nothing about the difference between the models. Features that
-    never fire on the same pair have a correlation of at most 0 and cannot be twins.
+    looked for: two shared features that fire together say nothing about the difference between the models. Features
+    that never fire on the same pair have a correlation of at most 0 and cannot be twins.
 
     Args:
         codes_NF: activations.

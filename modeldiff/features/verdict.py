@@ -21,8 +21,9 @@ Verdict = Literal["exclusive", "undecided", "predictable", "unknown"]
 _BAR = 0.5
 """As in training (crosscoder/audit.py): the middle between a concept of both models and none."""
 _LOW_QUANTILE, _NULL_QUANTILE = 0.05, 0.95
-# An R² from the own model near 0 says that a shared feature cannot be read from it: no reference.
-_LEGIBLE, _LEAST_REFERENCES = 0.01, 8
+LEGIBLE = 0.01
+"""An R² from the own model below this says that a feature cannot be read from it: its ratio means nothing."""
+_LEAST_REFERENCES = 8
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
         own_R, other_R: R² of the reference features from this model and from the other one; NaN: fires too rarely.
         null_F: R² of features from the other model in permuted pairs; NaN likewise.
     """
-    legible_R = own_R > _LEGIBLE  # False where NaN
-    ratio_R = other_R[legible_R].astype(np.float64) / own_R[legible_R]
+    ratio_R = ratios(own_R, other_R)
     known_F = null_F[~np.isnan(null_F)].astype(np.float64)
     null = max(0.0, float(np.quantile(known_F, _NULL_QUANTILE))) if len(known_F) else 0.0
     if len(ratio_R) < _LEAST_REFERENCES:
@@ -67,6 +67,12 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
     median = float(np.clip(np.median(ratio_R), 0, 1))
     low = float(np.clip(np.quantile(ratio_R, _LOW_QUANTILE), _BAR * median, 1))
     return Scale(len(ratio_R), median, low, null)
+
+
+def ratios(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:
+    """R² from the other model / R² from the own one, of the features that can be read from the own one at all."""
+    legible_F = own_F > LEGIBLE  # False where NaN
+    return other_F[legible_F].astype(np.float64) / own_F[legible_F]
 
 
 def verdicts(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> NDArray[np.str_]:

@@ -37,6 +37,9 @@ _TRAIN: dict[str, dict[str, Any]] = {
     "stitch-residual": {"architecture": "dfc", "audits": 0},
 }
 ARCHITECTURES = tuple(_TRAIN)
+# A verdict needs a reference: shared features read from one model. Residuals have none, and designated features are
+# selected apart from the others. Both are reported as they stand.
+WITH_VERDICT = ("standard", "dfc", "dfc-audited")
 # Parts of a seed's stream: training, normalisation and stitch, evaluation, evidence about the exclusive features.
 TRAIN, CALIBRATE, EVALUATE, JUDGE = 0, 1, 2, 3
 _CHUNK = 2048
@@ -128,7 +131,7 @@ def run_cell(cell: CellSpec, on_step: Callable[[int, int], None] | None = None) 
             world, cell.seed, cell.settings, snapshot=after_step, train_part=TRAIN, fit_part=CALIBRATE, device=device
         )
     else:
-        crosscoder = _trained(cell, world, recipe, device, after_step)
+        crosscoder = trained(cell, world, recipe, device, after_step)
     return {
         **_measured(cell, world, crosscoder, stitch, device),
         "limit": _limit(world, recipe),
@@ -138,7 +141,7 @@ def run_cell(cell: CellSpec, on_step: Callable[[int, int], None] | None = None) 
     }
 
 
-def _trained(
+def trained(
     cell: CellSpec, world: World, recipe: Recipe, device: torch.device, after_step: Callable[[Trainer], None]
 ) -> Crosscoder:
     """As `modeldiff train`, with scales and means from a sample in place of the store's."""
@@ -162,7 +165,7 @@ def _measured(
     cell: CellSpec, world: World, crosscoder: Crosscoder, stitch: Stitch | None, device: torch.device
 ) -> dict[str, Any]:
     """The dictionary on fresh pairs, with the inference threshold."""
-    pairs = _normalised_pairs(cell, world, crosscoder, stitch, EVALUATE, device)
+    pairs = normalised_pairs(cell, world, crosscoder, stitch, EVALUATE, device)
     quality = Quality(crosscoder)
     fires_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=device)
     for _ in range(_EVALUATION_PAIRS // _CHUNK):
@@ -194,13 +197,11 @@ def _verdict(
     device: torch.device,
 ) -> dict[str, dict[str, int]]:
     """How many exclusive features the evidence still calls exclusive, and what those recover."""
-    if stitch is not None or crosscoder.config.n_designated:
-        # A verdict needs a reference: shared features read from one model. Residuals have none, and designated features
-        # are selected apart from the others. Both are reported as they stand.
+    if cell.architecture not in WITH_VERDICT:
         called_F = dictionary.alive_F
     else:
-        pairs = _normalised_pairs(cell, world, crosscoder, stitch, JUDGE, device)
-        sampled = sample(crosscoder, [pairs() for _ in range(_EVALUATION_PAIRS // _CHUNK)], _by_threshold(crosscoder))
+        pairs = normalised_pairs(cell, world, crosscoder, stitch, JUDGE, device)
+        sampled = sample(crosscoder, [pairs() for _ in range(_EVALUATION_PAIRS // _CHUNK)], by_threshold(crosscoder))
         called_F = torch.zeros_like(dictionary.alive_F)
         for side in PARTITION:
             evidence = judge(crosscoder, sampled, side)
@@ -212,7 +213,7 @@ def _verdict(
     }
 
 
-def _by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torch.Tensor, float]]:
+def by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torch.Tensor, float]]:
     weights_F = score_weights(crosscoder)
 
     def select(pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -222,7 +223,7 @@ def _by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torc
     return select
 
 
-def _normalised_pairs(
+def normalised_pairs(
     cell: CellSpec, world: World, crosscoder: Crosscoder, stitch: Stitch | None, part: int, device: torch.device
 ) -> Pairs:
     """What the crosscoder reads, batch by batch: activations, or residuals of the stitch, in its units."""

@@ -23,7 +23,7 @@ from modeldiff.toy.summary import cells_csv, records, summary
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
 # Counted up when the same cells would be written or summed up differently.
-SCHEMA = 3
+SCHEMA = 4
 CELLS_NAME = "cells.json"
 SUMMARY_NAME = "summary.json"
 

@@ -63,7 +63,11 @@ def exclusive_recall(result: Mapping[str, Any], kind: str = "right") -> float | 
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """Every number of a result by a flat name ("recall_any_shared"), and those of both models together."""
+    """Every number of a result by a flat name ("recall_any_shared"), and those of both models together.
+
+    place_precision, verdict_precision: of the exclusive features, and of those that the verdict calls exclusive, the
+    share that recover a concept of their model alone; verdict_recall: of these, the share that the verdict calls so.
+    """
     pooled: dict[str, float | int | None] = {
         "exclusive_recall": exclusive_recall(result),
         "exclusive_recall_any": exclusive_recall(result, "any"),
@@ -73,7 +77,17 @@ def figures(result: Mapping[str, Any]) -> dict[str, float | int | None]:
     for part in ("exclusive", "verdict"):
         for name in result[part]["A"]:
             pooled[f"{part}_{name}"] = sum(result[part][side][name] for side in ("A", "B"))
+    pooled |= {
+        "place_precision": _share(pooled["exclusive_true"], pooled["exclusive_features"]),
+        "verdict_precision": _share(pooled["verdict_true"], pooled["verdict_called"]),
+        "verdict_recall": _share(pooled["verdict_true"], pooled["exclusive_true"]),
+    }
     return pooled | dict(_flat(result))
+
+
+def _share(part: float | int | None, whole: float | int | None) -> float | None:
+    """None where there is nothing to have a share of."""
+    return part / whole if part is not None and whole else None
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from modeldiff.toy.cell import WITH_VERDICT
+
 Row = Mapping[str, Any]
 Columns = list[tuple[str, Literal["left", "right"]]]
 
@@ -27,6 +29,12 @@ _LEGEND = (
     "recover a concept of their model alone / a shared one / none; by place: all of",
     "them; by verdict: those that the other model does not predict.",
 )
+_VERDICT_LEGEND = (
+    "exclusive: features of both models by place; called: those of them that the",
+    "other model does not predict. precision: share that recover a concept of their",
+    "model alone; recall: share of these that are called. Mean ± standard error over",
+    "the seeds that have any.",
+)
 _NONE_LEGEND = (
     "Both models have every concept: no feature should be exclusive, by place or by",
     "verdict. S/N: those that recover a shared concept / nothing.",
@@ -44,6 +52,8 @@ def printed_tables(rows: Sequence[Row]) -> list[Printed]:
             tables.append(_nothing_exclusive(title, of_map))
         else:
             tables.append(_sizes(title, of_map))
+            judged = [row for row in of_map if row["architecture"] in WITH_VERDICT]
+            tables += [_verdict(f"verdict, {title}", judged)] if judged else []
     for name, made in (("dial", _dial), ("selection", _selection)):
         of_table = [row for row in rows if row["table"] == name]
         if of_table:
@@ -68,8 +78,8 @@ def _sizes(title: str, rows: Iterable[Row]) -> Printed:
                 [
                     f"{100 * row['size']:.3g}%",
                     row["architecture"],
-                    _recall(row),
-                    _share(row, "limit"),
+                    _share(row, "exclusive_recall"),
+                    _share(row, "limit", error=False),
                     _split(row, "exclusive"),
                     _split(row, "verdict"),
                     _fve(row),
@@ -80,6 +90,33 @@ def _sizes(title: str, rows: Iterable[Row]) -> Printed:
             1,
         ),
         _LEGEND,
+    )
+
+
+def _verdict(title: str, rows: Iterable[Row]) -> Printed:
+    columns: Columns = [
+        ("size", "right"), ("architecture", "left"), ("exclusive", "right"), ("precision\nby place", "right"),
+        ("called", "right"), ("precision\nby verdict", "right"), ("recall", "right"),
+    ]  # fmt: skip
+    return Printed(
+        title,
+        columns,
+        _once(
+            [
+                [
+                    f"{100 * row['size']:.3g}%",
+                    row["architecture"],
+                    _count(row, "exclusive_features"),
+                    _share(row, "place_precision"),
+                    _count(row, "verdict_called"),
+                    _share(row, "verdict_precision"),
+                    _share(row, "verdict_recall"),
+                ]
+                for row in rows
+            ],
+            1,
+        ),
+        _VERDICT_LEGEND,
     )
 
 
@@ -99,7 +136,7 @@ def _dial(rows: list[Row]) -> Printed:
                     f"{stitch[name]:.2f}",
                     name,
                     row["architecture"],
-                    _recall(row),
+                    _share(row, "exclusive_recall"),
                     _split(row, "exclusive"),
                     _split(row, "verdict"),
                     _fve(row),
@@ -128,7 +165,7 @@ def _selection(rows: list[Row]) -> Printed:
                     row["combine"],
                     f"{row['dead_share']:g}",
                     row["architecture"],
-                    _recall(row),
+                    _share(row, "exclusive_recall"),
                     _split(row, "exclusive"),
                     _fve(row),
                     _dead(row),
@@ -199,16 +236,11 @@ def _at(rows: Sequence[Row]) -> str:
     return f"{rows[0]['features']} features for {rows[0]['concepts']} concepts"
 
 
-def _recall(row: Row) -> str:
-    found = row["figures"].get("exclusive_recall")
+def _share(row: Row, name: str, *, error: bool = True) -> str:
+    found = row["figures"].get(name)
     if found is None:
         return "-"
-    return _fraction(found["mean"]) + ("" if found["se"] is None else f"±{_fraction(found['se'])}")
-
-
-def _share(row: Row, name: str) -> str:
-    value = _mean(row, name)
-    return "-" if value is None else _fraction(value)
+    return _fraction(found["mean"]) + ("" if found["se"] is None or not error else f"±{_fraction(found['se'])}")
 
 
 def _fve(row: Row) -> str:

@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
+import modeldiff.features.cost as cost
 import modeldiff.features.evidence as evidence
 import modeldiff.features.rows as rows
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
@@ -41,12 +42,12 @@ def made_sample(store: ActivationStore) -> CodeSample:
     return CodeSample(sparse.csr_matrix(f_NF[rows_N].astype(np.float32)), rows_N)
 
 
-@pytest.mark.parametrize(("chunk", "group_bytes"), [(16_384, 2 << 30), (100, 2 * 8 * 7 * 4)])
+@pytest.mark.parametrize(("chunk", "block_bytes"), [(16_384, 4 << 30), (100, 6 * 8 * 7 * 4)])
 def test_equals_scikit_learn(
-    store: ActivationStore, chunk: int, group_bytes: int, monkeypatch: pytest.MonkeyPatch
+    store: ActivationStore, chunk: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "_CHUNK_ROWS", chunk)
-    monkeypatch.setattr(evidence, "_GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(rows, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(cost, "BLOCK_BYTES", block_bytes)
     sample = made_sample(store)
     found = evidence.predictability(store, sample, torch.device("cpu"))
     held = evidence.held_out(len(sample.rows_N))
@@ -78,7 +79,9 @@ def test_an_empty_sample_gives_no_numbers(store: ActivationStore) -> None:
     assert np.isnan(evidence.predictability(store, empty, torch.device("cpu"))["a"]).all()
 
 
-def test_permuted_pairs_explain_nothing_and_references_come_from_one_model(store: ActivationStore) -> None:
+def test_permuted_pairs_explain_nothing_and_references_come_from_one_model(
+    store: ActivationStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Features 0 and 1 read A, 2 and 3 both, 4 and 5 B; nothing is common to the two models' activations."""
     crosscoder = Crosscoder(
         CrosscoderConfig(width_a=5, width_b=7, n_a_only=2, n_shared=2, n_b_only=2, k=2, combine="sum")
@@ -97,11 +100,46 @@ def test_permuted_pairs_explain_nothing_and_references_come_from_one_model(store
     for side in ("a", "b"):
         np.testing.assert_array_equal(found.r2[side], plain[side])
         assert found.null[side].max() < 0.1
-        other = "b" if side == "a" else "a"
-        assert found.alone[side][side].min() > 0.4
-        assert found.alone[side][other].max() < 0.1
+        for readings in (found.alone[side], found.random[side]):
+            assert readings.own.min() > 0.4
+            assert readings.other.max() < 0.15
+            assert readings.null.max() < 0.15
     again = evidence.Evidence.from_arrays(found.arrays())
     assert again.arrays().keys() == found.arrays().keys()
     for name, values in found.arrays().items():
         np.testing.assert_array_equal(again.arrays()[name], values)
-    assert found.scales(crosscoder)["a"].references == len(found.alone["a"]["a"])
+    assert found.scales(crosscoder)["a"].references == len(found.alone["a"].own)
+    said = capsys.readouterr().err
+    assert "700 pairs, widths 5 and 7; 6 features, 4 shared ones read from one model, 128 random directions" in said
+    assert "138 of all these again in permuted pairs" in said
+
+
+def test_random_directions_are_as_predictable_as_a_linear_map_between_the_models_is(tmp_path: Path) -> None:
+    """B holds A's first coordinates rotated, and nothing of the others: what a direction of A loses is their share."""
+    generator = torch.Generator().manual_seed(2)
+    x_a = torch.randn(4000, 6, generator=generator)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    both = ActivationStore(
+        make_activations(Workspace(tmp_path / "both"), x_a[:, :4].contiguous(), x_a[:, :4] @ rotation)
+    )
+    part = ActivationStore(make_activations(Workspace(tmp_path / "part"), x_a, x_a[:, :4] @ rotation))
+    for store, all_of_it in ((both, True), (part, False)):
+        width_a, width_b = store.widths
+        crosscoder = Crosscoder(
+            CrosscoderConfig(width_a=width_a, width_b=width_b, n_a_only=2, n_shared=2, n_b_only=2, k=2)
+        )
+        with torch.no_grad():
+            for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
+                weights.copy_(torch.eye(*weights.shape))
+        encoder = Encoder(crosscoder, store, torch.device("cpu"), 0.0)
+        codes = torch.cat([encoder.dense(block)[0] for block in store.blocks(1000)]).numpy()
+        sample = CodeSample(sparse.csr_matrix(codes), np.arange(4000))
+        control = evidence.evidence_of(crosscoder, store, sample, torch.device("cpu")).controls(crosscoder)
+        assert control["a"].directions == 64
+        assert control["a"].ratio_median is not None
+        assert control["b"].ratio_median == pytest.approx(1, abs=0.01), "all that B has is in A"
+        if all_of_it:
+            assert control["a"].ratio_median == pytest.approx(1, abs=0.01)
+        else:
+            # The share of a random direction that lies in 4 of 6 equal dimensions is 2/3 on average.
+            assert control["a"].ratio_median == pytest.approx(2 / 3, abs=0.12)

@@ -309,3 +309,60 @@ def test_activations_of_another_layer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"layer 2 of model A, but {wrong.ref} holds layer 3"):
         run(FeaturesSettings(activations=wrong.ref, device="cpu"), workspace)
     assert run(FeaturesSettings(activations=right.ref, device="cpu", outlier_factor=0.0), workspace).ref == "features:1"
+
+
+def test_random_directions_and_the_picture_are_kept_and_shown(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_pair(workspace, 3000, shard_pairs=1100)
+    artifact = run(FeaturesSettings(**ALL), workspace)
+    assert "predictability: 1 pass over them for each model" in capsys.readouterr().err
+    assert artifact.file("figures/predictability.png").read_bytes().startswith(b"\x89PNG")
+    statistics = load_file(artifact.file("statistics.safetensors"))
+    table = FeatureTable(artifact)
+    for side, control in table.controls.items():
+        own, other, null = (statistics[f"random_{side}_{name}"] for name in ("own", "other", "null"))
+        assert len(own) == 64
+        known = ~np.isnan(own)  # the made activations have plateaus: what ties with too many others fires too rarely
+        assert control.directions == known.sum() > 20
+        for value, of in ((control.own, own), (control.other, other), (control.null, null)):
+            assert value == pytest.approx(np.median(of[known]), abs=1e-6)
+        assert sum(control.verdicts.values()) == control.directions
+    data = listing_json(table, exclusive="A", sort="evidence")
+    assert data["random_directions"]["a"]["ratio_median"] == table.controls["a"].ratio_median
+    assert data["scales"]["b"]["references"] == table.scales["b"].references
+    print_listing(table, exclusive="A", top=20, sort="evidence", min_density=0.0, source=None)
+    listed = capsys.readouterr().out
+    assert max(map(len, listed.splitlines())) <= 80
+    assert f"  A: {control_line(table)}" in listed
+
+
+def control_line(table: FeatureTable) -> str:
+    one = table.controls["a"]
+    return f"{one.own:.2f}, {one.other:.2f}, {one.null:.2f}; {one.ratio_median:.2f} [{one.ratio_low:.2f} to "
+
+
+def test_without_predictability_there_is_neither_picture_nor_control(workspace: Workspace) -> None:
+    made_pair(workspace)
+    artifact = run(FeaturesSettings(predictability=False, **ALL), workspace)
+    assert "figures/predictability.png" not in artifact.manifest.files
+    assert FeatureTable(artifact).controls == {}
+
+
+def test_a_strong_twin_is_marked(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Feature 0 of A and feature 7 of B fire on the same pairs; 1 and 8 on some."""
+    x_a, x_b = sparse_pairs(900)
+    x_b[:, N_SHARED] = x_a[:, 0]
+    often = torch.arange(900) % 2 == 0
+    x_b[often, N_SHARED + 1] = x_a[often, 1]
+    publish(workspace, made_crosscoder(), make_activations(workspace, x_a, x_b, 300))
+    table = FeatureTable(run(FeaturesSettings(**ALL), workspace))
+    strong, weak = table.row(0).twins[0], table.row(1).twins[0]
+    assert (strong.id, strong.partition, strong.strong) == (7, "B", True)
+    assert (weak.id, weak.strong) == (8, False)
+    assert 0.2 < weak.correlation < 0.7
+    print_listing(table, exclusive="A", top=20, sort="id", min_density=0.0, source=None)
+    listed = capsys.readouterr().out
+    assert "1.00!" in listed
+    assert f"{weak.correlation:.2f}!" not in listed
+    assert "! from 0.7 on" in listed

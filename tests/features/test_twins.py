@@ -61,3 +61,26 @@ def test_dead_and_constant_features_have_no_twins() -> None:
 def test_no_firings_at_all() -> None:
     twins = find_twins(sparse.csr_matrix((10, 15), dtype=np.float32), PARTITION_F)
     assert (twins.feature == -1).all()
+
+
+def test_the_twins_of_exclusive_features_are_sought_in_the_other_partition_and_in_the_shared_one() -> None:
+    f_NF = made_codes()
+    f_NF[:, 0] = f_NF[:, 4]  # A holds a shared concept
+    f_NF[:, 11] = f_NF[:, 7]  # so does B
+    f_NF[:, 14] = f_NF[:, 13]  # B holds another twice: no twin, they are of one partition
+    twins = find_twins(sparse.csr_matrix(f_NF), PARTITION_F)
+    assert [twins.feature[i, 0] for i in (0, 11, 1, 12)] == [4, 7, 12, 1]
+    assert 14 not in twins.feature[13]
+    for feature in (*range(4), *range(10, 15)):
+        of_other = twins.feature[feature][twins.feature[feature] >= 0]
+        assert (PARTITION_F[of_other] != PARTITION_F[feature]).all()
+
+
+def test_no_array_of_all_features_against_all_ever_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 60
+    monkeypatch.setattr(correlation_module, "_BLOCK_ENTRIES", most)
+    columns = correlation_module.Columns.of(sparse.csr_matrix(made_codes()))
+    blocks = list(correlation_module.products(columns, columns))
+    assert [block.features for block in blocks] == [4, 4, 4, 3]
+    # Blocks hold no more than they may even where every feature meets every other one.
+    assert max(len(block.total) for block in blocks) <= most < 15 * 15

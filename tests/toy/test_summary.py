@@ -39,6 +39,20 @@ def test_figures_of_both_models_together() -> None:
     assert not any(isinstance(value, dict | list) for value in found.values())
 
 
+def test_precision_and_recall_of_the_verdict() -> None:
+    result = made_records()[0].result
+    for side, (features, true, called, right) in {"A": (6, 2, 3, 2), "B": (4, 3, 2, 1)}.items():
+        result["exclusive"][side] |= {"features": features, "true": true}
+        result["verdict"][side] |= {"called": called, "true": right}
+    found = figures(result)
+    assert found["place_precision"] == pytest.approx(5 / 10)
+    assert found["verdict_precision"] == pytest.approx(3 / 5)
+    assert found["verdict_recall"] == pytest.approx(3 / 5)
+    for side in ("A", "B"):
+        result["verdict"][side] |= {"called": 0, "true": 0}
+    assert (figures(result)["verdict_precision"], figures(result)["verdict_recall"]) == (None, 0)
+
+
 def test_rows_are_means_over_the_seeds() -> None:
     cells = made_records(seeds=3)
     rows = summary(cells)
@@ -92,7 +106,7 @@ def test_the_printed_tables() -> None:
     cells = made_records(
         tables=("sizes", "dial", "selection", "self-diff"), seeds=2, map=("gaussian", "independent"), selection=("sum",)
     )
-    gaussian, independent, dial, selection, self_diff = printed_tables(summary(cells))
+    gaussian, verdict, independent, _, dial, selection, self_diff = printed_tables(summary(cells))
     assert gaussian.title == "map gaussian, stitch R² 0.90, 2 seeds"
     assert independent.title == "map independent, stitch R² 0.16, 2 seeds"
     assert [row[:2] for row in gaussian.rows] == [
@@ -101,6 +115,11 @@ def test_the_printed_tables() -> None:
         ["100%", "standard"],
         ["", "dfc"],
     ]
+    assert verdict.title == "verdict, map gaussian, stitch R² 0.90, 2 seeds"
+    # The made-up verdict is always right, and finds every feature that is.
+    by_row = {(row[0], row[1]): row[2:] for row in verdict.rows}
+    assert by_row["50%", "standard"][3] == by_row["", "dfc"][3] == "1.00±.00"
+    assert by_row["", "dfc"][4] == "1.00±.00"
     stitch = [float(row[0]) for row in dial.rows if row[0]]
     assert stitch == sorted(stitch)
     assert selection.rows[0][:4] == ["sum", "sum", "0.1", "dfc"]
