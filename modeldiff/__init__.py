@@ -32,11 +32,13 @@ _HOMES = {
     "EvaluateSettings": "modeldiff.features.evaluate_settings",
     "MatchSettings": "modeldiff.features.match_settings",
     "StitchSettings": "modeldiff.stitch.settings",
+    "ScoreSettings": "modeldiff.features.score.settings",
     "SteerSettings": "modeldiff.steer.settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
     "load_stitch": "modeldiff.crosscoder.stitch",
+    "read_scores": "modeldiff.features.score.result",
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
@@ -45,6 +47,7 @@ _STAGES = {
     "run_evaluate": "modeldiff.features.evaluate",
     "run_match": "modeldiff.features.match",
     "run_stitch": "modeldiff.stitch.run",
+    "run_score": "modeldiff.features.score.run",
     "run_steer": "modeldiff.steer.run",
     "run_toy": "modeldiff.toy.run",
 }

@@ -13,7 +13,7 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
 from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, Manifest, check_format
 
-KINDS = ("activations", "crosscoder", "features", "evaluation", "match", "stitch", "steering", "toy")
+KINDS = ("activations", "crosscoder", "features", "evaluation", "match", "stitch", "score", "steering", "toy")
 # The command that makes each kind, for error messages.
 COMMAND_OF = {
     "activations": "modeldiff harvest",
@@ -22,6 +22,7 @@ COMMAND_OF = {
     "evaluation": "modeldiff features evaluate",
     "match": "modeldiff features match",
     "stitch": "modeldiff features stitch",
+    "score": "modeldiff features score",
     "steering": "modeldiff steer",
     "toy": "modeldiff toy",
 }
@@ -190,6 +191,11 @@ class Workspace:
     def toy_cells(self) -> Path:
         """Finished cells of toy benchmarks, shared by all of them: a cache, not an artifact."""
         return self.folder / "toy" / ".cells"
+
+    @property
+    def judge_answers(self) -> Path:
+        """What judges have answered, shared by all that ask them: a cache, not an artifact."""
+        return self.folder / ".judge"
 
     def _folders(self, kind: str | None) -> list[Path]:
         found: list[Path] = []
