@@ -62,6 +62,7 @@ def print_groups(ref: str, score: dict[str, Any]) -> None:
             ("75 %", "right"),
             ("≥ 4", "right"),
             ("chance", "right"),
+            ("own", "right"),
         ],
         [
             [
@@ -74,6 +75,7 @@ def print_groups(ref: str, score: dict[str, Any]) -> None:
                 _number(group["quartile_3"]),
                 "-" if group["share_high"] is None else f"{group['share_high']:.0%}",
                 _number(group["mismatched_median"]),
+                _number(group["own_direction_median"]),
             ]
             for group in score["groups"]
         ],
@@ -82,19 +84,20 @@ def print_groups(ref: str, score: dict[str, Any]) -> None:
         f"{'-' if score['stitch_r2'][way] is None else format(score['stitch_r2'][way], '.2f')} {title}"
         for way, title in (("a_to_b", "A -> B"), ("b_to_a", "B -> A"))
     )
-    click.echo(f"{score['stitch']} has R² {r2} on held-out pairs: what it loses raises every score.")
+    click.echo(f"{score['stitch']}: R² {r2} on held-out pairs.")
+    click.echo("What the stitch loses raises scores: compare a group with shared, not with 1.")
     if score["places"] is not None:
         click.echo(
-            f"Effects: change of next-token distributions at {score['places']:,} places, over {score['buckets']:,} "
-            "strings."
+            f"Effects: on next-token distributions over {score['buckets']:,} strings at {score['places']:,} places."
         )
         click.echo("not st.: effect on its own model within 95 % of random directions (no score).")
         click.echo("chance: median score against another direction's effect in the other model.")
+        click.echo("own: median score with the other model's own direction of the shared feature.")
     else:
         click.echo(f"not st.: rated below {score['min_steerability']:g} on its own model (features: no score).")
         click.echo(f"The {len(score['prompts'])} prompts' ratings are joined by their {score['aggregate']}.")
     click.echo("random: random directions of the features' usual norm, scored steerable or not.")
-    click.echo("shared is what should be low, random what nothing in particular gives.\n")
+    click.echo("")
 
 
 def print_rows(score: dict[str, Any], top: int) -> None:

@@ -19,7 +19,7 @@ from modeldiff.features.score.buckets import OTHER, Buckets, common_buckets, tok
 from modeldiff.features.score.compare import Compared, compare, steerability, without_common
 from modeldiff.features.score.effect import Effect, EffectMeter
 from modeldiff.features.score.result import ScoreRow
-from modeldiff.features.score.subjects import Subject, Subjects
+from modeldiff.features.score.subjects import RANDOM, Subject, Subjects
 from modeldiff.features.splice import stored_gap
 from modeldiff.features.windows import Window
 from modeldiff.lm.harvested import Harvested
@@ -30,6 +30,8 @@ from modeldiff.workspace.files import replace_into, temporary_path
 from modeldiff.workspace.plan import SIDES
 
 _RAISED = 6
+Effects = dict[tuple[str, str], Effect]
+"""By the side that was pushed and `Subject.key`."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,21 @@ def score_by_effect(
         _measure_side(side, subjects, strengths, targets[side], windows, encoder, buckets, device, dtype, work)
     rows: list[ScoreRow] = []
     mismatched: dict[tuple[str, str], list[float]] = {}
-    effects = {(side, one.key): _load(_path(work, side, one)) for side in SIDES for one in subjects.all}
+    own = _own_scores(subjects, work, len(strengths))
     for partition, source, group in subjects.groups():
-        randoms = [one for one in subjects.all if one.is_random and one.source == source]
+        randoms = subjects.of(RANDOM, source)
+        effects = _loaded(work, [*group, *randoms])
         rest = {side: _rest(side, group, randoms, effects, len(strengths)) for side in SIDES}
-        sizes = {
-            side: torch.stack([effects[side, one.key].size_S[: len(strengths)] for one in group]) for side in SIDES
-        }
+        sizes = {side: _sizes(side, group, effects, len(strengths)) for side in SIDES}
         target = group[0].target
         compared = compare(rest[source], rest[target], sizes[source], sizes[target])
         sizes_R = np.array([float(effects[source, one.key].size_S[-1]) for one in randoms])
         for number, one in enumerate(group):
             others_R = np.delete(sizes_R, number) if one.is_random else sizes_R
-            rows.append(_row(one, number, compared, others_R, effects, strengths, buckets, rest))
+            row = _row(one, number, compared, others_R, effects, strengths, buckets, rest)
+            if partition == "shared" and one.number in own and row.score is not None:
+                row.details["own_direction_score"] = own[one.number]
+            rows.append(row)
         mismatched[partition, source] = (6 - compared.mismatched).tolist()
     return EffectScores(rows, mismatched, len(buckets.names))
 
@@ -110,14 +114,14 @@ def _measure_side(
             vectors = [strength * unit_D for strength in strengths]
             if side == one.source:
                 # Once more at the length of the random directions, for the question of whether it is steerable.
-                vectors.append(subjects.typical_norm[side] * unit_D / unit_D.norm())
+                vectors.append(
+                    subjects.typical_norm[side] * unit_D / unit_D.norm().clamp_min(torch.finfo(torch.float32).tiny)
+                )
             _store(_path(work, side, one), meter.measure(vectors))
             bar.advance()
 
 
-def _rest(
-    side: str, group: list[Subject], randoms: list[Subject], effects: dict[tuple[str, str], Effect], strengths: int
-) -> torch.Tensor:
+def _rest(side: str, group: list[Subject], randoms: list[Subject], effects: Effects, strengths: int) -> torch.Tensor:
     """A group's effects (N, S, K) in one model, at the strengths that both models were pushed with, without what the
     random directions have in common."""
     stacked, random_RSK = (
@@ -126,12 +130,29 @@ def _rest(
     return without_common(stacked, random_RSK, [randoms.index(one) if one.is_random else None for one in group])
 
 
+def _sizes(side: str, group: list[Subject], effects: Effects, strengths: int) -> torch.Tensor:
+    """(N, S) root mean square angles."""
+    return torch.stack([effects[side, one.key].size_S[:strengths] for one in group])
+
+
+def _own_scores(subjects: Subjects, work: Work, strengths: int) -> dict[int, float]:
+    """Scores of shared features whose own direction in either model is pushed there, without the stitch: how low a
+    score can be expected where a counterpart is known."""
+    groups = {side: subjects.of("shared", side) for side in SIDES}
+    if not groups["a"]:
+        return {}
+    effects = _loaded(work, [one for side in SIDES for one in (*groups[side], *subjects.of(RANDOM, side))])
+    rest = [_rest(side, groups[side], subjects.of(RANDOM, side), effects, strengths) for side in SIDES]
+    compared = compare(*rest, *(_sizes(side, groups[side], effects, strengths) for side in SIDES))
+    return dict(zip((one.number for one in groups["a"]), (6 - compared.similarity_N).tolist(), strict=True))
+
+
 def _row(
     one: Subject,
     number: int,
     compared: Compared,
     sizes_R: np.ndarray,
-    effects: dict[tuple[str, str], Effect],
+    effects: Effects,
     strengths: Sequence[float],
     buckets: Buckets,
     rest: dict[str, torch.Tensor],
@@ -183,6 +204,11 @@ def _store(path: Path, effect: Effect) -> None:
     replace_into(temporary, path)
 
 
-def _load(path: Path) -> Effect:
-    arrays = load_file(path)
-    return Effect(arrays["effect"], arrays["size"])
+def _loaded(work: Work, subjects: Sequence[Subject]) -> Effects:
+    """What was stored of these, in both models."""
+    found = {}
+    for side in SIDES:
+        for one in subjects:
+            arrays = load_file(_path(work, side, one))
+            found[side, one.key] = Effect(arrays["effect"], arrays["size"])
+    return found

@@ -66,12 +66,15 @@ def compare(source_NSK: Tensor, target_NSK: Tensor, source_size_NS: Tensor, targ
         source_size_NS, target_size_NS: where an effect is nothing but rounding, it is like no other.
     """
     n, strengths = source_size_NS.shape
-    source, target = _unit(source_NSK, source_size_NS), _unit(target_NSK, target_size_NS)
-    cos_NSNS = (source.flatten(0, 1) @ target.flatten(0, 1).T).reshape(n, strengths, n, strengths)
-    cos_NNSS = cos_NSNS.permute(0, 2, 1, 3).flatten(2).numpy()
-    similarity_NN = similarity(cos_NNSS.max(axis=2))
+    cos_NNSS = np.empty((n, n, strengths, strengths))
+    for i in range(strengths):
+        source_NK = _unit(source_NSK[:, i], source_size_NS[:, i])
+        for j in range(strengths):
+            cos_NNSS[:, :, i, j] = (source_NK @ _unit(target_NSK[:, j], target_size_NS[:, j]).T).numpy()
+    cos_NNS = cos_NNSS.reshape(n, n, strengths**2)
+    similarity_NN = similarity(cos_NNS.max(axis=2))
     is_own = np.eye(n, dtype=bool)
-    best_N = cos_NNSS[is_own].argmax(axis=1)
+    best_N = cos_NNS[is_own].argmax(axis=1)
     strengths_N2 = np.stack(np.divmod(best_N, strengths), axis=1)
     return Compared(similarity_NN[is_own], strengths_N2, similarity_NN[~is_own])
 
@@ -86,9 +89,9 @@ def steerability(size: float, random_R: NDArray[np.floating]) -> tuple[float, bo
     return float((random_R < size).mean()), bool(size > np.quantile(random_R, STEERABLE_QUANTILE))
 
 
-def _unit(effect_NSK: Tensor, size_NS: Tensor) -> Tensor:
+def _unit(effect_NK: Tensor, size_N: Tensor) -> Tensor:
     """Length 1, or 0 where there is no effect. float64: equal effects have a cosine of 1 to the last digits shown."""
-    effect_NSK = effect_NSK.double()
-    norm_NS = effect_NSK.norm(dim=2)
-    is_there_NS = (norm_NS > 0) & (size_NS > _NO_ANGLE)
-    return effect_NSK * (is_there_NS / norm_NS.clamp_min(torch.finfo(torch.float64).tiny))[:, :, None]
+    effect_NK = effect_NK.double()
+    norm_N = effect_NK.norm(dim=1)
+    is_there_N = (norm_N > 0) & (size_N > _NO_ANGLE)
+    return effect_NK * (is_there_N / norm_N.clamp_min(torch.finfo(torch.float64).tiny))[:, None]

@@ -4,6 +4,7 @@ Layout of a `score` artifact (normative):
     score.json          what was scored and how, groups (`summary`), rows (`ScoreRow`)
     generations.jsonl   with a judge that reads texts; one object per line: subject (as ScoreRow.name), model, role
                         (source or target), prompt, strength (0: unsteered), text
+    figures/scores.png  the distribution of the scores in each group
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ KIND = "score"
 FORMAT = 1
 SCORE_NAME = "score.json"
 GENERATIONS_NAME = "generations.jsonl"
+FIGURE_NAME = "figures/scores.png"
 HIGH_SCORE = 4.0
 FIELDS = {
     "format", "features", "crosscoder", "activations", "stitch", "judge", "judge_name", "strengths", "prompts",
@@ -57,7 +59,8 @@ class ScoreRow:
     """So many these were."""
     details: dict[str, Any]
     """Effect: size_source, size_target (root mean square angle), at (strengths), raises (strings that become likelier
-    in the source, in the target). Else: prompts, each with its ratings."""
+    in the source, in the target); of a shared feature also own_direction_score, with the target's own direction of it
+    in place of the stitched one. Else: prompts, each with its ratings."""
 
     @property
     def name(self) -> str:
@@ -95,6 +98,7 @@ def summary(
     not_steerable = sum(row.steerable is False for row in rows)
     unscored = sum(row.score is None for row in rows)
     low, median, high = quartiles(scores)
+    own = [value for row in rows if (value := row.details.get("own_direction_score")) is not None]
     return {
         "partition": partition,
         "source": source,
@@ -108,6 +112,7 @@ def summary(
         "share_high": float(np.mean(np.array(scores) >= HIGH_SCORE)) if scores else None,
         "mismatched_median": None if not mismatched else float(np.median(mismatched)),
         "mismatched_5_percent": None if not mismatched else float(np.quantile(mismatched, 0.05)),
+        "own_direction_median": float(np.median(own)) if own else None,
     }
 
 

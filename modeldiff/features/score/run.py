@@ -18,7 +18,8 @@ from modeldiff.features.codes import Encoder
 from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.score.by_effect import score_by_effect
 from modeldiff.features.score.by_judge import score_by_judge
-from modeldiff.features.score.result import FORMAT, GENERATIONS_NAME, KIND, SCORE_NAME, ScoreRow, summary
+from modeldiff.features.score.figure import score_figure
+from modeldiff.features.score.result import FIGURE_NAME, FORMAT, GENERATIONS_NAME, KIND, SCORE_NAME, ScoreRow, summary
 from modeldiff.features.score.settings import ScoreSettings
 from modeldiff.features.score.subjects import Subjects, find_subjects
 from modeldiff.features.score.texts import Writer
@@ -154,6 +155,8 @@ def _build(plan: _Plan, work: Work) -> dict[str, Any]:
         summary(partition, source.upper(), _of_group(rows, partition, source), mismatched.get((partition, source)))
         for partition, source, _ in plan.subjects.groups()
     ]
+    title = f"{plan.refs['features']} by way of {plan.refs['stitch']}: 5 does not carry over, 1 does"
+    work.write_bytes(FIGURE_NAME, score_figure(groups, rows, title))
     work.write_json(
         SCORE_NAME,
         {

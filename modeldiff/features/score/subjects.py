@@ -76,12 +76,12 @@ class Subjects:
 
     def groups(self) -> list[tuple[str, str, list[Subject]]]:
         """(partition, source, subjects) of each group that has any."""
-        found = [(p, s, [one for one in self.all if (one.partition, one.source) == (p, s)]) for p, s in _GROUPS]
+        found = [(partition, source, self.of(partition, source)) for partition, source in _GROUPS]
         return [group for group in found if group[2]]
 
-    def routes(self) -> list[str]:
-        """The sources that there are."""
-        return [side for side in SIDES if any(one.source == side for one in self.all)]
+    def of(self, partition: str, source: str) -> list[Subject]:
+        """One group."""
+        return [one for one in self.all if (one.partition, one.source) == (partition, source)]
 
 
 def other(side: str) -> str:
