@@ -23,6 +23,7 @@ from modeldiff.features.score.settings import ScoreSettings
 _GROUPS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", "random": "random"}
 # Characters of the strings that a push makes likelier.
 _STRINGS = 17
+_COLUMNS = ("n", "not st.", "missing", "25 %", "median", "75 %", "≥ 4", "chance", "own")
 
 
 def _score(
@@ -50,36 +51,14 @@ def _score(
 
 def print_groups(ref: str, score: dict[str, Any]) -> None:
     """The distribution of the scores in each group, the controls among them."""
+    by_effect = score["places"] is not None
+    columns: list[Any] = [("group", "left"), *((name, "right") for name in _COLUMNS[: None if by_effect else -2])]
     table(
-        f"{ref} of {score['features']} by {score['judge_name']}: score 5 does not carry over, 1 does",
-        [
-            ("group", "left"),
-            ("n", "right"),
-            ("not st.", "right"),
-            ("missing", "right"),
-            ("25 %", "right"),
-            ("median", "right"),
-            ("75 %", "right"),
-            ("≥ 4", "right"),
-            ("chance", "right"),
-            ("own", "right"),
-        ],
-        [
-            [
-                f"{_GROUPS[group['partition']]} {_route(group['source'])}",
-                f"{group['n']:,}",
-                f"{group['not_steerable']:,}",
-                f"{group['missing']:,}",
-                _number(group["quartile_1"]),
-                _number(group["median"]),
-                _number(group["quartile_3"]),
-                "-" if group["share_high"] is None else f"{group['share_high']:.0%}",
-                _number(group["mismatched_median"]),
-                _number(group["own_direction_median"]),
-            ]
-            for group in score["groups"]
-        ],
+        f"{ref} of {score['features']} by {score['judge_name']}",
+        columns,
+        [_group(group)[: len(columns)] for group in score["groups"]],
     )
+    click.echo("score: 5 does not carry over to the other model, 1 does.")
     r2 = " and ".join(
         f"{'-' if score['stitch_r2'][way] is None else format(score['stitch_r2'][way], '.2f')} {title}"
         for way, title in (("a_to_b", "A -> B"), ("b_to_a", "B -> A"))
@@ -92,12 +71,24 @@ def print_groups(ref: str, score: dict[str, Any]) -> None:
         )
         click.echo("not st.: effect on its own model within 95 % of random directions (no score).")
         click.echo("chance: median score against another direction's effect in the other model.")
-        click.echo("own: median score with the other model's own direction of the shared feature.")
+        click.echo("own: median with the crosscoder's own direction in place of the stitched one.")
     else:
         click.echo(f"not st.: rated below {score['min_steerability']:g} on its own model (features: no score).")
         click.echo(f"The {len(score['prompts'])} prompts' ratings are joined by their {score['aggregate']}.")
     click.echo("random: random directions of the features' usual norm, scored steerable or not.")
     click.echo("")
+
+
+def _group(group: dict[str, Any]) -> list[str]:
+    return [
+        f"{_GROUPS[group['partition']]} {_route(group['source'])}",
+        f"{group['n']:,}",
+        f"{group['not_steerable']:,}",
+        f"{group['missing']:,}",
+        *(_number(group[key]) for key in ("quartile_1", "median", "quartile_3")),
+        "-" if group["share_high"] is None else f"{group['share_high']:.0%}",
+        *(_number(group[key]) for key in ("mismatched_median", "own_direction_median")),
+    ]
 
 
 def print_rows(score: dict[str, Any], top: int) -> None:

@@ -59,18 +59,42 @@ def add_to_residual(lm: LanguageModel, layer: int, vector_D: Tensor) -> Iterator
     The model itself is not changed and the hook is removed when the context closes, also on an error. Contexts may
     be nested; their vectors add up. Raises InputError for a layer out of range or a vector that does not fit.
     """
-    lm.check_layer(layer)
     if vector_D.shape != (lm.width,):
         raise InputError(
             f"a steering vector for model {lm.name} must have shape ({lm.width},), but has {tuple(vector_D.shape)}"
         )
-    if not torch.isfinite(vector_D).all():
+    with _added(lm, layer, vector_D):
+        yield
+
+
+@contextmanager
+def add_each_to_residual(lm: LanguageModel, layer: int, vector_BD: Tensor) -> Iterator[None]:
+    """As `add_to_residual` with a vector (B, D) for each sequence; every pass must be over B sequences.
+
+    Raises InputError as that, and in a pass over another number of sequences.
+    """
+    if vector_BD.dim() != 2 or vector_BD.shape[1] != lm.width:
+        raise InputError(
+            f"steering vectors for model {lm.name} must have shape (sequences, {lm.width}), but have "
+            f"{tuple(vector_BD.shape)}"
+        )
+    with _added(lm, layer, vector_BD[:, None]):
+        yield
+
+
+@contextmanager
+def _added(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[None]:
+    """Add a vector (D,), or (B, 1, D) with one for each sequence."""
+    lm.check_layer(layer)
+    if not torch.isfinite(vector).all():
         raise InputError(f"the steering vector for model {lm.name} holds values that are not finite")
-    addend_D = vector_D.detach().to(lm.device, torch.float32)
+    addend = vector.detach().to(lm.device, torch.float32)
 
     def add(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden_BTD = hidden_of(output)
-        steered_BTD = (hidden_BTD + addend_D).to(hidden_BTD.dtype)
+        if addend.dim() == 3 and len(addend) != len(hidden_BTD):
+            raise InputError(f"{len(addend)} steering vectors were given for a batch of {len(hidden_BTD)} sequences")
+        steered_BTD = (hidden_BTD + addend).to(hidden_BTD.dtype)
         return steered_BTD if isinstance(output, Tensor) else (steered_BTD, *output[1:])
 
     handle = lm.blocks[layer].register_forward_hook(add)

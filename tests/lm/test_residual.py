@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
-from modeldiff.lm.residual import add_to_residual, residual_after, verify_hook
+from modeldiff.lm.residual import add_each_to_residual, add_to_residual, residual_after, verify_hook
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 LENGTHS = (11, 4, 1, 9)
@@ -93,6 +93,24 @@ def test_nested_steering_adds_up_and_leaves_no_hook(lm: LanguageModel) -> None:
     plain_BTD = residual_after(lm, 0, ids_BT, mask_BT)
     with _no_new_hooks(lm), add_to_residual(lm, 0, one_D), add_to_residual(lm, 0, two_D):
         assert torch.equal(residual_after(lm, 0, ids_BT, mask_BT), plain_BTD + one_D + two_D)
+
+
+def test_each_sequence_is_steered_by_its_own_vector(lm: LanguageModel) -> None:
+    ids_BT, mask_BT = _batch(lm)
+    vector_BD = torch.randn(len(LENGTHS), lm.width, generator=torch.Generator().manual_seed(0))
+    plain_BTD = residual_after(lm, 1, ids_BT, mask_BT)
+    with _no_new_hooks(lm), add_each_to_residual(lm, 1, vector_BD):
+        assert torch.equal(residual_after(lm, 1, ids_BT, mask_BT), plain_BTD + vector_BD[:, None])
+        with pytest.raises(InputError, match="4 steering vectors were given for a batch of 2 sequences"):
+            residual_after(lm, 1, ids_BT[:2], mask_BT[:2])
+
+
+def test_vectors_for_each_sequence_that_do_not_fit(lm_of: Callable[[str], LanguageModel]) -> None:
+    with (
+        pytest.raises(InputError, match=r"must have shape \(sequences, 32\), but have \(32,\)"),
+        add_each_to_residual(lm_of("llama"), 1, torch.ones(32)),
+    ):
+        pass
 
 
 def test_steering_sums_in_float32_and_keeps_the_models_dtype() -> None:

@@ -136,8 +136,8 @@ def _sizes(side: str, group: list[Subject], effects: Effects, strengths: int) ->
 
 
 def _own_scores(subjects: Subjects, work: Work, strengths: int) -> dict[int, float]:
-    """Scores of shared features whose own direction in either model is pushed there, without the stitch: how low a
-    score can be expected where a counterpart is known."""
+    """Scores of shared features when the other model's own direction of the feature takes the place of the stitched
+    one: how alike the crosscoder's two directions are in what they do, whatever the stitch loses."""
     groups = {side: subjects.of("shared", side) for side in SIDES}
     if not groups["a"]:
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,12 @@ from modeldiff.lm.chat import open_chat
 from modeldiff.lm.generate import generate
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.residual import add_to_residual
+from modeldiff.lm.residual import add_each_to_residual
 from modeldiff.workspace.files import read_json, write_json
 
 UNSTEERED = 0.0
+# The paper's 3 prompts at 10 strengths.
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Writer:
         total = len(subjects)
         with progress(f"write {side.upper()} ({role})", total, "directions", total - len(missing)) as bar:
             if not self._unsteered.exists():
-                self._keep(self._unsteered, [self._texts(lm, None)])
+                self._keep(self._unsteered, self._texts(lm, [torch.zeros(lm.width)]))
             for one in missing:
                 unit_D = one.vector(side)
-                self._keep(self._path(one), [self._texts(lm, s * unit_D) for s in self.settings.strengths])
+                self._keep(self._path(one), self._texts(lm, [s * unit_D for s in self.settings.strengths]))
                 bar.advance()
 
     def read(self, one: Subject) -> list[list[Written]]:
@@ -70,19 +71,29 @@ class Writer:
             for number in range(len(self.settings.prompt))
         ]
 
-    def _texts(self, lm: LanguageModel, vector_D: torch.Tensor | None) -> list[str]:
+    def _texts(self, lm: LanguageModel, vectors: Sequence[torch.Tensor]) -> list[list[str]]:
+        """For each vector (D,) the model's texts, one per prompt. As many at a time as a batch takes."""
         settings = self.settings
         chat = settings.chat == "yes" or (settings.chat == "auto" and bool(lm.tokenizer.chat_template))
-        with nullcontext() if vector_D is None else add_to_residual(lm, self.target.layer, vector_D):
-            return generate(
-                lm,
-                [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in settings.prompt],
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=settings.seed,
-                add_special_tokens=not chat,
-            )
+        prompts = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in settings.prompt]
+        at_once = max(1, _BATCH_SIZE // len(prompts))
+        texts: list[list[str]] = []
+        for start in range(0, len(vectors), at_once):
+            chosen = vectors[start : start + at_once]
+            vector_BD = torch.stack(list(chosen)).repeat_interleave(len(prompts), dim=0)
+            with add_each_to_residual(lm, self.target.layer, vector_BD):
+                made = generate(
+                    lm,
+                    prompts * len(chosen),
+                    max_new_tokens=settings.max_new_tokens,
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    seed=settings.seed,
+                    add_special_tokens=not chat,
+                    batch_size=len(vector_BD),
+                )
+            texts += [made[i : i + len(prompts)] for i in range(0, len(made), len(prompts))]
+        return texts
 
     @property
     def _unsteered(self) -> Path:

@@ -12,14 +12,19 @@ import pytest
 import torch
 
 import modeldiff.features.score.texts as texts_module
+from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError, MachineError
 from modeldiff.features.score.by_judge import AGGREGATES, aggregated
 from modeldiff.features.score.result import GENERATIONS_NAME, ScoreRow, read_score
 from modeldiff.features.score.run import run
 from modeldiff.features.score.settings import PROMPTS, ScoreSettings
 from modeldiff.judge.asking import Judged
+from modeldiff.lm.chat import open_chat
+from modeldiff.lm.generate import generate
+from modeldiff.lm.load import ModelRef, load_model
+from modeldiff.lm.residual import add_to_residual
 from modeldiff.workspace import Artifact
-from tests.features.score.made import B_LOUD, LOUD, MUTE, WIDTH, Made, publish_stitch
+from tests.features.score.made import B_LOUD, LAYER, LOUD, MUTE, WIDTH, Made, crosscoder, publish_stitch
 from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, said, serving
 
 FEATURES = (LOUD, MUTE, B_LOUD)
@@ -104,8 +109,8 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     assert len(unsteered) == 4
     mute = [t for t in texts if t["subject"].startswith(f"{MUTE} A")]
     assert len({t["text"] for t in mute if t["prompt"] == PROMPTS[0]}) == 1
-    # Unsteered once in each model, then each direction at two strengths in both.
-    assert len(generated) == 2 + 5 * 2 * 2
+    # Unsteered once in each model, then each direction in both, all strengths and prompts at once.
+    assert len(generated) == 2 + 5 * 2
     score = read_score(artifact)
     assert (score["aggregate"], score["judge"]["model"], score["prompts"]) == ("mean", "wise", list(PROMPTS[:2]))
 
@@ -135,7 +140,7 @@ def test_what_is_not_steerable_is_neither_moved_nor_compared(stitched: Made, gen
             assert (row.similarity, row.score) == (None, None)
             assert row.missing == ["not steerable: rated 2, below 3"]
     assert len(asked) == 2 * 2
-    assert len(generated) == 2 + 5 * 2 + 2 * 2
+    assert len(generated) == 2 + 5 + 2
     group = read_score(artifact)["groups"][0]
     assert (group["n"], group["scored"], group["not_steerable"], group["missing"]) == (2, 0, 2, 0)
 
@@ -209,7 +214,7 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(
         artifact = run(settings, stitched.workspace)
         after = [request.user for request in server.requests[before:]]
     assert made > 0
-    assert len(generated) == 2 + 5 * 2 * 2  # none was made twice
+    assert len(generated) == 2 + 5 * 2  # none was made twice
     assert not set(answered) & set(after)  # and none asked twice
     assert all(row.score == 4 for row in rows_of(artifact))
 
@@ -220,7 +225,7 @@ def test_a_judge_out_of_reach_is_an_error_after_the_texts_are_made(stitched: Mad
     with pytest.raises(MachineError, match="gave no answer"):
         run(settings, stitched.workspace)
     made = len(generated)
-    assert made == 1 + 2 * 2  # model A's texts: unsteered, the feature's, the random direction's
+    assert made == 1 + 2  # model A's texts: unsteered, the feature's, the random direction's
     with pytest.raises(MachineError, match="gave no answer"):
         run(settings, stitched.workspace)
     assert len(generated) == made
@@ -229,7 +234,7 @@ def test_a_judge_out_of_reach_is_an_error_after_the_texts_are_made(stitched: Mad
 def test_a_killed_generation_continues_with_the_direction_it_was_at(
     stitched: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate, calls, stop_at = texts_module.generate, [0], [8]
+    generate, calls, stop_at = texts_module.generate, [0], [5]
 
     def stopping(*args: Any, **kwargs: Any) -> list[str]:
         calls[0] += 1
@@ -243,7 +248,27 @@ def test_a_killed_generation_continues_with_the_direction_it_was_at(
             run(settings_of(server), stitched.workspace)
         assert not server.requests
         run(settings_of(server), stitched.workspace)
-    assert calls[0] <= 2 + 5 * 2 * 2 + 2  # at most one direction's strengths again
+    assert calls[0] == 2 + 5 * 2 + 1  # only the one that was cut short is made again
+
+
+def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
+    with serving(rating()) as server:
+        settings = settings_of(server, feature=(LOUD,), random_directions=0, temperature=0.0)
+        texts = generations(run(settings, stitched.workspace))
+    lm = load_model(ModelRef(texts_model(stitched)), torch.device("cpu"), torch.float32)
+    unit_D = direction_of(crosscoder(), stitched.features, LOUD, "a").unit_D
+    for strength in (0.0, 1.0, 3.0):
+        with add_to_residual(lm, LAYER, strength * unit_D):
+            prompts = [open_chat(lm.tokenizer, prompt) for prompt in PROMPTS[:2]]
+            expected = generate(lm, prompts, max_new_tokens=3, add_special_tokens=False)
+        for role in ("source", "target"):
+            found = [t["text"] for t in texts if t["role"] == role and t["strength"] == strength]
+            assert found == expected
+
+
+def texts_model(made: Made) -> str:
+    """Where the model is."""
+    return str(made.activations.settings["model_a"])
 
 
 def test_another_run_with_the_same_questions_asks_nothing(stitched: Made) -> None:
