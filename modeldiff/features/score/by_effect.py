@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeldiff.console import progress, say
+from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
 from modeldiff.features.score.buckets import OTHER, Buckets, common_buckets, token_strings
 from modeldiff.features.score.compare import Compared, compare, steerability, without_common
@@ -58,10 +59,15 @@ def score_by_effect(
     """Push every subject in both models, one model in memory at a time, and compare what comes of it.
 
     Raises:
-        InputError: a model is not the one that was harvested.
+        InputError: a model is not the one that was harvested, or no string is a token of both.
         MachineError: a batch does not fit into memory.
     """
     buckets = common_buckets({side: token_strings(load_tokenizer(targets[side].ref)) for side in SIDES})
+    if len(buckets.names) <= 2:
+        raise InputError(
+            "no string is a single token of both models, so their next-token distributions cannot be compared: use "
+            "--judge local or --judge openai"
+        )
     say(f"{len(buckets.names) - 2:,} strings are a token of both models")
     for side in SIDES:
         _measure_side(side, subjects, strengths, targets[side], windows, encoder, buckets, device, dtype, work)

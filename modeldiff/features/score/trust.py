@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.crosscoder.stitch import Stitch, Stretches
+from modeldiff.crosscoder.stitch import PARTS, Stitch, Stretches
 from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.score.result import ScoreRow
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -52,7 +52,7 @@ def _bounded(stretches: Stretches) -> Stretches:
     share = max(1, _MOST_PAIRS // wanted)  # a single long one may hold more
     first_S = np.array([first for first, _ in chosen], np.int64)
     stop_S = np.array([min(stop, first + share) if total > _MOST_PAIRS else stop for first, stop in chosen], np.int64)
-    return Stretches(first_S, stop_S, np.full(len(chosen), 2, np.int64))
+    return Stretches(first_S, stop_S, np.full(len(chosen), PARTS.index("report"), np.int64))
 
 
 def _active_rows(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import modeldiff.features.score.by_effect as by_effect_module
 import modeldiff.features.score.effect as effect_module
 from modeldiff.crosscoder.stitch import load_stitch
 from modeldiff.errors import InputError
@@ -175,6 +176,14 @@ def test_an_interrupted_run_continues_and_ends_alike(pair: Made, monkeypatch: py
 def test_without_a_stitch_the_command_that_makes_it_is_named(pair: Made) -> None:
     with pytest.raises(InputError, match=r"no stitch of activations:1 yet.*modeldiff features stitch --activations"):
         run(settings_of(), pair.workspace)
+
+
+def test_vocabularies_without_a_common_string_cannot_be_compared(pair: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_stitch(pair, torch.eye(WIDTH), "identity")
+    vocabularies = iter([["x"], ["y"]])
+    monkeypatch.setattr(by_effect_module, "token_strings", lambda _: next(vocabularies))
+    with pytest.raises(InputError, match="no string is a single token of both models"):
+        run(settings_of(feature=(LOUD,)), pair.workspace)
 
 
 @pytest.mark.parametrize(
