@@ -50,7 +50,7 @@ class ScoreSettings(JudgeSettings):
 
     stitch_bias: bool = setting(default=False)
     """Move directions with the stitch's constant added, as the paper writes it (eq. 18): the same constant in every
-    direction, which by itself makes effects unlike."""
+    direction. The judge effect takes what is common to all directions away again; one that reads does not."""
 
     positions: int = setting(default=500)
     """With the judge effect: compare next-token distributions at about so many places of the harvested texts."""
