@@ -33,6 +33,7 @@ _HOMES = {
     "MatchSettings": "modeldiff.features.match_settings",
     "ExplainSettings": "modeldiff.features.explain.settings",
     "StitchSettings": "modeldiff.stitch.settings",
+    "ScoreSettings": "modeldiff.features.score.settings",
     "SteerSettings": "modeldiff.steer.settings",
     "TransferSettings": "modeldiff.steer.transfer_settings",
     "ToySettings": "modeldiff.toy.settings",
@@ -40,6 +41,7 @@ _HOMES = {
     "FeatureTable": "modeldiff.features.table",
     "read_explanations": "modeldiff.features.explain.stored",
     "load_stitch": "modeldiff.crosscoder.stitch",
+    "read_scores": "modeldiff.features.score.result",
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
@@ -49,6 +51,7 @@ _STAGES = {
     "run_match": "modeldiff.features.match",
     "run_explain": "modeldiff.features.explain.run",
     "run_stitch": "modeldiff.stitch.run",
+    "run_score": "modeldiff.features.score.run",
     "run_steer": "modeldiff.steer.run",
     "run_transfer": "modeldiff.steer.transfer",
     "run_toy": "modeldiff.toy.run",

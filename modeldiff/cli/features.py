@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli import features_evaluate, features_explain, features_match, features_stitch
+from modeldiff.cli import features_evaluate, features_explain, features_match, features_score, features_stitch
 from modeldiff.cli.common import (
     console,
     examples,
@@ -353,4 +353,5 @@ command.add_command(
 command.add_command(features_evaluate.command)
 command.add_command(features_explain.command)
 command.add_command(features_match.command)
+command.add_command(features_score.command)
 command.add_command(features_stitch.command)

@@ -22,6 +22,7 @@ COMMAND_OF = {
     "match": "modeldiff features match",
     "explanation": "modeldiff features explain",
     "stitch": "modeldiff features stitch",
+    "score": "modeldiff features score",
     "steering": "modeldiff steer",
     "transfer": "modeldiff steer transfer",
     "toy": "modeldiff toy",

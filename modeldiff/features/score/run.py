@@ -1,0 +1,187 @@
+"""The score command: features, a stitch and both models in, a `score` artifact out (paper section 6).
+
+See result.py for the layout of the artifact.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modeldiff.console import say
+from modeldiff.crosscoder.stitch import DIRECTIONS, Stitch, load_stitch
+from modeldiff.errors import InputError
+from modeldiff.features.codes import Encoder
+from modeldiff.features.inputs import open_measured, outlier_factor_of
+from modeldiff.features.score.by_effect import score_by_effect
+from modeldiff.features.score.by_judge import score_by_judge
+from modeldiff.features.score.figure import score_figure
+from modeldiff.features.score.result import FIGURE_NAME, FORMAT, GENERATIONS_NAME, KIND, SCORE_NAME, ScoreRow, summary
+from modeldiff.features.score.settings import ScoreSettings
+from modeldiff.features.score.subjects import Subjects, find_subjects
+from modeldiff.features.score.texts import Writer
+from modeldiff.features.score.trust import with_stitch_r2
+from modeldiff.features.windows import Window, sample_windows
+from modeldiff.judge.base import Judge
+from modeldiff.judge.opening import open_judge
+from modeldiff.judge.questions import WORDING
+from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.harvested import Harvested, harvested
+from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.plan import SIDES
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that is found and checked before a model is loaded."""
+
+    settings: ScoreSettings
+    subjects: Subjects
+    stitch: Stitch
+    encoder: Encoder
+    targets: dict[str, Harvested]
+    windows: list[Window]
+    """Only with the judge effect."""
+    judge: Judge | None
+    """Not with the judge effect."""
+    refs: dict[str, str]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
+    """Score the behavioural exclusivity of a sample of features, with random directions as controls.
+
+    Raises:
+        InputError: there are no features, no stitch of their activations, no such feature, a model is not known or not
+            the one that was harvested, or the judge refuses or would be asked too often.
+        DamagedError: a file of the inputs is damaged.
+        MachineError: the judge gives no answers, or a batch does not fit into memory. What was made is kept.
+    """
+    features = workspace.find("features", settings.features)
+    source = workspace.source_of(features, "crosscoder")
+    activations = workspace.source_of(features, "activations")
+    measured = open_measured(workspace, source.ref, activations.ref, what=KIND)
+    stitch_artifact = find_stitch(workspace, activations, settings.stitch)
+    if settings.features is None:
+        say(f"score of {features.ref} ({source.ref}) by way of {stitch_artifact.ref}")
+    stitch = load_stitch(stitch_artifact)
+    subjects = find_subjects(settings, measured.crosscoder, features, stitch)
+    store = measured.store
+    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
+    targets = {side: harvested(side, store.info.sides[side], activations.ref, paths[side]) for side in SIDES}
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    by_effect = settings.judge == "effect"
+    judge = None if by_effect else open_judge(settings, workspace.judge_answers, device)
+    outlier_factor = outlier_factor_of(measured.source, None)
+    inputs = {
+        **measured.inputs,
+        "features": features.as_input(),
+        "stitch": stitch_artifact.as_input(),
+        **{f"model_{side}": target.as_input() for side, target in targets.items()},
+    }
+    plan = _Plan(
+        settings=settings,
+        subjects=subjects,
+        stitch=stitch,
+        encoder=Encoder(measured.crosscoder, store, device, outlier_factor),
+        targets=targets,
+        windows=sample_windows(store, settings.positions) if by_effect else [],
+        judge=judge,
+        refs={key: inputs[key].label for key in ("features", "crosscoder", "activations", "stitch")},
+        device=device,
+        dtype=dtype,
+    )
+
+    def build(work: Work) -> dict[str, Any]:
+        work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
+        return _build(plan, work)
+
+    resolved = {"dtype": str(dtype).removeprefix("torch.")}
+    if judge is not None:
+        resolved |= {"judge_identity": json.dumps(judge.identity(), sort_keys=True), "wording": WORDING}
+    order = Order(KIND, settings, inputs, SCHEMA, resolved)
+    return produce(workspace, order, build, name=name, force=force)
+
+
+def find_stitch(workspace: Workspace, activations: Artifact, ref: str | None) -> Artifact:
+    """The stitch called `ref`; without it the latest of these activations.
+
+    Raises:
+        InputError: there is none, or it belongs to other activations.
+    """
+    command = f"modeldiff features stitch --activations {activations.ref}"
+    if ref is not None:
+        found = workspace.find("stitch", ref)
+        if found.manifest.inputs["activations"].digest != activations.manifest.digest:
+            raise InputError(
+                f"{found.ref} was fitted on {found.manifest.inputs['activations'].label}, but the features were "
+                f"measured on {activations.ref}: leave out --stitch, or run `{command}`"
+            )
+        return found
+    for found in reversed(workspace.artifacts("stitch")):
+        if found.manifest.inputs["activations"].digest == activations.manifest.digest:
+            return found
+    raise InputError(f"no stitch of {activations.ref} yet, by which directions are moved: run `{command}` first")
+
+
+def _build(plan: _Plan, work: Work) -> dict[str, Any]:
+    settings = plan.settings
+    mismatched: dict[tuple[str, str], list[float]] = {}
+    buckets = places = None
+    if plan.judge is None:
+        found = score_by_effect(
+            plan.subjects, settings.strengths, plan.targets, plan.windows, plan.encoder, plan.device, plan.dtype, work
+        )
+        rows, mismatched, buckets = found.rows, found.mismatched, found.buckets
+        places = sum(len(window.rows) for window in plan.windows)
+    else:
+        writers = {
+            side: Writer(settings, plan.targets[side], plan.device, plan.dtype, work.resume / f"texts-{side}")
+            for side in SIDES
+        }
+        rows, generations = score_by_judge(settings, plan.subjects, writers, plan.judge)
+        # ASCII: no line separator of Unicode can break a line of the file.
+        lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in generations)
+        work.write_bytes(GENERATIONS_NAME, lines.encode())
+    rows = with_stitch_r2(rows, plan.stitch, plan.encoder)
+    groups = [
+        summary(partition, source.upper(), _of_group(rows, partition, source), mismatched.get((partition, source)))
+        for partition, source, _ in plan.subjects.groups()
+    ]
+    title = f"{plan.refs['features']} by way of {plan.refs['stitch']}: 5 does not carry over, 1 does"
+    work.write_bytes(FIGURE_NAME, score_figure(groups, rows, title))
+    work.write_json(
+        SCORE_NAME,
+        {
+            "format": FORMAT,
+            **plan.refs,
+            "judge": settings.judge if plan.judge is None else plan.judge.identity(),
+            "judge_name": settings.judge if plan.judge is None else plan.judge.name,
+            "strengths": list(settings.strengths),
+            "prompts": [] if plan.judge is None else list(settings.prompt),
+            "aggregate": settings.aggregate,
+            "min_steerability": settings.min_steerability,
+            "typical_norm": plan.subjects.typical_norm,
+            "stitch_r2": {way: plan.stitch.info["maps"][way]["r2"] for way in DIRECTIONS},
+            "buckets": buckets,
+            "places": places,
+            "groups": groups,
+            "rows": [row.to_json() for row in rows],
+        },
+    )
+    return {f"{one['partition']} from {one['source']}": _metrics(one) for one in groups}
+
+
+def _of_group(rows: list[ScoreRow], partition: str, source: str) -> list[ScoreRow]:
+    return [row for row in rows if (row.partition, row.source) == (partition, source.upper())]
+
+
+def _metrics(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: group[key] for key in ("n", "scored", "not_steerable", "missing", "median", "share_high")}

@@ -1,0 +1,86 @@
+"""`modeldiff features score`: what it prints, and what it says about bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeldiff.cli.main import run
+from modeldiff.workspace import Workspace
+from tests.features.score.made import LOUD, WIDTH, Made, make, publish_stitch, save_loud
+from tests.harvest.conftest import make_texts
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("pair")
+    (folder / "texts.txt").write_text("\n\n".join(make_texts()), encoding="utf-8")
+    model = save_loud(folder / "model", make_texts())
+    return make(folder / "ws", {"a": model, "b": model}, folder / "texts.txt")
+
+
+@pytest.fixture
+def pair(made: Made, tmp_path: Path) -> Made:
+    shutil.copytree(made.workspace.folder, tmp_path / "ws")
+    workspace = Workspace(tmp_path / "ws")
+    return Made(workspace, workspace.find("activations"), workspace.find("features"))
+
+
+def call(pair: Made, *args: str) -> int:
+    small = ["--device", "cpu", "--positions", "40", "--random-directions", "10"]
+    with pytest.raises(SystemExit) as caught:
+        run(["--workspace", str(pair.workspace.folder), "features", "score", *small, *args])
+    return int(str(caught.value.code))
+
+
+def test_the_tables_fit_80_columns_and_json_has_everything(pair: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_stitch(pair, torch.eye(WIDTH), "identity")
+    capsys.readouterr()
+    assert call(pair) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    groups = ["A-exclusive A -> B", "B-exclusive B -> A", "shared A -> B", "shared B -> A", "random A -> B",
+              "random B -> A"]  # fmt: skip
+    assert [line[:18].strip() for line in lines[2:8]] == groups
+    assert lines[2].split()[4:] == ["3", "1", "0", "1.00", "1.00", "1.00", "0%", lines[2].split()[-2], "-"]
+    assert any(line.startswith("A high score: no counterpart was found by this stitch") for line in lines)
+    assert call(pair, "--json") == 0
+    shown = capsys.readouterr()
+    assert "score:1 is up to date" in shown.err
+    found = json.loads(shown.out)
+    assert found["ref"] == "score:1"
+    assert len(found["score"]["rows"]) == 3 + 3 + 2 * 3 + 2 * 10
+    assert (Path(found["folder"]) / "figures/scores.png").read_bytes().startswith(b"\x89PNG")
+    assert {group["partition"] for group in found["score"]["groups"]} == {"A", "B", "shared", "random"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "no stitch of activations:1 yet"),
+        (["--sample", "0"], "--sample must be at least 1"),
+        (["--features-from", "C"], "Invalid value for '--features-from'"),
+        (["--judge", "openai"], "--judge openai needs a model"),
+        (["--features", "9"], "no features called '9'"),
+    ],
+)
+def test_bad_input_is_one_line(pair: Made, args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert call(pair, *args) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("modeldiff: ")
+    assert message in last
+
+
+def test_some_features_and_some_partitions(pair: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_stitch(pair, torch.eye(WIDTH), "identity")
+    assert call(pair, "--features-from", "A", "B", "--sample", "1", "--json") == 0
+    assert call(pair, "--feature", str(LOUD), "4", "--json", "--strength", "0.5", "4") == 0
+    score = pair.workspace.find("score")
+    rows = json.loads((score.folder / "score.json").read_text())["rows"]
+    chosen = [(row["number"], row["source"]) for row in rows if row["partition"] != "random"]
+    assert chosen == [(LOUD, "A"), (4, "A"), (4, "B")]
