@@ -34,6 +34,7 @@ _HOMES = {
     "ExplainSettings": "modeldiff.features.explain.settings",
     "StitchSettings": "modeldiff.stitch.settings",
     "ScoreSettings": "modeldiff.features.score.settings",
+    "ImpactSettings": "modeldiff.features.impact.settings",
     "SteerSettings": "modeldiff.steer.settings",
     "TransferSettings": "modeldiff.steer.transfer_settings",
     "ToySettings": "modeldiff.toy.settings",
@@ -42,6 +43,7 @@ _HOMES = {
     "read_explanations": "modeldiff.features.explain.stored",
     "load_stitch": "modeldiff.crosscoder.stitch",
     "read_scores": "modeldiff.features.score.result",
+    "read_impact": "modeldiff.features.impact.result",
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
@@ -52,6 +54,7 @@ _STAGES = {
     "run_explain": "modeldiff.features.explain.run",
     "run_stitch": "modeldiff.stitch.run",
     "run_score": "modeldiff.features.score.run",
+    "run_impact": "modeldiff.features.impact.run",
     "run_steer": "modeldiff.steer.run",
     "run_transfer": "modeldiff.steer.transfer",
     "run_toy": "modeldiff.toy.run",

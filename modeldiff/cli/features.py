@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli import features_evaluate, features_explain, features_match, features_score, features_stitch
+from modeldiff.cli import (
+    features_evaluate,
+    features_explain,
+    features_impact,
+    features_match,
+    features_score,
+    features_stitch,
+)
 from modeldiff.cli.common import (
     console,
     examples,
@@ -352,6 +359,7 @@ command.add_command(
 )
 command.add_command(features_evaluate.command)
 command.add_command(features_explain.command)
+command.add_command(features_impact.command)
 command.add_command(features_match.command)
 command.add_command(features_score.command)
 command.add_command(features_stitch.command)

@@ -213,7 +213,7 @@ _add(
     click.Option(
         ["--kind"],
         type=click.Choice(
-            ["activations", "crosscoder", "features", "evaluation", "match", "stitch", "steering", "toy"]
+            ["activations", "crosscoder", "features", "evaluation", "match", "stitch", "impact", "steering", "toy"]
         ),
         help="Only this kind.",
     ),

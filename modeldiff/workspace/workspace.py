@@ -23,6 +23,7 @@ COMMAND_OF = {
     "explanation": "modeldiff features explain",
     "stitch": "modeldiff features stitch",
     "score": "modeldiff features score",
+    "impact": "modeldiff features impact",
     "steering": "modeldiff steer",
     "transfer": "modeldiff steer transfer",
     "toy": "modeldiff toy",

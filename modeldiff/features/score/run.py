@@ -13,9 +13,8 @@ import torch
 
 from modeldiff.console import say
 from modeldiff.crosscoder.stitch import DIRECTIONS, Stitch, load_stitch
-from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
-from modeldiff.features.inputs import open_measured, outlier_factor_of
+from modeldiff.features.inputs import find_stitch, open_measured, outlier_factor_of
 from modeldiff.features.score.by_effect import score_by_effect
 from modeldiff.features.score.by_judge import score_by_judge
 from modeldiff.features.score.figure import score_figure
@@ -108,27 +107,6 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         resolved |= {"judge_identity": json.dumps(judge.identity(), sort_keys=True), "wording": WORDING}
     order = Order(KIND, settings, inputs, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
-
-
-def find_stitch(workspace: Workspace, activations: Artifact, ref: str | None) -> Artifact:
-    """The stitch called `ref`; without it the latest of these activations.
-
-    Raises:
-        InputError: there is none, or it belongs to other activations.
-    """
-    command = f"modeldiff features stitch --activations {activations.ref}"
-    if ref is not None:
-        found = workspace.find("stitch", ref)
-        if found.manifest.inputs["activations"].digest != activations.manifest.digest:
-            raise InputError(
-                f"{found.ref} was fitted on {found.manifest.inputs['activations'].label}, but the features were "
-                f"measured on {activations.ref}: leave out --stitch, or run `{command}`"
-            )
-        return found
-    for found in reversed(workspace.artifacts("stitch")):
-        if found.manifest.inputs["activations"].digest == activations.manifest.digest:
-            return found
-    raise InputError(f"no stitch of {activations.ref} yet, by which directions are moved: run `{command}` first")
 
 
 def _build(plan: _Plan, work: Work) -> dict[str, Any]:

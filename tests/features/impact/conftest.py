@@ -1,0 +1,38 @@
+"""Two copies of one tiny model, harvested once, and the same with features and a stitch in a workspace of one's own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeldiff.workspace import Workspace
+from tests.features.score.made import Made, make, save_loud
+from tests.harvest.conftest import make_texts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def _twins(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder, texts = tmp_path_factory.mktemp("twins"), make_texts()
+    (folder / "texts.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    model = save_loud(folder / "model", texts)
+    return make(folder / "ws", {"a": model, "b": model}, folder / "texts.txt")
+
+
+@pytest.fixture
+def twins(_twins: Made, tmp_path: Path) -> Made:
+    """Model A and model B are the same; no stitch yet."""
+    shutil.copytree(_twins.workspace.folder, tmp_path / "ws")
+    workspace = Workspace(tmp_path / "ws")
+    return Made(workspace, workspace.find("activations"), workspace.find("features"))
