@@ -241,7 +241,7 @@ class FeatureTable:
             mean_activation=float(statistics["mean_activation"][feature]),
             max_activation=float(statistics["max_activation"][feature]),
             sources=self._sources(feature),
-            twins=self._twins(feature),
+            twins=self.twins(feature),
             r2_a=_number(self._r2_a[feature]),
             r2_b=_number(self._r2_b[feature]),
             r2_own=own,
@@ -300,7 +300,8 @@ class FeatureTable:
         shares = {label: float(mass) / total for label, mass in zip(self.info["sources"], mass_S, strict=True) if mass}
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
-    def _twins(self, feature: int) -> list[Twin]:
+    def twins(self, feature: int) -> list[Twin]:
+        """The features of other partitions that fire on the same places, highest correlation first."""
         pairs: Sequence[tuple[int, float]] = list(
             zip(self._twin_feature[feature].tolist(), self._twin_correlation[feature].tolist(), strict=True)
         )
