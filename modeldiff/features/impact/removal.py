@@ -37,7 +37,8 @@ from modeldiff.workspace.files import replace_into, temporary_path
 # logits have at most 2^27 values (512 MiB in float32), of which four sets are in memory.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 4096, "mps": 2048}
 _LOGIT_VALUES = 1 << 27
-_CHUNK_VALUES = 1 << 26
+# Of the arrays of the features of one window, with what multiplying them takes: 256 MiB in float32.
+_CHUNK_VALUES = 1 << 25
 # What an interrupted run loses at most. Sums are taken window by window, so this changes nothing.
 _PART_WINDOWS = 64
 
