@@ -24,8 +24,8 @@ from modeldiff.screen.settings import ScreenSettings
 if TYPE_CHECKING:
     from rich.text import Text
 
-# Sources and characters of a description that a listing shows.
-_SOURCES, _DESCRIPTION = 2, 150
+# Characters of a description that a listing shows; `modeldiff features show` and --json have all.
+_DESCRIPTION = 110
 
 
 def _screen(
@@ -115,12 +115,11 @@ def _nats(value: float) -> str:
 def _what(one: dict[str, Any]) -> Text:
     from rich.text import Text
 
-    sources = ", ".join(f"{label} {share:.0%}" for label, share in list(one["sources"].items())[:_SOURCES])
     said = one["description"] or ""
     said = said if len(said) <= _DESCRIPTION else said[: _DESCRIPTION - 1] + "…"
     doubles = f"with {', '.join(map(str, one['doubles']))}" if one["doubles"] else ""
     flag = "FLAGGED" if one["concerning"] else ""
-    return Text("\n".join(filter(None, [flag, sources, said, doubles])))
+    return Text("\n".join(filter(None, [flag, said, doubles])))
 
 
 def _print_legend(info: dict[str, Any]) -> None:

@@ -181,6 +181,7 @@ def _measured(settings: ScreenSettings, workspace: Workspace) -> tuple[FeatureTa
             activations=activations,
             stitch=stitch.ref,
             pairs=settings.pairs,
+            samples=settings.samples,
             seed=settings.seed,
             device=settings.device,
         ),

@@ -54,6 +54,9 @@ class ScreenSettings(JudgeSettings):
     pairs: int = setting(default=60_000)
     """Measure impact on about this many pairs."""
 
+    samples: int = setting(default=8)
+    """Next tokens drawn at every position to measure impact: more are less noisy, and a backward pass each."""
+
     score: bool = setting(default=True)
     """Also score what the short list's features do when they are pushed in both models."""
 
@@ -71,6 +74,8 @@ class ScreenSettings(JudgeSettings):
             raise InputError(f"--least-firings must be at least 1, found {self.least_firings}")
         if self.pairs < 1:
             raise InputError(f"--pairs must be at least 1, found {self.pairs}")
+        if self.samples < 1:
+            raise InputError(f"--samples must be at least 1, found {self.samples}")
         if self.seed < 0:
             raise InputError(f"--seed must be 0 or more, found {self.seed}")
         for name in ("most_predictable", "most_surface", "least_detection", "twin"):
