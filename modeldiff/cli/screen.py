@@ -73,7 +73,7 @@ def print_funnel(ref: str, info: dict[str, Any]) -> None:
 
 
 def _left(step: dict[str, Any]) -> str:
-    unknown = f" ({step['unknown']} ?)" if step["unknown"] else ""
+    unknown = f" ({step['unknown']:,} ?)" if step["unknown"] else ""
     return f"{step['left']:,}{unknown}"
 
 
