@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -154,16 +155,16 @@ def test_what_the_features_were_made_from_may_be_gone(workspace: Workspace) -> N
     assert commands["stitch"] == "modeldiff features stitch --activations activations:1"
 
 
-@pytest.mark.parametrize("mask", range(2 ** len(KINDS)))
-def test_at_most_five_lines_of_80_columns_that_name_every_kind(mask: int, capsys: pytest.CaptureFixture[str]) -> None:
-    made = [
-        Evidence(kind, f"{kind}:100" if mask >> i & 1 else None, f"modeldiff {kind} --crosscoder crosscoder:100")
-        for i, kind in enumerate(KINDS)
-    ]
-    print_evidence(made)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 5
-    assert max(map(len, lines)) <= 80
-    there, _, missing = " ".join(lines).partition("missing: ")
-    for one in made:
-        assert one.kind in (there if one.ref else missing)
+def test_at_most_five_lines_of_80_columns_that_name_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    for present in itertools.product([False, True], repeat=len(KINDS)):
+        made = [
+            Evidence(kind, f"{kind}:100" if is_there else None, f"modeldiff {kind} --crosscoder crosscoder:100")
+            for kind, is_there in zip(KINDS, present, strict=True)
+        ]
+        print_evidence(made)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 5
+        assert max(map(len, lines)) <= 80
+        there, _, missing = " ".join(lines).partition("missing: ")
+        for one in made:
+            assert one.kind in (there if one.ref else missing)
