@@ -249,11 +249,13 @@ def console() -> Any:
 
 def table(title: str, columns: list[tuple[str, Literal["left", "right"]]], rows: list[list[str]]) -> None:
     """Print a table that fits the terminal. Cells are plain text: nothing in them is taken for markup."""
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    # A Text: in a string `crosscoder:100:` would be taken for an emoji.
+    made = Table(
+        title=Text(title, style="table.title"), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for name, justify in columns:
         made.add_column(Text(name), justify=justify, overflow="fold")
     for row in rows:

@@ -26,13 +26,17 @@ from modeldiff.cli.common import (
     settings_options,
     workspace_option,
 )
+from modeldiff.cli.features_known import known_about, print_evidence, print_known
 from modeldiff.features.settings import FeaturesSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.text import Text
 
     from modeldiff.features.example import Example
     from modeldiff.features.explain.stored import Explained
+    from modeldiff.features.missing import Evidence
     from modeldiff.features.table import FeatureRow, FeatureTable
     from modeldiff.workspace import Artifact, Workspace
 
@@ -61,10 +65,12 @@ def _features(
         return
     workspace = open_workspace(ctx, workspace_folder)
     settings = make_settings(FeaturesSettings, values)
+    from modeldiff.features.missing import evidence_about
     from modeldiff.features.run import run
     from modeldiff.features.table import FeatureTable
 
     table = FeatureTable(run(settings, workspace, name=name, force=force))
+    evidence = evidence_about(workspace, table.artifact)
     chosen: Any = {
         "exclusive": exclusive,
         "top": top,
@@ -74,9 +80,9 @@ def _features(
         "anywhere": anywhere,
     }
     if as_json:
-        print_json({**listing_json(table, **chosen)})
+        print_json({**listing_json(table, **chosen), "evidence": [one.to_json() for one in evidence]})
     else:
-        print_listing(table, **chosen)
+        print_listing(table, evidence, **chosen)
 
 
 def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
@@ -99,8 +105,9 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
     }
 
 
-def print_listing(table: FeatureTable, **chosen: Any) -> None:
-    """The features in 80 columns, two lines each: numbers and text sources, then where it fires most."""
+def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chosen: Any) -> None:
+    """The features in 80 columns, two lines each: numbers and text sources, then where it fires most; then what other
+    evidence there is about them."""
     from rich.table import Table
     from rich.text import Text
 
@@ -151,6 +158,8 @@ def print_listing(table: FeatureTable, **chosen: Any) -> None:
             f"({scale.references} features)"
         )
     _print_controls(table)
+    if evidence:
+        print_evidence(evidence)
     if ids:
         click.echo(f"next: modeldiff features show {ids[0]}")
 
@@ -214,11 +223,12 @@ def _show(
     table = FeatureTable(artifact)
     row = table.row(feature, examples=shown)
     explained = _explained(workspace, artifact, feature)
+    known = known_about(workspace, artifact, row)
     if as_json:
         words = explained and {"ref": explained[0], **explained[1].to_json()}
-        print_json({"ref": artifact.ref, **row.to_json(), "explanation": words})
+        print_json({"ref": artifact.ref, **row.to_json(), "explanation": words, **known})
     else:
-        print_feature(table, row, explained)
+        print_feature(table, row, explained, known)
 
 
 def _explained(workspace: Workspace, features: Artifact, feature: int) -> tuple[str, Explained] | None:
@@ -226,8 +236,9 @@ def _explained(workspace: Workspace, features: Artifact, feature: int) -> tuple[
     from modeldiff.console import say
     from modeldiff.errors import ModeldiffError
     from modeldiff.features.explain.stored import read_explanations
+    from modeldiff.features.missing import made_about
 
-    for one in reversed([one for one in workspace.users_of(features) if one.kind == "explanation"]):
+    for one in made_about(workspace, features, "explanation"):
         try:
             found = read_explanations(one).get(feature)
         except ModeldiffError as error:  # what is shown beside it is sound
@@ -238,7 +249,12 @@ def _explained(workspace: Workspace, features: Artifact, feature: int) -> tuple[
     return None
 
 
-def print_feature(table: FeatureTable, row: FeatureRow, explained: tuple[str, Explained] | None = None) -> None:
+def print_feature(
+    table: FeatureTable,
+    row: FeatureRow,
+    explained: tuple[str, Explained] | None = None,
+    known: dict[str, dict[str, Any] | None] | None = None,
+) -> None:
     """One feature with everything that is known about it."""
     from rich.text import Text
 
@@ -264,6 +280,8 @@ def print_feature(table: FeatureTable, row: FeatureRow, explained: tuple[str, Ex
     if explained is not None:
         flag = " [concerning]" if explained[1].concerning else ""
         console().print(Text(f"explained     {explained[1].text}{flag} ({explained[0]})"))
+    if known is not None:
+        print_known(known)
     if row.partition != "B":
         _steer_hint("A", row)
     if row.partition != "A":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +52,11 @@ def print_screen(ref: str, info: dict[str, Any]) -> None:
     if any(found["list"] for found in info["sides"].values()):
         _print_legend(info)
     for one in info["missing"]:
-        click.echo(f"missing: {one['evidence']}; to have it:\n  {one['command']}")
+        click.echo(f"missing: {one['evidence']}:\n  {one['command']}")
     first = next((found["list"][0]["id"] for found in info["sides"].values() if found["list"]), None)
     if first is not None:
-        click.echo(f"next: modeldiff features show {first}")
+        # Its number means this feature in these features only, which need not be the latest.
+        click.echo(f"next: modeldiff features show {first} --features {info['features']}")
 
 
 def print_funnel(ref: str, info: dict[str, Any]) -> None:
@@ -71,7 +73,7 @@ def print_funnel(ref: str, info: dict[str, Any]) -> None:
 
 
 def _left(step: dict[str, Any]) -> str:
-    unknown = f" ({step['unknown']} ?)" if step["unknown"] else ""
+    unknown = f" ({step['unknown']:,} ?)" if step["unknown"] else ""
     return f"{step['left']:,}{unknown}"
 
 
@@ -125,14 +127,16 @@ def _what(one: dict[str, Any]) -> Text:
 def _print_legend(info: dict[str, Any]) -> None:
     names = ("twin", "most_predictable", "least_asymmetry", "most_surface")
     twin, ratio, asymmetry, surface = (f"{info['limits'][name]:g}" for name in names)
-    click.echo("s: of the shared part. R²: held-out, of the activation from the model's own / the")
-    click.echo("other's activations. nats: by which the model's / the other's predictions change")
-    click.echo("in a window of text when the feature is removed. surf.: held-out R² from the")
-    click.echo("last two words. score: 1 to 5, what pushing it does in both models. with: features")
-    click.echo(f"that fire on the same places (correlation from {twin}). Sorted by nats per firing")
-    click.echo("x asymmetry x unpredicted x not on the surface (rank_score in --json).")
-    click.echo(f"Left out: R² other / own from {ratio} of what shared features show; asymmetry (own - other)")
-    click.echo(f"/ (own + other) below {asymmetry}; surface from {surface}. (n ?): of these too little was measured.")
+    said = (
+        "s: of the shared part. R²: held-out, of the activation from the model's own / the other's activations. nats: "
+        "by which the model's / the other's predictions change in a window of text when the feature is removed. "
+        "surf.: held-out R² from the last two words. score: 1 to 5, what pushing it does in both models. with: "
+        f"features of another partition that fire on the same places (correlation from {twin}). Sorted by nats per "
+        "firing x asymmetry x unpredicted x not on the surface (rank_score in --json). Left out: R² other / own from "
+        f"{ratio} of what shared features show; asymmetry (own - other) / (own + other) below {asymmetry}; surface "
+        f"from {surface}. (n ?): of these too little was measured."
+    )
+    click.echo(textwrap.fill(said, 80))
 
 
 command = Command(

@@ -27,7 +27,7 @@ class Evidence:
     firings_F: NDArray[np.int64]
     """Pairs, of those whose impact was measured, on which it fires."""
     own_F: Floats
-    """Held-out R² of a linear map of this model's activations."""
+    """Held-out R² of a linear map of this model's activations; NaN where that is no more than chance, too."""
     other_F: Floats
     """The same from the other model's."""
     reference: float

@@ -16,18 +16,21 @@ screen.json (normative):
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from modeldiff.console import say
+from modeldiff.errors import InputError
 from modeldiff.features.explain.run import run as run_explain
 from modeldiff.features.explain.settings import ExplainSettings
 from modeldiff.features.explain.stored import Explained, read_explanations
 from modeldiff.features.impact.result import Impact, read_impact
 from modeldiff.features.impact.run import run as run_impact
 from modeldiff.features.impact.settings import ImpactSettings
+from modeldiff.features.missing import evidence_about
 from modeldiff.features.run import run as run_features
 from modeldiff.features.score.result import ScoreRow, read_scores
 from modeldiff.features.score.run import run as run_score
@@ -35,6 +38,7 @@ from modeldiff.features.score.settings import ScoreSettings
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.features.stored import read_info
 from modeldiff.features.table import FeatureTable
+from modeldiff.features.verdict import LEGIBLE
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.screen.funnel import Evidence, Funnel, Limits, fold, run_funnel
 from modeldiff.screen.settings import ScreenSettings
@@ -144,13 +148,15 @@ def run(settings: ScreenSettings, workspace: Workspace, *, name: str | None = No
                 **named,
                 "judge": settings.judge_model if _asks(settings) else None,
                 "limits": dataclasses.asdict(_limits(settings)),
-                "missing": _missing(settings, table),
+                "missing": _missing(settings, workspace, table.artifact),
                 "sides": found,
             },
         )
         return {f"listed_{side}": len(short[side]) for side in sides}
 
-    order = Order(KIND, settings, {kind: one.as_input() for kind, one in inputs.items()}, SCHEMA)
+    # With an empty list no explanation says which judge it was.
+    resolved = {"judge_model": settings.judge_model if _asks(settings) else None}
+    order = Order(KIND, settings, {kind: one.as_input() for kind, one in inputs.items()}, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 
@@ -172,6 +178,11 @@ def _measured(settings: ScreenSettings, workspace: Workspace) -> tuple[FeatureTa
         workspace,
     )
     table = FeatureTable(features)
+    if not table.info["has_texts"]:  # said before anything that takes long
+        raise InputError(
+            f"{table.artifact.ref} was measured on activations without texts: a screen needs them; import them again "
+            "with --import-texts"
+        )
     crosscoder, activations = (workspace.source_of(features, kind).ref for kind in ("crosscoder", "activations"))
     say("screen 2/4: maps between the models; what each feature does to their predictions")
     stitch = run_stitch(StitchSettings(activations=activations, device=settings.device), workspace)
@@ -183,6 +194,8 @@ def _measured(settings: ScreenSettings, workspace: Workspace) -> tuple[FeatureTa
             pairs=settings.pairs,
             samples=settings.samples,
             seed=settings.seed,
+            model_path_a=settings.model_path_a,
+            model_path_b=settings.model_path_b,
             device=settings.device,
         ),
         workspace,
@@ -198,12 +211,15 @@ def _evidence(settings: ScreenSettings, table: FeatureTable, impact: Impact, sid
     opposite = "B" if side == "A" else "A"
     for feature in range(table.n_features):
         twin_F[feature] = max((t.correlation for t in table.twins(feature) if t.partition == opposite), default=0.0)
+    own_F, scale = table.statistics[f"r2_{own}"].astype(np.float64), table.scales[own]
+    # As for the verdicts: where its own model does not explain it beyond chance either, the ratio means nothing.
+    own_F = np.where(own_F > max(LEGIBLE, scale.null), own_F, np.nan)
     return Evidence(
         candidate_F=np.isin(table.partition_F, partitions),
         firings_F=impact.arrays["firings"].astype(np.int64),
-        own_F=table.statistics[f"r2_{own}"].astype(np.float64),
+        own_F=own_F,
         other_F=table.statistics[f"r2_{other}"].astype(np.float64),
-        reference=table.scales[own].ratio_median,
+        reference=scale.ratio_median,
         twin_F=twin_F,
         per_firing_F=impact.per_firing(side),
         asymmetry_F=impact.asymmetry(side),
@@ -262,30 +278,50 @@ def _score_settings(
         features=table.artifact.ref,
         stitch=stitch.ref,
         seed=settings.seed,
+        model_path_a=settings.model_path_a,
+        model_path_b=settings.model_path_b,
         device=settings.device,
         **_judge_fields(settings),
     )
 
 
-def _missing(settings: ScreenSettings, table: FeatureTable) -> list[dict[str, str]]:
+def _missing(settings: ScreenSettings, workspace: Workspace, features: Artifact) -> list[dict[str, str]]:
     """What is not known about the short list, and how to come to know it."""
-    again = f"modeldiff screen --crosscoder {table.info['crosscoder']}"
+    (screen,) = (one.command for one in evidence_about(workspace, features) if one.kind == KIND)
     found = []
     if not _asks(settings):
+        again = _options(settings, leave_out={field.name for field in dataclasses.fields(JudgeSettings)})
         found.append(
             {
                 "evidence": "explanation, detection and ratings by a judge that reads texts",
-                "command": f"{again} --judge openai --judge-model NAME",
+                "command": " ".join([screen, *again, "--judge openai --judge-model NAME"]),
             }
         )
     if not settings.score:
         found.append(
             {
                 "evidence": "what pushing the features does in both models",
-                "command": f"{again} --score",
+                "command": " ".join([screen, *_options(settings, leave_out={"score"})]),
             }
         )
     return found
+
+
+def _options(settings: ScreenSettings, *, leave_out: set[str]) -> list[str]:
+    """The options that were given and change what comes out, as on the command line."""
+    judging = {field.name for field in dataclasses.fields(JudgeSettings)}
+    options = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        changes = field.name in settings.result_json() or field.name in judging
+        if value == field.default or not changes or field.name in leave_out:
+            continue
+        name = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            options.append(f"--{name} {shlex.quote(str(value))}")
+    return options
 
 
 def _entry(

@@ -39,7 +39,7 @@ class ScreenSettings(JudgeSettings):
 
     twin: float = setting(default=0.7)
     """Leave out features that correlate so highly with an exclusive feature of the other model; in the short list,
-    fold features that correlate so highly with one above them."""
+    fold features that correlate so highly with one of another partition above them."""
 
     least_asymmetry: float = setting(default=0.5)
     """Leave out features whose removal changes the other model's predictions nearly as much: (own - other) /
@@ -62,6 +62,13 @@ class ScreenSettings(JudgeSettings):
 
     seed: int = setting(default=0)
     """Of everything that is drawn."""
+
+    # The weights are an input with a digest: where they lie makes no difference.
+    model_path_a: str | None = setting(default=None, result=False)
+    """Where model A is now, if not where it was at harvest time (a folder, a GGUF file or a hub name)."""
+
+    model_path_b: str | None = setting(default=None, result=False)
+    """The same for model B."""
 
     device: str = setting(default="auto", result=False)
     """auto, cpu, cuda or mps."""

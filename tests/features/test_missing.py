@@ -1,0 +1,170 @@
+"""Which evidence about features is there: found by what it was made from, never by being the latest."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from modeldiff.cli.features_known import print_evidence
+from modeldiff.features.missing import KINDS, Evidence, evidence_about, made_about
+from modeldiff.features.run import run as run_features
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.settings import Settings, setting, settings
+from modeldiff.workspace import Artifact, Order, Workspace, produce
+from tests.features.made_crosscoder import made_pair, publish, shared_only, sparse_pairs
+from tests.made_activations import make_activations
+
+
+@settings
+class MadeSettings(Settings):
+    """Stands for a stage's settings."""
+
+    label: str = setting()
+    """Anything."""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """activations:1, crosscoder:1 and features:1."""
+    made = Workspace(tmp_path / "ws")
+    made_pair(made)
+    measure(made)
+    return made
+
+
+def measure(workspace: Workspace, **changes: str) -> Artifact:
+    return run_features(FeaturesSettings(predictability=False, device="cpu", outlier_factor=0.0, **changes), workspace)
+
+
+def add(workspace: Workspace, kind: str, label: str = "", **inputs: Artifact) -> Artifact:
+    """An artifact of a kind that was made from these; nothing but its manifest matters."""
+
+    def build(work: object) -> dict[str, int]:
+        return {}
+
+    made_from = {name.replace("_", " "): one.as_input() for name, one in inputs.items()}
+    return produce(workspace, Order(kind, MadeSettings(label=label or kind), made_from, 1), build)
+
+
+def found(workspace: Workspace, features: Artifact | None = None) -> dict[str, Evidence]:
+    about = evidence_about(workspace, features or workspace.find("features", 1))
+    assert [one.kind for one in about] == list(KINDS)
+    return {one.kind: one for one in about}
+
+
+def there(workspace: Workspace, features: Artifact | None = None) -> dict[str, str]:
+    return {kind: one.ref for kind, one in found(workspace, features).items() if one.ref is not None}
+
+
+def test_nothing_but_the_features_and_the_command_of_each_kind(workspace: Workspace) -> None:
+    assert there(workspace) == {}
+    assert {kind: one.command for kind, one in found(workspace).items()} == {
+        "predictability": "modeldiff features --crosscoder crosscoder:1 --predictability",
+        "stitch": "modeldiff features stitch --activations activations:1",
+        "impact": "modeldiff features impact --crosscoder crosscoder:1",
+        "explanation": "modeldiff features explain --features features:1",
+        "score": "modeldiff features score --features features:1",
+        "match": "modeldiff features match crosscoder:1 OTHER-CROSSCODER",
+        "evaluation": "modeldiff features evaluate --crosscoder crosscoder:1",
+        "screen": "modeldiff screen --crosscoder crosscoder:1",
+    }
+
+
+def test_predictability_is_part_of_the_features(workspace: Workspace) -> None:
+    measured = run_features(FeaturesSettings(device="cpu", outlier_factor=0.0), workspace)
+    assert there(workspace, measured) == {"predictability": "features:2"}
+    assert there(workspace) == {}
+
+
+def test_every_kind_is_found_by_what_it_was_made_from(workspace: Workspace) -> None:
+    activations, crosscoder, features = (workspace.find(kind) for kind in ("activations", "crosscoder", "features"))
+    other = publish(workspace, shared_only(), activations, "other")
+    add(workspace, "stitch", activations=activations)
+    for kind in ("impact", "evaluation"):
+        add(workspace, kind, crosscoder=crosscoder, activations=activations)
+    for kind in ("explanation", "score"):
+        add(workspace, kind, features=features, crosscoder=crosscoder, activations=activations)
+    add(workspace, "screen", features=features)
+    add(workspace, "match", reference=crosscoder, other_1=other, activations=activations)
+    assert there(workspace) == {kind: f"{kind}:1" for kind in KINDS if kind != "predictability"}
+
+
+def test_what_is_about_other_features_does_not_count_however_new(workspace: Workspace) -> None:
+    activations, crosscoder = workspace.find("activations"), workspace.find("crosscoder")
+    other = publish(workspace, shared_only(), activations, "other")
+    add(workspace, "impact", crosscoder=crosscoder, activations=activations)
+    add(workspace, "impact", "newer", crosscoder=other, activations=activations)
+    add(workspace, "evaluation", crosscoder=other, activations=activations)
+    others_features = measure(workspace, crosscoder=other.ref)
+    add(workspace, "explanation", features=others_features, crosscoder=other, activations=activations)
+    # Its rows are features of the reference.
+    add(workspace, "match", reference=other, other_1=crosscoder, activations=activations)
+    assert there(workspace) == {"impact": "impact:1"}
+    assert there(workspace, others_features) == {
+        "impact": "impact:2",
+        "explanation": "explanation:1",
+        "match": "match:1",
+        "evaluation": "evaluation:1",
+    }
+
+
+def test_the_newest_that_is_about_them_comes_first(workspace: Workspace) -> None:
+    features = workspace.find("features")
+    for label in ("one", "two"):
+        add(workspace, "score", label, features=features)
+    assert [one.ref for one in made_about(workspace, features, "score")] == ["score:2", "score:1"]
+    assert there(workspace) == {"score": "score:2"}
+
+
+def test_the_same_content_counts_whatever_its_version(workspace: Workspace) -> None:
+    """Measured again with --force, the features are the same."""
+    add(workspace, "score", features=workspace.find("features"))
+    again = run_features(
+        FeaturesSettings(predictability=False, device="cpu", outlier_factor=0.0), workspace, force=True
+    )
+    assert again.ref == "features:2"
+    assert there(workspace, again) == {"score": "score:1"}
+
+
+def test_features_measured_on_other_activations_keep_to_them(workspace: Workspace) -> None:
+    crosscoder, trained_on = workspace.find("crosscoder"), workspace.find("activations")
+    x_a, x_b = sparse_pairs(300, seed=5)
+    elsewhere = make_activations(workspace, x_a, x_b, 300, None)
+    features = measure(workspace, activations=elsewhere.ref)
+    add(workspace, "impact", crosscoder=crosscoder, activations=trained_on)
+    assert there(workspace, features) == {}
+    commands = {kind: one.command for kind, one in found(workspace, features).items()}
+    assert commands["impact"] == "modeldiff features impact --crosscoder crosscoder:1 --activations activations:2"
+    assert commands["stitch"] == "modeldiff features stitch --activations activations:2"
+    assert commands["screen"] == "modeldiff screen --crosscoder crosscoder:1 --activations activations:2"
+
+
+def test_a_crosscoder_of_the_same_activations_is_named_to_match_with(workspace: Workspace) -> None:
+    publish(workspace, shared_only(), workspace.find("activations"), "other")
+    publish(workspace, shared_only(), None, "of other activations")
+    assert found(workspace)["match"].command == "modeldiff features match crosscoder:1 crosscoder:2"
+
+
+def test_what_the_features_were_made_from_may_be_gone(workspace: Workspace) -> None:
+    for kind in ("activations", "crosscoder"):
+        workspace.remove(workspace.find(kind).folder)
+    commands = {kind: one.command for kind, one in found(workspace).items()}
+    assert commands["impact"] == "modeldiff features impact --crosscoder crosscoder:1"
+    assert commands["stitch"] == "modeldiff features stitch --activations activations:1"
+
+
+def test_at_most_five_lines_of_80_columns_that_name_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    for present in itertools.product([False, True], repeat=len(KINDS)):
+        made = [
+            Evidence(kind, f"{kind}:100" if is_there else None, f"modeldiff {kind} --crosscoder crosscoder:100")
+            for kind, is_there in zip(KINDS, present, strict=True)
+        ]
+        print_evidence(made)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 5
+        assert max(map(len, lines)) <= 80
+        there, _, missing = " ".join(lines).partition("missing: ")
+        for one in made:
+            assert one.kind in (there if one.ref else missing)
