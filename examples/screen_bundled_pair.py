@@ -35,7 +35,8 @@ def screen(workspace: modeldiff.Workspace, activations: modeldiff.Artifact, seed
         ),
         workspace,
     )
-    return modeldiff.run_screen(modeldiff.ScreenSettings(crosscoder=crosscoder.ref), workspace)
+    # Scores do not decide what is listed, and take longer than all the rest.
+    return modeldiff.run_screen(modeldiff.ScreenSettings(crosscoder=crosscoder.ref, score=False), workspace)
 
 
 def planted_in(entry: dict, side: str) -> str | None:
