@@ -49,6 +49,8 @@ def print_screen(ref: str, info: dict[str, Any]) -> None:
     print_funnel(ref, info)
     for side, found in info["sides"].items():
         print_list(side, found["list"])
+        if found["list"]:
+            click.echo(textwrap.fill(_chance(found["controls"]), 80))
     if any(found["list"] for found in info["sides"].values()):
         _print_legend(info)
     for one in info["missing"]:
@@ -122,6 +124,23 @@ def _what(one: dict[str, Any]) -> Text:
     doubles = f"with {', '.join(map(str, one['doubles']))}" if one["doubles"] else ""
     flag = "FLAGGED" if one["concerning"] else ""
     return Text("\n".join(filter(None, [flag, said, doubles])))
+
+
+def _chance(controls: dict[str, Any]) -> str:
+    """What chance shows beside the figures of a list."""
+
+    def span(quantiles: dict[str, float | None] | None) -> str:
+        if not quantiles or None in quantiles.values():
+            return "-"
+        low, middle, high = (f"{value:.2f}" for value in quantiles.values())
+        return f"{middle} [{low} to {high}]"
+
+    return (
+        "By chance (median, 5 % to 95 %): random directions: R² other / own "
+        f"{span(controls['random_ratio'])}, asymmetry {span(controls['random_asymmetry'])}; shared features moved "
+        f"through the stitch: asymmetry {span(controls['stitched_asymmetry'])}; wrong words: surface "
+        f"{span(controls['surface'])}."
+    )
 
 
 def _print_legend(info: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ screen.json (normative):
     limits                                      of the steps, as asked for
     missing                                     evidence that is not there, each with the command that makes it
     sides.A, sides.B                            steps (name, left, unknown); judged: with a judge, how many were
-                                                explained and kept; list: the short list, an `Entry` each
+                                                explained and kept; list: the short list, an `Entry` each; controls:
+                                                what chance shows beside the figures of the list, see `_controls`
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from modeldiff.stitch.settings import StitchSettings
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
 KIND = "screen"
-SCHEMA = 1
+SCHEMA = 2
 FORMAT = 1
 SCREEN_NAME = "screen.json"
 FIELDS = {
@@ -134,6 +135,7 @@ def run(settings: ScreenSettings, workspace: Workspace, *, name: str | None = No
                 "steps": [dataclasses.asdict(step) for step in funnels[side].steps],
                 "judged": {"explained": len(wanted[side]), "kept": len(kept[side])} if _asks(settings) else None,
                 "list": [entry.to_json() for entry in entries],
+                "controls": _controls(table, impact, side),
             }
         named = {
             kind: inputs[kind].ref if kind in inputs else None for kind in ("stitch", "impact", "explanation", "score")
@@ -322,6 +324,26 @@ def _options(settings: ScreenSettings, *, leave_out: set[str]) -> list[str]:
         else:
             options.append(f"--{name} {shlex.quote(str(value))}")
     return options
+
+
+def _controls(table: FeatureTable, impact: Impact, side: str) -> dict[str, Any]:
+    """What chance shows, from the artifacts that hold the figures: 5 %, 50 % and 95 % of each control.
+
+    Returns:
+        random_ratio: R² other / own of random directions; random_asymmetry: of removing them; stitched_asymmetry: of
+        shared features moved through the stitch, as exclusive ones are; surface: of wrong words. None: not measured.
+    """
+    random = table.info["random_directions"].get(side.lower())
+    return {
+        "random_ratio": {
+            share: random[name] for share, name in (("5%", "ratio_low"), ("50%", "ratio_median"), ("95%", "ratio_high"))
+        }
+        if random
+        else None,
+        "random_asymmetry": impact.info["controls"][side.lower()]["asymmetry"],
+        "stitched_asymmetry": impact.info["shared"][side.lower()]["asymmetry_stitched"],
+        "surface": impact.info["surface"]["null_r2"],
+    }
 
 
 def _entry(
