@@ -73,27 +73,6 @@ def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None
     return workspace.source_of(crosscoder, "activations")
 
 
-def find_stitch(workspace: Workspace, activations: Artifact, ref: str | None) -> Artifact:
-    """The stitch called `ref`; without it the latest of these activations.
-
-    Raises:
-        InputError: there is none, or it belongs to other activations.
-    """
-    command = f"modeldiff features stitch --activations {activations.ref}"
-    if ref is not None:
-        found = workspace.find("stitch", ref)
-        if found.manifest.inputs["activations"].digest != activations.manifest.digest:
-            raise InputError(
-                f"{found.ref} was fitted on {found.manifest.inputs['activations'].label}, but the features were "
-                f"measured on {activations.ref}: leave out --stitch, or run `{command}`"
-            )
-        return found
-    for found in reversed(workspace.artifacts("stitch")):
-        if found.manifest.inputs["activations"].digest == activations.manifest.digest:
-            return found
-    raise InputError(f"no stitch of {activations.ref} yet, by which directions are moved: run `{command}` first")
-
-
 def outlier_factor_of(crosscoder: Artifact, asked: float | None) -> float:
     """As asked for, else as in training; the paper's for a crosscoder that was not trained here."""
     if asked is not None:

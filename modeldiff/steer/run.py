@@ -21,11 +21,12 @@ import torch
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.direction import Direction, direction_of
+from modeldiff.crosscoder.stitch import find_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested, harvested, side_info
 from modeldiff.steer.figure import dose_figure
-from modeldiff.steer.push import Push, find_stitch, other_push, uses_stitch
+from modeldiff.steer.push import Push, other_push, uses_stitch
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.steer.summary import COHERENT_RATIO, COHERENT_REPETITION, coherent_range, dose_rows
 from modeldiff.steer.sweep import pushes, sweep
@@ -60,7 +61,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     if settings.both:
         (other,) = (one for one in SIDES if one != side)
         moved = uses_stitch(settings, direction.partition)
-        stitch = find_stitch(workspace, source, settings.stitch) if moved else None
+        stitch = find_stitch(workspace, source.manifest.inputs["activations"], settings.stitch) if moved else None
         other_target = _target(features, other, settings.other_model_path, "--other-model-path")
         sides.append(other_push(settings, other_target, direction, crosscoder, features, stitch))
     device = resolve_device(settings.device)

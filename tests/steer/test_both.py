@@ -217,5 +217,5 @@ def test_a_stitch_of_other_activations_is_not_taken(made: Made) -> None:
     other = run_stitch(StitchSettings(device="cpu", activations="activations:2"), made.workspace)
     with pytest.raises(InputError, match="no stitch of activations:1 yet"):
         run(settings_of(both=True), made.workspace)
-    with pytest.raises(InputError, match=f"{other.ref} is not of activations:1"):
+    with pytest.raises(InputError, match=f"{other.ref} is of activations:2, not of activations:1"):
         run(settings_of(both=True, stitch=other.ref), made.workspace)

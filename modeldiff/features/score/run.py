@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from modeldiff.console import say
-from modeldiff.crosscoder.stitch import DIRECTIONS, Stitch, load_stitch
+from modeldiff.crosscoder.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.features.codes import Encoder
-from modeldiff.features.inputs import find_stitch, open_measured, outlier_factor_of
+from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.score.by_effect import score_by_effect
 from modeldiff.features.score.by_judge import score_by_judge
 from modeldiff.features.score.figure import score_figure
@@ -66,7 +66,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
     source = workspace.source_of(features, "crosscoder")
     activations = workspace.source_of(features, "activations")
     measured = open_measured(workspace, source.ref, activations.ref, what=KIND)
-    stitch_artifact = find_stitch(workspace, activations, settings.stitch)
+    stitch_artifact = find_stitch(workspace, activations.as_input(), settings.stitch)
     if settings.features is None:
         say(f"score of {features.ref} ({source.ref}) by way of {stitch_artifact.ref}")
     stitch = load_stitch(stitch_artifact)
