@@ -26,6 +26,7 @@ from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested, harvested, side_info
 from modeldiff.steer.figure import dose_figure
+from modeldiff.steer.inputs import find_features
 from modeldiff.steer.push import Push, other_push, uses_stitch
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.steer.summary import COHERENT_RATIO, COHERENT_REPETITION, coherent_range, dose_rows
@@ -50,7 +51,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
         InputError: no such feature, the model does not have it, it never fires, no model is known, no stitch, or no
             prompt.
     """
-    features = find_features(workspace, settings)
+    features = find_features(workspace, settings.crosscoder, settings.features)
     source = workspace.source_of(features, "crosscoder")
     side = settings.model.lower()
     crosscoder = load(source)
@@ -88,27 +89,6 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     if settings.temperature > 0:
         resolved["batch"] = settings.batch
     return produce(workspace, Order("steering", settings, inputs, SCHEMA, resolved), build, name=name, force=force)
-
-
-def find_features(workspace: Workspace, settings: SteerSettings) -> Artifact:
-    """The features artifact that a feature's number refers to.
-
-    Raises:
-        InputError: there is none, or the one named was made from another crosscoder than the one named.
-    """
-    if settings.crosscoder is None:
-        return workspace.find("features", settings.features)
-    source = workspace.find("crosscoder", settings.crosscoder)
-    if settings.features is not None:
-        features = workspace.find("features", settings.features)
-        if features.manifest.inputs["crosscoder"].digest != source.manifest.digest:
-            made_from = features.manifest.inputs["crosscoder"].label
-            raise InputError(f"{features.ref} was made from {made_from}, not from {source.ref}: leave out one of them")
-        return features
-    for features in reversed(workspace.artifacts("features")):
-        if features.manifest.inputs["crosscoder"].digest == source.manifest.digest:
-            return features
-    raise InputError(f"no features of {source.ref} yet: run `modeldiff features --crosscoder {source.ref}` first")
 
 
 def read_prompts(settings: SteerSettings) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from modeldiff.crosscoder.direction import STATISTICS_NAME
 from modeldiff.crosscoder.stitch import Stitch, find_stitch, load_stitch
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.lm.harvested import Harvested, harvested, side_info
+from modeldiff.steer.inputs import find_features
 from modeldiff.steer.transfer_settings import TransferSettings
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.activations import SideInfo
@@ -47,7 +48,7 @@ def find_inputs(settings: TransferSettings, workspace: Workspace) -> TransferInp
             crosscoder has no shared features.
         DamagedError: a file of theirs is damaged.
     """
-    features = _features(settings, workspace)
+    features = find_features(workspace, settings.crosscoder, settings.features)
     source = workspace.source_of(features, "crosscoder")
     dictionary = load(source)
     if not dictionary.sizes["shared"]:
@@ -65,22 +66,6 @@ def find_inputs(settings: TransferSettings, workspace: Workspace) -> TransferInp
     if settings.features is None:
         say(f"shared features of {source.ref}, as measured in {features.ref}; maps of {stitch.ref}")
     return TransferInputs(features, source, stitch, dictionary, maps, count_F > 0, info)
-
-
-def _features(settings: TransferSettings, workspace: Workspace) -> Artifact:
-    if settings.crosscoder is None:
-        return workspace.find("features", settings.features)
-    source = workspace.find("crosscoder", settings.crosscoder)
-    if settings.features is not None:
-        features = workspace.find("features", settings.features)
-        if features.manifest.inputs["crosscoder"].digest != source.manifest.digest:
-            made_from = features.manifest.inputs["crosscoder"].label
-            raise InputError(f"{features.ref} was made from {made_from}, not from {source.ref}: leave out one of them")
-        return features
-    for features in reversed(workspace.artifacts("features")):
-        if features.manifest.inputs["crosscoder"].digest == source.manifest.digest:
-            return features
-    raise InputError(f"no features of {source.ref} yet: run `modeldiff features --crosscoder {source.ref}` first")
 
 
 def _check_fit(stitch: Artifact, maps: Stitch, features: Artifact, info: dict[str, SideInfo]) -> None:
