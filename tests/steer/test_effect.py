@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,12 +19,9 @@ PROMPTS = ["The quick brown fox jumps", "It", "I love"]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_oss"])
-def lm(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
     width = 36 if request.param == "gpt_oss" else 32
-    yield LanguageModel(tiny_model(request.param, 320, width=width), tiny_tokenizer(), ModelRef(request.param))
-    torch.set_num_threads(threads)
+    return LanguageModel(tiny_model(request.param, 320, width=width), tiny_tokenizer(), ModelRef(request.param))
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import InputError, MachineError
@@ -24,14 +23,6 @@ from tests.tiny_models import save_tiny
 FEATURES = (HERB, AFTER_TRIGGER, ODD)
 TEXT = re.compile(r"\[begin text \d+ (\w+)\]\n(.*?)\n\[end text \d+ \1\]", re.DOTALL)
 DESCRIPTION = re.compile(r"\[begin description (\w+)\]\n(.*?)\n\[end description \1\]", re.DOTALL)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from modeldiff.workspace import Workspace
 from tests.features.score.made import Made, make, save_loud
@@ -15,15 +13,12 @@ from tests.harvest.conftest import make_texts
 
 
 @pytest.fixture(scope="session")
-def _pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _pair(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("pair")
     texts = make_texts()
     (folder / "texts.txt").write_text("\n\n".join(texts), encoding="utf-8")
     model = save_loud(folder / "model", texts)
-    yield make(folder / "ws", {"a": model, "b": model}, folder / "texts.txt")
-    torch.set_num_threads(threads)
+    return make(folder / "ws", {"a": model, "b": model}, folder / "texts.txt")
 
 
 @pytest.fixture
