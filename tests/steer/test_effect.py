@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import modeldiff.steer.effect as effect
+from modeldiff.lm import batches
 from modeldiff.lm.generate import Generated, generate_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
@@ -69,7 +70,7 @@ def test_batches_and_parts_make_no_difference(
     vectors_SD = torch.ones(1, lm.width)
     whole = effect.surprisal(lm, texts), effect.divergence(lm, 1, texts, vectors_SD)[0]
     monkeypatch.setattr(effect, "_LOGIT_VALUES", 1)
-    monkeypatch.setattr(effect, "_CHUNK_VALUES", 2 * 320)
+    monkeypatch.setattr(batches, "CHUNK_VALUES", 2 * 320)
     parts = effect.surprisal(lm, texts), effect.divergence(lm, 1, texts, vectors_SD)[0]
     for one, other in zip(whole, parts, strict=True):
         for values, expected in zip(one, other, strict=True):
