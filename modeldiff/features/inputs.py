@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.errors import InputError
+from modeldiff.lm.harvested import Harvested, harvested
 from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.plan import SIDES
 
 # Paper B.1.4.
 PAPER_OUTLIER_FACTOR = 2.0
@@ -28,6 +30,19 @@ class Measured:
     def inputs(self) -> dict[str, Input]:
         """For the fingerprint."""
         return {"crosscoder": self.source.as_input(), "activations": self.activations.as_input()}
+
+    def models(self, path_a: str | None, path_b: str | None) -> dict[str, Harvested]:
+        """Both models by side, not loaded yet.
+
+        Args:
+            path_a, path_b: where they are now; None: where they were harvested from.
+
+        Raises:
+            InputError: one is not known.
+        """
+        sides = self.store.info.sides
+        paths = {"a": path_a, "b": path_b}
+        return {side: harvested(side, sides[side], self.activations.ref, paths[side]) for side in SIDES}
 
 
 def open_measured(workspace: Workspace, crosscoder: str | None, activations: str | None, *, what: str) -> Measured:

@@ -30,7 +30,7 @@ from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.splice import inlier_means, stored_gap
 from modeldiff.features.windows import Window, sample_windows
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.harvested import Harvested, harvested
+from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.residual import verify_hook
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import Block
@@ -77,8 +77,7 @@ def run(settings: ImpactSettings, workspace: Workspace, *, name: str | None = No
     measured = open_measured(workspace, settings.crosscoder, settings.activations, what=KIND)
     store, source, activations = measured.store, measured.source, measured.activations
     stitch = find_stitch(workspace, activations.as_input(), settings.stitch)
-    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
-    targets = {side: harvested(side, store.info.sides[side], activations.ref, paths[side]) for side in SIDES}
+    targets = measured.models(settings.model_path_a, settings.model_path_b)
     windows = sample_windows(store, settings.pairs)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)

@@ -28,7 +28,7 @@ from modeldiff.judge.base import Judge
 from modeldiff.judge.opening import open_judge
 from modeldiff.judge.questions import WORDING
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.harvested import Harvested, harvested
+from modeldiff.lm.harvested import Harvested
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.plan import SIDES
 
@@ -72,8 +72,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
     stitch = load_stitch(stitch_artifact)
     subjects = find_subjects(settings, measured.crosscoder, features, stitch)
     store = measured.store
-    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
-    targets = {side: harvested(side, store.info.sides[side], activations.ref, paths[side]) for side in SIDES}
+    targets = measured.models(settings.model_path_a, settings.model_path_b)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     by_effect = settings.judge == "effect"
