@@ -182,7 +182,7 @@ def test_a_slow_judge_is_given_up_and_asked_again(stitched: Made) -> None:
         return Reply(hang=True) if before == 1 else rating()(request, before)
 
     with serving(slow) as server:
-        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_timeout=0.15)
+        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_timeout=0.5)
         (row,) = rows_of(run(settings, stitched.workspace))
     assert row.score == 4
 
