@@ -2,10 +2,14 @@
 
 import os
 
+import torch
 from hypothesis import HealthCheck, settings
 
 # No test may depend on a hub being there.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Matrices are tiny here: more than one thread only costs time, most of all where others compute on the same machine.
+torch.set_num_threads(1)
 
 # No deadlines: how long an example takes says more about the machine than about the code. Derandomised: a run of CI
 # tells about the change and not about luck; without CI set, new examples are tried every time.

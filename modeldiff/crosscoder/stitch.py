@@ -26,7 +26,7 @@ from modeldiff.crosscoder.map_quality import Prediction, measure, norm_limits
 from modeldiff.crosscoder.saving import read_tensors
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.settings import check_fields
-from modeldiff.workspace import Artifact
+from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import read_json
 
@@ -152,6 +152,30 @@ def map_predictions(a_to_b: LinearMap, b_to_a: LinearMap) -> list[Prediction]:
 def number_or_none(value: float) -> float | None:
     """JSON has no NaN."""
     return float(value) if np.isfinite(value) else None
+
+
+def find_stitch(workspace: Workspace, activations: Input, ref: str | None, *, of_others: bool = False) -> Artifact:
+    """The stitch called `ref`; without it the latest of these activations.
+
+    Args:
+        of_others: one that is named may be of other activations; the caller checks that it fits.
+
+    Raises:
+        InputError: there is none, or the one named is of other activations.
+    """
+    command = f"`modeldiff features stitch --activations {activations.label}`"
+    if ref is not None:
+        named = workspace.find("stitch", ref)
+        fitted_on = named.manifest.inputs["activations"]
+        if not of_others and fitted_on.digest != activations.digest:
+            raise InputError(
+                f"{named.ref} is of {fitted_on.label}, not of {activations.label}: leave out --stitch, or run {command}"
+            )
+        return named
+    for stitch in reversed(workspace.artifacts("stitch")):
+        if stitch.manifest.inputs["activations"].digest == activations.digest:
+            return stitch
+    raise InputError(f"no stitch of {activations.label} yet, by which directions are moved: run {command} first")
 
 
 def load_stitch(source: Artifact | Path, *, device: str | torch.device = "cpu") -> Stitch:

@@ -27,10 +27,9 @@ from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.splice import SCOPES, VARIANTS, Losses, inlier_means, measure, stored_gap
 from modeldiff.features.windows import Window, sample_windows
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.harvested import Harvested, harvested
+from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.residual import verify_hook
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.plan import SIDES
 
 KIND = "evaluation"
 SCHEMA = 1
@@ -50,8 +49,7 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = 
     measured = open_measured(workspace, settings.crosscoder, settings.activations, what="evaluation")
     crosscoder, store = measured.crosscoder, measured.store
     source, activations, inputs = measured.source, measured.activations, measured.inputs
-    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
-    targets = {side: harvested(side, store.info.sides[side], activations.ref, paths[side]) for side in SIDES}
+    targets = measured.models(settings.model_path_a, settings.model_path_b)
     windows = sample_windows(store, settings.pairs)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.errors import InputError
+from modeldiff.lm.harvested import Harvested, harvested
 from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.plan import SIDES
 
 # Paper B.1.4.
 PAPER_OUTLIER_FACTOR = 2.0
@@ -28,6 +30,19 @@ class Measured:
     def inputs(self) -> dict[str, Input]:
         """For the fingerprint."""
         return {"crosscoder": self.source.as_input(), "activations": self.activations.as_input()}
+
+    def models(self, path_a: str | None, path_b: str | None) -> dict[str, Harvested]:
+        """Both models by side, not loaded yet.
+
+        Args:
+            path_a, path_b: where they are now; None: where they were harvested from.
+
+        Raises:
+            InputError: one is not known.
+        """
+        sides = self.store.info.sides
+        paths = {"a": path_a, "b": path_b}
+        return {side: harvested(side, sides[side], self.activations.ref, paths[side]) for side in SIDES}
 
 
 def open_measured(workspace: Workspace, crosscoder: str | None, activations: str | None, *, what: str) -> Measured:
@@ -71,27 +86,6 @@ def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None
     if ref is not None:
         return workspace.find("activations", ref)
     return workspace.source_of(crosscoder, "activations")
-
-
-def find_stitch(workspace: Workspace, activations: Artifact, ref: str | None) -> Artifact:
-    """The stitch called `ref`; without it the latest of these activations.
-
-    Raises:
-        InputError: there is none, or it belongs to other activations.
-    """
-    command = f"modeldiff features stitch --activations {activations.ref}"
-    if ref is not None:
-        found = workspace.find("stitch", ref)
-        if found.manifest.inputs["activations"].digest != activations.manifest.digest:
-            raise InputError(
-                f"{found.ref} was fitted on {found.manifest.inputs['activations'].label}, but the features were "
-                f"measured on {activations.ref}: leave out --stitch, or run `{command}`"
-            )
-        return found
-    for found in reversed(workspace.artifacts("stitch")):
-        if found.manifest.inputs["activations"].digest == activations.manifest.digest:
-            return found
-    raise InputError(f"no stitch of {activations.ref} yet, by which directions are moved: run `{command}` first")
 
 
 def outlier_factor_of(crosscoder: Artifact, asked: float | None) -> float:

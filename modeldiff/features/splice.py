@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from modeldiff.console import progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.features.codes import Encoder, block_rows
-from modeldiff.features.windows import Window, batches
+from modeldiff.features.windows import Window, padded_windows
+from modeldiff.lm.batches import batches, chunks, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.replace import replace_in_residual
 from modeldiff.lm.residual import residual_after
@@ -33,12 +34,8 @@ VARIANTS = ("clean", "stored", "crosscoder", "shared_only", "mean", "zero")
 # Where losses are taken: at every prediction, or only at those made from a replaced token.
 SCOPES = ("all", "replaced")
 
-# As many padded tokens as the harvest's batches, but the logits of a batch, of which two sets are in memory, have at
-# most 2^28 values (1 GiB in float32) each.
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
+# Two sets of a batch's logits are in memory, each of at most 2^28 values (1 GiB in float32).
 _LOGIT_VALUES = 1 << 28
-# Logits turned into log-probabilities at once: 256 MiB in float32.
-_CHUNK_VALUES = 1 << 26
 # The model is compared with the store on this many windows before it is measured.
 _CHECKED_WINDOWS = 8
 # Measured on the bundled pair: 0.002 for activations stored in bfloat16, 0.007 when the model too runs in bfloat16 in
@@ -66,10 +63,8 @@ def next_token_losses(
     Args:
         at_P: sequence and token of each prediction; next_P: the token that follows.
     """
-    rows = max(1, _CHUNK_VALUES // logits_BTV.shape[-1])
     loss_P, kl_P = np.empty(len(next_P)), np.empty(len(next_P))
-    for start in range(0, len(next_P), rows):
-        part = slice(start, start + rows)
+    for part in chunks(len(next_P), logits_BTV.shape[-1]):
         place = (at_P[0][part], at_P[1][part])
         log_PV = logits_BTV[place].float().log_softmax(dim=-1)
         clean_PV = clean_BTV[place].float().log_softmax(dim=-1)
@@ -99,12 +94,11 @@ def stored_gap(
     Raises:
         InputError: it is more than rounding, so this is not what was harvested; or the model lacks a token.
     """
-    vocabulary: int = lm.model.config.get_text_config(decoder=True).vocab_size
     largest = max(int(window.ids[side].max()) for window in windows)
-    if largest >= vocabulary:
+    if largest >= lm.vocabulary:
         raise InputError(
             f"{encoder.store.artifact.ref} has token {largest} on side {side.upper()}, but model {lm.name} has only "
-            f"{vocabulary} tokens: give the harvested model with --model-path-{side}"
+            f"{lm.vocabulary} tokens: give the harvested model with --model-path-{side}"
         )
     squares = spread = norms = 0.0
     step = max(1, len(windows) // _CHECKED_WINDOWS)
@@ -143,8 +137,7 @@ def measure(
         MachineError: a batch does not fit into memory.
         InputError: a window is too long for the model.
     """
-    vocabulary: int = lm.model.config.get_text_config(decoder=True).vocab_size
-    budget = batch_tokens or min(_BATCH_TOKENS.get(lm.device.type, _BATCH_TOKENS["cpu"]), _LOGIT_VALUES // vocabulary)
+    budget = batch_tokens or token_budget(lm, logit_values=_LOGIT_VALUES)
     shape = (len(windows), len(VARIANTS), len(SCOPES))
     losses = Losses(np.zeros(shape), np.zeros(shape), np.zeros((len(windows), len(SCOPES)), np.int64))
     with progress(f"evaluate {side.upper()}", sum(len(w.rows) for w in windows), "pairs") as bar:
@@ -172,10 +165,8 @@ def _measure_batch(
     numbers_B: NDArray[np.int64],
 ) -> None:
     """Write the sums of these windows, which are number `numbers_B` of all, into `losses`."""
-    lengths_B = torch.tensor([len(window.ids[side]) for window in windows])
-    lm.check_length(int(lengths_B.max()))
-    ids_BT = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w.ids[side]) for w in windows], batch_first=True)
-    mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
+    ids_BT, mask_BT = padded_windows(windows, side)
+    lm.check_length(ids_BT.shape[1])
     sequence_R, position_R, values = _replacements(side, encoder, windows, mean_D)
     is_replaced_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     is_replaced_BT[sequence_R, position_R] = True
@@ -199,9 +190,7 @@ def _measure_batch(
             else replace_in_residual(lm, layer, sequence_R, position_R, values[variant])
         )
         with replaced:
-            logits_BTV = lm.model(
-                input_ids=ids_BT.to(lm.device), attention_mask=mask_BT.to(lm.device), use_cache=False
-            ).logits
+            logits_BTV = lm.logits(ids_BT, mask_BT)
         if variant == "clean":
             clean_BTV = logits_BTV
         loss_P, kl_P = next_token_losses(logits_BTV, clean_BTV, at_P, next_P)

@@ -1,21 +1,24 @@
-"""Windows of text as both models read them, with the rows of their pairs: a sample of them, and batches.
+"""Windows of text as both models read them, with the rows of their pairs: a sample of them, padded for a model.
 
 A harvest never splits a window over two shards, so a document of a shard's plan is a whole window.
 
-Legend: T tokens of a window, R pairs of a window.
+Legend: T tokens of a window, R pairs of a window, B windows of a batch.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
 from modeldiff.features.codes import spread
+from modeldiff.lm.batches import padded
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.plan import SIDES, ShardPlan
 
@@ -52,14 +55,9 @@ def sample_windows(store: ActivationStore, pairs: int) -> list[Window]:
     return windows
 
 
-def batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Numbers of the windows, by length and grouped: a padded batch has at most `budget` tokens, or one window."""
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if not found or (len(found[-1]) + 1) * lengths[i] > budget:
-            found.append([])
-        found[-1].append(i)
-    return found
+def padded_windows(windows: Sequence[Window], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids_BT, mask_BT) for the model of a side, padded on the right."""
+    return padded([torch.from_numpy(window.ids[side]) for window in windows])
 
 
 def spread_shards(shards: list[int], pairs: int) -> list[int]:

@@ -20,16 +20,13 @@ import torch
 from modeldiff.console import Progress, progress
 from modeldiff.errors import MachineError
 from modeldiff.harvest.statistics import save_shard_statistics
+from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.load import LanguageModel
 from modeldiff.lm.residual import residual_after, verify_hook
 from modeldiff.workspace.activations import DATASET, plan_name, rows_name
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
 from modeldiff.workspace.plan import ShardPlan, read_plan
 from modeldiff.workspace.stage import Work
-
-# Padded tokens per batch: on a CPU the cache decides (measured best for small models), on a GPU large batches keep it
-# busy.
-DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,11 @@ def capture_shard(
     # What stands after the last token of a pair cannot change it (attention is causal), so it is not read.
     lengths = [int(pairs.token[side][first_row[i] : first_row[i + 1]].max()) + 1 for i in range(len(plan.documents))]
     read = 0
-    budget = capture.batch_tokens or DEFAULT_BATCH_TOKENS.get(lm.device.type, DEFAULT_BATCH_TOKENS["cpu"])
+    budget = capture.batch_tokens or token_budget(lm)
     for batch in batches(lengths, budget):
         length = max(lengths[i] for i in batch)
-        ids_BT = torch.zeros((len(batch), length), dtype=torch.long)
-        mask_BT = torch.zeros((len(batch), length), dtype=torch.long)
-        for place, i in enumerate(batch):
-            ids = plan.documents[i].tokens[side].ids[: lengths[i]]
-            ids_BT[place, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-            mask_BT[place, : len(ids)] = 1
+        ids = [plan.documents[i].tokens[side].ids[: lengths[i]].astype(np.int64) for i in batch]
+        ids_BT, mask_BT = padded([torch.from_numpy(ids_T) for ids_T in ids])
         rows = np.concatenate([np.arange(first_row[i], first_row[i + 1]) for i in batch])
         place_of = np.repeat(np.arange(len(batch)), [first_row[i + 1] - first_row[i] for i in batch])
         flat = torch.from_numpy(place_of * length + pairs.token[side][rows])
@@ -100,16 +93,6 @@ def capture_shard(
         if bar:
             bar.advance(len(rows))
     return x_ND, read
-
-
-def batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Documents sorted by length and grouped: a padded batch has at most `budget` tokens, or one document."""
-    found: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if not found or (len(found[-1]) + 1) * lengths[i] > budget:
-            found.append([])
-        found[-1].append(i)
-    return found
 
 
 def _forward(

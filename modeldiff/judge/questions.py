@@ -134,7 +134,7 @@ class Explanation:
 
 
 _RATING_LINE = re.compile(
-    r"[\W_]*rating[\s*_`]*[:=][\s*_`\[(]*([1-5])(?:\s*/\s*5|\s+out\s+of\s+5)?[\s*_`\])]*\.?[\s*_`]*", re.IGNORECASE
+    r"[\W_]*rating[\s*_`]*[:=][\s*_`\[(]*([1-5])(?:\s*/\s*5|\s+out\s+of\s+5)?[\s*_`\])]*\.?", re.IGNORECASE
 )
 
 
@@ -201,12 +201,7 @@ def read_rating(answer: str) -> int | None:
     if bare := re.fullmatch(r"[\s*_`]*([1-5])[\s*_`.]*", answer):
         return int(bare[1])
     lines = [line for line in answer.splitlines() if re.match(r"[\W_]*rating\b", line, re.IGNORECASE)]
-    found = [
-        re.fullmatch(
-            r"[\W_]*rating[\s*_`]*[:=][\s*_`\[(]*([1-5])(?:\s*/\s*5|\s+out\s+of\s+5)?[\s*_`\])]*\.?", line, re.I
-        )
-        for line in lines
-    ]
+    found = [_RATING_LINE.fullmatch(line) for line in lines]
     ratings = {one[1] if one else None for one in found}
     (rating,) = ratings if len(ratings) == 1 else (None,)
     return int(rating) if rating else None

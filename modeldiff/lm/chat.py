@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import transformers
@@ -43,6 +43,11 @@ def open_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str, syst
     """
     before = [{"role": "system", "content": system}] if system else []
     return _render(tokenizer, [*before, {"role": "user", "content": prompt}], answer=True)
+
+
+def uses_chat(tokenizer: transformers.PreTrainedTokenizerBase, chat: Literal["auto", "yes", "no"]) -> bool:
+    """Whether prompts are put to a model as a user's messages; auto: if its tokenizer has a template for them."""
+    return chat == "yes" or (chat == "auto" and bool(tokenizer.chat_template))
 
 
 def _check_messages(messages: list[dict[str, Any]]) -> None:

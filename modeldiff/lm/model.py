@@ -15,8 +15,9 @@ class LanguageModel:
     """A causal language model, frozen and in evaluation mode.
 
     model: the transformers causal LM; body: the same without the head that makes logits; tokenizer; blocks: the
-    decoder blocks in order; n_layers; width: of the residual stream (D); max_positions: the longest sequence its
-    configuration allows, or None; device; dtype: of the weights; ref: where it came from.
+    decoder blocks in order; n_layers; width: of the residual stream (D); vocabulary: number of tokens (V);
+    max_positions: the longest sequence its configuration allows, or None; device; dtype: of the weights; ref: where it
+    came from.
     Raises InputError when the blocks cannot be found (`find_blocks`).
     """
 
@@ -34,6 +35,7 @@ class LanguageModel:
         self.n_layers = len(self.blocks)
         config = model.config.get_text_config(decoder=True)
         self.width: int = config.hidden_size
+        self.vocabulary: int = config.vocab_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
 
     @property
@@ -52,6 +54,18 @@ class LanguageModel:
     def default_layer(self) -> int:
         """The middle block: the paper reads "middle layers" (paper §2.6)."""
         return self.n_layers // 2
+
+    def logits(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """What it predicts at every token, (B, T, V), in its dtype and on its device. Whether autograd watches is for
+        the caller to say.
+
+        Args:
+            ids_BT: int64 token ids, padded on the right with any valid id; mask_BT: 1 at tokens, 0 at padding.
+        """
+        made: torch.Tensor = self.model(
+            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
+        ).logits
+        return made
 
     def check_layer(self, layer: int) -> None:
         """Raise InputError unless `layer` is the index of a block, counted from 0."""

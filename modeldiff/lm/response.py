@@ -14,6 +14,7 @@ from torch import Tensor
 
 from modeldiff.console import Progress
 from modeldiff.errors import InputError
+from modeldiff.lm.batches import padded
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after
 
@@ -68,11 +69,11 @@ def mean_log_probs(
     """
     mean_N = torch.empty(len(responses))
     for rows, ids_BT, mask_BT, said_BT in _batches(lm, responses, batch_size):
-        ids_BT, mask_BT, said_BT = (one.to(lm.device) for one in (ids_BT, mask_BT, said_BT))
+        next_BT, said_BT = ids_BT[:, 1:].to(lm.device), said_BT[:, 1:].to(lm.device)
         with torch.inference_mode():
-            logits_BTV = lm.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, :-1]
+            logits_BTV = lm.logits(ids_BT, mask_BT)[:, :-1]
             # One response at a time: vocabularies are large, and float32 takes twice the room.
-            for row, logits_TV, next_T, said_T in zip(rows, logits_BTV, ids_BT[:, 1:], said_BT[:, 1:], strict=True):
+            for row, logits_TV, next_T, said_T in zip(rows, logits_BTV, next_BT, said_BT, strict=True):
                 log_prob_TV = logits_TV[said_T].float().log_softmax(dim=-1)
                 mean_N[row] = log_prob_TV.gather(1, next_T[said_T][:, None]).mean()
         if bar:
@@ -92,13 +93,8 @@ def _batches(
     order = sorted(range(len(responses)), key=length)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        longest = max(map(length, rows))
-        ids_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask_BT = torch.zeros(len(rows), longest, dtype=torch.int64)
-        said_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for at, row in enumerate(rows):
-            one, total = responses[row], length(row)
-            ids_BT[at, :total] = torch.tensor(one.prompt_ids + one.ids)
-            mask_BT[at, :total] = 1
-            said_BT[at, len(one.prompt_ids) : total] = True
+        ids_BT, mask_BT = padded([torch.tensor(responses[row].prompt_ids + responses[row].ids) for row in rows])
+        said_BT = mask_BT.bool()
+        for said_T, row in zip(said_BT, rows, strict=True):
+            said_T[: len(responses[row].prompt_ids)] = False
         yield rows, ids_BT, mask_BT, said_BT

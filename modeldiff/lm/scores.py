@@ -15,11 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from modeldiff.errors import InputError
+from modeldiff.lm.batches import chunks
 from modeldiff.lm.blocks import hidden_of
 from modeldiff.lm.model import LanguageModel
-
-# Probabilities summed up at once: 256 MiB in float32.
-_CHUNK_VALUES = 1 << 26
 
 
 def sampled_scores(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tensor, uniform_SBT: Tensor) -> Tensor:
@@ -43,7 +41,7 @@ def sampled_scores(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
     handle = lm.blocks[layer].register_forward_hook(cut)
     try:
         with torch.enable_grad():
-            logits_BTV = lm.model(input_ids=ids_BT.to(lm.device), attention_mask=mask_BT, use_cache=False).logits
+            logits_BTV = lm.logits(ids_BT, mask_BT)
     finally:
         handle.remove()
     if len(leaves) != 1:
@@ -70,11 +68,10 @@ def _draw(probability_BTV: Tensor, uniform_SBT: Tensor) -> Tensor:
     """Token ids (S, B, T): the first at which the summed probabilities reach the number given."""
     probability_PV = probability_BTV.flatten(0, 1)
     uniform_PS = uniform_SBT.flatten(1).T.to(probability_PV.dtype)
-    rows = max(1, _CHUNK_VALUES // probability_PV.shape[-1])
     drawn = []
-    for start in range(0, len(probability_PV), rows):
-        summed_PV = probability_PV[start : start + rows].cumsum(dim=-1)
+    for part in chunks(*probability_PV.shape):
+        summed_PV = probability_PV[part].cumsum(dim=-1)
         # Times the sum of all, which rounding leaves a little beside 1: a token of no probability is never drawn.
-        wanted_PS = (uniform_PS[start : start + rows] * summed_PV[:, -1:]).contiguous()
+        wanted_PS = (uniform_PS[part] * summed_PV[:, -1:]).contiguous()
         drawn.append(torch.searchsorted(summed_PV, wanted_PS))
     return torch.cat(drawn).T.reshape(uniform_SBT.shape)

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from modeldiff.lm.batches import chunks, padded
 from modeldiff.lm.generate import Generated
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual
 
 # Two sets of a batch's logits are in memory, each of at most 2^27 values (512 MiB in float32) unless one text has more.
 _LOGIT_VALUES = 1 << 27
-# Logits turned into log-probabilities at once: 256 MiB in float32.
-_CHUNK_VALUES = 1 << 26
 
 
 def surprisal(lm: LanguageModel, texts: Sequence[Generated]) -> list[list[float]]:
@@ -34,7 +33,7 @@ def surprisal(lm: LanguageModel, texts: Sequence[Generated]) -> list[list[float]
         nats_P = torch.cat(
             [
                 -logits_PV[part].float().log_softmax(dim=-1).gather(1, next_P[part, None])[:, 0]
-                for part in _parts(logits_PV)
+                for part in chunks(*logits_PV.shape)
             ]
         )
         found += _by_text(nats_P, batch)
@@ -66,15 +65,10 @@ def divergence(
 def _kl(steered_PV: torch.Tensor, plain_PV: torch.Tensor) -> torch.Tensor:
     """(P,) KL(steered || plain)."""
     kl = []
-    for part in _parts(plain_PV):
+    for part in chunks(*plain_PV.shape):
         log_s_PV, log_p_PV = (logits[part].float().log_softmax(dim=-1) for logits in (steered_PV, plain_PV))
         kl.append((log_s_PV.exp() * (log_s_PV - log_p_PV)).sum(dim=-1))
     return torch.cat(kl)
-
-
-def _parts(logits_PV: torch.Tensor) -> Iterator[slice]:
-    rows = max(1, _CHUNK_VALUES // logits_PV.shape[1])
-    return (slice(start, start + rows) for start in range(0, len(logits_PV), rows))
 
 
 @torch.inference_mode()
@@ -82,10 +76,9 @@ def _predictions(lm: LanguageModel, batch: Sequence[Generated]) -> torch.Tensor:
     """The logits (P, V) that predict the continuations' tokens, text after text."""
     # Nothing is predicted from the last token.
     rows = [torch.tensor((one.prompt_ids + one.new_ids)[:-1]) for one in batch]
-    ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    ids_BT, mask_BT = padded(rows)
     lm.check_length(ids_BT.shape[1])
-    logits_BTV = lm.model(input_ids=ids_BT.to(lm.device), attention_mask=mask_BT.to(lm.device), use_cache=False).logits
+    logits_BTV = lm.logits(ids_BT, mask_BT)
     # A copy: views would keep the logits of the prompts in memory.
     return torch.cat(
         [
@@ -97,12 +90,11 @@ def _predictions(lm: LanguageModel, batch: Sequence[Generated]) -> torch.Tensor:
 
 def _batches(lm: LanguageModel, texts: Sequence[Generated]) -> Iterator[list[Generated]]:
     """The texts in their order, as many at a time as the logits' budget allows."""
-    vocabulary: int = lm.model.config.get_text_config(decoder=True).vocab_size
     batch: list[Generated] = []
     longest = 0
     for one in texts:
         longest = max(longest, len(one.prompt_ids) + len(one.new_ids))
-        if batch and (len(batch) + 1) * longest * vocabulary > _LOGIT_VALUES:
+        if batch and (len(batch) + 1) * longest * lm.vocabulary > _LOGIT_VALUES:
             yield batch
             batch, longest = [], len(one.prompt_ids) + len(one.new_ids)
         batch.append(one)

@@ -16,7 +16,7 @@ from modeldiff.crosscoder.stitch import Stitch, load_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.harvested import Harvested
 from modeldiff.steer.settings import SteerSettings
-from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace import Artifact
 
 
 @dataclass(frozen=True)
@@ -66,25 +66,6 @@ class Push:
             "unit_norm": float(self.unit_D.norm()),
             "unit_norm_in_medians": self.in_medians,
         }
-
-
-def find_stitch(workspace: Workspace, crosscoder: Artifact, ref: str | None) -> Artifact:
-    """The stitch of the activations that a crosscoder was trained on: the one named, or the latest.
-
-    Raises:
-        InputError: there is none, or the one named is of other activations.
-    """
-    activations = crosscoder.manifest.inputs["activations"]
-    command = f"`modeldiff features stitch --activations {activations.label}`"
-    if ref is not None:
-        named = workspace.find("stitch", ref)
-        if named.manifest.inputs["activations"].digest != activations.digest:
-            raise InputError(f"{named.ref} is not of {activations.label}, as {crosscoder.ref} is: run {command}")
-        return named
-    for stitch in reversed(workspace.artifacts("stitch")):
-        if stitch.manifest.inputs["activations"].digest == activations.digest:
-            return stitch
-    raise InputError(f"no stitch of {activations.label} yet, to move the direction with: run {command} first")
 
 
 def uses_stitch(settings: SteerSettings, partition: str) -> bool:

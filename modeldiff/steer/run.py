@@ -21,11 +21,13 @@ import torch
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.direction import Direction, direction_of
+from modeldiff.crosscoder.stitch import find_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested, harvested, side_info
 from modeldiff.steer.figure import dose_figure
-from modeldiff.steer.push import Push, find_stitch, other_push, uses_stitch
+from modeldiff.steer.inputs import find_features
+from modeldiff.steer.push import Push, other_push, uses_stitch
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.steer.summary import COHERENT_RATIO, COHERENT_REPETITION, coherent_range, dose_rows
 from modeldiff.steer.sweep import pushes, sweep
@@ -49,7 +51,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
         InputError: no such feature, the model does not have it, it never fires, no model is known, no stitch, or no
             prompt.
     """
-    features = find_features(workspace, settings)
+    features = find_features(workspace, settings.crosscoder, settings.features)
     source = workspace.source_of(features, "crosscoder")
     side = settings.model.lower()
     crosscoder = load(source)
@@ -60,7 +62,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     if settings.both:
         (other,) = (one for one in SIDES if one != side)
         moved = uses_stitch(settings, direction.partition)
-        stitch = find_stitch(workspace, source, settings.stitch) if moved else None
+        stitch = find_stitch(workspace, source.manifest.inputs["activations"], settings.stitch) if moved else None
         other_target = _target(features, other, settings.other_model_path, "--other-model-path")
         sides.append(other_push(settings, other_target, direction, crosscoder, features, stitch))
     device = resolve_device(settings.device)
@@ -87,27 +89,6 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     if settings.temperature > 0:
         resolved["batch"] = settings.batch
     return produce(workspace, Order("steering", settings, inputs, SCHEMA, resolved), build, name=name, force=force)
-
-
-def find_features(workspace: Workspace, settings: SteerSettings) -> Artifact:
-    """The features artifact that a feature's number refers to.
-
-    Raises:
-        InputError: there is none, or the one named was made from another crosscoder than the one named.
-    """
-    if settings.crosscoder is None:
-        return workspace.find("features", settings.features)
-    source = workspace.find("crosscoder", settings.crosscoder)
-    if settings.features is not None:
-        features = workspace.find("features", settings.features)
-        if features.manifest.inputs["crosscoder"].digest != source.manifest.digest:
-            made_from = features.manifest.inputs["crosscoder"].label
-            raise InputError(f"{features.ref} was made from {made_from}, not from {source.ref}: leave out one of them")
-        return features
-    for features in reversed(workspace.artifacts("features")):
-        if features.manifest.inputs["crosscoder"].digest == source.manifest.digest:
-            return features
-    raise InputError(f"no features of {source.ref} yet: run `modeldiff features --crosscoder {source.ref}` first")
 
 
 def read_prompts(settings: SteerSettings) -> tuple[str, ...]:

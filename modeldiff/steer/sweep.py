@@ -14,7 +14,7 @@ import torch
 
 from modeldiff.console import Progress
 from modeldiff.errors import MachineError
-from modeldiff.lm.chat import open_chat
+from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import Generated
 from modeldiff.lm.model import LanguageModel
 from modeldiff.steer.effect import divergence, surprisal
@@ -63,7 +63,7 @@ def sweep(
     bar.advance(len(wanted) - sum(len(wanted[start : start + step]) for _, start in missing))
     if missing:
         lm = push.target.open(device, dtype)
-        chat = settings.chat == "yes" or (settings.chat == "auto" and bool(lm.tokenizer.chat_template))
+        chat = uses_chat(lm.tokenizer, settings.chat)
         write_json(chat_path, {"chat": chat})
         rendered = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in prompts]
         vectors_SD = _vectors(settings, push, wanted)

@@ -31,12 +31,13 @@ from torch import Tensor
 from modeldiff.console import progress
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError
+from modeldiff.lm.chat import uses_chat
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.generate import generate
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual
-from modeldiff.steer.transfer_contrast import Contrast, make_contrast, render, uses_chat
+from modeldiff.steer.transfer_contrast import Contrast, make_contrast, render
 from modeldiff.steer.transfer_effect import OWN, RANDOM_IN_TARGET, effects, report
 from modeldiff.steer.transfer_inputs import TransferInputs, find_inputs
 from modeldiff.steer.transfer_prompts import Prompt, PromptPair, read_prompt_pair
@@ -201,7 +202,7 @@ class _Transfer:
     def _generate(self, lm: LanguageModel, layer: int, directions: dict[str, Tensor]) -> None:
         """Continuations of --prompt, unsteered and by every direction and strength."""
         settings = self.settings
-        chat = uses_chat(lm, settings)
+        chat = uses_chat(lm.tokenizer, settings.chat)
         rendered = [render(lm, Prompt(prompt), chat) for prompt in settings.prompt]
         strengths = list(dict.fromkeys(settings.strength))
         jobs: list[tuple[str, int, float, Tensor | None]] = [(UNSTEERED, 0, 0.0, None)]

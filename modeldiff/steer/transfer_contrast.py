@@ -18,7 +18,7 @@ from torch import Tensor
 
 from modeldiff.console import progress
 from modeldiff.errors import InputError
-from modeldiff.lm.chat import open_chat
+from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.response import Response, mean_residuals
@@ -110,7 +110,7 @@ def answer(
     lm: LanguageModel, prompts: Sequence[Prompt], settings: TransferSettings
 ) -> tuple[list[Response | None], list[str]]:
     """The response to each prompt, as given or as the model makes it, without the token that ends it."""
-    chat = uses_chat(lm, settings)
+    chat = uses_chat(lm.tokenizer, settings.chat)
     rendered = [render(lm, one, chat) for one in prompts]
     answers: list[Response | None] = [None] * len(prompts)
     texts = [one.response or "" for one in prompts]
@@ -136,11 +136,6 @@ def answer(
             answers[index] = Response(one_made.prompt_ids, ids) if ids else None
             texts[index] = one_made.text
     return answers, texts
-
-
-def uses_chat(lm: LanguageModel, settings: TransferSettings) -> bool:
-    """Whether prompts are put to this model as a user's messages."""
-    return settings.chat == "yes" or (settings.chat == "auto" and bool(lm.tokenizer.chat_template))
 
 
 def render(lm: LanguageModel, prompt: Prompt, chat: bool) -> str:

@@ -10,9 +10,10 @@ from safetensors.numpy import load_file
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.crosscoder.direction import STATISTICS_NAME
-from modeldiff.crosscoder.stitch import Stitch, load_stitch
+from modeldiff.crosscoder.stitch import Stitch, find_stitch, load_stitch
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.lm.harvested import Harvested, harvested, side_info
+from modeldiff.steer.inputs import find_features
 from modeldiff.steer.transfer_settings import TransferSettings
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.activations import SideInfo
@@ -47,7 +48,7 @@ def find_inputs(settings: TransferSettings, workspace: Workspace) -> TransferInp
             crosscoder has no shared features.
         DamagedError: a file of theirs is damaged.
     """
-    features = _features(settings, workspace)
+    features = find_features(workspace, settings.crosscoder, settings.features)
     source = workspace.source_of(features, "crosscoder")
     dictionary = load(source)
     if not dictionary.sizes["shared"]:
@@ -59,50 +60,23 @@ def find_inputs(settings: TransferSettings, workspace: Workspace) -> TransferInp
         )
     sides = read_json(features.file("features.json"))["sides"]
     info = {side: side_info(sides[side]) for side in ("a", "b")}
-    stitch = _stitch(settings, workspace, features, info)
+    stitch = find_stitch(workspace, features.manifest.inputs["activations"], settings.stitch, of_others=True)
+    maps = load_stitch(stitch)
+    _check_fit(stitch, maps, features, info)
     if settings.features is None:
         say(f"shared features of {source.ref}, as measured in {features.ref}; maps of {stitch.ref}")
-    return TransferInputs(features, source, stitch, dictionary, load_stitch(stitch), count_F > 0, info)
+    return TransferInputs(features, source, stitch, dictionary, maps, count_F > 0, info)
 
 
-def _features(settings: TransferSettings, workspace: Workspace) -> Artifact:
-    if settings.crosscoder is None:
-        return workspace.find("features", settings.features)
-    source = workspace.find("crosscoder", settings.crosscoder)
-    if settings.features is not None:
-        features = workspace.find("features", settings.features)
-        if features.manifest.inputs["crosscoder"].digest != source.manifest.digest:
-            made_from = features.manifest.inputs["crosscoder"].label
-            raise InputError(f"{features.ref} was made from {made_from}, not from {source.ref}: leave out one of them")
-        return features
-    for features in reversed(workspace.artifacts("features")):
-        if features.manifest.inputs["crosscoder"].digest == source.manifest.digest:
-            return features
-    raise InputError(f"no features of {source.ref} yet: run `modeldiff features --crosscoder {source.ref}` first")
-
-
-def _stitch(
-    settings: TransferSettings, workspace: Workspace, features: Artifact, info: dict[str, SideInfo]
-) -> Artifact:
-    """The stitch that was asked for, or the newest of the features' own activations."""
-    activations = features.manifest.inputs["activations"]
-    if settings.stitch is None:
-        for stitch in reversed(workspace.artifacts("stitch")):
-            if stitch.manifest.inputs["activations"].digest == activations.digest:
-                return stitch
-        raise InputError(
-            f"no stitch of {activations.label} yet: run `modeldiff features stitch --activations {activations.label}` "
-            "first"
-        )
-    stitch = workspace.find("stitch", settings.stitch)
-    sides = read_json(stitch.file("stitch.json"))["sides"]
+def _check_fit(stitch: Artifact, maps: Stitch, features: Artifact, info: dict[str, SideInfo]) -> None:
+    """A stitch of other activations will do, if they are of the same layers."""
     for side, mine in info.items():
-        theirs = side_info(sides[side])
+        theirs = side_info(maps.info["sides"][side])
         for what in ("width", "layer"):
             wanted, found = getattr(mine, what), getattr(theirs, what)
             if wanted != found and None not in (wanted, found):
                 raise InputError(
                     f"{stitch.ref} maps activations of {what} {found} of model {side.upper()}, {features.ref} has "
-                    f"{what} {wanted}: run `modeldiff features stitch --activations {activations.label}`"
+                    f"{what} {wanted}: run `modeldiff features stitch --activations "
+                    f"{features.manifest.inputs['activations'].label}`"
                 )
-    return stitch

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from modeldiff.cli.main import run
-from modeldiff.workspace import Workspace
-from tests.features.score.made import LOUD, WIDTH, Made, make, publish_stitch, save_loud
-from tests.harvest.conftest import make_texts
+from tests.features.made_pair import LOUD, WIDTH, Made, make_pair, publish_stitch
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("pair")
-    (folder / "texts.txt").write_text("\n\n".join(make_texts()), encoding="utf-8")
-    model = save_loud(folder / "model", make_texts())
-    return make(folder / "ws", {"a": model, "b": model}, folder / "texts.txt")
+    return make_pair(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture
 def pair(made: Made, tmp_path: Path) -> Made:
-    shutil.copytree(made.workspace.folder, tmp_path / "ws")
-    workspace = Workspace(tmp_path / "ws")
-    return Made(workspace, workspace.find("activations"), workspace.find("features"))
+    return made.copy(tmp_path / "ws")
 
 
 def call(pair: Made, *args: str) -> int:

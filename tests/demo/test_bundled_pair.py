@@ -19,14 +19,11 @@ N_PROMPTS = 6
 def pair():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     loaded = {}
     for side, folder in (("A", MODEL_A), ("B", MODEL_B)):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         loaded[side] = (model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    yield loaded
-    torch.set_num_threads(threads)
+    return loaded
 
 
 def test_package_data_is_at_most_15_megabytes():

@@ -1,4 +1,4 @@
-"""What of the evaluation needs no model: batches of windows, figures out of sums, settings."""
+"""What of the evaluation needs no model: figures out of sums, settings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ import pytest
 from modeldiff.errors import InputError
 from modeldiff.features.evaluate import loss_recovered, mean_and_error
 from modeldiff.features.evaluate_settings import EvaluateSettings
-from modeldiff.features.windows import batches
-
-
-def test_batches_hold_every_window_within_the_budget() -> None:
-    found = batches([5, 9, 2, 40, 5], 20)
-    assert sorted(i for batch in found for i in batch) == [0, 1, 2, 3, 4]
-    assert found[-1] == [3]  # too long for the budget: alone
-    assert found[0] == [2, 0, 4]
 
 
 def test_loss_recovered() -> None:

@@ -38,13 +38,9 @@ ALL: dict[str, Any] = {"outlier_factor": 0.0, "device": "cpu", "examples": 5, "c
 
 
 @pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 64 pairs, so that shards have several."""
     monkeypatch.setattr(codes_module, "_DENSE_VALUES", 640)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
-import torch
 
 from modeldiff.errors import InputError
 from modeldiff.features.run import FORMAT, run
@@ -19,13 +17,10 @@ from tests.features.made_crosscoder import made_pair
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureTable]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def table(tmp_path_factory: pytest.TempPathFactory) -> FeatureTable:
     workspace = Workspace(tmp_path_factory.mktemp("table") / "ws")
     made_pair(workspace)
-    yield FeatureTable(run(FeaturesSettings(outlier_factor=0.0, device="cpu", examples=5), workspace))
-    torch.set_num_threads(threads)
+    return FeatureTable(run(FeaturesSettings(outlier_factor=0.0, device="cpu", examples=5), workspace))
 
 
 def test_partitions(table: FeatureTable) -> None:

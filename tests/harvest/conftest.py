@@ -4,13 +4,10 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Workspace
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
-
-torch.set_num_threads(1)
 
 
 def make_texts(count: int = 40, words: int = 40) -> list[str]:

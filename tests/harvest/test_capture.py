@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modeldiff.errors import MachineError
-from modeldiff.harvest.capture import Capture, batches, capture_shard
+from modeldiff.harvest.capture import Capture, capture_shard
 from modeldiff.harvest.run import run
 from modeldiff.lm.load import load_model
 from modeldiff.lm.ref import ModelRef
@@ -59,14 +57,6 @@ def test_batches_do_not_change_the_rows(make_settings, workspace, models) -> Non
     one, _ = capture_shard(lm, plan, Capture("b", 1, "float32", 1, ["words"]))
     many, _ = capture_shard(lm, plan, Capture("b", 1, "float32", 4096, ["words"]))
     torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
-
-
-@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 200))
-def test_batches_hold_every_document_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    found = batches(lengths, budget)
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
-    for batch in found:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
 
 
 def poisoned(models, value: float):

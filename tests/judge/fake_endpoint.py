@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 
 @dataclass
 class Reply:
@@ -29,6 +31,14 @@ def said(text: Any, finish: str = "stop") -> Reply:
 
 def failed(status: int, headers: dict[str, str] | None = None, **error: Any) -> Reply:
     return Reply(status, {"error": error}, headers or {})
+
+
+def leave_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy between a test and its own server, no key, and no waiting before a call is repeated."""
+    monkeypatch.setenv("no_proxy", "*")
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("modeldiff.judge.openai._FIRST_WAIT", 0.0)
 
 
 @dataclass

@@ -23,11 +23,7 @@ PROMPTS = [Prompt(f"feature {n}", "steerability", "Be brief.", "Which? " * (n + 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    made = save_tiny(tmp_path_factory.mktemp("models") / "judge", "llama", chat_template=CHAT_TEMPLATE)
-    torch.set_num_threads(threads)
-    return made
+    return save_tiny(tmp_path_factory.mktemp("models") / "judge", "llama", chat_template=CHAT_TEMPLATE)
 
 
 def settings_for(folder: Path) -> JudgeSettings:

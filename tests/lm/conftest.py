@@ -20,14 +20,11 @@ from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _offline_and_one_thread() -> Iterator[None]:
+def _offline() -> Iterator[None]:
     # The environment variable is read at import, which another room's tests may have done before.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

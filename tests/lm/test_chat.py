@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import transformers
 
 from modeldiff.errors import InputError
-from modeldiff.lm.chat import open_chat, render_chat
+from modeldiff.lm.chat import open_chat, render_chat, uses_chat
 from modeldiff.lm.tokens import encode
 from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -111,3 +112,18 @@ def test_a_rendered_chat_begins_as_the_tokenizer_begins_texts(template: str | No
 def test_a_prompt_is_opened_up_to_where_the_answer_begins() -> None:
     assert open_chat(_tokenizer(CHAT_TEMPLATE), "Hi").endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
     assert open_chat(_tokenizer(None), "Hi") == "User: Hi\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("template", "chat", "expected"),
+    [
+        (CHAT_TEMPLATE, "auto", True),
+        (None, "auto", False),
+        (CHAT_TEMPLATE, "no", False),
+        (None, "yes", True),
+    ],
+)
+def test_prompts_are_messages_where_there_is_a_template_or_as_asked(
+    template: str | None, chat: Literal["auto", "yes", "no"], expected: bool
+) -> None:
+    assert uses_chat(_tokenizer(template), chat) is expected

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 import modeldiff.steer.effect as effect
+from modeldiff.lm import batches
 from modeldiff.lm.generate import Generated, generate_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
@@ -20,12 +20,9 @@ PROMPTS = ["The quick brown fox jumps", "It", "I love"]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_oss"])
-def lm(request: pytest.FixtureRequest) -> Iterator[LanguageModel]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
     width = 36 if request.param == "gpt_oss" else 32
-    yield LanguageModel(tiny_model(request.param, 320, width=width), tiny_tokenizer(), ModelRef(request.param))
-    torch.set_num_threads(threads)
+    return LanguageModel(tiny_model(request.param, 320, width=width), tiny_tokenizer(), ModelRef(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def test_batches_and_parts_make_no_difference(
     vectors_SD = torch.ones(1, lm.width)
     whole = effect.surprisal(lm, texts), effect.divergence(lm, 1, texts, vectors_SD)[0]
     monkeypatch.setattr(effect, "_LOGIT_VALUES", 1)
-    monkeypatch.setattr(effect, "_CHUNK_VALUES", 2 * 320)
+    monkeypatch.setattr(batches, "CHUNK_VALUES", 2 * 320)
     parts = effect.surprisal(lm, texts), effect.divergence(lm, 1, texts, vectors_SD)[0]
     for one, other in zip(whole, parts, strict=True):
         for values, expected in zip(one, other, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,16 +85,13 @@ def make(folder: Path, models: tuple[str | None, str | None]) -> Made:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The two models; B has a chat template."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("models")
-    yield {
+    return {
         "a": save_tiny(place / "a", "gpt2", width=32),
         "b": save_tiny(place / "b", "llama", width=16, chat_template=CHAT_TEMPLATE),
     }
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

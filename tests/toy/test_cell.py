@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from modeldiff.toy.cell import run_cell
 from modeldiff.toy.plan import plan
@@ -17,10 +14,8 @@ COUNTS = ("exclusive_features", "exclusive_true", "verdict_called", "verdict_tru
 
 
 @pytest.fixture(scope="module")
-def counts() -> Iterator[dict[float, dict[str, int]]]:
+def counts() -> dict[float, dict[str, int]]:
     """By size, summed over two seeds: plain DFCs of 64 concepts in width 16, a quarter of them in one model alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     settings = ToySettings(
         preset="quick", architectures=("dfc",), sizes=SIZES, exclusive_ratio=0.25, exclusive=0.2, seeds=2, device="cpu"
     )
@@ -29,8 +24,7 @@ def counts() -> Iterator[dict[float, dict[str, int]]]:
         found = figures(run_cell(one.cell))
         for name in COUNTS:
             made[one.size][name] += int(found[name] or 0)
-    yield made
-    torch.set_num_threads(threads)
+    return made
 
 
 def precision(of: dict[str, int]) -> float:

@@ -86,10 +86,9 @@ def removed_kl(
     at_R = torch.from_numpy(window.token[side])
     x_RD = residual_after(lm, layer, ids_1T, mask_1T)[0, at_R.to(lm.device)].float()
     x_RD = x_RD - f_R.to(x_RD)[:, None] * row_D.to(x_RD)
-    arguments = {"input_ids": ids_1T.to(lm.device), "attention_mask": mask_1T.to(lm.device), "use_cache": False}
-    clean_1TV = lm.model(**arguments).logits
+    clean_1TV = lm.logits(ids_1T, mask_1T)
     with replace_in_residual(lm, layer, torch.zeros_like(at_R), at_R, x_RD):
-        without_1TV = lm.model(**arguments).logits
+        without_1TV = lm.logits(ids_1T, mask_1T)
     every_T = torch.arange(ids_1T.shape[1], device=lm.device)
     zero_T = torch.zeros_like(every_T)
     return float(next_token_losses(without_1TV, clean_1TV, (zero_T, every_T), zero_T)[1].sum())

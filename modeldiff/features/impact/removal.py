@@ -28,7 +28,8 @@ from scipy import sparse
 from modeldiff.console import progress
 from modeldiff.crosscoder.linear_map import LinearMap
 from modeldiff.errors import MachineError
-from modeldiff.features.windows import Window, batches
+from modeldiff.features.windows import Window, padded_windows
+from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.scores import sampled_scores
 from modeldiff.workspace.files import replace_into, temporary_path
@@ -140,8 +141,7 @@ def measure(
         MachineError: a batch does not fit into memory.
         InputError: a window is too long for the model.
     """
-    vocabulary: int = lm.model.config.get_text_config(decoder=True).vocab_size
-    budget = batch_tokens or min(_BATCH_TOKENS.get(lm.device.type, _BATCH_TOKENS["cpu"]), _LOGIT_VALUES // vocabulary)
+    budget = batch_tokens or token_budget(lm, logit_values=_LOGIT_VALUES, by_device=_BATCH_TOKENS)
     first_row = np.cumsum([0, *(len(window.rows) for window in windows)])
     order = sorted(range(len(windows)), key=lambda i: (len(windows[i].ids[side]), i))
     begun, sums = read_sums(resume, groups)
@@ -171,13 +171,11 @@ def scores_of(
     lm: LanguageModel, layer: int, side: str, windows: Sequence[Window], numbers: list[int], samples: int, seed: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(number of the window, scores (S, R, D) at its pairs) of one batch."""
-    lengths_B = torch.tensor([len(windows[i].ids[side]) for i in numbers])
-    ids_BT = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(windows[i].ids[side]) for i in numbers], True)
-    mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
+    ids_BT, mask_BT = padded_windows([windows[i] for i in numbers], side)
     uniform_SBT = torch.ones(samples, *ids_BT.shape)
     for at, number in enumerate(numbers):
         random = np.random.default_rng((seed, number))
-        length = int(lengths_B[at])
+        length = len(windows[number].ids[side])
         uniform_SBT[:, at, :length] = torch.from_numpy(1 - random.random((samples, length), np.float32))
     score_SBTD = sampled_scores(lm, layer, ids_BT, mask_BT, uniform_SBT)
     for at, number in enumerate(numbers):

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save, save_file
 from scipy import sparse
 
 from modeldiff.console import progress, say
-from modeldiff.crosscoder.stitch import Stitch, load_stitch
+from modeldiff.crosscoder.stitch import Stitch, find_stitch, load_stitch
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder, block_rows, sparsify
 from modeldiff.features.impact.exact import Check, check
@@ -26,11 +26,11 @@ from modeldiff.features.impact.removal import Directions, Sums, measure, read_su
 from modeldiff.features.impact.result import ARRAYS_NAME, FORMAT, IMPACT_NAME, KIND, quantiles, summary
 from modeldiff.features.impact.settings import ImpactSettings
 from modeldiff.features.impact.surface import Surface, read_surface, surface_r2
-from modeldiff.features.inputs import find_stitch, open_measured, outlier_factor_of
+from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.splice import inlier_means, stored_gap
 from modeldiff.features.windows import Window, sample_windows
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.harvested import Harvested, harvested
+from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.residual import verify_hook
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import Block
@@ -76,9 +76,8 @@ def run(settings: ImpactSettings, workspace: Workspace, *, name: str | None = No
     """
     measured = open_measured(workspace, settings.crosscoder, settings.activations, what=KIND)
     store, source, activations = measured.store, measured.source, measured.activations
-    stitch = find_stitch(workspace, activations, settings.stitch)
-    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
-    targets = {side: harvested(side, store.info.sides[side], activations.ref, paths[side]) for side in SIDES}
+    stitch = find_stitch(workspace, activations.as_input(), settings.stitch)
+    targets = measured.models(settings.model_path_a, settings.model_path_b)
     windows = sample_windows(store, settings.pairs)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from modeldiff.errors import MachineError
 from modeldiff.features.score.buckets import Buckets
-from modeldiff.features.windows import Window, batches
+from modeldiff.features.windows import Window, padded_windows
+from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 # Logits of a batch: 512 MiB in float32.
 _LOGIT_VALUES = 1 << 27
 
@@ -63,8 +63,7 @@ class EffectMeter:
 
     def __init__(self, lm: LanguageModel, layer: int, side: str, buckets: Buckets, windows: Sequence[Window]) -> None:
         self._lm, self._layer, self._side, self._buckets = lm, layer, side, buckets
-        vocabulary: int = lm.model.config.get_text_config(decoder=True).vocab_size
-        budget = min(_BATCH_TOKENS.get(lm.device.type, _BATCH_TOKENS["cpu"]), _LOGIT_VALUES // vocabulary)
+        budget = token_budget(lm, logit_values=_LOGIT_VALUES)
         self._places = sum(len(window.rows) for window in windows)
         lengths = [len(window.ids[side]) for window in windows]
         lm.check_length(max(lengths))
@@ -85,9 +84,7 @@ class EffectMeter:
         return Effect(torch.stack(effects), torch.tensor(sizes))
 
     def _batch(self, windows: list[Window]) -> _Batch:
-        ids = [torch.from_numpy(window.ids[self._side]) for window in windows]
-        ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        mask_BT = (torch.arange(ids_BT.shape[1]) < torch.tensor([len(one) for one in ids])[:, None]).long()
+        ids_BT, mask_BT = padded_windows(windows, self._side)
         sequence_P = torch.repeat_interleave(torch.tensor([len(window.rows) for window in windows]))
         token_P = torch.cat([torch.from_numpy(window.token[self._side]) for window in windows])
         at_P = (sequence_P.to(self._lm.device), token_P.to(self._lm.device))
@@ -102,7 +99,7 @@ class EffectMeter:
         pushed = nullcontext() if vector_D is None else add_to_residual(self._lm, self._layer, vector_D)
         try:
             with pushed:
-                logits_BTV = self._lm.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+                logits_BTV = self._lm.logits(ids_BT, mask_BT)
             return self._buckets.gather(self._side, logits_BTV[at_P].float().softmax(dim=-1))
         except torch.OutOfMemoryError:
             raise MachineError(

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from modeldiff.console import say
-from modeldiff.crosscoder.stitch import DIRECTIONS, Stitch, load_stitch
+from modeldiff.crosscoder.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.features.codes import Encoder
-from modeldiff.features.inputs import find_stitch, open_measured, outlier_factor_of
+from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.score.by_effect import score_by_effect
 from modeldiff.features.score.by_judge import score_by_judge
 from modeldiff.features.score.figure import score_figure
@@ -28,7 +28,7 @@ from modeldiff.judge.base import Judge
 from modeldiff.judge.opening import open_judge
 from modeldiff.judge.questions import WORDING
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.harvested import Harvested, harvested
+from modeldiff.lm.harvested import Harvested
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.plan import SIDES
 
@@ -66,14 +66,13 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
     source = workspace.source_of(features, "crosscoder")
     activations = workspace.source_of(features, "activations")
     measured = open_measured(workspace, source.ref, activations.ref, what=KIND)
-    stitch_artifact = find_stitch(workspace, activations, settings.stitch)
+    stitch_artifact = find_stitch(workspace, activations.as_input(), settings.stitch)
     if settings.features is None:
         say(f"score of {features.ref} ({source.ref}) by way of {stitch_artifact.ref}")
     stitch = load_stitch(stitch_artifact)
     subjects = find_subjects(settings, measured.crosscoder, features, stitch)
     store = measured.store
-    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
-    targets = {side: harvested(side, store.info.sides[side], activations.ref, paths[side]) for side in SIDES}
+    targets = measured.models(settings.model_path_a, settings.model_path_b)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     by_effect = settings.judge == "effect"

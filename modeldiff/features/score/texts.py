@@ -12,7 +12,7 @@ from modeldiff.console import progress, say
 from modeldiff.features.score.settings import ScoreSettings
 from modeldiff.features.score.subjects import Subject
 from modeldiff.judge.questions import Written
-from modeldiff.lm.chat import open_chat
+from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
@@ -74,7 +74,7 @@ class Writer:
     def _texts(self, lm: LanguageModel, vectors: Sequence[torch.Tensor]) -> list[list[str]]:
         """For each vector (D,) the model's texts, one per prompt. As many at a time as a batch takes."""
         settings = self.settings
-        chat = settings.chat == "yes" or (settings.chat == "auto" and bool(lm.tokenizer.chat_template))
+        chat = uses_chat(lm.tokenizer, settings.chat)
         prompts = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in settings.prompt]
         at_once = max(1, _BATCH_SIZE // len(prompts))
         texts: list[list[str]] = []

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import InputError, MachineError
@@ -18,7 +17,7 @@ from modeldiff.features.explain.settings import ExplainSettings
 from modeldiff.features.explain.stored import Explained, read_explanations
 from modeldiff.workspace import Workspace
 from tests.features.explain.made_texts import AFTER_TRIGGER, HERB, ODD, made_documents, made_features
-from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, said, serving
+from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, leave_alone, said, serving
 from tests.tiny_models import save_tiny
 
 FEATURES = (HERB, AFTER_TRIGGER, ODD)
@@ -26,21 +25,9 @@ TEXT = re.compile(r"\[begin text \d+ (\w+)\]\n(.*?)\n\[end text \d+ \1\]", re.DO
 DESCRIPTION = re.compile(r"\[begin description (\w+)\]\n(.*?)\n\[end description \1\]", re.DOTALL)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy between a test and its own server, no key, and no waiting before a call is repeated."""
-    monkeypatch.setenv("no_proxy", "*")
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("modeldiff.judge.openai._FIRST_WAIT", 0.0)
+    leave_alone(monkeypatch)
 
 
 @pytest.fixture

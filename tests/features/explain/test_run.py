@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import modeldiff.features.codes as codes_module
 import modeldiff.features.explain.run as run_module
@@ -28,14 +26,6 @@ from tests.features.explain.made_texts import AFTER_TRIGGER, HERB, LENGTH, ODD, 
 from tests.features.made_crosscoder import made_pair
 
 OFFLINE: dict[str, Any] = {"device": "cpu", "texts": 8}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from modeldiff.features.score.run import run
 from modeldiff.features.score.settings import ScoreSettings
 from modeldiff.features.score.subjects import find_subjects
 from modeldiff.workspace import Artifact
-from tests.features.score.made import (
+from tests.features.made_pair import (
     B_LOUD,
     DEAD,
     LOUD,

@@ -24,19 +24,15 @@ from modeldiff.lm.generate import generate
 from modeldiff.lm.load import ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual
 from modeldiff.workspace import Artifact
-from tests.features.score.made import B_LOUD, LAYER, LOUD, MUTE, WIDTH, Made, crosscoder, publish_stitch
-from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, said, serving
+from tests.features.made_pair import B_LOUD, LAYER, LOUD, MUTE, WIDTH, Made, crosscoder, publish_stitch
+from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, leave_alone, said, serving
 
 FEATURES = (LOUD, MUTE, B_LOUD)
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy, no key, and no waiting between tries."""
-    monkeypatch.setenv("no_proxy", "*")
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("modeldiff.judge.openai._FIRST_WAIT", 0.001)
+    leave_alone(monkeypatch)
 
 
 @pytest.fixture
@@ -186,7 +182,7 @@ def test_a_slow_judge_is_given_up_and_asked_again(stitched: Made) -> None:
         return Reply(hang=True) if before == 1 else rating()(request, before)
 
     with serving(slow) as server:
-        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_timeout=0.15)
+        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_timeout=0.5)
         (row,) = rows_of(run(settings, stitched.workspace))
     assert row.score == 4
 

@@ -9,6 +9,7 @@ Legend: D width of the models.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from tests.features.made_crosscoder import publish
+from tests.harvest.conftest import make_texts
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
 WIDTH = 16
@@ -50,6 +52,12 @@ class Made:
     workspace: Workspace
     activations: Artifact
     features: Artifact
+
+    def copy(self, folder: Path) -> Made:
+        """The same in another workspace."""
+        shutil.copytree(self.workspace.folder, folder)
+        workspace = Workspace(folder)
+        return Made(workspace, workspace.find("activations"), workspace.find("features"))
 
 
 def save_loud(folder: Path, texts: Iterable[str]) -> Path:
@@ -88,6 +96,14 @@ def make(folder: Path, models: dict[str, Path], texts: Path) -> Made:
     publish(workspace, crosscoder(), activations)
     features = run_features(FeaturesSettings(predictability=False, device="cpu", outlier_factor=0.0), workspace)
     return Made(workspace, activations, features)
+
+
+def make_pair(folder: Path) -> Made:
+    """The same model twice."""
+    texts = make_texts()
+    (folder / "texts.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    model = save_loud(folder / "model", texts)
+    return make(folder / "ws", {"a": model, "b": model}, folder / "texts.txt")
 
 
 def publish_stitch(made: Made, a_to_b: torch.Tensor, label: str, bias: torch.Tensor | None = None) -> Artifact:
