@@ -179,7 +179,9 @@ def test_long_words_numbers_and_folds_fit(capsys: pytest.CaptureFixture[str]) ->
         "description": "w" * 300,
     }  # fmt: skip
     step = {"name": "hardly predictable from the other model", "left": 16384, "unknown": 1234}
-    found = {"steps": [step], "judged": None, "list": [entry]}
+    span = {"5%": -12345.678, "50%": 0.0, "95%": 12345.678}
+    names = ("random_ratio", "random_asymmetry", "stitched_asymmetry", "surface")
+    found = {"steps": [step], "judged": None, "list": [entry], "controls": dict.fromkeys(names, span)}
     limits = {"twin": 0.7, "most_predictable": 0.8, "least_asymmetry": 0.5, "most_surface": 0.6}
     missing = [{"evidence": "explanation, detection and ratings by a judge that reads texts", "command": "modeldiff x"}]
     info = {"features": "features:1", "crosscoder": "crosscoder:100", "limits": limits, "missing": missing}
