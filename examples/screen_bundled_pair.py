@@ -4,6 +4,7 @@
 
 Trains one crosscoder per seed on the activations of `modeldiff demo` (made first, if need be), screens each, and marks
 the entries that fire on the texts about a planted trigger (at least half of their activation, the rule of the demo).
+The null: entries of the list that fire so on a trigger of the other model.
 With --self-diff model A is compared with itself on the same texts: its short lists should be empty.
 """
 
@@ -56,7 +57,11 @@ def report(title: str, artifact: modeldiff.Artifact) -> None:
         for entry, mark in zip(found["list"], marks, strict=True):
             print(f"    {entry['rank']:2d} {entry['id']:5d} {entry['partition']:6s} {mark or '-'}")
         wanted = [habit.id for habit in habits() if habit.side == side]
-        print(f"    planted: {len(set(filter(None, marks)))} of {len(wanted)}; not planted: {marks.count(None)}")
+        null = sum(planted_in(entry, "B" if side == "A" else "A") is not None for entry in found["list"])
+        print(
+            f"    planted: {len(set(filter(None, marks)))} of {len(wanted)}; not planted: {marks.count(None)}, "
+            f"of these on a trigger of the other model: {null}"
+        )
 
 
 def main() -> None:
