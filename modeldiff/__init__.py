@@ -27,6 +27,7 @@ _HOMES = {
     "DamagedError": "modeldiff.errors",
     "MachineError": "modeldiff.errors",
     "HarvestSettings": "modeldiff.harvest.settings",
+    "MeansSettings": "modeldiff.harvest.means_settings",
     "TrainSettings": "modeldiff.crosscoder.settings",
     "FeaturesSettings": "modeldiff.features.settings",
     "EvaluateSettings": "modeldiff.features.evaluate_settings",
@@ -49,6 +50,7 @@ _HOMES = {
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
+    "run_means": "modeldiff.harvest.means",
     "run_train": "modeldiff.crosscoder.run",
     "run_features": "modeldiff.features.run",
     "run_evaluate": "modeldiff.features.evaluate",

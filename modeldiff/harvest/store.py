@@ -14,7 +14,13 @@ from modeldiff.workspace.stage import Work
 
 
 def write_store(
-    work: Work, sides: dict[str, dict[str, Any]], shards: list[int], labels: list[str], *, has_texts: bool
+    work: Work,
+    sides: dict[str, dict[str, Any]],
+    shards: list[int],
+    labels: list[str],
+    *,
+    has_texts: bool,
+    mean_over: int = 1,
 ) -> StoreInfo:
     """Write the statistics of all rows and store.json.
 
@@ -22,12 +28,13 @@ def write_store(
         sides: by side, the fields of SideInfo but for the norms.
         shards: pairs of each shard; their statistics were saved while the rows were written.
         labels: of the text sources.
+        mean_over: the rows are means over so many pairs.
     """
     means, infos = {}, {}
     for side in SIDES:
         means[f"mean_{side}"], median, quantiles = combine(work.resume, len(shards), side)
         infos[side] = SideInfo(**sides[side], median_norm=median, norm_quantiles=quantiles)
-    info = StoreInfo(sum(shards), shards, labels, has_texts, infos)
+    info = StoreInfo(sum(shards), shards, labels, has_texts, infos, mean_over)
     work.write_bytes(STATISTICS_NAME, save(means))
     work.write_json(STORE_NAME, info.to_json())
     return info

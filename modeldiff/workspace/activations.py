@@ -73,12 +73,19 @@ class StoreInfo:
     """Labels of the text sources."""
     has_texts: bool
     sides: dict[str, SideInfo]
+    mean_over: int = 1
+    """Each row is the mean over so many pairs of its text, its own and those before; 1 (left out of the file): an
+    activation."""
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        if self.mean_over == 1:
+            del data["mean_over"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> StoreInfo:
+        data = {"mean_over": 1, **data}
         try:
             check_fields(data, required={f.name for f in dataclasses.fields(cls)}, where=where)
             check_fields(data["sides"], required=set(SIDES), where=f"{where}, 'sides'")
