@@ -81,14 +81,11 @@ def open_measured(workspace: Workspace, crosscoder: str | None, activations: str
 def _check_means(workspace: Workspace, source: Artifact, measured: Measured) -> None:
     """Means along texts and single activations have other sizes: a crosscoder of the one says nothing on the other."""
     trained_on = source.manifest.inputs.get("activations")
+    found = measured.store.info.mean_over
     for one in workspace.artifacts("activations"):
-        if (
-            trained_on is None
-            or one.manifest.digest != trained_on.digest
-            or one.manifest.digest == measured.activations.manifest.digest
-        ):
+        if trained_on is None or one.manifest.digest != trained_on.digest:
             continue
-        trained, found = ActivationStore(one).info.mean_over, measured.store.info.mean_over
+        trained = ActivationStore(one).info.mean_over
         if trained != found:
             raise InputError(
                 f"{source.ref} was trained on {_kind(trained)}, but {measured.activations.ref} holds {_kind(found)}: "
