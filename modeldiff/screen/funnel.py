@@ -26,6 +26,8 @@ class Evidence:
     """The features that are screened."""
     firings_F: NDArray[np.int64]
     """Pairs, of those whose impact was measured, on which it fires."""
+    density_F: Floats
+    """Share of all pairs on which it fires."""
     own_F: Floats
     """Held-out R² of a linear map of this model's activations; NaN where that is no more than chance, too."""
     other_F: Floats
@@ -47,6 +49,7 @@ class Limits:
     """How strict the steps are (see ScreenSettings)."""
 
     least_firings: int
+    most_density: float
     most_predictable: float
     twin: float
     least_asymmetry: float
@@ -80,6 +83,7 @@ def run_funnel(evidence: Evidence, limits: Limits) -> Funnel:
     ratio_F = share_of_reference(evidence)
     questions: list[tuple[str, Mask, Mask]] = [
         ("fires often enough", evidence.firings_F >= limits.least_firings, np.zeros(len(ratio_F), bool)),
+        ("does not fire all along", evidence.density_F <= limits.most_density, np.zeros(len(ratio_F), bool)),
         ("hardly predictable from the other model", ratio_F < limits.most_predictable, np.isnan(ratio_F)),
         ("no twin among the other's exclusive", evidence.twin_F < limits.twin, np.isnan(evidence.twin_F)),
         (

@@ -48,7 +48,7 @@ from modeldiff.stitch.settings import StitchSettings
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
 KIND = "screen"
-SCHEMA = 2
+SCHEMA = 3
 FORMAT = 1
 SCREEN_NAME = "screen.json"
 FIELDS = {
@@ -219,6 +219,7 @@ def _evidence(settings: ScreenSettings, table: FeatureTable, impact: Impact, sid
     return Evidence(
         candidate_F=np.isin(table.partition_F, partitions),
         firings_F=impact.arrays["firings"].astype(np.int64),
+        density_F=table.statistics["density"].astype(np.float64),
         own_F=own_F,
         other_F=table.statistics[f"r2_{other}"].astype(np.float64),
         reference=scale.ratio_median,

@@ -33,6 +33,9 @@ class ScreenSettings(JudgeSettings):
     least_firings: int = setting(default=60)
     """Leave out features that fire on fewer of the pairs whose impact is measured."""
 
+    most_density: float = setting(default=0.1)
+    """Leave out features that fire on a larger share of the pairs: what is on so often is no concept with a name."""
+
     most_predictable: float = setting(default=0.8)
     """Leave out features of which the other model explains this share or more of what it explains of shared ones read
     from one model alone: R² other / own against the median of these."""
@@ -85,7 +88,7 @@ class ScreenSettings(JudgeSettings):
             raise InputError(f"--samples must be at least 1, found {self.samples}")
         if self.seed < 0:
             raise InputError(f"--seed must be 0 or more, found {self.seed}")
-        for name in ("most_predictable", "most_surface", "least_detection", "twin"):
+        for name in ("most_density", "most_predictable", "most_surface", "least_detection", "twin"):
             if not 0 < getattr(self, name) <= 1:
                 option = "--" + name.replace("_", "-")
                 raise InputError(f"{option} must be above 0 and at most 1, found {getattr(self, name)}")

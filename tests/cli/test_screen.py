@@ -22,7 +22,7 @@ from tests.screen.made import DOCUMENTS, Made, crosscoder, make, save_model
 
 SMALL = ("--device", "cpu", "--pairs", "600", "--samples", "2", "--top", "3")
 OPEN = ("--least-firings", "1", "--most-predictable", "1", "--twin", "1", "--least-asymmetry", "-1")
-OPEN = (*OPEN, "--most-surface", "1")
+OPEN = (*OPEN, "--most-surface", "1", "--most-density", "1")
 MARKUP = "[bold]see[/bold] [red] [/oops] and [link=x]"
 
 

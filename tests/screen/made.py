@@ -29,7 +29,8 @@ BIAS = -35.0
 DOCUMENTS = make_texts(200)
 # What lets through whatever was measured.
 OPEN: dict[str, Any] = {
-    "least_firings": 1, "most_predictable": 1.0, "twin": 1.0, "least_asymmetry": -1.0, "most_surface": 1.0,
+    "least_firings": 1, "most_density": 1.0, "most_predictable": 1.0, "twin": 1.0, "least_asymmetry": -1.0,
+    "most_surface": 1.0,
 }  # fmt: skip
 
 

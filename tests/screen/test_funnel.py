@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from modeldiff.screen.funnel import Evidence, Limits, fold, rank_score, run_funnel, share_of_reference
 
-LIMITS = Limits(least_firings=60, most_predictable=0.8, twin=0.7, least_asymmetry=0.5, most_surface=0.6)
+LIMITS = Limits(
+    least_firings=60, most_density=0.1, most_predictable=0.8, twin=0.7, least_asymmetry=0.5, most_surface=0.6
+)
 
 
 def evidence(n: int = 4, **changed: Any) -> Evidence:
@@ -20,6 +22,7 @@ def evidence(n: int = 4, **changed: Any) -> Evidence:
     made = Evidence(
         candidate_F=np.ones(n, bool),
         firings_F=np.full(n, 100),
+        density_F=np.full(n, 0.01),
         own_F=np.full(n, 0.5),
         other_F=np.full(n, 0.1),
         reference=0.8,
@@ -34,7 +37,7 @@ def evidence(n: int = 4, **changed: Any) -> Evidence:
 def test_what_passes_every_step_is_ranked_by_number_when_all_else_is_equal() -> None:
     funnel = run_funnel(evidence(), LIMITS)
     assert funnel.ranked == [0, 1, 2, 3]
-    assert [step.left for step in funnel.steps] == [4] * 6
+    assert [step.left for step in funnel.steps] == [4] * 7
 
 
 @pytest.mark.parametrize(
@@ -42,24 +45,25 @@ def test_what_passes_every_step_is_ranked_by_number_when_all_else_is_equal() -> 
     [
         ("candidate_F", [False, True, True, True], 0),
         ("firings_F", [59, 60, 100, 100], 1),
-        ("other_F", [0.33, 0.1, 0.1, 0.1], 2),
-        ("twin_F", [0.7, 0.69, 0.0, 0.0], 3),
-        ("asymmetry_F", [0.49, 0.5, 0.9, 0.9], 4),
-        ("surface_F", [0.6, 0.59, 0.2, 0.2], 5),
+        ("density_F", [0.11, 0.1, 0.05, 0.0], 2),
+        ("other_F", [0.33, 0.1, 0.1, 0.1], 3),
+        ("twin_F", [0.7, 0.69, 0.0, 0.0], 4),
+        ("asymmetry_F", [0.49, 0.5, 0.9, 0.9], 5),
+        ("surface_F", [0.6, 0.59, 0.2, 0.2], 6),
     ],
 )
 def test_each_step_leaves_out_what_fails_it_and_no_other(column: str, values: list[Any], step: int) -> None:
     funnel = run_funnel(evidence(**{column: values}), LIMITS)
     assert sorted(funnel.ranked) == [1, 2, 3]
-    assert [one.left for one in funnel.steps] == [4] * step + [3] * (6 - step)
+    assert [one.left for one in funnel.steps] == [4] * step + [3] * (7 - step)
 
 
-@pytest.mark.parametrize(("column", "step"), [("own_F", 2), ("asymmetry_F", 4), ("surface_F", 5)])
+@pytest.mark.parametrize(("column", "step"), [("own_F", 3), ("asymmetry_F", 5), ("surface_F", 6)])
 def test_what_was_not_measured_is_left_out_and_counted_as_unknown(column: str, step: int) -> None:
     values = np.array([np.nan, *getattr(evidence(3), column)])
     funnel = run_funnel(evidence(**{column: values}), LIMITS)
     assert sorted(funnel.ranked) == [1, 2, 3]
-    assert [one.unknown for one in funnel.steps] == [int(number == step) for number in range(6)]
+    assert [one.unknown for one in funnel.steps] == [int(number == step) for number in range(7)]
 
 
 def test_a_model_against_itself_leaves_nothing() -> None:

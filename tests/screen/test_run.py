@@ -25,7 +25,7 @@ from tests.judge.fake_endpoint import failed, serving
 from tests.screen.judges import knowing
 from tests.screen.made import DOCUMENTS, N_ONLY, N_SHARED, Made, crosscoder, make, save_model, settings
 
-STEPS = 6
+STEPS = 7
 MEASURED = ("features", "stitch", "impact")
 
 
@@ -145,8 +145,8 @@ def test_without_scores_they_are_missing_and_the_command_makes_them(screened: Ma
     assert all(one["score"] is None for found in info["sides"].values() for one in found["list"])
     (one,) = (one for one in info["missing"] if one["evidence"].startswith("what pushing"))
     assert one["command"] == (
-        "modeldiff screen --crosscoder crosscoder:1 --top 3 --least-firings 1 --most-predictable 1.0 --twin 1.0 "
-        "--least-asymmetry -1.0 --most-surface 1.0 --pairs 600 --samples 2"
+        "modeldiff screen --crosscoder crosscoder:1 --top 3 --least-firings 1 --most-density 1.0 --most-predictable 1.0 "
+        "--twin 1.0 --least-asymmetry -1.0 --most-surface 1.0 --pairs 600 --samples 2"
     )
 
 
@@ -193,7 +193,7 @@ def test_a_feature_that_its_own_model_does_not_explain_beyond_chance_is_unknown(
     monkeypatch.setattr("modeldiff.screen.run.LEGIBLE", math.inf)
     info = screen(screened, top=4)
     for found in info["sides"].values():
-        assert found["steps"][2]["unknown"] == found["steps"][1]["left"]
+        assert found["steps"][3]["unknown"] == found["steps"][2]["left"]
         assert found["list"] == []
 
 
