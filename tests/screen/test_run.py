@@ -145,8 +145,8 @@ def test_without_scores_they_are_missing_and_the_command_makes_them(screened: Ma
     assert all(one["score"] is None for found in info["sides"].values() for one in found["list"])
     (one,) = (one for one in info["missing"] if one["evidence"].startswith("what pushing"))
     assert one["command"] == (
-        "modeldiff screen --crosscoder crosscoder:1 --top 3 --least-firings 1 --most-density 1.0 --most-predictable 1.0 "
-        "--twin 1.0 --least-asymmetry -1.0 --most-surface 1.0 --pairs 600 --samples 2"
+        "modeldiff screen --crosscoder crosscoder:1 --top 3 --least-firings 1 --most-density 1.0 "
+        "--most-predictable 1.0 --twin 1.0 --least-asymmetry -1.0 --most-surface 1.0 --pairs 600 --samples 2"
     )
 
 
