@@ -232,6 +232,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def _drop(folder: Path, aside: Path) -> None:
+    """Remove a folder at once: a kill in the middle must not leave a part of it, which would pass for the whole."""
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
 def _run(
     workspace: Workspace,
     order: Order,
@@ -265,7 +272,7 @@ def _run(
             peak_memory_bytes=peak_memory_bytes(),
         )
         manifest.write(partial)
-        shutil.rmtree(work.resume)
+        _drop(work.resume, partial.with_suffix(".dropped"))
         target = workspace.folder / order.kind / str(version)
         target.parent.mkdir(exist_ok=True)
         partial.rename(target)

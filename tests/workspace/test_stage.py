@@ -118,6 +118,31 @@ def test_an_interrupted_build_continues_and_gives_the_same_artifact(workspace: W
     assert workspace.partials() == []
 
 
+def test_a_kill_while_checkpoints_are_dropped_leaves_no_part_of_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that says a file is done, without the checkpoint that belongs to it, must not be found again."""
+
+    def build(work: Work) -> dict[str, Any]:
+        if not work.has("data.bin"):
+            (work.resume / "cursor.json").write_text("{}")
+            work.write_bytes("data.bin", b"x" * 10)
+        assert (work.resume / "cursor.json").exists()
+        return {}
+
+    def die(folder: Path, **_: Any) -> None:
+        if folder.exists():
+            (folder / "cursor.json").unlink()  # the ledger is still there
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modeldiff.workspace.stage.shutil.rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            bake(workspace, build=build)
+    assert bake(workspace, build=build).files() == ["data.bin"]
+    assert workspace.partials() == []
+
+
 def test_a_torn_ledger_line_is_ignored(workspace: Workspace) -> None:
     work = Work(workspace.folder / "w")
     work.write_bytes("a", b"1")
