@@ -35,7 +35,7 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 
 # Counted up when the same settings and activations would train to something else than before.
-SCHEMA = 3
+SCHEMA = 4
 LOG_NAME = "training.jsonl"
 FIGURE_NAME = "figures/training.png"
 THROUGHPUT_NAME = "logs/throughput.jsonl"
