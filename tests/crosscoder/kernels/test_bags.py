@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -88,7 +89,7 @@ class OnGpu(torch.Tensor):
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]:
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]]:
     """Left, rows, weights and bags, on a machine where nothing is known of kernels yet."""
     monkeypatch.delenv("MODELDIFF_KERNELS", raising=False)
     monkeypatch.delattr(kernels, "triton_bags", raising=False)
