@@ -145,6 +145,6 @@ def _work(*, features: int, pairs: int, width: int, k: int, device: str, uneven:
 def _bags(group_K: torch.Tensor, index_K: torch.Tensor, groups: int) -> tuple[Bags, torch.Tensor]:
     """Bags by group, and the order of the entries in them."""
     bag_K, order_K = torch.sort(group_K.int(), stable=True)
-    start_G1 = torch.zeros(groups + 1, dtype=torch.int64, device=group_K.device)
-    torch.cumsum(torch.bincount(bag_K, minlength=groups), 0, out=start_G1[1:])
+    # Not bincount: on a GPU that waits for the largest number.
+    start_G1 = torch.searchsorted(bag_K, torch.arange(groups + 1, dtype=torch.int32, device=group_K.device))
     return Bags(index_K[order_K], bag_K.long(), start_G1), order_K
