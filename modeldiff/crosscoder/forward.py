@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from modeldiff.crosscoder.coarse import CoarseScores
 from modeldiff.crosscoder.kernels.code import decode_kept, encode_kept
 from modeldiff.crosscoder.kernels.kept import Kept
 from modeldiff.crosscoder.model import Crosscoder
@@ -59,7 +60,7 @@ class SparseForward:
 
     def __call__(self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select) -> Pass:
         with torch.no_grad():
-            scores = Scores(self._products(crosscoder, x_a_BDa, x_b_BDb), crosscoder.b_enc, score_weights(crosscoder))
+            scores = self._scores(crosscoder, x_a_BDa, x_b_BDb)
             flat_K, smallest = select(scores)
             kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
             pre_K = scores.pre(flat_K)[kept.by_feature_K]
@@ -68,16 +69,21 @@ class SparseForward:
         xhat_a, xhat_b = decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept)
         return Pass(kept, f_K, smallest, xhat_a + crosscoder.b_dec_a, xhat_b + crosscoder.b_dec_b)
 
-    def _products(self, crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor) -> torch.Tensor:
-        """(B, F) float32, without the bias."""
+    def _scores(self, crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
+        if crosscoder.coarse:
+            return CoarseScores(crosscoder, x_a, x_b, self._room(torch.bfloat16, x_a, crosscoder.n_features))
         dtype = crosscoder.matmul_dtype
-        tensors = [tensor.to(dtype) for tensor in (x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b)]
-        size = len(x_a) * crosscoder.n_features
-        if self._buffer.numel() < size or self._buffer.dtype != dtype or self._buffer.device != x_a.device:
-            self._buffer = torch.empty(size, dtype=dtype, device=x_a.device)
-        out_BF = self._buffer[:size].view(len(x_a), crosscoder.n_features)
-        x_a, x_b, w_a, w_b = tensors
-        return product_into(out_BF, x_a, x_b, w_a, w_b, crosscoder.share).float()
+        out_BF = self._room(dtype, x_a, crosscoder.n_features)
+        w_a, w_b = crosscoder.w_enc_a.to(dtype), crosscoder.w_enc_b.to(dtype)
+        product_BF = product_into(out_BF, x_a.to(dtype), x_b.to(dtype), w_a, w_b, crosscoder.share)
+        return Scores(product_BF.float(), crosscoder.b_enc, score_weights(crosscoder))
+
+    def _room(self, dtype: torch.dtype, x_BD: torch.Tensor, n_features: int) -> torch.Tensor:
+        """(B, F), not initialised: the same memory in every step."""
+        size = len(x_BD) * n_features
+        if self._buffer.numel() < size or self._buffer.dtype != dtype or self._buffer.device != x_BD.device:
+            self._buffer = torch.empty(size, dtype=dtype, device=x_BD.device)
+        return self._buffer[:size].view(len(x_BD), n_features)
 
 
 class DenseForward:

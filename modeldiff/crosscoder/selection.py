@@ -84,19 +84,29 @@ class Scores:
 
     def at(self, flat_K: torch.Tensor) -> torch.Tensor:
         """Scores at flat indices."""
-        pre_K = self.pre(flat_K)
+        return self._weighted(self.pre(flat_K), flat_K)
+
+    def _weighted(self, pre_K: torch.Tensor, flat_K: torch.Tensor) -> torch.Tensor:
         return pre_K if self.weight_F is None else pre_K * self.weight_F[flat_K % self.pre_BF.shape[1]]
+
+    def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `batch_topk`; `count` is above 0, and there are entries."""
+        bound = _bound(self, count)
+        flat_K, score_K = self.above(bound)
+        if len(flat_K) < count and bound > 0:
+            flat_K, score_K = self.above(0.0)
+        return largest(flat_K, score_K, count)
 
     def above(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(flat indices, ascending, of the scores above a bound of at least 0; these scores)."""
-        flat_K = _where_above(self.pre_BF, self._limit(bound))
+        flat_K = where_above(self.pre_BF, self.limit(bound))
         score_K = self.at(flat_K)
         over_K = score_K > bound
         return (flat_K, score_K) if bool(over_K.all()) else (flat_K[over_K], score_K[over_K])
 
-    def _limit(self, bound: float) -> torch.Tensor:
+    def limit(self, bound: float) -> torch.Tensor:
         """(F,) what a product must exceed for its score to exceed the bound, or a few roundings less."""
-        limit_F = self.pre_BF.new_full((self.pre_BF.shape[1],), bound)
+        limit_F = torch.full((self.pre_BF.shape[1],), bound, device=self.pre_BF.device)
         if self.weight_F is not None:
             # A weight of 0 gives infinity or, with a bound of 0, no number: nothing exceeds either.
             limit_F = limit_F / self.weight_F
@@ -115,18 +125,14 @@ def batch_topk(scores: Scores, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if count <= 0 or scores.pre_BF.numel() == 0:
         return _nothing(scores.pre_BF)
-    bound = _bound(scores, count)
-    flat_K, score_K = scores.above(bound)
-    if len(flat_K) < count and bound > 0:
-        flat_K, score_K = scores.above(0.0)
-    return largest(flat_K, score_K, count)
+    return scores.top(count)
 
 
 def largest(flat_K: torch.Tensor, score_K: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` largest scores and their indices, in the given order; the first ones of equal scores."""
     if len(flat_K) <= count:
         return flat_K, score_K
-    smallest = _nth_largest(score_K, count)
+    smallest = nth_largest(score_K, count)
     keep_K = score_K > smallest
     ties = (score_K == smallest).nonzero()[:, 0]
     keep_K[ties[: count - int(keep_K.sum())]] = True
@@ -157,7 +163,7 @@ def pooled_topk(
 
 
 def _nothing(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(0, dtype=torch.long, device=like.device), like.new_zeros(0)
+    return torch.zeros(0, dtype=torch.long, device=like.device), torch.zeros(0, device=like.device)
 
 
 def _smallest(score_K: torch.Tensor) -> float | None:
@@ -172,18 +178,19 @@ def _bound(scores: Scores, count: int) -> float:
     rows = len(scores.pre_BF)
     sample = scores.rows(max(1, rows // _SAMPLE_ROWS))
     wanted = int(_MARGIN * count * len(sample) / rows) + 1
-    return max(0.0, _nth_largest(sample.reshape(-1), wanted)) if wanted < sample.numel() else 0.0
+    return max(0.0, nth_largest(sample.reshape(-1), wanted)) if wanted < sample.numel() else 0.0
 
 
-def _nth_largest(value_N: torch.Tensor, n: int) -> float:
+def nth_largest(value_N: torch.Tensor, n: int) -> float:
+    """The n-th largest value; n counts from 1."""
     if value_N.device.type != "cpu":
         return float(value_N.kthvalue(len(value_N) - n + 1).values)
     # Ten times as fast as torch there.
     return float(np.partition(value_N.numpy(), len(value_N) - n)[len(value_N) - n])
 
 
-def _where_above(pre_BF: torch.Tensor, limit_F: torch.Tensor) -> torch.Tensor:
-    """Flat indices, ascending, of the entries above their column's limit."""
+def where_above(pre_BF: torch.Tensor, limit_F: torch.Tensor) -> torch.Tensor:
+    """Flat indices, ascending, of the entries above their column's limit, both of one dtype."""
     if pre_BF.device.type != "cpu":
         return (pre_BF > limit_F).view(-1).nonzero()[:, 0]
     # Piece by piece the mask stays in the cache; numpy finds its places three times as fast as torch.

@@ -25,6 +25,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "designated features": {"architecture": "dsf-vectors"},
     "audits": {"audits": 3, "audit_pairs": 512, "exclusive": 0.2},
     "the auxiliary loss encodes the input": {"auxk_input": "input"},
+    "screened": {"precision": "screened"},
+    "screened, scores with decoder norms": {"precision": "screened", "selection": "mean"},
 }
 
 
@@ -37,6 +39,7 @@ def make_trainer(dense: bool, **values: Any) -> Trainer:
     recipe = make_recipe(settings, widths=widths, pairs=10**5)
     config = initial_config(settings, recipe, widths=widths, median_norms=(4.0, 4.0))
     crosscoder = Crosscoder.initialised(config, torch.zeros(widths[0]), torch.zeros(widths[1]), seed=0)
+    crosscoder.coarse = settings.precision == "screened"
     return Trainer(crosscoder, recipe, warn=False, forward=DenseForward() if dense else None)
 
 
