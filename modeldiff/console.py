@@ -10,11 +10,24 @@ from typing import Any
 
 # Where there is no terminal (a log, CI) a line is written this often instead of a moving bar.
 _LOG_SECONDS = 15.0
+_muted = False
+
+
+def mute() -> None:
+    """From now on `say` and `progress` show nothing: of several processes of a run, one speaks."""
+    global _muted
+    _muted = True
+
+
+def muted() -> bool:
+    """True after `mute`."""
+    return _muted
 
 
 def say(message: str) -> None:
     """One line to stderr, as plain text: nothing in it is taken for markup."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201
+    if not _muted:
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Progress:
@@ -71,7 +84,7 @@ def progress(what: str, total: float, unit: str, done: float = 0) -> Iterator[Pr
         total: amount of work; `done` of it was finished by an earlier run.
         unit: what is counted, e.g. "pairs".
     """
-    if not sys.stderr.isatty():
+    if _muted or not sys.stderr.isatty():
         yield _LogProgress(what, total, unit, done)
         return
     from rich.console import Console

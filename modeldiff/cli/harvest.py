@@ -20,6 +20,7 @@ from modeldiff.cli.common import (
     settings_options,
     table,
 )
+from modeldiff.console import muted
 from modeldiff.harvest.settings import HarvestSettings
 
 
@@ -49,6 +50,8 @@ def _harvest(
     from modeldiff.harvest.run import run
 
     artifact = run(settings, workspace, name=name, force=force)
+    if muted():  # one process of the run speaks
+        return
     if as_json:
         print_json(artifact_json(artifact))
         return
@@ -69,6 +72,7 @@ command = Group(
     invoke_without_command=True,
     help="Texts + two models -> paired activations.\n\nReads the texts with both models, pairs the tokens that end at "
     "the same character, and stores both residual streams. An interrupted harvest continues with the same command.\n\n"
+    "With several GPUs: `torchrun --nproc-per-node N -m modeldiff harvest ...`; each process captures its share.\n\n"
     "`modeldiff harvest means` averages activations along their texts.",
     epilog=examples(
         "modeldiff harvest --model-a gpt2 --model-b EleutherAI/pythia-160m \\",

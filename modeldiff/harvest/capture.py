@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import h5py
@@ -41,23 +41,26 @@ class Capture:
     """Labels, for messages."""
 
 
-def capture_side(work: Work, capture: Capture, shards: list[int], load: Callable[[], LanguageModel]) -> None:
-    """Write the rows of all shards that one side still lacks.
+def capture_side(
+    work: Work, capture: Capture, shards: list[int], missing: Sequence[int], load: Callable[[], LanguageModel]
+) -> None:
+    """Write the rows of the shards that one side still lacks, or of this process's part of them.
 
     Args:
         shards: number of pairs of each shard.
+        missing: the shards to capture.
         load: gives the model; called only when a shard is missing.
 
     Raises:
         MachineError: activations are not finite, or a batch does not fit into memory.
     """
-    missing = [shard for shard in range(len(shards)) if not work.has(rows_name(shard, capture.side))]
     if not missing:
         return
     lm = load()
     verify_hook(lm, capture.layer)
-    done = sum(shards) - sum(shards[shard] for shard in missing)
-    with progress(f"capture {capture.side.upper()}", sum(shards), "pairs", done=done) as bar:
+    done = sum(pairs for shard, pairs in enumerate(shards) if work.has(rows_name(shard, capture.side)))
+    total = done + sum(shards[shard] for shard in missing)
+    with progress(f"capture {capture.side.upper()}", total, "pairs", done=done) as bar:
         for shard in missing:
             started = time.monotonic()
             plan = read_plan(work.folder / plan_name(shard))
@@ -154,7 +157,7 @@ def _write(work: Work, shard: int, capture: Capture, x_ND: torch.Tensor) -> None
 
 
 def _log(work: Work, shard: int, capture: Capture, pairs: int, tokens: int, seconds: float) -> None:
-    path = work.folder / "logs" / "capture.jsonl"
+    path = work.folder / "logs" / (f"capture-{work.rank:05d}.jsonl" if work.rank else "capture.jsonl")
     path.parent.mkdir(exist_ok=True)
     line = {
         "side": capture.side,

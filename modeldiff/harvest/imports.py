@@ -6,7 +6,7 @@ Legend: N rows, D width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,11 @@ from modeldiff.harvest.sizes import bytes_needed, free_bytes
 from modeldiff.harvest.statistics import RunningStatistics
 from modeldiff.harvest.store import model_name, write_store
 from modeldiff.workspace.activations import DATASET, plan_name, rows_name
-from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
 from modeldiff.workspace.files import require_free, sha256_json
 from modeldiff.workspace.manifest import Input
 from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan, Tokens, write_plan
-from modeldiff.workspace.stage import Order, Work, produce
+from modeldiff.workspace.stage import Order, Work
 from modeldiff.workspace.workspace import Workspace
 
 _BLOCK_ROWS = 4096
@@ -39,17 +38,13 @@ _DEFAULT_LABEL = "imported"
 UNKNOWN_ID = -1
 
 
-def run_import(
-    settings: HarvestSettings,
-    workspace: Workspace,
-    digest: DigestCache,
-    *,
-    kind: str,
-    schema: int,
-    name: str | None,
-    force: bool,
-) -> Artifact:
-    """The `activations` artifact made of two arrays, and of texts if there are any. Raises as `harvest.run`."""
+def prepare_import(
+    settings: HarvestSettings, digest: DigestCache, *, kind: str, schema: int
+) -> tuple[Order, Callable[[Work], dict[str, Any]]]:
+    """The `activations` artifact made of two arrays, and of texts if there are any: the order, and what builds it.
+
+    Raises as `harvest.run`.
+    """
     arrays = find_arrays(settings)
     inputs = {
         f"import_{side}": Input(
@@ -61,8 +56,7 @@ def run_import(
         if not settings.import_texts.is_file():
             raise InputError(f"--import-texts: there is no file {settings.import_texts}")
         inputs["import_texts"] = Input(str(settings.import_texts), digest(settings.import_texts))
-    order = Order(kind, settings, inputs, schema)
-    return produce(workspace, order, partial(_build, settings=settings, arrays=arrays), name=name, force=force)
+    return Order(kind, settings, inputs, schema), partial(_build, settings=settings, arrays=arrays)
 
 
 def estimate_import(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from modeldiff.console import say
 from modeldiff.harvest.capture import Capture, capture_side
 from modeldiff.harvest.digests import DigestCache
 from modeldiff.harvest.geometry import Geometry, read_geometry
-from modeldiff.harvest.imports import estimate_import, run_import
+from modeldiff.harvest.imports import estimate_import, prepare_import
 from modeldiff.harvest.planner import Cursor, make_plan
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
@@ -23,11 +23,14 @@ from modeldiff.harvest.tokenize import Reader
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import load_model, load_tokenizer
 from modeldiff.lm.ref import ModelRef, model_identity
+from modeldiff.workspace.activations import rows_name
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import require_free
 from modeldiff.workspace.manifest import Input
 from modeldiff.workspace.plan import SIDES
-from modeldiff.workspace.stage import Order, Work, produce
+from modeldiff.workspace.ranks import Ranks, ranks
+from modeldiff.workspace.stage import Order, Work
+from modeldiff.workspace.together import Build, produce_together
 from modeldiff.workspace.workspace import Workspace
 
 KIND = "activations"
@@ -52,23 +55,30 @@ class Pair:
 
 
 def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
-    """Harvest paired activations, or import them.
+    """Harvest paired activations, or import them. Under torchrun every rank calls this, and each gets the artifact.
 
     Args:
         name: a label for the artifact; force: run even when the workspace has it already.
 
     Raises:
         InputError: settings, texts, layers or tokenizers that cannot be used.
-        MachineError: too little disk or memory, or activations that are not finite.
+        MachineError: too little disk or memory, activations that are not finite, or a process that was lost.
         DamagedError: a file is not what it should be.
     """
+    ours = ranks()
+    return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
+
+
+def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
+    """What is wanted, and how it is made."""
     workspace.create()
     digest = DigestCache(workspace)
     if settings.importing:
-        return run_import(settings, workspace, digest, kind=KIND, schema=SCHEMA, name=name, force=force)
+        order, build = prepare_import(settings, digest, kind=KIND, schema=SCHEMA)
+        return order, build if ours.first else _nothing
     sources = parse_sources(settings.texts)
     pair = open_pair(settings)
-    device = resolve_device(settings.device)
+    device = resolve_device(settings.device, ours.local_rank)
     dtype = resolve_dtype(settings.dtype, device)
     inputs = _inputs(settings, sources, pair, digest)
     resolved = {
@@ -77,8 +87,12 @@ def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = N
         "texts": [f"{s.label}@{s.weight:g}" for s in sources],
     }
     order = Order(KIND, settings, inputs, SCHEMA, resolved)
-    build = partial(_build, settings=settings, sources=sources, pair=pair, device=device, dtype=dtype)
-    return produce(workspace, order, build, name=name, force=force)
+    return order, partial(_build, settings=settings, sources=sources, pair=pair, device=device, dtype=dtype, ours=ours)
+
+
+def _nothing(_work: Work) -> dict[str, Any]:
+    """The part of the other processes in what one does alone."""
+    return {}
 
 
 def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
@@ -158,18 +172,35 @@ def _build(
     pair: Pair,
     device: torch.device,
     dtype: torch.dtype,
+    ours: Ranks,
 ) -> dict[str, Any]:
+    """Rank 0 plans; every rank captures its part of the shards that are missing; rank 0 finishes."""
+    cursor, missing = ours.broadcast(_plan(work, settings, sources, pair) if ours.first else None)
+    for side in SIDES:
+        capture = Capture(side, pair.layer[side], settings.storage, settings.batch_tokens, cursor.labels)
+        capture_side(work, capture, cursor.shards, ours.mine(missing[side]), partial(_load, pair, side, device, dtype))
+    ours.barrier()
+    if not ours.first:
+        return {}
+    work.gather()
     work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
+    if ours.world > 1:
+        work.environment["processes"] = ours.world
+    return finish(work, settings, pair, cursor)
+
+
+def _plan(
+    work: Work, settings: HarvestSettings, sources: list[Source], pair: Pair
+) -> tuple[Cursor, dict[str, list[int]]]:
+    """The plan, and by side the shards whose rows are still to be captured."""
     readers = open_readers(settings, pair)
     seen = look(settings, sources, readers, pair.context)
     _require_disk(work, settings, pair, expected_pairs(settings, seen), seen)
     cursor = make_plan(work, settings, sources, readers, pair.context)
     _say_plan(settings, cursor)
     _require_disk(work, settings, pair, cursor.pairs, seen)
-    for side in SIDES:
-        capture = Capture(side, pair.layer[side], settings.storage, settings.batch_tokens, cursor.labels)
-        capture_side(work, capture, cursor.shards, partial(_load, pair, side, device, dtype))
-    return finish(work, settings, pair, cursor)
+    shards = range(len(cursor.shards))
+    return cursor, {side: [shard for shard in shards if not work.has(rows_name(shard, side))] for side in SIDES}
 
 
 def finish(work: Work, settings: HarvestSettings, pair: Pair, cursor: Cursor) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class HarvestSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto")
     """Number format the models compute in; auto: bfloat16 on a GPU, float32 elsewhere."""
     device: str = setting(default="auto", result=False)
-    """auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one."""
+    """auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one; under torchrun, each process its own."""
     batch_tokens: int | None = setting(default=None, result=False)
     """Tokens, padding included, that a model reads in one batch; default 2,048 on the CPU, 16,384 on a GPU. Changes
     activations by rounding only."""

@@ -9,15 +9,16 @@ from modeldiff.errors import InputError, MachineError
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """The device called `name`: "auto", "cpu", "cuda", "cuda:N" or "mps".
 
-    "auto" takes the first CUDA device if there is one, then mps, then the processor.
+    "auto" takes a CUDA device if there is one, then mps, then the processor. Of several processes on this machine the
+    one with number `local_rank` takes the CUDA device of that number (around again where there are fewer devices).
     Raises InputError for an unknown word, MachineError for a device that this machine lacks.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", 0)
+            return torch.device("cuda", local_rank % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, colon, number = name.partition(":")
     valid = (kind in ("cpu", "mps") and not colon) or (kind == "cuda" and (not colon or number.isdecimal()))

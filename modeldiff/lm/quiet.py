@@ -7,14 +7,16 @@ from contextlib import contextmanager
 
 import transformers
 
+from modeldiff.console import muted
+
 
 @contextmanager
 def quiet(*, bars: bool = False) -> Iterator[None]:
-    """No warnings of transformers inside, and no progress bars unless `bars`."""
+    """No warnings of transformers inside, and no progress bars unless `bars` (nor where the console is muted)."""
     log = transformers.logging
     verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
-    if not bars:
+    if not bars or muted():
         log.disable_progress_bar()
     try:
         yield

@@ -33,7 +33,7 @@ from modeldiff.workspace.workspace import PARTIAL, Workspace
 
 # Files of this subfolder serve to continue after an interruption; they are dropped when the artifact is published.
 RESUME = "resume"
-_LEDGER = "digests.jsonl"
+_LEDGERS = "digests*.jsonl"
 
 
 class Work:
@@ -43,16 +43,23 @@ class Work:
         folder: write files here, through `commit`, `write_json` or `write_bytes` only.
         resume: checkpoints and the like; dropped when the artifact is published.
         environment: facts to add to the manifest (device, dtype).
+        rank: which process of a run this is (see ranks.py). Several may work in one folder, on different files; rank 0
+            opens it before the others do.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
+        self.rank = rank
         self.resume = folder / RESUME
         self.resume.mkdir(parents=True, exist_ok=True)
         self.environment: dict[str, Any] = {}
-        for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink()
-        self._ledger = self._read_ledger()
+        # A ledger for each rank: appending to one file from several machines is not safe.
+        self._ledger_path = self.resume / (f"digests-{rank:05d}.jsonl" if rank else "digests.jsonl")
+        if not rank:
+            for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+                leftover.unlink()
+        self._ledger: dict[str, FileEntry] = {}
+        self.gather()
 
     def temporary(self, name: str) -> Path:
         """Where to write the file `name` before `commit`."""
@@ -65,7 +72,7 @@ class Work:
         entry = FileEntry(size=temporary.stat().st_size, sha256=sha256_file(temporary))
         replace_into(temporary, self.folder / name)
         self._ledger[name] = entry
-        with (self.resume / _LEDGER).open("a", encoding="utf-8") as file:
+        with self._ledger_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, **dataclasses.asdict(entry)}) + "\n")
 
     def write_bytes(self, name: str, content: bytes) -> None:
@@ -95,22 +102,32 @@ class Work:
                 )
         return found
 
-    def _read_ledger(self) -> dict[str, FileEntry]:
-        path = self.resume / _LEDGER
-        ledger: dict[str, FileEntry] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # the line being written when the process was killed
-                ledger[record["name"]] = FileEntry(size=record["size"], sha256=record["sha256"])
-            # A torn last line would swallow the next one appended to it.
-            write_bytes(
-                path,
-                "".join(json.dumps({"name": n, **dataclasses.asdict(e)}) + "\n" for n, e in ledger.items()).encode(),
-            )
-        return ledger
+    def gather(self) -> None:
+        """Take over what all ranks have committed, those of earlier runs included. On rank 0: while no other writes."""
+        others = [path for path in sorted(self.resume.glob(_LEDGERS)) if path != self._ledger_path]
+        for path in [*others, self._ledger_path]:
+            self._ledger.update(_read_ledger(path))
+        if self.rank or not self._ledger:
+            return
+        # A torn last line would swallow the next one appended to it.
+        write_bytes(
+            self._ledger_path,
+            "".join(json.dumps({"name": n, **dataclasses.asdict(e)}) + "\n" for n, e in self._ledger.items()).encode(),
+        )
+        for path in others:
+            path.unlink()
+
+
+def _read_ledger(path: Path) -> dict[str, FileEntry]:
+    ledger: dict[str, FileEntry] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the line being written when the process was killed
+            ledger[record["name"]] = FileEntry(size=record["size"], sha256=record["sha256"])
+    return ledger
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,8 @@ class Workspace:
         path = self.folder / WORKSPACE_FILE
         if path.exists():
             check_format(read_json(path), path)
-        elif any(entry.name not in (PARTIAL, f"{WORKSPACE_FILE}.lock") for entry in self.folder.iterdir()):
+        # The lock, and a temporary file, are there while another process makes the workspace.
+        elif any(e.name != PARTIAL and not e.name.startswith(WORKSPACE_FILE) for e in self.folder.iterdir()):
             raise InputError(
                 f"{self.folder} holds files but no {WORKSPACE_FILE}: choose an empty folder with --workspace"
             )

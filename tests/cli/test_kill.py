@@ -1,6 +1,5 @@
 """`kill -9` at random moments: the same command continues, and the artifact is the one an uninterrupted run makes."""
 
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
@@ -9,14 +8,10 @@ from pathlib import Path
 import pytest
 
 from modeldiff.workspace import Artifact, Workspace
+from tests.processes import CONTEXT
 from tests.tiny_models import save_tiny
 
 KILLS = 10
-# A forkserver that has imported torch and transformers once: a child begins to work at once.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["modeldiff.cli.main", "modeldiff.harvest.run", "modeldiff.crosscoder.run", "modeldiff.features.run"]
-)
 
 
 def command(args: list[str]) -> None:

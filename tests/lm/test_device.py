@@ -25,6 +25,14 @@ def test_auto_takes_the_best_device_there_is(
     assert str(resolve_device("auto")) == expected
 
 
+def test_each_process_of_a_machine_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, 4)
+    assert [str(resolve_device("auto", rank)) for rank in (0, 1, 3)] == ["cuda:0", "cuda:1", "cuda:3"]
+    # A launcher that shows each process one device only.
+    _machine(monkeypatch, 1)
+    assert str(resolve_device("auto", 3)) == "cuda:0"
+
+
 def test_a_named_device_is_taken_as_named(monkeypatch: pytest.MonkeyPatch) -> None:
     _machine(monkeypatch, 2)
     assert resolve_device("cpu") == torch.device("cpu")

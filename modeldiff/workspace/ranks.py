@@ -1,0 +1,131 @@
+"""The processes of one run: `torchrun --nproc-per-node N -m modeldiff ...` starts N of them, ranks 0 to N - 1.
+
+Rank 0 decides, holds the lock and publishes; it tells the others by `broadcast`. Objects travel over gloo, on the CPU;
+where there is CUDA the same group also carries CUDA tensors, over NCCL. Under no launcher there is one process, rank 0
+of 1: nothing is opened, and nothing waits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import FrameType
+from typing import Any, TypeVar
+
+from modeldiff.console import mute
+from modeldiff.errors import MachineError
+
+# What torchrun sets, and what a group cannot be opened without.
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# A process that ends closes its connections, and the others know at once. This is for one that hangs, or whose machine
+# is gone without a word; it is long because ranks also wait for rank 0 while it plans.
+_PATIENCE = datetime.timedelta(hours=6)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are.
+        local_rank: its number on this machine: which of its devices it takes.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """True for the one that decides, holds the lock and publishes."""
+        return self.rank == 0
+
+    def mine(self, work: Sequence[T]) -> Sequence[T]:
+        """This rank's part: every `world`-th, from its own number on."""
+        return work[self.rank :: self.world]
+
+    def broadcast(self, value: Any = None) -> Any:
+        """Rank 0's `value`, on every rank; the others' is not looked at. Raises MachineError for a lost process."""
+        if self.world == 1:
+            return value
+        from torch import distributed
+
+        holder = [value]
+        with lost_process():
+            distributed.broadcast_object_list(holder, src=0)
+        return holder[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here. Raises MachineError for a lost process."""
+        if self.world > 1:
+            from torch import distributed
+
+            # Not distributed.barrier(): with CUDA that would go over NCCL, and take a device of its own choice.
+            holder: list[Any] = [None] * self.world
+            with lost_process():
+                distributed.all_gather_object(holder, self.rank)
+
+    def close(self) -> None:
+        """Leave the group. Done by itself at the end of the process."""
+        if self.world > 1:
+            from torch import distributed
+
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
+
+@cache
+def ranks() -> Ranks:
+    """The ranks of this run, as torchrun's environment variables say; the group is opened at the first call.
+
+    From then on a rank other than 0 is mute (see console.py), and SIGTERM, which is how torchrun ends the others when
+    one has failed, raises a MachineError.
+
+    Raises:
+        MachineError: the others cannot be reached.
+    """
+    if any(name not in os.environ for name in _ENVIRONMENT) or int(os.environ["WORLD_SIZE"]) == 1:
+        return Ranks()
+    import torch
+    from torch import distributed
+
+    made = Ranks(
+        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    )
+    if not made.first:
+        mute()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+    if not distributed.is_initialized():
+        with lost_process():
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            distributed.init_process_group(backend, timeout=_PATIENCE)
+        atexit.register(made.close)
+    return made
+
+
+@contextmanager
+def lost_process() -> Iterator[None]:
+    """Put this around a collective operation: a connection that closes, or nobody for hours, becomes a MachineError."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo, NCCL and the store all raise subclasses of it
+        raise _lost() from error
+
+
+def _lost() -> MachineError:
+    return MachineError("another process of this run ended, or could not be reached: the same command continues")
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    raise MachineError("this run was stopped, or another process of it ended: the same command continues")
