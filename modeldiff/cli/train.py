@@ -19,6 +19,7 @@ from modeldiff.cli.common import (
     settings_options,
     table,
 )
+from modeldiff.console import muted
 from modeldiff.crosscoder.settings import TrainSettings
 
 
@@ -30,6 +31,8 @@ def _train(
     from modeldiff.crosscoder.run import run
 
     artifact = run(settings, workspace, name=name, force=force)
+    if muted():  # one process of the run speaks
+        return
     if as_json:
         print_json(artifact_json(artifact))
         return
@@ -45,7 +48,9 @@ command = Command(
     params=[*settings_options(TrainSettings), *produce_options()],
     callback=click.pass_context(_train),
     help="Activations -> a crosscoder: one dictionary with features of A only, shared ones, and ones of B only.\n\n"
-    "An interrupted training continues from its last checkpoint with the same command, to the same weights.",
+    "An interrupted training continues from its last checkpoint with the same command, to the same weights.\n\n"
+    "A dictionary too large for one GPU: `torchrun --nproc-per-node N -m modeldiff train ...`; each process holds a "
+    "share of the features.",
     epilog=examples(
         "modeldiff train --features 16384 --exclusive 0.05 --k 64 --steps 20000",
         "modeldiff train --features 16384 --audits 8",

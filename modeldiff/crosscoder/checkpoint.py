@@ -32,12 +32,22 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
     """Write the state of a run; `log_bytes` is the length of its log at this step.
 
-    Not while its auditor is collecting: the pairs that it holds are not part of the state.
+    Not while its auditor is collecting: the pairs that it holds are not part of the state. Of several ranks each calls
+    it, and rank 0 writes: any number of them can go on from the file.
     """
     assert not trainer.auditor.collecting
+    shards = trainer.shards
+    tensors = {}
+    for name, value in _tensors(trainer).items():
+        whole = shards.gather(name, value)
+        if whole is not None:
+            tensors[name] = whole.contiguous()
+    if not shards.ranks.first:
+        return
+    config = trainer.crosscoder.config if shards.alone else shards.whole_config
     numbers = {
         "step": trainer.step,
-        **{name: getattr(trainer.crosscoder.config, name) for name in _SIZES.values()},
+        **{name: getattr(config, name) for name in _SIZES.values()},
         "threshold_total": trainer.threshold.total,
         "threshold_weight": trainer.threshold.weight,
         "designated_total": trainer.threshold_designated.total,
@@ -47,7 +57,6 @@ def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
         "log_bytes": log_bytes,
     }
     temporary = temporary_path(path)
-    tensors = {name: value.cpu().contiguous() for name, value in _tensors(trainer).items()}
     save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers)})
     replace_into(temporary, path)
 
@@ -60,9 +69,12 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
     """
     try:
         numbers = _read_numbers(path)
-        _resize(trainer, numbers, path)
+        shards = trainer.shards
+        if shards.alone:
+            _resize(trainer, numbers, path)
         _start_moments(trainer)
-        read_tensors(path, _tensors(trainer))
+        spans = None if shards.alone else lambda name: shards.spans(name, shards.ranks.rank)
+        read_tensors(path, _tensors(trainer), spans)
     except ModeldiffError as error:
         raise DamagedError(f"{error}; `modeldiff workspace clean` lets the run begin anew") from None
     trainer.step = numbers["step"]

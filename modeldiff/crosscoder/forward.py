@@ -21,6 +21,7 @@ from modeldiff.crosscoder.kernels.kept import Kept
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.partitioned import product_into
 from modeldiff.crosscoder.selection import Scores, score_weights
+from modeldiff.crosscoder.shards import Shards
 
 Smallest = tuple[float | None, float | None]
 Select = Callable[[Scores], tuple[torch.Tensor, Smallest]]
@@ -55,7 +56,8 @@ class Forward(Protocol):
 class SparseForward:
     """Gradients and decoding only at the kept entries."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
         self._buffer = torch.empty(0)
 
     def __call__(self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select) -> Pass:
@@ -66,7 +68,7 @@ class SparseForward:
             pre_K = scores.pre(flat_K)[kept.by_feature_K]
         encoder = (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.b_enc)
         f_K = encode_kept(pre_K, x_a_BDa, x_b_BDb, *encoder, kept, share=crosscoder.share)
-        xhat_a, xhat_b = decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept)
+        xhat_a, xhat_b = map(self._shards.sum, decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept))
         return Pass(kept, f_K, smallest, xhat_a + crosscoder.b_dec_a, xhat_b + crosscoder.b_dec_b)
 
     def _scores(self, crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:

@@ -11,6 +11,8 @@ import torch
 
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.partitioned import decode_product, encode_product
+from modeldiff.crosscoder.shards import Shards
+from modeldiff.workspace.ranks import Ranks
 
 
 def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> torch.Tensor:
@@ -45,6 +47,7 @@ def auxk_loss(
     *,
     inputs: tuple[torch.Tensor, torch.Tensor] | None = None,
     normalised: bool = False,
+    shards: Shards | None = None,
 ) -> torch.Tensor:
     """How badly the dead features reconstruct the error (paper 2.5): only their encoders and decoders get a gradient.
 
@@ -52,10 +55,11 @@ def auxk_loss(
     width and sides, mean over the pairs. The error is a constant. Only the dead columns are computed.
 
     Args:
-        dead_Z: indices of the dead features, ascending, not empty.
+        dead_Z: indices of the dead features, ascending, not empty (on one of several ranks they may be).
         inputs: None encodes the error without bias, as in the paper; otherwise these activations (a, b) are encoded,
             with bias, as in the public code.
         normalised: divide by the error's variance, as the public code does.
+        shards: where other ranks have dead features, too.
     """
     e_a_BDa, e_b_BDb = e_a_BDa.detach(), e_b_BDb.detach()
     config = crosscoder.config
@@ -68,12 +72,10 @@ def auxk_loss(
     else:
         encoded, bias_Z = inputs, crosscoder.b_enc.index_select(0, dead_Z)
     pre_BZ = encode_product(*encoded, w_enc_a, w_enc_b, bias_Z, share=crosscoder.share, dtype=dtype)
-    if count < len(dead_Z):
-        values, places = pre_BZ.topk(count, dim=1, sorted=False)
-        pre_BZ = torch.zeros_like(pre_BZ).scatter(1, places, values)
-    z_BZ = torch.relu(pre_BZ)
+    shards = shards or Shards(Ranks(), config)
+    z_BZ = torch.relu(shards.top_per_pair(pre_BZ, count))
     w_dec_a, w_dec_b = crosscoder.w_dec_a.index_select(0, dead_Za), crosscoder.w_dec_b.index_select(0, dead_Zb)
-    ehat_a, ehat_b = decode_product(z_BZ, w_dec_a, w_dec_b, dtype=dtype)
+    ehat_a, ehat_b = map(shards.sum, decode_product(z_BZ, w_dec_a, w_dec_b, dtype=dtype))
     loss = reconstruction_loss(e_a_BDa - ehat_a, e_b_BDb - ehat_b, "squared")
     if not normalised:
         return loss

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,11 +29,14 @@ from modeldiff.crosscoder.pace import CheckpointClock, ThroughputLog
 from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME, write_weights
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.shards import Shards
 from modeldiff.crosscoder.trainer import Trainer
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.device import resolve_device
-from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace import Artifact, Order, Work, Workspace
 from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.ranks import Ranks, ranks
+from modeldiff.workspace.together import Build, produce_together
 
 # Counted up when the same settings and activations would train to something else than before.
 SCHEMA = 4
@@ -47,6 +51,8 @@ _NOTEWORTHY_LEFT_OUT = 0.01
 def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
     """Train a crosscoder on an activations artifact, or answer with the one that these settings gave before.
 
+    Under torchrun every rank calls this, holds a share of the features, and gets the artifact.
+
     Args:
         name: a name for the artifact.
         force: train even if it exists.
@@ -54,13 +60,17 @@ def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = Non
     Raises:
         InputError: settings that do not fit the activations; training diverged.
         DamagedError: activations that cannot be read or are not finite.
-        MachineError: not enough memory; no such device.
+        MachineError: not enough memory; no such device; another process of the run was lost.
     """
+    ours = ranks()
+    return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
+
+
+def _prepare(settings: TrainSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
     source = workspace.find("activations", settings.activations)
     if settings.activations is None:
         say(f"train on {source.ref} (the latest)")
-    store = ActivationStore(source)
-    training = _Training(settings, store)
+    training = _Training(settings, ActivationStore(source), ours)
     order = Order(
         kind="crosscoder",
         settings=settings,
@@ -68,16 +78,16 @@ def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = Non
         schema=SCHEMA,
         resolved={"precision": training.precision},
     )
-    return produce(workspace, order, training.build, name=name, force=force)
+    return order, training.build
 
 
 class _Training:
     """What is fixed before the work begins, and the work."""
 
-    def __init__(self, settings: TrainSettings, store: ActivationStore) -> None:
+    def __init__(self, settings: TrainSettings, store: ActivationStore, ours: Ranks) -> None:
         self.settings = settings
         self.store = store
-        self.device = resolve_device(settings.device)
+        self.device = resolve_device(settings.device, ours.local_rank)
         if settings.audits and self.device.type == "mps":
             raise InputError("--audits needs numbers of 64 bits, which mps lacks: use --device cpu, or --audits 0")
         self.precision = _precision(settings.precision, self.device)
@@ -86,10 +96,15 @@ class _Training:
         self.config = make_config(settings, self.recipe, store)
         if self.precision == "screened" and self.config.n_designated:
             raise InputError("--precision screened selects from one pool, designated features from two: use float32")
+        if ours.world > 1 and (self.recipe.audits or self.config.n_designated):
+            raise InputError("several processes train dfc and standard, without --audits: start one process for this")
+        self.shards = Shards(ours, self.config)
 
     def build(self, work: Work) -> dict[str, Any]:
         """Train, evaluate and write the files; returns the metrics."""
         work.environment.update(device=str(self.device), dtype=self.precision)
+        if not self.shards.alone:
+            work.environment["processes"] = self.shards.ranks.world
         try:
             return self._build(work)
         except RuntimeError as error:
@@ -103,12 +118,17 @@ class _Training:
     def _build(self, work: Work) -> dict[str, Any]:
         config, recipe = self.config, self.recipe
         trainer = self._trainer()
-        say(f"{_sizes(trainer.crosscoder)}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
+        over = "" if self.shards.alone else f" over {self.shards.ranks.world} processes"
+        say(f"{_sizes(config)}{over}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
         say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
         self._train(trainer, work)
-        crosscoder = trainer.crosscoder
+        dead = trainer.by_partition(trainer.dead())
+        crosscoder = self.shards.whole(trainer.crosscoder)
+        if crosscoder is None:
+            return {}
+        crosscoder.to(self.device)
         if recipe.audits:
-            say(f"after {recipe.audits} audits: {_sizes(crosscoder)}")
+            say(f"after {recipe.audits} audits: {_sizes(crosscoder.config)}")
         crosscoder.set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
         left_out = trainer.left_out / (recipe.steps * recipe.batch)
         if left_out > _NOTEWORTHY_LEFT_OUT:
@@ -121,22 +141,23 @@ class _Training:
         log = (work.resume / LOG_NAME).read_bytes()
         work.write_bytes(LOG_NAME, log)
         lines = [json.loads(line) for line in log.splitlines()]
-        title = f"{_sizes(crosscoder)}, k {recipe.k}, on {self.store.artifact.ref}"
+        title = f"{_sizes(crosscoder.config)}, k {recipe.k}, on {self.store.artifact.ref}"
         work.write_bytes(FIGURE_NAME, training_figure(lines, title))
         work.write_json(CONFIG_NAME, crosscoder.config.to_json())
         weights = work.temporary(WEIGHTS_NAME)
         write_weights(crosscoder, weights)
         work.commit(weights, WEIGHTS_NAME)
-        return _metrics(trainer, evaluation, lines, sum(len(block) for block in self.blocks))
+        pairs = sum(len(block) for block in self.blocks)
+        return _metrics(trainer, crosscoder, dead, pairs) | {"audit": audit_metrics(lines), "held_out": evaluation}
 
     def _trainer(self) -> Trainer:
         mean = self.store.mean
         crosscoder = Crosscoder.initialised(
             self.config, mean["a"], mean["b"], seed=self.recipe.seed, decoder_norm=self.settings.decoder_norm
         )
-        crosscoder.to(self.device)
+        crosscoder = self.shards.part(crosscoder).to(self.device)
         set_precision(crosscoder, self.precision)
-        return Trainer(crosscoder, self.recipe)
+        return Trainer(crosscoder, self.recipe, shards=self.shards)
 
     def _train(self, trainer: Trainer, work: Work) -> None:
         """The training loop, from the last checkpoint if there is one."""
@@ -151,9 +172,10 @@ class _Training:
             buffer_bytes=self.settings.buffer_mib << 20,
         )
         due = CheckpointClock(self.settings.checkpoint_seconds)
+        shards, nowhere = self.shards, Path(os.devnull)
         with (
-            _open_at(work.resume / LOG_NAME, log_bytes) as log,
-            ThroughputLog(work.folder / THROUGHPUT_NAME, recipe.batch) as throughput,
+            _open_at(work.resume / LOG_NAME if shards.ranks.first else nowhere, log_bytes) as log,
+            ThroughputLog(work.folder / THROUGHPUT_NAME if shards.ranks.first else nowhere, recipe.batch) as throughput,
             progress("train", recipe.steps, "steps", done=trainer.step) as bar,
             closing(stream.batches(trainer.step)) as batches,
         ):
@@ -169,9 +191,11 @@ class _Training:
                         say(audit_note(line))
                 bar.advance()
                 # The pairs that an audit is collecting are in no checkpoint: one that is due waits for the audit.
-                if (due.now() and not trainer.auditor.collecting) or trainer.step == recipe.steps:
+                is_due = shards.number(due.now() and shards.ranks.first) > 0
+                if (is_due and not trainer.auditor.collecting) or trainer.step == recipe.steps:
                     log.flush()
-                    os.fsync(log.fileno())
+                    if shards.ranks.first:
+                        os.fsync(log.fileno())
                     with due.writing():
                         write_checkpoint(checkpoint, trainer, log.tell())
 
@@ -203,18 +227,16 @@ def _precision(name: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" else "float32"
 
 
-def _sizes(crosscoder: Crosscoder) -> str:
+def _sizes(config: CrosscoderConfig) -> str:
     """ "40 features (A 2, shared 36, B 2)"."""
-    n_designated = crosscoder.config.n_designated
-    sizes = {name: str(size) for name, size in crosscoder.sizes.items()}
-    if n_designated:
-        sizes["shared"] += f" of which designated {n_designated}"
-    return f"{crosscoder.n_features:,} features ({', '.join(f'{name} {size}' for name, size in sizes.items())})"
+    sizes = {"A": str(config.n_a_only), "shared": str(config.n_shared), "B": str(config.n_b_only)}
+    if config.n_designated:
+        sizes["shared"] += f" of which designated {config.n_designated}"
+    return f"{config.n_features:,} features ({', '.join(f'{name} {size}' for name, size in sizes.items())})"
 
 
-def _metrics(trainer: Trainer, evaluation: dict[str, Any], lines: list[dict[str, Any]], pairs: int) -> dict[str, Any]:
-    recipe, crosscoder = trainer.recipe, trainer.crosscoder
-    dead_F = trainer.dead()
+def _metrics(trainer: Trainer, crosscoder: Crosscoder, dead: dict[str, float], pairs: int) -> dict[str, Any]:
+    recipe = trainer.recipe
     return {
         "features": crosscoder.sizes,
         "parameters": crosscoder.config.parameters,
@@ -226,9 +248,7 @@ def _metrics(trainer: Trainer, evaluation: dict[str, Any], lines: list[dict[str,
         "left_out": trainer.left_out,
         "auxk_nan": trainer.auxk_nan,
         "threshold": trainer.threshold.value,
-        "audit": audit_metrics(lines),
-        "dead": {name: int(dead_F[features].sum()) for name, features in crosscoder.slices.items()},
-        "held_out": evaluation,
+        "dead": {name: int(count) for name, count in dead.items()},
     }
 
 
@@ -241,6 +261,7 @@ def _note(bar: Progress, line: dict[str, Any]) -> None:
 def _open_at(path: Path, length: int) -> BinaryIO:
     """The log, cut to what it held at the checkpoint."""
     file = path.open("ab+")
-    file.truncate(length)
+    if path.is_file():
+        file.truncate(length)
     file.seek(0, 2)
     return file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.shards import Spans, take_rows
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json, replace_into, temporary_path, write_json
@@ -98,8 +99,10 @@ def read_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def read_tensors(path: Path, into: dict[str, torch.Tensor]) -> None:
+def read_tensors(path: Path, into: dict[str, torch.Tensor], spans: Callable[[str], Spans | None] | None = None) -> None:
     """Fill the tensors of `into` from a safetensors file that must hold exactly these names, shapes and dtypes.
+
+    With `spans` they are parts of what the file holds: for each name, which rows (see shards.py).
 
     Copies, instead of taking over the file's memory: its alignment differs from that of fresh tensors, and with it
     the last bits of matrix products.
@@ -113,6 +116,9 @@ def read_tensors(path: Path, into: dict[str, torch.Tensor]) -> None:
             what = f"tensor '{missing[0]}' is missing" if missing else f"tensor '{unknown[0]}' is unknown"
             raise DamagedError(f"{path}: {what}")
         for name, target in into.items():
+            if spans is not None:
+                take_rows(target, file.get_slice(name), spans(name))
+                continue
             found = file.get_tensor(name)
             if found.shape != target.shape or found.dtype != target.dtype:
                 raise DamagedError(

@@ -7,6 +7,7 @@ Legend: B pairs, F features, K kept entries of the batch, Da, Db widths, Z dead 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.recipe import Recipe
 from modeldiff.crosscoder.selection import Scores, ThresholdAverage, pooled_topk, score_weights
+from modeldiff.crosscoder.shards import Shards
 from modeldiff.crosscoder.tying import tie_gradients, tie_rows
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.workspace.ranks import Ranks
 
 # A partition of which no feature was active for this share of the run is reported.
 _STARVING_SHARE = 0.02
@@ -40,9 +43,20 @@ class Trainer:
     """
 
     def __init__(
-        self, crosscoder: Crosscoder, recipe: Recipe, *, warn: bool = True, forward: Forward | None = None
+        self,
+        crosscoder: Crosscoder,
+        recipe: Recipe,
+        *,
+        warn: bool = True,
+        forward: Forward | None = None,
+        shards: Shards | None = None,
     ) -> None:
-        """`warn`: say when a partition starves; `forward`: another way than the sparse one to run a batch."""
+        """
+        Args:
+            warn: say when a partition starves.
+            forward: another way than the sparse one to run a batch.
+            shards: the ranks of the run; `crosscoder` is then this rank's part.
+        """
         self.crosscoder = crosscoder
         self.recipe = recipe
         device = crosscoder.b_enc.device
@@ -55,7 +69,8 @@ class Trainer:
         self.threshold_designated = ThresholdAverage(recipe.threshold_window)
         self.left_out = 0
         self.auxk_nan = 0
-        self._forward = forward or SparseForward()
+        self.shards = shards or Shards(Ranks(), crosscoder.config)
+        self._forward = forward or SparseForward(self.shards)
         self._warns = warn
         self._starving: set[str] = set()
         self.auditor = Auditor(self)
@@ -113,7 +128,11 @@ class Trainer:
 
     def _select(self, scores: Scores) -> tuple[torch.Tensor, Smallest]:
         """Flat indices of the kept entries, and the smallest kept scores (see `pooled_topk`)."""
-        return pooled_topk(scores, round(self.recipe.k_at(self.step) * len(scores.pre_BF)), self.crosscoder.config)
+        count = round(self.recipe.k_at(self.step) * len(scores.pre_BF))
+        if self.shards.alone:
+            return pooled_topk(scores, count, self.crosscoder.config)
+        flat_K, smallest = self.shards.top(scores, count)
+        return flat_K, (smallest, None)
 
     @torch.no_grad()
     def code(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -133,7 +152,8 @@ class Trainer:
         shared, _ = done.kept.of_features(crosscoder.slices["shared"])
         shared_K = torch.zeros_like(done.f_K)
         shared_K[shared] = done.f_K[shared]
-        xhat_shared = decode_kept(shared_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept)
+        decoded = decode_kept(shared_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept)
+        xhat_shared = [self.shards.sum(xhat_BD) for xhat_BD in decoded]
         quality = Quality(crosscoder)
         quality.add(x, (done.xhat_a, done.xhat_b), (xhat_shared[0] + biases[0], xhat_shared[1] + biases[1]))
         return quality.figures()
@@ -141,7 +161,7 @@ class Trainer:
     def _auxk(self, e_a: torch.Tensor, e_b: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
         recipe = self.recipe
         dead_Z = self.dead().nonzero()[:, 0]
-        if recipe.auxk_alpha == 0 or len(dead_Z) == 0:
+        if recipe.auxk_alpha == 0 or self.shards.number(len(dead_Z)) == 0:
             return None
         loss = auxk_loss(
             self.crosscoder,
@@ -151,6 +171,7 @@ class Trainer:
             e_b,
             inputs=x if recipe.auxk_input == "input" else None,
             normalised=recipe.loss == "norm",
+            shards=self.shards,
         )
         if bool(loss.isnan()):
             self.auxk_nan += 1
@@ -162,8 +183,7 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         tie_gradients(self.crosscoder)
-        gradients = [parameter.grad for parameter in self.crosscoder.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._gradient_norm()
         if float(norm) > self.recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(self.crosscoder.parameters(), self.recipe.clip, norm)
         if not bool((loss.detach() + norm).isfinite()):
@@ -174,6 +194,21 @@ class Trainer:
         self.optimizer.step()
         tie_rows(self.crosscoder)
 
+    def _gradient_norm(self) -> torch.Tensor:
+        gradients = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
+        if self.shards.alone:
+            return torch.nn.utils.get_total_norm(gradients.values())
+        # The decoder's biases are the same on all ranks, and count once.
+        biases = [gradients.pop(name) for name in ("b_dec_a", "b_dec_b")]
+        squares = self.shards.total(torch.nn.utils.get_total_norm(gradients.values()).square())
+        return (squares + torch.nn.utils.get_total_norm(biases).square()).sqrt()
+
+    def by_partition(self, value_F: torch.Tensor) -> dict[str, float]:
+        """Sum of a value per feature over each partition, over all ranks."""
+        sums = by_partition(self.crosscoder, value_F)
+        total = self.shards.total(torch.tensor(list(sums.values()), dtype=torch.float64))
+        return dict(zip(sums, total.tolist(), strict=True))
+
     def _line(
         self,
         loss: torch.Tensor,
@@ -182,7 +217,7 @@ class Trainer:
         slots_F: torch.Tensor,
         rows: int,
     ) -> dict[str, Any]:
-        active = by_partition(self.crosscoder, slots_F)
+        active = self.by_partition(slots_F)
         total = max(1.0, sum(active.values()))
         return {
             "step": self.step,
@@ -194,21 +229,24 @@ class Trainer:
             "reconstruction": reconstruction.item(),
             "auxk": None if auxk is None else auxk.item(),
             "threshold": self.threshold.value,
-            "features": self.crosscoder.sizes,
+            "features": {name: int(n) for name, n in self.by_partition(torch.ones_like(slots_F)).items()},
             "l0": {name: count / rows for name, count in active.items()},
             "slots": {name: count / total for name, count in active.items()},
-            "dead": {name: int(count) for name, count in by_partition(self.crosscoder, self.dead()).items()},
+            "dead": {name: int(count) for name, count in self.by_partition(self.dead()).items()},
         }
 
     def _warn_of_starving(self) -> None:
         recipe = self.recipe
         limit = max(_STARVING_SHARE * recipe.steps, 10) * recipe.batch
         for name, features in self.crosscoder.slices.items():
+            if name in self._starving or self.shards.number(features.stop - features.start) == 0:
+                continue
             since_F = self.since_active_F[features]
-            if name in self._starving or len(since_F) == 0 or int(since_F.min()) < limit:
+            since = self.shards.least(float(since_F.min()) if len(since_F) else math.inf)
+            if since < limit:
                 continue
             self._starving.add(name)
             say(
-                f"warning: no {name} feature has been active for {int(since_F.min()):,} pairs (step {self.step}): "
+                f"warning: no {name} feature has been active for {int(since):,} pairs (step {self.step}): "
                 f"see --selection (now {self.crosscoder.config.selection}), --dead-share, --k-start"
             )
