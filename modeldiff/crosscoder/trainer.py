@@ -113,6 +113,12 @@ class Trainer:
         self.step += 1
         return line
 
+    def finish(self) -> None:
+        """Free what only further steps would need: gradients and Adam's moments."""
+        self.crosscoder.zero_grad()
+        self.optimizer.state.clear()
+        self._forward = SparseForward(self.shards)
+
     def _without_outliers(self, x_a: torch.Tensor, x_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         keep_B = inliers(x_a, x_b, self.recipe.outlier_factor)
         kept = int(keep_B.sum())
