@@ -12,6 +12,8 @@ Legend: N rows (pairs), Da, Db widths.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from safetensors.numpy import load_file
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.settings import check_fields
 from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.bits import read_rows
+from modeldiff.workspace.bits import empty_rows, read_into
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.plan import SIDES, ShardPlan, read_plan
 
@@ -148,18 +150,42 @@ class ActivationStore:
 
     def read_side(self, side: str, block: Block) -> torch.Tensor:
         """x (N, D) of one side of a block."""
-        path = self._file(rows_name(block.shard, side))
-        expected = (self.info.shards[block.shard], self.info.sides[side].width)
-        try:
-            with h5py.File(path, "r") as file:
-                dataset = file[DATASET]
-                if dataset.shape != expected:
-                    raise DamagedError(
-                        f"{path}: expected {expected} rows and columns, found {dataset.shape}; {self.artifact.mend}"
-                    )
-                return read_rows(dataset, block.start, block.stop)
-        except (OSError, KeyError) as error:
-            raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
+        x_ND = self.empty_rows(side, len(block))
+        self.read_into(side, [block], x_ND)
+        return x_ND
+
+    def empty_rows(self, side: str, rows: int) -> torch.Tensor:
+        """Memory (N, D) for rows of one side, in their dtype; what it holds is undefined."""
+        info = self.info.sides[side]
+        return empty_rows(rows, info.width, info.encoding)
+
+    def read_into(self, side: str, blocks: Sequence[Block], x_ND: torch.Tensor) -> None:
+        """Read blocks of one side into the rows of `x_ND`, one block after the other.
+
+        The files are read from front to back, each opened once, whatever the order of the blocks.
+
+        Args:
+            x_ND: of as many rows as all blocks have, from `empty_rows` or like it; contiguous.
+        """
+        ends = np.cumsum([len(block) for block in blocks]).tolist()
+        parts = sorted(
+            zip(blocks, ends, strict=True), key=lambda part: (part[0].shard, part[0].start)
+        )
+        for shard, of_shard in itertools.groupby(parts, key=lambda part: part[0].shard):
+            path = self._file(rows_name(shard, side))
+            expected = (self.info.shards[shard], self.info.sides[side].width)
+            try:
+                # Without a chunk cache, through which every chunk would be copied.
+                with h5py.File(path, "r", rdcc_nbytes=0) as file:
+                    dataset = file[DATASET]
+                    if dataset.shape != expected:
+                        raise DamagedError(
+                            f"{path}: expected {expected} rows and columns, found {dataset.shape}; {self.artifact.mend}"
+                        )
+                    for block, end in of_shard:
+                        read_into(dataset, block.start, x_ND[end - len(block) : end])
+            except (OSError, KeyError) as error:
+                raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
 
     def plan(self, shard: int) -> ShardPlan:
         """Texts, tokens and pairs of a shard.

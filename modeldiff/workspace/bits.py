@@ -55,13 +55,35 @@ def write_rows(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
     dataset[start : start + len(x_ND)] = bits
 
 
+def empty_rows(rows: int, width: int, encoding: str) -> torch.Tensor:
+    """Memory (N, D) in the dtype of an encoding, for `read_into`; what it holds is undefined."""
+    # numpy asks for huge pages, torch does not: filling new memory takes several times as long without them.
+    return _as_tensor(np.empty((rows, width), ENCODINGS[encoding][1]), ENCODINGS[encoding][0])
+
+
+def read_into(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
+    """Read the N rows from `start` on into `x_ND`, bit for bit.
+
+    Args:
+        x_ND: contiguous, on the CPU, of the stored dtype.
+    """
+    dtype, _ = ENCODINGS[encoding_of(dataset)]
+    if x_ND.dtype != dtype:
+        raise DamagedError(f"{dataset.file.filename}: holds {dtype}, expected {x_ND.dtype}")
+    if len(x_ND):
+        bits = x_ND.view(torch.uint16) if dtype == torch.bfloat16 else x_ND
+        dataset.read_direct(bits.numpy(), np.s_[start : start + len(x_ND)])
+
+
 def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> torch.Tensor:
     """Rows start..stop as a tensor (stop - start, D) of the stored dtype, bit for bit."""
-    dtype, numpy_type = ENCODINGS[encoding_of(dataset)]
-    rows = np.empty((max(0, stop - start), dataset.shape[1]), dtype=numpy_type)
-    if len(rows):
-        dataset.read_direct(rows, np.s_[start:stop])
-    x_ND = torch.from_numpy(rows)
+    x_ND = empty_rows(max(0, stop - start), dataset.shape[1], encoding_of(dataset))
+    read_into(dataset, start, x_ND)
+    return x_ND
+
+
+def _as_tensor(bits: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    x_ND = torch.from_numpy(bits)
     return x_ND.view(torch.bfloat16) if dtype == torch.bfloat16 else x_ND
 
 

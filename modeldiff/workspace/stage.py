@@ -20,6 +20,7 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.environment import environment, peak_memory_bytes
 from modeldiff.workspace.files import (
     TEMPORARY_SUFFIX,
+    durable_digest,
     fsync_folder,
     replace_into,
     sha256_file,
@@ -62,7 +63,7 @@ class Work:
 
     def commit(self, temporary: Path, name: str) -> None:
         """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
-        entry = FileEntry(size=temporary.stat().st_size, sha256=sha256_file(temporary))
+        entry = FileEntry(size=temporary.stat().st_size, sha256=durable_digest(temporary))
         replace_into(temporary, self.folder / name)
         self._ledger[name] = entry
         with (self.resume / _LEDGER).open("a", encoding="utf-8") as file:
