@@ -239,7 +239,9 @@ def target_sums(x_ND: torch.Tensor, f_NG: sparse.csr_matrix) -> tuple[torch.Tens
         x_nD = x_ND[start : start + _FLOAT32_ROWS].float()
         columns = f_NG[start : start + _FLOAT32_ROWS].tocsc()
         fires_G = np.diff(columns.indptr)
-        index_K, start_G1 = (torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr))
+        index_K, start_G1 = (
+            torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr)
+        )
         bag_K = torch.from_numpy(np.repeat(np.arange(n_targets), fires_G)).to(device)
         weight_K = torch.from_numpy(columns.data.astype(np.float32, copy=False)).to(device)
         fx_GD += bag_sum(x_nD, Bags(index_K, bag_K, start_G1), weight_K).cpu()

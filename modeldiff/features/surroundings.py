@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.features.ragged import Column, Ragged
+from modeldiff.features.ragged import Column, Ragged, ranges
 from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan
 
 SPANS: dict[str, type[np.generic]] = {"start": np.int32, "end": np.int32, "activation": np.float32}
@@ -65,7 +65,7 @@ class Surroundings:
         low_E, high_E = self._shown(pair_E)
         document_E = self._document_N[pair_E]
         begin_E, stop_E = self._start_N[low_E], self._end_N[high_E - 1]
-        example_V, pair_V = _ranges(low_E, high_E)
+        example_V, pair_V = ranges(low_E, high_E)
         activation_V = window_EW[example_V, pair_V - pair_E[example_V] + self._n_context]
         words = {
             "start": self._start_N[pair_V] - begin_E[example_V],
@@ -77,7 +77,7 @@ class Surroundings:
             "words": _ragged(high_E - low_E, words),
         }
         for side, tokens in self._tokens.items():
-            ragged[f"tokens_{side}"] = tokens.shown(low_E, high_E, begin_E, stop_E, pair_V, activation_V)
+            ragged[f"tokens_{side}"] = tokens.shown(low_E, high_E, begin_E, stop_E, pair_V, example_V, activation_V)
         documents = [self._documents[i] for i in document_E.tolist()]
         fixed = {
             "document": [document.index for document in documents],
@@ -150,12 +150,19 @@ class _FlatTokens:
         return self._start_T[self._at_N]
 
     def shown(
-        self, low_E: Ints, high_E: Ints, begin_E: Ints, stop_E: Ints, pair_V: Ints, activation_V: NDArray[np.float32]
+        self,
+        low_E: Ints,
+        high_E: Ints,
+        begin_E: Ints,
+        stop_E: Ints,
+        pair_V: Ints,
+        of_V: Ints,
+        activation_V: NDArray[np.float32],
     ) -> Ragged:
         """The tokens inside windows, cut at their borders.
 
         Args:
-            pair_V, activation_V: the pairs of all windows, one after the other, and the activations there.
+            pair_V, of_V, activation_V: the pairs of all windows, one after the other, whose each is, and the activations.
         """
         first_E, behind_E = self._at_N[low_E], self._at_N[high_E - 1] + 1
         document_first_E = self._first_N[low_E]
@@ -165,11 +172,10 @@ class _FlatTokens:
             if not reaches.any():
                 break
             first_E[reaches] -= 1
-        example_V, token_V = _ranges(first_E, behind_E)
+        example_V, token_V = ranges(first_E, behind_E)
         value_V = np.zeros(len(token_V), np.float32)
         base_E = np.cumsum(behind_E - first_E) - (behind_E - first_E)
-        of_pair = np.repeat(np.arange(len(low_E)), high_E - low_E)
-        value_V[base_E[of_pair] + self._at_N[pair_V] - first_E[of_pair]] = activation_V
+        value_V[(base_E - first_E)[of_V] + self._at_N[pair_V]] = activation_V
         inside_V = self._start_T[token_V] >= 0
         example_V, token_V, value_V = example_V[inside_V], token_V[inside_V], value_V[inside_V]
         begin_V = begin_E[example_V]
@@ -185,14 +191,6 @@ def _ragged(lengths: Ints, columns: dict[str, Column]) -> Ragged:
     dtypes = {"bytes": np.uint8, **SPANS}
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Ragged(offsets, {name: column.astype(dtypes[name], copy=False) for name, column in columns.items()})
-
-
-def _ranges(low_E: Ints, high_E: Ints) -> tuple[Ints, Ints]:
-    """(index of the range, number) of all numbers of the ranges low to high, one range after the other."""
-    length_E = high_E - low_E
-    index_V = np.repeat(np.arange(len(low_E)), length_E)
-    first_E = np.cumsum(length_E) - length_E
-    return index_V, np.arange(len(index_V)) + (low_E - first_E)[index_V]
 
 
 def _characters(texts: Sequence[str]) -> tuple[NDArray[np.uint32], Ints]:

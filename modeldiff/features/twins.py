@@ -86,7 +86,7 @@ def _keep_best(
     g = np.concatenate([held_g, g])
     other = np.concatenate([twins.feature[one_G][held_g, held_place], other_M[m]])
     # Rounding may carry a perfect twin past 1.
-    correlation = np.concatenate([held_G3[held_g, held_place], np.minimum(correlation_GM[g[len(held_g):], m], 1.0)])
+    correlation = np.concatenate([held_G3[held_g, held_place], np.minimum(correlation_GM[g[len(held_g) :], m], 1.0)])
     order = np.lexsort((other, -correlation, g))
     g, other, correlation = g[order], other[order], correlation[order]
     rank = np.arange(len(g)) - np.searchsorted(g, g, side="left")

@@ -168,9 +168,7 @@ class ActivationStore:
             x_ND: of as many rows as all blocks have, from `empty_rows` or like it; contiguous.
         """
         ends = np.cumsum([len(block) for block in blocks]).tolist()
-        parts = sorted(
-            zip(blocks, ends, strict=True), key=lambda part: (part[0].shard, part[0].start)
-        )
+        parts = sorted(zip(blocks, ends, strict=True), key=lambda part: (part[0].shard, part[0].start))
         for shard, of_shard in itertools.groupby(parts, key=lambda part: part[0].shard):
             path = self._file(rows_name(shard, side))
             expected = (self.info.shards[shard], self.info.sides[side].width)

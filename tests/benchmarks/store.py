@@ -79,7 +79,9 @@ def _append(folder: Path, rounds: int) -> Row:
     seconds = interleaved({"memmap": mapped, "ours": sharded}, rounds, before=clear)
     clear()
     note = f"{_SIZES}, digests kept; ours {milliseconds(seconds['ours'])}, memmap {milliseconds(seconds['memmap'])}"
-    return Row("append: fsync, rename, digest, against memmap + fsync", ratio(seconds, "memmap", "ours"), 0.70, note=note)
+    return Row(
+        "append: fsync, rename, digest, against memmap + fsync", ratio(seconds, "memmap", "ours"), 0.70, note=note
+    )
 
 
 def _reads(store: ActivationStore, rounds: int) -> Iterator[Row]:
@@ -90,7 +92,9 @@ def _reads(store: ActivationStore, rounds: int) -> Iterator[Row]:
     note = f"{_SIZES}, --buffer-mib {TrainSettings().buffer_mib}; ours {{}}, raw {{}}"
     for name, seconds, target in (("cold", cold, 0.80), ("warm", warm, 0.30)):
         times = note.format(milliseconds(seconds["ours"]), milliseconds(seconds["raw"]))
-        yield Row(f"shuffled training reads, {name}, against raw in order", ratio(seconds, "raw", "ours"), target, note=times)
+        yield Row(
+            f"shuffled training reads, {name}, against raw in order", ratio(seconds, "raw", "ours"), target, note=times
+        )
 
 
 def read_raw(paths: list[Path]) -> None:
