@@ -39,7 +39,7 @@ def evaluate(
         left_out += len(x_a) - int(keep_N.sum())
         x_a, x_b = x_a[keep_N], x_b[keep_N]
         f_NF = crosscoder.encode(x_a, x_b, raw=False)
-        quality.add((x_a, x_b), crosscoder.decode(f_NF, raw=False), f_NF)
+        quality.add_code((x_a, x_b), f_NF)
         active_F += (f_NF > 0).sum(dim=0)
         pairs += len(x_a)
     l0 = {name: count / max(1, pairs) for name, count in by_partition(crosscoder, active_F).items()}

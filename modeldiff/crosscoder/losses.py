@@ -43,7 +43,7 @@ def auxk_loss(
     e_a_BDa: torch.Tensor,
     e_b_BDb: torch.Tensor,
     *,
-    pre_BF: torch.Tensor | None = None,
+    inputs: tuple[torch.Tensor, torch.Tensor] | None = None,
     normalised: bool = False,
 ) -> torch.Tensor:
     """How badly the dead features reconstruct the error (paper 2.5): only their encoders and decoders get a gradient.
@@ -53,8 +53,8 @@ def auxk_loss(
 
     Args:
         dead_Z: indices of the dead features, ascending, not empty.
-        pre_BF: None encodes the error without bias, as in the paper; otherwise the dead features' pre-activations of
-            the input are taken from here, as in the public code.
+        inputs: None encodes the error without bias, as in the paper; otherwise these activations (a, b) are encoded,
+            with bias, as in the public code.
         normalised: divide by the error's variance, as the public code does.
     """
     e_a_BDa, e_b_BDb = e_a_BDa.detach(), e_b_BDb.detach()
@@ -62,16 +62,18 @@ def auxk_loss(
     dead_Za = dead_Z[dead_Z < config.n_a]
     dead_Zb = dead_Z[dead_Z >= config.n_a_only] - config.n_a_only
     dtype = crosscoder.matmul_dtype
-    if pre_BF is None:
-        weights = (crosscoder.w_enc_a[dead_Za], crosscoder.w_enc_b[dead_Zb], e_a_BDa.new_zeros(len(dead_Z)))
-        pre_BZ = encode_product(e_a_BDa, e_b_BDb, *weights, share=crosscoder.share, dtype=dtype)
+    w_enc_a, w_enc_b = crosscoder.w_enc_a.index_select(0, dead_Za), crosscoder.w_enc_b.index_select(0, dead_Zb)
+    if inputs is None:
+        encoded, bias_Z = (e_a_BDa, e_b_BDb), e_a_BDa.new_zeros(len(dead_Z))
     else:
-        pre_BZ = pre_BF[:, dead_Z]
+        encoded, bias_Z = inputs, crosscoder.b_enc.index_select(0, dead_Z)
+    pre_BZ = encode_product(*encoded, w_enc_a, w_enc_b, bias_Z, share=crosscoder.share, dtype=dtype)
     if count < len(dead_Z):
         values, places = pre_BZ.topk(count, dim=1, sorted=False)
         pre_BZ = torch.zeros_like(pre_BZ).scatter(1, places, values)
     z_BZ = torch.relu(pre_BZ)
-    ehat_a, ehat_b = decode_product(z_BZ, crosscoder.w_dec_a[dead_Za], crosscoder.w_dec_b[dead_Zb], dtype=dtype)
+    w_dec_a, w_dec_b = crosscoder.w_dec_a.index_select(0, dead_Za), crosscoder.w_dec_b.index_select(0, dead_Zb)
+    ehat_a, ehat_b = decode_product(z_BZ, w_dec_a, w_dec_b, dtype=dtype)
     loss = reconstruction_loss(e_a_BDa - ehat_a, e_b_BDb - ehat_b, "squared")
     if not normalised:
         return loss

@@ -56,15 +56,21 @@ class Quality:
         self,
         x: tuple[torch.Tensor, torch.Tensor],
         xhat: tuple[torch.Tensor, torch.Tensor],
-        f_BF: torch.Tensor,
+        xhat_shared: tuple[torch.Tensor, torch.Tensor],
     ) -> None:
-        """Take in a batch: activations and reconstructions (a, b) in normalised units, and the code."""
+        """Take in a batch: activations, reconstructions, and those from the shared features alone; (a, b) each, in
+        normalised units."""
+        for side in (0, 1):
+            self._all[side].add(x[side], xhat[side])
+            self._shared[side].add(x[side], xhat_shared[side])
+
+    def add_code(self, x: tuple[torch.Tensor, torch.Tensor], f_BF: torch.Tensor) -> None:
+        """Take in a batch: activations (a, b) in normalised units and their code."""
         shared_BF = torch.zeros_like(f_BF)
         shared = self._crosscoder.slices["shared"]
         shared_BF[:, shared] = f_BF[:, shared]
-        for side, from_shared in enumerate(self._crosscoder.reconstruct(shared_BF)):
-            self._all[side].add(x[side], xhat[side])
-            self._shared[side].add(x[side], from_shared)
+        both = [self._crosscoder.decode(code, raw=False) for code in (f_BF, shared_BF)]
+        self.add(x, *both)
 
     def figures(self) -> dict[str, dict[str, float]]:
         """`fve`, `fve_shared` and `gain_exclusive`, each by side."""

@@ -40,12 +40,14 @@ class Crosscoder(nn.Module):
     Attributes:
         config: everything but the weights.
         matmul_dtype: what matrices are multiplied in; the weights stay float32.
+        coarse: in training, find the active entries by a product in bfloat16 (coarse.py); values stay exact.
     """
 
     def __init__(self, config: CrosscoderConfig) -> None:
         super().__init__()
         self.config = config
         self.matmul_dtype = torch.float32
+        self.coarse = False
         self.w_enc_a = nn.Parameter(torch.zeros(config.n_a, config.width_a))
         self.w_enc_b = nn.Parameter(torch.zeros(config.n_b, config.width_b))
         self.w_dec_a = nn.Parameter(torch.zeros(config.n_a, config.width_a))

@@ -2,7 +2,10 @@
 
 Plain autograd would join the partitions by concatenating and split them by slicing, which costs a dozen passes over
 the (B, F) matrix and as much memory again. Here each product is written straight into its columns of one buffer, and
-the bias and the mean over the sides are part of the product.
+the mean over the sides is part of the product.
+
+Training itself uses kernels/code.py, which works at the kept entries only. This is the dense reference it is tested
+against, and what evaluation and the auxiliary loss use.
 
 Legend: B pairs, F features, Da, Db widths, nA, nS, nB sizes of the partitions; Fa = nA + nS, Fb = nS + nB.
 """
@@ -37,6 +40,29 @@ def encode_product(
     return pre_BF.to(w_a_FaDa.dtype)
 
 
+@torch.no_grad()
+def product_into(
+    out_BF: torch.Tensor,
+    x_a_BDa: torch.Tensor,
+    x_b_BDb: torch.Tensor,
+    w_a_FaDa: torch.Tensor,
+    w_b_FbDb: torch.Tensor,
+    share: float,
+) -> torch.Tensor:
+    """`encode_product` without the bias, in the dtype of all its arguments, written into `out_BF`, which is returned.
+
+    No autograd.
+    """
+    n_a, n_a_only = len(w_a_FaDa), out_BF.shape[1] - len(w_b_FbDb)
+    n_shared = n_a - n_a_only
+    own_a, shared, own_b = out_BF[:, :n_a_only], out_BF[:, n_a_only:n_a], out_BF[:, n_a:]
+    torch.mm(x_a_BDa, w_a_FaDa[:n_a_only].T, out=own_a)
+    torch.addmm(shared, x_a_BDa, w_a_FaDa[n_a_only:].T, beta=0, alpha=share, out=shared)
+    shared.addmm_(x_b_BDb, w_b_FbDb[:n_shared].T, alpha=share)
+    torch.mm(x_b_BDb, w_b_FbDb[n_shared:].T, out=own_b)
+    return out_BF
+
+
 def decode_product(
     f_BF: torch.Tensor, w_a_FaDa: torch.Tensor, w_b_FbDb: torch.Tensor, *, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,15 +85,8 @@ class _Encode(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x_a, x_b, w_a, w_b)
         ctx.share = share
-        ctx.n_shared = n_shared = len(w_a) + len(w_b) - len(b_F)
-        n_a, n_a_only = len(w_a), len(w_a) - n_shared
-        pre_BF = x_a.new_empty(len(x_a), len(b_F))
-        own_a, shared, own_b = pre_BF[:, :n_a_only], pre_BF[:, n_a_only:n_a], pre_BF[:, n_a:]
-        torch.addmm(b_F[:n_a_only], x_a, w_a[:n_a_only].T, out=own_a)
-        torch.addmm(b_F[n_a_only:n_a], x_a, w_a[n_a_only:].T, alpha=share, out=shared)
-        shared.addmm_(x_b, w_b[:n_shared].T, alpha=share)
-        torch.addmm(b_F[n_a:], x_b, w_b[n_shared:].T, out=own_b)
-        return pre_BF
+        ctx.n_shared = len(w_a) + len(w_b) - len(b_F)
+        return product_into(x_a.new_empty(len(x_a), len(b_F)), x_a, x_b, w_a, w_b, share).add_(b_F)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> _Grads:

@@ -35,7 +35,7 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 
 # Counted up when the same settings and activations would train to something else than before.
-SCHEMA = 3
+SCHEMA = 4
 LOG_NAME = "training.jsonl"
 FIGURE_NAME = "figures/training.png"
 THROUGHPUT_NAME = "logs/throughput.jsonl"
@@ -84,6 +84,8 @@ class _Training:
         self.blocks, self.held_out = split(store, settings.holdout)
         self.recipe = make_recipe(settings, widths=store.widths, pairs=sum(len(block) for block in self.blocks))
         self.config = make_config(settings, self.recipe, store)
+        if self.precision == "screened" and self.config.n_designated:
+            raise InputError("--precision screened selects from one pool, designated features from two: use float32")
 
     def build(self, work: Work) -> dict[str, Any]:
         """Train, evaluate and write the files; returns the metrics."""
@@ -133,7 +135,7 @@ class _Training:
             self.config, mean["a"], mean["b"], seed=self.recipe.seed, decoder_norm=self.settings.decoder_norm
         )
         crosscoder.to(self.device)
-        crosscoder.matmul_dtype = getattr(torch, self.precision)
+        set_precision(crosscoder, self.precision)
         return Trainer(crosscoder, self.recipe)
 
     def _train(self, trainer: Trainer, work: Work) -> None:
@@ -187,6 +189,12 @@ def make_config(settings: TrainSettings, recipe: Recipe, store: ActivationStore)
         model_b=b.model,
         layer_b=b.layer,
     )
+
+
+def set_precision(crosscoder: Crosscoder, precision: str) -> None:
+    """Multiply matrices in `float32` or `bfloat16`, or find what is active in bfloat16 first (`screened`)."""
+    crosscoder.coarse = precision == "screened"
+    crosscoder.matmul_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def _precision(name: str, device: torch.device) -> str:

@@ -13,11 +13,13 @@ import torch
 
 from modeldiff.console import say
 from modeldiff.crosscoder.auditor import Auditor
+from modeldiff.crosscoder.forward import Forward, Pass, Smallest, SparseForward
+from modeldiff.crosscoder.kernels.code import decode_kept
 from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_loss
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.recipe import Recipe
-from modeldiff.crosscoder.selection import ThresholdAverage, pooled_topk, score_weights
+from modeldiff.crosscoder.selection import Scores, ThresholdAverage, pooled_topk, score_weights
 from modeldiff.crosscoder.tying import tie_gradients, tie_rows
 from modeldiff.errors import DamagedError, InputError
 
@@ -37,8 +39,10 @@ class Trainer:
         auxk_nan: steps whose auxiliary loss was not a number and was set to 0 (paper B.1.5).
     """
 
-    def __init__(self, crosscoder: Crosscoder, recipe: Recipe, *, warn: bool = True) -> None:
-        """`warn`: say when a partition starves."""
+    def __init__(
+        self, crosscoder: Crosscoder, recipe: Recipe, *, warn: bool = True, forward: Forward | None = None
+    ) -> None:
+        """`warn`: say when a partition starves; `forward`: another way than the sparse one to run a batch."""
         self.crosscoder = crosscoder
         self.recipe = recipe
         device = crosscoder.b_enc.device
@@ -51,6 +55,7 @@ class Trainer:
         self.threshold_designated = ThresholdAverage(recipe.threshold_window)
         self.left_out = 0
         self.auxk_nan = 0
+        self._forward = forward or SparseForward()
         self._warns = warn
         self._starving: set[str] = set()
         self.auditor = Auditor(self)
@@ -69,29 +74,21 @@ class Trainer:
         crosscoder, recipe = self.crosscoder, self.recipe
         x_a, x_b = self._without_outliers(*crosscoder.normalise(x_a_BDa, x_b_BDb))
 
-        pre_BF = crosscoder.pre_activations(x_a, x_b)
-        kept_K, smallest = self._select(pre_BF.detach())
-        mask_BF = torch.zeros_like(pre_BF)
-        mask_BF.view(-1)[kept_K] = 1
-        f_BF = pre_BF * mask_BF  # kept entries are positive: this is the ReLU too
-        xhat_a, xhat_b = crosscoder.reconstruct(f_BF)
-        e_a, e_b = x_a - xhat_a, x_b - xhat_b
-
+        done = self._forward(crosscoder, x_a, x_b, self._select)
+        e_a, e_b = x_a - done.xhat_a, x_b - done.xhat_b
         reconstruction = reconstruction_loss(e_a, e_b, recipe.loss)
-        auxk = self._auxk(e_a, e_b, pre_BF)
+        auxk = self._auxk(e_a, e_b, (x_a, x_b))
         loss = reconstruction if auxk is None else reconstruction + recipe.auxk_alpha * auxk
 
-        slots_F = torch.bincount(kept_K % crosscoder.n_features, minlength=crosscoder.n_features)
+        slots_F = done.kept.start_F1.diff()
         self.since_active_F += len(x_a)
         self.since_active_F[slots_F > 0] = 0
         if self.step >= recipe.threshold_start:
-            self.threshold.update(smallest[0])
-            self.threshold_designated.update(smallest[1])
+            self.threshold.update(done.smallest[0])
+            self.threshold_designated.update(done.smallest[1])
         line = None
         if self.step % recipe.log_every == 0 or self.step in (recipe.steps - 1, recipe.next_audit(self.step)):
-            quality = Quality(crosscoder)
-            quality.add((x_a, x_b), (xhat_a.detach(), xhat_b.detach()), f_BF.detach())
-            line = self._line(loss, reconstruction, auxk, slots_F, len(x_a)) | quality.figures()
+            line = self._line(loss, reconstruction, auxk, slots_F, len(x_a)) | self._quality((x_a, x_b), done)
             if self._warns:
                 self._warn_of_starving()
 
@@ -114,16 +111,14 @@ class Trainer:
         self.left_out += len(x_a) - kept
         return x_a[keep_B], x_b[keep_B]
 
-    def _select(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, tuple[float | None, float | None]]:
+    def _select(self, scores: Scores) -> tuple[torch.Tensor, Smallest]:
         """Flat indices of the kept entries, and the smallest kept scores (see `pooled_topk`)."""
-        weights_F = score_weights(self.crosscoder)
-        score_BF = pre_BF if weights_F is None else pre_BF * weights_F
-        return pooled_topk(score_BF, round(self.recipe.k_at(self.step) * len(pre_BF)), self.crosscoder.config)
+        return pooled_topk(scores, round(self.recipe.k_at(self.step) * len(scores.pre_BF)), self.crosscoder.config)
 
     @torch.no_grad()
     def code(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
         """(f_BF, smallest score kept) of pre-activations, selected as in training at this step."""
-        kept_K, (smallest, _) = self._select(pre_BF)
+        kept_K, (smallest, _) = self._select(Scores(pre_BF, None, score_weights(self.crosscoder)))
         f_BF = torch.zeros_like(pre_BF)
         f_BF.view(-1)[kept_K] = pre_BF.view(-1)[kept_K]
         return f_BF, smallest or 0.0
@@ -132,7 +127,18 @@ class Trainer:
         """Mask (F,) of the features that were not active for `dead_pairs` pairs."""
         return self.since_active_F >= self.recipe.dead_pairs
 
-    def _auxk(self, e_a: torch.Tensor, e_b: torch.Tensor, pre_BF: torch.Tensor) -> torch.Tensor | None:
+    @torch.no_grad()
+    def _quality(self, x: tuple[torch.Tensor, torch.Tensor], done: Pass) -> dict[str, dict[str, float]]:
+        crosscoder, biases = self.crosscoder, (self.crosscoder.b_dec_a, self.crosscoder.b_dec_b)
+        shared, _ = done.kept.of_features(crosscoder.slices["shared"])
+        shared_K = torch.zeros_like(done.f_K)
+        shared_K[shared] = done.f_K[shared]
+        xhat_shared = decode_kept(shared_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept)
+        quality = Quality(crosscoder)
+        quality.add(x, (done.xhat_a, done.xhat_b), (xhat_shared[0] + biases[0], xhat_shared[1] + biases[1]))
+        return quality.figures()
+
+    def _auxk(self, e_a: torch.Tensor, e_b: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
         recipe = self.recipe
         dead_Z = self.dead().nonzero()[:, 0]
         if recipe.auxk_alpha == 0 or len(dead_Z) == 0:
@@ -143,7 +149,7 @@ class Trainer:
             recipe.auxk,
             e_a,
             e_b,
-            pre_BF=pre_BF if recipe.auxk_input == "input" else None,
+            inputs=x if recipe.auxk_input == "input" else None,
             normalised=recipe.loss == "norm",
         )
         if bool(loss.isnan()):
@@ -156,7 +162,10 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         tie_gradients(self.crosscoder)
-        norm = torch.nn.utils.clip_grad_norm_(self.crosscoder.parameters(), self.recipe.clip)
+        gradients = [parameter.grad for parameter in self.crosscoder.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if float(norm) > self.recipe.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.crosscoder.parameters(), self.recipe.clip, norm)
         if not bool((loss.detach() + norm).isfinite()):
             raise InputError(
                 f"training diverged at step {self.step}: the loss or its gradient is not finite; "

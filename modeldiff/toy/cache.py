@@ -14,7 +14,7 @@ from modeldiff.workspace import Workspace
 from modeldiff.workspace.files import read_json, sha256_json, write_json
 
 # Counted up when the same cell would give another result than before.
-SCHEMA = 3
+SCHEMA = 4
 _FIELDS = {"spec", "result", "digest"}
 
 

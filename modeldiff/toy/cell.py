@@ -171,7 +171,7 @@ def _measured(
     for _ in range(_EVALUATION_PAIRS // _CHUNK):
         x = pairs()
         f_BF = crosscoder.encode(*x, raw=False)
-        quality.add(x, crosscoder.decode(f_BF, raw=False), f_BF)
+        quality.add_code(x, f_BF)
         fires_F += (f_BF > 0).sum(dim=0)
     dictionary = dictionary_of(crosscoder, fires_F > 0)
     found = recovery(world, dictionary)

@@ -23,7 +23,7 @@ from rich.table import Table
 from tests.benchmarks.rows import Options, Row
 
 # Modules of this package, each with `rows(options)`.
-GROUPS = ("step", "partition", "selection", "train", "harvest", "store", "features", "startup", "memory")
+GROUPS = ("step", "partition", "selection", "train", "harvest", "store", "features", "startup", "memory", "kernels")
 
 
 def main() -> int:
@@ -33,14 +33,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the rows into this file, too")
     arguments = parser.parse_args()
-    print(machine())
+    console = Console(width=100)
+    console.print(machine())
     found: dict[str, list[Row]] = {}
     for group in arguments.only:
         module = importlib.import_module(f"tests.benchmarks.{group}")
         with tempfile.TemporaryDirectory() as folder:
             options = Options(arguments.peers, arguments.rounds, Path(folder))
             found[group] = list(module.rows(options))
-        Console(width=100).print(_table(group, found[group]))
+        console.print(_table(group, found[group]))
     if arguments.json:
         data = {"machine": machine(), "rows": {group: [asdict(row) for row in rows] for group, rows in found.items()}}
         arguments.json.write_text(json.dumps(data, indent=1) + "\n")

@@ -69,7 +69,13 @@ def test_auxk_value_against_dense_formula(combine: str, count: int, encodes: str
     e_a, e_b, pre_BF = (tensor.detach() for tensor in errors(crosscoder))
     dead_Z = torch.tensor([0, 2, 3, 6, 9])
     found = auxk_loss(
-        crosscoder, dead_Z, count, e_a, e_b, pre_BF=pre_BF if encodes == "input" else None, normalised=normalised
+        crosscoder,
+        dead_Z,
+        count,
+        e_a,
+        e_b,
+        inputs=batch(crosscoder) if encodes == "input" else None,
+        normalised=normalised,
     )
     from_a = e_a @ full(crosscoder.w_enc_a, crosscoder, "a").T
     from_b = e_b @ full(crosscoder.w_enc_b, crosscoder, "b").T
@@ -91,9 +97,9 @@ def test_auxk_value_against_dense_formula(combine: str, count: int, encodes: str
 @pytest.mark.parametrize("encodes", ["error", "input"])
 def test_auxk_reaches_encoder_and_decoder_of_dead_features_only(encodes: str) -> None:
     crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
-    e_a, e_b, pre_BF = errors(crosscoder)
+    e_a, e_b, _ = errors(crosscoder)
     dead_Z = torch.tensor([1, 4, 7, 8])  # A | shared, shared | B
-    auxk_loss(crosscoder, dead_Z, 100, e_a, e_b, pre_BF=pre_BF if encodes == "input" else None).backward()
+    auxk_loss(crosscoder, dead_Z, 100, e_a, e_b, inputs=batch(crosscoder) if encodes == "input" else None).backward()
     assert touched(crosscoder.w_enc_a) == touched(crosscoder.w_dec_a) == [1, 4, 7]
     assert touched(crosscoder.w_enc_b) == touched(crosscoder.w_dec_b) == [1, 4, 5]
     assert touched(crosscoder.b_enc) == ([1, 4, 7, 8] if encodes == "input" else [])

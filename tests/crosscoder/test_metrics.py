@@ -35,7 +35,7 @@ def test_the_decoder_biases_alone_score_zero_when_they_are_the_mean() -> None:
         crosscoder.b_dec_b.copy_(x_b.mean(dim=0))
     nothing = torch.zeros(500, 10)
     quality = Quality(crosscoder)
-    quality.add((x_a, x_b), crosscoder.decode(nothing, raw=False), nothing)
+    quality.add_code((x_a, x_b), nothing)
     for figure in quality.figures().values():
         assert figure == pytest.approx({"a": 0, "b": 0}, abs=1e-6)
 
@@ -45,7 +45,7 @@ def test_gain_is_what_the_exclusive_features_add() -> None:
     f_BF = torch.rand(300, 10)
     x_a, x_b = crosscoder.decode(f_BF, raw=False)
     quality = Quality(crosscoder)
-    quality.add((x_a, x_b), (x_a, x_b), f_BF)
+    quality.add_code((x_a, x_b), f_BF)
     figures = quality.figures()
     only_a = Explained(torch.zeros(6))
     only_a.add(x_a, f_BF[:, 2:7] @ crosscoder.w_dec_a[2:].detach() + crosscoder.b_dec_a.detach())

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.crosscoder.selection import ThresholdAverage, batch_topk, score_weights
+from modeldiff.crosscoder.selection import Scores, ThresholdAverage, batch_topk, score_weights
 from tests.crosscoder.made import random_crosscoder
 
 
@@ -30,13 +30,39 @@ def test_batch_topk_equals_brute_force_also_with_ties(
     generator = torch.Generator().manual_seed(seed)
     score_BF = torch.randint(-levels, levels, (rows, features), generator=generator) / levels
     count = int(share * rows * features)
-    assert batch_topk(score_BF, count).tolist() == brute_force(score_BF, count)
+    kept_K, score_K = batch_topk(Scores(score_BF), count)
+    assert kept_K.tolist() == brute_force(score_BF, count)
+    assert torch.equal(score_K, score_BF.view(-1)[kept_K])
+
+
+@given(
+    rows=st.integers(1, 100),
+    features=st.integers(1, 12),
+    share=st.floats(0, 1.1),
+    levels=st.sampled_from([2, 10**6]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_bias_and_weight_of_a_feature_count_as_if_the_matrix_of_scores_were_made(
+    rows: int, features: int, share: float, levels: int, weighted: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pre_BF = torch.randint(-levels, levels, (rows, features), generator=generator) / levels
+    bias_F = torch.randint(-levels, levels, (features,), generator=generator) / levels
+    weight_F = torch.randint(0, 4, (features,), generator=generator) / 3 if weighted else None  # also 0
+    scores = Scores(pre_BF, bias_F, weight_F)
+    score_BF = pre_BF + bias_F if weight_F is None else (pre_BF + bias_F) * weight_F
+    count = int(share * rows * features)
+    kept_K, score_K = batch_topk(scores, count)
+    assert kept_K.tolist() == brute_force(score_BF, count)
+    assert torch.equal(score_K, score_BF.reshape(-1)[kept_K])
+    assert torch.equal(scores.pre(kept_K), (pre_BF + bias_F).reshape(-1)[kept_K])
 
 
 def test_batch_topk_where_the_sampled_rows_mislead() -> None:
     score_BF = torch.full((1000, 8), 0.5)
     score_BF[::10] = 2.0  # the sample sees only large ones: too high a bound, then the fallback
-    assert batch_topk(score_BF, 4000).tolist() == brute_force(score_BF, 4000)
+    assert batch_topk(Scores(score_BF), 4000)[0].tolist() == brute_force(score_BF, 4000)
 
 
 def test_scores() -> None:

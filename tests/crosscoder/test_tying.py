@@ -15,7 +15,7 @@ from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
 from modeldiff.crosscoder.checkpoint import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.recipe import make_recipe
 from modeldiff.crosscoder.run import run
-from modeldiff.crosscoder.selection import batch_topk, pooled_topk
+from modeldiff.crosscoder.selection import Scores, batch_topk, pooled_topk, score_weights
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.trainer import Trainer
 from modeldiff.crosscoder.tying import tie_gradients
@@ -143,7 +143,7 @@ def test_each_pool_keeps_its_own_largest_scores_and_the_total_is_exact(
     config = CrosscoderConfig(width_a=3, width_b=3, k=1, **fields)
     score_BF = torch.randn(n_rows, n_features, generator=torch.Generator().manual_seed(seed))
     count = round(k * n_rows)
-    kept_K, (smallest_other, smallest_designated) = pooled_topk(score_BF, count, config)
+    kept_K, (smallest_other, smallest_designated) = pooled_topk(Scores(score_BF), count, config)
     assert kept_K.tolist() == sorted(set(kept_K.tolist()))
 
     wanted = round(multiplier * designated / n_features * count)
@@ -165,8 +165,8 @@ def test_each_pool_keeps_its_own_largest_scores_and_the_total_is_exact(
 
 def test_without_designated_features_there_is_one_pool() -> None:
     score_BF = torch.randn(30, 10)
-    kept_K, smallest = pooled_topk(score_BF, 45, random_crosscoder().config)
-    assert torch.equal(kept_K, batch_topk(score_BF, 45))
+    kept_K, smallest = pooled_topk(Scores(score_BF), 45, random_crosscoder().config)
+    assert torch.equal(kept_K, batch_topk(Scores(score_BF), 45)[0])
     assert smallest == (float(score_BF.view(-1)[kept_K].min()), None)
 
 
@@ -175,7 +175,8 @@ def test_k_is_exact_while_it_falls(selection: str) -> None:
     trainer = make_trainer("dsf-norms", k_start=6, anneal_steps=5, selection=selection, outlier_factor=0.0)
     used_F = torch.zeros(FEATURES)
     for step, (x_a, x_b) in enumerate(batches(10)):
-        kept_K, _ = trainer._select(trainer.crosscoder.pre_activations(*trainer.crosscoder.normalise(x_a, x_b)))
+        pre_BF = trainer.crosscoder.pre_activations(*trainer.crosscoder.normalise(x_a, x_b)).detach()
+        kept_K, _ = trainer._select(Scores(pre_BF, None, score_weights(trainer.crosscoder)))
         counts_F = torch.bincount(kept_K % FEATURES, minlength=FEATURES)
         k = 6 - 3 * step / 5 if step < 5 else 3
         assert counts_F.sum() == round(k * BATCH)

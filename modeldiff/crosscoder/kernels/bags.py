@@ -1,11 +1,17 @@
 """Weighted sums of rows, and products of pairs of rows: all that a sparse code needs beside the encoder's product.
 
+On a GPU both run in Triton where it is installed, on everything else by torch's own functions; MODELDIFF_KERNELS=torch
+in the environment asks for the latter everywhere.
+
 Legend: K entries, G bags, G1 = G + 1, N rows, D width.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch.nn import functional
@@ -42,6 +48,8 @@ def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.
     """
     if len(bags.index_K) == 0:
         return rows_ND.new_zeros(len(bags), rows_ND.shape[1])
+    if kernels := _kernels(rows_ND):
+        return kernels.bag_sum(rows_ND, bags, weight_K)
     with torch.no_grad():
         return functional.embedding_bag(
             bags.index_K, rows_ND, bags.start_G1, mode="sum", per_sample_weights=weight_K, include_last_offset=True
@@ -59,9 +67,28 @@ def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.T
     """
     if len(bags.index_K) == 0:
         return rows_ND.new_zeros(0)
+    if kernels := _kernels(rows_ND):
+        return kernels.bag_dot(left_GD, rows_ND, bags)
     with torch.no_grad():
         # What autograd itself calls for the gradient of an embedding bag's weights (mode 0 is the sum); on a CPU 1.5
         # times as fast as torch.sparse.sampled_addmm.
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
             left_GD, rows_ND, bags.index_K, bags.start_G1[:-1], bags.bag_K, 0
         )
+
+
+def _kernels(rows_ND: torch.Tensor) -> ModuleType | None:
+    """Kernels for the device that the rows are on, or None for torch's own."""
+    if not rows_ND.is_cuda or os.environ.get("MODELDIFF_KERNELS") == "torch":
+        return None
+    return _triton_bags()
+
+
+@cache
+def _triton_bags() -> ModuleType | None:
+    """Imported on first use: Triton takes a second to load, and a machine without a GPU need not have it."""
+    try:
+        from modeldiff.crosscoder.kernels import triton_bags
+    except ImportError:
+        return None
+    return triton_bags

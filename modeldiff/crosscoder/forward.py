@@ -1,0 +1,100 @@
+"""A training batch through the crosscoder: which entries are kept, their values, the reconstructions.
+
+Two ways with the same function and the same gradients. `SparseForward` is what training uses: one dense product, the
+encoder's, into a buffer that is made once; all else happens at the kept entries. `DenseForward` is the plain formula
+with autograd, which the tests compare it with.
+
+Legend: B pairs, F features, K kept entries, Da, Db widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from modeldiff.crosscoder.coarse import CoarseScores
+from modeldiff.crosscoder.kernels.code import decode_kept, encode_kept
+from modeldiff.crosscoder.kernels.kept import Kept
+from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.partitioned import product_into
+from modeldiff.crosscoder.selection import Scores, score_weights
+
+Smallest = tuple[float | None, float | None]
+Select = Callable[[Scores], tuple[torch.Tensor, Smallest]]
+"""Scores -> (flat indices, ascending, of the kept entries; smallest kept scores), as `selection.pooled_topk`."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What became of a batch.
+
+    Attributes:
+        kept: the kept entries; f_K: their values, with autograd.
+        smallest: smallest kept scores, of the features and of the designated ones.
+        xhat_a, xhat_b: reconstructions (B, D), with autograd.
+    """
+
+    kept: Kept
+    f_K: torch.Tensor
+    smallest: Smallest
+    xhat_a: torch.Tensor
+    xhat_b: torch.Tensor
+
+
+class Forward(Protocol):
+    """A way to run a batch, activations in normalised units."""
+
+    def __call__(
+        self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select
+    ) -> Pass: ...
+
+
+class SparseForward:
+    """Gradients and decoding only at the kept entries."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def __call__(self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select) -> Pass:
+        with torch.no_grad():
+            scores = self._scores(crosscoder, x_a_BDa, x_b_BDb)
+            flat_K, smallest = select(scores)
+            kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
+            pre_K = scores.pre(flat_K)[kept.by_feature_K]
+        encoder = (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.b_enc)
+        f_K = encode_kept(pre_K, x_a_BDa, x_b_BDb, *encoder, kept, share=crosscoder.share)
+        xhat_a, xhat_b = decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept)
+        return Pass(kept, f_K, smallest, xhat_a + crosscoder.b_dec_a, xhat_b + crosscoder.b_dec_b)
+
+    def _scores(self, crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
+        if crosscoder.coarse:
+            return CoarseScores(crosscoder, x_a, x_b, self._room(torch.bfloat16, x_a, crosscoder.n_features))
+        dtype = crosscoder.matmul_dtype
+        out_BF = self._room(dtype, x_a, crosscoder.n_features)
+        w_a, w_b = crosscoder.w_enc_a.to(dtype), crosscoder.w_enc_b.to(dtype)
+        product_BF = product_into(out_BF, x_a.to(dtype), x_b.to(dtype), w_a, w_b, crosscoder.share)
+        return Scores(product_BF.float(), crosscoder.b_enc, score_weights(crosscoder))
+
+    def _room(self, dtype: torch.dtype, x_BD: torch.Tensor, n_features: int) -> torch.Tensor:
+        """(B, F), not initialised: the same memory in every step."""
+        size = len(x_BD) * n_features
+        if self._buffer.numel() < size or self._buffer.dtype != dtype or self._buffer.device != x_BD.device:
+            self._buffer = torch.empty(size, dtype=dtype, device=x_BD.device)
+        return self._buffer[:size].view(len(x_BD), n_features)
+
+
+class DenseForward:
+    """The formula as it stands (paper 2.2): every product over all features, gradients by autograd."""
+
+    def __call__(self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select) -> Pass:
+        pre_BF = crosscoder.pre_activations(x_a_BDa, x_b_BDb)
+        flat_K, smallest = select(Scores(pre_BF.detach(), None, score_weights(crosscoder)))
+        mask_BF = torch.zeros_like(pre_BF)
+        mask_BF.view(-1)[flat_K] = 1
+        f_BF = pre_BF * mask_BF  # kept entries are positive: this is the ReLU too
+        xhat_a, xhat_b = crosscoder.reconstruct(f_BF)
+        kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
+        return Pass(kept, f_BF.view(-1)[flat_K][kept.by_feature_K], smallest, xhat_a, xhat_b)

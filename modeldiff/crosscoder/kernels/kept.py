@@ -1,0 +1,88 @@
+"""The kept entries of a sparse code, in the two orders that its products need: by feature and by pair.
+
+A code has K entries among B x F. What is summed over a feature's entries (gradients of weights) wants them feature by
+feature, what is summed over a pair's (reconstructions) pair by pair. Values travel in the first order.
+
+Legend: K kept entries, B pairs, F features, Fm features that one model has; B1 = B + 1, F1 = F + 1.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+
+from modeldiff.crosscoder.kernels.bags import Bags
+
+
+class Kept:
+    """Entries of a code, feature by feature; of one feature, in the order of the pairs.
+
+    Attributes:
+        pairs: B.
+        features: F.
+        pair_K, feature_K: int64, the entry's row and column.
+        start_F1: int64: feature i holds the entries from start_F1[i] to start_F1[i + 1].
+        by_pair_K: int64, the numbers of the entries pair by pair; of one pair, in the order of the features.
+        by_feature_K: int64, the way back: values listed pair by pair, taken at these places, are feature by feature.
+    """
+
+    def __init__(self, flat_K: torch.Tensor, pairs: int, features: int) -> None:
+        """`flat_K`: int64, ascending: row * F + column of each entry."""
+        self.pairs, self.features = pairs, features
+        self._rows_K = flat_K // features
+        columns_K = flat_K - self._rows_K * features
+        order_K = _by_column(self._rows_K, columns_K, pairs, features)
+        self.pair_K, self.feature_K = self._rows_K[order_K], columns_K[order_K]
+        self.start_F1 = _starts(columns_K, features)
+        self.by_feature_K = order_K
+        self.by_pair_K = torch.empty_like(order_K)
+        self.by_pair_K[order_K] = torch.arange(len(order_K), device=order_K.device)
+
+    @cached_property
+    def start_B1(self) -> torch.Tensor:
+        """int64: pair i holds the entries from start_B1[i] to start_B1[i + 1] of those listed pair by pair."""
+        return _starts(self._rows_K, self.pairs)
+
+    def of_features(self, seen: slice) -> tuple[slice, Bags]:
+        """The entries of neighbouring features (their slice), and bags of them: a bag is a feature, an index a pair."""
+        start_Fm1 = self.start_F1[seen.start : seen.stop + 1]
+        entries = slice(int(start_Fm1[0]), int(start_Fm1[-1]))
+        bags = Bags(self.pair_K[entries], self.feature_K[entries] - seen.start, start_Fm1 - entries.start)
+        return entries, bags
+
+    def of_pairs(self, seen: slice) -> tuple[torch.Tensor, Bags]:
+        """Numbers of the entries of neighbouring features, pair by pair, and bags of them: a bag is a pair, an index a
+        feature, counted from the first of them."""
+        numbers_K, rows_K, start_B1 = self.by_pair_K, self._rows_K, self.start_B1
+        columns_K = self.feature_K[numbers_K]
+        if seen.start > 0 or seen.stop < self.features:
+            inside_K = (columns_K >= seen.start) & (columns_K < seen.stop)
+            numbers_K, rows_K, columns_K = numbers_K[inside_K], rows_K[inside_K], columns_K[inside_K]
+            start_B1 = _starts(rows_K, self.pairs)
+        return numbers_K, Bags(columns_K - seen.start, rows_K, start_B1)
+
+    def dense(self, value_K: torch.Tensor) -> torch.Tensor:
+        """(B, F) with the values at their places and 0 elsewhere."""
+        out_BF = value_K.new_zeros(self.pairs, self.features)
+        out_BF[self.pair_K, self.feature_K] = value_K
+        return out_BF
+
+
+def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
+    starts = torch.zeros(count + 1, dtype=torch.long, device=number_K.device)
+    torch.cumsum(torch.bincount(number_K, minlength=count), dim=0, out=starts[1:])
+    return starts
+
+
+def _by_column(rows_K: torch.Tensor, columns_K: torch.Tensor, pairs: int, features: int) -> torch.Tensor:
+    """The stable order by column of entries that are sorted by row."""
+    if rows_K.device.type != "cpu":
+        return columns_K.sort(stable=True).indices
+    # scipy's transposition is a counting sort: 0.3 ms for 131,072 entries, where torch's sort takes 4 to 190.
+    numbers_K = np.arange(len(rows_K), dtype=np.int32)
+    starts = _starts(rows_K, pairs).numpy()
+    transposed = csr_array((numbers_K, columns_K.numpy(), starts), shape=(pairs, features)).tocsc()
+    return torch.from_numpy(transposed.data).long()

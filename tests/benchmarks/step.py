@@ -1,0 +1,172 @@
+"""A training step beside those of the peers, at equal sizes, weights and batches.
+
+The forks and the dense baseline compute the same function as ours: their losses are compared with it, at the start and
+after all steps. sparsify keeps the k largest of each pair instead of the k B largest of the batch, an easier selection.
+
+Legend: B pairs, F features, d width of one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modeldiff.crosscoder.trainer import Trainer
+from tests.benchmarks.dense import dense_step
+from tests.benchmarks.peers import dfc_step, fork_step, sparsify_step
+from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.start import Sizes, Start, Step, make_start
+
+_PUBLIC = Sizes(width=512, features=8192, k=64, batch=2048)
+_PUBLIC_DFC = Sizes(width=512, features=8192, k=64, batch=2048, exclusive=0.05)
+_TOY = Sizes(width=32, features=256, k=8, batch=512)
+_TOY_REPEATS = 20
+_SAME_LOSS = 1e-4
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """All rows."""
+    yield from _public(options)
+    yield from _dfc(options)
+    yield from _toy(options)
+
+
+def _public(options: Options) -> Iterator[Row]:
+    start = make_start(_PUBLIC, log_every=_steps(options.rounds))
+    variants: dict[str, Step | str] = {
+        "ours": ours_step(start),
+        "ours, screened": _screened_step(start),
+        "fork": fork_step(options.peers, start),
+        "dense": dense_step(start),
+        "sparsify": sparsify_step(options.peers, start),
+    }
+    race = _run(start, variants, options.rounds, others={"encode": _encode_product(start)})
+    yield race.row("training step against the fork", "fork", 5)
+    yield race.row("training step against clean dense PyTorch", "dense", 4)
+    yield race.row("training step against sparsify's TopK", "sparsify", 1.8)
+    yield race.row("training step with the bf16 screen against the fork", "fork", 6.5, ours="ours, screened")
+    share = race.row("share of the encoder's product in the training step", "encode", 0.6)
+    yield Row(share.what, share.measured, share.target, unit="", note=share.note)
+
+
+def _dfc(options: Options) -> Iterator[Row]:
+    start = make_start(_PUBLIC_DFC, log_every=_steps(options.rounds))
+    variants: dict[str, Step | str] = {"ours": ours_step(start), "dfc_learning": dfc_step(options.peers, start)}
+    race = _run(start, variants, options.rounds)
+    yield race.row("training step of a DFC against dfc_learning", "dfc_learning", 5)
+
+
+def _toy(options: Options) -> Iterator[Row]:
+    start = make_start(_TOY, log_every=_steps(options.rounds, _TOY_REPEATS))
+    variants: dict[str, Step | str] = {"ours": ours_step(start), "fork": fork_step(options.peers, start)}
+    race = _run(start, variants, options.rounds, repeats=_TOY_REPEATS)
+    yield race.row("training step of toy size against the fork", "fork", 2.5)
+
+
+def ours_step(start: Start, prepare: Callable[[Trainer], None] | None = None) -> Step:
+    """`Trainer.update`; `prepare` may change the trainer first."""
+    trainer = Trainer(*start.crosscoder())
+    if prepare:
+        prepare(trainer)
+
+    def step(x_B2d: torch.Tensor) -> float | None:
+        line = trainer.update(x_B2d[:, 0], x_B2d[:, 1])
+        assert trainer.left_out == 0, "pairs were left out as outliers: the work is not the same"
+        return None if line is None else line["loss"]
+
+    return step
+
+
+def _screened_step(start: Start) -> Step | str:
+    if not _multiplies_bf16():
+        return "this CPU has neither AVX512-BF16 nor AMX"
+    return ours_step(start, _screened)
+
+
+def _screened(trainer: Trainer) -> None:
+    """Turn the bf16 screen on."""
+    trainer.crosscoder.coarse = True
+
+
+def _multiplies_bf16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return bool(words & {"avx512_bf16", "amx_bf16"})
+
+
+def _encode_product(start: Start) -> Step:
+    """The matrix product of the encoder alone, both models in one, into memory that is there."""
+    pre_BF = torch.empty(start.sizes.batch, start.sizes.features)
+
+    def product(x_B2d: torch.Tensor) -> None:
+        torch.mm(x_B2d.flatten(1), start.enc_FD.T, out=pre_BF)
+
+    return product
+
+
+@dataclass(frozen=True)
+class Race:
+    """Wall seconds of one step of every variant, in every round; why others did not run; what their losses say."""
+
+    sizes: Sizes
+    seconds: dict[str, list[float]]
+    reasons: dict[str, str]
+    losses: dict[str, str]
+
+    def row(self, what: str, other: str, target: float, ours: str = "ours") -> Row:
+        """One variant against ours."""
+        for name in (ours, other):
+            if name in self.reasons:
+                return Row(what, None, target, note=self.reasons[name])
+        times = ", ".join(f"{name} {milliseconds(self.seconds[name])}" for name in (ours, other))
+        notes = [str(self.sizes), times, self.losses.get(other, "")]
+        return Row(what, ratio(self.seconds, other, ours), target, note="; ".join(note for note in notes if note))
+
+
+def _steps(rounds: int, repeats: int = 1) -> int:
+    """Steps of each variant before the last one: one, a round to warm up, and the rounds."""
+    return 1 + repeats * (1 + rounds)
+
+
+def _run(
+    start: Start,
+    variants: dict[str, Step | str],
+    rounds: int,
+    *,
+    repeats: int = 1,
+    others: dict[str, Step] | None = None,
+) -> Race:
+    """Time the variants, `repeats` steps at a time.
+
+    Args:
+        others: what is timed beside them and has no loss.
+
+    Raises:
+        RuntimeError: the forks or the dense baseline do not compute the same function as ours.
+    """
+    reasons = {name: step for name, step in variants.items() if isinstance(step, str)}
+    steps = {name: step for name, step in variants.items() if not isinstance(step, str)}
+    batches = {name: start.batches() for name in (*steps, *(others or {}))}
+    first = {name: step(next(batches[name])) for name, step in steps.items()}
+
+    def repeated(name: str, step: Step) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(repeats):
+                step(next(batches[name]))
+
+        return run
+
+    timed = {name: repeated(name, step) for name, step in (steps | (others or {})).items()}
+    seconds = interleaved(timed, rounds)
+    seconds = {name: [value / repeats for value in values] for name, values in seconds.items()}
+    last = {name: step(next(batches[name])) for name, step in steps.items()}
+    losses = {}
+    for name in steps.keys() - {"ours", "sparsify"}:
+        apart = [abs(loss[name] / loss["ours"] - 1) for loss in (first, last)]
+        if apart[0] > _SAME_LOSS:
+            raise RuntimeError(f"{name} has another loss than ours: {first}")
+        losses[name] = f"losses apart: {apart[0]:.0e} at first, {apart[1]:.0e} after {_steps(rounds, repeats)} steps"
+    return Race(start.sizes, seconds, reasons, losses)
