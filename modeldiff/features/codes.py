@@ -19,7 +19,7 @@ from scipy import sparse
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.kernels.bags import Bags, bag_dot
 from modeldiff.crosscoder.selection import score_weights
-from modeldiff.features.active import active_entries, thresholds
+from modeldiff.features.active import ActiveEntries, thresholds
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 from modeldiff.workspace.plan import SIDES
@@ -27,9 +27,6 @@ from modeldiff.workspace.plan import SIDES
 # Values of one dense (B, F) float32 array: 256 MiB. Encoding holds about three of them.
 _DENSE_VALUES = 1 << 26
 _MIN_ROWS, _MAX_ROWS = 64, 4096
-# Values of the pre-activations that `sparse` works out at once, 16 MiB: they are still in the cache when they are
-# compared, and their memory is used again instead of being fetched anew.
-_PRODUCT_VALUES = 1 << 22
 
 
 def block_rows(n_features: int) -> int:
@@ -82,6 +79,7 @@ class Encoder:
         self.crosscoder = crosscoder.to(device).eval()
         self.store = store
         self.device = device
+        self._active = ActiveEntries(self.crosscoder)
         self._limits = {
             side: outlier_factor * info.median_norm if outlier_factor else float("inf")
             for side, info in store.info.sides.items()
@@ -98,20 +96,11 @@ class Encoder:
 
     def sparse(self, block: Block) -> tuple[SparseCodes, NDArray[np.bool_]]:
         """(codes, kept_B): the non-zero entries of `dense`, which never exists."""
-        crosscoder, features = self.crosscoder, self.crosscoder.n_features
         x_a_BDa, x_b_BDb = (x.to(self.device) for x in self.store.read(block))
         kept_B = self.keeps(x_a_BDa, x_b_BDb).cpu().numpy()
-        step = max(1, _PRODUCT_VALUES // features)
-        flats, values = [], []
-        with torch.inference_mode():
-            for start in range(0, len(block), step):
-                x_a, x_b = crosscoder.normalise(x_a_BDa[start : start + step], x_b_BDb[start : start + step])
-                pre_BF = crosscoder.pre_activations(x_a, x_b)
-                flat_K = active_entries(crosscoder, pre_BF)
-                values.append(pre_BF.view(-1)[flat_K].cpu().numpy())
-                flats.append(flat_K.cpu().numpy() + start * features)
-        row_K, feature_K = np.divmod(np.concatenate(flats), features)
-        codes = SparseCodes(row_K, feature_K, np.concatenate(values))
+        flat_K, value_K = self._active.of(x_a_BDa, x_b_BDb)
+        row_K, feature_K = np.divmod(flat_K.cpu().numpy(), self.crosscoder.n_features)
+        codes = SparseCodes(row_K, feature_K, value_K.cpu().numpy())
         return (codes if kept_B.all() else codes.where(kept_B[row_K])), kept_B
 
     def at(self, block: Block, feature_E: NDArray[np.int64], row_EW: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -170,7 +170,7 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
     # mps has no float64.
     device = device if device.type == "cuda" else torch.device("cpu")
     held_N = held_out(len(sample.rows_N))
-    columns = sample.codes_NF.tocsc()
+    columns = sample.codes_NF.tocsc() if len(starts) > 1 else None
     firings_F = _firings(sample.codes_NF, held_N)
     result = {side: np.full(n_features, np.nan, np.float32) for side in SIDES}
     total = len(SIDES) * len(starts) * len(sample.rows_N)
@@ -180,7 +180,7 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
             parts: list[Moments] = []
             for start in starts:
                 chosen = slice(start, min(start + block, n_features))
-                codes_NG = columns[:, chosen].tocsr()
+                codes_NG = sample.codes_NF if columns is None else columns[:, chosen].tocsr()
                 # The sums of the inputs are those of the first block.
                 inputs_known, targets = bool(parts), codes_NG.shape[1]
                 width = store.info.sides[side].width
@@ -190,10 +190,9 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
                     else [Moments.empty(width, targets) for _ in range(2)]
                 )
                 for rows, x_ND in activations_of(store, side, sample.rows_N):
-                    x_ND = x_ND.to(device).double() - mean_D
                     for held, part in enumerate(parts):
                         mask = held_N[rows] == bool(held)
-                        x_part = x_ND[torch.from_numpy(mask).to(device)]
+                        x_part = x_ND[torch.from_numpy(np.flatnonzero(mask))].to(device).double() - mean_D
                         sums = target_sums(x_part, codes_NG[rows][mask])
                         if inputs_known:
                             part.add_targets(*sums)
