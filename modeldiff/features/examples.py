@@ -45,13 +45,13 @@ class TopRows:
             return
         first_bucket = bucket[0]
         chance = activation > self.activation[feature, -1]
-        feature, activation, row, bucket = (a[chance] for a in (feature, activation, row, bucket))
+        feature, activation, row, bucket = _taken(chance, feature, activation, row, bucket)
         if not len(feature):
             return
         by_feature = np.argsort(feature, kind="stable")
-        feature, activation, row, bucket = (a[by_feature] for a in (feature, activation, row, bucket))
+        feature, activation, row, bucket = _taken(by_feature, feature, activation, row, bucket)
         strongest = _strongest_of_runs(_first_of_run(feature, bucket), activation)
-        feature, activation, row, bucket = (a[strongest] for a in (feature, activation, row, bucket))
+        feature, activation, row, bucket = _taken(strongest, feature, activation, row, bucket)
 
         touched, place = np.unique(feature, return_inverse=True)
         old = {name: getattr(self, name)[touched] for name in ("activation", "row", "bucket")}
@@ -125,6 +125,10 @@ def _first_of_run(*keys: Ints) -> NDArray[np.bool_]:
     first = np.ones(len(keys[0]), bool)
     first[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return first
+
+
+def _taken(index: NDArray[Any], *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    return tuple(array[index] for array in arrays)
 
 
 def _against_held(

@@ -142,7 +142,7 @@ class _FlatTokens:
         self._start_T = np.concatenate([empty, *(one.starts for one in tokens)])
         self._end_T = np.concatenate([empty, *(one.ends for one in tokens)])
         document_N = plan.pairs.document
-        self._at_N = offset[document_N] + plan.pairs.token[side]
+        self._at_N: Ints = offset[document_N] + plan.pairs.token[side].astype(np.int64)
         self._first_N = offset[document_N]
 
     def starts_at_pairs(self) -> Ints:
@@ -162,7 +162,7 @@ class _FlatTokens:
         """The tokens inside windows, cut at their borders.
 
         Args:
-            pair_V, of_V, activation_V: the pairs of all windows, one after the other, whose each is, and the activations.
+            pair_V, of_V, activation_V: the pairs of all windows one after the other, the example of each, the activations.
         """
         first_E, behind_E = self._at_N[low_E], self._at_N[high_E - 1] + 1
         document_first_E = self._first_N[low_E]
@@ -188,7 +188,7 @@ class _FlatTokens:
 
 
 def _ragged(lengths: Ints, columns: dict[str, Column]) -> Ragged:
-    dtypes = {"bytes": np.uint8, **SPANS}
+    dtypes: dict[str, type[np.generic]] = {"bytes": np.uint8, **SPANS}
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Ragged(offsets, {name: column.astype(dtypes[name], copy=False) for name, column in columns.items()})
 

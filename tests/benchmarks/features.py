@@ -75,7 +75,7 @@ class Made:
 
 
 def activations() -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_a, x_b), each (PAIRS, WIDTH): sparse mixtures of directions, of which each model has its own for each cause."""
+    """(x_a, x_b), each (PAIRS, WIDTH): sparse mixtures of causes, each of which has its own direction in each model."""
     random = torch.Generator().manual_seed(0)
     causes, active = 2048, 16
     which = torch.randint(causes, (PAIRS, active), generator=random)

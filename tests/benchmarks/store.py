@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from modeldiff.workspace import Work, Workspace
 from modeldiff.workspace.activations import DATASET, ActivationStore, rows_name
 from modeldiff.workspace.bits import create_dataset, write_rows
 from modeldiff.workspace.plan import SIDES
+from tests.benchmarks.fork_store import fork_loader, rows_per_cpu_second
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 from tests.made_activations import make_activations
 
@@ -32,6 +33,7 @@ BATCH = 2048
 PAIR_BYTES = len(SIDES) * WIDTH * 2
 _SIZES = f"{PAIRS * PAIR_BYTES >> 20} MiB, rows of 2 x {WIDTH} bf16, {SHARDS} shards"
 _LEAST_ROUNDS = 5
+_FORK_BATCHES = 4
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -86,15 +88,15 @@ def _append(folder: Path, rounds: int) -> Row:
 
 def _reads(store: ActivationStore, rounds: int) -> Iterator[Row]:
     paths = sorted(path for side in SIDES for path in store.artifact.folder.glob(f"shards/*.{side}.h5"))
-    variants = {"raw": lambda: read_raw(paths), "ours": lambda: read_epoch(_stream(store))}
-    cold = interleaved(variants, rounds, before=lambda: evict(paths))
-    warm = interleaved(variants, rounds)
     note = f"{_SIZES}, --buffer-mib {TrainSettings().buffer_mib}; ours {{}}, raw {{}}"
+    with closing(Epochs(store)) as epochs:
+        variants = {"raw": lambda: read_raw(paths), "ours": epochs.take}
+        cold = interleaved(variants, rounds, before=lambda: evict(paths))
+        warm = interleaved(variants, rounds)
     for name, seconds, target in (("cold", cold, 0.80), ("warm", warm, 0.30)):
+        what = f"shuffled training reads, {name}, against raw in order"
         times = note.format(milliseconds(seconds["ours"]), milliseconds(seconds["raw"]))
-        yield Row(
-            f"shuffled training reads, {name}, against raw in order", ratio(seconds, "raw", "ours"), target, note=times
-        )
+        yield Row(what, ratio(seconds, "raw", "ours"), target, note=times)
 
 
 def read_raw(paths: list[Path]) -> None:
@@ -106,12 +108,25 @@ def read_raw(paths: list[Path]) -> None:
                 pass
 
 
-def read_epoch(stream: PairStream) -> None:
-    """Every pair once, as training takes them."""
-    left = stream.rows_per_epoch // BATCH
-    with closing(stream.batches()) as batches:
-        for _ in range(left):
-            next(batches)
+class Epochs:
+    """Pairs as training takes them, one epoch after the other; what is read ahead at the end of one serves the next."""
+
+    def __init__(self, store: ActivationStore) -> None:
+        # Nearly everything: what is held out is not read.
+        train, _ = split(store, 1e-6)
+        buffer = TrainSettings().buffer_mib << 20
+        stream = PairStream(store, train, batch=BATCH, seed=0, buffer_bytes=buffer)
+        self.steps = stream.rows_per_epoch // BATCH
+        self._batches = stream.batches()
+
+    def take(self) -> None:
+        """Every pair once."""
+        for _ in range(self.steps):
+            next(self._batches)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._batches.close()
 
 
 def evict(paths: list[Path]) -> None:
@@ -122,12 +137,22 @@ def evict(paths: list[Path]) -> None:
         os.close(descriptor)
 
 
-def _stream(store: ActivationStore) -> PairStream:
-    settings = TrainSettings()
-    # Nearly everything: what is held out is not read.
-    train, _ = split(store, 1e-6)
-    return PairStream(store, train, batch=BATCH, seed=0, buffer_bytes=settings.buffer_mib << 20)
-
-
 def _loader(store: ActivationStore, options: Options) -> Row:
-    return Row("shuffled training reads per CPU-second, warm, against the forks' loader", None, 30, note="no peers")
+    """CPU time, both from the page cache: the forks' loader needs it for every single row."""
+    what = "shuffled training reads per CPU-second, warm, against the forks' loader"
+    loader = fork_loader(options.peers, options.folder / "fork", PAIRS, WIDTH, batch=BATCH)
+    if isinstance(loader, str):
+        return Row(what, None, 30, note=loader)
+    found: dict[str, list[float]] = {"ours": [], "fork": []}
+    with closing(Epochs(store)) as epochs:
+        for number in range(1 + max(_LEAST_ROUNDS, options.rounds)):
+            start = time.process_time()
+            epochs.take()
+            seconds = time.process_time() - start
+            theirs = rows_per_cpu_second(loader, _FORK_BATCHES)
+            if number:
+                found["ours"].append(epochs.steps * BATCH / seconds)
+                found["fork"].append(theirs)
+    ratio = statistics.median(a / b for a, b in zip(found["ours"], found["fork"], strict=True))
+    speed = {name: f"{statistics.median(rates) * PAIR_BYTES / 1e6:.0f} MB/s" for name, rates in found.items()}
+    return Row(what, ratio, 30, note=f"{_SIZES}; ours {speed['ours']}, the forks' {speed['fork']} per core")

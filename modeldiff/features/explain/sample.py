@@ -21,8 +21,8 @@ from scipy import sparse
 
 from modeldiff.console import progress
 from modeldiff.features.codes import Encoder, block_rows, spread
-from modeldiff.features.surroundings import word_start
 from modeldiff.features.statistics import Arrays
+from modeldiff.features.surroundings import word_start
 from modeldiff.features.windows import spread_shards
 from modeldiff.features.words import visible
 from modeldiff.workspace.activations import ActivationStore, Block
