@@ -149,7 +149,7 @@ def _against_held(
 
 
 def _strongest_of_runs(first: NDArray[np.bool_], activation: NDArray[np.float32]) -> Ints:
-    """Of each run of entries, the index of the strongest one, the earliest of equals; `first` marks the runs' starts."""
+    """The index of the strongest entry of each run, the earliest of equals; `first` marks where runs start."""
     starts = np.flatnonzero(first)
     most = np.maximum.reduceat(activation, starts)
     at_most = np.flatnonzero(activation == most[np.cumsum(first) - 1])

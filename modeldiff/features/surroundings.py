@@ -162,7 +162,7 @@ class _FlatTokens:
         """The tokens inside windows, cut at their borders.
 
         Args:
-            pair_V, of_V, activation_V: the pairs of all windows one after the other, the example of each, the activations.
+            pair_V, of_V, activation_V: the pairs of all windows one after the other, the example of each, activations.
         """
         first_E, behind_E = self._at_N[low_E], self._at_N[high_E - 1] + 1
         document_first_E = self._first_N[low_E]

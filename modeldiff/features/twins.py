@@ -75,7 +75,7 @@ def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> T
 def _keep_best(
     twins: Twins, one_G: NDArray[np.int64], other_M: NDArray[np.int64], correlation_GM: NDArray[np.float64]
 ) -> None:
-    """Give the features `one_G` better twins out of `other_M`, if there are; of equals, the one of the lowest number."""
+    """Give the features `one_G` better twins out of `other_M`, if there are; of equals, that of the lowest number."""
     places = min(PER_FEATURE, len(other_M))
     if not places:
         return

@@ -50,9 +50,7 @@ def create_dataset(file: h5py.File, name: str, rows: int, width: int, encoding: 
 def write_rows(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
     """Write rows from `start` on, converted to the dataset's encoding (round to nearest even)."""
     dtype, _ = ENCODINGS[encoding_of(dataset)]
-    x_ND = x_ND.detach().to(device="cpu", dtype=dtype).contiguous()
-    bits = x_ND.view(torch.uint16).numpy() if dtype == torch.bfloat16 else x_ND.numpy()
-    dataset[start : start + len(x_ND)] = bits
+    dataset[start : start + len(x_ND)] = bits_of(x_ND.detach().to(device="cpu", dtype=dtype).contiguous())
 
 
 def empty_rows(rows: int, width: int, encoding: str) -> torch.Tensor:
@@ -67,12 +65,13 @@ def read_into(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
     Args:
         x_ND: contiguous, on the CPU, of the stored dtype.
     """
-    dtype, _ = ENCODINGS[encoding_of(dataset)]
-    if x_ND.dtype != dtype:
-        raise DamagedError(f"{dataset.file.filename}: holds {dtype}, expected {x_ND.dtype}")
     if len(x_ND):
-        bits = x_ND.view(torch.uint16) if dtype == torch.bfloat16 else x_ND
-        dataset.read_direct(bits.numpy(), np.s_[start : start + len(x_ND)])
+        dataset.read_direct(bits_of(x_ND), np.s_[start : start + len(x_ND)])
+
+
+def bits_of(x_ND: torch.Tensor) -> np.ndarray:
+    """The memory of a contiguous tensor on the CPU as it is in a file."""
+    return (x_ND.view(torch.uint16) if x_ND.dtype == torch.bfloat16 else x_ND).numpy()
 
 
 def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> torch.Tensor:
