@@ -49,12 +49,17 @@ def temporary_path(path: Path) -> Path:
 def replace_into(temporary: Path, path: Path) -> None:
     """Make `temporary` durable and rename it to `path`: after a crash `path` is the old file or the new one, whole."""
     fsync_file(temporary)
+    rename_into(temporary, path)
+
+
+def rename_into(temporary: Path, path: Path) -> None:
+    """Rename a file whose content is durable already, durably."""
     temporary.replace(path)
     fsync_folder(path.parent)
 
 
 def fsync_file(path: Path) -> None:
-    """Make a file's content durable; cheap when it is already."""
+    """Make a file's content durable."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -22,7 +22,7 @@ from modeldiff.workspace.files import (
     TEMPORARY_SUFFIX,
     durable_digest,
     fsync_folder,
-    replace_into,
+    rename_into,
     sha256_file,
     sha256_json,
     temporary_path,
@@ -64,7 +64,7 @@ class Work:
     def commit(self, temporary: Path, name: str) -> None:
         """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
         entry = FileEntry(size=temporary.stat().st_size, sha256=durable_digest(temporary))
-        replace_into(temporary, self.folder / name)
+        rename_into(temporary, self.folder / name)
         self._ledger[name] = entry
         with (self.resume / _LEDGER).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, **dataclasses.asdict(entry)}) + "\n")

@@ -23,7 +23,8 @@ from tests.features.made_crosscoder import publish, words_of
 from tests.made_activations import make_activations
 
 WIDTH, FEATURES, K = 256, 4096, 32
-PAIRS, SHARD_PAIRS, DOCUMENT = 65_536, 16_384, 128
+# A quarter of what a harvest holds if nothing is said.
+PAIRS, SHARD_PAIRS, DOCUMENT = 262_144, 65_536, 128
 # k does not fall in the epoch that is timed: it is an epoch late in a run.
 SETTINGS = TrainSettings(features=FEATURES, k=K, k_start=K, device="cpu")
 
