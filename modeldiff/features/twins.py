@@ -9,7 +9,6 @@ Legend: N pairs of the sample, F features, G and M features of two partitions, o
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,20 +54,20 @@ def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> T
     # A feature that does not vary correlates with nothing.
     deviation_F = np.where(columns.varies_F, columns.deviation_F, np.inf)
     parts = [np.flatnonzero(partition_F == number) for number in np.unique(partition_F)]
-    # Every product serves both of its features; those of one partition are never multiplied by each other.
-    couples = [sorted(couple, key=len) for couple in itertools.combinations(parts, 2)]
-    with progress("features: twins", sum(len(few) for few, _ in couples), "features") as bar:
-        for few, many in couples:
-            codes_NM = by_feature[:, many].tocsr()
-            for few_G in blocks(few, len(many)):
-                product_GM = (by_feature[:, few_G].T.tocsr() @ codes_NM).toarray()
-                product_GM /= n
-                product_GM -= np.outer(columns.mean_F[few_G], columns.mean_F[many])
-                product_GM /= deviation_F[few_G, None]
-                product_GM /= deviation_F[many]
-                _keep_best(twins, few_G, many, product_GM)
-                _keep_best(twins, many, few_G, product_GM.T)
-                bar.advance(len(few_G))
+    parts.sort(key=len)
+    # Every product serves both of its features; those of the largest partition are never multiplied by each other.
+    with progress("features: twins", sum(map(len, parts[:-1])), "features") as bar:
+        for place, part in enumerate(parts[:-1]):
+            for part_G in blocks(part, n_features):
+                correlation_GF = (by_feature[:, part_G].T.tocsr() @ columns.codes_NF).toarray()
+                correlation_GF /= n
+                correlation_GF -= np.outer(columns.mean_F[part_G], columns.mean_F)
+                correlation_GF /= deviation_F[part_G, None]
+                correlation_GF /= deviation_F
+                for other in parts[place + 1 :]:
+                    _keep_best(twins, part_G, other, correlation_GF[:, other])
+                    _keep_best(twins, other, part_G, correlation_GF[:, other].T)
+                bar.advance(len(part_G))
     return twins
 
 
