@@ -87,7 +87,7 @@ def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
 def _by_column(rows_K: torch.Tensor, columns_K: torch.Tensor, pairs: int, features: int) -> torch.Tensor:
     """The stable order by column of entries that are sorted by row."""
     if rows_K.device.type != "cpu":
-        return columns_K.sort(stable=True).indices
+        return columns_K.int().sort(stable=True).indices
     if features <= 1 << 16:
         # numpy sorts numbers of 16 bits by their digits: 0.6 ms for 131,072 entries, where torch takes 4 to 190.
         return torch.from_numpy(columns_K.numpy().astype(np.uint16).argsort(kind="stable"))
