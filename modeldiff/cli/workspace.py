@@ -46,8 +46,8 @@ def _add(function: Any, *params: click.Parameter, help: str, epilog: str) -> Non
 
 def _list(ctx: click.Context, workspace_folder: Path | None, as_json: bool, kind: str | None) -> None:
     workspace = open_workspace(ctx, workspace_folder)
-    found = workspace.artifacts(kind)
-    damaged = workspace.damaged()
+    every, damaged = workspace.survey()
+    found = [a for a in every if kind in (None, a.folder.parent.name)]
     if as_json:
         rows = [{**artifact_json(a), "bytes": _size(a)} for a in found]
         print_json(

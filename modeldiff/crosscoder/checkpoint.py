@@ -123,8 +123,5 @@ def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def _start_moments(trainer: Trainer) -> None:
     """Give every parameter the state that Adam makes at its first step, in its own layout."""
-    fused = trainer.optimizer.defaults["fused"]
     for parameter in trainer.crosscoder.parameters():
-        device = parameter.device if fused else "cpu"
-        state = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
-        trainer.optimizer.state[parameter] = {"step": torch.zeros((), device=device), **state}
+        trainer.optimizer.start(parameter)

@@ -18,15 +18,16 @@ from modeldiff.crosscoder.kernels.bags import bag_dot
 from modeldiff.crosscoder.kernels.kept import Kept
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.partitioned import product_into
-from modeldiff.crosscoder.selection import Scores, largest, nth_largest, score_weights, where_above
+from modeldiff.crosscoder.selection import Scores, guess_bound, largest, score_weights, where_above
 
 # 2 u + u² with u = 2^-8, and room for the rounding of the norms themselves and of sums in float32. A's product is
 # rounded once more, before B's is added to it.
 _ROUNDING_A, _ROUNDING_B = 1.05 * 3 * 2**-8, 1.05 * 2 * 2**-8
 # Columns are added by the dozen: rows stay aligned.
 _MORE_COLUMNS = 32
-# Rows of which exact scores tell where the smallest kept one may lie, and how far below that candidates begin.
-_SAMPLE_ROWS, _BELOW = 32, 0.97
+# Rows of which exact scores tell where the smallest kept one may lie; how far below that candidates begin; and by how
+# much wider the next guess is when that was too high.
+_SAMPLE_ROWS, _BELOW, _WIDER = 32, 0.97, 1.2
 
 
 class CoarseScores(Scores):
@@ -49,11 +50,13 @@ class CoarseScores(Scores):
 
     def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Scores.top`."""
-        bound = _BELOW * self._guess(count)
-        flat_K, score_K = self.above(bound)
-        if len(flat_K) < count and bound > 0:
-            flat_K, score_K = self.above(0.0)
-        return largest(flat_K, score_K, count)
+        score_RF, margin = self._sampled(), 1.0
+        while True:
+            bound = _BELOW * guess_bound(score_RF, len(self.pre_BF), margin * count)
+            flat_K, score_K = self.above(bound)
+            if len(flat_K) >= count or bound == 0:
+                return largest(flat_K, score_K, count)
+            margin *= _WIDER
 
     def above(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Scores.above`: exact, for no score is above its upper bound."""
@@ -72,18 +75,14 @@ class CoarseScores(Scores):
         places = torch.searchsorted(known_K, flat_K)
         return pre_K[places]
 
-    def _guess(self, count: int) -> float:
-        """What the smallest kept score may be, from exact scores of evenly spaced pairs; never negative."""
-        crosscoder, rows = self._crosscoder, len(self.pre_BF)
-        x_a, x_b = (x_BD[:: max(1, rows // _SAMPLE_ROWS)] for x_BD in self._x)
+    def _sampled(self) -> torch.Tensor:
+        """Exact scores (R, F) of evenly spaced pairs."""
+        crosscoder = self._crosscoder
+        x_a, x_b = (x_BD[:: max(1, len(self.pre_BF) // _SAMPLE_ROWS)] for x_BD in self._x)
         score_RF = x_a.new_empty(len(x_a), crosscoder.n_features)
         product_into(score_RF, x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.share)
-        assert self.bias_F is not None
-        score_RF += self.bias_F
-        if self.weight_F is not None:
-            score_RF *= self.weight_F
-        wanted = count * len(score_RF) // rows + 1
-        return max(0.0, nth_largest(score_RF.view(-1), wanted)) if wanted < score_RF.numel() else 0.0
+        score_RF += crosscoder.b_enc
+        return score_RF if self.weight_F is None else score_RF * self.weight_F
 
     def _candidates(self, bound: float) -> torch.Tensor:
         """Flat indices, ascending, of the entries whose upper bound allows a score above `bound`."""

@@ -1,8 +1,9 @@
 """Pairs for training, read in whole blocks and shuffled in memory; and the blocks that are kept for evaluation.
 
-Blocks are read in random order until a buffer is full (a group); pairs are drawn from it in random order. A batch may
-begin in one group and end in the next, so every pair is used exactly once per pass, and the stream is a function of the
-seed and the number of the step alone: a resumed run needs no other cursor.
+Blocks in random order fill half of a buffer (a group); pairs are drawn from it in random order while the next group is
+read into the other half. Where all pairs fit into the buffer they are one group, read once. A batch may begin in one
+group and end in the next, so every pair is used exactly once per pass, and the stream is a function of the seed and the
+number of the step alone: a resumed run needs no other cursor.
 
 Reading single rows at random is 50 to 70 times slower than reading whole blocks.
 
@@ -14,14 +15,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.bits import bytes_per_value, chunk_rows
+from modeldiff.workspace.bits import ENCODINGS, bytes_per_value, chunk_rows
+from modeldiff.workspace.plan import SIDES
 
 # Enough blocks that a few per cent of them are spread over the whole harvest.
 _LEAST_BLOCKS = 64
@@ -59,59 +63,131 @@ class _Group:
     blocks: tuple[Block, ...]
     skip: int
 
+    def __len__(self) -> int:
+        return sum(len(block) for block in self.blocks)
+
+
+class _Buffer:
+    """Memory for the rows of one group, by side; filled again and again."""
+
+    def __init__(self, store: ActivationStore, rows: int) -> None:
+        self._store = store
+        self._x_ND = {side: store.empty_rows(side, rows) for side in SIDES}
+        self._blocks: tuple[Block, ...] = ()
+
+    def fill(self, blocks: tuple[Block, ...]) -> dict[str, torch.Tensor]:
+        """By side, the rows (N, D) of the blocks; nothing is read when they are here already."""
+        rows = sum(len(block) for block in blocks)
+        filled = {side: x_ND[:rows] for side, x_ND in self._x_ND.items()}
+        if self._blocks != blocks:
+            self._blocks = ()
+            for side in SIDES:
+                self._store.read_into(side, blocks, filled[side])
+            self._blocks = blocks
+        return filled
+
 
 class PairStream:
     """Batches of pairs without end, over and over the blocks, in an order that depends on the seed.
 
     Args:
-        buffer_bytes: memory of one group as stored; while it is used, the next one is read beside it.
+        buffer_bytes: all the memory for pairs as stored: one group of them all where they fit, else two groups, of
+            which one is used while the other is read. A block that is larger than half of it is held all the same.
+        device: where batches are wanted. For CUDA they are put together in pinned memory, one batch ahead, and their
+            copying does not wait for the device.
     """
 
     def __init__(
-        self, store: ActivationStore, blocks: list[Block], *, batch: int, seed: int, buffer_bytes: int
+        self,
+        store: ActivationStore,
+        blocks: list[Block],
+        *,
+        batch: int,
+        seed: int,
+        buffer_bytes: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._store = store
         self._blocks = blocks
         self._batch = batch
         self._seed = seed
-        row_bytes = sum(side.width * bytes_per_value(side.encoding) for side in store.info.sides.values())
-        self._buffer_rows = max(1, buffer_bytes // row_bytes)
+        self._device = torch.device(device)
         self.rows_per_epoch = sum(len(block) for block in blocks)
-        self._last_read: tuple[tuple[Block, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
+        row_bytes = sum(side.width * bytes_per_value(side.encoding) for side in store.info.sides.values())
+        rows = max(1, buffer_bytes // row_bytes)
+        self._in_one = self.rows_per_epoch <= rows
+        self._group_rows = self.rows_per_epoch if self._in_one else max(1, rows // 2)
 
     def batches(self, first_step: int = 0) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the CPU."""
-        plan = self._groups(first_step * self._batch)
-        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        missing = self._batch
-        with ThreadPoolExecutor(1, "read pairs") as reader:
-            pending = reader.submit(self._read, next(plan))
-            while True:
-                group, x_a_NDa, x_b_NDb = pending.result()
-                pending = reader.submit(self._read, next(plan))
-                order_N = self._row_order(group, len(x_a_NDa))
+        """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the device; new memory
+        each time."""
+        return self._ahead(first_step) if self._device.type == "cuda" else self._joined(first_step)
+
+    def _joined(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        batch, filled = self._empty_batch(), 0
+        with closing(self._read(first_step * self._batch)) as groups:
+            for group, x_ND in groups:
+                order_N = self._row_order(group)
                 at = group.skip
                 while at < len(order_N):
-                    rows = order_N[at : at + missing]
-                    parts.append((x_a_NDa[rows], x_b_NDb[rows]))
+                    rows = order_N[at : at + self._batch - filled]
+                    for side in SIDES:
+                        _take(x_ND[side], rows, batch[side][filled : filled + len(rows)])
                     at += len(rows)
-                    missing -= len(rows)
-                    if missing == 0:
-                        yield _joined(parts)
-                        parts, missing = [], self._batch
+                    filled += len(rows)
+                    if filled == self._batch:
+                        yield batch["a"], batch["b"]
+                        batch, filled = self._empty_batch(), 0
+
+    def _ahead(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """The same on the device, each batch under way before it is asked for."""
+        with closing(self._joined(first_step)) as batches, ThreadPoolExecutor(1, "copy pairs") as worker:
+
+            def copied() -> tuple[torch.Tensor, torch.Tensor]:
+                # Pinned memory is not used again before it was copied: torch sees to that.
+                x_a, x_b = next(batches)
+                return x_a.to(self._device, non_blocking=True), x_b.to(self._device, non_blocking=True)
+
+            pending = worker.submit(copied)
+            while True:
+                batch = pending.result()
+                pending = worker.submit(copied)
+                yield batch
+
+    def _empty_batch(self) -> dict[str, torch.Tensor]:
+        pinned = self._device.type == "cuda"
+        return {
+            side: torch.empty(self._batch, info.width, dtype=ENCODINGS[info.encoding][0], pin_memory=pinned)
+            for side, info in self._store.info.sides.items()
+        }
+
+    def _read(self, first_row: int) -> Generator[tuple[_Group, dict[str, torch.Tensor]], None, None]:
+        """The groups from row `first_row` of the stream on, with their rows, which hold until the next is asked for."""
+        plan = self._groups(first_row)
+        rows = max(self._group_rows, *(len(block) for block in self._blocks))
+        buffers = itertools.cycle([_Buffer(self._store, rows) for _ in range(1 if self._in_one else 2)])
+        with ThreadPoolExecutor(1, "read pairs") as reader:
+            group = next(plan)
+            pending = reader.submit(next(buffers).fill, group.blocks)
+            while True:
+                x_ND = pending.result()
+                following = next(plan)
+                pending = reader.submit(next(buffers).fill, following.blocks)
+                yield group, x_ND
+                group = following
 
     def _groups(self, first_row: int) -> Iterator[_Group]:
         """The groups from the one on that holds row `first_row` of the stream."""
         first_epoch, skip = divmod(first_row, self.rows_per_epoch)
         for epoch in itertools.count(first_epoch):
             for number, blocks in enumerate(self._grouped(self._block_order(epoch))):
-                rows = sum(len(block) for block in blocks)
-                if skip < rows:
-                    yield _Group(epoch, number, blocks, skip)
-                skip = max(0, skip - rows)
+                group = _Group(epoch, number, blocks, skip)
+                if skip < len(group):
+                    yield group
+                skip = max(0, skip - len(group))
 
     def _block_order(self, epoch: int) -> list[Block]:
-        if self.rows_per_epoch <= self._buffer_rows:
+        if self._in_one:
             return self._blocks  # all in one group: the order of the rows is all that matters
         order = np.random.default_rng([self._seed, _BLOCKS, epoch]).permutation(len(self._blocks))
         return [self._blocks[i] for i in order]
@@ -120,41 +196,19 @@ class PairStream:
         group: list[Block] = []
         rows = 0
         for block in blocks:
-            if group and rows + len(block) > self._buffer_rows:
+            if group and rows + len(block) > self._group_rows:
                 yield tuple(group)
                 group, rows = [], 0
             group.append(block)
             rows += len(block)
         yield tuple(group)
 
-    def _row_order(self, group: _Group, rows: int) -> torch.Tensor:
-        random = np.random.default_rng([self._seed, _ROWS, group.epoch, group.number])
-        return torch.from_numpy(random.permutation(rows))
-
-    def _read(self, group: _Group) -> tuple[_Group, torch.Tensor, torch.Tensor]:
-        if self._last_read is None or self._last_read[0] != group.blocks:
-            self._last_read = None  # its memory may go before the next is filled
-            self._last_read = (group.blocks, read_blocks(self._store, group.blocks))
-        return group, *self._last_read[1]
+    def _row_order(self, group: _Group) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, _ROWS, group.epoch, group.number]).permutation(len(group))
 
 
-def read_blocks(store: ActivationStore, blocks: tuple[Block, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_a (N, Da), x_b (N, Db)) of several blocks, raw, stored dtype."""
-    rows = sum(len(block) for block in blocks)
-    filled: list[torch.Tensor] = []
-    for side in store.info.sides:
-        at, x_ND = 0, torch.empty(0)
-        for block in blocks:
-            part = store.read_side(side, block)
-            if at == 0:
-                x_ND = torch.empty(rows, part.shape[1], dtype=part.dtype)
-            x_ND[at : at + len(part)] = part
-            at += len(part)
-        filled.append(x_ND)
-    return filled[0], filled[1]
-
-
-def _joined(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts])
+def _take(x_ND: torch.Tensor, rows_R: NDArray[np.int64], out_RD: torch.Tensor) -> None:
+    """Copy some rows. In one thread: a second one gains little, and waits for the other where the machine is busy."""
+    bits = {2: torch.int16, 4: torch.int32}[x_ND.element_size()]
+    # Rows are there, so none is clipped; the other modes copy once more.
+    np.take(x_ND.view(bits).numpy(), rows_R, axis=0, out=out_RD.view(bits).numpy(), mode="clip")

@@ -52,6 +52,9 @@ class Forward(Protocol):
         self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select
     ) -> Pass: ...
 
+    def forget(self, crosscoder: Crosscoder) -> None:
+        """Drop the gradients of the step before, all but those that `backward` overwrites."""
+
 
 class SparseForward:
     """Gradients and decoding only at the kept entries."""
@@ -70,6 +73,10 @@ class SparseForward:
         f_K = encode_kept(pre_K, x_a_BDa, x_b_BDb, *encoder, kept, share=crosscoder.share)
         xhat_a, xhat_b = map(self._shards.sum, decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept))
         return Pass(kept, f_K, smallest, xhat_a + crosscoder.b_dec_a, xhat_b + crosscoder.b_dec_b)
+
+    def forget(self, crosscoder: Crosscoder) -> None:
+        """As `Forward.forget`."""
+        crosscoder.b_enc.grad = crosscoder.b_dec_a.grad = crosscoder.b_dec_b.grad = None
 
     def _scores(self, crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
         if crosscoder.coarse:
@@ -100,3 +107,7 @@ class DenseForward:
         xhat_a, xhat_b = crosscoder.reconstruct(f_BF)
         kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
         return Pass(kept, f_BF.view(-1)[flat_K][kept.by_feature_K], smallest, xhat_a, xhat_b)
+
+    def forget(self, crosscoder: Crosscoder) -> None:
+        """As `Forward.forget`."""
+        crosscoder.zero_grad()

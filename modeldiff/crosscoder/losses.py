@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from modeldiff.crosscoder.kernels.code import rows_of
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.partitioned import decode_product, encode_product
 from modeldiff.crosscoder.shards import Shards
@@ -49,7 +50,8 @@ def auxk_loss(
     normalised: bool = False,
     shards: Shards | None = None,
 ) -> torch.Tensor:
-    """How badly the dead features reconstruct the error (paper 2.5): only their encoders and decoders get a gradient.
+    """How badly the dead features reconstruct the error (paper 2.5): only their encoders and decoders get a gradient,
+    added to what is in `grad` (see `rows_of`): go back through the reconstruction loss first.
 
     z = the `count` largest of the dead features' encodings, negative ones set to 0; loss = ‖e - z W_d‖², summed over
     width and sides, mean over the pairs. The error is a constant. Only the dead columns are computed.
@@ -66,15 +68,15 @@ def auxk_loss(
     dead_Za = dead_Z[dead_Z < config.n_a]
     dead_Zb = dead_Z[dead_Z >= config.n_a_only] - config.n_a_only
     dtype = crosscoder.matmul_dtype
-    w_enc_a, w_enc_b = crosscoder.w_enc_a.index_select(0, dead_Za), crosscoder.w_enc_b.index_select(0, dead_Zb)
+    w_enc_a, w_enc_b = rows_of(crosscoder.w_enc_a, dead_Za), rows_of(crosscoder.w_enc_b, dead_Zb)
     if inputs is None:
         encoded, bias_Z = (e_a_BDa, e_b_BDb), e_a_BDa.new_zeros(len(dead_Z))
     else:
-        encoded, bias_Z = inputs, crosscoder.b_enc.index_select(0, dead_Z)
+        encoded, bias_Z = inputs, rows_of(crosscoder.b_enc, dead_Z)
     pre_BZ = encode_product(*encoded, w_enc_a, w_enc_b, bias_Z, share=crosscoder.share, dtype=dtype)
     shards = shards or Shards(Ranks(), config)
     z_BZ = torch.relu(shards.top_per_pair(pre_BZ, count))
-    w_dec_a, w_dec_b = crosscoder.w_dec_a.index_select(0, dead_Za), crosscoder.w_dec_b.index_select(0, dead_Zb)
+    w_dec_a, w_dec_b = rows_of(crosscoder.w_dec_a, dead_Za), rows_of(crosscoder.w_dec_b, dead_Zb)
     ehat_a, ehat_b = map(shards.sum, decode_product(z_BZ, w_dec_a, w_dec_b, dtype=dtype))
     loss = reconstruction_loss(e_a_BDa - ehat_a, e_b_BDb - ehat_b, "squared")
     if not normalised:

@@ -1,6 +1,6 @@
 """Figures about a crosscoder that mean what they say: FVE, and counts per partition.
 
-Legend: B pairs, F features, Da, Db widths.
+Legend: B pairs, R pairs of a piece, F features, Da, Db widths.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 
 from modeldiff.crosscoder.model import Crosscoder
+
+# Taken to float64 at once.
+_PIECE_ROWS = 256
 
 
 class Explained:
@@ -26,12 +29,15 @@ class Explained:
 
     def add(self, x_BD: torch.Tensor, xhat_BD: torch.Tensor) -> None:
         """Take in a batch and its reconstruction."""
-        x_BD = _double(x_BD)
-        from_centre_BD = x_BD - self._centre_D
-        self._sum_D += from_centre_BD.sum(dim=0)
-        self._squares += float(from_centre_BD.square().sum())
-        self._errors += float((x_BD - _double(xhat_BD)).square().sum())
-        self._rows += len(x_BD)
+        for x_RD, xhat_RD in zip(x_BD.split(_PIECE_ROWS), xhat_BD.split(_PIECE_ROWS), strict=True):
+            self._add(_double(x_RD), _double(xhat_RD))
+
+    def _add(self, x_RD: torch.Tensor, xhat_RD: torch.Tensor) -> None:
+        from_centre_RD = x_RD - self._centre_D
+        self._sum_D += from_centre_RD.sum(dim=0)
+        self._squares += float(from_centre_RD.square().sum())
+        self._errors += float((x_RD - xhat_RD).square().sum())
+        self._rows += len(x_RD)
 
     @property
     def fve(self) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from modeldiff.crosscoder.adam import Adam
 from modeldiff.crosscoder.model import Crosscoder
 
 FRESH = -1
@@ -19,9 +20,7 @@ _SIDE_OF = {"w_enc_a": "a", "w_enc_b": "b", "w_dec_a": "a", "w_dec_b": "b"}
 _PARTITIONS = ("A", "shared", "B")
 
 
-def rearrange(
-    crosscoder: Crosscoder, optimizer: torch.optim.Optimizer, order: Mapping[str, Sequence[int]]
-) -> torch.Tensor:
+def rearrange(crosscoder: Crosscoder, optimizer: Adam, order: Mapping[str, Sequence[int]]) -> torch.Tensor:
     """Give the crosscoder new partitions of the same total size.
 
     What a feature has on a side it keeps; on a side that it did not have before it starts with zero weights. The
@@ -47,7 +46,7 @@ def rearrange(
     return former_F
 
 
-def _replace(crosscoder: Crosscoder, optimizer: torch.optim.Optimizer, name: str, rows: torch.Tensor) -> None:
+def _replace(crosscoder: Crosscoder, optimizer: Adam, name: str, rows: torch.Tensor) -> None:
     """The parameter's rows, and its moments', in a new order."""
     old = getattr(crosscoder, name)
     new = nn.Parameter(_taken(old.data, rows))

@@ -173,6 +173,7 @@ class _Training:
         say(f"{_sizes(config)}{over}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
         say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
         self._train(trainer, work)
+        trainer.finish()
         dead = trainer.by_partition(trainer.dead())
         crosscoder = self.shards.whole(trainer.crosscoder)
         if crosscoder is None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # Of the public code (paper 2.3): the threshold is a moving average with this memory, here shortened in short runs.
 EMA_BETA = 0.999
 # Rows looked at to guess a bound that leaves few candidates, and how many more candidates than K the guess aims at.
-# With 64 rows and 1.3 the guess falls short about never; when it does, the selection is still exact, only slower.
-_SAMPLE_ROWS = 64
+# When the guess falls short, another one is made with a wider margin: the selection is exact all the same.
+_SAMPLE_ROWS = 128
 _MARGIN = 1.3
 # Of a mask made at once on the CPU.
 _MASK_BYTES = 1 << 20
@@ -91,11 +91,15 @@ class Scores:
 
     def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `batch_topk`; `count` is above 0, and there are entries."""
-        bound = _bound(self, count)
-        flat_K, score_K = self.above(bound)
-        if len(flat_K) < count and bound > 0:
-            flat_K, score_K = self.above(0.0)
-        return largest(flat_K, score_K, count)
+        # Nothing is taken from earlier batches: a resumed run makes the same guesses.
+        score_RF, margin = self.rows(max(1, len(self.pre_BF) // _SAMPLE_ROWS)), _MARGIN
+        while True:
+            bound = guess_bound(score_RF, len(self.pre_BF), margin * count)
+            flat_K, score_K = self.above(bound)
+            if len(flat_K) >= count or bound == 0:
+                return largest(flat_K, score_K, count)
+            # The sampled pairs had larger scores than others. By small steps: too many candidates take memory.
+            margin *= _MARGIN
 
     def above(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(flat indices, ascending, of the scores above a bound of at least 0; these scores)."""
@@ -170,15 +174,15 @@ def _smallest(score_K: torch.Tensor) -> float | None:
     return float(score_K.min()) if len(score_K) else None
 
 
-def _bound(scores: Scores, count: int) -> float:
-    """A guess, from evenly spaced rows, of a score that somewhat more than `count` scores exceed; never negative.
+def guess_bound(score_RF: torch.Tensor, rows: int, wanted: float) -> float:
+    """A guess of a score that about `wanted` scores of all pairs exceed; never negative.
 
-    It takes nothing from earlier batches: a resumed run makes the same guesses.
+    Args:
+        score_RF: scores of R evenly spaced pairs.
+        rows: number of all pairs.
     """
-    rows = len(scores.pre_BF)
-    sample = scores.rows(max(1, rows // _SAMPLE_ROWS))
-    wanted = int(_MARGIN * count * len(sample) / rows) + 1
-    return max(0.0, nth_largest(sample.reshape(-1), wanted)) if wanted < sample.numel() else 0.0
+    n = int(wanted * len(score_RF) / rows) + 1
+    return max(0.0, nth_largest(score_RF.reshape(-1), n)) if n < score_RF.numel() else 0.0
 
 
 def nth_largest(value_N: torch.Tensor, n: int) -> float:

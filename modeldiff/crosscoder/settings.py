@@ -89,7 +89,8 @@ class TrainSettings(Settings):
     holdout: float = setting(default=0.02)
     """Share of the pairs kept from training for the final evaluation."""
     buffer_mib: int = setting(default=256)
-    """Memory for shuffling, in MiB: blocks are read in random order into it, and pairs are drawn from it."""
+    """Memory for shuffling, in MiB, in all: where the pairs fit they are held whole; otherwise blocks in random order
+    fill one half, from which pairs are drawn, while the next ones are read into the other."""
     log_every: int | None = setting(default=None)
     """Steps between two lines of training.jsonl; 1/200 of all steps if left out."""
     precision: Literal["auto", "float32", "bfloat16", "screened"] = setting(default="auto", result=False)

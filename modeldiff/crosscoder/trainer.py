@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from modeldiff.console import say
+from modeldiff.crosscoder.adam import Adam
 from modeldiff.crosscoder.auditor import Auditor
 from modeldiff.crosscoder.forward import Forward, Pass, Smallest, SparseForward
 from modeldiff.crosscoder.kernels.code import decode_kept
@@ -60,9 +61,7 @@ class Trainer:
         self.crosscoder = crosscoder
         self.recipe = recipe
         device = crosscoder.b_enc.device
-        self.optimizer = torch.optim.Adam(
-            crosscoder.parameters(), lr=recipe.lr, betas=recipe.betas, fused=device.type in ("cpu", "cuda")
-        )
+        self.optimizer = Adam(crosscoder.parameters(), recipe.lr, recipe.betas)
         self.step = 0
         self.since_active_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=device)
         self.threshold = ThresholdAverage(recipe.threshold_window)
@@ -93,7 +92,7 @@ class Trainer:
         e_a, e_b = x_a - done.xhat_a, x_b - done.xhat_b
         reconstruction = reconstruction_loss(e_a, e_b, recipe.loss)
         auxk = self._auxk(e_a, e_b, (x_a, x_b))
-        loss = reconstruction if auxk is None else reconstruction + recipe.auxk_alpha * auxk
+        losses = [reconstruction] if auxk is None else [reconstruction, recipe.auxk_alpha * auxk]
 
         slots_F = done.kept.start_F1.diff()
         self.since_active_F += len(x_a)
@@ -103,16 +102,22 @@ class Trainer:
             self.threshold_designated.update(done.smallest[1])
         line = None
         if self.step % recipe.log_every == 0 or self.step in (recipe.steps - 1, recipe.next_audit(self.step)):
-            line = self._line(loss, reconstruction, auxk, slots_F, len(x_a)) | self._quality((x_a, x_b), done)
+            line = self._line(sum(losses), reconstruction, auxk, slots_F, len(x_a)) | self._quality((x_a, x_b), done)
             if self._warns:
                 self._warn_of_starving()
 
-        self._descend(loss)
+        self._descend(losses)
         audit = self.auditor.take(x_a, x_b)
         if line is not None:
             line["audit"] = audit
         self.step += 1
         return line
+
+    def finish(self) -> None:
+        """Free what only further steps would need: gradients and Adam's moments."""
+        self.crosscoder.zero_grad()
+        self.optimizer.state.clear()
+        self._forward = SparseForward(self.shards)
 
     def _without_outliers(self, x_a: torch.Tensor, x_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         keep_B = inliers(x_a, x_b, self.recipe.outlier_factor)
@@ -178,15 +183,16 @@ class Trainer:
             return None
         return loss
 
-    def _descend(self, loss: torch.Tensor) -> None:
+    def _descend(self, losses: list[torch.Tensor]) -> None:
         self.optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
-        self.optimizer.zero_grad()
-        loss.backward()
+        self._forward.forget(self.crosscoder)
+        for loss in losses:  # the auxiliary one adds to the gradients that the other one writes
+            loss.backward()
         tie_gradients(self.crosscoder)
         norm = self._gradient_norm()
         if float(norm) > self.recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(self.crosscoder.parameters(), self.recipe.clip, norm)
-        if not bool((loss.detach() + norm).isfinite()):
+        if not bool((losses[0].detach() + norm).isfinite()):
             raise InputError(
                 f"training diverged at step {self.step}: the loss or its gradient is not finite; "
                 f"use a smaller --lr (now {self.recipe.lr:.2g})"
@@ -211,7 +217,7 @@ class Trainer:
 
     def _line(
         self,
-        loss: torch.Tensor,
+        loss: torch.Tensor | int,
         reconstruction: torch.Tensor,
         auxk: torch.Tensor | None,
         slots_F: torch.Tensor,
@@ -225,7 +231,7 @@ class Trainer:
             "left_out": self.left_out,
             "k": self.recipe.k_at(self.step),
             "lr": self.recipe.lr_at(self.step),
-            "loss": loss.item(),
+            "loss": float(loss),
             "reconstruction": reconstruction.item(),
             "auxk": None if auxk is None else auxk.item(),
             "threshold": self.threshold.value,

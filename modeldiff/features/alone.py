@@ -104,18 +104,19 @@ def read_alone(
     if not n or not r:
         return sparse.csr_matrix((n, r), dtype=np.float32)
     scale = crosscoder.config.scale_a if side == "a" else crosscoder.config.scale_b
+    w_RD = readers.w_RD * scale
     pre_RN = np.empty((r, n), np.float32)
     with progress(f"features: read from {side.upper()} alone", n, "pairs") as bar:
         for rows, x_ND in activations_of(store, side, sample.rows_N):
-            pre_RN[:, rows] = (readers.w_RD @ (x_ND.to(readers.w_RD.device).float() * scale).T).cpu().numpy()
+            pre_RN[:, rows] = (w_RD @ x_ND.to(w_RD.device).float().T).cpu().numpy()
             bar.advance(len(x_ND))
     fired, values = [], []
     for pre_N, fires in zip(pre_RN, readers.fires_R, strict=True):
         # The `fires` largest are above the next one; what fires on all pairs leaves out the smallest.
         place = max(0, n - int(fires) - 1)
-        over_N = pre_N - np.partition(pre_N, place)[place]
-        fired.append(np.flatnonzero(over_N > 0))
-        values.append(over_N[fired[-1]] + np.float32(crosscoder.config.threshold))
+        bar = np.partition(pre_N, place)[place]
+        fired.append(np.flatnonzero(pre_N > bar))
+        values.append(pre_N[fired[-1]] - bar + np.float32(crosscoder.config.threshold))
     starts = np.cumsum([0, *map(len, fired)])
     return sparse.csc_matrix((np.concatenate(values), np.concatenate(fired), starts), shape=(n, r)).tocsr()
 

@@ -1,6 +1,7 @@
 """Feature activations of a block of pairs, dense and sparse, and a sample of them kept for whole-dictionary questions.
 
-Legend: B pairs of a block, N pairs of the sample, F features, Da, Db widths.
+Legend: B pairs of a block, N pairs of the sample, F features, Da, Db widths, E places at which one feature each is
+asked for on W pairs, K entries.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.kernels.bags import Bags, bag_dot
+from modeldiff.crosscoder.selection import score_weights
+from modeldiff.features.active import ActiveEntries, thresholds
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
+from modeldiff.workspace.plan import SIDES
 
 # Values of one dense (B, F) float32 array: 256 MiB. Encoding holds about three of them.
 _DENSE_VALUES = 1 << 26
@@ -55,6 +60,10 @@ class SparseCodes:
     feature: NDArray[np.int64]
     value: NDArray[np.float32]
 
+    def where(self, wanted: NDArray[np.bool_]) -> SparseCodes:
+        """Only some of the entries."""
+        return SparseCodes(self.row[wanted], self.feature[wanted], self.value[wanted])
+
 
 class Encoder:
     """Codes of the store's pairs, with pairs left out that training leaves out.
@@ -70,6 +79,7 @@ class Encoder:
         self.crosscoder = crosscoder.to(device).eval()
         self.store = store
         self.device = device
+        self._active = ActiveEntries(self.crosscoder)
         self._limits = {
             side: outlier_factor * info.median_norm if outlier_factor else float("inf")
             for side, info in store.info.sides.items()
@@ -83,6 +93,54 @@ class Encoder:
             f_BF = self.crosscoder.encode(x_a_BDa, x_b_BDb, raw=True)
             f_BF[~kept_B] = 0
         return f_BF, kept_B.cpu().numpy()
+
+    def sparse(self, block: Block) -> tuple[SparseCodes, NDArray[np.bool_]]:
+        """(codes, kept_B): the non-zero entries of `dense`, which never exists."""
+        x_a_BDa, x_b_BDb = (x.to(self.device) for x in self.store.read(block))
+        kept_B = self.keeps(x_a_BDa, x_b_BDb).cpu().numpy()
+        flat_K, value_K = self._active.of(x_a_BDa, x_b_BDb)
+        row_K, feature_K = np.divmod(flat_K.cpu().numpy(), self.crosscoder.n_features)
+        codes = SparseCodes(row_K, feature_K, value_K.cpu().numpy())
+        return (codes if kept_B.all() else codes.where(kept_B[row_K])), kept_B
+
+    def at(self, block: Block, feature_E: NDArray[np.int64], row_EW: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(E, W): the activation of feature_E[e] on the pairs row_EW[e] of the block; 0 where that is negative.
+
+        The same as picking from `dense`, up to the rounding of a product, without working out the others.
+        """
+        # mps lacks these sums.
+        device = self.device if self.device.type == "cuda" else torch.device("cpu")
+        crosscoder = self.crosscoder
+        raw = dict(zip(SIDES, self.store.read(block), strict=True))
+        kept_B = self.keeps(raw["a"], raw["b"]).to(device)
+        inside_EW = row_EW >= 0
+        start_E1 = np.concatenate([[0], inside_EW.sum(axis=1).cumsum()])
+        bag_K = np.repeat(np.arange(len(row_EW)), np.diff(start_E1))
+        bags = Bags(*(torch.from_numpy(one).to(device) for one in (row_EW[inside_EW], bag_K, start_E1)))
+        feature = torch.from_numpy(feature_E).to(device)
+        weights_F = score_weights(crosscoder)
+        with torch.inference_mode():
+            pre_K = crosscoder.b_enc.to(device)[feature][bags.bag_K]
+            for side, scale in zip(SIDES, (crosscoder.config.scale_a, crosscoder.config.scale_b), strict=True):
+                encoder_ED = self._encoder_rows(side, feature.to(crosscoder.b_enc.device)).to(device)
+                pre_K += bag_dot(encoder_ED, raw[side].to(device).float() * scale, bags)
+            score_K = pre_K if weights_F is None else pre_K * weights_F.to(device)[feature][bags.bag_K]
+            active_K = (score_K > thresholds(crosscoder).to(device)[feature][bags.bag_K]) & kept_B[bags.index_K]
+            value_K = torch.where(active_K, pre_K, 0.0)
+        value_EW = np.zeros(row_EW.shape, np.float32)
+        value_EW[inside_EW] = value_K.cpu().numpy()
+        return value_EW
+
+    def _encoder_rows(self, side: str, feature: torch.Tensor) -> torch.Tensor:
+        """(E, D): what these features multiply one side's normalised activations by; 0 for those that do not see it."""
+        crosscoder = self.crosscoder
+        weights = (crosscoder.w_enc_a if side == "a" else crosscoder.w_enc_b).detach()
+        seen, shared = crosscoder.sees(side), crosscoder.slices["shared"]
+        if not len(weights):
+            return weights.new_zeros(len(feature), weights.shape[1])
+        share = torch.where((feature >= shared.start) & (feature < shared.stop), crosscoder.share, 1.0)
+        share *= (feature >= seen.start) & (feature < seen.stop)
+        return weights[(feature - seen.start).clamp(0, len(weights) - 1)] * share[:, None]
 
     def keeps(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
         """(B,) bool: which of these raw pairs are not outliers."""
@@ -117,9 +175,11 @@ class SampleWriter:
 
     def add(self, codes: SparseCodes, kept_B: NDArray[np.bool_], first_row: int) -> None:
         """Take one block, whose first pair is row `first_row` of the store."""
+        starts = np.searchsorted(codes.row, np.arange(len(kept_B) + 1))
         shape = (len(kept_B), self._n_features)
-        block = sparse.csr_matrix((codes.value, (codes.row, codes.feature)), shape=shape)
-        self._parts.append((block[kept_B], first_row + np.flatnonzero(kept_B)))
+        block = sparse.csr_matrix((codes.value, codes.feature.astype(np.int32), starts.astype(np.int32)), shape=shape)
+        kept = block if kept_B.all() else block[kept_B]
+        self._parts.append((kept, first_row + np.flatnonzero(kept_B)))
 
     def has(self, shard: int) -> bool:
         """True when the shard was finished, by this process or one before it."""

@@ -73,13 +73,18 @@ class Products:
         return replace(self, one=self.one[wanted_E], other=self.other[wanted_E], total=self.total[wanted_E])
 
 
+def blocks(features: NDArray[np.int64], others: int) -> Iterator[NDArray[np.int64]]:
+    """The features in blocks whose products with `others` features are not too many for one array."""
+    step = max(1, _BLOCK_ENTRIES // max(1, others))
+    for start in range(0, len(features), step):
+        yield features[start : start + step]
+
+
 def products(one: Columns, other: Columns, features: NDArray[np.int64] | None = None) -> Iterator[Products]:
     """The products of `features` of `one` (None: all), in blocks, with all features of `other` on the same pairs."""
     features = np.arange(one.n_features) if features is None else features
     columns = one.codes_NF.tocsc()
-    step = max(1, _BLOCK_ENTRIES // other.n_features)
-    for start in range(0, len(features), step):
-        block = features[start : start + step]
+    for block in blocks(features, other.n_features):
         product = (columns[:, block].T.tocsr() @ other.codes_NF).tocoo()
         found = Products(len(block), block[product.row], product.col, product.data)
         yield found.where(one.varies_F[found.one] & other.varies_F[found.other])

@@ -20,6 +20,7 @@ from scipy import sparse
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import OTHER
+from modeldiff.crosscoder.kernels.bags import Bags, bag_sum
 from modeldiff.crosscoder.predictability import Moments, held_out_r2
 from modeldiff.features.alone import (
     Readers,
@@ -44,6 +45,8 @@ REFERENCE_FIRINGS = 50
 """A shared feature that fires less often in the sample is no reference: its R² would be noise."""
 # Stretches are long enough that neighbouring tokens of one text rarely fall in different parts.
 _MAX_STRETCH, _MIN_STRETCHES = 512, 20
+# Pairs whose products are summed in float32 at once.
+_FLOAT32_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,8 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
     # mps has no float64.
     device = device if device.type == "cuda" else torch.device("cpu")
     held_N = held_out(len(sample.rows_N))
-    columns = sample.codes_NF.tocsc()
+    columns = sample.codes_NF.tocsc() if len(starts) > 1 else None
+    firings_F = _firings(sample.codes_NF, held_N)
     result = {side: np.full(n_features, np.nan, np.float32) for side in SIDES}
     total = len(SIDES) * len(starts) * len(sample.rows_N)
     with progress("features: predictability", total, "pairs") as bar:
@@ -176,7 +180,7 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
             parts: list[Moments] = []
             for start in starts:
                 chosen = slice(start, min(start + block, n_features))
-                codes_NG = columns[:, chosen].tocsr().astype(np.float64)
+                codes_NG = sample.codes_NF if columns is None else columns[:, chosen].tocsr()
                 # The sums of the inputs are those of the first block.
                 inputs_known, targets = bool(parts), codes_NG.shape[1]
                 width = store.info.sides[side].width
@@ -186,14 +190,17 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
                     else [Moments.empty(width, targets) for _ in range(2)]
                 )
                 for rows, x_ND in activations_of(store, side, sample.rows_N):
-                    x_ND = x_ND.to(device).double() - mean_D
                     for held, part in enumerate(parts):
                         mask = held_N[rows] == bool(held)
-                        x_part = x_ND[torch.from_numpy(mask).to(device)]
-                        _add(part, x_part, codes_NG[rows][mask], inputs=not inputs_known)
+                        x_part = x_ND[torch.from_numpy(np.flatnonzero(mask))].to(device).double() - mean_D
+                        sums = target_sums(x_part, codes_NG[rows][mask])
+                        if inputs_known:
+                            part.add_targets(*sums)
+                        else:
+                            part.add(x_part, *sums)
                     bar.advance(len(x_ND))
                 r2_G = held_out_r2(*parts).numpy()
-                result[side][chosen] = np.where(_firings(codes_NG, held_N) >= MIN_FIRINGS, r2_G, np.nan)
+                result[side][chosen] = np.where(firings_F[chosen] >= MIN_FIRINGS, r2_G, np.nan)
     return result
 
 
@@ -217,24 +224,30 @@ def _cost(store: ActivationStore, sample: CodeSample, readers: Mapping[str, Mapp
     return Cost(len(sample.rows_N), targets, 2 * entries, store.widths)
 
 
-def _add(part: Moments, x_ND: torch.Tensor, f_NG: sparse.csr_matrix, *, inputs: bool) -> None:
-    """Take in pairs: inputs float64 on any device, codes float64. What is sparse is summed on the host.
+def target_sums(x_ND: torch.Tensor, f_NG: sparse.csr_matrix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(f_G, ff_G, fx_GD) for `Moments.add_targets`, float64 on the CPU, from the entries that are not 0.
+
+    Those with the inputs are summed in float32 over a few thousand pairs at a time, in float64 from there on.
 
     Args:
-        inputs: whether the sums of the inputs alone are still to be taken.
+        x_ND: inputs about their mean, float64, on any device.
     """
-    sums = [
-        torch.from_numpy(one)
-        for one in (
-            np.asarray(f_NG.sum(axis=0)).ravel(),
-            np.asarray(f_NG.multiply(f_NG).sum(axis=0)).ravel(),
-            f_NG.T @ x_ND.cpu().numpy(),
+    n_targets, device = f_NG.shape[1], x_ND.device
+    fx_GD = torch.zeros(n_targets, x_ND.shape[1], dtype=torch.float64)
+    for start in range(0, len(x_ND), _FLOAT32_ROWS):
+        x_nD = x_ND[start : start + _FLOAT32_ROWS].float()
+        columns = f_NG[start : start + _FLOAT32_ROWS].tocsc()
+        fires_G = np.diff(columns.indptr)
+        index_K, start_G1 = (
+            torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr)
         )
-    ]
-    if inputs:
-        part.add(x_ND, *sums)
-    else:
-        part.add_targets(*sums)
+        bag_K = torch.from_numpy(np.repeat(np.arange(n_targets), fires_G)).to(device)
+        weight_K = torch.from_numpy(columns.data.astype(np.float32, copy=False)).to(device)
+        fx_GD += bag_sum(x_nD, Bags(index_K, bag_K, start_G1), weight_K).cpu()
+    f_K = f_NG.data.astype(np.float64)
+    sums = (np.bincount(f_NG.indices, values, n_targets) for values in (f_K, f_K * f_K))
+    f_G, ff_G = (torch.from_numpy(one) for one in sums)
+    return f_G, ff_G, fx_GD
 
 
 def _firings(codes_NG: sparse.csr_matrix, held_N: NDArray[np.bool_]) -> NDArray[np.int64]:

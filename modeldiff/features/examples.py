@@ -10,6 +10,7 @@ Legend: F features, E examples, n places per feature.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,26 +36,38 @@ class TopRows:
         self.bucket = np.full((n_features, n), -1, np.int64)
 
     def update(self, feature: Ints, activation: NDArray[np.float32], row: Ints, bucket: Ints) -> None:
-        """Take firings in: one entry each in four arrays of equal length; later calls bring later rows."""
-        chance = activation > self.activation[feature, -1]
-        feature, activation, row, bucket = (a[chance] for a in (feature, activation, row, bucket))
+        """Take firings in: one entry each in four arrays of equal length, ordered by row.
+
+        Rows of one bucket follow each other. Later calls bring later rows; the first bucket of a call may be the last
+        one of the call before it.
+        """
         if not len(feature):
             return
-        touched = np.unique(feature)
-        held = self.row[touched] >= 0
-        feature = np.concatenate([np.repeat(touched, held.sum(1)), feature])
-        activation = np.concatenate([self.activation[touched][held], activation])
-        row = np.concatenate([self.row[touched][held], row])
-        bucket = np.concatenate([self.bucket[touched][held], bucket])
+        first_bucket = bucket[0]
+        chance = activation > self.activation[feature, -1]
+        feature, activation, row, bucket = _taken(chance, feature, activation, row, bucket)
+        if not len(feature):
+            return
+        by_feature = np.argsort(feature, kind="stable")
+        feature, activation, row, bucket = _taken(by_feature, feature, activation, row, bucket)
+        strongest = _strongest_of_runs(_first_of_run(feature, bucket), activation)
+        feature, activation, row, bucket = _taken(strongest, feature, activation, row, bucket)
 
-        best = np.lexsort((row, -activation, bucket, feature))
-        best = best[_first_of_run(feature[best], bucket[best])]
-        order = best[np.lexsort((row[best], -activation[best], feature[best]))]
-        rank = _rank_in_run(feature[order])
+        touched, place = np.unique(feature, return_inverse=True)
+        old = {name: getattr(self, name)[touched] for name in ("activation", "row", "bucket")}
+        fresh = _against_held(old, place, activation, bucket, int(first_bucket))
+        held = old["row"] >= 0
+        # Of one feature, what is held comes before what is new: it has earlier rows.
+        place = np.concatenate([np.nonzero(held)[0], place[fresh]])
+        activation = np.concatenate([old["activation"][held], activation[fresh]])
+        row = np.concatenate([old["row"][held], row[fresh]])
+        bucket = np.concatenate([old["bucket"][held], bucket[fresh]])
+
+        order = _by_strength(place, activation)
+        rank = _rank_in_run(place[order])
         order, rank = order[rank < self.row.shape[1]], rank[rank < self.row.shape[1]]
-
         self.activation[touched], self.row[touched], self.bucket[touched] = 0, -1, -1
-        at = (feature[order], rank)
+        at = (touched[place[order]], rank)
         self.activation[at], self.row[at], self.bucket[at] = activation[order], row[order], bucket[order]
 
     def state(self) -> Arrays:
@@ -112,6 +125,43 @@ def _first_of_run(*keys: Ints) -> NDArray[np.bool_]:
     first = np.ones(len(keys[0]), bool)
     first[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return first
+
+
+def _taken(index: NDArray[Any], *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    return tuple(array[index] for array in arrays)
+
+
+def _against_held(
+    old: dict[str, NDArray[Any]], place: Ints, activation: NDArray[np.float32], bucket: Ints, first_bucket: int
+) -> NDArray[np.bool_]:
+    """Which new entries to take: not those whose bucket is held with as strong a row; a weaker one is dropped.
+
+    Only the first bucket of a call can be held already.
+    """
+    fresh = np.ones(len(place), bool)
+    again = np.flatnonzero(bucket == first_bucket)
+    entry, slot = np.nonzero(old["bucket"][place[again]] == first_bucket)
+    entry = again[entry]
+    better = activation[entry] > old["activation"][place[entry], slot]
+    fresh[entry[~better]] = False
+    old["row"][place[entry[better]], slot[better]] = -1
+    return fresh
+
+
+def _strongest_of_runs(first: NDArray[np.bool_], activation: NDArray[np.float32]) -> Ints:
+    """The index of the strongest entry of each run, the earliest of equals; `first` marks where runs start."""
+    starts = np.flatnonzero(first)
+    most = np.maximum.reduceat(activation, starts)
+    at_most = np.flatnonzero(activation == most[np.cumsum(first) - 1])
+    run = np.searchsorted(starts, at_most, side="right")
+    return at_most[_first_of_run(run)]
+
+
+def _by_strength(place: Ints, activation: NDArray[np.float32]) -> Ints:
+    """The order by place, then falling activation, then as they come. Places below 2^31, activations of at least 0."""
+    # The bits of floats that are not negative rise as their values do.
+    strength = activation.view(np.int32).astype(np.int64)
+    return np.argsort((place.astype(np.int64) << 32) - strength, kind="stable")
 
 
 def _rank_in_run(key: Ints) -> Ints:

@@ -25,7 +25,7 @@ from modeldiff.console import progress, say
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.errors import InputError
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, sparsify, spread
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, spread
 from modeldiff.features.correlation import Columns
 from modeldiff.features.inputs import find_activations, outlier_factor_of
 from modeldiff.features.match_settings import MatchSettings
@@ -173,8 +173,8 @@ class _Match:
         with progress(f"match: codes of {member.artifact.ref}", total, "pairs", done=total - left) as bar:
             for shard in missing:
                 for block in shards[shard]:
-                    f_BF, kept_B = encoder.dense(block)
-                    writer.add(sparsify(f_BF), kept_B, self.store.first_row[shard] + block.start)
+                    codes, kept_B = encoder.sparse(block)
+                    writer.add(codes, kept_B, self.store.first_row[shard] + block.start)
                     bar.advance(len(block))
                 writer.finish_shard(shard)
 

@@ -5,11 +5,15 @@ Legend: E lists, V values of all lists together.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Values that are moved at once.
+_PART = 1 << 17
 
 Column = NDArray[np.generic]
 
@@ -49,7 +53,22 @@ class Ragged:
 
     def take(self, order: NDArray[np.int64]) -> Ragged:
         """The lists numbered `order`, in that order."""
-        lengths = np.diff(self.offsets)[order]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        index = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][order] - offsets[:-1], lengths)
-        return Ragged(offsets, {name: column[index] for name, column in self.columns.items()})
+        starts, stops = self.offsets[:-1][order], self.offsets[1:][order]
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+        taken = {name: np.empty(offsets[-1], column.dtype) for name, column in self.columns.items()}
+        # A part at a time: the numbers of all values would take more memory than the values.
+        parts = np.searchsorted(offsets, np.arange(0, offsets[-1], _PART), side="right") - 1
+        for low, high in itertools.pairwise([*np.unique(parts), len(order)]):
+            _, index = ranges(starts[low:high], stops[low:high])
+            for name, column in self.columns.items():
+                taken[name][offsets[low] : offsets[high]] = column[index]
+        return Ragged(offsets, taken)
+
+
+def ranges(start_E: NDArray[np.int64], stop_E: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(index of the range (V,), number (V,)) of all numbers of the ranges start to stop, one range after the other."""
+    first_E = np.cumsum(stop_E - start_E) - (stop_E - start_E)
+    total = int(first_E[-1] + stop_E[-1] - start_E[-1]) if len(start_E) else 0
+    # A range's index is how many ranges began before: several times as fast as repeating each.
+    index_V = np.cumsum(np.bincount(first_E, minlength=total + 1)[:total]) - 1
+    return index_V, np.arange(total) + (start_E - first_E)[index_V]

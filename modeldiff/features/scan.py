@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from modeldiff.console import progress
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, sparsify, spread
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, spread
 from modeldiff.features.examples import Examples, TopRows, choose, stretch_of
 from modeldiff.features.statistics import Arrays, FeatureStatistics
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -54,8 +54,7 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
         for shard in range(done, len(shards)):
             places = _Places(store, shard)
             for block in shards[shard]:
-                f_BF, kept_B = encoder.dense(block)
-                codes = sparsify(f_BF)
+                codes, kept_B = encoder.sparse(block)
                 source_B, document_B, row_B = places.of(block)
                 state.statistics.update(codes, kept_B, source_B)
                 document, row = document_B[codes.row], row_B[codes.row]

@@ -44,16 +44,19 @@ class FeatureStatistics:
         """
         self.pairs += int(kept_B.sum())
         self.outliers += int((~kept_B).sum())
+        features = len(self.count_F)
         value = codes.value.astype(np.float64)
-        np.add.at(self.count_F, codes.feature, 1)
-        np.add.at(self.sum_F, codes.feature, value)
-        np.add.at(self.sum_squares_F, codes.feature, value * value)
+        self.count_F += np.bincount(codes.feature, minlength=features)
+        self.sum_F += np.bincount(codes.feature, value, features)
+        self.sum_squares_F += np.bincount(codes.feature, value * value, features)
         np.maximum.at(self.max_F, codes.feature, codes.value)
         if source_B is not None:
-            np.add.at(self.source_pairs_S, source_B[kept_B], 1)
-            where = (source_B[codes.row], codes.feature)
-            np.add.at(self.source_count_SF, where, 1)
-            np.add.at(self.source_sum_SF, where, value)
+            self.source_pairs_S += np.bincount(source_B[kept_B], minlength=len(self.source_pairs_S))
+            # Blocks have few sources, however many there are in all.
+            present, source = np.unique(source_B, return_inverse=True)
+            flat, size = source[codes.row] * features + codes.feature, len(present) * features
+            self.source_count_SF[present] += np.bincount(flat, minlength=size).reshape(-1, features)
+            self.source_sum_SF[present] += np.bincount(flat, value, size).reshape(-1, features)
 
     def state(self) -> Arrays:
         """Everything needed to go on later, for `from_state`."""

@@ -4,7 +4,7 @@ The exclusive partitions hold many concepts twice (paper 9.4). Pearson correlati
 pairs finds the doubles without a judge. An F x F matrix never exists: codes are sparse, and features go through in
 blocks.
 
-Legend: N pairs of the sample, F features.
+Legend: N pairs of the sample, F features, G and M features of two partitions, of a block and all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.correlation import Columns, correlations, products
+from modeldiff.features.correlation import Columns, blocks
 
 PER_FEATURE = 3
 """Twins kept for each feature."""
@@ -50,23 +50,45 @@ def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> T
     if not n or not codes_NF.nnz:
         return twins
     columns = Columns.of(codes_NF)
-    with progress("features: twins", n_features, "features") as bar:
-        for block in products(columns, columns):
-            entries = block.where(partition_F[block.one] != partition_F[block.other])
-            _keep_best(twins, entries.one, entries.other, correlations(columns, columns, entries))
-            bar.advance(block.features)
+    by_feature = columns.codes_NF.tocsc()
+    # A feature that does not vary correlates with nothing.
+    deviation_F = np.where(columns.varies_F, columns.deviation_F, np.inf)
+    parts = [np.flatnonzero(partition_F == number) for number in np.unique(partition_F)]
+    parts.sort(key=len)
+    # Every product serves both of its features; those of the largest partition are never multiplied by each other.
+    with progress("features: twins", sum(map(len, parts[:-1])), "features") as bar:
+        for place, part in enumerate(parts[:-1]):
+            for part_G in blocks(part, n_features):
+                correlation_GF = (by_feature[:, part_G].T.tocsr() @ columns.codes_NF).toarray()
+                correlation_GF /= n
+                correlation_GF -= np.outer(columns.mean_F[part_G], columns.mean_F)
+                correlation_GF /= deviation_F[part_G, None]
+                correlation_GF /= deviation_F
+                for other in parts[place + 1 :]:
+                    _keep_best(twins, part_G, other, correlation_GF[:, other])
+                    _keep_best(twins, other, part_G, correlation_GF[:, other].T)
+                bar.advance(len(part_G))
     return twins
 
 
 def _keep_best(
-    twins: Twins, one: NDArray[np.int64], other: NDArray[np.int64], correlation: NDArray[np.float64]
+    twins: Twins, one_G: NDArray[np.int64], other_M: NDArray[np.int64], correlation_GM: NDArray[np.float64]
 ) -> None:
-    positive = correlation > 0
-    one, other, correlation = one[positive], other[positive], correlation[positive]
-    order = np.lexsort((other, -correlation, one))
-    one, other, correlation = one[order], other[order], correlation[order]
-    rank = np.arange(len(one)) - np.searchsorted(one, one, side="left")
-    best = rank < PER_FEATURE
-    twins.feature[one[best], rank[best]] = other[best]
+    """Give the features `one_G` better twins out of `other_M`, if there are; of equals, that of the lowest number."""
+    places = min(PER_FEATURE, len(other_M))
+    if not places:
+        return
+    held_G3 = twins.correlation[one_G]
+    least_G = np.partition(correlation_GM, len(other_M) - places, axis=1)[:, len(other_M) - places]
+    g, m = np.nonzero(correlation_GM >= np.maximum(least_G, np.finfo(np.float64).tiny)[:, None])
+    held_g, held_place = np.nonzero(held_G3 > 0)
+    g = np.concatenate([held_g, g])
+    other = np.concatenate([twins.feature[one_G][held_g, held_place], other_M[m]])
     # Rounding may carry a perfect twin past 1.
-    twins.correlation[one[best], rank[best]] = np.minimum(correlation[best], 1.0)
+    correlation = np.concatenate([held_G3[held_g, held_place], np.minimum(correlation_GM[g[len(held_g) :], m], 1.0)])
+    order = np.lexsort((other, -correlation, g))
+    g, other, correlation = g[order], other[order], correlation[order]
+    rank = np.arange(len(g)) - np.searchsorted(g, g, side="left")
+    best = rank < PER_FEATURE
+    twins.feature[one_G[g[best]], rank[best]] = other[best]
+    twins.correlation[one_G[g[best]], rank[best]] = correlation[best]

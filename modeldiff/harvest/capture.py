@@ -1,7 +1,7 @@
 """Capture: one side's activations for each shard of the plan, read from the model and written as rows in plan order.
 
 The two sides do not depend on each other, nor do the shards. Batches are made inside a shard, so that a shard's bytes
-are the same whether the run was interrupted or not.
+are the same whether the run was interrupted or not. Wide shards are read and written in parts, to bound the memory.
 
 Legend: B sequences, T tokens, D width, N pairs of the shard.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import h5py
@@ -19,7 +19,7 @@ import torch
 
 from modeldiff.console import Progress, progress
 from modeldiff.errors import MachineError
-from modeldiff.harvest.statistics import save_shard_statistics
+from modeldiff.harvest.statistics import RunningStatistics
 from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.load import LanguageModel
 from modeldiff.lm.residual import residual_after, verify_hook
@@ -27,6 +27,9 @@ from modeldiff.workspace.activations import DATASET, plan_name, rows_name
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
 from modeldiff.workspace.plan import ShardPlan, read_plan
 from modeldiff.workspace.stage import Work
+
+# Rows of one side that are in memory at once.
+PART_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -64,34 +67,55 @@ def capture_side(
         for shard in missing:
             started = time.monotonic()
             plan = read_plan(work.folder / plan_name(shard))
-            x_ND, tokens = capture_shard(lm, plan, capture, bar)
-            _write(work, shard, capture, x_ND)
-            _log(work, shard, capture, len(x_ND), tokens, time.monotonic() - started)
+            tokens = _write(work, shard, capture, lm, plan, bar)
+            _log(work, shard, capture, len(plan.pairs), tokens, time.monotonic() - started)
 
 
 def capture_shard(
     lm: LanguageModel, plan: ShardPlan, capture: Capture, bar: Progress | None = None
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """The rows of a shard in plan order, in parts of whole documents of at most PART_BYTES (or one document).
+
+    Gives (x (N, D) in the stored dtype on the CPU; tokens read, padding included) of each part.
+    """
+    pairs_of = np.bincount(plan.pairs.document, minlength=len(plan.documents))
+    row_bytes = lm.width * ENCODINGS[capture.encoding][0].itemsize
+    start = 0
+    while start < len(pairs_of):
+        fitting = int(np.searchsorted(np.cumsum(pairs_of[start:]) * row_bytes, PART_BYTES, side="right"))
+        stop = start + max(1, fitting)
+        yield _capture_documents(lm, plan, capture, range(start, stop), bar)
+        start = stop
+
+
+def _capture_documents(
+    lm: LanguageModel, plan: ShardPlan, capture: Capture, documents: range, bar: Progress | None
 ) -> tuple[torch.Tensor, int]:
-    """(x (N, D) in the stored dtype on the CPU, in plan order; tokens read, padding included)."""
-    side, pairs = capture.side, plan.pairs
-    x_ND = torch.empty((len(pairs), lm.width), dtype=ENCODINGS[capture.encoding][0])
+    pairs, token_N = plan.pairs, plan.pairs.token[capture.side]
+    # The rows of document i are first_row[i] to first_row[i + 1] of the shard, and those of this part follow `first`.
     first_row = np.searchsorted(pairs.document, np.arange(len(plan.documents) + 1))
+    first, stop = first_row[documents.start], first_row[documents.stop]
+    x_ND = torch.empty((stop - first, lm.width), dtype=ENCODINGS[capture.encoding][0])
     # What stands after the last token of a pair cannot change it (attention is causal), so it is not read.
-    lengths = [int(pairs.token[side][first_row[i] : first_row[i + 1]].max()) + 1 for i in range(len(plan.documents))]
+    lengths = [int(token_N[first_row[i] : first_row[i + 1]].max()) + 1 for i in documents]
     read = 0
     budget = capture.batch_tokens or token_budget(lm)
-    for batch in batches(lengths, budget):
-        length = max(lengths[i] for i in batch)
-        ids = [plan.documents[i].tokens[side].ids[: lengths[i]].astype(np.int64) for i in batch]
+    for chosen in batches(lengths, budget):
+        length = max(lengths[i] for i in chosen)
+        batch = [documents[i] for i in chosen]
+        ids = [
+            plan.documents[document].tokens[capture.side].ids[: lengths[i]].astype(np.int64)
+            for i, document in zip(chosen, batch, strict=True)
+        ]
         ids_BT, mask_BT = padded([torch.from_numpy(ids_T) for ids_T in ids])
         rows = np.concatenate([np.arange(first_row[i], first_row[i + 1]) for i in batch])
         place_of = np.repeat(np.arange(len(batch)), [first_row[i + 1] - first_row[i] for i in batch])
-        flat = torch.from_numpy(place_of * length + pairs.token[side][rows])
+        flat = torch.from_numpy(place_of * length + token_N[rows])
         x_RD = _forward(lm, capture, ids_BT, mask_BT, flat)
         stored_RD = x_RD.to(x_ND.dtype).cpu()
         if not torch.isfinite(stored_RD).all():
             _refuse(plan, capture, lm, rows, x_RD, stored_RD)
-        x_ND[torch.from_numpy(rows)] = stored_RD
+        x_ND[torch.from_numpy(rows - first)] = stored_RD
         read += ids_BT.numel()
         if bar:
             bar.advance(len(rows))
@@ -145,15 +169,24 @@ def _refuse(
     )
 
 
-def _write(work: Work, shard: int, capture: Capture, x_ND: torch.Tensor) -> None:
+def _write(work: Work, shard: int, capture: Capture, lm: LanguageModel, plan: ShardPlan, bar: Progress | None) -> int:
+    """Capture one shard into its file; tokens read."""
     name = rows_name(shard, capture.side)
-    # Before the rows are committed: whoever finds the rows finds their statistics.
-    save_shard_statistics(work.resume, shard, capture.side, x_ND)
     temporary = work.temporary(name)
+    statistics = RunningStatistics(lm.width)
+    start = tokens = 0
     with h5py.File(temporary, "w") as file:
-        dataset = create_dataset(file, DATASET, len(x_ND), x_ND.shape[1], capture.encoding)
-        write_rows(dataset, 0, x_ND)
+        dataset = create_dataset(file, DATASET, len(plan.pairs), lm.width, capture.encoding)
+        for x_ND, read in capture_shard(lm, plan, capture, bar):
+            write_rows(dataset, start, x_ND)
+            statistics.add(x_ND)
+            start += len(x_ND)
+            tokens += read
+            del x_ND  # before the next part takes its place
+    # Before the rows are committed: whoever finds the rows finds their statistics.
+    statistics.save(work.resume, shard, capture.side)
     work.commit(temporary, name)
+    return tokens
 
 
 def _log(work: Work, shard: int, capture: Capture, pairs: int, tokens: int, seconds: float) -> None:

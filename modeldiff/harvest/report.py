@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.harvest.align import Alignment
+from modeldiff.harvest.chars import CharTable
 from modeldiff.harvest.words import is_space
 from modeldiff.workspace.plan import SIDES
 
@@ -46,7 +46,7 @@ class Counts:
         data = self.data
         data["documents"] += 1
         data["documents_without_pairs"] += int(not kept.any())
-        scripts = np.fromiter(map(_script, text), np.int64, len(text))
+        scripts = _scripts(text)
         visible = ~is_space(text)
         _count(data["characters"], scripts[visible])
         for side in SIDES:
@@ -84,7 +84,7 @@ class Counts:
         return found
 
 
-def _count(counts: dict[str, int], scripts: NDArray[np.int64]) -> None:
+def _count(counts: dict[str, int], scripts: NDArray[np.int16]) -> None:
     for number, count in enumerate(np.bincount(scripts).tolist()):
         if count:
             _more(counts, _SCRIPTS[number], count)
@@ -98,7 +98,6 @@ def _share(part: int, whole: int) -> float:
     return round(part / whole, 6) if whole else 0.0
 
 
-@cache
 def _script(char: str) -> int:
     """Index into _SCRIPTS of a character's script: letters and marks by the first word of their Unicode name."""
     category = unicodedata.category(char)[0]
@@ -110,3 +109,6 @@ def _script(char: str) -> int:
     if name not in _SCRIPTS:
         _SCRIPTS.append(name)
     return _SCRIPTS.index(name)
+
+
+_scripts = CharTable(_script)

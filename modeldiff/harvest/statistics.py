@@ -5,18 +5,21 @@ Legend: N rows, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
+from modeldiff.harvest.quantiles import quantiles
 from modeldiff.workspace.files import write_bytes
 
 QUANTILES = ("0", "0.01", "0.25", "0.5", "0.75", "0.99", "1")
-# Rows converted to float64 at once.
-_BLOCK_ROWS = 4096
+# Rows converted to float64 at once, and fewer of wide ones.
+_BLOCK_ROWS, _BLOCK_VALUES = 4096, 1 << 22
 
 
 class RunningStatistics:
@@ -28,7 +31,7 @@ class RunningStatistics:
 
     def add(self, x_ND: torch.Tensor) -> None:
         """Take rows (N, D) in the stored dtype."""
-        for block_ND in x_ND.split(_BLOCK_ROWS):
+        for block_ND in x_ND.split(max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // x_ND.shape[1]))):
             wide_ND = block_ND.to(torch.float64)
             self._sum_D += wide_ND.sum(dim=0)
             # Norms are kept for the exact median: 4 bytes per row.
@@ -48,16 +51,21 @@ def save_shard_statistics(folder: Path, shard: int, side: str, x_ND: torch.Tenso
 
 
 def combine(folder: Path, shards: int, side: str) -> tuple[NDArray[np.float64], float, dict[str, float]]:
-    """(mean (D,), median norm, norm quantiles) of one side over all shards.
+    """(mean (D,), median norm, norm quantiles) of one side over all shards, of which one at a time is in memory.
 
     The median and quantiles are exact (linear interpolation), over all rows.
     """
-    parts = [load_file(_path(folder, shard, side)) for shard in range(shards)]
-    norms = np.concatenate([part["norms"] for part in parts]).astype(np.float64)
-    mean_D = np.sum([part["sum"] for part in parts], axis=0) / len(norms)
-    values = np.quantile(norms, [float(q) for q in QUANTILES])
-    quantiles = dict(zip(QUANTILES, values.tolist(), strict=True))
-    return mean_D, quantiles["0.5"], quantiles
+    sum_D, rows = np.zeros(()), 0
+    for part in _parts(folder, shards, side):
+        sum_D = sum_D + part["sum"]
+        rows += len(part["norms"])
+    values = quantiles(lambda: (part["norms"] for part in _parts(folder, shards, side)), [float(q) for q in QUANTILES])
+    found = dict(zip(QUANTILES, values, strict=True))
+    return sum_D / rows, found["0.5"], found
+
+
+def _parts(folder: Path, shards: int, side: str) -> Iterator[dict[str, Any]]:
+    return (load_file(_path(folder, shard, side)) for shard in range(shards))
 
 
 def _path(folder: Path, shard: int, side: str) -> Path:

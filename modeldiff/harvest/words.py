@@ -15,10 +15,11 @@ boundaries (UAX 29) but without its tables:
 from __future__ import annotations
 
 import unicodedata
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from modeldiff.harvest.chars import CharTable
 
 _SPACE, _LETTER, _DIGIT, _UNSPACED, _OTHER, _EXTEND, _JOINER, _FLAG = range(8)
 
@@ -86,19 +87,13 @@ def is_space(text: str) -> NDArray[np.bool_]:
     return char_classes(text) == _SPACE
 
 
-def char_classes(text: str) -> NDArray[np.uint8]:
-    """The class of each character; shape (len(text),)."""
-    return np.fromiter(map(_char_class, text), np.uint8, len(text))
-
-
-def _base_classes(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _base_classes(classes: NDArray[np.int16]) -> NDArray[np.int16]:
     """The class of each character, marks and joiners taking that of the character they belong to."""
     attached = (classes == _EXTEND) | (classes == _JOINER)
     base = np.maximum.accumulate(np.where(attached, 0, np.arange(len(classes))))
     return classes[base]
 
 
-@cache
 def _char_class(char: str) -> int:
     category = unicodedata.category(char)
     code = ord(char)
@@ -117,3 +112,7 @@ def _char_class(char: str) -> int:
     if category[0] == "N":
         return _DIGIT
     return _FLAG if 0x1F1E6 <= code <= 0x1F1FF else _OTHER
+
+
+# The class of each character; shape (len(text),).
+char_classes = CharTable(_char_class)

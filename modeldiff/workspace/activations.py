@@ -12,6 +12,8 @@ Legend: N rows (pairs), Da, Db widths.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from safetensors.numpy import load_file
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.settings import check_fields
 from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.bits import read_rows
+from modeldiff.workspace.bits import bits_of, empty_rows, encoding_of, read_into
 from modeldiff.workspace.files import read_json
+from modeldiff.workspace.places import Piece, RowPlaces, read_pieces
 from modeldiff.workspace.plan import SIDES, ShardPlan, read_plan
 
 STORE_NAME = "store.json"
@@ -124,6 +127,7 @@ class ActivationStore:
         self.mean: dict[str, torch.Tensor] = {side: torch.from_numpy(means[f"mean_{side}"]) for side in SIDES}
         self.first_row = [0, *np.cumsum(self.info.shards).tolist()]
         self._checked: set[str] = set()
+        self._places: dict[str, RowPlaces | None] = {}
 
     @property
     def pairs(self) -> int:
@@ -148,16 +152,62 @@ class ActivationStore:
 
     def read_side(self, side: str, block: Block) -> torch.Tensor:
         """x (N, D) of one side of a block."""
-        path = self._file(rows_name(block.shard, side))
-        expected = (self.info.shards[block.shard], self.info.sides[side].width)
+        x_ND = self.empty_rows(side, len(block))
+        self.read_into(side, [block], x_ND)
+        return x_ND
+
+    def empty_rows(self, side: str, rows: int) -> torch.Tensor:
+        """Memory (N, D) for rows of one side, in their dtype; what it holds is undefined."""
+        info = self.info.sides[side]
+        return empty_rows(rows, info.width, info.encoding)
+
+    def read_into(self, side: str, blocks: Sequence[Block], x_ND: torch.Tensor) -> None:
+        """Read blocks of one side into the rows of `x_ND`, one block after the other.
+
+        The files are read from front to back, several reads at a time, whatever the order of the blocks.
+
+        Args:
+            x_ND: of as many rows as all blocks have, from `empty_rows` or like it; contiguous.
+        """
+        ends = np.cumsum([len(block) for block in blocks]).tolist()
+        parts = sorted(zip(blocks, ends, strict=True), key=lambda part: (part[0].shard, part[0].start))
+        pieces: list[Piece] = []
+        for block, end in parts:
+            rows_ND = x_ND[end - len(block) : end]
+            places = self._rows(side, block.shard)
+            if places is None:
+                with self._dataset(side, block.shard) as dataset:
+                    read_into(dataset, block.start, rows_ND)
+            elif len(block):
+                pieces += places.pieces(block.start, bits_of(rows_ND).data.cast("B"))
+        try:
+            read_pieces(pieces)
+        except OSError as error:
+            raise DamagedError(f"{error.filename}: cannot be read ({error.strerror}); {self.artifact.mend}") from None
+
+    def _rows(self, side: str, shard: int) -> RowPlaces | None:
+        """Where a file's rows are; looked up once. None: HDF5 must read them."""
+        name = rows_name(shard, side)
+        if name not in self._places:
+            with self._dataset(side, shard) as dataset:
+                self._places[name] = RowPlaces.of(dataset)
+        return self._places[name]
+
+    @contextmanager
+    def _dataset(self, side: str, shard: int) -> Iterator[h5py.Dataset]:
+        """A file's dataset, opened and checked."""
+        path = self._file(rows_name(shard, side))
+        info = self.info.sides[side]
+        expected = (self.info.shards[shard], info.width)
         try:
             with h5py.File(path, "r") as file:
                 dataset = file[DATASET]
-                if dataset.shape != expected:
+                if dataset.shape != expected or encoding_of(dataset) != info.encoding:
                     raise DamagedError(
-                        f"{path}: expected {expected} rows and columns, found {dataset.shape}; {self.artifact.mend}"
+                        f"{path}: expected {expected} rows and columns in {info.encoding}, found {dataset.shape} in "
+                        f"{encoding_of(dataset)}; {self.artifact.mend}"
                     )
-                return read_rows(dataset, block.start, block.stop)
+                yield dataset
         except (OSError, KeyError) as error:
             raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
 

@@ -50,18 +50,39 @@ def create_dataset(file: h5py.File, name: str, rows: int, width: int, encoding: 
 def write_rows(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
     """Write rows from `start` on, converted to the dataset's encoding (round to nearest even)."""
     dtype, _ = ENCODINGS[encoding_of(dataset)]
-    x_ND = x_ND.detach().to(device="cpu", dtype=dtype).contiguous()
-    bits = x_ND.view(torch.uint16).numpy() if dtype == torch.bfloat16 else x_ND.numpy()
-    dataset[start : start + len(x_ND)] = bits
+    dataset[start : start + len(x_ND)] = bits_of(x_ND.detach().to(device="cpu", dtype=dtype).contiguous())
+
+
+def empty_rows(rows: int, width: int, encoding: str) -> torch.Tensor:
+    """Memory (N, D) in the dtype of an encoding, for `read_into`; what it holds is undefined."""
+    # numpy asks for huge pages, torch does not: filling new memory takes several times as long without them.
+    return _as_tensor(np.empty((rows, width), ENCODINGS[encoding][1]), ENCODINGS[encoding][0])
+
+
+def read_into(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
+    """Read the N rows from `start` on into `x_ND`, bit for bit.
+
+    Args:
+        x_ND: contiguous, on the CPU, of the stored dtype.
+    """
+    if len(x_ND):
+        dataset.read_direct(bits_of(x_ND), np.s_[start : start + len(x_ND)])
+
+
+def bits_of(x_ND: torch.Tensor) -> np.ndarray:
+    """The memory of a contiguous tensor on the CPU as it is in a file."""
+    return (x_ND.view(torch.uint16) if x_ND.dtype == torch.bfloat16 else x_ND).numpy()
 
 
 def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> torch.Tensor:
     """Rows start..stop as a tensor (stop - start, D) of the stored dtype, bit for bit."""
-    dtype, numpy_type = ENCODINGS[encoding_of(dataset)]
-    rows = np.empty((max(0, stop - start), dataset.shape[1]), dtype=numpy_type)
-    if len(rows):
-        dataset.read_direct(rows, np.s_[start:stop])
-    x_ND = torch.from_numpy(rows)
+    x_ND = empty_rows(max(0, stop - start), dataset.shape[1], encoding_of(dataset))
+    read_into(dataset, start, x_ND)
+    return x_ND
+
+
+def _as_tensor(bits: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    x_ND = torch.from_numpy(bits)
     return x_ND.view(torch.bfloat16) if dtype == torch.bfloat16 else x_ND
 
 

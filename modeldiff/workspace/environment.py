@@ -31,6 +31,11 @@ def environment() -> dict[str, Any]:
 
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far."""
+    # Linux's rusage starts with what the parent held when it started this process; VmHWM does not.
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def sha256_json(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def durable_digest(path: Path) -> str:
+    """Make a finished file's content durable; its hex SHA-256, worked out while the disk is busy."""
+    with ThreadPoolExecutor(1, "digest") as beside:  # both let other threads run
+        digest = beside.submit(sha256_file, path)
+        fsync_file(path)
+        return digest.result()
+
+
 def temporary_path(path: Path) -> Path:
     """Where to write before `replace_into`; the process id keeps two processes apart."""
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
@@ -39,10 +48,20 @@ def temporary_path(path: Path) -> Path:
 
 def replace_into(temporary: Path, path: Path) -> None:
     """Make `temporary` durable and rename it to `path`: after a crash `path` is the old file or the new one, whole."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
+    fsync_file(temporary)
+    rename_into(temporary, path)
+
+
+def rename_into(temporary: Path, path: Path) -> None:
+    """Rename a file whose content is durable already, durably."""
     temporary.replace(path)
     fsync_folder(path.parent)
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:

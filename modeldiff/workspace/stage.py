@@ -20,8 +20,9 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.environment import environment, peak_memory_bytes
 from modeldiff.workspace.files import (
     TEMPORARY_SUFFIX,
+    durable_digest,
     fsync_folder,
-    replace_into,
+    rename_into,
     sha256_file,
     sha256_json,
     temporary_path,
@@ -69,8 +70,8 @@ class Work:
 
     def commit(self, temporary: Path, name: str) -> None:
         """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
-        entry = FileEntry(size=temporary.stat().st_size, sha256=sha256_file(temporary))
-        replace_into(temporary, self.folder / name)
+        entry = FileEntry(size=temporary.stat().st_size, sha256=durable_digest(temporary))
+        rename_into(temporary, self.folder / name)
         self._ledger[name] = entry
         with self._ledger_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, **dataclasses.asdict(entry)}) + "\n")

@@ -11,7 +11,7 @@ from filelock import FileLock
 from modeldiff.errors import DamagedError, InputError, ModeldiffError
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
-from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, Manifest, check_format
+from modeldiff.workspace.manifest import FORMAT, Manifest, check_format
 
 # The command that makes each kind, for error messages.
 COMMAND_OF = {
@@ -80,17 +80,22 @@ class Workspace:
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """Every published artifact, oldest first within a kind. One with an unreadable manifest is left out here and
         named by `damaged`."""
-        return [Artifact(folder, Manifest.read(folder)) for folder in self._folders(kind) if self._readable(folder)]
+        return self.survey(kind)[0]
 
     def damaged(self) -> list[tuple[Path, str]]:
         """Folders whose manifest cannot be read, with the reason."""
-        found = []
-        for folder in self._folders(None):
+        return self.survey()[1]
+
+    def survey(self, kind: str | None = None) -> tuple[list[Artifact], list[tuple[Path, str]]]:
+        """(`artifacts`, `damaged`), each manifest read once: that of a large harvest names thousands of files."""
+        found: list[Artifact] = []
+        damaged: list[tuple[Path, str]] = []
+        for folder in self._folders(kind):
             try:
-                Manifest.read(folder)
+                found.append(Artifact(folder, Manifest.read(folder)))
             except ModeldiffError as error:
-                found.append((folder, str(error)))
-        return found
+                damaged.append((folder, str(error)))
+        return found, damaged
 
     def find(self, kind: str, ref: str | int | None = None) -> Artifact:
         """The artifact of `kind` that `ref` means.
@@ -210,11 +215,3 @@ class Workspace:
                 versions = [entry for entry in folder.iterdir() if entry.name.isdigit()]
                 found += sorted(versions, key=lambda entry: int(entry.name))
         return found
-
-    @staticmethod
-    def _readable(folder: Path) -> bool:
-        try:
-            Manifest.read(folder)
-        except ModeldiffError:
-            return False
-        return (folder / MANIFEST_NAME).exists()

@@ -23,7 +23,19 @@ from rich.table import Table
 from tests.benchmarks.rows import Options, Row
 
 # Modules of this package, each with `rows(options)`.
-GROUPS = ("step", "partition", "selection", "train", "harvest", "store", "features", "startup", "memory", "kernels")
+GROUPS = (
+    "step",
+    "exact",
+    "partition",
+    "selection",
+    "kernels",
+    "train",
+    "harvest",
+    "store",
+    "features",
+    "startup",
+    "memory",
+)
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,54 @@ def test_a_stream_that_begins_later_is_the_same_stream(store: ActivationStore, b
     whole = rows_of(store, buffer_rows, 52)
     for first in (1, 5, 24, 25, 49):
         assert rows_of(store, buffer_rows, 2, first=first) == whole[first : first + 2]
+
+
+@pytest.mark.parametrize("buffer_rows", [1, 60, 10**6])
+def test_batches_put_together_ahead_are_the_same(store: ActivationStore, buffer_rows: int) -> None:
+    """As for CUDA, but for the pinned memory."""
+    for first in (0, 24):
+        plain = stream(store, buffer_rows).batches(first)
+        ahead = stream(store, buffer_rows)._ahead(first)
+        for _ in range(30):
+            assert all(torch.equal(x, y) for x, y in zip(next(plain), next(ahead), strict=True))
+
+
+def test_a_batch_stays_as_it_is_when_more_are_taken(store: ActivationStore) -> None:
+    taken = list(itertools.islice(stream(store, 60).batches(), 40))
+    copies = [(x_a.clone(), x_b.clone()) for x_a, x_b in itertools.islice(stream(store, 60).batches(), 40)]
+    assert all(
+        torch.equal(x, y) for one, other in zip(taken, copies, strict=True) for x, y in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("buffer_rows", [64, 200, 899, 900, 5000])
+def test_the_buffer_is_all_the_memory_for_pairs(
+    store: ActivationStore, buffer_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: dict[str, int] = {"a": 0, "b": 0}
+    read: list[int] = []
+    empty_rows, read_into = ActivationStore.empty_rows, ActivationStore.read_into
+
+    def counting(self: ActivationStore, side: str, rows: int) -> torch.Tensor:
+        taken[side] += rows
+        return empty_rows(self, side, rows)
+
+    def noting(self: ActivationStore, side: str, blocks: Any, x_ND: torch.Tensor) -> None:
+        read.append(len(x_ND))
+        read_into(self, side, blocks, x_ND)
+
+    monkeypatch.setattr(ActivationStore, "empty_rows", counting)
+    monkeypatch.setattr(ActivationStore, "read_into", noting)
+    one = stream(store, buffer_rows)
+    batches = one.batches()
+    for _ in range(3 * one.rows_per_epoch // 37):
+        next(batches)
+    batches.close()
+    assert taken["a"] == taken["b"] <= min(buffer_rows, one.rows_per_epoch)
+    if one.rows_per_epoch <= buffer_rows:
+        assert read == 2 * [one.rows_per_epoch], "what fits is read once"
+    else:
+        assert max(read) <= buffer_rows // 2
 
 
 def test_the_seed_changes_the_order(store: ActivationStore) -> None:

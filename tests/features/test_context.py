@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from modeldiff.features.context import _Describer
+from modeldiff.features.surroundings import Surroundings, word_start
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens
 
 
@@ -32,17 +34,17 @@ def plan_of(text: str, a: list[str], b: list[str], places: list[int], *, special
 
 def shown(plan: ShardPlan, pair: int, n_context: int) -> dict[str, Any]:
     """Text, words and tokens of the window; the feature's activation at pair i is i + 1."""
-    window = np.array([max(0, pair + offset + 1) for offset in range(-n_context, n_context + 1)], np.float32)
-    fixed, ragged = _Describer(plan, n_context).example(pair, window)
-    text = ragged["text"]["bytes"].tobytes().decode()
+    window_EW = np.array([[max(0, pair + offset + 1) for offset in range(-n_context, n_context + 1)]], np.float32)
+    fixed, ragged = Surroundings(plan, n_context).of(np.array([pair]), window_EW)
+    text = ragged["text"].row(0)["bytes"].tobytes().decode()
 
     def spans(name: str) -> list[tuple[str, float]]:
-        columns = ragged[name]
+        columns = ragged[name].row(0)
         places = zip(columns["start"], columns["end"], columns["activation"], strict=True)
         return [(text[start:end], float(value)) for start, end, value in places]
 
     names = ("words", "tokens_a", "tokens_b")
-    return {"text": text, "centre": spans("words")[fixed["centre"]][0], **{name: spans(name) for name in names}}
+    return {"text": text, "centre": spans("words")[fixed["centre"][0]][0], **{name: spans(name) for name in names}}
 
 
 def test_a_word_of_several_tokens_is_whole_and_only_its_last_token_fires() -> None:
@@ -88,3 +90,42 @@ def test_text_between_distant_pairs_is_bounded() -> None:
     pieces = ["start", " " + "x" * 500, " middle", " end"]
     found = shown(plan_of(text, pieces, pieces, [5, 513, 517]), 1, 2)
     assert found["text"] == "middle end"
+
+
+@given(
+    texts=st.lists(st.text(alphabet=" \n\u3000ab😀", min_size=1, max_size=120), min_size=1, max_size=4),
+    seed=st.integers(0, 1000),
+)
+def test_all_word_starts_at_once_equal_those_one_by_one(texts: list[str], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    documents, tables = [], []
+    for index, text in enumerate(texts):
+        # Tokens of random lengths, some of them no part of the text; both sides end together at the pairs.
+        ends = np.flatnonzero(np.append(generator.random(len(text) - 1) < generator.choice([0.02, 0.4]), True)) + 1
+        starts = np.maximum(0, ends - generator.integers(0, 60, len(ends)))
+        starts[generator.random(len(ends)) < 0.2] = -1
+        one = Tokens(np.arange(len(ends), dtype=np.int32), starts.astype(np.int32), ends.astype(np.int32))
+        documents.append(Document(text, 0, index, {"a": one, "b": one}))
+        first = int(generator.integers(0, len(ends)))  # the document may begin in the shard before
+        tables.append((np.full(len(ends) - first, index), np.arange(first, len(ends)), ends[first:]))
+    document, token, end = (np.concatenate(one).astype(np.int32) for one in zip(*tables, strict=True))
+    pairs = PairTable(document, {"a": token, "b": token}, end, {})
+    found = Surroundings(ShardPlan(documents, pairs), 1)._start_N
+    first_N = np.append(True, np.diff(document) > 0)
+    assert found.tolist() == [word_start(documents, pairs, i, first=bool(first_N[i])) for i in range(len(document))]
+
+
+def test_many_examples_at_once_equal_each_alone() -> None:
+    text = "one two three four five six"
+    pieces = ["one", " two", " three", " four", " five", " six"]
+    plan = plan_of(text, pieces, pieces, [3, 7, 13, 18, 23, 27])
+    surroundings = Surroundings(plan, 2)
+    pair_E = np.array([0, 2, 2, 5])
+    window_EW = np.arange(20, dtype=np.float32).reshape(4, 5)
+    fixed, ragged = surroundings.of(pair_E, window_EW)
+    for example, pair in enumerate(pair_E):
+        alone_fixed, alone = surroundings.of(np.array([pair]), window_EW[[example]])
+        assert {name: values[example] for name, values in fixed.items()} == {n: v[0] for n, v in alone_fixed.items()}
+        for name, lists in ragged.items():
+            for column, values in lists.row(example).items():
+                np.testing.assert_array_equal(values, alone[name].row(0)[column])

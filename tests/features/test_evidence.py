@@ -15,7 +15,7 @@ import modeldiff.features.cost as cost
 import modeldiff.features.evidence as evidence
 import modeldiff.features.rows as rows
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
-from modeldiff.crosscoder.predictability import RIDGE
+from modeldiff.crosscoder.predictability import RIDGE, Moments, held_out_r2
 from modeldiff.features.codes import CodeSample, Encoder
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
@@ -60,6 +60,29 @@ def test_equals_scikit_learn(
             model = Ridge(alpha=alpha).fit(x_ND[~held], f_NF[~held, feature])
             expected = r2_score(f_NF[held, feature], model.predict(x_ND[held]))
             assert found[side][feature] == pytest.approx(expected, abs=1e-5)
+
+
+def test_sums_over_the_firings_equal_those_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R² from products summed in float32 piece by piece, against the dense float64 sums; columns of all sizes, and
+    targets that fire rarely, often and always."""
+    monkeypatch.setattr(evidence, "_FLOAT32_ROWS", 700)
+    generator = torch.Generator().manual_seed(4)
+    n, width = 4000, 30
+    x_ND = torch.randn(n, width, generator=generator) @ torch.randn(width, width, generator=generator)
+    x_ND = (x_ND * torch.logspace(-2, 3, width)).double()
+    f_NG = (x_ND.float() / 100) @ torch.randn(width, 40, generator=generator)
+    f_NG = f_NG + f_NG.std() * torch.randn(n, 40, generator=generator)
+    bar_G = torch.stack([f_N.quantile(q) for f_N, q in zip(f_NG.T, torch.linspace(0, 0.999, 40), strict=True)])
+    f_NG = torch.relu(f_NG - bar_G)
+    f_NG[:, 0] += 50
+    found, expected = ([Moments.empty(width, 40) for _ in range(2)] for _ in range(2))
+    for number, part in enumerate((slice(None, 3000), slice(3000, None))):
+        x_part = x_ND[part] - x_ND.mean(0)
+        expected[number].add_dense(x_part, f_NG[part])
+        found[number].add(x_part, *evidence.target_sums(x_part, sparse.csr_matrix(f_NG[part].numpy())))
+    r2_G = held_out_r2(*expected)
+    assert float(r2_G.max()) > 0.3
+    torch.testing.assert_close(held_out_r2(*found), r2_G, rtol=0, atol=1e-6, equal_nan=True)
 
 
 def test_a_feature_that_fires_too_rarely_gets_no_number(store: ActivationStore) -> None:

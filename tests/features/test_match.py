@@ -168,7 +168,7 @@ def files_of(artifact: Artifact) -> dict[str, bytes]:
     return {name: (artifact.folder / name).read_bytes() for name in artifact.manifest.files}
 
 
-@pytest.mark.parametrize(("what", "moment"), [("dense", 3), ("dense", 20), ("match", 3)])
+@pytest.mark.parametrize(("what", "moment"), [("sparse", 3), ("sparse", 20), ("match", 3)])
 def test_an_interrupted_run_continues_and_ends_the_same(
     what: str, moment: int, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +177,7 @@ def test_an_interrupted_run_continues_and_ends_the_same(
     add(workspace, moved())
     settings = MatchSettings(crosscoders=(*BOTH, "crosscoder:1"), **ALL)
     straight = files_of(run(settings, workspace))
-    home: Any = {"dense": codes_module.Encoder, "match": match_module}[what]
+    home: Any = {"sparse": codes_module.Encoder, "match": match_module}[what]
     original, calls = getattr(home, what), []
 
     def dying(*args: Any) -> Any:
@@ -191,7 +191,7 @@ def test_an_interrupted_run_continues_and_ends_the_same(
         run(settings, workspace, force=True)
     assert files_of(run(settings, workspace, force=True)) == straight
     # 3 times 15 blocks to encode, of which at most a shard's 5 are done twice; 2 matches against each of 2.
-    assert len(calls) <= {"dense": 50, "match": 6}[what]
+    assert len(calls) <= {"sparse": 50, "match": 6}[what]
 
 
 def cli(workspace: Workspace, *args: str) -> int:

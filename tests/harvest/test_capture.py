@@ -9,8 +9,14 @@ from modeldiff.harvest.capture import Capture, capture_shard
 from modeldiff.harvest.run import run
 from modeldiff.lm.load import load_model
 from modeldiff.lm.ref import ModelRef
+from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.plan import SIDES
+
+
+def whole(lm, plan, capture: Capture) -> torch.Tensor:
+    """All rows of a shard (N, D)."""
+    return torch.cat([x_ND for x_ND, _ in capture_shard(lm, plan, capture)])
 
 
 def direct(lm, layer: int, ids: np.ndarray) -> torch.Tensor:
@@ -54,9 +60,31 @@ def test_the_default_layer_is_the_middle_one(make_settings, workspace) -> None:
 def test_batches_do_not_change_the_rows(make_settings, workspace, models) -> None:
     plan = ActivationStore(run(make_settings(), workspace)).plan(0)
     lm = load_model(ModelRef(str(models["b"])), torch.device("cpu"), torch.float32)
-    one, _ = capture_shard(lm, plan, Capture("b", 1, "float32", 1, ["words"]))
-    many, _ = capture_shard(lm, plan, Capture("b", 1, "float32", 4096, ["words"]))
+    one = whole(lm, plan, Capture("b", 1, "float32", 1, ["words"]))
+    many = whole(lm, plan, Capture("b", 1, "float32", 4096, ["words"]))
     torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 3000], ids=["a document each", "some documents"])
+def test_a_wide_shard_is_written_in_parts(
+    make_settings, workspace, models, tmp_path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    at_once = ActivationStore(run(make_settings(), workspace))
+    monkeypatch.setattr("modeldiff.harvest.capture.PART_BYTES", part_bytes)
+    in_parts = ActivationStore(run(make_settings(), Workspace(tmp_path / "parts")))
+    for side in SIDES:
+        torch.testing.assert_close(in_parts.mean[side], at_once.mean[side], rtol=1e-4, atol=1e-4)
+        for block in at_once.blocks(1000):
+            torch.testing.assert_close(
+                in_parts.read_side(side, block), at_once.read_side(side, block), rtol=1e-4, atol=1e-4
+            )
+    plan = at_once.plan(0)
+    lm = load_model(ModelRef(str(models["a"])), torch.device("cpu"), torch.float32)
+    parts = list(capture_shard(lm, plan, Capture("a", 1, "float32", 128, ["words"])))
+    assert len(parts) > 1
+    documents = len(plan.documents)
+    assert len(parts) == documents if part_bytes == 1 else len(parts) < documents
+    assert sum(len(x_ND) for x_ND, _ in parts) == len(plan.pairs)
 
 
 def poisoned(models, value: float):
@@ -72,15 +100,15 @@ def test_nan_is_refused_and_the_place_is_named(make_settings, workspace, models)
     with pytest.raises(
         MachineError, match=r"model A \(a\): activations of document \d+ \(source words\), token \d+"
     ) as caught:
-        capture_shard(lm, plan, Capture("a", 0, "float32", None, ["words"]))
+        whole(lm, plan, Capture("a", 0, "float32", None, ["words"]))
     assert "not finite in float32: the model itself gives NaN" in str(caught.value)
     lm.model.to(torch.bfloat16)
     with pytest.raises(MachineError, match="not finite in bfloat16: use --dtype float32"):
-        capture_shard(lm, plan, Capture("a", 0, "bfloat16", None, ["words"]))
+        whole(lm, plan, Capture("a", 0, "bfloat16", None, ["words"]))
 
 
 def test_values_too_large_for_the_storage_are_refused(make_settings, workspace, models) -> None:
     plan = ActivationStore(run(make_settings(), workspace)).plan(0)
     lm = poisoned(models, 1e6)
     with pytest.raises(MachineError, match="too large for float16: use --storage bfloat16 or float32"):
-        capture_shard(lm, plan, Capture("a", 0, "float16", None, ["words"]))
+        whole(lm, plan, Capture("a", 0, "float16", None, ["words"]))

@@ -16,6 +16,9 @@ from types import ModuleType
 import torch
 from torch.nn import functional
 
+# Of a result that is made piece by piece: 1 MiB.
+_PIECE_VALUES = 1 << 18
+
 
 @dataclass(frozen=True)
 class Bags:
@@ -36,7 +39,9 @@ class Bags:
         return len(self.start_G1) - 1
 
 
-def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
+def bag_sum(
+    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, out_GD: torch.Tensor | None = None
+) -> torch.Tensor:
     """(G, D), float32: out[g] = sum over the bag's entries k of weight_K[k] rows_ND[index_K[k]]; 0 for an empty bag.
 
     Decoding (bags are pairs, rows those of a decoder) and the gradients of weights (bags are features, rows are
@@ -45,15 +50,36 @@ def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.
     Args:
         rows_ND: float32, rows contiguous.
         weight_K: float32.
+        out_GD: float32, contiguous: memory for the result, which is overwritten.
     """
     if len(bags.index_K) == 0:
-        return rows_ND.new_zeros(len(bags), rows_ND.shape[1])
+        return rows_ND.new_zeros(len(bags), rows_ND.shape[1]) if out_GD is None else out_GD.zero_()
     if kernels := _kernels(rows_ND):
-        return kernels.bag_sum(rows_ND, bags, weight_K)
+        return kernels.bag_sum(rows_ND, bags, weight_K, out_GD=out_GD)
     with torch.no_grad():
-        return functional.embedding_bag(
-            bags.index_K, rows_ND, bags.start_G1, mode="sum", per_sample_weights=weight_K, include_last_offset=True
-        )
+        if out_GD is None:
+            return _bag_sum(rows_ND, bags.index_K, bags.start_G1, weight_K)
+        if rows_ND.device.type != "cpu":
+            return out_GD.copy_(_bag_sum(rows_ND, bags.index_K, bags.start_G1, weight_K))
+        # The function has no `out`. Piece by piece the copy costs little: each is still in the cache.
+        step = max(1, _PIECE_VALUES // rows_ND.shape[1])
+        for first in range(0, len(bags), step):
+            start_G1 = bags.start_G1[first : first + step + 1]
+            entries = slice(int(start_G1[0]), int(start_G1[-1]))
+            out_GD[first : first + step] = _bag_sum(
+                rows_ND, bags.index_K[entries], start_G1 - entries.start, weight_K[entries]
+            )
+        return out_GD
+
+
+def _bag_sum(
+    rows_ND: torch.Tensor, index_K: torch.Tensor, start_G1: torch.Tensor, weight_K: torch.Tensor
+) -> torch.Tensor:
+    if len(index_K) == 0:
+        return rows_ND.new_zeros(len(start_G1) - 1, rows_ND.shape[1])
+    return functional.embedding_bag(
+        index_K, rows_ND, start_G1, mode="sum", per_sample_weights=weight_K, include_last_offset=True
+    )
 
 
 def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.Tensor:

@@ -3,6 +3,10 @@
 Equal to the dense products of partitioned.py with a code that is 0 elsewhere, in value and gradient, at a fraction of
 the work: with k of F features active, the dense ones spend (F - k) / F of it on zeros.
 
+The gradients of weight matrices are as large as these and made anew in every step. They are written over those of the
+step before, straight into `grad`: memory of this size that comes and goes is slow, and leaves the process with holes.
+So `backward` gives no gradient to weights that are not leaves, and a second loss must come after this one.
+
 Legend: B pairs, F features, K kept entries feature by feature (kept.py), Da, Db widths, Fa, Fb features that A, B has.
 """
 
@@ -47,6 +51,19 @@ def decode_kept(
     return out
 
 
+def rows_of(w_FD: torch.Tensor, rows_Z: torch.Tensor) -> torch.Tensor:
+    """Some rows of a leaf, each at most once; their gradient is added to `grad` at these rows alone."""
+    out: torch.Tensor = _Rows.apply(w_FD, rows_Z)
+    return out
+
+
+def _gradient(w_FD: torch.Tensor) -> torch.Tensor:
+    """Memory for a gradient that is about to be overwritten: that of the step before, if there is one."""
+    if w_FD.grad is None or w_FD.grad.shape != w_FD.shape:
+        w_FD.grad = torch.empty_like(w_FD)
+    return w_FD.grad
+
+
 def _seen(w_a: torch.Tensor, w_b: torch.Tensor, features: int) -> tuple[slice, slice]:
     """The features that each model has."""
     return slice(0, len(w_a)), slice(features - len(w_b), features)
@@ -66,6 +83,7 @@ class _Encode(torch.autograd.Function):
         share: float,
     ) -> torch.Tensor:
         ctx.save_for_backward(x_a, x_b)
+        ctx.weights = (w_a, w_b)
         ctx.kept, ctx.share, ctx.seen = kept, share, _seen(w_a, w_b, len(b_F))
         return pre_K.view_as(pre_K)
 
@@ -77,11 +95,10 @@ class _Encode(torch.autograd.Function):
         if ctx.share != 1:
             g_K = g_K.clone()
             g_K[kept.of_features(slice(seen_b.start, seen_a.stop))[0]] *= ctx.share
-        grad_w = []
-        for x_BD, seen in zip(ctx.saved_tensors, (seen_a, seen_b), strict=True):
+        for x_BD, w_FmD, seen in zip(ctx.saved_tensors, ctx.weights, (seen_a, seen_b), strict=True):
             entries, bags = kept.of_features(seen)
-            grad_w.append(bag_sum(x_BD, bags, g_K[entries]))
-        return None, None, None, *grad_w, grad_b_F, None, None
+            bag_sum(x_BD, bags, g_K[entries], _gradient(w_FmD))
+        return None, None, None, None, None, grad_b_F, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -90,6 +107,7 @@ class _Decode(torch.autograd.Function):
         ctx: Any, f_K: torch.Tensor, w_a: torch.Tensor, w_b: torch.Tensor, kept: Kept
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(f_K, w_a, w_b)
+        ctx.weights = (w_a, w_b)
         ctx.kept, ctx.seen = kept, _seen(w_a, w_b, kept.features)
         xhat = []
         for w_FmD, seen in zip((w_a, w_b), ctx.seen, strict=True):
@@ -99,11 +117,25 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> _Grads:
-        f_K, *weights = ctx.saved_tensors
-        grad_f_K, grad_w = torch.zeros_like(f_K), []
-        for g_BD, w_FmD, seen in zip(grads, weights, ctx.seen, strict=True):
+        f_K = ctx.saved_tensors[0]
+        grad_f_K = torch.zeros_like(f_K)
+        for g_BD, w_FmD, seen in zip(grads, ctx.weights, ctx.seen, strict=True):
             entries, bags = ctx.kept.of_features(seen)
             g_BD = g_BD.contiguous()
-            grad_f_K[entries] += bag_dot(w_FmD, g_BD, bags)
-            grad_w.append(bag_sum(g_BD, bags, f_K[entries]))
-        return grad_f_K, *grad_w, None
+            grad_f_K[entries] += bag_dot(w_FmD.detach(), g_BD, bags)
+            bag_sum(g_BD, bags, f_K[entries], _gradient(w_FmD))
+        return grad_f_K, None, None, None
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w_FD: torch.Tensor, rows_Z: torch.Tensor) -> torch.Tensor:
+        ctx.w_FD, ctx.rows_Z = w_FD, rows_Z
+        return w_FD.detach().index_select(0, rows_Z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> _Grads:
+        if ctx.w_FD.grad is None:
+            ctx.w_FD.grad = torch.zeros_like(ctx.w_FD)
+        ctx.w_FD.grad.index_add_(0, ctx.rows_Z, grads[0])
+        return None, None

@@ -81,7 +81,10 @@ def _by_column(rows_K: torch.Tensor, columns_K: torch.Tensor, pairs: int, featur
     """The stable order by column of entries that are sorted by row."""
     if rows_K.device.type != "cpu":
         return columns_K.sort(stable=True).indices
-    # scipy's transposition is a counting sort: 0.3 ms for 131,072 entries, where torch's sort takes 4 to 190.
+    if features <= 1 << 16:
+        # numpy sorts numbers of 16 bits by their digits: 0.6 ms for 131,072 entries, where torch takes 4 to 190.
+        return torch.from_numpy(columns_K.numpy().astype(np.uint16).argsort(kind="stable"))
+    # scipy's transposition is a counting sort.
     numbers_K = np.arange(len(rows_K), dtype=np.int32)
     starts = _starts(rows_K, pairs).numpy()
     transposed = csr_array((numbers_K, columns_K.numpy(), starts), shape=(pairs, features)).tocsc()

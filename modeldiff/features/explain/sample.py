@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Encoder, block_rows, sparsify, spread
-from modeldiff.features.context import word_start
+from modeldiff.features.codes import Encoder, block_rows, spread
 from modeldiff.features.statistics import Arrays
+from modeldiff.features.surroundings import word_start
 from modeldiff.features.windows import spread_shards
 from modeldiff.features.words import visible
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -144,8 +144,7 @@ def _codes(encoder: Encoder, groups: Sequence[Block]) -> Arrays:
     done = 0
     for group in groups:
         for start in range(group.start, group.stop, rows):
-            f_BG, kept_B = encoder.dense(Block(group.shard, start, min(start + rows, group.stop)))
-            codes = sparsify(f_BG)
+            codes, kept_B = encoder.sparse(Block(group.shard, start, min(start + rows, group.stop)))
             row, column = codes.row.astype(np.int32) + done, codes.feature.astype(np.int32)
             parts.append((row, column, codes.value, kept_B.astype(np.uint8)))
             done += len(kept_B)

@@ -20,7 +20,7 @@ from scipy import sparse
 from modeldiff.console import progress, say
 from modeldiff.crosscoder.stitch import Stitch, find_stitch, load_stitch
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Encoder, block_rows, sparsify
+from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.impact.exact import Check, check
 from modeldiff.features.impact.removal import Directions, Sums, measure, read_sums
 from modeldiff.features.impact.result import ARRAYS_NAME, FORMAT, IMPACT_NAME, KIND, quantiles, summary
@@ -142,8 +142,7 @@ def window_codes(encoder: Encoder, windows: list[Window]) -> tuple[sparse.csr_ma
         for window in windows:
             for start in range(window.rows.start, window.rows.stop, step):
                 block = Block(window.rows.shard, start, min(start + step, window.rows.stop))
-                f_BF, kept_B = encoder.dense(block)
-                one = sparsify(f_BF)
+                one, kept_B = encoder.sparse(block)
                 shape = (len(block), features)
                 parts.append(sparse.csr_matrix((one.value, (one.row, one.feature)), shape=shape))
                 kept.append(kept_B)

@@ -210,7 +210,7 @@ def test_an_interrupted_pass_goes_on_behind_its_last_shard(
     features = made_features(workspace)
     shards = ActivationStore(workspace.source_of(features, "activations")).info.shards
     encoded: list[int] = []
-    whole = Encoder.dense
+    whole = Encoder.sparse
 
     def stops_at_two(self: Encoder, block: Any) -> Any:
         if block.shard == 2 and not stopped:
@@ -220,7 +220,7 @@ def test_an_interrupted_pass_goes_on_behind_its_last_shard(
         return whole(self, block)
 
     stopped: list[bool] = []
-    monkeypatch.setattr(Encoder, "dense", stops_at_two)
+    monkeypatch.setattr(Encoder, "sparse", stops_at_two)
     settings = ExplainSettings(**OFFLINE, feature=(HERB, AFTER_TRIGGER, ODD, 3))
     with pytest.raises(KeyboardInterrupt):
         run(settings, workspace)

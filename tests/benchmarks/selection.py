@@ -1,0 +1,42 @@
+"""Exact BatchTopK against the flattened torch.topk of the public code, on fresh and on trained-like scores.
+
+Legend: B pairs, F features, K kept entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from modeldiff.crosscoder.selection import Scores, batch_topk
+from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+
+_PAIRS, _FEATURES, _K = 2048, 8192, 64
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """All rows."""
+    generator = torch.Generator().manual_seed(0)
+    pre_BF = torch.randn(_PAIRS, _FEATURES, generator=generator)
+    for name, bias in (("trained, 5.5 % positive", -1.6), ("fresh, 50 % positive", 0.0)):
+        yield _row(options, name, pre_BF, torch.full((_FEATURES,), bias))
+
+
+def _row(options: Options, name: str, pre_BF: torch.Tensor, bias_F: torch.Tensor) -> Row:
+    count = _PAIRS * _K
+    post_BF = torch.relu(pre_BF + bias_F)  # what the public code selects from: its making is not timed
+    flat = post_BF.flatten()
+    seconds = interleaved(
+        {
+            "ours": lambda: batch_topk(Scores(pre_BF, bias_F), count),
+            "topk": lambda: flat.topk(count, sorted=False),
+        },
+        options.rounds,
+    )
+    kept_K, score_K = batch_topk(Scores(pre_BF, bias_F), count)
+    values, _ = flat.topk(count)
+    assert torch.equal(score_K.sort(descending=True).values, values), "not the same scores"
+    assert torch.equal(flat[kept_K], score_K)
+    note = f"{_PAIRS} x {_FEATURES}, K {count}; ours {milliseconds(seconds['ours'])}, {milliseconds(seconds['topk'])}"
+    return Row(f"exact BatchTopK against torch.topk, {name}", ratio(seconds, "topk", "ours"), 10, note=note)

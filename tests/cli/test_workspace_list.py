@@ -1,0 +1,31 @@
+"""What `modeldiff workspace list` shows, and what it does not hide."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modeldiff.cli.main import run
+from tests.made_workspace import make_manifests
+
+
+def listed(capsys: pytest.CaptureFixture[str], folder: Path, *args: str) -> tuple[list[str], list[str]]:
+    """(references, damaged folders) of `workspace list --json`."""
+    with pytest.raises(SystemExit) as caught:
+        run(["--workspace", str(folder), "workspace", "list", "--json", *args])
+    assert caught.value.code == 0
+    data = json.loads(capsys.readouterr().out)
+    return [one["ref"] for one in data["artifacts"]], data["damaged"]
+
+
+def test_one_kind_or_all_and_always_the_damaged_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_manifests(tmp_path / "ws", 30).folder
+    everything, damaged = listed(capsys, folder)
+    assert len(everything) == 30
+    assert damaged == []
+    assert listed(capsys, folder, "--kind", "crosscoder")[0] == ["crosscoder:1", "crosscoder:2", "crosscoder:3"]
+
+    broken = folder / "features" / "1"
+    (broken / "manifest.json").write_text("{}")
+    assert listed(capsys, folder) == ([ref for ref in everything if ref != "features:1"], [str(broken)])
+    assert listed(capsys, folder, "--kind", "crosscoder")[1] == [str(broken)]

@@ -1,0 +1,48 @@
+"""A workspace with many artifacts that no stage has made: manifests in the real format, without the files they name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from modeldiff.workspace import KINDS, Input, Workspace
+from modeldiff.workspace.environment import environment
+from modeldiff.workspace.manifest import FORMAT, FileEntry, Manifest
+
+# As many files as an artifact of moderate size has: ten shards of three files each.
+_FILES = [f"shards/{shard:05d}.{part}.h5" for shard in range(10) for part in ("plan", "a", "b")]
+_SETTINGS = {f"setting_{number}": number for number in range(30)}
+_METRICS = {"held_out": {"pairs": 1000, "fve": {"a": 0.8, "b": 0.7}, "l0": 64.0}}
+
+
+def make_manifests(folder: Path, count: int) -> Workspace:
+    """A workspace in `folder` with `count` artifacts, of all kinds in turn; each was made from the one before it."""
+    workspace = Workspace(folder)
+    workspace.create()
+    made_on = environment()
+    before: Manifest | None = None
+    for number in range(count):
+        version, kind = divmod(number, len(KINDS))
+        before = Manifest(
+            format=FORMAT,
+            kind=KINDS[kind],
+            version=version + 1,
+            name=None,
+            created="2025-01-01T00:00:00+00:00",
+            settings=_SETTINGS,
+            inputs={before.kind: Input(before.ref, before.digest)} if before else {},
+            fingerprint=_digest(f"fingerprint {number}"),
+            files={name: FileEntry(1_000_000, _digest(f"{number} {name}")) for name in _FILES},
+            metrics=_METRICS,
+            environment=made_on,
+            seconds=12.3,
+            peak_memory_bytes=1_000_000_000,
+        )
+        target = workspace.folder / before.kind / str(before.version)
+        target.mkdir(parents=True)
+        before.write(target)
+    return workspace
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
