@@ -25,13 +25,13 @@ START, STEP, CHECKPOINT, EVALUATION = "start", "step", "checkpoint", "evaluation
 DEAD_SHARE = 0.1
 
 _FLOAT, _HALF, _LONG, _DOUBLE = 4, 2, 8, 8
-# Float32 matrices (B, D) at once: activations and reconstructions while encoding and decoding; in a logged step also
-# errors, reconstructions from shared features alone, and metrics in float64.
-_ENCODING_COPIES, _LOGGED_COPIES = 4, 9
+# Float32 matrices (B, D) at once: activations and reconstructions while encoding and decoding; later also errors, and
+# their gradients or, in a logged step, reconstructions from shared features alone.
+_ENCODING_COPIES, _LATER_COPIES = 4, 6
 # Bytes of a kept entry: its row and column, the order by feature and its inverse, values; and of the candidates.
 _ENTRY = 60
 # Rows of scores that the selection looks at, and copies of them.
-_SAMPLED = 64 * 3
+_SAMPLED = 128 * 3
 # Columns that the screen adds to each weight (see coarse.py).
 _SCREEN_COLUMNS = 32
 # (N, F) matrices of the evaluation: the code, the same without the exclusive features, masks.
@@ -158,9 +158,9 @@ def step_parts(job: Job) -> dict[str, int]:
     weights = _FLOAT * part.parameters
     parts = {"weights": weights, "gradients": weights, "moments": 2 * weights}
     parts["pre_activations"] = B * F * (_FLOAT if job.precision == "float32" else _HALF)
-    # A step holds most while it encodes, with copies in bfloat16, or at its end, when it is logged.
+    # A step holds most while it encodes, with copies in bfloat16, or towards its end.
     matrix = _FLOAT * B * D
-    parts["batch"] = max(_ENCODING_COPIES * matrix + _copies(job), _LOGGED_COPIES * matrix)
+    parts["batch"] = max(_ENCODING_COPIES * matrix + _copies(job), _LATER_COPIES * matrix)
     parts["batch"] += _ENTRY * _entries(job) + _SAMPLED * _FLOAT * F
     parts["batch"] += B * sum(map(_bytes_of_a_row, (part.width_a, part.width_b), job.encodings))
     if not job.on_cpu:
@@ -192,10 +192,9 @@ def _copies(job: Job) -> int:
 
 
 def _dead(job: Job) -> int:
-    """Of the auxiliary loss: dead features' rows and pre-activations, and one gradient of full size, mostly 0."""
+    """Of the auxiliary loss: dead features' rows, some of their gradients, and matrices of dead features alone."""
     part, B = job.part, job.recipe.batch
-    largest = _FLOAT * max(part.n_a * part.width_a, part.n_b * part.width_b)
-    return largest + round(DEAD_SHARE * (_FLOAT * part.parameters + 3 * _FLOAT * B * part.n_features))
+    return round(DEAD_SHARE * _FLOAT * (1.5 * part.parameters + 4 * B * part.n_features))
 
 
 def _audit(job: Job) -> int:
@@ -234,7 +233,7 @@ def _step(job: Job, parts: dict[str, int], buffer: int) -> Need:
 def _checkpoint(job: Job, parts: dict[str, int], buffer: int) -> Need:
     """Weights and moments on rank 0's CPU: gathered from all ranks, or copied from the device."""
     gathered = disk(job.config)["checkpoint"]
-    kept = _lasting(parts)
+    kept = sum(parts[name] for name in ("weights", "gradients", "moments", "pre_activations"))
     piece = 0 if job.processes == 1 else _FLOAT * job.part.n_a * job.part.width_a
     if job.on_cpu:
         return Need(host=kept + buffer + piece, host_first=0 if job.processes == 1 else gathered)
@@ -242,23 +241,19 @@ def _checkpoint(job: Job, parts: dict[str, int], buffer: int) -> Need:
 
 
 def _evaluation(job: Job, parts: dict[str, int], buffer: int) -> Need:  # noqa: ARG001
-    """Rank 0 puts the whole crosscoder on its device, beside its part, and encodes block by block without sparsity."""
+    """Gradients and moments are gone. Rank 0 puts the whole crosscoder on its device, beside its part, and encodes
+    block by block without sparsity."""
     config = job.config
-    kept, rows = _lasting(parts), job.block_rows
+    kept, rows = parts["weights"], job.block_rows
     values = _FLOAT if job.precision != "bfloat16" else _FLOAT + _HALF
     block = round(_CODE_COPIES * values * rows * config.n_features)
-    block += _LOGGED_COPIES * _FLOAT * rows * (config.width_a + config.width_b)
+    block += _LATER_COPIES * _FLOAT * rows * (config.width_a + config.width_b)
     if job.precision == "bfloat16":
         block += _HALF * (config.n_a * config.width_a + config.n_b * config.width_b)
     whole = 0 if job.processes == 1 else _FLOAT * config.parameters
     if job.on_cpu:
         return Need(host=kept, host_first=whole + block)
     return Need(device=kept, device_first=whole + block, host_first=_FLOAT * config.parameters)
-
-
-def _lasting(parts: dict[str, int]) -> int:
-    """What stays between two steps."""
-    return sum(parts[name] for name in ("weights", "gradients", "moments", "pre_activations"))
 
 
 _MOMENTS: dict[str, Callable[[Job, dict[str, int], int], Need]] = {

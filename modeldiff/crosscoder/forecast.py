@@ -19,7 +19,7 @@ from modeldiff.crosscoder.room import free_memory, free_on
 from modeldiff.workspace.files import free_bytes, human_bytes
 
 # For what allocators cannot use again, and for what is small and not counted.
-_MARGIN = 1.05
+_MARGIN = 1.1
 # The probe takes at most this share of the memory that is free.
 _PROBE_SHARE = 1 / 8
 # Proposals: features in steps of this many, batches and buffers not below, processes not above.

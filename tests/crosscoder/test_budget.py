@@ -84,13 +84,13 @@ def test_the_papers_size_by_hand() -> None:
     assert parts["pre_activations"] == 2 * 2048 * 131_072
     encoder_in_bfloat16, products_in_float32 = 2 * 131_072 * 8192, 4 * 2048 * 131_072
     assert parts["batch"] > encoder_in_bfloat16 + products_in_float32
-    assert parts["dead_features"] > 4 * 131_072 * 4096, "a gradient of one weight"
+    assert parts["dead_features"] > 0.1 * (4 * PAPER_PARAMETERS + 4 * 2048 * 131_072), "rows, and what they make"
     assert "buffer" not in parts
     needs = memory(planned)
     assert needs.host(START) == (4 * PAPER_PARAMETERS) + 4 * 131_072 * 8192
     assert needs.host(STEP) == (256 << 20) + 2 * 2048 * 2 * 8192, "what is read, and two batches on their way"
     assert needs.host(CHECKPOINT) > 12 * PAPER_PARAMETERS
-    assert needs.device(EVALUATION) > 16 * PAPER_PARAMETERS
+    assert 4 * PAPER_PARAMETERS < needs.device(EVALUATION) < 8 * PAPER_PARAMETERS, "gradients and moments are gone"
     assert disk(planned.config)["artifact"] == 4 * PAPER_PARAMETERS
     assert disk(planned.config)["needed"] == 2 * (12 * PAPER_PARAMETERS + 8 * 131_072)
 
@@ -109,7 +109,8 @@ def test_processes_share_the_features_and_a_machine_holds_its_processes() -> Non
     needs = memory(eight)
     assert needs.device(STEP) < memory(alone).device(STEP) / 5
     assert needs.host(START) == 4 * memory(alone).host(START), "each makes the whole dictionary"
-    assert needs.device(EVALUATION) > each + 4 * PAPER_PARAMETERS, "rank 0 puts the whole one beside its part"
+    weights = eight.part.parameters * 4
+    assert needs.device(EVALUATION) > weights + 4 * PAPER_PARAMETERS, "rank 0 puts the whole one beside its part"
     on_cpu = memory(paper(processes=8, local=4))
     assert on_cpu.most_device == 0
     assert on_cpu.host(STEP) == 4 * sum(on_cpu.parts.values())
@@ -263,6 +264,7 @@ def call(workspace: Path, capsys: pytest.CaptureFixture[str]) -> Call:
 
 def test_the_papers_dictionary_does_not_fit_a_laptop(call: Call, with_room: Room, workspace: Path) -> None:
     with_room(24 * GIB)
+    before = sorted(workspace.rglob("*"))
     code, out, err = call()
     assert code == 1
     *_, last = err.splitlines()
@@ -275,11 +277,11 @@ def test_the_papers_dictionary_does_not_fit_a_laptop(call: Call, with_room: Room
     assert lines["a step: Adam's moments"] == "17.2 GB"
     assert lines["disk: checkpoint, artifact"] == "25.8 GB, 8.6 GB"
     assert lines["time of a step"] == "0.25 s, 8,192 pairs/s"
-    assert [path.name for path in workspace.iterdir() if path.name != "activations"] == [], "nothing was begun"
+    assert sorted(workspace.rglob("*")) == before, "nothing was begun"
 
 
 def test_it_fits_enough_processes(call: Call, with_room: Room) -> None:
-    with_room(36 * GIB)
+    with_room(37 * GIB)
     code, _, err = call()
     assert code == 1
     assert "or 4 processes by torchrun on as many machines" in err
