@@ -68,7 +68,7 @@ class SparseForward:
             scores = self._scores(crosscoder, x_a_BDa, x_b_BDb)
             flat_K, smallest = select(scores)
             kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
-            pre_K = scores.pre(flat_K)[kept.by_feature_K]
+            pre_K = scores.pre(flat_K).index_select(0, kept.by_feature_K)
         encoder = (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.b_enc)
         f_K = encode_kept(pre_K, x_a_BDa, x_b_BDb, *encoder, kept, share=crosscoder.share)
         xhat_a, xhat_b = map(self._shards.sum, decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept))

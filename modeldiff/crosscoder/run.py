@@ -222,6 +222,7 @@ class _Training:
             batch=recipe.batch,
             seed=recipe.seed,
             buffer_bytes=self.settings.buffer_mib << 20,
+            device=self.device,
         )
         due = CheckpointClock(self.settings.checkpoint_seconds)
         shards, nowhere = self.shards, Path(os.devnull)

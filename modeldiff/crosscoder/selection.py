@@ -77,10 +77,10 @@ class Scores:
         """Pre-activations, bias included, at flat indices."""
         columns_K = flat_K % self.pre_BF.shape[1]
         if self.pre_BF.is_contiguous():
-            pre_K = self.pre_BF.view(-1)[flat_K]
+            pre_K = self.pre_BF.view(-1).index_select(0, flat_K)
         else:
             pre_K = self.pre_BF[flat_K // self.pre_BF.shape[1], columns_K]
-        return pre_K if self.bias_F is None else pre_K + self.bias_F[columns_K]
+        return pre_K if self.bias_F is None else pre_K + self.bias_F.index_select(0, columns_K)
 
     def at(self, flat_K: torch.Tensor) -> torch.Tensor:
         """Scores at flat indices."""
@@ -137,10 +137,20 @@ def largest(flat_K: torch.Tensor, score_K: torch.Tensor, count: int) -> tuple[to
     if len(flat_K) <= count:
         return flat_K, score_K
     smallest = nth_largest(score_K, count)
-    keep_K = score_K > smallest
-    ties = (score_K == smallest).nonzero()[:, 0]
-    keep_K[ties[: count - int(keep_K.sum())]] = True
-    return flat_K[keep_K], score_K[keep_K]
+    keep_K = score_K >= smallest
+    surplus = int(keep_K.sum()) - count
+    if surplus:
+        keep_K[(score_K == smallest).nonzero()[-surplus:, 0]] = False
+    places_K = places_of(keep_K)
+    return flat_K.index_select(0, places_K), score_K.index_select(0, places_K)
+
+
+def places_of(mask: torch.Tensor) -> torch.Tensor:
+    """Flat indices, ascending, of the true ones."""
+    if mask.device.type != "cpu":
+        return mask.view(-1).nonzero()[:, 0]
+    # Three to five times as fast as torch's there.
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 @torch.no_grad()
@@ -196,13 +206,14 @@ def nth_largest(value_N: torch.Tensor, n: int) -> float:
 def where_above(pre_BF: torch.Tensor, limit_F: torch.Tensor) -> torch.Tensor:
     """Flat indices, ascending, of the entries above their column's limit, both of one dtype."""
     if pre_BF.device.type != "cpu":
-        return (pre_BF > limit_F).view(-1).nonzero()[:, 0]
-    # Piece by piece the mask stays in the cache; numpy finds its places three times as fast as torch.
-    found, step = [], max(1, _MASK_BYTES // pre_BF.shape[1])
-    for start in range(0, len(pre_BF), step):
-        above = (pre_BF[start : start + step] > limit_F).numpy()
-        found.append(np.flatnonzero(above) + start * pre_BF.shape[1])
-    return torch.from_numpy(np.concatenate(found))
+        return places_of(pre_BF > limit_F)
+    # Piece by piece the mask stays in the cache; and a row against a matrix numpy compares faster than torch, too.
+    pre, limit, step = pre_BF.numpy(), limit_F.numpy(), max(1, _MASK_BYTES // pre_BF.shape[1])
+    found = [
+        np.flatnonzero(pre[start : start + step] > limit) + start * pre_BF.shape[1]
+        for start in range(0, len(pre), step)
+    ]
+    return torch.from_numpy(found[0] if len(found) == 1 else np.concatenate(found))
 
 
 class ThresholdAverage:

@@ -102,7 +102,9 @@ class Trainer:
             self.threshold_designated.update(done.smallest[1])
         line = None
         if self.step % recipe.log_every == 0 or self.step in (recipe.steps - 1, recipe.next_audit(self.step)):
-            line = self._line(sum(losses), reconstruction, auxk, slots_F, len(x_a)) | self._quality((x_a, x_b), done)
+            line = self._line(
+                sum(one.detach() for one in losses), reconstruction, auxk, slots_F, len(x_a)
+            ) | self._quality((x_a, x_b), done)
             if self._warns:
                 self._warn_of_starving()
 
@@ -201,9 +203,10 @@ class Trainer:
         tie_rows(self.crosscoder)
 
     def _gradient_norm(self) -> torch.Tensor:
-        gradients = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
         if self.shards.alone:
-            return torch.nn.utils.get_total_norm(gradients.values())
+            parameters = self.optimizer.param_groups[0]["params"]
+            return torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        gradients = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
         # The decoder's biases are the same on all ranks, and count once.
         biases = [gradients.pop(name) for name in ("b_dec_a", "b_dec_b")]
         squares = self.shards.total(torch.nn.utils.get_total_norm(gradients.values()).square())

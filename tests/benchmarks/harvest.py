@@ -26,8 +26,8 @@ from tests.benchmarks.harvest_memory import rows as memory_rows
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 from tests.tiny_models import tiny_tokenizer
 
-# After six of twelve blocks. What can be gained follows from the sizes: a whole pass has 2.9 times (Llama) and 3.4 times
-# (GPT-2) the multiplications of six blocks.
+# After six of twelve blocks. What can be gained follows from the sizes: a whole pass has 2.9 times (Llama) and 3.4
+# times (GPT-2) the multiplications of six blocks.
 WIDTH, LAYERS, LAYER = 512, 12, 5
 TEXTS, TOKENS = 8, 128
 # Arrival order: what a plain loop over a data set does.

@@ -112,7 +112,7 @@ class _Decode(torch.autograd.Function):
         xhat = []
         for w_FmD, seen in zip((w_a, w_b), ctx.seen, strict=True):
             numbers_K, bags = kept.of_pairs(seen)
-            xhat.append(bag_sum(w_FmD, bags, f_K[numbers_K]))
+            xhat.append(bag_sum(w_FmD, bags, f_K.index_select(0, numbers_K)))
         return xhat[0], xhat[1]
 
     @staticmethod

@@ -32,11 +32,13 @@ class Kept:
     def __init__(self, flat_K: torch.Tensor, pairs: int, features: int) -> None:
         """`flat_K`: int64, ascending: row * F + column of each entry."""
         self.pairs, self.features = pairs, features
+        self._of_features: dict[tuple[int, int], tuple[slice, Bags]] = {}
         self._rows_K = flat_K // features
         columns_K = flat_K - self._rows_K * features
         order_K = _by_column(self._rows_K, columns_K, pairs, features)
-        self.pair_K, self.feature_K = self._rows_K[order_K], columns_K[order_K]
-        self.start_F1 = _starts(columns_K, features)
+        self.pair_K = self._rows_K.index_select(0, order_K)
+        self.feature_K = columns_K.index_select(0, order_K)
+        self.start_F1 = _starts(self.feature_K, features)
         self.by_feature_K = order_K
         self.by_pair_K = torch.empty_like(order_K)
         self.by_pair_K[order_K] = torch.arange(len(order_K), device=order_K.device)
@@ -48,6 +50,12 @@ class Kept:
 
     def of_features(self, seen: slice) -> tuple[slice, Bags]:
         """The entries of neighbouring features (their slice), and bags of them: a bag is a feature, an index a pair."""
+        key = (seen.start, seen.stop)
+        if key not in self._of_features:  # encoder and decoder ask for the same ones
+            self._of_features[key] = self._bags_of(seen)
+        return self._of_features[key]
+
+    def _bags_of(self, seen: slice) -> tuple[slice, Bags]:
         start_Fm1 = self.start_F1[seen.start : seen.stop + 1]
         entries = slice(int(start_Fm1[0]), int(start_Fm1[-1]))
         bags = Bags(self.pair_K[entries], self.feature_K[entries] - seen.start, start_Fm1 - entries.start)
@@ -57,7 +65,7 @@ class Kept:
         """Numbers of the entries of neighbouring features, pair by pair, and bags of them: a bag is a pair, an index a
         feature, counted from the first of them."""
         numbers_K, rows_K, start_B1 = self.by_pair_K, self._rows_K, self.start_B1
-        columns_K = self.feature_K[numbers_K]
+        columns_K = self.feature_K.index_select(0, numbers_K)
         if seen.start > 0 or seen.stop < self.features:
             inside_K = (columns_K >= seen.start) & (columns_K < seen.stop)
             numbers_K, rows_K, columns_K = numbers_K[inside_K], rows_K[inside_K], columns_K[inside_K]
@@ -72,9 +80,8 @@ class Kept:
 
 
 def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
-    starts = torch.zeros(count + 1, dtype=torch.long, device=number_K.device)
-    torch.cumsum(torch.bincount(number_K, minlength=count), dim=0, out=starts[1:])
-    return starts
+    """Of ascending numbers below `count`: where each begins, and where the last one ends."""
+    return torch.searchsorted(number_K, torch.arange(count + 1, device=number_K.device))
 
 
 def _by_column(rows_K: torch.Tensor, columns_K: torch.Tensor, pairs: int, features: int) -> torch.Tensor:
