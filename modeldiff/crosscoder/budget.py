@@ -162,9 +162,11 @@ def step_parts(job: Job) -> dict[str, int]:
     matrix = _FLOAT * B * D
     parts["batch"] = max(_ENCODING_COPIES * matrix + _copies(job), _LATER_COPIES * matrix)
     parts["batch"] += _ENTRY * _entries(job) + _SAMPLED * _FLOAT * F
-    parts["batch"] += B * sum(map(_bytes_of_a_row, (part.width_a, part.width_b), job.encodings))
+    stored = B * sum(map(_bytes_of_a_row, (part.width_a, part.width_b), job.encodings))
+    parts["batch"] += stored
     if not job.on_cpu:
-        parts["batch"] += B * F  # masks of the selection, which the CPU makes piece by piece
+        # The next batch, and masks of the selection, which the CPU makes piece by piece.
+        parts["batch"] += stored + B * F
     if recipe.auxk_alpha:
         parts["dead_features"] = _dead(job)
     if recipe.audits:
