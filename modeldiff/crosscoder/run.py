@@ -19,11 +19,13 @@ import torch
 
 from modeldiff.console import Progress, progress, say
 from modeldiff.crosscoder.audit_report import audit_metrics, audit_note
+from modeldiff.crosscoder.budget import Job
 from modeldiff.crosscoder.checkpoint import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.data import PairStream, split
 from modeldiff.crosscoder.evaluate import evaluate
 from modeldiff.crosscoder.figure import training_figure
+from modeldiff.crosscoder.forecast import forecast, processes_here
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.pace import CheckpointClock, ThroughputLog
 from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
@@ -35,7 +37,7 @@ from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.device import resolve_device
 from modeldiff.workspace import Artifact, Order, Work, Workspace
 from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.ranks import Ranks, ranks
+from modeldiff.workspace.ranks import Ranks, launched, ranks
 from modeldiff.workspace.together import Build, produce_together
 
 # Counted up when the same settings and activations would train to something else than before.
@@ -64,6 +66,55 @@ def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = Non
     """
     ours = ranks()
     return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
+
+
+def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None = None) -> dict[str, Any]:
+    """What a training would take, without allocating anything of its size: for `--plan`.
+
+    Args:
+        processes: that share the features, each on a device of its own or, on the CPU, a machine of its own; those that
+            torchrun started, where they are, if left out.
+
+    Returns:
+        What `forecast.forecast` gives, and what the run is: activations, features by partition, parameters, k, batch,
+        steps, pairs (counting repeats), device, precision, processes, processes_per_machine.
+
+    Raises:
+        InputError, DamagedError: as `run`.
+    """
+    source = workspace.find("activations", settings.activations)
+    started, local = launched()
+    world = processes or started.world
+    training = _Training(settings, ActivationStore(source), Ranks(0, world, started.local_rank))
+    if world != started.world:
+        local = processes_here(world, training.device)
+    config, recipe, info = training.config, training.recipe, training.store.info
+    job = Job(
+        config=config,
+        recipe=recipe,
+        precision=training.precision,
+        device=training.device.type,
+        encodings=(info.sides["a"].encoding, info.sides["b"].encoding),
+        pairs=sum(len(block) for block in training.blocks),
+        block_rows=max(len(block) for block in training.held_out),
+        buffer_bytes=settings.buffer_mib << 20,
+        processes=world,
+        local=local,
+    )
+    return {
+        "activations": source.ref,
+        "features": {"A": config.n_a_only, "shared": config.n_shared, "B": config.n_b_only},
+        "parameters": config.parameters,
+        "k": recipe.k,
+        "batch": recipe.batch,
+        "steps": recipe.steps,
+        "pairs": recipe.steps * recipe.batch,
+        "device": str(training.device),
+        "precision": training.precision,
+        "processes": world,
+        "processes_per_machine": local,
+        **forecast(job, training.device, workspace.folder),
+    }
 
 
 def _prepare(settings: TrainSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:

@@ -16,7 +16,7 @@ from modeldiff.harvest.imports import estimate_import, prepare_import
 from modeldiff.harvest.planner import Cursor, make_plan
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.sizes import Look, bytes_needed, expected_pairs, free_bytes, look
+from modeldiff.harvest.sizes import Look, bytes_needed, expected_pairs, look
 from modeldiff.harvest.store import model_name, write_store
 from modeldiff.harvest.texts import Source, parse_sources, source_digest
 from modeldiff.harvest.tokenize import Reader
@@ -25,7 +25,7 @@ from modeldiff.lm.load import load_model, load_tokenizer
 from modeldiff.lm.ref import ModelRef, model_identity
 from modeldiff.workspace.activations import rows_name
 from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.files import require_free
+from modeldiff.workspace.files import free_bytes, require_free
 from modeldiff.workspace.manifest import Input
 from modeldiff.workspace.plan import SIDES
 from modeldiff.workspace.ranks import Ranks, ranks

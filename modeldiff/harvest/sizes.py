@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,3 @@ def expected_pairs(settings: HarvestSettings, seen: Look) -> int:
     if seen.pairs_in_texts is None:
         return settings.pairs
     return min(settings.pairs, 2 * seen.pairs_in_texts)  # JSON fields and uneven texts make the estimate rough
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free on the file system of a folder, or of its nearest parent that exists."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free

@@ -104,15 +104,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def require_free(folder: Path, needed_bytes: int, what: str) -> None:
     """Raise MachineError unless the file system that `folder` is or will be on has `needed_bytes` free."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if needed_bytes > free:
         raise MachineError(
             f"{what} needs {human_bytes(needed_bytes)} on disk, {human_bytes(free)} are free in {folder}: "
             "ask for less, make room, or choose another place with --workspace"
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the file system of a folder, or of its nearest parent that exists."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
 
 
 def human_bytes(count: float) -> str:

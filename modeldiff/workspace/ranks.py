@@ -84,6 +84,16 @@ class Ranks:
                 distributed.destroy_process_group()
 
 
+def launched() -> tuple[Ranks, int]:
+    """(this process among those of the run, how many of them are on this machine) as torchrun's environment variables
+    say; nothing is opened."""
+    if any(name not in os.environ for name in _ENVIRONMENT):
+        return Ranks(), 1
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    return Ranks(rank, world, local_rank), int(os.environ.get("LOCAL_WORLD_SIZE", world))
+
+
 @cache
 def ranks() -> Ranks:
     """The ranks of this run, as torchrun's environment variables say; the group is opened at the first call.
@@ -94,14 +104,12 @@ def ranks() -> Ranks:
     Raises:
         MachineError: the others cannot be reached.
     """
-    if any(name not in os.environ for name in _ENVIRONMENT) or int(os.environ["WORLD_SIZE"]) == 1:
+    made, _ = launched()
+    if made.world == 1:
         return Ranks()
     import torch
     from torch import distributed
 
-    made = Ranks(
-        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-    )
     if not made.first:
         mute()
     if threading.current_thread() is threading.main_thread():

@@ -1,0 +1,89 @@
+"""`modeldiff train --plan`: what a training would take, as a table or as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modeldiff.cli.common import print_json, table
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.errors import MachineError
+from modeldiff.workspace import Workspace
+from modeldiff.workspace.files import human_bytes
+from modeldiff.workspace.ranks import launched
+
+_PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "moments": "Adam's moments",
+    "pre_activations": "pre-activations",
+    "batch": "batch and kept entries",
+    "dead_features": "dead features (if a tenth)",
+    "audits": "audits",
+    "buffer": "pairs read ahead",
+}
+_MOMENTS = {
+    "start": "at the start",
+    "step": "in a step",
+    "checkpoint": "for a checkpoint",
+    "evaluation": "in the evaluation",
+}
+
+
+def print_plan(settings: TrainSettings, workspace: Workspace, processes: int | None, *, as_json: bool) -> None:
+    """Print it. Of several processes, the first one does.
+
+    Raises:
+        MachineError: the run would not fit; it says what to change.
+    """
+    from modeldiff.crosscoder.run import plan
+
+    if not launched()[0].first:
+        return
+    planned = plan(settings, workspace, processes=processes)
+    if as_json:
+        print_json(planned)
+    else:
+        table("plan: nothing was trained", [("what", "left"), ("", "right")], _rows(planned))
+    if not planned["fits"]:
+        raise MachineError("it does not fit: " + "; and ".join(planned["problems"]))
+
+
+def _rows(planned: dict[str, Any]) -> list[list[str]]:
+    features, memory, disk, time = (planned[name] for name in ("features", "memory", "disk", "time"))
+    split = ", ".join(f"{name} {size:,}" for name, size in features.items())
+    processes = f"{planned['processes']:,}"
+    if planned["processes"] > 1:
+        processes += f", on this machine {planned['processes_per_machine']}"
+    rows = [
+        ["activations", planned["activations"]],
+        ["features", f"{sum(features.values()):,} ({split})"],
+        ["parameters", f"{planned['parameters'] / 1e6:,.2f} M"],
+        ["k, batch", f"{planned['k']}, {planned['batch']:,}"],
+        ["device, precision", f"{planned['device']}, {planned['precision']}"],
+        ["processes", processes],
+    ]
+    step = "a step" if planned["processes"] == 1 else "a process"
+    rows += [[f"{step}: {_PARTS[part]}", human_bytes(size)] for part, size in memory["parts"].items()]
+    for place, name in (("device", "device memory"), ("host", "memory")):
+        if place in memory:
+            rows += [[f"{name} {_MOMENTS[moment]}", human_bytes(memory[place][moment])] for moment in _MOMENTS]
+            rows.append([f"{name}: needed, free", _against(memory[place])])
+    return [
+        *rows,
+        ["disk: checkpoint, artifact", f"{human_bytes(disk['checkpoint'])}, {human_bytes(disk['artifact'])}"],
+        ["disk: needed, free", _against(disk)],
+        ["time of a step", f"{time['step']:.3g} s, {time['pairs_per_second']:,.0f} pairs/s"],
+        [f"time of {planned['steps']:,} steps", _duration(time["run"])],
+    ]
+
+
+def _against(place: dict[str, int]) -> str:
+    return f"{human_bytes(place['needed'])}, {human_bytes(place['free'])}"
+
+
+def _duration(seconds: float) -> str:
+    """ "3.5 h": two digits of the unit that suits."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,332 @@
+"""`train --plan`: what is said to be needed is what torch takes, and what does not fit is said with what mends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modeldiff.cli.main import run
+from modeldiff.crosscoder import Crosscoder, forecast, room
+from modeldiff.crosscoder.budget import CHECKPOINT, EVALUATION, START, STEP, Job, disk, memory, scaled, step_parts
+from modeldiff.crosscoder.checkpoint import write_checkpoint
+from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.forecast import mean_k
+from modeldiff.crosscoder.probe import Pace, Size, fitted, probe
+from modeldiff.crosscoder.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.workspace import Workspace
+from tests.made_activations import make_activations
+
+PAPER: dict[str, Any] = {"features": 131_072, "k": 200, "architecture": "standard", "steps": 100_000}
+SMALL: dict[str, Any] = {"features": 60, "exclusive": 0.1, "k": 4, "k_start": 4, "batch": 32, "steps": 50}
+# 2 (131,072 x 4096 + 131,072 x 4096) weights, 131,072 + 4096 + 4096 biases.
+PAPER_PARAMETERS = 2_147_622_912
+GIB = 1 << 30
+
+
+def job(
+    settings: dict[str, Any], widths: tuple[int, int], *, precision: str = "float32", device: str = "cpu", **kwargs: Any
+) -> Job:
+    wanted = TrainSettings(**settings)
+    recipe = make_recipe(wanted, widths=widths, pairs=10**8)
+    config = initial_config(wanted, recipe, widths=widths, median_norms=(1.0, 1.0))
+    values: dict[str, Any] = {"pairs": 10**8, "block_rows": 256, "buffer_bytes": 256 << 20, **kwargs}
+    return Job(
+        config=config, recipe=recipe, precision=precision, device=device, encodings=("bfloat16", "bfloat16"), **values
+    )
+
+
+def paper(**kwargs: Any) -> Job:
+    return job(PAPER, (4096, 4096), **kwargs)
+
+
+# -- memory and disk
+
+
+@pytest.mark.parametrize("precision", ["float32", "screened", "bfloat16"])
+def test_what_lasts_is_what_torch_holds(precision: str, tmp_path: Path) -> None:
+    planned = job(SMALL, (16, 24), precision=precision)
+    crosscoder = Crosscoder.initialised(planned.config, torch.zeros(16), torch.zeros(24), seed=0)
+    crosscoder.coarse = precision == "screened"
+    crosscoder.matmul_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    trainer = Trainer(crosscoder, planned.recipe)
+    for _ in range(2):
+        trainer.update(torch.randn(32, 16), torch.randn(32, 24))
+
+    def size(tensors: Iterator[torch.Tensor]) -> int:
+        return sum(tensor.nbytes for tensor in tensors)
+
+    parts = step_parts(planned)
+    assert parts["weights"] == size(iter(crosscoder.parameters()))
+    assert parts["gradients"] == size(p.grad for p in crosscoder.parameters() if p.grad is not None)
+    moments = trainer.optimizer.state.values()
+    assert parts["moments"] == size(state[name] for state in moments for name in ("exp_avg", "exp_avg_sq"))
+    assert parts["pre_activations"] == trainer._forward._buffer.nbytes  # type: ignore[attr-defined]
+    write_checkpoint(tmp_path / "checkpoint", trainer, 0)
+    written = (tmp_path / "checkpoint").stat().st_size
+    assert 0 < written - disk(planned.config)["checkpoint"] < 4096, "names and numbers"
+
+
+def test_the_papers_size_by_hand() -> None:
+    planned = paper(precision="bfloat16", device="cuda")
+    assert planned.config.parameters == PAPER_PARAMETERS
+    parts = step_parts(planned)
+    assert parts["weights"] == parts["gradients"] == 4 * PAPER_PARAMETERS
+    assert parts["moments"] == 8 * PAPER_PARAMETERS
+    assert parts["pre_activations"] == 2 * 2048 * 131_072
+    encoder_in_bfloat16, products_in_float32 = 2 * 131_072 * 8192, 4 * 2048 * 131_072
+    assert parts["batch"] > encoder_in_bfloat16 + products_in_float32
+    assert parts["dead_features"] > 0.1 * (4 * PAPER_PARAMETERS + 4 * 2048 * 131_072), "rows, and what they make"
+    assert "buffer" not in parts
+    needs = memory(planned)
+    assert needs.host(START) == (4 * PAPER_PARAMETERS) + 4 * 131_072 * 8192
+    assert needs.host(STEP) == (256 << 20) + 2 * 2048 * 2 * 8192, "what is read, and two batches on their way"
+    assert needs.host(CHECKPOINT) > 12 * PAPER_PARAMETERS
+    assert 4 * PAPER_PARAMETERS < needs.device(EVALUATION) < 8 * PAPER_PARAMETERS, "gradients and moments are gone"
+    assert disk(planned.config)["artifact"] == 4 * PAPER_PARAMETERS
+    assert disk(planned.config)["needed"] == 2 * (12 * PAPER_PARAMETERS + 8 * 131_072)
+
+
+def test_exclusive_features_have_half_the_weights() -> None:
+    config = job({**PAPER, "architecture": "dfc", "exclusive": 0.05}, (4096, 4096)).config
+    assert config.parameters == 2 * 2 * (131_072 - 6554) * 4096 + 131_072 + 2 * 4096
+
+
+def test_processes_share_the_features_and_a_machine_holds_its_processes() -> None:
+    alone, eight = paper(device="cuda"), paper(device="cuda", processes=8, local=4)
+    assert eight.part.n_features == 131_072 // 8
+    lasting = ("weights", "gradients", "moments", "pre_activations")
+    one, each = (sum(step_parts(planned)[name] for name in lasting) for planned in (alone, eight))
+    assert each == pytest.approx(one / 8, rel=1e-4), "biases of the decoder are everyone's"
+    needs = memory(eight)
+    assert needs.device(STEP) < memory(alone).device(STEP) / 5
+    assert needs.host(START) == 4 * memory(alone).host(START), "each makes the whole dictionary"
+    weights = eight.part.parameters * 4
+    assert needs.device(EVALUATION) > weights + 4 * PAPER_PARAMETERS, "rank 0 puts the whole one beside its part"
+    on_cpu = memory(paper(processes=8, local=4))
+    assert on_cpu.most_device == 0
+    assert on_cpu.host(STEP) == 4 * sum(on_cpu.parts.values())
+    assert on_cpu.host(CHECKPOINT) > 12 * PAPER_PARAMETERS
+
+
+def test_few_pairs_need_no_large_buffer() -> None:
+    assert step_parts(job(SMALL, (16, 24), pairs=100))["buffer"] == 100 * 2 * 40
+    assert step_parts(job(SMALL, (16, 24), pairs=10**9))["buffer"] == 256 << 20
+
+
+def test_scaled_keeps_the_shares() -> None:
+    config = job({**PAPER, "architecture": "dfc", "exclusive": 0.05}, (4096, 4096)).config
+    smaller = scaled(config, 1000)
+    assert (smaller.n_a_only, smaller.n_shared, smaller.n_b_only, smaller.k) == (50, 900, 50, 200)
+    assert scaled(config, 131_072) == config
+    designated = job({**PAPER, "architecture": "dsf-norms"}, (4096, 4096)).config
+    assert scaled(designated, 1000).n_designated == 100
+
+
+def test_what_a_container_may_take_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = tmp_path / "groups"
+    (groups / "inner").mkdir(parents=True)
+    for folder, limit in ((groups, "max"), (groups / "inner", "5000000")):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("4000000\n")
+        (folder / "memory.stat").write_text("anon 3\ninactive_file 500000\nactive_file 1000\n")
+    own, meminfo = tmp_path / "own", tmp_path / "meminfo"
+    own.write_text("0::/inner\n")
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    for name, path in (("_CGROUPS", groups), ("_OWN_CGROUP", own), ("_MEMINFO", meminfo)):
+        monkeypatch.setattr(room, name, path)
+    assert room.free_memory() == 5_000_000 - 4_000_000 + 501_000
+    own.write_text("0::/\n")
+    assert room.free_memory() == 8000 * 1024
+
+
+# -- time
+
+
+def test_a_step_is_fitted_by_its_terms() -> None:
+    true = Pace((1e-3, 2e-6, 3e-6, 4e-9, 5e-7), ())
+    sizes = [Size(512, 1024, 32), Size(512, 4096, 32), Size(256, 1024, 32), Size(256, 4096, 32), Size(512, 4096, 16)]
+    pace = fitted({size: true.at(size) for size in sizes})
+    large = Size(2048, 131_072, 200)
+    assert pace.at(large) == pytest.approx(true.at(large), rel=1e-6)
+    noisy = fitted({size: true.at(size) * (1.2 if number % 2 else 0.8) for number, size in enumerate(sizes)})
+    assert min(noisy.coefficients) >= 0
+
+
+def test_mean_k_is_that_of_the_steps() -> None:
+    recipe = make_recipe(TrainSettings(features=64, k=4, steps=400), widths=(16, 24), pairs=10**6)
+    assert recipe.anneal_steps == 20
+    assert mean_k(recipe) == pytest.approx(sum(map(recipe.k_at, range(400))) / 400)
+
+
+@pytest.mark.parametrize("settings", [SMALL, {**SMALL, "architecture": "dsf-norms"}, {**SMALL, "k": 1, "batch": 1}])
+def test_the_probe_runs_at_any_size(settings: dict[str, Any]) -> None:
+    planned = job(settings, (16, 24))
+    pace = probe(planned, torch.device("cpu"), most_bytes=1 << 20, seconds=0)
+    assert pace.at(Size(planned.recipe.batch, 60, planned.recipe.k)) > 0
+    for size, _ in pace.measured:
+        assert size.batch <= planned.recipe.batch
+        assert planned.recipe.k / 2 <= size.features <= 60
+
+
+# -- what is answered
+
+
+Room = Callable[..., None]
+
+
+@pytest.fixture
+def with_room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    """Sets what is free on this machine; a probe in no time; a crosscoder must not be made."""
+
+    def set_room(memory: int, disk: int = 10**13) -> None:
+        def refuse(*_: object) -> None:
+            raise AssertionError("a crosscoder was made")
+
+        monkeypatch.setattr(Crosscoder, "__init__", refuse)
+        monkeypatch.setattr(forecast, "free_memory", lambda: memory)
+        monkeypatch.setattr(forecast, "free_bytes", lambda _: disk)
+        monkeypatch.setattr(forecast, "probe", lambda *_, **__: Pace((0.25, 0.0, 0.0, 0.0, 0.0), ()))
+
+    return set_room
+
+
+def answer(planned: Job) -> dict[str, Any]:
+    return forecast.forecast(planned, torch.device("cpu"), Path("here"))
+
+
+def test_every_proposal_fits(with_room: Room) -> None:
+    with_room(150 * GIB)
+    planned = job({**PAPER, "batch": 1 << 18}, (512, 512), buffer_bytes=64 * GIB)
+    (problem,) = answer(planned)["problems"]
+    features = int(re.findall(r"--features (\d+) or fewer", problem)[0])
+    assert answer(planned.with_features(features))["fits"]
+    assert not answer(planned.with_features(features + 1024))["fits"]
+    batch = int(re.findall(r"--batch (\d+)", problem)[0])
+    assert answer(dataclasses.replace(planned, recipe=dataclasses.replace(planned.recipe, batch=batch)))["fits"]
+    processes = int(re.findall(r"(\d+) processes by torchrun on as many machines", problem)[0])
+    assert answer(dataclasses.replace(planned, processes=processes))["fits"]
+    assert not answer(dataclasses.replace(planned, processes=processes // 2))["fits"]
+    assert problem.endswith("or a machine with more memory")
+
+
+def test_a_large_buffer_is_named(with_room: Room) -> None:
+    with_room(16 * GIB)
+    (problem,) = answer(job(SMALL, (16, 24), buffer_bytes=32 * GIB, pairs=10**10))["problems"]
+    assert "--buffer-mib 16" in problem
+
+
+def test_a_small_disk_is_named(with_room: Room) -> None:
+    with_room(64 * GIB, disk=20 * 10**9)
+    planned = answer(paper())
+    (problem,) = planned["problems"]
+    assert problem.startswith("disk in here: 51.5 GB needed, 20.0 GB free; use --features 50176 or fewer, or")
+    assert problem.endswith("a --workspace on a disk with more room")
+    assert planned["disk"]["free"] == 20 * 10**9
+
+
+# -- the command
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few pairs of models as wide as the paper's."""
+    folder = tmp_path_factory.mktemp("wide") / "w"
+    x_ND = torch.randn(2200, 4096, generator=torch.Generator().manual_seed(0)).half()
+    make_activations(Workspace(folder), x_ND, x_ND, 1100, encoding="float16")
+    return folder
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(workspace: Path, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Exit code, stdout and stderr of `modeldiff train --plan` at the paper's size."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        given = ["--features", "131072", "--architecture", "standard", "--k", "200", "--device", "cpu"]
+        with pytest.raises(SystemExit) as caught:
+            run(["--workspace", str(workspace), "train", "--plan", *given, *args])
+        captured = capsys.readouterr()
+        return int(str(caught.value.code)), captured.out, captured.err
+
+    return call
+
+
+def test_the_papers_dictionary_does_not_fit_a_laptop(call: Call, with_room: Room, workspace: Path) -> None:
+    with_room(24 * GIB)
+    before = sorted(workspace.rglob("*"))
+    code, out, err = call()
+    assert code == 1
+    *_, last = err.splitlines()
+    assert last.startswith("modeldiff: it does not fit: memory of this machine: ")
+    assert "25.8 GB free; use --features " in last
+    lines = {line[:45].strip(): line[45:].strip() for line in out.splitlines()}
+    assert max(map(len, out.splitlines())) <= 80
+    assert lines["parameters"] == "2,147.62 M"
+    assert lines["a step: weights"] == lines["a step: gradients"] == "8.6 GB"
+    assert lines["a step: Adam's moments"] == "17.2 GB"
+    assert lines["disk: checkpoint, artifact"] == "25.8 GB, 8.6 GB"
+    assert lines["time of a step"] == "0.25 s, 8,192 pairs/s"
+    assert sorted(workspace.rglob("*")) == before, "nothing was begun"
+
+
+def test_it_fits_enough_processes(call: Call, with_room: Room) -> None:
+    with_room(37 * GIB)
+    code, _, err = call()
+    assert code == 1
+    assert "or 4 processes by torchrun on as many machines" in err
+    assert call("--processes", "2")[0] == 1
+    code, out, _ = call("--processes", "4")
+    assert code == 0
+    assert "a process: weights" in out
+
+
+def test_json_has_the_numbers(call: Call, with_room: Room) -> None:
+    with_room(24 * GIB)
+    code, out, err = call("--json")
+    planned = json.loads(out)
+    assert (code, planned["fits"]) == (1, False)
+    assert planned["problems"][0] in err
+    assert planned["parameters"] == PAPER_PARAMETERS
+    parts = planned["memory"]["parts"]
+    assert parts["weights"] + parts["gradients"] + parts["moments"] == 16 * PAPER_PARAMETERS
+    assert planned["memory"]["host"]["free"] == 24 * GIB
+    assert planned["memory"]["host"]["needed"] > 16 * PAPER_PARAMETERS
+    assert planned["time"]["run"] == planned["steps"] * 0.25
+
+
+def test_under_torchrun_the_first_process_answers_for_all(
+    call: Call, with_room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_room(200 * GIB)
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "-"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "0")
+    planned = json.loads(call("--json")[1])
+    assert (planned["processes"], planned["processes_per_machine"]) == (4, 2)
+    monkeypatch.setenv("RANK", "1")
+    assert call() == (0, "", "")
+
+
+def test_processes_belong_to_the_plan(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(["--workspace", str(workspace), "train", "--processes", "2"])
+    assert caught.value.code == 2
+    assert "--processes goes with --plan" in capsys.readouterr().err
+
+
+def test_a_config_is_planned_as_it_is_trained() -> None:
+    """Sizes that no process would have are not planned for: the largest part counts."""
+    config = CrosscoderConfig(width_a=8, width_b=8, n_a_only=3, n_shared=10, n_b_only=3, k=2)
+    planned = dataclasses.replace(job(SMALL, (8, 8)), config=config, processes=3)
+    assert (planned.part.n_a_only, planned.part.n_shared, planned.part.n_b_only) == (1, 4, 1)
