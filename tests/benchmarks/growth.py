@@ -198,7 +198,7 @@ def draw(found: list[tuple[str, Measured]], file: Path) -> None:
     for panel, label in ((axes[0, 0], "time of a step (ms)"), (axes[1, 0], "memory of a step (MiB)")):
         panel.set_ylabel(label, fontsize=12)
         low, high = panel.get_ylim()
-        panel.set_ylim(low / 1.6, 2 * high)
+        panel.set_ylim(low / 2.6, 2 * high)
     axes[0, 0].legend(fontsize=11, loc="upper left")
     lines, labels = axes[1, 0].get_legend_handles_labels()
     axes[1, 0].legend(lines[-1:], labels[-1:], fontsize=11, loc="upper left")
