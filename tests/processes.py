@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import signal
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -19,14 +21,21 @@ def two(args: list[str], folder: Path, dies_at: dict[int, int]) -> list[tuple[in
 
     dies_at: by rank, kill it with SIGKILL when it is about to keep its file of so many (counted from 1).
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     logs = [folder / f"rank{rank}.log" for rank in (0, 1)]
     for log in logs:
         log.write_text("")
+    codes = as_ranks(_modeldiff, [(logs[rank], args, dies_at.get(rank)) for rank in (0, 1)])
+    return [(code, log.read_text().splitlines()) for code, log in zip(codes, logs, strict=True)]
+
+
+def as_ranks(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[int | None]:
+    """Run `work(*arguments[rank])` in a process for each rank of one run; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = len(arguments)
     children = [
-        CONTEXT.Process(target=_as_rank, args=(rank, port, logs[rank], args, dies_at.get(rank))) for rank in (0, 1)
+        CONTEXT.Process(target=_as_rank, args=(rank, world, port, work, arguments[rank])) for rank in range(world)
     ]
     for child in children:
         child.start()
@@ -34,21 +43,25 @@ def two(args: list[str], folder: Path, dies_at: dict[int, int]) -> list[tuple[in
         child.join(DEADLINE)
         child.kill()  # nothing, unless it hangs
         child.join()
-    return [(child.exitcode, log.read_text().splitlines()) for child, log in zip(children, logs, strict=True)]
+    return [child.exitcode for child in children]
 
 
-def _as_rank(rank: int, port: int, log: Path, args: list[str], dies_at: int | None) -> None:
+def _as_rank(rank: int, world: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     import torch
 
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    work(*arguments)
+
+
+def _modeldiff(log: Path, args: list[str], dies_at: int | None) -> None:
     from modeldiff.cli.main import run
     from modeldiff.workspace.stage import Work
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
     commit, names = Work.commit, []
 
     def commit_or_die(work: Work, temporary: Path, name: str) -> None:

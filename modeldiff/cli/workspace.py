@@ -21,6 +21,7 @@ from modeldiff.cli.common import (
 )
 from modeldiff.console import progress, say
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.workspace.workspace import KINDS
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
@@ -212,9 +213,7 @@ _add(
     _list,
     click.Option(
         ["--kind"],
-        type=click.Choice(
-            ["activations", "crosscoder", "features", "evaluation", "match", "stitch", "impact", "steering", "toy"]
-        ),
+        type=click.Choice(KINDS),
         help="Only this kind.",
     ),
     help="List the artifacts of the workspace, oldest first within a kind.",

@@ -23,7 +23,7 @@ from modeldiff.crosscoder.selection import Scores, guess_bound, largest, score_w
 # 2 u + u² with u = 2^-8, and room for the rounding of the norms themselves and of sums in float32. A's product is
 # rounded once more, before B's is added to it.
 _ROUNDING_A, _ROUNDING_B = 1.05 * 3 * 2**-8, 1.05 * 2 * 2**-8
-# Columns are added by the dozen: rows stay aligned.
+# So many columns are added where one is needed: rows stay aligned.
 _MORE_COLUMNS = 32
 # Rows of which exact scores tell where the smallest kept one may lie; how far below that candidates begin; and by how
 # much wider the next guess is when that was too high.

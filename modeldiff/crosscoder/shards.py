@@ -2,8 +2,8 @@
 
 Each rank holds a share of the features of every partition, with their moments, and sees every batch. What is exchanged
 in a step is small: candidates for the selection, reconstructions (B, Da + Db) to be summed, a few numbers. Splitting
-the batch instead would exchange the gradients of all weights, at the paper's size 64 times as much, and keep a whole
-dictionary on every device.
+the batch instead would exchange the gradients of all weights, at the paper's size over a hundred times as much, and
+keep a whole dictionary on every device.
 
 A rank trains an ordinary crosscoder of its own features. Sums over ranks are in another order than in one process;
 beside that, the run is the same.
@@ -191,9 +191,11 @@ class Shards:
     def top_per_pair(self, value_BZ: torch.Tensor, count: int) -> torch.Tensor:
         """The same, 0 where a value is not among its pair's `count` largest ones over all ranks; with autograd."""
         width = value_BZ.shape[1]
+        if self.alone and count >= width:
+            return value_BZ
         values, places = value_BZ.topk(min(count, width), dim=1, sorted=False)
         if self.alone:
-            return value_BZ if count >= width else torch.zeros_like(value_BZ).scatter(1, places, values)
+            return torch.zeros_like(value_BZ).scatter(1, places, values)
         from torch import distributed
 
         offered = values.new_full((len(values), count), -math.inf)

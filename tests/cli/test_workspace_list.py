@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from modeldiff.cli.main import run
+from modeldiff.workspace import KINDS
 from tests.made_workspace import make_manifests
 
 
@@ -29,3 +30,9 @@ def test_one_kind_or_all_and_always_the_damaged_ones(tmp_path: Path, capsys: pyt
     (broken / "manifest.json").write_text("{}")
     assert listed(capsys, folder) == ([ref for ref in everything if ref != "features:1"], [str(broken)])
     assert listed(capsys, folder, "--kind", "crosscoder")[1] == [str(broken)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_artifact_can_be_asked_for(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = listed(capsys, make_manifests(tmp_path / "ws", 2 * len(KINDS)).folder, "--kind", kind)
+    assert all(ref.startswith(f"{kind}:") for ref in found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from modeldiff.workspace.ranks import Ranks, ranks
 from tests.crosscoder.made import random_crosscoder
 from tests.crosscoder.planted import plant
 from tests.made_activations import make_activations
-from tests.processes import CONTEXT, DEADLINE
+from tests.processes import as_ranks
 
 SHORT: dict[str, Any] = {
     "features": 41, "exclusive": 0.15, "k": 2, "steps": 60, "batch": 64, "device": "cpu", "log_every": 10,
@@ -41,33 +40,17 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def in_two(workspace: Workspace, values: dict[str, Any], dies_at: int | None = None) -> list[tuple[int | None, str]]:
     """Train as rank 0 and rank 1; exit code and error line of each. Rank 1 is killed before the step `dies_at`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     files = [workspace.folder.parent / f"rank{rank}.txt" for rank in (0, 1)]
-    children = [
-        CONTEXT.Process(target=_train, args=(rank, port, file, workspace.folder, values, dies_at))
-        for rank, file in enumerate(files)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(DEADLINE)
-        child.kill()  # nothing, unless it hangs
-        child.join()
-    return [
-        (child.exitcode, file.read_text() if file.exists() else "") for child, file in zip(children, files, strict=True)
-    ]
+    deaths = (None, dies_at)
+    codes = as_ranks(_train, [(files[rank], workspace.folder, values, deaths[rank]) for rank in (0, 1)])
+    return [(code, file.read_text() if file.exists() else "") for code, file in zip(codes, files, strict=True)]
 
 
-def _train(rank: int, port: int, file: Path, folder: Path, values: dict[str, Any], dies_at: int | None) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def _train(file: Path, folder: Path, values: dict[str, Any], dies_at: int | None) -> None:
     update = Trainer.update
 
     def update_or_die(trainer: Trainer, *batch: torch.Tensor) -> dict[str, Any] | None:
-        if rank == 1 and trainer.step == dies_at:
+        if trainer.step == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(trainer, *batch)
 

@@ -147,6 +147,7 @@ def test_no_hook_stays_after_an_exception(lm_of: Callable[[str], LanguageModel])
 
 def test_blocks_after_the_layer_and_the_logits_are_not_computed(lm_of: Callable[[str], LanguageModel]) -> None:
     lm = lm_of("qwen3")
+    plain_BTD = residual_after(lm, 1, *_batch(lm))
 
     def fail(*_args: object) -> None:
         raise AssertionError("this need not run")
@@ -154,10 +155,11 @@ def test_blocks_after_the_layer_and_the_logits_are_not_computed(lm_of: Callable[
     needless = [lm.blocks[2], lm.body.norm, lm.model.lm_head]
     handles = [module.register_forward_pre_hook(fail) for module in needless]
     try:
-        residual_after(lm, 1, *_batch(lm))
+        x_BTD = residual_after(lm, 1, *_batch(lm))
     finally:
         for handle in handles:
             handle.remove()
+    assert torch.equal(x_BTD, plain_BTD)
 
 
 def test_vectors_and_layers_that_do_not_fit_are_refused(lm_of: Callable[[str], LanguageModel]) -> None:
