@@ -1,8 +1,8 @@
 """A training batch through the crosscoder: which entries are kept, their values, the reconstructions.
 
 Two ways with the same function and the same gradients. `SparseForward` is what training uses: one dense product, the
-encoder's, into a buffer that is made once; all else happens at the kept entries. `DenseForward` is the plain formula
-with autograd, which the tests compare it with.
+encoder's, into a buffer that is made once; all else happens at the kept entries, gradients included, which are written
+out. `DenseForward` is the plain formula with autograd, which the tests compare it with.
 
 Legend: B pairs, F features, K kept entries, Da, Db widths.
 """
@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from modeldiff.crosscoder.coarse import CoarseScores
-from modeldiff.crosscoder.kernels.code import decode_kept, encode_kept
+from modeldiff.crosscoder.kernels.code import decode_backward, decode_kept, encode_backward
 from modeldiff.crosscoder.kernels.kept import Kept
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.partitioned import product_into
@@ -33,11 +33,13 @@ class Pass:
     """What became of a batch.
 
     Attributes:
-        kept: the kept entries; f_K: their values, with autograd.
+        x: the batch (a, b).
+        kept: the kept entries; f_K: their values, pair by pair.
         smallest: smallest kept scores, of the features and of the designated ones.
-        xhat_a, xhat_b: reconstructions (B, D), with autograd.
+        xhat_a, xhat_b: reconstructions (B, D); of `DenseForward`, with the graph that led to them.
     """
 
+    x: tuple[torch.Tensor, torch.Tensor]
     kept: Kept
     f_K: torch.Tensor
     smallest: Smallest
@@ -46,37 +48,39 @@ class Pass:
 
 
 class Forward(Protocol):
-    """A way to run a batch, activations in normalised units."""
+    """A way to run a batch, activations in normalised units, and the way back."""
 
     def __call__(
         self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select
     ) -> Pass: ...
 
-    def forget(self, crosscoder: Crosscoder) -> None:
-        """Drop the gradients of the step before, all but those that `backward` overwrites."""
+    def backward(self, crosscoder: Crosscoder, done: Pass, g_a_BDa: torch.Tensor, g_b_BDb: torch.Tensor) -> None:
+        """Set `grad` of every parameter, from a loss's gradients in the two reconstructions."""
 
 
 class SparseForward:
-    """Gradients and decoding only at the kept entries."""
+    """Gradients and decoding only at the kept entries, without autograd."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
         self._buffer = torch.empty(0)
 
+    @torch.no_grad()
     def __call__(self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select) -> Pass:
-        with torch.no_grad():
-            scores = self._scores(crosscoder, x_a_BDa, x_b_BDb)
-            flat_K, smallest = select(scores)
-            kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
-            pre_K = scores.pre(flat_K).index_select(0, kept.by_feature_K)
-        encoder = (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.b_enc)
-        f_K = encode_kept(pre_K, x_a_BDa, x_b_BDb, *encoder, kept, share=crosscoder.share)
+        scores = self._scores(crosscoder, x_a_BDa, x_b_BDb)
+        flat_K, smallest = select(scores)
+        kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
+        f_K = scores.pre(flat_K)
         xhat_a, xhat_b = map(self._shards.sum, decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept))
-        return Pass(kept, f_K, smallest, xhat_a + crosscoder.b_dec_a, xhat_b + crosscoder.b_dec_b)
+        xhat_a, xhat_b = xhat_a + crosscoder.b_dec_a, xhat_b + crosscoder.b_dec_b
+        return Pass((x_a_BDa, x_b_BDb), kept, f_K, smallest, xhat_a, xhat_b)
 
-    def forget(self, crosscoder: Crosscoder) -> None:
-        """As `Forward.forget`."""
-        crosscoder.b_enc.grad = crosscoder.b_dec_a.grad = crosscoder.b_dec_b.grad = None
+    def backward(self, crosscoder: Crosscoder, done: Pass, g_a_BDa: torch.Tensor, g_b_BDb: torch.Tensor) -> None:
+        """As `Forward.backward`; over several ranks, the gradient of a rank's addend is that of the sum."""
+        crosscoder.b_dec_a.grad, crosscoder.b_dec_b.grad = g_a_BDa.sum(dim=0), g_b_BDb.sum(dim=0)
+        g_K = decode_backward(g_a_BDa, g_b_BDb, done.f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept)
+        encoder = (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.b_enc)
+        encode_backward(g_K, *done.x, *encoder, done.kept, share=crosscoder.share)
 
     def _scores(self, crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
         if crosscoder.coarse:
@@ -98,6 +102,7 @@ class SparseForward:
 class DenseForward:
     """The formula as it stands (paper 2.2): every product over all features, gradients by autograd."""
 
+    @torch.enable_grad()
     def __call__(self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select) -> Pass:
         pre_BF = crosscoder.pre_activations(x_a_BDa, x_b_BDb)
         flat_K, smallest = select(Scores(pre_BF.detach(), None, score_weights(crosscoder)))
@@ -106,8 +111,9 @@ class DenseForward:
         f_BF = pre_BF * mask_BF  # kept entries are positive: this is the ReLU too
         xhat_a, xhat_b = crosscoder.reconstruct(f_BF)
         kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
-        return Pass(kept, f_BF.view(-1)[flat_K][kept.by_feature_K], smallest, xhat_a, xhat_b)
+        return Pass((x_a_BDa, x_b_BDb), kept, f_BF.detach().view(-1)[flat_K], smallest, xhat_a, xhat_b)
 
-    def forget(self, crosscoder: Crosscoder) -> None:
-        """As `Forward.forget`."""
+    def backward(self, crosscoder: Crosscoder, done: Pass, g_a_BDa: torch.Tensor, g_b_BDb: torch.Tensor) -> None:
+        """As `Forward.backward`: through the graph that the reconstructions hold."""
         crosscoder.zero_grad()
+        torch.autograd.backward((done.xhat_a, done.xhat_b), (g_a_BDa, g_b_BDb))

@@ -7,6 +7,8 @@ Legend: B pairs, Da, Db widths, Z dead features; Za, Zb those of them that A, B 
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from modeldiff.crosscoder.kernels.code import rows_of
@@ -21,7 +23,7 @@ def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> torc
 
     The pair goes when either side is extreme: otherwise exclusive features would be rewarded for the side that is left.
     """
-    norm_a_B, norm_b_B = x_a_BDa.norm(dim=1), x_b_BDb.norm(dim=1)
+    norm_a_B, norm_b_B = torch.linalg.vector_norm(x_a_BDa, dim=1), torch.linalg.vector_norm(x_b_BDb, dim=1)
     keep_a_B = norm_a_B <= factor * norm_a_B.median()
     return keep_a_B & (norm_b_B <= factor * norm_b_B.median())
 
@@ -37,6 +39,18 @@ def reconstruction_loss(e_a_BDa: torch.Tensor, e_b_BDb: torch.Tensor, kind: str)
     if kind == "squared":
         return (e_a_BDa.square().sum(dim=1) + e_b_BDb.square().sum(dim=1)).mean()
     return (e_a_BDa.norm(dim=1) + e_b_BDb.norm(dim=1)).mean() / 2
+
+
+def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
+    """The gradient of `reconstruction_loss` in one side's reconstructions: minus that in its error.
+
+    To the last bit what autograd gives; written out, it takes a tenth of the operations.
+    """
+    if kind == "squared":
+        return e_BD * (-2 / len(e_BD))
+    norm_B1 = torch.linalg.vector_norm(e_BD, dim=1, keepdim=True)
+    # Where there is no error the norm has no gradient, and 0 stands for it.
+    return (e_BD / norm_B1.masked_fill_(norm_B1 == 0, math.inf)).mul_(-0.5 / len(e_BD))
 
 
 def auxk_loss(

@@ -188,9 +188,11 @@ class Crosscoder(nn.Module):
         """Norms (F,) of the decoder rows by side, normalised units; 0 where a feature does not exist on that side."""
         norms = {}
         for side, w_dec in (("a", self.w_dec_a), ("b", self.w_dec_b)):
-            norm_F = torch.zeros(self.n_features, device=w_dec.device)
-            norm_F[self.sees(side)] = w_dec.norm(dim=1)
-            norms[side] = norm_F
+            norms[side] = torch.linalg.vector_norm(w_dec, dim=1)
+            if len(w_dec) < self.n_features:
+                norm_F = torch.zeros(self.n_features, device=w_dec.device)
+                norm_F[self.sees(side)] = norms[side]
+                norms[side] = norm_F
         return norms
 
     def relative_norm(self) -> torch.Tensor:

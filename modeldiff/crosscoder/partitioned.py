@@ -56,10 +56,12 @@ def product_into(
     n_a, n_a_only = len(w_a_FaDa), out_BF.shape[1] - len(w_b_FbDb)
     n_shared = n_a - n_a_only
     own_a, shared, own_b = out_BF[:, :n_a_only], out_BF[:, n_a_only:n_a], out_BF[:, n_a:]
-    torch.mm(x_a_BDa, w_a_FaDa[:n_a_only].T, out=own_a)
+    if n_a_only:
+        torch.mm(x_a_BDa, w_a_FaDa[:n_a_only].T, out=own_a)
     torch.addmm(shared, x_a_BDa, w_a_FaDa[n_a_only:].T, beta=0, alpha=share, out=shared)
     shared.addmm_(x_b_BDb, w_b_FbDb[:n_shared].T, alpha=share)
-    torch.mm(x_b_BDb, w_b_FbDb[n_shared:].T, out=own_b)
+    if n_shared < len(w_b_FbDb):
+        torch.mm(x_b_BDb, w_b_FbDb[n_shared:].T, out=own_b)
     return out_BF
 
 

@@ -17,11 +17,11 @@ from modeldiff.crosscoder.adam import Adam
 from modeldiff.crosscoder.auditor import Auditor
 from modeldiff.crosscoder.forward import Forward, Pass, Smallest, SparseForward
 from modeldiff.crosscoder.kernels.code import decode_kept
-from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_loss
+from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_gradient, reconstruction_loss
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.recipe import Recipe
-from modeldiff.crosscoder.selection import Scores, ThresholdAverage, pooled_topk, score_weights
+from modeldiff.crosscoder.selection import Scores, ThresholdAverage, places_of, pooled_topk, score_weights
 from modeldiff.crosscoder.shards import Shards
 from modeldiff.crosscoder.tying import tie_gradients, tie_rows
 from modeldiff.errors import DamagedError, InputError
@@ -74,6 +74,7 @@ class Trainer:
         self._starving: set[str] = set()
         self.auditor = Auditor(self)
 
+    @torch.no_grad()
     def update(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> dict[str, Any] | None:
         """Train on a batch of raw activations of any dtype.
 
@@ -91,24 +92,25 @@ class Trainer:
         done = self._forward(crosscoder, x_a, x_b, self._select)
         e_a, e_b = x_a - done.xhat_a, x_b - done.xhat_b
         reconstruction = reconstruction_loss(e_a, e_b, recipe.loss)
-        auxk = self._auxk(e_a, e_b, (x_a, x_b))
-        losses = [reconstruction] if auxk is None else [reconstruction, recipe.auxk_alpha * auxk]
+        auxk = self._auxk(e_a, e_b, done.x)
 
         slots_F = done.kept.start_F1.diff()
         self.since_active_F += len(x_a)
-        self.since_active_F[slots_F > 0] = 0
+        self.since_active_F.masked_fill_(slots_F > 0, 0)
         if self.step >= recipe.threshold_start:
             self.threshold.update(done.smallest[0])
             self.threshold_designated.update(done.smallest[1])
         line = None
         if self.step % recipe.log_every == 0 or self.step in (recipe.steps - 1, recipe.next_audit(self.step)):
-            line = self._line(
-                sum(one.detach() for one in losses), reconstruction, auxk, slots_F, len(x_a)
-            ) | self._quality((x_a, x_b), done)
+            line = self._line(reconstruction, auxk, slots_F, len(x_a)) | self._quality(done)
             if self._warns:
                 self._warn_of_starving()
 
-        self._descend(losses)
+        g_a, g_b = reconstruction_gradient(e_a, recipe.loss), reconstruction_gradient(e_b, recipe.loss)
+        self._forward.backward(crosscoder, done, g_a, g_b)
+        if auxk is not None:  # adds to the gradients that the other one writes
+            auxk.backward(torch.full_like(auxk, recipe.auxk_alpha))
+        self._descend(reconstruction)
         audit = self.auditor.take(x_a, x_b)
         if line is not None:
             line["audit"] = audit
@@ -153,64 +155,66 @@ class Trainer:
         """Mask (F,) of the features that were not active for `dead_pairs` pairs."""
         return self.since_active_F >= self.recipe.dead_pairs
 
-    @torch.no_grad()
-    def _quality(self, x: tuple[torch.Tensor, torch.Tensor], done: Pass) -> dict[str, dict[str, float]]:
+    def _quality(self, done: Pass) -> dict[str, dict[str, float]]:
         crosscoder, biases = self.crosscoder, (self.crosscoder.b_dec_a, self.crosscoder.b_dec_b)
-        shared, _ = done.kept.of_features(crosscoder.slices["shared"])
-        shared_K = torch.zeros_like(done.f_K)
-        shared_K[shared] = done.f_K[shared]
+        shared, column_K = crosscoder.slices["shared"], done.kept.column_K
+        shared_K = torch.where((column_K >= shared.start) & (column_K < shared.stop), done.f_K, 0.0)
         decoded = decode_kept(shared_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept)
         xhat_shared = [self.shards.sum(xhat_BD) for xhat_BD in decoded]
         quality = Quality(crosscoder)
-        quality.add(x, (done.xhat_a, done.xhat_b), (xhat_shared[0] + biases[0], xhat_shared[1] + biases[1]))
+        quality.add(done.x, (done.xhat_a, done.xhat_b), (xhat_shared[0] + biases[0], xhat_shared[1] + biases[1]))
         return quality.figures()
 
     def _auxk(self, e_a: torch.Tensor, e_b: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
+        """The auxiliary loss, with autograd; None: there is none in this step."""
         recipe = self.recipe
-        dead_Z = self.dead().nonzero()[:, 0]
-        if recipe.auxk_alpha == 0 or self.shards.number(len(dead_Z)) == 0:
+        if recipe.auxk_alpha == 0:
             return None
-        loss = auxk_loss(
-            self.crosscoder,
-            dead_Z,
-            recipe.auxk,
-            e_a,
-            e_b,
-            inputs=x if recipe.auxk_input == "input" else None,
-            normalised=recipe.loss == "norm",
-            shards=self.shards,
-        )
+        dead_Z = places_of(self.dead())
+        if self.shards.number(len(dead_Z)) == 0:
+            return None
+        with torch.enable_grad():
+            loss = auxk_loss(
+                self.crosscoder,
+                dead_Z,
+                recipe.auxk,
+                e_a,
+                e_b,
+                inputs=x if recipe.auxk_input == "input" else None,
+                normalised=recipe.loss == "norm",
+                shards=self.shards,
+            )
         if bool(loss.isnan()):
             self.auxk_nan += 1
             return None
         return loss
 
-    def _descend(self, losses: list[torch.Tensor]) -> None:
+    def _descend(self, reconstruction: torch.Tensor) -> None:
+        """Move the weights along their gradients."""
         self.optimizer.param_groups[0]["lr"] = self.recipe.lr_at(self.step)
-        self._forward.forget(self.crosscoder)
-        for loss in losses:  # the auxiliary one adds to the gradients that the other one writes
-            loss.backward()
-        tie_gradients(self.crosscoder)
+        if self.crosscoder.config.tie != "none":
+            tie_gradients(self.crosscoder)
         norm = self._gradient_norm()
         if float(norm) > self.recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(self.crosscoder.parameters(), self.recipe.clip, norm)
-        if not bool((losses[0].detach() + norm).isfinite()):
+        if not math.isfinite(float(reconstruction) + float(norm)):
             raise InputError(
                 f"training diverged at step {self.step}: the loss or its gradient is not finite; "
                 f"use a smaller --lr (now {self.recipe.lr:.2g})"
             )
         self.optimizer.step()
-        tie_rows(self.crosscoder)
+        if self.crosscoder.config.tie != "none":
+            tie_rows(self.crosscoder)
 
     def _gradient_norm(self) -> torch.Tensor:
         if self.shards.alone:
             parameters = self.optimizer.param_groups[0]["params"]
-            return torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+            return _norm([one.grad for one in parameters if one.grad is not None])
         gradients = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
         # The decoder's biases are the same on all ranks, and count once.
         biases = [gradients.pop(name) for name in ("b_dec_a", "b_dec_b")]
-        squares = self.shards.total(torch.nn.utils.get_total_norm(gradients.values()).square())
-        return (squares + torch.nn.utils.get_total_norm(biases).square()).sqrt()
+        squares = self.shards.total(_norm(list(gradients.values())).square())
+        return (squares + _norm(biases).square()).sqrt()
 
     def by_partition(self, value_F: torch.Tensor) -> dict[str, float]:
         """Sum of a value per feature over each partition, over all ranks."""
@@ -220,7 +224,6 @@ class Trainer:
 
     def _line(
         self,
-        loss: torch.Tensor | int,
         reconstruction: torch.Tensor,
         auxk: torch.Tensor | None,
         slots_F: torch.Tensor,
@@ -234,7 +237,7 @@ class Trainer:
             "left_out": self.left_out,
             "k": self.recipe.k_at(self.step),
             "lr": self.recipe.lr_at(self.step),
-            "loss": float(loss),
+            "loss": float(reconstruction if auxk is None else reconstruction + self.recipe.auxk_alpha * auxk),
             "reconstruction": reconstruction.item(),
             "auxk": None if auxk is None else auxk.item(),
             "threshold": self.threshold.value,
@@ -259,3 +262,8 @@ class Trainer:
                 f"warning: no {name} feature has been active for {int(since):,} pairs (step {self.step}): "
                 f"see --selection (now {self.crosscoder.config.selection}), --dead-share, --k-start"
             )
+
+
+def _norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Of all of them as one vector; as torch.nn.utils.get_total_norm, which first sorts them by device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))

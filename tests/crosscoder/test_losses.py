@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_loss
+from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_gradient, reconstruction_loss
 from tests.crosscoder.made import random_crosscoder
 
 B = 40
@@ -44,6 +44,26 @@ def test_squared_and_norm_reconstruction() -> None:
     e_a, e_b = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
     assert reconstruction_loss(e_a, e_b, "squared").item() == pytest.approx((25 + 4 + 1) / 2)
     assert reconstruction_loss(e_a, e_b, "norm").item() == pytest.approx(((5 + 2) / 2 + (0 + 1) / 2) / 2)
+
+
+def test_the_gradients_of_both_losses_in_the_reconstructions() -> None:
+    e_a = torch.tensor([[3.0, 4.0], [0.0, 0.0]])  # two pairs: halves; the second one has no error
+    assert reconstruction_gradient(e_a, "squared").tolist() == [[-3, -4], [0, 0]]
+    torch.testing.assert_close(reconstruction_gradient(e_a, "norm"), torch.tensor([[-0.6, -0.8], [0, 0]]) / 4)
+
+
+@pytest.mark.parametrize("kind", ["squared", "norm"])
+@pytest.mark.parametrize("pairs", [1, 7, 512])
+def test_the_gradients_have_the_bits_of_autograd(kind: str, pairs: int) -> None:
+    generator = torch.Generator().manual_seed(pairs)
+    x_a, x_b = torch.randn(pairs, 33, generator=generator), torch.randn(pairs, 20, generator=generator)
+    xhat = [torch.randn(x.shape, generator=generator) for x in (x_a, x_b)]
+    xhat[0][0] = x_a[0]
+    leaves = [one.clone().requires_grad_() for one in xhat]
+    reconstruction_loss(x_a - leaves[0], x_b - leaves[1], kind).backward()
+    for x, one, leaf in zip((x_a, x_b), xhat, leaves, strict=True):
+        assert leaf.grad is not None
+        assert torch.equal(reconstruction_gradient(x - one, kind), leaf.grad)
 
 
 @pytest.mark.parametrize("kind", ["squared", "norm"])

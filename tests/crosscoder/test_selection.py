@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.crosscoder.selection import Scores, ThresholdAverage, batch_topk, score_weights
+from modeldiff.crosscoder import selection as selection_module
+from modeldiff.crosscoder.selection import Scores, ThresholdAverage, batch_topk, places_of, score_weights
 from tests.crosscoder.made import random_crosscoder
 
 
@@ -41,10 +44,11 @@ def test_batch_topk_equals_brute_force_also_with_ties(
     share=st.floats(0, 1.1),
     levels=st.sampled_from([2, 10**6]),
     weighted=st.booleans(),
+    looked_up=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_bias_and_weight_of_a_feature_count_as_if_the_matrix_of_scores_were_made(
-    rows: int, features: int, share: float, levels: int, weighted: bool, seed: int
+    rows: int, features: int, share: float, levels: int, weighted: bool, looked_up: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     pre_BF = torch.randint(-levels, levels, (rows, features), generator=generator) / levels
@@ -53,7 +57,9 @@ def test_bias_and_weight_of_a_feature_count_as_if_the_matrix_of_scores_were_made
     scores = Scores(pre_BF, bias_F, weight_F)
     score_BF = pre_BF + bias_F if weight_F is None else (pre_BF + bias_F) * weight_F
     count = int(share * rows * features)
-    kept_K, score_K = batch_topk(scores, count)
+    # Of a matrix as small as these all scores would be made.
+    with patch.object(selection_module, "_FEW_SCORES", 0 if looked_up else 1 << 18):
+        kept_K, score_K = batch_topk(scores, count)
     assert kept_K.tolist() == brute_force(score_BF, count)
     assert torch.equal(score_K, score_BF.reshape(-1)[kept_K])
     assert torch.equal(scores.pre(kept_K), (pre_BF + bias_F).reshape(-1)[kept_K])
@@ -61,8 +67,20 @@ def test_bias_and_weight_of_a_feature_count_as_if_the_matrix_of_scores_were_made
 
 def test_batch_topk_where_the_sampled_rows_mislead() -> None:
     score_BF = torch.full((1000, 8), 0.5)
-    score_BF[::10] = 2.0  # the sample sees only large ones: too high a bound, then the fallback
+    score_BF[::31] = 2.0  # the sample sees only large ones: too high a bound, then the fallback
     assert batch_topk(Scores(score_BF), 4000)[0].tolist() == brute_force(score_BF, 4000)
+
+
+@given(
+    rows=st.integers(0, 40),
+    columns=st.sampled_from([1, 3, 8, 64]),
+    share=st.sampled_from([0.0, 0.01, 0.05, 0.09, 0.2, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_places_of_few_and_of_many_true_ones(rows: int, columns: int, share: float, seed: int) -> None:
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < share
+    for view in (mask, mask.T):
+        assert places_of(view).tolist() == [i for i, value in enumerate(view.flatten().tolist()) if value]
 
 
 def test_scores() -> None:

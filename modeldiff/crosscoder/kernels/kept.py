@@ -1,7 +1,8 @@
 """The kept entries of a sparse code, in the two orders that its products need: by feature and by pair.
 
 A code has K entries among B x F. What is summed over a feature's entries (gradients of weights) wants them feature by
-feature, what is summed over a pair's (reconstructions) pair by pair. Values travel in the first order.
+feature, what is summed over a pair's (reconstructions) pair by pair. Values come in the second order, as they were
+selected; their gradients in the first.
 
 Legend: K kept entries, B pairs, F features, Fm features that one model has; B1 = B + 1, F1 = F + 1.
 """
@@ -18,65 +19,79 @@ from modeldiff.crosscoder.kernels.bags import Bags
 
 
 class Kept:
-    """Entries of a code, feature by feature; of one feature, in the order of the pairs.
+    """Entries of a code. Of one feature, they are in the order of the pairs; of one pair, in that of the features.
 
     Attributes:
         pairs: B.
         features: F.
-        pair_K, feature_K: int64, the entry's row and column.
+        row_K, column_K: int64, the entry's pair and feature, pair by pair.
+        pair_K, feature_K: the same, feature by feature.
         start_F1: int64: feature i holds the entries from start_F1[i] to start_F1[i + 1].
-        by_pair_K: int64, the numbers of the entries pair by pair; of one pair, in the order of the features.
-        by_feature_K: int64, the way back: values listed pair by pair, taken at these places, are feature by feature.
+        by_feature_K: int64: values listed pair by pair, taken at these places, are feature by feature.
     """
 
     def __init__(self, flat_K: torch.Tensor, pairs: int, features: int) -> None:
         """`flat_K`: int64, ascending: row * F + column of each entry."""
         self.pairs, self.features = pairs, features
         self._of_features: dict[tuple[int, int], tuple[slice, Bags]] = {}
-        self._rows_K = flat_K // features
-        columns_K = flat_K - self._rows_K * features
-        order_K = _by_column(self._rows_K, columns_K, pairs, features)
-        self.pair_K = self._rows_K.index_select(0, order_K)
-        self.feature_K = columns_K.index_select(0, order_K)
+        self.row_K, self.column_K = rows_and_columns(flat_K, features)
+        self.by_feature_K = _by_column(self.row_K, self.column_K, pairs, features)
+        self.pair_K = self.row_K.index_select(0, self.by_feature_K)
+        self.feature_K = self.column_K.index_select(0, self.by_feature_K)
         self.start_F1 = _starts(self.feature_K, features)
-        self.by_feature_K = order_K
-        self.by_pair_K = torch.empty_like(order_K)
-        self.by_pair_K[order_K] = torch.arange(len(order_K), device=order_K.device)
+
+    @cached_property
+    def by_pair_K(self) -> torch.Tensor:
+        """int64, the way back: values listed feature by feature, taken at these places, are pair by pair."""
+        by_pair_K = torch.empty_like(self.by_feature_K)
+        by_pair_K[self.by_feature_K] = torch.arange(len(by_pair_K), device=by_pair_K.device)
+        return by_pair_K
 
     @cached_property
     def start_B1(self) -> torch.Tensor:
         """int64: pair i holds the entries from start_B1[i] to start_B1[i + 1] of those listed pair by pair."""
-        return _starts(self._rows_K, self.pairs)
+        return _starts(self.row_K, self.pairs)
 
     def of_features(self, seen: slice) -> tuple[slice, Bags]:
-        """The entries of neighbouring features (their slice), and bags of them: a bag is a feature, an index a pair."""
+        """The entries of neighbouring features among those listed feature by feature (their slice), and bags of them: a
+        bag is a feature, an index a pair."""
         key = (seen.start, seen.stop)
         if key not in self._of_features:  # encoder and decoder ask for the same ones
             self._of_features[key] = self._bags_of(seen)
         return self._of_features[key]
 
     def _bags_of(self, seen: slice) -> tuple[slice, Bags]:
+        if seen.start == 0 and seen.stop == self.features:
+            return slice(0, len(self.pair_K)), Bags(self.pair_K, self.feature_K, self.start_F1)
         start_Fm1 = self.start_F1[seen.start : seen.stop + 1]
         entries = slice(int(start_Fm1[0]), int(start_Fm1[-1]))
         bags = Bags(self.pair_K[entries], self.feature_K[entries] - seen.start, start_Fm1 - entries.start)
         return entries, bags
 
-    def of_pairs(self, seen: slice) -> tuple[torch.Tensor, Bags]:
-        """Numbers of the entries of neighbouring features, pair by pair, and bags of them: a bag is a pair, an index a
-        feature, counted from the first of them."""
-        numbers_K, rows_K, start_B1 = self.by_pair_K, self._rows_K, self.start_B1
-        columns_K = self.feature_K.index_select(0, numbers_K)
-        if seen.start > 0 or seen.stop < self.features:
-            inside_K = (columns_K >= seen.start) & (columns_K < seen.stop)
-            numbers_K, rows_K, columns_K = numbers_K[inside_K], rows_K[inside_K], columns_K[inside_K]
-            start_B1 = _starts(rows_K, self.pairs)
-        return numbers_K, Bags(columns_K - seen.start, rows_K, start_B1)
+    def of_pairs(self, seen: slice) -> tuple[torch.Tensor | None, Bags]:
+        """The places of the entries of neighbouring features among those listed pair by pair (None: all of them), and
+        bags of them: a bag is a pair, an index a feature, counted from the first of them."""
+        if seen.start == 0 and seen.stop == self.features:
+            return None, Bags(self.column_K, self.row_K, self.start_B1)
+        places = ((self.column_K >= seen.start) & (self.column_K < seen.stop)).nonzero()[:, 0]
+        rows_K, columns_K = self.row_K.index_select(0, places), self.column_K.index_select(0, places)
+        return places, Bags(columns_K - seen.start, rows_K, _starts(rows_K, self.pairs))
 
     def dense(self, value_K: torch.Tensor) -> torch.Tensor:
-        """(B, F) with the values at their places and 0 elsewhere."""
+        """(B, F) with the values, listed pair by pair, at their places and 0 elsewhere."""
         out_BF = value_K.new_zeros(self.pairs, self.features)
-        out_BF[self.pair_K, self.feature_K] = value_K
+        out_BF[self.row_K, self.column_K] = value_K
         return out_BF
+
+
+def rows_and_columns(flat_K: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat indices into a matrix of so many columns, taken apart."""
+    if flat_K.device.type != "cpu":
+        rows_K = flat_K // columns
+        return rows_K, flat_K - rows_K * columns
+    # numpy divides integers by one number four times as fast.
+    rows = flat_K.numpy() // columns
+    return torch.from_numpy(rows), torch.from_numpy(flat_K.numpy() - rows * columns)
 
 
 def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.crosscoder.kernels.code import decode_kept, encode_kept
+from modeldiff.crosscoder.kernels.code import decode_backward, decode_kept, encode_backward
 from modeldiff.crosscoder.kernels.kept import Kept
 from modeldiff.crosscoder.partitioned import decode_product, encode_product
 
@@ -31,6 +31,7 @@ def test_both_orders_hold_every_entry_once(pairs: int, features: int, share: flo
     kept = Kept(flat_K, pairs, features)
     expected = sorted((i % features, i // features) for i in flat_K.tolist())
     assert list(zip(kept.feature_K.tolist(), kept.pair_K.tolist(), strict=True)) == expected
+    assert torch.equal(kept.row_K * features + kept.column_K, flat_K)
     assert torch.equal((kept.pair_K * features + kept.feature_K)[kept.by_pair_K], flat_K)
     assert torch.equal(flat_K[kept.by_feature_K], kept.pair_K * features + kept.feature_K)
     assert kept.start_F1.diff().tolist() == torch.bincount(kept.feature_K, minlength=features).tolist()
@@ -38,10 +39,12 @@ def test_both_orders_hold_every_entry_once(pairs: int, features: int, share: flo
     seen = slice(int(cut * features), features)
     entries, bags = kept.of_features(seen)
     assert torch.equal(bags.bag_K + seen.start, kept.feature_K[entries])
-    numbers_K, by_pair = kept.of_pairs(seen)
-    assert sorted(numbers_K.tolist()) == list(range(len(flat_K)))[entries]
-    assert torch.equal(by_pair.index_K + seen.start, kept.feature_K[numbers_K])
-    assert torch.equal(by_pair.bag_K, kept.pair_K[numbers_K])
+    places, by_pair = kept.of_pairs(seen)
+    assert (places is None) == (seen.start == 0)
+    places = torch.arange(len(flat_K)) if places is None else places
+    assert places.tolist() == sorted(kept.by_feature_K[entries].tolist())
+    assert torch.equal(by_pair.index_K + seen.start, kept.column_K[places])
+    assert torch.equal(by_pair.bag_K, kept.row_K[places])
     assert torch.equal(by_pair.start_G1.diff(), torch.bincount(by_pair.bag_K, minlength=pairs))
 
 
@@ -65,14 +68,16 @@ def test_values_and_gradients_equal_the_dense_products(
         enc_a, enc_b, dec_a, dec_b, b = leaves
         pre_BF = encode_product(x_a, x_b, enc_a, enc_b, b, share=share, dtype=torch.float32)
         if sparse:
-            pre_K = pre_BF.detach()[kept.pair_K, kept.feature_K]
-            f_K = encode_kept(pre_K, x_a, x_b, enc_a, enc_b, b, kept, share=share)
-            xhat = decode_kept(f_K, dec_a, dec_b, kept)
+            f_K = pre_BF.detach()[kept.row_K, kept.column_K]
+            for _ in range(2):  # the second time over the gradients of the first
+                xhat = decode_kept(f_K, dec_a, dec_b, kept)
+                g_K = decode_backward(2 * (xhat[0] - goal_a), 2 * (xhat[1] - goal_b), f_K, dec_a, dec_b, kept)
+                encode_backward(g_K, x_a, x_b, enc_a, enc_b, b, kept, share=share)
         else:
             f_BF = pre_BF * kept.dense(torch.ones(len(kept.pair_K)))
-            f_K = f_BF[kept.pair_K, kept.feature_K]
+            f_K = f_BF[kept.row_K, kept.column_K]
             xhat = decode_product(f_BF, dec_a, dec_b, dtype=torch.float32)
-        ((xhat[0] - goal_a).square().sum() + (xhat[1] - goal_b).square().sum()).backward()
+            ((xhat[0] - goal_a).square().sum() + (xhat[1] - goal_b).square().sum()).backward()
         return [f_K, *xhat, *(leaf.grad for leaf in leaves)]  # type: ignore[list-item]
 
     for found, expected in zip(run(True), run(False), strict=True):
