@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from modeldiff.crosscoder.kernels.kept import rows_and_columns
+from modeldiff.crosscoder.kernels.flat import flatnonzero, places_of, rows_and_columns
 
 if TYPE_CHECKING:
     from modeldiff.crosscoder.config import CrosscoderConfig
@@ -157,27 +156,6 @@ def largest(flat_K: torch.Tensor, score_K: torch.Tensor, count: int) -> tuple[to
     return flat_K.index_select(0, places_K), score_K.index_select(0, places_K)
 
 
-def places_of(mask: torch.Tensor) -> torch.Tensor:
-    """Flat indices, ascending, of the true ones."""
-    if mask.device.type != "cpu":
-        return mask.view(-1).nonzero()[:, 0]
-    return torch.from_numpy(_flatnonzero(mask.numpy()))
-
-
-def _flatnonzero(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """numpy's, three to five times as fast as torch's; where few are true, in two steps.
-
-    Below a tenth numpy looks for each true value anew, at a branch that the processor cannot predict. Looking first
-    for the words of eight that hold one is twice as fast.
-    """
-    if mask.size % 8 or not mask.flags.c_contiguous or 10 * np.count_nonzero(mask) >= mask.size:
-        return np.flatnonzero(mask)
-    words = mask.reshape(-1).view(np.uint64)
-    places = np.flatnonzero(words != 0)
-    bytes_ = np.flatnonzero(words[places].view(np.bool_))
-    return (places << 3)[bytes_ >> 3] + (bytes_ & 7)
-
-
 def pooled_topk(
     scores: Scores, count: int, config: CrosscoderConfig
 ) -> tuple[torch.Tensor, tuple[float | None, float | None]]:
@@ -236,7 +214,7 @@ def where_above(pre_BF: torch.Tensor, limit_F: torch.Tensor | float) -> torch.Te
     limit = limit_F.numpy() if isinstance(limit_F, torch.Tensor) else limit_F
     pre, step = pre_BF.numpy(), max(1, _MASK_BYTES // pre_BF.shape[1])
     found = [
-        _flatnonzero(pre[start : start + step] > limit) + start * pre_BF.shape[1] for start in range(0, len(pre), step)
+        flatnonzero(pre[start : start + step] > limit) + start * pre_BF.shape[1] for start in range(0, len(pre), step)
     ]
     return torch.from_numpy(found[0] if len(found) == 1 else np.concatenate(found))
 

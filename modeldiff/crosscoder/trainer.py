@@ -17,11 +17,12 @@ from modeldiff.crosscoder.adam import Adam
 from modeldiff.crosscoder.auditor import Auditor
 from modeldiff.crosscoder.forward import Forward, Pass, Smallest, SparseForward
 from modeldiff.crosscoder.kernels.code import decode_kept
+from modeldiff.crosscoder.kernels.flat import places_of
 from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_gradient, reconstruction_loss
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.recipe import Recipe
-from modeldiff.crosscoder.selection import Scores, ThresholdAverage, places_of, pooled_topk, score_weights
+from modeldiff.crosscoder.selection import Scores, ThresholdAverage, pooled_topk, score_weights
 from modeldiff.crosscoder.shards import Shards
 from modeldiff.crosscoder.tying import tie_gradients, tie_rows
 from modeldiff.errors import DamagedError, InputError

@@ -16,6 +16,7 @@ import torch
 from scipy.sparse import csr_array
 
 from modeldiff.crosscoder.kernels.bags import Bags
+from modeldiff.crosscoder.kernels.flat import places_of, rows_and_columns
 
 
 class Kept:
@@ -73,7 +74,7 @@ class Kept:
         bags of them: a bag is a pair, an index a feature, counted from the first of them."""
         if seen.start == 0 and seen.stop == self.features:
             return None, Bags(self.column_K, self.row_K, self.start_B1)
-        places = ((self.column_K >= seen.start) & (self.column_K < seen.stop)).nonzero()[:, 0]
+        places = places_of((self.column_K >= seen.start) & (self.column_K < seen.stop))
         rows_K, columns_K = self.row_K.index_select(0, places), self.column_K.index_select(0, places)
         return places, Bags(columns_K - seen.start, rows_K, _starts(rows_K, self.pairs))
 
@@ -82,16 +83,6 @@ class Kept:
         out_BF = value_K.new_zeros(self.pairs, self.features)
         out_BF[self.row_K, self.column_K] = value_K
         return out_BF
-
-
-def rows_and_columns(flat_K: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat indices into a matrix of so many columns, taken apart."""
-    if flat_K.device.type != "cpu":
-        rows_K = flat_K // columns
-        return rows_K, flat_K - rows_K * columns
-    # numpy divides integers by one number four times as fast.
-    rows = flat_K.numpy() // columns
-    return torch.from_numpy(rows), torch.from_numpy(flat_K.numpy() - rows * columns)
 
 
 def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:

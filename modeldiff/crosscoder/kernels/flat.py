@@ -1,0 +1,43 @@
+"""Flat indices into a matrix: those of the true ones of a mask, and their rows and columns.
+
+On the CPU by numpy, which is several times as fast there as torch.
+
+Legend: K entries.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def rows_and_columns(flat_K: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of flat indices, int64, into a matrix of so many columns."""
+    if flat_K.device.type != "cpu":
+        rows_K = flat_K // columns
+        return rows_K, flat_K - rows_K * columns
+    flat = flat_K.numpy()
+    rows = flat // columns
+    return torch.from_numpy(rows), torch.from_numpy(flat - rows * columns)
+
+
+def places_of(mask: torch.Tensor) -> torch.Tensor:
+    """Flat indices, int64, ascending, of the true ones."""
+    if mask.device.type != "cpu":
+        return mask.reshape(-1).nonzero()[:, 0]
+    return torch.from_numpy(flatnonzero(mask.numpy()))
+
+
+def flatnonzero(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """numpy's; where few are true, in two steps.
+
+    Below a tenth numpy looks for each true value anew, at a branch that the processor cannot predict. Looking first
+    for the words of eight that hold one is twice as fast.
+    """
+    if mask.size % 8 or not mask.flags.c_contiguous or 10 * np.count_nonzero(mask) >= mask.size:
+        return np.flatnonzero(mask)
+    words = mask.reshape(-1).view(np.uint64)
+    places = np.flatnonzero(words != 0)
+    within = np.flatnonzero(words[places].view(np.bool_))
+    return (places << 3)[within >> 3] + (within & 7)
