@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.linalg.blas import dsyrk
 
 RIDGE = 1e-4
 """Regularisation, as a share of the mean of the Gram matrix's diagonal: enough for a stable solution, too little to
@@ -77,6 +76,8 @@ def _gram(x_ND: torch.Tensor) -> torch.Tensor:
     """x^T x, (D, D) float64."""
     if x_ND.device.type != "cpu":
         return x_ND.T @ x_ND
+    from scipy.linalg.blas import dsyrk  # a tenth of a second, which most trainings do not need
+
     # torch has no product that makes use of the symmetry, which is half of the work.
     upper_DD = torch.from_numpy(dsyrk(1.0, x_ND.numpy().T))
     return upper_DD.triu() + upper_DD.triu(1).T
