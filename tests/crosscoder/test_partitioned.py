@@ -38,7 +38,7 @@ def test_values_and_gradients(partition: tuple[int, int, int], share: float) -> 
 @pytest.mark.parametrize("partition", [(3, 2900, 70), (0, 1537, 0)])
 def test_many_shared_features_are_summed_part_by_part(partition: tuple[int, int, int]) -> None:
     """Thousands of them come in several parts, of which the last one is smaller."""
-    n_a, n_shared, n_b = partition
+    n_a, _, n_b = partition
     with torch.no_grad():
         x_a, x_b, w_a, w_b, *_ = inputs(*partition)
         out = torch.full((4, sum(partition)), torch.nan, dtype=torch.float64)
