@@ -37,13 +37,22 @@ class CoarseScores(Scores):
     """
 
     def __init__(
-        self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, out_BF: torch.Tensor
+        self,
+        crosscoder: Crosscoder,
+        x_a_BDa: torch.Tensor,
+        x_b_BDb: torch.Tensor,
+        out_BF: torch.Tensor,
+        encoders: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        """`out_BF`: bfloat16, is filled with the bounds."""
+        """
+        Args:
+            out_BF: bfloat16, is filled with the bounds.
+            encoders: `bounded_encoders` of the crosscoder, where they were made before.
+        """
         self._crosscoder = crosscoder
         self._x = (x_a_BDa, x_b_BDb)
         x_a, x_b = _bounded(x_a_BDa, _ROUNDING_A), _bounded(x_b_BDb, _ROUNDING_B)
-        w_a, w_b = _bounded(crosscoder.w_enc_a, 1.0), _bounded(crosscoder.w_enc_b, 1.0)
+        w_a, w_b = bounded_encoders(crosscoder) if encoders is None else encoders
         product_into(out_BF, x_a, x_b, w_a, w_b, crosscoder.share)
         super().__init__(out_BF, crosscoder.b_enc, score_weights(crosscoder))
         self._known: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -106,6 +115,11 @@ class CoarseScores(Scores):
             pre_K[entries.of_features(crosscoder.slices["shared"])[0]] *= crosscoder.share
         pre_K += crosscoder.b_enc[entries.feature_K]
         return pre_K[entries.by_pair_K]
+
+
+def bounded_encoders(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both models' encoders as the coarse product takes them."""
+    return _bounded(crosscoder.w_enc_a, 1.0), _bounded(crosscoder.w_enc_b, 1.0)
 
 
 def _bounded(rows_ND: torch.Tensor, factor: float) -> torch.Tensor:

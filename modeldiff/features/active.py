@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.coarse import CoarseScores
+from modeldiff.crosscoder.coarse import CoarseScores, bounded_encoders
 from modeldiff.crosscoder.partitioned import product_into
 from modeldiff.crosscoder.selection import Scores, score_weights
 
@@ -39,6 +39,7 @@ class ActiveEntries:
         self._dtype = torch.bfloat16 if self._coarse else torch.float32
         self._rows = max(1, _PRODUCT_BYTES // (self._dtype.itemsize * crosscoder.n_features))
         self._room = torch.empty(0, dtype=self._dtype, device=device)
+        self._encoders: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.inference_mode()
     def of(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,16 +60,18 @@ class ActiveEntries:
             self._room = torch.empty(len(x_a), config.n_features, dtype=self._dtype, device=x_a.device)
         out_BF = self._room[: len(x_a)]
         if self._coarse:
-            scores: Scores = CoarseScores(crosscoder, x_a, x_b, out_BF)
+            self._encoders = self._encoders or bounded_encoders(crosscoder)
+            scores: Scores = CoarseScores(crosscoder, x_a, x_b, out_BF, self._encoders)
         else:
             product_into(out_BF, x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.share)
             scores = Scores(out_BF, crosscoder.b_enc, score_weights(crosscoder))
         if not config.n_designated:
-            flat_K, _ = scores.above(config.threshold)
+            flat_K, score_K = scores.above(config.threshold)
         else:
             flat_K, score_K = scores.above(min(config.threshold, config.threshold_designated))
-            flat_K = flat_K[score_K > thresholds(crosscoder)[flat_K % config.n_features]]
-        return flat_K, scores.pre(flat_K)
+            over_K = score_K > thresholds(crosscoder)[flat_K % config.n_features]
+            flat_K, score_K = flat_K[over_K], score_K[over_K]
+        return flat_K, score_K if scores.weight_F is None else scores.pre(flat_K)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -10,7 +10,9 @@ Legend: N pairs of the sample, D width of one model, F features, R readers.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -110,15 +112,20 @@ def read_alone(
         for rows, x_ND in activations_of(store, side, sample.rows_N):
             pre_RN[:, rows] = (w_RD @ x_ND.to(w_RD.device).float().T).cpu().numpy()
             bar.advance(len(x_ND))
-    fired, values = [], []
-    for pre_N, fires in zip(pre_RN, readers.fires_R, strict=True):
-        # The `fires` largest are above the next one; what fires on all pairs leaves out the smallest.
-        place = max(0, n - int(fires) - 1)
-        bar = np.partition(pre_N, place)[place]
-        fired.append(np.flatnonzero(pre_N > bar))
-        values.append(pre_N[fired[-1]] - bar + np.float32(crosscoder.config.threshold))
+    with ThreadPoolExecutor(torch.get_num_threads(), "readers") as workers:  # numpy lets the others run
+        read = partial(_largest, threshold=crosscoder.config.threshold)
+        fired, values = zip(*workers.map(read, pre_RN, readers.fires_R.tolist()), strict=True)
     starts = np.cumsum([0, *map(len, fired)])
     return sparse.csc_matrix((np.concatenate(values), np.concatenate(fired), starts), shape=(n, r)).tocsr()
+
+
+def _largest(pre_N: NDArray[np.float32], fires: int, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(places of the `fires` largest, their values with the next one brought to the threshold)."""
+    # The `fires` largest are above the next one; what fires on all pairs leaves out the smallest.
+    place = max(0, len(pre_N) - fires - 1)
+    bar = np.partition(pre_N, place)[place]
+    fired = np.flatnonzero(pre_N > bar)
+    return fired, pre_N[fired] - bar + np.float32(threshold)
 
 
 def _encoders(crosscoder: Crosscoder, side: str) -> torch.Tensor:

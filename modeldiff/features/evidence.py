@@ -9,7 +9,7 @@ Legend: N pairs, D width of one model, F features, G features of a block, R feat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from modeldiff.ahead import one_ahead
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import OTHER
@@ -47,6 +48,9 @@ REFERENCE_FIRINGS = 50
 _MAX_STRETCH, _MIN_STRETCHES = 512, 20
 # Pairs whose products are summed in float32 at once.
 _FLOAT32_ROWS = 4096
+
+Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(f_G, ff_G, fx_GD) for `Moments.add_targets`."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,6 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
     total = len(SIDES) * len(starts) * len(sample.rows_N)
     with progress("features: predictability", total, "pairs") as bar:
         for side in SIDES:
-            mean_D = store.mean[side].to(device).double()
             parts: list[Moments] = []
             for start in starts:
                 chosen = slice(start, min(start + block, n_features))
@@ -189,19 +192,36 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
                     if inputs_known
                     else [Moments.empty(width, targets) for _ in range(2)]
                 )
-                for rows, x_ND in activations_of(store, side, sample.rows_N):
-                    for held, part in enumerate(parts):
-                        mask = held_N[rows] == bool(held)
-                        x_part = x_ND[torch.from_numpy(np.flatnonzero(mask))].to(device).double() - mean_D
-                        sums = target_sums(x_part, codes_NG[rows][mask])
+                for found in _sums(store, side, sample.rows_N, codes_NG, device):
+                    for part, (x_nD, sums) in zip(parts, found, strict=True):
                         if inputs_known:
                             part.add_targets(*sums)
                         else:
-                            part.add(x_part, *sums)
-                    bar.advance(len(x_ND))
+                            part.add(x_nD, *sums)
+                    bar.advance(sum(len(x_nD) for x_nD, _ in found))
                 r2_G = held_out_r2(*parts).numpy()
                 result[side][chosen] = np.where(firings_F[chosen] >= MIN_FIRINGS, r2_G, np.nan)
     return result
+
+
+def _sums(
+    store: ActivationStore, side: str, rows_N: NDArray[np.int64], codes_NG: sparse.csr_matrix, device: torch.device
+) -> Iterator[list[tuple[torch.Tensor, Sums]]]:
+    """Some thousand pairs at a time, of the training part and of the one held out: (inputs about their mean, float64,
+    `target_sums`)."""
+    mean_D = store.mean[side].to(device).double()
+    held_N = held_out(len(rows_N))
+
+    def summed(some: tuple[slice, torch.Tensor]) -> list[tuple[torch.Tensor, Sums]]:
+        rows, x_ND = some
+        found = []
+        for mask in (~held_N[rows], held_N[rows]):
+            x_nD = x_ND[torch.from_numpy(np.flatnonzero(mask))].to(device).double() - mean_D
+            found.append((x_nD, target_sums(x_nD, codes_NG[rows][mask])))
+        return found
+
+    for _, found in one_ahead(summed, activations_of(store, side, rows_N)):
+        yield found
 
 
 def held_out(n: int) -> NDArray[np.bool_]:
@@ -224,8 +244,8 @@ def _cost(store: ActivationStore, sample: CodeSample, readers: Mapping[str, Mapp
     return Cost(len(sample.rows_N), targets, 2 * entries, store.widths)
 
 
-def target_sums(x_ND: torch.Tensor, f_NG: sparse.csr_matrix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(f_G, ff_G, fx_GD) for `Moments.add_targets`, float64 on the CPU, from the entries that are not 0.
+def target_sums(x_ND: torch.Tensor, f_NG: sparse.csr_matrix) -> Sums:
+    """`Sums`, float64 on the CPU, from the entries that are not 0.
 
     Those with the inputs are summed in float32 over a few thousand pairs at a time, in float64 from there on.
 

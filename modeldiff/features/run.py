@@ -15,6 +15,7 @@ Layout (normative; F features, S text sources, E examples of all features togeth
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import h5py
@@ -97,14 +98,18 @@ def _build(
     evidence = _evidence(settings, crosscoder, store, result, device, work)
     if not work.has(STATISTICS_NAME):
         work.write_bytes(STATISTICS_NAME, save(_statistics(crosscoder, result.statistics, evidence)))
-    if evidence and not work.has(FIGURE_NAME):
-        title = (
-            f"features of {refs['crosscoder']} on {refs['activations']}: {len(result.sample.rows_N):,} pairs, one in "
-            f"{HELD_OUT_EVERY} held out; directions of seed {SEED}"
-        )
-        work.write_bytes(FIGURE_NAME, predictability_figure(evidence, crosscoder, title))
-    if not work.has(EXAMPLES_NAME):
-        _write_examples(encoder, result.examples, settings.context, work)
+    with ThreadPoolExecutor(1, "figure") as beside:
+        picture = None
+        if evidence and not work.has(FIGURE_NAME):
+            title = (
+                f"features of {refs['crosscoder']} on {refs['activations']}: {len(result.sample.rows_N):,} pairs, "
+                f"one in {HELD_OUT_EVERY} held out; directions of seed {SEED}"
+            )
+            picture = beside.submit(predictability_figure, evidence, crosscoder, title)
+        if not work.has(EXAMPLES_NAME):
+            _write_examples(encoder, result.examples, settings.context, work)
+        if picture:
+            work.write_bytes(FIGURE_NAME, picture.result())
     dead = dead_by_partition(crosscoder, result.statistics)
     work.write_json(FEATURES_NAME, _description(crosscoder, store, result, refs, dead, evidence))
     _tell(store, result.statistics, dead)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from modeldiff.ahead import one_ahead
 from modeldiff.console import progress
 from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, spread
 from modeldiff.features.examples import Examples, TopRows, choose, stretch_of
@@ -53,8 +54,7 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
     with progress("features: pass over the activations", total, "pairs", done=finished) as bar:
         for shard in range(done, len(shards)):
             places = _Places(store, shard)
-            for block in shards[shard]:
-                codes, kept_B = encoder.sparse(block)
+            for block, (codes, kept_B) in one_ahead(encoder.sparse, shards[shard]):
                 source_B, document_B, row_B = places.of(block)
                 state.statistics.update(codes, kept_B, source_B)
                 document, row = document_B[codes.row], row_B[codes.row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modeldiff.crosscoder.partitioned import decode_product, encode_product
+from modeldiff.crosscoder.partitioned import decode_product, encode_product, product_into
 
 
 def inputs(n_a: int, n_shared: int, n_b: int) -> list[torch.Tensor]:
@@ -33,3 +33,15 @@ def test_values_and_gradients(partition: tuple[int, int, int], share: float) -> 
         lambda *t: encode_product(*t, share=share, dtype=t[0].dtype), (x_a, x_b, w_a, w_b, b)
     )
     assert torch.autograd.gradcheck(lambda *t: decode_product(*t, dtype=t[0].dtype), (f, w_a, w_b))
+
+
+@pytest.mark.parametrize("partition", [(3, 2900, 70), (0, 1537, 0)])
+def test_many_shared_features_are_summed_part_by_part(partition: tuple[int, int, int]) -> None:
+    """Thousands of them come in several parts, of which the last one is smaller."""
+    n_a, _, n_b = partition
+    with torch.no_grad():
+        x_a, x_b, w_a, w_b, *_ = inputs(*partition)
+        out = torch.full((4, sum(partition)), torch.nan, dtype=torch.float64)
+        assert product_into(out, x_a, x_b, w_a, w_b, 1.0) is out
+        nothing_a, nothing_b = x_a.new_zeros(n_b, 3), x_a.new_zeros(n_a, 5)
+        torch.testing.assert_close(out, x_a @ torch.cat([w_a, nothing_a]).T + x_b @ torch.cat([nothing_b, w_b]).T)

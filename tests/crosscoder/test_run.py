@@ -18,7 +18,7 @@ from modeldiff.crosscoder.pace import CheckpointClock
 from modeldiff.crosscoder.run import run
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.trainer import Trainer
-from modeldiff.errors import DamagedError, InputError
+from modeldiff.errors import DamagedError, InputError, MachineError
 from modeldiff.workspace import Artifact, Workspace
 from tests.crosscoder.planted import Planted, plant, recovered
 from tests.made_activations import make_activations
@@ -318,3 +318,13 @@ def _entry(path: Path) -> Any:
     from modeldiff.workspace.manifest import FileEntry
 
     return FileEntry(path.stat().st_size, sha256_file(path))
+
+
+def test_too_little_disk_is_refused_before_the_first_step(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = workspace_with(tmp_path, planted)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(Trainer, "update", lambda *_: pytest.fail("a step was made"))
+    with pytest.raises(MachineError, match=r"a training of 40 features needs .* on disk, 1.0 kB are free"):
+        run(TrainSettings(**SHORT), workspace)

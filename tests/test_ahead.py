@@ -1,0 +1,29 @@
+"""Made one ahead: in order, errors in their place, never more than one that nobody asked for."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from modeldiff.ahead import one_ahead
+
+
+def test_items_and_what_is_made_of_them_come_in_order() -> None:
+    assert list(one_ahead(lambda n: n * n, range(5))) == [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)]
+    assert list(one_ahead(str, [])) == []
+
+
+def test_the_next_one_is_made_while_this_one_is_used() -> None:
+    made = [threading.Event() for _ in range(3)]
+    for number, _ in one_ahead(lambda n: made[n].set(), range(3)):
+        if number < 2:
+            assert made[number + 1].wait(60), "the next one was not begun"
+        assert not any(one.is_set() for one in made[number + 2 :]), "more than one ahead"
+
+
+def test_an_error_is_raised_in_its_place() -> None:
+    pairs = one_ahead(lambda n: 2 // (2 - n), range(5))
+    assert [next(pairs), next(pairs)] == [(0, 1), (1, 2)]
+    with pytest.raises(ZeroDivisionError):
+        next(pairs)
