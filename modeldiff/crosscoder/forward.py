@@ -46,6 +46,15 @@ class Pass:
     xhat_a: torch.Tensor
     xhat_b: torch.Tensor
 
+    def errors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """x - xhat, (a, b); where no graph needs the reconstructions, written over them."""
+        xhats = (self.xhat_a, self.xhat_b)
+        e_a, e_b = (
+            x_BD - xhat_BD if xhat_BD.requires_grad else torch.sub(x_BD, xhat_BD, out=xhat_BD)
+            for x_BD, xhat_BD in zip(self.x, xhats, strict=True)
+        )
+        return e_a, e_b
+
 
 class Forward(Protocol):
     """A way to run a batch, activations in normalised units, and the way back."""
@@ -72,7 +81,8 @@ class SparseForward:
         kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
         f_K = scores.pre(flat_K)
         xhat_a, xhat_b = map(self._shards.sum, decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept))
-        xhat_a, xhat_b = xhat_a + crosscoder.b_dec_a, xhat_b + crosscoder.b_dec_b
+        xhat_a += crosscoder.b_dec_a
+        xhat_b += crosscoder.b_dec_b
         return Pass((x_a_BDa, x_b_BDb), kept, f_K, smallest, xhat_a, xhat_b)
 
     def backward(self, crosscoder: Crosscoder, done: Pass, g_a_BDa: torch.Tensor, g_b_BDb: torch.Tensor) -> None:

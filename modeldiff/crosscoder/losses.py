@@ -8,6 +8,7 @@ Legend: B pairs, Da, Db widths, Z dead features; Za, Zb those of them that A, B 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -92,7 +93,25 @@ def auxk_loss(
     z_BZ = torch.relu(shards.top_per_pair(pre_BZ, count))
     w_dec_a, w_dec_b = rows_of(crosscoder.w_dec_a, dead_Za), rows_of(crosscoder.w_dec_b, dead_Zb)
     ehat_a, ehat_b = map(shards.sum, decode_product(z_BZ, w_dec_a, w_dec_b, dtype=dtype))
-    loss = reconstruction_loss(e_a_BDa - ehat_a, e_b_BDb - ehat_b, "squared")
+    loss: torch.Tensor = _Unexplained.apply(ehat_a, ehat_b, e_a_BDa, e_b_BDb)
     if not normalised:
         return loss
     return loss / reconstruction_loss(e_a_BDa - e_a_BDa.mean(dim=0), e_b_BDb - e_b_BDb.mean(dim=0), "squared")
+
+
+class _Unexplained(torch.autograd.Function):
+    """The squared loss of (ehat_a - e_a, ehat_b - e_b), which is written over ehat, and later its gradient over that:
+    these are the largest matrices of the auxiliary loss, and nothing else needs them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ehat_a: torch.Tensor, ehat_b: torch.Tensor, e_a: torch.Tensor, e_b: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.left = ehat_a.detach().sub_(e_a), ehat_b.detach().sub_(e_b)
+        return reconstruction_loss(*ctx.left, "squared")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        left_a, left_b = ctx.left
+        scale = 2 * (grads[0] / len(left_a))
+        return left_a.mul_(scale), left_b.mul_(scale), None, None

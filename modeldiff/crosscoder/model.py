@@ -134,8 +134,8 @@ class Crosscoder(nn.Module):
     def normalise(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Raw activations of any dtype and device in the crosscoder's units, float32, on its device."""
         device = self.b_enc.device
-        x_a = x_a_BDa.to(device=device, dtype=torch.float32) * self.config.scale_a
-        x_b = x_b_BDb.to(device=device, dtype=torch.float32) * self.config.scale_b
+        x_a = x_a_BDa.to(device=device, dtype=torch.float32, copy=True).mul_(self.config.scale_a)
+        x_b = x_b_BDb.to(device=device, dtype=torch.float32, copy=True).mul_(self.config.scale_b)
         return x_a, x_b
 
     def pre_activations(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:

@@ -90,10 +90,15 @@ class Trainer:
         crosscoder, recipe = self.crosscoder, self.recipe
         x_a, x_b = self._without_outliers(*crosscoder.normalise(x_a_BDa, x_b_BDb))
 
+        logged = self.step % recipe.log_every == 0 or self.step in (recipe.steps - 1, recipe.next_audit(self.step))
         done = self._forward(crosscoder, x_a, x_b, self._select)
-        e_a, e_b = x_a - done.xhat_a, x_b - done.xhat_b
+        quality = self._quality(done) if logged else {}
+        e_a, e_b = done.errors()
         reconstruction = reconstruction_loss(e_a, e_b, recipe.loss)
+        self._forward.backward(crosscoder, done, *(reconstruction_gradient(e_BD, recipe.loss) for e_BD in (e_a, e_b)))
         auxk = self._auxk(e_a, e_b, done.x)
+        if auxk is not None:  # adds to the gradients that the other one writes
+            auxk.backward(torch.full_like(auxk, recipe.auxk_alpha))
 
         slots_F = done.kept.start_F1.diff()
         self.since_active_F += len(x_a)
@@ -102,15 +107,10 @@ class Trainer:
             self.threshold.update(done.smallest[0])
             self.threshold_designated.update(done.smallest[1])
         line = None
-        if self.step % recipe.log_every == 0 or self.step in (recipe.steps - 1, recipe.next_audit(self.step)):
-            line = self._line(reconstruction, auxk, slots_F, len(x_a)) | self._quality(done)
+        if logged:
+            line = self._line(reconstruction, auxk, slots_F, len(x_a)) | quality
             if self._warns:
                 self._warn_of_starving()
-
-        g_a, g_b = reconstruction_gradient(e_a, recipe.loss), reconstruction_gradient(e_b, recipe.loss)
-        self._forward.backward(crosscoder, done, g_a, g_b)
-        if auxk is not None:  # adds to the gradients that the other one writes
-            auxk.backward(torch.full_like(auxk, recipe.auxk_alpha))
         self._descend(reconstruction)
         audit = self.auditor.take(x_a, x_b)
         if line is not None:
@@ -161,9 +161,9 @@ class Trainer:
         shared, column_K = crosscoder.slices["shared"], done.kept.column_K
         shared_K = torch.where((column_K >= shared.start) & (column_K < shared.stop), done.f_K, 0.0)
         decoded = decode_kept(shared_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept)
-        xhat_shared = [self.shards.sum(xhat_BD) for xhat_BD in decoded]
+        xhat_shared = [self.shards.sum(xhat_BD).add_(bias_D) for xhat_BD, bias_D in zip(decoded, biases, strict=True)]
         quality = Quality(crosscoder)
-        quality.add(done.x, (done.xhat_a, done.xhat_b), (xhat_shared[0] + biases[0], xhat_shared[1] + biases[1]))
+        quality.add(done.x, (done.xhat_a, done.xhat_b), (xhat_shared[0], xhat_shared[1]))
         return quality.figures()
 
     def _auxk(self, e_a: torch.Tensor, e_b: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | None:
