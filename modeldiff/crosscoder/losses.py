@@ -45,7 +45,7 @@ def reconstruction_loss(e_a_BDa: torch.Tensor, e_b_BDb: torch.Tensor, kind: str)
 def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
     """The gradient of `reconstruction_loss` in one side's reconstructions: minus that in its error.
 
-    To the last bit what autograd gives; written out, it takes a tenth of the operations.
+    To the last bit what autograd gives; written out, it takes fewer operations.
     """
     if kind == "squared":
         return e_BD * (-2 / len(e_BD))

@@ -126,14 +126,13 @@ class Trainer:
 
     def _without_outliers(self, x_a: torch.Tensor, x_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         keep_B = inliers(x_a, x_b, self.recipe.outlier_factor)
-        kept = int(keep_B.sum())
-        if kept == len(x_a):
+        if bool(keep_B.all()):
             return x_a, x_b
         if not (x_a.isfinite().all() and x_b.isfinite().all()):  # a norm that is not a number is never an inlier
             raise DamagedError(
                 f"the activations of step {self.step} hold values that are not finite: harvest them again"
             )
-        self.left_out += len(x_a) - kept
+        self.left_out += len(x_a) - int(keep_B.sum())
         return x_a[keep_B], x_b[keep_B]
 
     def _select(self, scores: Scores) -> tuple[torch.Tensor, Smallest]:
