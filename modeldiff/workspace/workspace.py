@@ -11,7 +11,7 @@ from filelock import FileLock
 from modeldiff.errors import DamagedError, InputError, ModeldiffError
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
-from modeldiff.workspace.manifest import FORMAT, Manifest, check_format
+from modeldiff.workspace.manifest import Manifest, check_format
 
 # The command that makes each kind, for error messages.
 COMMAND_OF = {
@@ -33,6 +33,8 @@ KINDS = tuple(COMMAND_OF)
 DEFAULT_FOLDER = "modeldiff-workspace"
 ENVIRONMENT_VARIABLE = "MODELDIFF_WORKSPACE"
 WORKSPACE_FILE = "workspace.json"
+# Of workspace.json; manifests count their own.
+FORMAT = 1
 PARTIAL = ".partial"
 
 
@@ -59,7 +61,7 @@ class Workspace:
             raise InputError(f"{self.folder} is not a folder: choose another place with --workspace")
         path = self.folder / WORKSPACE_FILE
         if path.exists():
-            check_format(read_json(path), path)
+            check_format(read_json(path), path, FORMAT)
         # The lock, and a temporary file, are there while another process makes the workspace.
         elif any(e.name != PARTIAL and not e.name.startswith(WORKSPACE_FILE) for e in self.folder.iterdir()):
             raise InputError(
