@@ -27,8 +27,8 @@ _READERS = 4
 _WORTH_THREADS = 4 << 20
 # Of rows that go to places of their own: as many bytes pass through the processor's cache on their way.
 _STAGE_BYTES = 512 << 10
-# Reading files into the page cache, those of both models at once. 16 to 64 KiB, 4 to 16 readers: 0.9 to 1.1 of the speed
-# of reading in order, these most evenly; 128 KiB to 2 MiB: 0.9 to 0.6 of it.
+# Reading files into the page cache, those of both models at once. 16 to 64 KiB, 4 to 16 readers: 0.9 to 1.1 of the
+# speed of reading in order, these most evenly; 128 KiB to 2 MiB: 0.9 to 0.6 of it.
 _PULL_BYTES = 32 << 10
 _PULLERS = 4
 _PROBE_BYTES = 4 << 10
