@@ -112,9 +112,9 @@ class PairStream:
         return self._ahead(first_step) if self._device.type == "cuda" else self._on_cpu(first_step)
 
     def _on_cpu(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        return self._copied(first_step) if self._in_one else self._placed(first_step)
+        return self._drawn(first_step) if self._in_one else self._placed(first_step)
 
-    def _copied(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    def _drawn(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """Out of memory that holds all pairs."""
         x_ND = {side: self._store.empty_rows(side, self.rows_per_epoch) for side in SIDES}
         for side in SIDES:

@@ -265,6 +265,7 @@ def _run(
     build: Callable[[Work], dict[str, Any]],
     name: str | None,
 ) -> Artifact:
+    workspace.upgrade()
     work = Work(partial)
     (partial / MANIFEST_NAME).unlink(missing_ok=True)  # left by a kill between manifest and rename: publish anew
     # Says what the folder is to somebody who finds it, and to `workspace clean`.

@@ -33,8 +33,8 @@ KINDS = tuple(COMMAND_OF)
 DEFAULT_FOLDER = "modeldiff-workspace"
 ENVIRONMENT_VARIABLE = "MODELDIFF_WORKSPACE"
 WORKSPACE_FILE = "workspace.json"
-# Of workspace.json; manifests count their own.
-FORMAT = 1
+# Of workspace.json, counted up with that of manifests and of unfinished work: who cannot read those should not try.
+FORMAT = 2
 PARTIAL = ".partial"
 
 
@@ -74,6 +74,14 @@ class Workspace:
         with self.lock():
             if not (self.folder / WORKSPACE_FILE).exists():
                 write_json(self.folder / WORKSPACE_FILE, {"format": FORMAT, "versions": {}})
+
+    def upgrade(self) -> None:
+        """Before this version writes into a workspace of an older format: keep older versions out of it."""
+        with self.lock():
+            path = self.folder / WORKSPACE_FILE
+            data = read_json(path)
+            if data["format"] < FORMAT:
+                write_json(path, {**data, "format": FORMAT})
 
     def lock(self) -> FileLock:
         """Held for the moment of publishing or removing."""

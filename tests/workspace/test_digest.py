@@ -137,6 +137,17 @@ def test_a_newer_manifest_is_not_taken_for_a_damaged_one(workspace: Workspace) -
         workspace.find("toy")
 
 
+def test_an_older_workspace_is_raised_when_it_is_written_into_not_before(workspace: Workspace) -> None:
+    made_before(workspace)
+    path = workspace.folder / "workspace.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    bake(Workspace(workspace.folder))
+    assert json.loads(path.read_text()) == {"format": 1, "versions": {"toy": 1}}, "from the cache: nothing is written"
+    produce(Workspace(workspace.folder), Order("toy", Cook(), {}, 2), build)
+    assert json.loads(path.read_text()) == {"format": 2, "versions": {"toy": 2}}
+    assert [artifact.problems() for artifact in workspace.artifacts()] == [[], []]
+
+
 def test_work_begun_with_other_digests_is_continued(workspace: Workspace) -> None:
     def ledger(folder: Path) -> Path:
         return folder / "resume" / "digests.jsonl"
