@@ -32,7 +32,7 @@ def make_manifests(folder: Path, count: int) -> Workspace:
             settings=_SETTINGS,
             inputs={before.kind: Input(before.ref, before.digest)} if before else {},
             fingerprint=_digest(f"fingerprint {number}"),
-            files={name: FileEntry(1_000_000, _digest(f"{number} {name}")) for name in _FILES},
+            files={name: FileEntry(1_000_000, f"blake3:{_digest(f'{number} {name}')}") for name in _FILES},
             metrics=_METRICS,
             environment=made_on,
             seconds=12.3,

@@ -209,9 +209,9 @@ def _audit(job: Job) -> int:
 
 
 def _buffer(job: Job) -> int:
-    """Pairs that are read ahead: all of them where they fit."""
+    """Pairs that are read ahead: all of them where they fit; on the way to another device, batches as well."""
     row = sum(map(_bytes_of_a_row, (job.config.width_a, job.config.width_b), job.encodings))
-    return min(job.buffer_bytes, job.pairs * row) + (0 if job.on_cpu else 2 * job.recipe.batch * row)
+    return min(job.buffer_bytes, job.pairs * row) + (0 if job.on_cpu else 4 * job.recipe.batch * row)
 
 
 def _bytes_of_a_row(width: int, encoding: str) -> int:

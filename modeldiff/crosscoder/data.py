@@ -1,9 +1,10 @@
 """Pairs for training, read in whole blocks and shuffled in memory; and the blocks that are kept for evaluation.
 
 Blocks in random order fill half of a buffer (a group); pairs are drawn from it in random order while the next group is
-read into the other half. Where all pairs fit into the buffer they are one group, read once. A batch may begin in one
-group and end in the next, so every pair is used exactly once per pass, and the stream is a function of the seed and the
-number of the step alone: a resumed run needs no other cursor.
+read into the other half. Pairs are brought to their places in their batches as they are read, so a batch is there when
+its group is. Where all pairs fit into the buffer they are one group, read once, and batches are copied out of it. A
+batch may begin in one group and end in the next, so every pair is used exactly once per pass, and the stream is a
+function of the seed and the number of the step alone: a resumed run needs no other cursor.
 
 Reading single rows at random is 50 to 70 times slower than reading whole blocks.
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -22,9 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeldiff.crosscoder.batch_memory import BatchMemory
 from modeldiff.errors import InputError
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.bits import ENCODINGS, bytes_per_value, chunk_rows
+from modeldiff.workspace.bits import bytes_per_value, chunk_rows
 from modeldiff.workspace.plan import SIDES
 
 # Enough blocks that a few per cent of them are spread over the whole harvest.
@@ -66,25 +68,10 @@ class _Group:
     def __len__(self) -> int:
         return sum(len(block) for block in self.blocks)
 
-
-class _Buffer:
-    """Memory for the rows of one group, by side; filled again and again."""
-
-    def __init__(self, store: ActivationStore, rows: int) -> None:
-        self._store = store
-        self._x_ND = {side: store.empty_rows(side, rows) for side in SIDES}
-        self._blocks: tuple[Block, ...] = ()
-
-    def fill(self, blocks: tuple[Block, ...]) -> dict[str, torch.Tensor]:
-        """By side, the rows (N, D) of the blocks; nothing is read when they are here already."""
-        rows = sum(len(block) for block in blocks)
-        filled = {side: x_ND[:rows] for side, x_ND in self._x_ND.items()}
-        if self._blocks != blocks:
-            self._blocks = ()
-            for side in SIDES:
-                self._store.read_into(side, blocks, filled[side])
-            self._blocks = blocks
-        return filled
+    @property
+    def used(self) -> int:
+        """Rows that the stream has of it."""
+        return len(self) - self.skip
 
 
 class PairStream:
@@ -93,8 +80,9 @@ class PairStream:
     Args:
         buffer_bytes: all the memory for pairs as stored: one group of them all where they fit, else two groups, of
             which one is used while the other is read. A block that is larger than half of it is held all the same.
-        device: where batches are wanted. For CUDA they are put together in pinned memory, one batch ahead, and their
-            copying does not wait for the device.
+            Batches that are given out or begun come on top.
+        device: where batches are wanted. For CUDA they go through pinned memory, one batch ahead, and their copying
+            does not wait for the device.
     """
 
     def __init__(
@@ -119,34 +107,82 @@ class PairStream:
         self._group_rows = self.rows_per_epoch if self._in_one else max(1, rows // 2)
 
     def batches(self, first_step: int = 0) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the device; new memory
-        each time."""
-        return self._ahead(first_step) if self._device.type == "cuda" else self._joined(first_step)
+        """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the device. The
+        memory of a batch is used again once nobody holds its tensors, or views of them."""
+        return self._ahead(first_step) if self._device.type == "cuda" else self._on_cpu(first_step)
 
-    def _joined(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        batch, filled = self._empty_batch(), 0
-        with closing(self._read(first_step * self._batch)) as groups:
-            for group, x_ND in groups:
-                order_N = self._row_order(group)
-                at = group.skip
-                while at < len(order_N):
-                    rows = order_N[at : at + self._batch - filled]
-                    for side in SIDES:
-                        _take(x_ND[side], rows, batch[side][filled : filled + len(rows)])
-                    at += len(rows)
-                    filled += len(rows)
-                    if filled == self._batch:
-                        yield batch["a"], batch["b"]
-                        batch, filled = self._empty_batch(), 0
+    def _on_cpu(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        return self._drawn(first_step) if self._in_one else self._placed(first_step)
+
+    def _drawn(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """Out of memory that holds all pairs."""
+        x_ND = {side: self._store.empty_rows(side, self.rows_per_epoch) for side in SIDES}
+        for side in SIDES:
+            self._store.read_into(side, self._blocks, x_ND[side])
+        memory = BatchMemory(self._store, self._batch, 1)
+        slot, filled = memory.take(), 0
+        for group in self._groups(first_step * self._batch):
+            order_N = self._row_order(group)
+            at = group.skip
+            while at < len(order_N):
+                rows = order_N[at : at + self._batch - filled]
+                first = memory.first_row(slot) + filled
+                for side in SIDES:
+                    _take(x_ND[side], rows, memory.x[side][first : first + len(rows)])
+                at += len(rows)
+                filled += len(rows)
+                if filled == self._batch:
+                    yield memory.give_out(slot)
+                    slot, filled = memory.take(), 0
+
+    def _placed(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """As their pairs were placed while they were read, one group ahead."""
+        rows = max(self._group_rows, *(len(block) for block in self._blocks))
+        # Those that rows of two groups belong to, which begin and end anywhere.
+        memory = BatchMemory(self._store, self._batch, -(-2 * rows // self._batch) + 1)
+        slots: dict[int, int] = {}  # of the batches, by their numbers
+        with ThreadPoolExecutor(1, "read pairs") as reader:
+
+            def begin(group: _Group, first_row: int) -> Future[None]:
+                """Read a group, whose first row in use is this row of the stream."""
+                numbers = range(first_row // self._batch, -(-(first_row + group.used) // self._batch))
+                for number in numbers:
+                    if number not in slots:
+                        slots[number] = memory.take()
+                first_row_S = np.array([memory.first_row(slots[number]) for number in numbers])
+                return reader.submit(self._place, group, first_row % self._batch, memory, first_row_S)
+
+            plan = self._groups(first_step * self._batch)
+            group, first_row = next(plan), first_step * self._batch
+            pending = begin(group, first_row)
+            while True:
+                pending.result()
+                last_row = first_row + group.used
+                following = next(plan)
+                pending = begin(following, last_row)
+                for number in range(first_row // self._batch, last_row // self._batch):
+                    yield memory.give_out(slots.pop(number))
+                group, first_row = following, last_row
+
+    def _place(self, group: _Group, begun: int, memory: BatchMemory, first_row_S: NDArray[np.int64]) -> None:
+        """Read a group, every pair to its place.
+
+        Args:
+            begun: rows that the first batch has already.
+            first_row_S: where in the memory its batches begin.
+        """
+        at_N = np.full(len(group), memory.nowhere)
+        batch_N, row_N = np.divmod(np.arange(begun, begun + group.used), self._batch)
+        at_N[self._row_order(group)[group.skip :]] = first_row_S[batch_N] + row_N
+        self._store.read_scattered(group.blocks, memory.x, at_N)
 
     def _ahead(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """The same on the device, each batch under way before it is asked for."""
-        with closing(self._joined(first_step)) as batches, ThreadPoolExecutor(1, "copy pairs") as worker:
+        with closing(self._on_cpu(first_step)) as batches, ThreadPoolExecutor(1, "copy pairs") as worker:
 
             def copied() -> tuple[torch.Tensor, torch.Tensor]:
-                # Pinned memory is not used again before it was copied: torch sees to that.
                 x_a, x_b = next(batches)
-                return x_a.to(self._device, non_blocking=True), x_b.to(self._device, non_blocking=True)
+                return self._copy(x_a), self._copy(x_b)
 
             pending = worker.submit(copied)
             while True:
@@ -154,27 +190,12 @@ class PairStream:
                 pending = worker.submit(copied)
                 yield batch
 
-    def _empty_batch(self) -> dict[str, torch.Tensor]:
-        pinned = self._device.type == "cuda"
-        return {
-            side: torch.empty(self._batch, info.width, dtype=ENCODINGS[info.encoding][0], pin_memory=pinned)
-            for side, info in self._store.info.sides.items()
-        }
-
-    def _read(self, first_row: int) -> Generator[tuple[_Group, dict[str, torch.Tensor]], None, None]:
-        """The groups from row `first_row` of the stream on, with their rows, which hold until the next is asked for."""
-        plan = self._groups(first_row)
-        rows = max(self._group_rows, *(len(block) for block in self._blocks))
-        buffers = itertools.cycle([_Buffer(self._store, rows) for _ in range(1 if self._in_one else 2)])
-        with ThreadPoolExecutor(1, "read pairs") as reader:
-            group = next(plan)
-            pending = reader.submit(next(buffers).fill, group.blocks)
-            while True:
-                x_ND = pending.result()
-                following = next(plan)
-                pending = reader.submit(next(buffers).fill, following.blocks)
-                yield group, x_ND
-                group = following
+    def _copy(self, x_BD: torch.Tensor) -> torch.Tensor:
+        # Pinned memory is not used again before it was copied: torch sees to that. Other memory is, so it is not given
+        # to a copying that does not wait.
+        if self._device.type == "cuda":
+            x_BD = x_BD.pin_memory()
+        return x_BD.to(self._device, non_blocking=True)
 
     def _groups(self, first_row: int) -> Iterator[_Group]:
         """The groups from the one on that holds row `first_row` of the stream."""

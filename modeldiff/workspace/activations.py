@@ -12,7 +12,7 @@ Legend: N rows (pairs), Da, Db widths.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from modeldiff.errors import DamagedError, InputError
@@ -28,7 +29,7 @@ from modeldiff.settings import check_fields
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.bits import bits_of, empty_rows, encoding_of, read_into
 from modeldiff.workspace.files import read_json
-from modeldiff.workspace.places import Piece, RowPlaces, read_pieces
+from modeldiff.workspace.places import Piece, RowPlaces, Scattered, read_pieces, read_scattered
 from modeldiff.workspace.plan import SIDES, ShardPlan, read_plan
 
 STORE_NAME = "store.json"
@@ -112,6 +113,13 @@ class Block:
         return self.stop - self.start
 
 
+def _in_file_order(blocks: Sequence[Block]) -> list[tuple[Block, slice]]:
+    """The blocks as they are in the files, and which rows each is of them all as they were given."""
+    ends = np.cumsum([len(block) for block in blocks]).tolist()
+    rows = [slice(end - len(block), end) for block, end in zip(blocks, ends, strict=True)]
+    return sorted(zip(blocks, rows, strict=True), key=lambda part: (part[0].shard, part[0].start))
+
+
 class ActivationStore:
     """An `activations` artifact, opened for reading. Files are opened per read and never kept open across forks.
 
@@ -169,19 +177,42 @@ class ActivationStore:
         Args:
             x_ND: of as many rows as all blocks have, from `empty_rows` or like it; contiguous.
         """
-        ends = np.cumsum([len(block) for block in blocks]).tolist()
-        parts = sorted(zip(blocks, ends, strict=True), key=lambda part: (part[0].shard, part[0].start))
         pieces: list[Piece] = []
-        for block, end in parts:
-            rows_ND = x_ND[end - len(block) : end]
+        for block, rows in _in_file_order(blocks):
+            rows_ND = x_ND[rows]
             places = self._rows(side, block.shard)
             if places is None:
                 with self._dataset(side, block.shard) as dataset:
                     read_into(dataset, block.start, rows_ND)
             elif len(block):
                 pieces += places.pieces(block.start, bits_of(rows_ND).data.cast("B"))
-        try:
+        with self._reading():
             read_pieces(pieces)
+
+    def read_scattered(self, blocks: Sequence[Block], x: Mapping[str, torch.Tensor], at_N: NDArray[np.int64]) -> None:
+        """Read blocks of both sides, each of their rows to a place of its own.
+
+        Args:
+            x: by side, the memory (M, D), as `empty_rows` gives it.
+            at_N: the row of `x` that each row goes to, one block after the other. Of several that go to one, any.
+        """
+        parts: list[Scattered] = []
+        for side in SIDES:
+            bits_MD = bits_of(x[side])
+            memory_M = bits_MD.view(f"V{bits_MD.itemsize * bits_MD.shape[1]}")[:, 0]
+            for block, rows in _in_file_order(blocks):
+                places = self._rows(side, block.shard)
+                if places is None:
+                    bits_MD[at_N[rows]] = bits_of(self.read_side(side, block))
+                else:
+                    parts += places.scattered(block.start, memory_M, at_N[rows])
+        with self._reading():
+            read_scattered(parts)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise DamagedError(f"{error.filename}: cannot be read ({error.strerror}); {self.artifact.mend}") from None
 

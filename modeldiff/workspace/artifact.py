@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from modeldiff.errors import DamagedError
-from modeldiff.workspace.files import CHEAP_BYTES, sha256_file
+from modeldiff.workspace.digest import has_digest
+from modeldiff.workspace.files import CHEAP_BYTES
 from modeldiff.workspace.manifest import Input, Manifest
 
 
@@ -94,6 +95,6 @@ class Artifact:
         size = path.stat().st_size
         if size != entry.size:
             return f"is damaged: {entry.size} bytes expected, {size} found"
-        if (deep or size <= CHEAP_BYTES) and sha256_file(path) != entry.sha256:
+        if (deep or size <= CHEAP_BYTES) and not has_digest(path, entry.digest):
             return "is damaged: its content is not what was written (digest differs)"
         return None

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary name, flush, fsync, rename; digests; free space."""
+"""Files that are whole or absent: temporary name, flush, fsync, rename; SHA-256; free space."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,6 @@ def sha256_json(data: Any) -> str:
     """Hex SHA-256 of JSON data in one canonical spelling (sorted keys, no spaces)."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def durable_digest(path: Path) -> str:
-    """Make a finished file's content durable; its hex SHA-256, worked out while the disk is busy."""
-    with ThreadPoolExecutor(1, "digest") as beside:  # both let other threads run
-        digest = beside.submit(sha256_file, path)
-        fsync_file(path)
-        return digest.result()
 
 
 def temporary_path(path: Path) -> Path:

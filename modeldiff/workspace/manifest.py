@@ -8,9 +8,11 @@ from typing import Any
 
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.settings import check_fields
+from modeldiff.workspace.digest import ALGORITHMS, joined, parted
 from modeldiff.workspace.files import read_json, sha256_json, write_json
 
-FORMAT = 1
+# Counted up when a reader of the one before would misread it. 1: every digest is SHA-256, and none other is understood.
+FORMAT = 2
 MANIFEST_NAME = "manifest.json"
 # Files below this folder hold timings: digested, but not part of what the artifact *is*.
 LOGS_PREFIX = "logs/"
@@ -18,10 +20,33 @@ LOGS_PREFIX = "logs/"
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
-    """Size in bytes and SHA-256 of one file of an artifact."""
+    """Size in bytes and digest of one file of an artifact."""
 
     size: int
-    sha256: str
+    digest: str
+    """See digest.py."""
+
+    def to_json(self) -> dict[str, Any]:
+        """{"size": ..., the algorithm's name: hex}."""
+        algorithm, hexadecimal = parted(self.digest)
+        return {"size": self.size, algorithm: hexadecimal}
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> FileEntry:
+        """What `to_json` gave.
+
+        Raises:
+            DamagedError: it is not a size and one digest by an algorithm that is known.
+        """
+        if isinstance(data, dict) and len(data) == 2 and isinstance(data.get("size"), int):
+            for algorithm in ALGORITHMS:
+                if isinstance(data.get(algorithm), str) and data[algorithm].isalnum():
+                    return cls(data["size"], joined(algorithm, data[algorithm]))
+        found = ", ".join(map(repr, data)) if isinstance(data, dict) else type(data).__name__
+        raise DamagedError(
+            f"{where}: expected 'size' and a digest by {' or '.join(ALGORITHMS)}, found {found or 'nothing'}; it was "
+            "written by another version of modeldiff or edited"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +85,13 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 over the names and digests of the files (timing logs left out): equal content, equal digest."""
-        content = {name: entry.sha256 for name, entry in self.files.items() if not name.startswith(LOGS_PREFIX)}
+        content = {name: entry.digest for name, entry in self.files.items() if not name.startswith(LOGS_PREFIX)}
         return sha256_json([self.kind, content])
 
     def write(self, folder: Path) -> None:
         """Write manifest.json into `folder`, atomically."""
-        write_json(folder / MANIFEST_NAME, dataclasses.asdict(self))
+        files = {name: entry.to_json() for name, entry in self.files.items()}
+        write_json(folder / MANIFEST_NAME, {**dataclasses.asdict(self), "files": files})
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -77,27 +103,26 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         data = read_json(path)
-        check_format(data, path)
+        check_format(data, path, FORMAT)
         try:
             check_fields(data, required={f.name for f in dataclasses.fields(cls)}, where=str(path))
-            for entry in data["files"].values():
-                check_fields(entry, required={"size", "sha256"}, where=f"{path}, 'files'")
+            where = f"{path}, 'files'"
+            data["files"] = {name: FileEntry.from_json(entry, where) for name, entry in data["files"].items()}
             for entry in data["inputs"].values():
                 check_fields(entry, required={"label", "digest"}, where=f"{path}, 'inputs'")
         except (InputError, AttributeError) as error:
             raise DamagedError(str(error)) from None
-        data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
         data["inputs"] = {name: Input(**entry) for name, entry in data["inputs"].items()}
         return cls(**data)
 
 
-def check_format(data: dict[str, Any], path: Path) -> None:
-    """Raise unless `data['format']` is one this version reads."""
+def check_format(data: dict[str, Any], path: Path, newest: int) -> None:
+    """Raise unless `data['format']` is one this version reads: at most `newest`."""
     found = data.get("format")
     if not isinstance(found, int):
         raise DamagedError(f"{path}: field 'format' is missing or not a number")
-    if found > FORMAT:
+    if found > newest:
         raise InputError(
-            f"{path}: format {found} is newer than this modeldiff reads ({FORMAT}): upgrade modeldiff, "
+            f"{path}: format {found} is newer than this modeldiff reads ({newest}): upgrade modeldiff, "
             "or choose another place with --workspace"
         )

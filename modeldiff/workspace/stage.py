@@ -17,13 +17,12 @@ from modeldiff.console import say
 from modeldiff.errors import MachineError
 from modeldiff.settings import Settings
 from modeldiff.workspace.artifact import Artifact
+from modeldiff.workspace.digest import digest_file, durable_digest
 from modeldiff.workspace.environment import environment, peak_memory_bytes
 from modeldiff.workspace.files import (
     TEMPORARY_SUFFIX,
-    durable_digest,
     fsync_folder,
     rename_into,
-    sha256_file,
     sha256_json,
     temporary_path,
     write_bytes,
@@ -70,11 +69,11 @@ class Work:
 
     def commit(self, temporary: Path, name: str) -> None:
         """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
-        entry = FileEntry(size=temporary.stat().st_size, sha256=durable_digest(temporary))
+        entry = FileEntry(size=temporary.stat().st_size, digest=durable_digest(temporary))
         rename_into(temporary, self.folder / name)
         self._ledger[name] = entry
         with self._ledger_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, **dataclasses.asdict(entry)}) + "\n")
+            file.write(_ledger_line(name, entry))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a whole small file of the artifact."""
@@ -99,7 +98,7 @@ class Work:
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and name != MANIFEST_NAME and not name.startswith(f"{RESUME}/"):
                 found[name] = (
-                    self._ledger[name] if self.has(name) else FileEntry(path.stat().st_size, sha256_file(path))
+                    self._ledger[name] if self.has(name) else FileEntry(path.stat().st_size, digest_file(path))
                 )
         return found
 
@@ -111,12 +110,13 @@ class Work:
         if self.rank or not self._ledger:
             return
         # A torn last line would swallow the next one appended to it.
-        write_bytes(
-            self._ledger_path,
-            "".join(json.dumps({"name": n, **dataclasses.asdict(e)}) + "\n" for n, e in self._ledger.items()).encode(),
-        )
+        write_bytes(self._ledger_path, "".join(_ledger_line(n, e) for n, e in self._ledger.items()).encode())
         for path in others:
             path.unlink()
+
+
+def _ledger_line(name: str, entry: FileEntry) -> str:
+    return json.dumps({"name": name, **entry.to_json()}) + "\n"
 
 
 def _read_ledger(path: Path) -> dict[str, FileEntry]:
@@ -127,7 +127,8 @@ def _read_ledger(path: Path) -> dict[str, FileEntry]:
                 record = json.loads(line)
             except ValueError:
                 continue  # the line being written when the process was killed
-            ledger[record["name"]] = FileEntry(size=record["size"], sha256=record["sha256"])
+            name = record.pop("name")
+            ledger[name] = FileEntry.from_json(record, str(path))
     return ledger
 
 
@@ -264,6 +265,7 @@ def _run(
     build: Callable[[Work], dict[str, Any]],
     name: str | None,
 ) -> Artifact:
+    workspace.upgrade()
     work = Work(partial)
     (partial / MANIFEST_NAME).unlink(missing_ok=True)  # left by a kill between manifest and rename: publish anew
     # Says what the folder is to somebody who finds it, and to `workspace clean`.

@@ -11,7 +11,7 @@ from filelock import FileLock
 from modeldiff.errors import DamagedError, InputError, ModeldiffError
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
-from modeldiff.workspace.manifest import FORMAT, Manifest, check_format
+from modeldiff.workspace.manifest import Manifest, check_format
 
 # The command that makes each kind, for error messages.
 COMMAND_OF = {
@@ -33,6 +33,8 @@ KINDS = tuple(COMMAND_OF)
 DEFAULT_FOLDER = "modeldiff-workspace"
 ENVIRONMENT_VARIABLE = "MODELDIFF_WORKSPACE"
 WORKSPACE_FILE = "workspace.json"
+# Of workspace.json, counted up with that of manifests and of unfinished work: who cannot read those should not try.
+FORMAT = 2
 PARTIAL = ".partial"
 
 
@@ -59,7 +61,7 @@ class Workspace:
             raise InputError(f"{self.folder} is not a folder: choose another place with --workspace")
         path = self.folder / WORKSPACE_FILE
         if path.exists():
-            check_format(read_json(path), path)
+            check_format(read_json(path), path, FORMAT)
         # The lock, and a temporary file, are there while another process makes the workspace.
         elif any(e.name != PARTIAL and not e.name.startswith(WORKSPACE_FILE) for e in self.folder.iterdir()):
             raise InputError(
@@ -72,6 +74,14 @@ class Workspace:
         with self.lock():
             if not (self.folder / WORKSPACE_FILE).exists():
                 write_json(self.folder / WORKSPACE_FILE, {"format": FORMAT, "versions": {}})
+
+    def upgrade(self) -> None:
+        """Before this version writes into a workspace of an older format: keep older versions out of it."""
+        with self.lock():
+            path = self.folder / WORKSPACE_FILE
+            data = read_json(path)
+            if data["format"] < FORMAT:
+                write_json(path, {**data, "format": FORMAT})
 
     def lock(self) -> FileLock:
         """Held for the moment of publishing or removing."""

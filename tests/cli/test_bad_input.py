@@ -193,7 +193,7 @@ def test_truncated_weights(workspace: Path, fails: Callable[..., str]) -> None:
 
 
 def test_newer_workspace(workspace: Path, fails: Callable[..., str]) -> None:
-    (workspace / "workspace.json").write_text(json.dumps({"format": 2, "versions": {}}))
+    (workspace / "workspace.json").write_text(json.dumps({"format": 3, "versions": {}}))
     assert "upgrade modeldiff" in fails(2, workspace, "workspace", "list")
 
 

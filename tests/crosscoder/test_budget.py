@@ -88,7 +88,7 @@ def test_the_papers_size_by_hand() -> None:
     assert "buffer" not in parts
     needs = memory(planned)
     assert needs.host(START) == (4 * PAPER_PARAMETERS) + 4 * 131_072 * 8192
-    assert needs.host(STEP) == (256 << 20) + 2 * 2048 * 2 * 8192, "what is read, and two batches on their way"
+    assert needs.host(STEP) == (256 << 20) + 4 * 2048 * 2 * 8192, "what is read, batches begun and on their way"
     assert needs.host(CHECKPOINT) > 12 * PAPER_PARAMETERS
     assert 4 * PAPER_PARAMETERS < needs.device(EVALUATION) < 8 * PAPER_PARAMETERS, "gradients and moments are gone"
     assert disk(planned.config)["artifact"] == 4 * PAPER_PARAMETERS

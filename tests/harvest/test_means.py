@@ -107,8 +107,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypat
         run(settings, workspace)
     again = run(settings, workspace)
     assert len(calls) == 5, "the two that were written are not made again"
-    assert {f: e.sha256 for f, e in again.manifest.files.items()} == {
-        f: e.sha256 for f, e in straight.manifest.files.items()
+    assert {f: e.digest for f, e in again.manifest.files.items()} == {
+        f: e.digest for f, e in straight.manifest.files.items()
     }
 
 
