@@ -108,7 +108,8 @@ class _Unexplained(torch.autograd.Function):
         ctx: Any, ehat_a: torch.Tensor, ehat_b: torch.Tensor, e_a: torch.Tensor, e_b: torch.Tensor
     ) -> torch.Tensor:
         ctx.left = ehat_a.detach().sub_(e_a), ehat_b.detach().sub_(e_b)
-        return reconstruction_loss(*ctx.left, "squared")
+        left_a, left_b = ctx.left
+        return reconstruction_loss(left_a, left_b, "squared")
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
