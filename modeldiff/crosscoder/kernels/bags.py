@@ -26,9 +26,9 @@ class Bags:
     """Entries in bags: entry k stands for row `index_K[k]` and is in bag `bag_K[k]`.
 
     Attributes:
-        index_K: int64.
-        bag_K: int64, ascending.
-        start_G1: int64, ascending, from 0 to K: bag g holds the entries start_G1[g] <= k < start_G1[g + 1].
+        index_K: int64, as all three; or int32 on the CPU.
+        bag_K: ascending.
+        start_G1: ascending, from 0 to K: bag g holds the entries start_G1[g] <= k < start_G1[g + 1].
     """
 
     index_K: torch.Tensor

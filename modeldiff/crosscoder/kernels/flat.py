@@ -11,15 +11,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_INT32_MAX = np.iinfo(np.int32).max
+
 
 def rows_and_columns(flat_K: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of flat indices, int64, into a matrix of so many columns."""
+    """Of flat indices, int64, into a matrix of so many columns; int32 on the CPU, where they are most of what a batch with
+    many kept entries takes, elsewhere int64."""
     if flat_K.device.type != "cpu":
         rows_K = flat_K // columns
         return rows_K, flat_K - rows_K * columns
     flat = flat_K.numpy()
+    if flat.size and flat.max() <= _INT32_MAX:
+        flat = flat.astype(np.int32)
     rows = flat // columns
-    return torch.from_numpy(rows), torch.from_numpy(flat - rows * columns)
+    return _int32(rows), _int32(flat - rows * columns)
+
+
+def _int32(numbers: NDArray[np.signedinteger]) -> torch.Tensor:
+    return torch.from_numpy(numbers.astype(np.int32, copy=False))
 
 
 def places_of(mask: torch.Tensor) -> torch.Tensor:
