@@ -66,7 +66,7 @@ class Auditor:
         due = recipe.next_audit(step)
         if due is None or due - step >= recipe.audit_batches:
             return None
-        self._batches.append((x_a_BDa, x_b_BDb))
+        self._batches.append((x_a_BDa.clone(), x_b_BDb.clone()))  # their memory is used again
         if due > step:
             return None
         batches, self._batches = self._batches, []

@@ -20,6 +20,7 @@ from modeldiff.crosscoder.kernels.code import decode_backward, decode_kept, enco
 from modeldiff.crosscoder.kernels.kept import Kept
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.partitioned import product_into
+from modeldiff.crosscoder.rooms import Rooms
 from modeldiff.crosscoder.selection import Scores, score_weights
 from modeldiff.crosscoder.shards import Shards
 
@@ -70,9 +71,9 @@ class Forward(Protocol):
 class SparseForward:
     """Gradients and decoding only at the kept entries, without autograd."""
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: Shards, rooms: Rooms | None = None) -> None:
         self._shards = shards
-        self._buffer = torch.empty(0)
+        self._rooms = rooms or Rooms()
 
     @torch.no_grad()
     def __call__(self, crosscoder: Crosscoder, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, select: Select) -> Pass:
@@ -80,7 +81,9 @@ class SparseForward:
         flat_K, smallest = select(scores)
         kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
         f_K = scores.pre(flat_K)
-        xhat_a, xhat_b = map(self._shards.sum, decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept))
+        room = (self._rooms.like("xhat_a", x_a_BDa), self._rooms.like("xhat_b", x_b_BDb))
+        decoded = decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept, room)
+        xhat_a, xhat_b = map(self._shards.sum, decoded)
         xhat_a += crosscoder.b_dec_a
         xhat_b += crosscoder.b_dec_b
         return Pass((x_a_BDa, x_b_BDb), kept, f_K, smallest, xhat_a, xhat_b)
@@ -102,11 +105,7 @@ class SparseForward:
         return Scores(product_BF.float(), crosscoder.b_enc, score_weights(crosscoder))
 
     def _room(self, dtype: torch.dtype, x_BD: torch.Tensor, n_features: int) -> torch.Tensor:
-        """(B, F), not initialised: the same memory in every step."""
-        size = len(x_BD) * n_features
-        if self._buffer.numel() < size or self._buffer.dtype != dtype or self._buffer.device != x_BD.device:
-            self._buffer = torch.empty(size, dtype=dtype, device=x_BD.device)
-        return self._buffer[:size].view(len(x_BD), n_features)
+        return self._rooms.of("pre_activations", len(x_BD), n_features, dtype, x_BD.device)
 
 
 class DenseForward:

@@ -18,6 +18,9 @@ from modeldiff.crosscoder.partitioned import decode_product, encode_product
 from modeldiff.crosscoder.shards import Shards
 from modeldiff.workspace.ranks import Ranks
 
+# Of errors that are squared at once: 1 MiB.
+_PIECE_VALUES = 1 << 18
+
 
 def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> torch.Tensor:
     """Mask (B,) of the pairs whose norm is at most `factor` times the batch's median norm, on both sides (paper B.1.4).
@@ -38,20 +41,29 @@ def reconstruction_loss(e_a_BDa: torch.Tensor, e_b_BDb: torch.Tensor, kind: str)
             the unsquared norm (the public code).
     """
     if kind == "squared":
-        return (e_a_BDa.square().sum(dim=1) + e_b_BDb.square().sum(dim=1)).mean()
+        return (_squared_norms(e_a_BDa) + _squared_norms(e_b_BDb)).mean()
     return (e_a_BDa.norm(dim=1) + e_b_BDb.norm(dim=1)).mean() / 2
 
 
-def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
-    """The gradient of `reconstruction_loss` in one side's reconstructions: minus that in its error.
+def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
+    """(B,); of large errors some rows at a time, which stay in a CPU's cache and need little memory."""
+    rows = max(1, _PIECE_VALUES // max(1, e_BD.shape[1]))
+    if e_BD.device.type != "cpu" or len(e_BD) <= rows:
+        return e_BD.square().sum(dim=1)
+    return torch.cat([e_RD.square().sum(dim=1) for e_RD in e_BD.split(rows)])
+
+
+def reconstruction_gradient(e_BD: torch.Tensor, kind: str, out_BD: torch.Tensor) -> torch.Tensor:
+    """The gradient of `reconstruction_loss` in one side's reconstructions, minus that in its error, written into
+    `out_BD`.
 
     To the last bit what autograd gives; written out, it takes fewer operations.
     """
     if kind == "squared":
-        return e_BD * (-2 / len(e_BD))
+        return torch.mul(e_BD, -2 / len(e_BD), out=out_BD)
     norm_B1 = torch.linalg.vector_norm(e_BD, dim=1, keepdim=True)
     # Where there is no error the norm has no gradient, and 0 stands for it.
-    return (e_BD / norm_B1.masked_fill_(norm_B1 == 0, math.inf)).mul_(-0.5 / len(e_BD))
+    return torch.div(e_BD, norm_B1.masked_fill_(norm_B1 == 0, math.inf), out=out_BD).mul_(-0.5 / len(e_BD))
 
 
 def auxk_loss(

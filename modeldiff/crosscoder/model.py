@@ -19,6 +19,7 @@ from torch import nn
 
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.partitioned import decode_product, encode_product
+from modeldiff.crosscoder.rooms import Rooms
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.tying import tie_initial
 from modeldiff.errors import InputError
@@ -131,11 +132,18 @@ class Crosscoder(nn.Module):
             raise InputError(f"feature {feature} does not exist: this crosscoder has 0 to {self.n_features - 1}")
         return "A" if feature < self.config.n_a_only else "shared" if feature < self.config.n_a else "B"
 
-    def normalise(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw activations of any dtype and device in the crosscoder's units, float32, on its device."""
-        device = self.b_enc.device
-        x_a = x_a_BDa.to(device=device, dtype=torch.float32, copy=True).mul_(self.config.scale_a)
-        x_b = x_b_BDb.to(device=device, dtype=torch.float32, copy=True).mul_(self.config.scale_b)
+    def normalise(
+        self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, rooms: Rooms | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw activations of any dtype and device in the crosscoder's units, float32, on its device.
+
+        Args:
+            rooms: memory for them ("x_a", "x_b"), of whose content they must not be views; new memory if left out.
+        """
+        device, rooms = self.b_enc.device, rooms or Rooms()
+        rows, width_a, width_b = len(x_a_BDa), self.config.width_a, self.config.width_b
+        x_a = rooms.of("x_a", rows, width_a, torch.float32, device).copy_(x_a_BDa).mul_(self.config.scale_a)
+        x_b = rooms.of("x_b", rows, width_b, torch.float32, device).copy_(x_b_BDb).mul_(self.config.scale_b)
         return x_a, x_b
 
     def pre_activations(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_gradi
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.recipe import Recipe
+from modeldiff.crosscoder.rooms import Rooms
 from modeldiff.crosscoder.selection import Scores, ThresholdAverage, pooled_topk, score_weights
 from modeldiff.crosscoder.shards import Shards
 from modeldiff.crosscoder.tying import tie_gradients, tie_rows
@@ -70,7 +71,8 @@ class Trainer:
         self.left_out = 0
         self.auxk_nan = 0
         self.shards = shards or Shards(Ranks(), crosscoder.config)
-        self._forward = forward or SparseForward(self.shards)
+        self._rooms = Rooms(recipe.batch)
+        self._forward = forward or SparseForward(self.shards, self._rooms)
         self._warns = warn
         self._starving: set[str] = set()
         self.auditor = Auditor(self)
@@ -88,14 +90,15 @@ class Trainer:
             InputError: the training diverged.
         """
         crosscoder, recipe = self.crosscoder, self.recipe
-        x_a, x_b = self._without_outliers(*crosscoder.normalise(x_a_BDa, x_b_BDb))
-
+        x_a, x_b = self._without_outliers(x_a_BDa, x_b_BDb)
         logged = self.step % recipe.log_every == 0 or self.step in (recipe.steps - 1, recipe.next_audit(self.step))
         done = self._forward(crosscoder, x_a, x_b, self._select)
         quality = self._quality(done) if logged else {}
         e_a, e_b = done.errors()
         reconstruction = reconstruction_loss(e_a, e_b, recipe.loss)
-        self._forward.backward(crosscoder, done, *(reconstruction_gradient(e_BD, recipe.loss) for e_BD in (e_a, e_b)))
+        g_a = reconstruction_gradient(e_a, recipe.loss, self._rooms.like("spare_a", e_a))
+        g_b = reconstruction_gradient(e_b, recipe.loss, self._rooms.like("spare_b", e_b))
+        self._forward.backward(crosscoder, done, g_a, g_b)
         auxk = self._auxk(e_a, e_b, done.x)
         if auxk is not None:  # adds to the gradients that the other one writes
             auxk.backward(torch.full_like(auxk, recipe.auxk_alpha))
@@ -122,9 +125,12 @@ class Trainer:
         """Free what only further steps would need: gradients and Adam's moments."""
         self.crosscoder.zero_grad()
         self.optimizer.state.clear()
-        self._forward = SparseForward(self.shards)
+        self._rooms = Rooms(self.recipe.batch)
+        self._forward = SparseForward(self.shards, self._rooms)
 
-    def _without_outliers(self, x_a: torch.Tensor, x_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _without_outliers(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A raw batch in normalised units."""
+        x_a, x_b = self.crosscoder.normalise(x_a_BDa, x_b_BDb, self._rooms)
         keep_B = inliers(x_a, x_b, self.recipe.outlier_factor)
         if bool(keep_B.all()):
             return x_a, x_b
@@ -133,7 +139,8 @@ class Trainer:
                 f"the activations of step {self.step} hold values that are not finite: harvest them again"
             )
         self.left_out += len(x_a) - int(keep_B.sum())
-        return x_a[keep_B], x_b[keep_B]
+        keep_B = keep_B.to(x_a_BDa.device)
+        return self.crosscoder.normalise(x_a_BDa[keep_B], x_b_BDb[keep_B], self._rooms)
 
     def _select(self, scores: Scores) -> tuple[torch.Tensor, Smallest]:
         """Flat indices of the kept entries, and the smallest kept scores (see `pooled_topk`)."""
@@ -159,7 +166,8 @@ class Trainer:
         crosscoder, biases = self.crosscoder, (self.crosscoder.b_dec_a, self.crosscoder.b_dec_b)
         shared, column_K = crosscoder.slices["shared"], done.kept.column_K
         shared_K = torch.where((column_K >= shared.start) & (column_K < shared.stop), done.f_K, 0.0)
-        decoded = decode_kept(shared_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept)
+        room = (self._rooms.like("spare_a", done.xhat_a), self._rooms.like("spare_b", done.xhat_b))
+        decoded = decode_kept(shared_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept, room)
         xhat_shared = [self.shards.sum(xhat_BD).add_(bias_D) for xhat_BD, bias_D in zip(decoded, biases, strict=True)]
         quality = Quality(crosscoder)
         quality.add(done.x, (done.xhat_a, done.xhat_b), (xhat_shared[0], xhat_shared[1]))

@@ -24,16 +24,27 @@ _Grads = tuple[torch.Tensor | None, ...]
 
 
 def decode_kept(
-    f_K: torch.Tensor, w_a_FaDa: torch.Tensor, w_b_FbDb: torch.Tensor, kept: Kept
+    f_K: torch.Tensor,
+    w_a_FaDa: torch.Tensor,
+    w_b_FbDb: torch.Tensor,
+    kept: Kept,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(f W_a (B, Da), f W_b (B, Db)) of a code with the values `f_K` at the kept entries. No autograd."""
+    """(f W_a (B, Da), f W_b (B, Db)) of a code with the values `f_K` at the kept entries. No autograd.
+
+    Args:
+        out: memory for them, which is overwritten.
+    """
     seen_a, seen_b = _seen(w_a_FaDa, w_b_FbDb, kept.features)
-    return _decoded(f_K, w_a_FaDa, kept, seen_a), _decoded(f_K, w_b_FbDb, kept, seen_b)
+    out_a, out_b = out or (None, None)
+    return _decoded(f_K, w_a_FaDa, kept, seen_a, out_a), _decoded(f_K, w_b_FbDb, kept, seen_b, out_b)
 
 
-def _decoded(f_K: torch.Tensor, w_FmD: torch.Tensor, kept: Kept, seen: slice) -> torch.Tensor:
+def _decoded(
+    f_K: torch.Tensor, w_FmD: torch.Tensor, kept: Kept, seen: slice, out_BD: torch.Tensor | None
+) -> torch.Tensor:
     places, bags = kept.of_pairs(seen)
-    return bag_sum(w_FmD, bags, f_K if places is None else f_K.index_select(0, places))
+    return bag_sum(w_FmD, bags, f_K if places is None else f_K.index_select(0, places), out_BD)
 
 
 def decode_backward(

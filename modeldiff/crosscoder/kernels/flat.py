@@ -15,8 +15,8 @@ _INT32_MAX = np.iinfo(np.int32).max
 
 
 def rows_and_columns(flat_K: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of flat indices, int64, into a matrix of so many columns; int32 on the CPU, where they are most of what a batch with
-    many kept entries takes, elsewhere int64."""
+    """Of flat indices, int64, into a matrix of so many columns; int32 on the CPU, where they are much of what a batch
+    with many kept entries takes, elsewhere int64."""
     if flat_K.device.type != "cpu":
         rows_K = flat_K // columns
         return rows_K, flat_K - rows_K * columns
