@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.optim.adam import adam
 
+from modeldiff.crosscoder.rooms import lasting
+
 
 class Adam:
     """Adam without weight decay (Kingma & Ba 2015), in the form of torch.optim.Adam as far as it is used here.
@@ -29,7 +31,8 @@ class Adam:
 
     def start(self, parameter: torch.Tensor) -> None:
         """Give a parameter the state that it has before its first step."""
-        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
+        moments = {name: lasting(shape, dtype, device).zero_() for name in ("exp_avg", "exp_avg_sq")}
         self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
     @torch.no_grad()

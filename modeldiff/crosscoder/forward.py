@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -27,6 +28,9 @@ from modeldiff.crosscoder.shards import Shards
 Smallest = tuple[float | None, float | None]
 Select = Callable[[Scores], tuple[torch.Tensor, Smallest]]
 """Scores -> (flat indices, ascending, of the kept entries; smallest kept scores), as `selection.pooled_topk`."""
+
+PRE_ACTIVATIONS = "pre_activations"
+"""The room of a batch's. What comes after the selection may lie inside it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ class SparseForward:
         flat_K, smallest = select(scores)
         kept = Kept(flat_K, len(x_a_BDa), crosscoder.n_features)
         f_K = scores.pre(flat_K)
-        room = (self._rooms.like("xhat_a", x_a_BDa), self._rooms.like("xhat_b", x_b_BDb))
+        del scores, flat_K  # early in a run many entries are kept, and each list of them counts
+        inside = partial(self._rooms.inside, PRE_ACTIVATIONS)
+        room = (inside("xhat_a", x_a_BDa), inside("xhat_b", x_b_BDb))
         decoded = decode_kept(f_K, crosscoder.w_dec_a, crosscoder.w_dec_b, kept, room)
         xhat_a, xhat_b = map(self._shards.sum, decoded)
         xhat_a += crosscoder.b_dec_a
@@ -105,7 +111,7 @@ class SparseForward:
         return Scores(product_BF.float(), crosscoder.b_enc, score_weights(crosscoder))
 
     def _room(self, dtype: torch.dtype, x_BD: torch.Tensor, n_features: int) -> torch.Tensor:
-        return self._rooms.of("pre_activations", len(x_BD), n_features, dtype, x_BD.device)
+        return self._rooms.of(PRE_ACTIVATIONS, len(x_BD), n_features, dtype, x_BD.device)
 
 
 class DenseForward:

@@ -8,7 +8,33 @@ Legend: B pairs, N columns.
 
 from __future__ import annotations
 
+import math
+import mmap
+from contextlib import suppress
+
 import torch
+
+# Smaller ones are left to the allocator.
+_LARGE_BYTES = 1 << 20
+# Where matrices begin inside others.
+_ALIGNED = 64
+
+
+def lasting(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory for something that stays for the whole training, filled with zeros where it is large and on the CPU, else
+    with anything.
+
+    There it is apart from what comes and goes, which would otherwise be left with holes between such blocks.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _LARGE_BYTES:
+        return torch.empty(shape, dtype=dtype, device=device)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, size, **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # the system has none
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class Rooms:
@@ -21,6 +47,8 @@ class Rooms:
     def __init__(self, rows: int = 0) -> None:
         self._rows = rows
         self._rooms: dict[str, torch.Tensor] = {}
+        self._places: dict[str, int] = {}
+        self._taken = 0
 
     def of(self, name: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """(B, N), contiguous; what it holds is undefined. The memory that this name gave before is used again."""
@@ -28,9 +56,18 @@ class Rooms:
         size = rows * columns
         if room is None or room.numel() < size or room.dtype != dtype or room.device != device:
             self._rooms.pop(name, None)  # before there is a new one
-            room = self._rooms[name] = torch.empty(max(rows, self._rows) * columns, dtype=dtype, device=device)
+            room = self._rooms[name] = lasting((max(rows, self._rows) * columns,), dtype, device)
         return room[:size].view(rows, columns)
 
-    def like(self, name: str, x_BN: torch.Tensor) -> torch.Tensor:
-        """As `of`, of the size, dtype and device of another matrix."""
-        return self.of(name, x_BN.shape[0], x_BN.shape[1], x_BN.dtype, x_BN.device)
+    def inside(self, outer: str, name: str, x_BN: torch.Tensor) -> torch.Tensor:
+        """As `of`, of the size, dtype and device of another matrix; in a part of the memory of `outer`, which nobody
+        needs until it is asked for again, or where it is too small for that in memory of its own."""
+        rows, columns = x_BN.shape
+        if name not in self._places:
+            self._places[name] = self._taken
+            self._taken += -(-max(rows, self._rows) * columns * x_BN.dtype.itemsize // _ALIGNED) * _ALIGNED
+        room, start = self._rooms.get(outer), self._places[name]
+        stop = start + x_BN.nbytes
+        if room is None or room.nbytes < stop or room.device != x_BN.device:
+            return self.of(name, rows, columns, x_BN.dtype, x_BN.device)
+        return room.view(torch.uint8)[start:stop].view(x_BN.dtype).view(rows, columns)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from modeldiff.crosscoder.kernels.flat import flatnonzero, places_of, rows_and_columns
+from modeldiff.crosscoder.kernels.flat import columns_of, flatnonzero, places_of, rows_and_columns
 
 if TYPE_CHECKING:
     from modeldiff.crosscoder.config import CrosscoderConfig
@@ -81,9 +81,13 @@ class Scores:
         whole = self.pre_BF.is_contiguous()
         if whole and self.bias_F is None:
             return self.pre_BF.view(-1).index_select(0, flat_K)
-        rows_K, columns_K = rows_and_columns(flat_K, self.pre_BF.shape[1])
-        pre_K = self.pre_BF.view(-1).index_select(0, flat_K) if whole else self.pre_BF[rows_K, columns_K]
-        return pre_K if self.bias_F is None else pre_K + self.bias_F.index_select(0, columns_K)
+        if whole:
+            columns_K = columns_of(flat_K, self.pre_BF.shape[1])
+            pre_K = self.pre_BF.view(-1).index_select(0, flat_K)
+        else:
+            rows_K, columns_K = rows_and_columns(flat_K, self.pre_BF.shape[1])
+            pre_K = self.pre_BF[rows_K, columns_K]
+        return pre_K if self.bias_F is None else pre_K.add_(self.bias_F.index_select(0, columns_K))
 
     def at(self, flat_K: torch.Tensor) -> torch.Tensor:
         """Scores at flat indices."""
@@ -92,7 +96,7 @@ class Scores:
     def _weighted(self, pre_K: torch.Tensor, flat_K: torch.Tensor) -> torch.Tensor:
         if self.weight_F is None:
             return pre_K
-        return pre_K * self.weight_F.index_select(0, rows_and_columns(flat_K, self.pre_BF.shape[1])[1])
+        return pre_K * self.weight_F.index_select(0, columns_of(flat_K, self.pre_BF.shape[1]))
 
     def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `batch_topk`; `count` is above 0, and there are entries."""
@@ -102,21 +106,26 @@ class Scores:
         score_RF, margin = self.rows(max(1, len(self.pre_BF) // _SAMPLE_ROWS)), _MARGIN
         while True:
             bound = guess_bound(score_RF, len(self.pre_BF), margin * count)
-            flat_K, score_K = self.above(bound)
-            if len(flat_K) >= count or bound == 0:
+            flat_K, score_K = self._near(bound)
+            over_K = score_K > bound
+            if int(over_K.sum()) >= count:
                 return largest(flat_K, score_K, count)
+            if bound == 0:
+                return flat_K[over_K], score_K[over_K]
             # The sampled pairs had larger scores than others. By small steps: too many candidates take memory.
             margin *= _MARGIN
 
     def above(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(flat indices, ascending, of the scores above a bound of at least 0; these scores)."""
-        if self.bias_F is None and self.weight_F is None:
-            flat_K = where_above(self.pre_BF, bound)
-            return flat_K, self.pre(flat_K)
-        flat_K = where_above(self.pre_BF, self.limit(bound))
-        score_K = self.at(flat_K)
+        flat_K, score_K = self._near(bound)
         over_K = score_K > bound
         return (flat_K, score_K) if bool(over_K.all()) else (flat_K[over_K], score_K[over_K])
+
+    def _near(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `above`, and some that are below the bound by a few roundings."""
+        plain = self.bias_F is None and self.weight_F is None
+        flat_K = where_above(self.pre_BF, bound if plain else self.limit(bound))
+        return flat_K, self.at(flat_K)
 
     def limit(self, bound: float) -> torch.Tensor:
         """(F,) what a product must exceed for its score to exceed the bound, or a few roundings less."""

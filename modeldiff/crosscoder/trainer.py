@@ -15,7 +15,7 @@ import torch
 from modeldiff.console import say
 from modeldiff.crosscoder.adam import Adam
 from modeldiff.crosscoder.auditor import Auditor
-from modeldiff.crosscoder.forward import Forward, Pass, Smallest, SparseForward
+from modeldiff.crosscoder.forward import PRE_ACTIVATIONS, Forward, Pass, Smallest, SparseForward
 from modeldiff.crosscoder.kernels.code import decode_kept
 from modeldiff.crosscoder.kernels.flat import places_of
 from modeldiff.crosscoder.losses import auxk_loss, inliers, reconstruction_gradient, reconstruction_loss
@@ -96,12 +96,14 @@ class Trainer:
         quality = self._quality(done) if logged else {}
         e_a, e_b = done.errors()
         reconstruction = reconstruction_loss(e_a, e_b, recipe.loss)
-        g_a = reconstruction_gradient(e_a, recipe.loss, self._rooms.like("spare_a", e_a))
-        g_b = reconstruction_gradient(e_b, recipe.loss, self._rooms.like("spare_b", e_b))
+        g_a = reconstruction_gradient(e_a, recipe.loss, self._spare("a", e_a))
+        g_b = reconstruction_gradient(e_b, recipe.loss, self._spare("b", e_b))
         self._forward.backward(crosscoder, done, g_a, g_b)
         auxk = self._auxk(e_a, e_b, done.x)
         if auxk is not None:  # adds to the gradients that the other one writes
-            auxk.backward(torch.full_like(auxk, recipe.auxk_alpha))
+            with torch.enable_grad():
+                # Given a gradient to begin with, torch would import sympy: a second, and 34 MiB.
+                (recipe.auxk_alpha * auxk).backward()
 
         slots_F = done.kept.start_F1.diff()
         self.since_active_F += len(x_a)
@@ -127,6 +129,10 @@ class Trainer:
         self.optimizer.state.clear()
         self._rooms = Rooms(self.recipe.batch)
         self._forward = SparseForward(self.shards, self._rooms)
+
+    def _spare(self, side: str, x_BD: torch.Tensor) -> torch.Tensor:
+        """Memory like `x_BD`, until the next batch or until it is asked for again."""
+        return self._rooms.inside(PRE_ACTIVATIONS, f"spare_{side}", x_BD)
 
     def _without_outliers(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A raw batch in normalised units."""
@@ -166,7 +172,7 @@ class Trainer:
         crosscoder, biases = self.crosscoder, (self.crosscoder.b_dec_a, self.crosscoder.b_dec_b)
         shared, column_K = crosscoder.slices["shared"], done.kept.column_K
         shared_K = torch.where((column_K >= shared.start) & (column_K < shared.stop), done.f_K, 0.0)
-        room = (self._rooms.like("spare_a", done.xhat_a), self._rooms.like("spare_b", done.xhat_b))
+        room = (self._spare("a", done.xhat_a), self._spare("b", done.xhat_b))
         decoded = decode_kept(shared_K, crosscoder.w_dec_a, crosscoder.w_dec_b, done.kept, room)
         xhat_shared = [self.shards.sum(xhat_BD).add_(bias_D) for xhat_BD, bias_D in zip(decoded, biases, strict=True)]
         quality = Quality(crosscoder)

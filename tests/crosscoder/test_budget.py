@@ -18,6 +18,7 @@ from modeldiff.crosscoder.budget import CHECKPOINT, EVALUATION, START, STEP, Job
 from modeldiff.crosscoder.checkpoint import write_checkpoint
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.forecast import mean_k
+from modeldiff.crosscoder.forward import PRE_ACTIVATIONS
 from modeldiff.crosscoder.probe import Pace, Size, fitted, probe
 from modeldiff.crosscoder.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.settings import TrainSettings
@@ -69,7 +70,7 @@ def test_what_lasts_is_what_torch_holds(precision: str, tmp_path: Path) -> None:
     assert parts["gradients"] == size(p.grad for p in crosscoder.parameters() if p.grad is not None)
     moments = trainer.optimizer.state.values()
     assert parts["moments"] == size(state[name] for state in moments for name in ("exp_avg", "exp_avg_sq"))
-    assert parts["pre_activations"] == trainer._forward._buffer.nbytes  # type: ignore[attr-defined]
+    assert parts["pre_activations"] == trainer._rooms._rooms[PRE_ACTIVATIONS].nbytes
     write_checkpoint(tmp_path / "checkpoint", trainer, 0)
     written = (tmp_path / "checkpoint").stat().st_size
     assert 0 < written - disk(planned.config)["checkpoint"] < 4096, "names and numbers"

@@ -19,6 +19,7 @@ import torch
 
 from modeldiff.crosscoder.kernels.bags import bag_dot, bag_sum
 from modeldiff.crosscoder.kernels.kept import Kept
+from modeldiff.crosscoder.rooms import lasting
 
 _Grads = tuple[torch.Tensor | None, ...]
 
@@ -109,7 +110,7 @@ def _gradient(w_FD: torch.Tensor) -> torch.Tensor:
     """Memory for a gradient that is about to be overwritten: that of the step before, if there is one."""
     grad = w_FD.grad
     if grad is None or grad.shape != w_FD.shape:
-        w_FD.grad = grad = torch.empty_like(w_FD)
+        w_FD.grad = grad = lasting(w_FD.shape, w_FD.dtype, w_FD.device)
     return grad
 
 

@@ -20,11 +20,28 @@ def rows_and_columns(flat_K: torch.Tensor, columns: int) -> tuple[torch.Tensor, 
     if flat_K.device.type != "cpu":
         rows_K = flat_K // columns
         return rows_K, flat_K - rows_K * columns
-    flat = flat_K.numpy()
-    if flat.size and flat.max() <= _INT32_MAX:
-        flat = flat.astype(np.int32)
+    flat = _short(flat_K)
     rows = flat // columns
-    return _int32(rows), _int32(flat - rows * columns)
+    return _int32(rows), _int32(_less(flat, rows * columns))
+
+
+def columns_of(flat_K: torch.Tensor, columns: int) -> torch.Tensor:
+    """The second of `rows_and_columns`."""
+    if flat_K.device.type != "cpu":
+        return flat_K % columns
+    flat = _short(flat_K)
+    rows = flat // columns  # numpy divides several times as fast as it finds remainders
+    return _int32(_less(flat, np.multiply(rows, columns, out=rows)))
+
+
+def _short(flat_K: torch.Tensor) -> NDArray[np.signedinteger]:
+    flat = flat_K.numpy()
+    return flat.astype(np.int32) if flat.size and flat.max() <= _INT32_MAX else flat
+
+
+def _less(flat: NDArray[np.signedinteger], multiples: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
+    """The difference, written over the multiples."""
+    return np.subtract(flat, multiples, out=multiples)
 
 
 def _int32(numbers: NDArray[np.signedinteger]) -> torch.Tensor:

@@ -68,23 +68,27 @@ class Kept:
             return slice(0, len(self.pair_K)), Bags(self.pair_K, self.feature_K, self.start_F1)
         start_Fm1 = self.start_F1[seen.start : seen.stop + 1]
         entries = slice(int(start_Fm1[0]), int(start_Fm1[-1]))
-        bags = Bags(self.pair_K[entries], self.feature_K[entries] - seen.start, start_Fm1 - entries.start)
-        return entries, bags
+        feature_K = _counted_from(seen.start, self.feature_K[entries])
+        return entries, Bags(self.pair_K[entries], feature_K, start_Fm1 - entries.start)
 
     def of_pairs(self, seen: slice) -> tuple[torch.Tensor | None, Bags]:
         """The places of the entries of neighbouring features among those listed pair by pair (None: all of them), and
         bags of them: a bag is a pair, an index a feature, counted from the first of them."""
         if seen.start == 0 and seen.stop == self.features:
             return None, Bags(self.column_K, self.row_K, self.start_B1)
-        places = places_of((self.column_K >= seen.start) & (self.column_K < seen.stop))
+        places = places_of((self.column_K >= seen.start) & (self.column_K < seen.stop)).to(self.column_K.dtype)
         rows_K, columns_K = self.row_K.index_select(0, places), self.column_K.index_select(0, places)
-        return places, Bags(columns_K - seen.start, rows_K, _starts(rows_K, self.pairs))
+        return places, Bags(_counted_from(seen.start, columns_K), rows_K, _starts(rows_K, self.pairs))
 
     def dense(self, value_K: torch.Tensor) -> torch.Tensor:
         """(B, F) with the values, listed pair by pair, at their places and 0 elsewhere."""
         out_BF = value_K.new_zeros(self.pairs, self.features)
         out_BF[self.row_K, self.column_K] = value_K
         return out_BF
+
+
+def _counted_from(first: int, number_K: torch.Tensor) -> torch.Tensor:
+    return number_K - first if first else number_K
 
 
 def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
