@@ -49,20 +49,31 @@ class Rooms:
         self._rooms: dict[str, torch.Tensor] = {}
         self._places: dict[str, int] = {}
         self._taken = 0
+        # What was given last by each name: most batches are of one size, and every view takes time.
+        self._given: dict[str, torch.Tensor] = {}
 
     def of(self, name: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """(B, N), contiguous; what it holds is undefined. The memory that this name gave before is used again."""
+        given = self._given.get(name)
+        if given is not None and _fits(given, rows, columns, dtype, device):
+            return given
         room = self._rooms.get(name)
         size = rows * columns
         if room is None or room.numel() < size or room.dtype != dtype or room.device != device:
-            self._rooms.pop(name, None)  # before there is a new one
+            # Nothing is held of the old one, nor of what is inside it, when there is a new one.
+            self._given.clear()
+            self._rooms.pop(name, None)
             room = self._rooms[name] = lasting((max(rows, self._rows) * columns,), dtype, device)
-        return room[:size].view(rows, columns)
+        self._given[name] = room[:size].view(rows, columns)
+        return self._given[name]
 
     def inside(self, outer: str, name: str, x_BN: torch.Tensor) -> torch.Tensor:
         """As `of`, of the size, dtype and device of another matrix; in a part of the memory of `outer`, which nobody
         needs until it is asked for again, or where it is too small for that in memory of its own."""
         rows, columns = x_BN.shape
+        given = self._given.get(name)
+        if given is not None and _fits(given, rows, columns, x_BN.dtype, x_BN.device):
+            return given
         if name not in self._places:
             self._places[name] = self._taken
             self._taken += -(-max(rows, self._rows) * columns * x_BN.dtype.itemsize // _ALIGNED) * _ALIGNED
@@ -70,4 +81,9 @@ class Rooms:
         stop = start + x_BN.nbytes
         if room is None or room.nbytes < stop or room.device != x_BN.device:
             return self.of(name, rows, columns, x_BN.dtype, x_BN.device)
-        return room.view(torch.uint8)[start:stop].view(x_BN.dtype).view(rows, columns)
+        self._given[name] = room.view(torch.uint8)[start:stop].view(x_BN.dtype).view(rows, columns)
+        return self._given[name]
+
+
+def _fits(x_BN: torch.Tensor, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> bool:
+    return x_BN.shape == (rows, columns) and x_BN.dtype == dtype and x_BN.device == device
