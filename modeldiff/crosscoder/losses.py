@@ -53,8 +53,8 @@ def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
     return torch.cat([e_RD.square().sum(dim=1) for e_RD in e_BD.split(rows)])
 
 
-def reconstruction_gradient(e_BD: torch.Tensor, kind: str, out_BD: torch.Tensor) -> torch.Tensor:
-    """The gradient of `reconstruction_loss` in one side's reconstructions, minus that in its error, written into
+def reconstruction_gradient(e_BD: torch.Tensor, kind: str, out_BD: torch.Tensor | None = None) -> torch.Tensor:
+    """The gradient of `reconstruction_loss` in one side's reconstructions, minus that in its error; in new memory or in
     `out_BD`.
 
     To the last bit what autograd gives; written out, it takes fewer operations.

@@ -126,6 +126,35 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_features_only(encodes: str) ->
     assert touched(crosscoder.b_dec_a) == touched(crosscoder.b_dec_b) == []
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_auxk_gradients_against_autograd_on_the_formula(normalised: bool) -> None:
+    crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
+    e_a, e_b, _ = (tensor.detach() for tensor in errors(crosscoder))
+    before = e_a.clone(), e_b.clone()
+    dead_Z = torch.tensor([3, 4, 5, 7])  # shared ones
+    rows = slice(3, 8), slice(0, 5)
+    weights = (
+        crosscoder.w_enc_a[rows[0]],
+        crosscoder.w_enc_b[rows[1]],
+        crosscoder.w_dec_a[rows[0]],
+        crosscoder.w_dec_b[rows[1]],
+    )
+    leaves = [weight.detach()[dead_Z - 3].requires_grad_() for weight in weights]
+    enc_a, enc_b, dec_a, dec_b = leaves
+    z_BZ = torch.relu((e_a @ enc_a.T + e_b @ enc_b.T) * crosscoder.share)
+    loss = ((e_a - z_BZ @ dec_a) ** 2).sum(1).mean() + ((e_b - z_BZ @ dec_b) ** 2).sum(1).mean()
+    if normalised:
+        loss = loss / (((e_a - e_a.mean(0)) ** 2).sum(1) + ((e_b - e_b.mean(0)) ** 2).sum(1)).mean()
+    (0.25 * loss).backward()
+    (0.25 * auxk_loss(crosscoder, dead_Z, 100, e_a, e_b, normalised=normalised)).backward()
+    found = crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b
+    for leaf, weight, first in zip(leaves, found, (0, 3, 0, 3), strict=True):
+        assert weight.grad is not None
+        torch.testing.assert_close(weight.grad[dead_Z - first], leaf.grad)
+    assert torch.equal(e_a, before[0]), "the error itself stays"
+    assert torch.equal(e_b, before[1]), "the error itself stays"
+
+
 def test_auxk_takes_no_more_than_its_count_per_pair() -> None:
     crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
     e_a, e_b, _ = errors(crosscoder)
