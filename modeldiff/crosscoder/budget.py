@@ -25,13 +25,14 @@ START, STEP, CHECKPOINT, EVALUATION = "start", "step", "checkpoint", "evaluation
 DEAD_SHARE = 0.1
 
 _FLOAT, _HALF, _LONG, _DOUBLE = 4, 2, 8, 8
-# Float32 matrices (B, D) at once: activations and reconstructions while encoding and decoding; later also errors, and
-# their gradients or, in a logged step, reconstructions from shared features alone.
-_ENCODING_COPIES, _LATER_COPIES = 4, 6
+# Float32 matrices (B, D) at once, or halves of them: activations while encoding, and a copy in bfloat16; later what the
+# auxiliary loss reconstructs. Reconstructions and their gradients take the place of the pre-activations where these are
+# large enough (forward.py). A dense code is decoded and measured with several.
+_ENCODING_COPIES, _LATER_COPIES, _INSIDE_COPIES, _EVALUATION_COPIES = 1.5, 2.5, 2, 6
 # Bytes of a kept entry: its row and column, the order by feature and its inverse, values; and of the candidates.
 _ENTRY = 60
 # Rows of scores that the selection looks at, and copies of them.
-_SAMPLED = 128 * 3
+_SAMPLED = 32 * 3
 # Columns that the screen adds to each weight (see coarse.py).
 _SCREEN_COLUMNS = 32
 # (N, F) matrices of the evaluation: the code, the same without the exclusive features, masks.
@@ -160,7 +161,9 @@ def step_parts(job: Job) -> dict[str, int]:
     parts["pre_activations"] = B * F * (_FLOAT if job.precision == "float32" else _HALF)
     # A step holds most while it encodes, with copies in bfloat16, or towards its end.
     matrix = _FLOAT * B * D
-    parts["batch"] = max(_ENCODING_COPIES * matrix + _copies(job), _LATER_COPIES * matrix)
+    parts["batch"] = round(max(_ENCODING_COPIES * matrix + _copies(job), _LATER_COPIES * matrix))
+    if _INSIDE_COPIES * matrix > parts["pre_activations"]:
+        parts["batch"] += _INSIDE_COPIES * matrix
     parts["batch"] += _ENTRY * _entries(job) + _SAMPLED * _FLOAT * F
     stored = B * sum(map(_bytes_of_a_row, (part.width_a, part.width_b), job.encodings))
     parts["batch"] += stored
@@ -249,7 +252,7 @@ def _evaluation(job: Job, parts: dict[str, int], buffer: int) -> Need:  # noqa: 
     kept, rows = parts["weights"], job.block_rows
     values = _FLOAT if job.precision != "bfloat16" else _FLOAT + _HALF
     block = round(_CODE_COPIES * values * rows * config.n_features)
-    block += _LATER_COPIES * _FLOAT * rows * (config.width_a + config.width_b)
+    block += _EVALUATION_COPIES * _FLOAT * rows * (config.width_a + config.width_b)
     if job.precision == "bfloat16":
         block += _HALF * (config.n_a * config.width_a + config.n_b * config.width_b)
     whole = 0 if job.processes == 1 else _FLOAT * config.parameters
