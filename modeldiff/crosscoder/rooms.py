@@ -47,7 +47,7 @@ class Rooms:
     def __init__(self, rows: int = 0) -> None:
         self._rows = rows
         self._rooms: dict[str, torch.Tensor] = {}
-        self._places: dict[str, int] = {}
+        self._places: dict[str, slice] = {}
         self._taken = 0
         # What was given last by each name: most batches are of one size, and every view takes time.
         self._given: dict[str, torch.Tensor] = {}
@@ -74,10 +74,12 @@ class Rooms:
         given = self._given.get(name)
         if given is not None and _fits(given, rows, columns, x_BN.dtype, x_BN.device):
             return given
-        if name not in self._places:
-            self._places[name] = self._taken
-            self._taken += -(-max(rows, self._rows) * columns * x_BN.dtype.itemsize // _ALIGNED) * _ALIGNED
-        room, start = self._rooms.get(outer), self._places[name]
+        if name not in self._places or self._places[name].stop < self._places[name].start + x_BN.nbytes:
+            # One that has grown moves behind all others.
+            size = -(-max(rows, self._rows) * columns * x_BN.dtype.itemsize // _ALIGNED) * _ALIGNED
+            self._places[name] = slice(self._taken, self._taken + size)
+            self._taken += size
+        room, start = self._rooms.get(outer), self._places[name].start
         stop = start + x_BN.nbytes
         if room is None or room.nbytes < stop or room.device != x_BN.device:
             return self.of(name, rows, columns, x_BN.dtype, x_BN.device)

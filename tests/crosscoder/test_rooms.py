@@ -50,6 +50,14 @@ def test_matrices_inside_a_larger_one_keep_apart() -> None:
     assert span(larger)[1] <= span(inner[1])[0], "as many rows as there is room for at least"
 
 
+def test_one_that_grows_leaves_the_others_alone() -> None:
+    rooms = Rooms()  # room for no more rows than are asked for
+    rooms.of("outer", 9, 100, torch.float32, CPU)
+    for rows in (3, 5, 4, 7):
+        a, b = (rooms.inside("outer", name, torch.empty(rows, 5)) for name in "ab")
+        assert span(a)[1] <= span(b)[0] or span(b)[1] <= span(a)[0]
+
+
 def test_what_is_too_large_for_the_inside_gets_memory_of_its_own() -> None:
     rooms = Rooms()
     outer = rooms.of("outer", 4, 4, torch.float32, CPU)
