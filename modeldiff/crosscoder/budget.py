@@ -34,7 +34,7 @@ _ENTRY = 60
 # Rows of scores that the selection looks at, and copies of them.
 _SAMPLED = 32 * 3
 # Columns that the screen adds to each weight (see coarse.py).
-_SCREEN_COLUMNS = 32
+_SCREEN_COLUMNS = 8
 # (N, F) matrices of the evaluation: the code, the same without the exclusive features, masks.
 _CODE_COPIES = 2.5
 

@@ -24,7 +24,7 @@ from modeldiff.crosscoder.selection import Scores, guess_bound, largest, score_w
 # rounded once more, before B's is added to it.
 _ROUNDING_A, _ROUNDING_B = 1.05 * 3 * 2**-8, 1.05 * 2 * 2**-8
 # So many columns are added where one is needed: rows stay aligned.
-_MORE_COLUMNS = 32
+_MORE_COLUMNS = 8
 # Rows of which exact scores tell where the smallest kept one may lie; how far below that candidates begin; and by how
 # much wider the next guess is when that was too high.
 _SAMPLE_ROWS, _BELOW, _WIDER = 32, 0.97, 1.2

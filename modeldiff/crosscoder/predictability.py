@@ -35,24 +35,17 @@ class Moments:
         shapes = ((width,), (width, width), (targets,), (targets,), (targets, width))
         return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
-    def add(self, x_ND: torch.Tensor, f_G: torch.Tensor, ff_G: torch.Tensor, fx_GD: torch.Tensor) -> None:
-        """Take in pairs: their inputs, and the sums over them of f, f² and f x, all float64.
+    def add_inputs(self, x_ND: torch.Tensor) -> None:
+        """Take in inputs (float64) of pairs, not their targets.
 
-        The inputs may be on another device than the sums: their product is made there, and only the result is moved.
+        They may be on another device than the sums: their product is made there, and only the result is moved.
         """
         self.n += len(x_ND)
         self.x_D += x_ND.sum(dim=0).to(self.x_D.device)
         self.xx_DD += _gram(x_ND).to(self.xx_DD.device)
-        self.add_targets(f_G, ff_G, fx_GD)
-
-    def add_targets(self, f_G: torch.Tensor, ff_G: torch.Tensor, fx_GD: torch.Tensor) -> None:
-        """Take in targets of pairs whose inputs are already in."""
-        self.f_G += f_G
-        self.ff_G += ff_G
-        self.fx_GD += fx_GD
 
     def for_targets(self, targets: int) -> Moments:
-        """The same inputs for other targets, of which no sums are taken yet (see `add_targets`)."""
+        """The same inputs for other targets, of which no sums are taken yet."""
         empty = Moments.empty(0, targets, self.x_D.device)
         fx_GD = self.fx_GD.new_zeros(targets, len(self.x_D))
         return Moments(self.n, self.x_D, self.xx_DD, empty.f_G, empty.ff_G, fx_GD)
@@ -60,7 +53,10 @@ class Moments:
     def add_dense(self, x_ND: torch.Tensor, f_NG: torch.Tensor) -> None:
         """Take in pairs: their inputs and targets."""
         x_ND, f_NG = x_ND.double(), f_NG.double()
-        self.add(x_ND, f_NG.sum(dim=0), f_NG.square().sum(dim=0), f_NG.T @ x_ND)
+        self.add_inputs(x_ND)
+        self.f_G += f_NG.sum(dim=0)
+        self.ff_G += f_NG.square().sum(dim=0)
+        self.fx_GD += f_NG.T @ x_ND
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(xx_DD, ff_G, fx_GD) about this part's own means."""
@@ -76,11 +72,9 @@ def _gram(x_ND: torch.Tensor) -> torch.Tensor:
     """x^T x, (D, D) float64."""
     if x_ND.device.type != "cpu":
         return x_ND.T @ x_ND
-    from scipy.linalg.blas import dsyrk  # a tenth of a second, which most trainings do not need
-
-    # torch has no product that makes use of the symmetry, which is half of the work.
-    upper_DD = torch.from_numpy(dsyrk(1.0, x_ND.numpy().T))
-    return upper_DD.triu() + upper_DD.triu(1).T
+    # numpy makes use of the symmetry, which is half of the work; torch does not.
+    x = x_ND.numpy()
+    return torch.from_numpy(x.T @ x)
 
 
 def ridge_weights(fit: Moments, ridge: float = RIDGE) -> torch.Tensor:

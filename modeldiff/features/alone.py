@@ -10,15 +10,14 @@ Legend: N pairs of the sample, D width of one model, F features, R readers.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from modeldiff.ahead import one_ahead
 from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import EXTREME_NORM
@@ -107,25 +106,47 @@ def read_alone(
         return sparse.csr_matrix((n, r), dtype=np.float32)
     scale = crosscoder.config.scale_a if side == "a" else crosscoder.config.scale_b
     w_RD = readers.w_RD * scale
-    pre_RN = np.empty((r, n), np.float32)
+    found = [_Largest(int(fires)) for fires in readers.fires_R]
+
+    def read(some: tuple[slice, torch.Tensor]) -> NDArray[np.float32]:
+        return (w_RD @ some[1].to(w_RD.device).float().T).cpu().numpy()
+
     with progress(f"features: read from {side.upper()} alone", n, "pairs") as bar:
-        for rows, x_ND in activations_of(store, side, sample.rows_N):
-            pre_RN[:, rows] = (w_RD @ x_ND.to(w_RD.device).float().T).cpu().numpy()
-            bar.advance(len(x_ND))
-    with ThreadPoolExecutor(torch.get_num_threads(), "readers") as workers:  # numpy lets the others run
-        read = partial(_largest, threshold=crosscoder.config.threshold)
-        fired, values = zip(*workers.map(read, pre_RN, readers.fires_R.tolist()), strict=True)
+        for (rows, x_nD), pre_Rn in one_ahead(read, activations_of(store, side, sample.rows_N)):
+            for largest, pre_n in zip(found, pre_Rn, strict=True):
+                largest.add(pre_n, rows.start)
+            bar.advance(len(x_nD))
+    fired, values = zip(*(largest.fired(crosscoder.config.threshold) for largest in found), strict=True)
     starts = np.cumsum([0, *map(len, fired)])
     return sparse.csc_matrix((np.concatenate(values), np.concatenate(fired), starts), shape=(n, r)).tocsr()
 
 
-def _largest(pre_N: NDArray[np.float32], fires: int, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """(places of the `fires` largest, their values with the next one brought to the threshold)."""
-    # The `fires` largest are above the next one; what fires on all pairs leaves out the smallest.
-    place = max(0, len(pre_N) - fires - 1)
-    bar = np.partition(pre_N, place)[place]
-    fired = np.flatnonzero(pre_N > bar)
-    return fired, pre_N[fired] - bar + np.float32(threshold)
+class _Largest:
+    """One reader's largest pre-activations, as many as it fires and the next one, while the pairs come by."""
+
+    def __init__(self, fires: int) -> None:
+        self._most = fires + 1
+        self._bar = np.float32(-np.inf)
+        self._place = np.zeros(0, np.int64)
+        self._pre = np.zeros(0, np.float32)
+
+    def add(self, pre_n: NDArray[np.float32], first: int) -> None:
+        """Take in pairs, of which the first one has this number."""
+        above = np.flatnonzero(pre_n > self._bar)
+        self._place = np.concatenate([self._place, first + above])
+        self._pre = np.concatenate([self._pre, pre_n[above]])
+        surplus = len(self._pre) - self._most
+        if surplus > 0:
+            self._bar = np.partition(self._pre, surplus)[surplus]
+            kept = self._pre >= self._bar
+            self._place, self._pre = self._place[kept], self._pre[kept]
+
+    def fired(self, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(numbers of the pairs on which it fires, values: the next one below these is brought to the threshold)."""
+        # What fires on all pairs leaves out the smallest.
+        bar = self._pre.min()
+        above = self._pre > bar
+        return self._place[above], self._pre[above] - bar + np.float32(threshold)
 
 
 def _encoders(crosscoder: Crosscoder, side: str) -> torch.Tensor:

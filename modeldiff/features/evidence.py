@@ -46,11 +46,8 @@ REFERENCE_FIRINGS = 50
 """A shared feature that fires less often in the sample is no reference: its R² would be noise."""
 # Stretches are long enough that neighbouring tokens of one text rarely fall in different parts.
 _MAX_STRETCH, _MIN_STRETCHES = 512, 20
-# Pairs whose products are summed in float32 at once.
-_FLOAT32_ROWS = 4096
-
-Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""(f_G, ff_G, fx_GD) for `Moments.add_targets`."""
+# Pairs whose products are summed in float32 at once, and values of such sums.
+_FLOAT32_ROWS, _PIECE_VALUES = 4096, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -192,36 +189,42 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
                     if inputs_known
                     else [Moments.empty(width, targets) for _ in range(2)]
                 )
-                for found in _sums(store, side, sample.rows_N, codes_NG, device):
-                    for part, (x_nD, sums) in zip(parts, found, strict=True):
-                        if inputs_known:
-                            part.add_targets(*sums)
-                        else:
-                            part.add(x_nD, *sums)
-                    bar.advance(sum(len(x_nD) for x_nD, _ in found))
+                for held, x_nD in _summed(store, side, sample.rows_N, codes_NG, parts, device):
+                    if not inputs_known:
+                        parts[held].add_inputs(x_nD)
+                    bar.advance(len(x_nD))
                 r2_G = held_out_r2(*parts).numpy()
                 result[side][chosen] = np.where(firings_F[chosen] >= MIN_FIRINGS, r2_G, np.nan)
     return result
 
 
-def _sums(
-    store: ActivationStore, side: str, rows_N: NDArray[np.int64], codes_NG: sparse.csr_matrix, device: torch.device
-) -> Iterator[list[tuple[torch.Tensor, Sums]]]:
-    """Some thousand pairs at a time, of the training part and of the one held out: (inputs about their mean, float64,
-    `target_sums`)."""
+def _summed(
+    store: ActivationStore,
+    side: str,
+    rows_N: NDArray[np.int64],
+    codes_NG: sparse.csr_matrix,
+    parts: list[Moments],
+    device: torch.device,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Adds the targets' sums to the two parts, fitted and held out; gives (part, inputs about their mean, float64) of
+    some thousand pairs at a time, while the next ones are being added."""
     mean_D = store.mean[side].to(device).double()
     held_N = held_out(len(rows_N))
 
-    def summed(some: tuple[slice, torch.Tensor]) -> list[tuple[torch.Tensor, Sums]]:
+    def add(some: tuple[slice, torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
         rows, x_ND = some
-        found = []
-        for mask in (~held_N[rows], held_N[rows]):
-            x_nD = x_ND[torch.from_numpy(np.flatnonzero(mask))].to(device).double() - mean_D
-            found.append((x_nD, target_sums(x_nD, codes_NG[rows][mask])))
-        return found
+        done = []
+        for held, part in enumerate(parts):
+            places = np.flatnonzero(held_N[rows] == bool(held))
+            for start in range(0, len(places), _FLOAT32_ROWS):
+                chosen = places[start : start + _FLOAT32_ROWS]
+                x_nD = x_ND[torch.from_numpy(chosen)].to(device).double().sub_(mean_D)
+                add_targets(part, x_nD, codes_NG[rows.start + chosen])
+                done.append((held, x_nD))
+        return done
 
-    for _, found in one_ahead(summed, activations_of(store, side, rows_N)):
-        yield found
+    for _, done in one_ahead(add, activations_of(store, side, rows_N)):
+        yield from done
 
 
 def held_out(n: int) -> NDArray[np.bool_]:
@@ -244,30 +247,28 @@ def _cost(store: ActivationStore, sample: CodeSample, readers: Mapping[str, Mapp
     return Cost(len(sample.rows_N), targets, 2 * entries, store.widths)
 
 
-def target_sums(x_ND: torch.Tensor, f_NG: sparse.csr_matrix) -> Sums:
-    """`Sums`, float64 on the CPU, from the entries that are not 0.
+def add_targets(part: Moments, x_nD: torch.Tensor, f_nG: sparse.csr_matrix) -> None:
+    """Take in some thousand pairs' targets, from the entries that are not 0.
 
-    Those with the inputs are summed in float32 over a few thousand pairs at a time, in float64 from there on.
+    Their products with the inputs are summed in float32 over these pairs, in float64 from there on.
 
     Args:
-        x_ND: inputs about their mean, float64, on any device.
+        x_nD: inputs about their mean, float64, on any device; the part itself is on the CPU.
     """
-    n_targets, device = f_NG.shape[1], x_ND.device
-    fx_GD = torch.zeros(n_targets, x_ND.shape[1], dtype=torch.float64)
-    for start in range(0, len(x_ND), _FLOAT32_ROWS):
-        x_nD = x_ND[start : start + _FLOAT32_ROWS].float()
-        columns = f_NG[start : start + _FLOAT32_ROWS].tocsc()
-        fires_G = np.diff(columns.indptr)
-        index_K, start_G1 = (
-            torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr)
-        )
-        bag_K = torch.from_numpy(np.repeat(np.arange(n_targets), fires_G)).to(device)
-        weight_K = torch.from_numpy(columns.data.astype(np.float32, copy=False)).to(device)
-        fx_GD += bag_sum(x_nD, Bags(index_K, bag_K, start_G1), weight_K).cpu()
-    f_K = f_NG.data.astype(np.float64)
-    sums = (np.bincount(f_NG.indices, values, n_targets) for values in (f_K, f_K * f_K))
-    f_G, ff_G = (torch.from_numpy(one) for one in sums)
-    return f_G, ff_G, fx_GD
+    n_targets, device = f_nG.shape[1], x_nD.device
+    columns = f_nG.tocsc()
+    index_K, start_G1 = (torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr))
+    bag_K = torch.from_numpy(np.repeat(np.arange(n_targets), np.diff(columns.indptr))).to(device)
+    weight_K = torch.from_numpy(columns.data.astype(np.float32, copy=False)).to(device)
+    bags, x_nD = Bags(index_K, bag_K, start_G1), x_nD.float()
+    # Some targets at a time: what is added is still in the cache.
+    step = max(1, _PIECE_VALUES // x_nD.shape[1])
+    for first in range(0, n_targets, step):
+        entries, some = bags.part(first, min(first + step, n_targets))
+        part.fx_GD[first : first + step] += bag_sum(x_nD, some, weight_K[entries]).cpu()
+    f_K = f_nG.data.astype(np.float64)
+    part.f_G += torch.from_numpy(np.bincount(f_nG.indices, f_K, n_targets))
+    part.ff_G += torch.from_numpy(np.bincount(f_nG.indices, f_K * f_K, n_targets))
 
 
 def _firings(codes_NG: sparse.csr_matrix, held_N: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -16,6 +16,8 @@ from modeldiff.workspace.activations import ActivationStore, Block
 
 CHUNK_ROWS = 16_384
 """Most rows in memory at once."""
+# Rows in between that are read along with those that are wanted.
+_GAP_ROWS = 1024
 
 
 def activations_of(
@@ -32,7 +34,7 @@ def _read(store: ActivationStore, side: str, rows_N: NDArray[np.int64]) -> torch
     shards = np.searchsorted(store.first_row, rows_N, side="right") - 1
     for shard in np.unique(shards):
         local = rows_N[shards == shard] - store.first_row[shard]
-        for run in np.split(local, np.flatnonzero(np.diff(local) > CHUNK_ROWS // 16) + 1):
+        for run in np.split(local, np.flatnonzero(np.diff(local) > _GAP_ROWS) + 1):
             x_ND = store.read_side(side, Block(int(shard), int(run[0]), int(run[-1]) + 1))
             parts.append(x_ND if len(x_ND) == len(run) else x_ND[torch.from_numpy(run - run[0])])
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -65,7 +65,7 @@ def test_equals_scikit_learn(
 def test_sums_over_the_firings_equal_those_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """R² from products summed in float32 piece by piece, against the dense float64 sums; columns of all sizes, and
     targets that fire rarely, often and always."""
-    monkeypatch.setattr(evidence, "_FLOAT32_ROWS", 700)
+    monkeypatch.setattr(evidence, "_PIECE_VALUES", 7 * 30)
     generator = torch.Generator().manual_seed(4)
     n, width = 4000, 30
     x_ND = torch.randn(n, width, generator=generator) @ torch.randn(width, width, generator=generator)
@@ -79,7 +79,9 @@ def test_sums_over_the_firings_equal_those_over_all_pairs(monkeypatch: pytest.Mo
     for number, part in enumerate((slice(None, 3000), slice(3000, None))):
         x_part = x_ND[part] - x_ND.mean(0)
         expected[number].add_dense(x_part, f_NG[part])
-        found[number].add(x_part, *evidence.target_sums(x_part, sparse.csr_matrix(f_NG[part].numpy())))
+        found[number].add_inputs(x_part)
+        for x_nD, f_nG in zip(x_part.split(700), f_NG[part].split(700), strict=True):
+            evidence.add_targets(found[number], x_nD, sparse.csr_matrix(f_nG.numpy()))
     r2_G = held_out_r2(*expected)
     assert float(r2_G.max()) > 0.3
     torch.testing.assert_close(held_out_r2(*found), r2_G, rtol=0, atol=1e-6, equal_nan=True)

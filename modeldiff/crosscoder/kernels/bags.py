@@ -39,6 +39,12 @@ class Bags:
         """G."""
         return len(self.start_G1) - 1
 
+    def part(self, first: int, last: int) -> tuple[slice, Bags]:
+        """Which entries are in the bags from `first` to before `last`, and these bags alone."""
+        start_G1 = self.start_G1[first : last + 1]
+        entries = slice(int(start_G1[0]), int(start_G1[-1]))
+        return entries, Bags(self.index_K[entries], self.bag_K[entries] - first, start_G1 - entries.start)
+
 
 def bag_sum(
     rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, out_GD: torch.Tensor | None = None
