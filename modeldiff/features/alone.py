@@ -10,6 +10,7 @@ Legend: N pairs of the sample, D width of one model, F features, R readers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.ahead import one_ahead
-from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
@@ -95,11 +95,19 @@ def random_readers(crosscoder: Crosscoder, store: ActivationStore, sample: CodeS
 
 
 def read_alone(
-    crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, readers: Readers, side: str
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    sample: CodeSample,
+    readers: Readers,
+    side: str,
+    advance: Callable[[float], None] = lambda _: None,
 ) -> sparse.csr_matrix:
     """(N, R) float32: activations of the readers.
 
     Like an exclusive feature's, they start at the selection's threshold.
+
+    Args:
+        advance: is told of pairs that were read.
     """
     n, r = len(sample.rows_N), len(readers.w_RD)
     if not n or not r:
@@ -111,11 +119,10 @@ def read_alone(
     def read(some: tuple[slice, torch.Tensor]) -> NDArray[np.float32]:
         return (w_RD @ some[1].to(w_RD.device).float().T).cpu().numpy()
 
-    with progress(f"features: read from {side.upper()} alone", n, "pairs") as bar:
-        for (rows, x_nD), pre_Rn in one_ahead(read, activations_of(store, side, sample.rows_N)):
-            for largest, pre_n in zip(found, pre_Rn, strict=True):
-                largest.add(pre_n, rows.start)
-            bar.advance(len(x_nD))
+    for (rows, x_nD), pre_Rn in one_ahead(read, activations_of(store, side, sample.rows_N)):
+        for largest, pre_n in zip(found, pre_Rn, strict=True):
+            largest.add(pre_n, rows.start)
+        advance(len(x_nD))
     fired, values = zip(*(largest.fired(crosscoder.config.threshold) for largest in found), strict=True)
     starts = np.cumsum([0, *map(len, fired)])
     return sparse.csc_matrix((np.concatenate(values), np.concatenate(fired), starts), shape=(n, r)).tocsr()

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from modeldiff.features.rows import CHUNK_ROWS
 from modeldiff.workspace.files import human_bytes
 
-BLOCK_BYTES = 4 << 30
-"""Most memory that a block of targets may take, with all that is worked out from its sums."""
+BLOCK_BYTES = 2 << 30
+"""Most memory that a block of targets may take for one model, with all that is worked out from its sums; both models'
+are worked out at the same time."""
 # (G, D) arrays of float64 at once: sums of both parts, one part centred, the weights, and two products of these.
 _COPIES = 6
 _FLOAT64, _FLOAT32, _INDEX = 8, 4, 4
@@ -65,15 +66,15 @@ class Cost:
 
     @property
     def sums_bytes(self) -> int:
-        """Moments of the two parts of a block, in float64."""
-        width = max(self.widths)
-        return 2 * _FLOAT64 * (width**2 + self.block * width)
+        """Moments of the two parts of a block of both models, in float64."""
+        return sum(2 * _FLOAT64 * (width**2 + self.block * width) for width in self.widths)
 
     @property
     def memory_bytes(self) -> int:
-        """At most, about: a block, a chunk of activations and its copy in float64, and the sparse activations."""
-        width = max(self.widths)
-        block = _FLOAT64 * (_COPIES * self.block * width + 4 * width**2)
+        """At most, about: for both models a block, a chunk of activations and its copy in float64; and the sparse
+        activations."""
+        width = sum(self.widths)
+        block = _FLOAT64 * (_COPIES * self.block * width + 4 * sum(one**2 for one in self.widths))
         chunk = min(self.pairs, CHUNK_ROWS) * width * (_FLOAT32 + 2 * _FLOAT64)
         # By row, by column, and those of a block in float64.
         sparse = self.entries * (2 * (_FLOAT32 + _INDEX) + (_FLOAT64 + _INDEX))

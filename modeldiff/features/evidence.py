@@ -34,6 +34,7 @@ from modeldiff.features.codes import CodeSample
 from modeldiff.features.controls import Control, control_of
 from modeldiff.features.cost import Cost, block_targets
 from modeldiff.features.rows import activations_of
+from modeldiff.features.sides import by_side
 from modeldiff.features.verdict import Scale, scale_of
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.plan import SIDES
@@ -129,12 +130,15 @@ def evidence_of(crosscoder: Crosscoder, store: ActivationStore, sample: CodeSamp
     }
     for line in _cost(store, sample, readers).lines():
         say(line)
-    made = [sample.codes_NF]
-    for side in SIDES:
-        both = [readers[name][side] for name in _READINGS]
-        together = Readers(torch.cat([one.w_RD for one in both]), np.concatenate([one.fires_R for one in both]))
-        made.append(read_alone(crosscoder, store, sample, together, side))
-    targets = sparse.hstack(made, format="csr")
+    with progress("features: read from one model alone", len(SIDES) * n, "pairs") as bar:
+
+        def read(side: str) -> sparse.csr_matrix:
+            both = [readers[name][side] for name in _READINGS]
+            together = Readers(torch.cat([one.w_RD for one in both]), np.concatenate([one.fires_R for one in both]))
+            return read_alone(crosscoder, store, sample, together, side, bar.advance)
+
+        made = by_side(read)
+    targets = sparse.hstack([sample.codes_NF, *made.values()], format="csr")
     # Far apart: neighbouring pairs are of one text.
     permuted = targets[(np.arange(n) + n // 2) % max(1, n)]
     r2 = predictability(store, CodeSample(sparse.hstack([targets, permuted], format="csr"), sample.rows_N), device)
@@ -165,25 +169,19 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
         By side "a" and "b", (F,) float32: 1 - residual / total sum of squares on the held-out pairs, NaN where a
         feature fires too rarely. Below 0: worse than the held-out mean.
     """
-    n_features = sample.codes_NF.shape[1]
-    block = block_targets(n_features, max(store.widths))
-    starts = range(0, n_features, block)
     # mps has no float64.
     device = device if device.type == "cuda" else torch.device("cpu")
     held_N = held_out(len(sample.rows_N))
-    columns = sample.codes_NF.tocsc() if len(starts) > 1 else None
+    blocks = _blocks(sample.codes_NF, block_targets(sample.codes_NF.shape[1], max(store.widths)))
     firings_F = _firings(sample.codes_NF, held_N)
-    result = {side: np.full(n_features, np.nan, np.float32) for side in SIDES}
-    total = len(SIDES) * len(starts) * len(sample.rows_N)
-    with progress("features: predictability", total, "pairs") as bar:
-        for side in SIDES:
-            parts: list[Moments] = []
-            for start in starts:
-                chosen = slice(start, min(start + block, n_features))
-                codes_NG = sample.codes_NF if columns is None else columns[:, chosen].tocsr()
+    with progress("features: predictability", len(SIDES) * len(blocks) * len(sample.rows_N), "pairs") as bar:
+
+        def of_side(side: str) -> NDArray[np.float32]:
+            width, parts = store.info.sides[side].width, list[Moments]()
+            r2 = []
+            for codes_NG in blocks:
                 # The sums of the inputs are those of the first block.
                 inputs_known, targets = bool(parts), codes_NG.shape[1]
-                width = store.info.sides[side].width
                 parts = (
                     [part.for_targets(targets) for part in parts]
                     if inputs_known
@@ -193,9 +191,18 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
                     if not inputs_known:
                         parts[held].add_inputs(x_nD)
                     bar.advance(len(x_nD))
-                r2_G = held_out_r2(*parts).numpy()
-                result[side][chosen] = np.where(firings_F[chosen] >= MIN_FIRINGS, r2_G, np.nan)
-    return result
+                r2.append(held_out_r2(*parts).numpy())
+            return np.where(firings_F >= MIN_FIRINGS, np.concatenate(r2), np.nan).astype(np.float32)
+
+        return by_side(of_side)
+
+
+def _blocks(codes_NF: sparse.csr_matrix, targets: int) -> list[sparse.csr_matrix]:
+    """Some columns each."""
+    if codes_NF.shape[1] <= targets:
+        return [codes_NF]
+    columns = codes_NF.tocsc()
+    return [columns[:, start : start + targets].tocsr() for start in range(0, codes_NF.shape[1], targets)]
 
 
 def _summed(
