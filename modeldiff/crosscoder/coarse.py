@@ -108,6 +108,9 @@ class CoarseScores(Scores):
         crosscoder = self._crosscoder
         entries = Kept(flat_K, len(self.pre_BF), crosscoder.n_features)
         pre_K = torch.zeros(len(flat_K), device=flat_K.device)
+        if crosscoder.n_features <= len(self.pre_BF):
+            return self._exact_by_pair(entries, pre_K)
+        # What is gathered are pairs, the smaller part of both.
         for side, x_BD, w_enc in zip("ab", self._x, (crosscoder.w_enc_a, crosscoder.w_enc_b), strict=True):
             found, bags = entries.of_features(crosscoder.sees(side))
             pre_K[found] += bag_dot(w_enc, x_BD, bags)
@@ -115,6 +118,21 @@ class CoarseScores(Scores):
             pre_K[entries.of_features(crosscoder.slices["shared"])[0]] *= crosscoder.share
         pre_K += crosscoder.b_enc[entries.feature_K]
         return pre_K[entries.by_pair_K]
+
+    def _exact_by_pair(self, entries: Kept, pre_K: torch.Tensor) -> torch.Tensor:
+        """The same of zeros `pre_K`, in the order that the entries are listed in: nothing is sorted."""
+        crosscoder, column_K = self._crosscoder, entries.column_K
+        for side, x_BD, w_enc in zip("ab", self._x, (crosscoder.w_enc_a, crosscoder.w_enc_b), strict=True):
+            places, bags = entries.of_pairs(crosscoder.sees(side))
+            product_K = bag_dot(x_BD, w_enc, bags)
+            if places is None:
+                pre_K += product_K
+            else:
+                pre_K.index_add_(0, places, product_K)
+        if crosscoder.share != 1:
+            shared = crosscoder.slices["shared"]
+            pre_K[(column_K >= shared.start) & (column_K < shared.stop)] *= crosscoder.share
+        return pre_K.add_(crosscoder.b_enc.index_select(0, column_K))
 
 
 def bounded_encoders(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,11 +26,8 @@ class Kept:
         pairs: B.
         features: F.
         row_K, column_K: the entry's pair and feature, pair by pair.
-        pair_K, feature_K: the same, feature by feature.
-        start_F1: feature i holds the entries from start_F1[i] to start_F1[i + 1].
-        by_feature_K: values listed pair by pair, taken at these places, are feature by feature.
 
-    All are int32 on the CPU, int64 elsewhere.
+    All numbers are int32 on the CPU, int64 elsewhere.
     """
 
     def __init__(self, flat_K: torch.Tensor, pairs: int, features: int) -> None:
@@ -38,10 +35,28 @@ class Kept:
         self.pairs, self.features = pairs, features
         self._of_features: dict[tuple[int, int], tuple[slice, Bags]] = {}
         self.row_K, self.column_K = rows_and_columns(flat_K, features)
-        self.by_feature_K = _by_column(self.row_K, self.column_K, pairs, features)
-        self.pair_K = self.row_K.index_select(0, self.by_feature_K)
-        self.feature_K = self.column_K.index_select(0, self.by_feature_K)
-        self.start_F1 = _starts(self.feature_K, features)
+
+    # The order by feature is made when it is first asked for: to sort takes as long as some products.
+
+    @cached_property
+    def by_feature_K(self) -> torch.Tensor:
+        """Values listed pair by pair, taken at these places, are feature by feature."""
+        return _by_column(self.row_K, self.column_K, self.pairs, self.features)
+
+    @cached_property
+    def pair_K(self) -> torch.Tensor:
+        """The entry's pair, feature by feature."""
+        return self.row_K.index_select(0, self.by_feature_K)
+
+    @cached_property
+    def feature_K(self) -> torch.Tensor:
+        """The entry's feature, feature by feature."""
+        return self.column_K.index_select(0, self.by_feature_K)
+
+    @cached_property
+    def start_F1(self) -> torch.Tensor:
+        """Feature i holds the entries from start_F1[i] to start_F1[i + 1] of those listed feature by feature."""
+        return _starts(self.feature_K, self.features)
 
     @cached_property
     def by_pair_K(self) -> torch.Tensor:
