@@ -6,24 +6,34 @@ import threading
 
 import pytest
 
-from modeldiff.ahead import one_ahead
+from modeldiff.ahead import ahead
 
 
 def test_items_and_what_is_made_of_them_come_in_order() -> None:
-    assert list(one_ahead(lambda n: n * n, range(5))) == [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)]
-    assert list(one_ahead(str, [])) == []
+    assert list(ahead(lambda n: n * n, range(5))) == [(0, 0), (1, 1), (2, 4), (3, 9), (4, 16)]
+    assert list(ahead(str, [])) == []
 
 
 def test_the_next_one_is_made_while_this_one_is_used() -> None:
     made = [threading.Event() for _ in range(3)]
-    for number, _ in one_ahead(lambda n: made[n].set(), range(3)):
+    for number, _ in ahead(lambda n: made[n].set(), range(3)):
         if number < 2:
             assert made[number + 1].wait(60), "the next one was not begun"
         assert not any(one.is_set() for one in made[number + 2 :]), "more than one ahead"
 
 
 def test_an_error_is_raised_in_its_place() -> None:
-    pairs = one_ahead(lambda n: 2 // (2 - n), range(5))
+    pairs = ahead(lambda n: 2 // (2 - n), range(5))
     assert [next(pairs), next(pairs)] == [(0, 1), (1, 2)]
     with pytest.raises(ZeroDivisionError):
         next(pairs)
+
+
+def test_two_are_made_at_the_same_time_and_come_in_order() -> None:
+    meeting = threading.Barrier(2, timeout=60)
+
+    def make(n: int) -> int:
+        meeting.wait()  # would time out if one were made after the other
+        return -n
+
+    assert list(ahead(make, range(6), workers=2)) == [(n, -n) for n in range(6)]

@@ -5,6 +5,8 @@ Legend: B pairs, F features, K active entries, Da, Db widths.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from modeldiff.crosscoder import Crosscoder
@@ -25,7 +27,7 @@ def thresholds(crosscoder: Crosscoder) -> torch.Tensor:
 
 
 class ActiveEntries:
-    """Finds them, pair by pair, with one dense product into memory that is used again and again.
+    """Finds them, pair by pair, with one dense product into memory that is used again and again, in any thread.
 
     Args:
         coarse: the product is one of upper bounds in bfloat16, and only entries that these allow get a value
@@ -38,7 +40,7 @@ class ActiveEntries:
         self._coarse = multiplies_bfloat16(device) if coarse is None else coarse
         self._dtype = torch.bfloat16 if self._coarse else torch.float32
         self._rows = max(1, _PRODUCT_BYTES // (self._dtype.itemsize * crosscoder.n_features))
-        self._room = torch.empty(0, dtype=self._dtype, device=device)
+        self._rooms = threading.local()
         self._encoders: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.inference_mode()
@@ -56,9 +58,12 @@ class ActiveEntries:
     def _of_some(self, x_a: torch.Tensor, x_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         crosscoder = self._crosscoder
         config = crosscoder.config
-        if len(self._room) < len(x_a):
-            self._room = torch.empty(len(x_a), config.n_features, dtype=self._dtype, device=x_a.device)
-        out_BF = self._room[: len(x_a)]
+        room_BF = getattr(self._rooms, "product_BF", None)  # of this thread
+        if room_BF is None or len(room_BF) < len(x_a):
+            room_BF = self._rooms.product_BF = torch.empty(
+                len(x_a), config.n_features, dtype=self._dtype, device=x_a.device
+            )
+        out_BF = room_BF[: len(x_a)]
         if self._coarse:
             self._encoders = self._encoders or bounded_encoders(crosscoder)
             scores: Scores = CoarseScores(crosscoder, x_a, x_b, out_BF, self._encoders)

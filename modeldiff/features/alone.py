@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from modeldiff.ahead import one_ahead
+from modeldiff.ahead import ahead
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
@@ -119,7 +119,7 @@ def read_alone(
     def read(some: tuple[slice, torch.Tensor]) -> NDArray[np.float32]:
         return (w_RD @ some[1].to(w_RD.device).float().T).cpu().numpy()
 
-    for (rows, x_nD), pre_Rn in one_ahead(read, activations_of(store, side, sample.rows_N)):
+    for (rows, x_nD), pre_Rn in ahead(read, activations_of(store, side, sample.rows_N)):
         for largest, pre_n in zip(found, pre_Rn, strict=True):
             largest.add(pre_n, rows.start)
         advance(len(x_nD))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from modeldiff.ahead import one_ahead
+from modeldiff.ahead import ahead
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import OTHER
@@ -230,7 +230,7 @@ def _summed(
                 done.append((held, x_nD))
         return done
 
-    for _, done in one_ahead(add, activations_of(store, side, rows_N)):
+    for _, done in ahead(add, activations_of(store, side, rows_N)):
         yield from done
 
 

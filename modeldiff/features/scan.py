@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from modeldiff.ahead import one_ahead
+from modeldiff.ahead import ahead, shared_cores
 from modeldiff.console import progress
 from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, spread
 from modeldiff.features.examples import Examples, TopRows, choose, stretch_of
@@ -22,6 +22,8 @@ from modeldiff.features.statistics import Arrays, FeatureStatistics
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 
+# Blocks encoded at the same time: some steps cannot use several cores.
+_ENCODERS = 2
 _CHECKPOINT = "scan.safetensors"
 _PARTS = ("statistics", "by_document", "by_stretch")
 
@@ -51,10 +53,11 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
     state, done = _restore(resume / _CHECKPOINT) or (_State(n_features, len(store.info.sources), examples), 0)
     total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
     shards = by_shard(blocks, len(store.info.shards))
-    with progress("features: pass over the activations", total, "pairs", done=finished) as bar:
+    bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
+    with bar_of as bar, shared_cores(_ENCODERS):
         for shard in range(done, len(shards)):
             places = _Places(store, shard)
-            for block, (codes, kept_B) in one_ahead(encoder.sparse, shards[shard]):
+            for block, (codes, kept_B) in ahead(encoder.sparse, shards[shard], _ENCODERS):
                 source_B, document_B, row_B = places.of(block)
                 state.statistics.update(codes, kept_B, source_B)
                 document, row = document_B[codes.row], row_B[codes.row]
