@@ -138,7 +138,8 @@ class Crosscoder(nn.Module):
         """Raw activations of any dtype and device in the crosscoder's units, float32, on its device.
 
         Args:
-            rooms: memory for them ("x_a", "x_b"), of whose content they must not be views; new memory if left out.
+            rooms: memory for the result ("x_a", "x_b"), in which the raw activations must not lie; new memory if left
+                out.
         """
         device, rooms = self.b_enc.device, rooms or Rooms()
         rows, width_a, width_b = len(x_a_BDa), self.config.width_a, self.config.width_b

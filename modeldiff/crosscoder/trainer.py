@@ -102,7 +102,7 @@ class Trainer:
         auxk = self._auxk(e_a, e_b, done.x)
         if auxk is not None:  # adds to the gradients that the other one writes
             with torch.enable_grad():
-                # Given a gradient to begin with, torch would import sympy: a second, and 34 MiB.
+                # Given a gradient to begin with, torch would import sympy, 34 MiB.
                 (recipe.auxk_alpha * auxk).backward()
 
         slots_F = done.kept.start_F1.diff()

@@ -39,11 +39,16 @@ class Bags:
         """G."""
         return len(self.start_G1) - 1
 
-    def part(self, first: int, last: int) -> tuple[slice, Bags]:
-        """Which entries are in the bags from `first` to before `last`, and these bags alone."""
+    def span(self, first: int, last: int) -> tuple[slice, torch.Tensor]:
+        """Which entries are in the bags from `first` to before `last`, and where these bags begin among them."""
         start_G1 = self.start_G1[first : last + 1]
         entries = slice(int(start_G1[0]), int(start_G1[-1]))
-        return entries, Bags(self.index_K[entries], self.bag_K[entries] - first, start_G1 - entries.start)
+        return entries, start_G1 - entries.start
+
+    def part(self, first: int, last: int) -> tuple[slice, Bags]:
+        """Which entries are in the bags from `first` to before `last`, and these bags alone."""
+        entries, start_G1 = self.span(first, last)
+        return entries, Bags(self.index_K[entries], self.bag_K[entries] - first, start_G1)
 
 
 def bag_sum(
@@ -70,11 +75,8 @@ def bag_sum(
     if rows_ND.device.type != "cpu" or len(bags) <= step:
         return out_GD.copy_(_bag_sum(rows_ND, bags.index_K, bags.start_G1, weight_K))
     for first in range(0, len(bags), step):
-        start_G1 = bags.start_G1[first : first + step + 1]
-        entries = slice(int(start_G1[0]), int(start_G1[-1]))
-        out_GD[first : first + step] = _bag_sum(
-            rows_ND, bags.index_K[entries], start_G1 - entries.start, weight_K[entries]
-        )
+        entries, start_G1 = bags.span(first, first + step)
+        out_GD[first : first + step] = _bag_sum(rows_ND, bags.index_K[entries], start_G1, weight_K[entries])
     return out_GD
 
 
