@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.harvest.align import Alignment
-from modeldiff.harvest.chars import CharTable
-from modeldiff.harvest.words import is_space
+from modeldiff.texts.align import Alignment
+from modeldiff.texts.chars import CharTable
+from modeldiff.texts.words import is_space
 from modeldiff.workspace.plan import SIDES
 
 # Longer windows are counted together.

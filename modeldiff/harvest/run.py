@@ -10,7 +10,6 @@ import torch
 
 from modeldiff.console import say
 from modeldiff.harvest.capture import Capture, capture_side
-from modeldiff.harvest.digests import DigestCache
 from modeldiff.harvest.geometry import Geometry, read_geometry
 from modeldiff.harvest.imports import estimate_import, prepare_import
 from modeldiff.harvest.planner import Cursor, make_plan
@@ -18,13 +17,14 @@ from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.sizes import Look, bytes_needed, expected_pairs, look
 from modeldiff.harvest.store import model_name, write_store
-from modeldiff.harvest.texts import Source, parse_sources, source_digest
-from modeldiff.harvest.tokenize import Reader
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import load_model, load_tokenizer
 from modeldiff.lm.ref import ModelRef, model_identity
+from modeldiff.texts.sources import Source, parse_sources, source_digest
+from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import rows_name
 from modeldiff.workspace.artifact import Artifact
+from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import free_bytes, require_free
 from modeldiff.workspace.manifest import Input
 from modeldiff.workspace.plan import SIDES

@@ -11,8 +11,8 @@ from modeldiff.errors import InputError
 from modeldiff.harvest.planner import plan_record
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.texts import Source, mix
-from modeldiff.harvest.tokenize import Reader
+from modeldiff.texts.sources import Source, mix
+from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.bits import bytes_per_value
 
 # Enough for a share of kept tokens within a few percent, in well under a second.

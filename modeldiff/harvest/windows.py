@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modeldiff.harvest.align import Alignment
+from modeldiff.texts.align import Alignment
 from modeldiff.workspace.plan import SIDES, Tokens
 
 

@@ -10,13 +10,13 @@ from modeldiff.errors import InputError
 from modeldiff.harvest.planner import make_plan, plan_record
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.texts import Record, parse_sources
-from modeldiff.harvest.tokenize import Reader
+from modeldiff.texts.sources import Record, parse_sources
+from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import plan_name
 from modeldiff.workspace.plan import SIDES, read_plan
 from modeldiff.workspace.stage import Work
 from tests.harvest.conftest import make_texts
-from tests.harvest.tokenizers_for_tests import bytes_trimmed, bytes_untrimmed, lower_case, readers
+from tests.texts.tokenizers_for_tests import bytes_trimmed, bytes_untrimmed, lower_case, readers
 from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 CONTEXT = {"a": 40, "b": 48}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.harvest.words import is_space, word_ends
+from modeldiff.texts.words import is_space, word_ends
 from modeldiff.workspace.plan import SIDES, Tokens
 
 Longs = NDArray[np.int64]

@@ -5,9 +5,9 @@ from functools import cache
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from modeldiff.harvest.align import content_of, finish, match_offsets
-from modeldiff.harvest.greedy import match_greedy
-from modeldiff.harvest.tokenize import Reader
+from modeldiff.texts.align import content_of, finish, match_offsets
+from modeldiff.texts.greedy import match_greedy
+from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import SIDES
 from tests.tiny_models import TEXTS, tiny_tokenizer
 
@@ -69,7 +69,7 @@ def readers(a, b) -> dict[str, Reader]:
 
 def aligned(text: str, a, b, pair_at: str = "tokens", method: str = "offsets"):
     """(tokens by side, alignment) of a plain text."""
-    from modeldiff.harvest.texts import Record
+    from modeldiff.texts.sources import Record
 
     both = readers(a, b)
     tokens = {side: both[side].read(Record("s", text)) for side in SIDES}

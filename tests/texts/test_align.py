@@ -5,11 +5,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modeldiff.harvest.align import content_of
-from modeldiff.harvest.greedy import locate
-from modeldiff.harvest.words import is_word_end
+from modeldiff.texts.align import content_of
+from modeldiff.texts.greedy import locate
+from modeldiff.texts.words import is_word_end
 from modeldiff.workspace.plan import SIDES, Tokens
-from tests.harvest.tokenizers_for_tests import aligned, bytes_trimmed, bytes_untrimmed, lower_case, pieces
+from tests.texts.tokenizers_for_tests import aligned, bytes_trimmed, bytes_untrimmed, lower_case, pieces
 
 ASCII = ["the ", "quick", " brown", "1989", "198", "9", "don't", "3.14", "a", ".", "\r\n", "\n\n", "\t", "  "]
 OTHER = ["東京", "日本語", "😀", "👨\u200d👩\u200d👧", "🇩🇪", "e\u0301", "é", "\u0301", "…", "ﬁ", "안녕", "กำ"]
@@ -114,7 +114,7 @@ def test_white_space_and_special_tokens_are_no_content() -> None:
 
 
 def test_windows_count_tokens_since_the_match_before() -> None:
-    from modeldiff.harvest.align import finish, match_offsets
+    from modeldiff.texts.align import finish, match_offsets
 
     text = "in 1989"
     content = {

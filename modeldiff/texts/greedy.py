@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from modeldiff.harvest.align import Content, Matches
+from modeldiff.texts.align import Content, Matches
 from modeldiff.workspace.plan import SIDES, Ints, Tokens
 
 Decode = Callable[[Sequence[int]], str]

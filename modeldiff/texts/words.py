@@ -19,7 +19,7 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.harvest.chars import CharTable
+from modeldiff.texts.chars import CharTable
 
 _SPACE, _LETTER, _DIGIT, _UNSPACED, _OTHER, _EXTEND, _JOINER, _FLAG = range(8)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from modeldiff.errors import InputError
-from modeldiff.harvest.hub import dataset_identity, read_dataset
-from modeldiff.harvest.readers import read_jsonl, read_parquet, read_txt, split_long
+from modeldiff.texts.hub import dataset_identity, read_dataset
+from modeldiff.texts.readers import read_jsonl, read_parquet, read_txt, split_long
 from modeldiff.workspace.files import sha256_json
 
 HUB_PREFIX = "hf:"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.harvest.texts import mix, parse_source, parse_sources, read_source, source_digest
+from modeldiff.texts.sources import mix, parse_source, parse_sources, read_source, source_digest
 
 
 def jsonl(path: Path, *records) -> Path:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.harvest.words import is_word_end, word_ends
+from modeldiff.texts.words import is_word_end, word_ends
 
 
 def marked(text: str) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from modeldiff.harvest.greedy import Decode, locate
-from modeldiff.harvest.texts import Record
 from modeldiff.lm.chat import render_chat
 from modeldiff.lm.tokens import encode, encode_plain
+from modeldiff.texts.greedy import Decode, locate
+from modeldiff.texts.sources import Record
 from modeldiff.workspace.plan import Tokens
 
 
