@@ -34,8 +34,8 @@ from modeldiff.features.codes import CodeSample
 from modeldiff.features.controls import Control, control_of
 from modeldiff.features.cost import Cost, block_targets
 from modeldiff.features.rows import activations_of
-from modeldiff.features.sides import by_side
 from modeldiff.features.verdict import Scale, scale_of
+from modeldiff.sides import by_side
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.plan import SIDES
 

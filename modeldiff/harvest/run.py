@@ -10,7 +10,6 @@ import torch
 
 from modeldiff.console import say
 from modeldiff.harvest.capture import Capture, capture_side
-from modeldiff.harvest.geometry import Geometry, read_geometry
 from modeldiff.harvest.imports import estimate_import, prepare_import
 from modeldiff.harvest.planner import Cursor, make_plan
 from modeldiff.harvest.report import Counts
@@ -18,6 +17,7 @@ from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.sizes import Look, bytes_needed, expected_pairs, look
 from modeldiff.harvest.store import model_name, write_store
 from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.geometry import Geometry, read_geometry
 from modeldiff.lm.load import load_model, load_tokenizer
 from modeldiff.lm.ref import ModelRef, model_identity
 from modeldiff.texts.sources import Source, parse_sources, source_digest

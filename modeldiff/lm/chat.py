@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jinja2
@@ -42,7 +43,12 @@ def open_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str, syst
     template refuses it.
     """
     before = [{"role": "system", "content": system}] if system else []
-    return _render(tokenizer, [*before, {"role": "user", "content": prompt}], answer=True)
+    return open_answer(tokenizer, [*before, {"role": "user", "content": prompt}])
+
+
+def open_answer(tokenizer: transformers.PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The messages of a chat, of which the last is a user's, up to where the answer begins. As `open_chat`."""
+    return _render(tokenizer, [dict(message) for message in messages], answer=True)
 
 
 def uses_chat(tokenizer: transformers.PreTrainedTokenizerBase, chat: Literal["auto", "yes", "no"]) -> bool:

@@ -70,9 +70,30 @@ def generate_tokens(
     global random state is left as it was. Give add_special_tokens=False for prompts that hold them (`render_chat`).
     Raises InputError for an empty prompt, one too long for the model, or settings out of range.
     """
+    return continue_tokens(
+        lm,
+        [_prompt_ids(lm, prompt, add_special_tokens) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
+    )
+
+
+def continue_tokens(
+    lm: LanguageModel,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[Generated]:
+    """As `generate_tokens`, for prompts that are token ids already, special tokens included."""
     _check_settings(max_new_tokens, temperature, top_p, batch_size)
-    encoded = [_prompt_ids(lm, prompt, add_special_tokens) for prompt in prompts]
-    for ids in encoded:
+    for ids in prompts:
         lm.check_length(len(ids) + max_new_tokens)
     ends = _end_ids(lm)
     settings = GenerationConfig(
@@ -89,8 +110,8 @@ def generate_tokens(
     # transformers drops a mask without padding and then warns that there is none.
     with torch.random.fork_rng(devices), torch.inference_mode(), _own_settings(lm, settings), quiet(bars=True):
         torch.manual_seed(seed)
-        for start in range(0, len(encoded), batch_size):
-            made += _generate_batch(lm, encoded[start : start + batch_size], settings, ends)
+        for start in range(0, len(prompts), batch_size):
+            made += _generate_batch(lm, prompts[start : start + batch_size], settings, ends)
     return made
 
 

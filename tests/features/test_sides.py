@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from modeldiff.features.sides import by_side
+from modeldiff.sides import by_side
 
 
 def test_both_are_made_at_the_same_time_with_half_of_the_cores() -> None:
