@@ -73,6 +73,16 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file without their ends; a byte-order mark is no part of the first.
+
+    Raises:
+        InputError: the file is not UTF-8.
+    """
+    for line in _lines(path):
+        yield line.rstrip("\r\n")
+
+
 def read_parquet(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, fields) of each row of a Parquet file; of its columns only the text, `messages` and `source` are read.
 

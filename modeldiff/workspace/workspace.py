@@ -22,6 +22,8 @@ COMMAND_OF = {
     "match": "modeldiff features match",
     "explanation": "modeldiff features explain",
     "stitch": "modeldiff features stitch",
+    "continuations": "modeldiff contrast",
+    "contrast": "modeldiff contrast",
     "score": "modeldiff features score",
     "impact": "modeldiff features impact",
     "screen": "modeldiff screen",

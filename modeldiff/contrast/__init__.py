@@ -1,0 +1,1 @@
+"""Contrast: what two models say next from the same places in texts, and where that differs."""
