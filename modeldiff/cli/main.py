@@ -19,6 +19,7 @@ _COMMANDS = {
     "harvest": ("harvest", "Texts + two models -> paired activations."),
     "train": ("train", "Activations -> a crosscoder with features of A only, shared, and of B only."),
     "features": ("features", "Crosscoder -> its features, listed and shown in context."),
+    "contrast": ("contrast", "What each model says that the other does not, where, and whether it holds."),
     "screen": ("screen", "From all features to a short list with its evidence, cheapest step first."),
     "steer": ("steer", "A feature + a model -> what the model writes when the feature is pushed."),
     "toy": ("toy", "A benchmark on data whose truth is known: what dictionaries find, and what they miss."),

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.active import ActiveEntries, thresholds
 from modeldiff.crosscoder.kernels.bags import Bags, bag_dot
 from modeldiff.crosscoder.selection import score_weights
-from modeldiff.features.active import ActiveEntries, thresholds
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 from modeldiff.workspace.plan import SIDES

@@ -87,6 +87,11 @@ def is_space(text: str) -> NDArray[np.bool_]:
     return char_classes(text) == _SPACE
 
 
+def is_unspaced(text: str) -> NDArray[np.bool_]:
+    """For each character, whether it is of a script written without spaces between words; shape (len(text),)."""
+    return char_classes(text) == _UNSPACED
+
+
 def _base_classes(classes: NDArray[np.int16]) -> NDArray[np.int16]:
     """The class of each character, marks and joiners taking that of the character they belong to."""
     attached = (classes == _EXTEND) | (classes == _JOINER)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import modeldiff.features.active as active_module
+import modeldiff.crosscoder.active as active_module
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.features.active import ActiveEntries
+from modeldiff.crosscoder.active import ActiveEntries
 from modeldiff.features.codes import Encoder
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore, Block

@@ -1,0 +1,135 @@
+"""The list of differences, printed: words first, numbers when asked for; 80 columns."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import textwrap
+from typing import Any
+
+import click
+
+from modeldiff.features.words import visible
+
+_WIDTH = 80
+_EXCERPT = 56
+
+
+def print_differences(found: dict[str, Any], ref: str, *, numbers: bool, everything: bool) -> None:
+    """The list of a contrast (contrast.json), and the sentence that it ends with."""
+    shown = found["differences"] + (found["not_verified"] if everything else [])
+    for one in shown:
+        _print_entry(one, numbers=numbers)
+        click.echo()
+    for line in textwrap.wrap(verdict(found), _WIDTH):
+        click.echo(line)
+    hidden = 0 if everything else len(found["not_verified"])
+    if hidden:
+        click.echo(f"{hidden} more candidates of the first half did not hold on the second: --all shows them.")
+    if not numbers and shown:
+        click.echo(f"`modeldiff contrast --continuations {found['continuations'].split(':')[1]} --numbers` adds rates.")
+    click.echo(f"{ref}: {found['places']:,} places in {found['documents']:,} documents, A {_name(found, 'a')}, "
+               f"B {_name(found, 'b')}")  # fmt: skip
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """What was found, at which false discovery rate, and what chance gives."""
+    compared = sum(found["contexts"].values())
+    above, rate = f"{found['smallest']:.0%}", f"{found['rate']:.0%}"
+    if not found["found"]:
+        return (
+            f"Nothing beyond chance: of {compared:,} contexts and {found['words']:,} words no difference of more than "
+            f"{above} held on the other half of the documents (false discovery rate {rate})."
+        )
+    count = found["found"]
+    return (
+        f"{count} difference{'s' if count > 1 else ''} of more than {above} held on the other half of the documents, "
+        f"of {found['candidates']} candidates, at a false discovery rate of {rate}; where nothing is related, the same "
+        f"search finds {found['expected_by_chance']:.2g} on average."
+    )
+
+
+def print_csv(found: dict[str, Any], *, everything: bool) -> None:
+    """One line a word of every entry."""
+    out = csv.writer(sys.stdout)
+    out.writerow(
+        ["rank", "kind", "context", "verified", "effect", "low", "high", "model", "word", "a", "b", "a_elsewhere",
+         "b_elsewhere"]
+    )  # fmt: skip
+    for one in found["differences"] + (found["not_verified"] if everything else []):
+        context = one["context"]
+        for side in "ab":
+            for row in one[f"{side}_says"]:
+                out.writerow(
+                    [one["rank"], context["kind"], visible(str(context.get("name", context.get("id")))),
+                     one["verified"], one["effect"], one["low"], one["high"], side.upper(), visible(row["word"]),
+                     *(row[key] for key in ("a", "b", "a_elsewhere", "b_elsewhere"))]
+                )  # fmt: skip
+
+
+def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
+    mark = "" if one["verified"] else "  (did not hold on the other documents)"
+    _line(f"{one['rank']:>2}. {where(one)}{mark}", indent=4)
+    for side in "ab":
+        says = one[f"{side}_says"]
+        if says:
+            _line(f"{side.upper()} says  {', '.join(_word(row, side, numbers) for row in says)}", indent=12, first=4)
+    any_word, side = one["any_word"], one["side"].lower()
+    other = "b" if side == "a" else "a"
+    _line(
+        f"any of {side.upper()}'s words: {side.upper()} {any_word[side]:.0%}, {other.upper()} {any_word[other]:.0%}; "
+        f"elsewhere {any_word[f'{side}_elsewhere']:.0%}, {any_word[f'{other}_elsewhere']:.0%}; "
+        f"effect {one['effect']:.0%} (at least {one['low']:.0%})",
+        indent=4, first=4,
+    )  # fmt: skip
+    for text in one["texts"][: 2 if numbers else 1]:
+        _line(f"…{visible(text['before'])[-_EXCERPT:]}", first=4, indent=4)
+        for s in "ab":
+            _line(f"{s.upper()}: {visible(text[s]).strip()[:_WIDTH]}", first=6, indent=9)
+    if numbers:
+        sources = ", ".join(f"{visible(name)} {share:.0%}" for name, share in list(one["sources"].items())[:4])
+        _line(f"places {one['places']} in {one['documents']} documents: {sources}", first=4, indent=6)
+        _line(f"p {one['p']:.2g}, effect {one['effect']:.1%}, 95 % interval {one['low']:.1%} to {one['high']:.1%}",
+              first=4, indent=6)  # fmt: skip
+        also = ", ".join(_context(context) for context in one["also"][:6])
+        if also:
+            _line(f"says the same: {also}", first=4, indent=6)
+
+
+def where(one: dict[str, Any]) -> str:
+    """The context in words."""
+    context = one["context"]
+    if context["kind"] == "everywhere":
+        return "everywhere, whatever the text"
+    there = [word for word in one["words_there"] if word != context.get("name")]
+    about = f": {', '.join(visible(word) for word in there)}" if there else ""
+    return f"{_context(context)}{about}"
+
+
+def _context(context: dict[str, Any]) -> str:
+    name = visible(str(context.get("name", context.get("id"))))
+    return {
+        "everywhere": "everywhere",
+        "source": f"in texts of {name}",
+        "word": f"after “{name}”",
+        "feature": f"where feature {name} fires",
+    }[context["kind"]]
+
+
+def _word(row: dict[str, Any], side: str, numbers: bool) -> str:
+    other = "b" if side == "a" else "a"
+    word = visible(row["word"])
+    if not numbers:
+        return word
+    return f"{word} {row[side]:.0%}:{row[other]:.0%} ({row[f'{side}_elsewhere']:.0%}:{row[f'{other}_elsewhere']:.0%})"
+
+
+def _line(text: str, *, indent: int, first: int = 0) -> None:
+    for line in textwrap.wrap(
+        text, _WIDTH, initial_indent=" " * first, subsequent_indent=" " * indent, break_on_hyphens=False
+    ):
+        click.echo(line)
+
+
+def _name(found: dict[str, Any], side: str) -> str:
+    return visible(str(found["models"][side]).rstrip("/").rsplit("/", 1)[-1])

@@ -1,0 +1,316 @@
+"""Which differences hold: contexts and words are chosen on one half of the documents and measured on the other.
+
+1. Discover: statistics of all contexts on the first half, against their permutation null; those beyond chance,
+   strongest first, with the words that make each of them. Contexts that say the same, by the places where they hold or
+   by their words, become one candidate.
+2. Verify: for each candidate, on the second half, how much more often than elsewhere one model says any of its words
+   and the other none. Its p-value is the larger of that of the permutation test and that of an effect of at most the
+   smallest one that is asked for. Benjamini and Hochberg's procedure over the candidates gives the list, whose stated
+   false discovery rate rests on the second half alone: how the first half was searched cannot spoil it.
+3. Chance: the same in worlds in which the documents' continuations are exchanged.
+
+Legend: P places, C contexts, V words, R permutations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from modeldiff.contrast.contexts import Contexts
+from modeldiff.contrast.statistics import (
+    SUMS,
+    Bools,
+    Floats,
+    Gap,
+    Longs,
+    Null,
+    context_z,
+    everywhere_z,
+    exchanged,
+    gap_of,
+    halves,
+    null_of,
+    permutations,
+    permuted_p,
+    rejected,
+    statistics,
+)
+from modeldiff.contrast.words import Said
+from modeldiff.workspace.plan import SIDES
+
+# Permutations of the discovering half, which are the chance worlds too; and of the test on the other half.
+PERMUTATIONS, TEST_PERMUTATIONS = 40, 1999
+# Contexts whose statistic so small a share of the null reaches go on. It decides what is looked at, not what is listed.
+DISCOVERY_P = 0.01
+# Candidates that are verified at most.
+CANDIDATES = 60
+# A word of a candidate has at least this |z|; the first one always counts.
+_LEAST_Z = 2.5
+# Contexts say the same when they share this much of the places of both (Jaccard), or so many words said by the same
+# model, or this share of the shorter list of words.
+SAME_PLACES, SAME_WORDS, SAME_SHARE = 0.4, 3, 0.5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A context with the words that one model says there and the other does not, as the first half showed them."""
+
+    context: int
+    """Index of the context."""
+    standardised: float
+    top: list[int]
+    """The words that make the context's statistics, strongest first: w where A says it more, -1 - w where B does."""
+    words: dict[str, list[int]]
+    """By side: those of them that together tell the models apart best (`telling`)."""
+    same: list[int] = field(default_factory=list)
+    """Other contexts that say the same, strongest first."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the second half says of a candidate."""
+
+    candidate: Candidate
+    gaps: dict[str, Gap]
+    """By side that has words: how much more often it says any of them than the other model, here minus elsewhere."""
+    p: float
+    verified: bool
+
+    @property
+    def side(self) -> str:
+        """The side whose words show the larger effect, by the lower end of the interval."""
+        return max(self.gaps, key=lambda side: self.gaps[side].low())
+
+    @property
+    def effect(self) -> Gap:
+        return self.gaps[self.side]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a contrast found."""
+
+    contexts: Contexts
+    """Those that were compared."""
+    first_P: Bools
+    """True for the places of the half that discovers."""
+    beyond: int
+    """Contexts beyond chance on the first half."""
+    entries: list[Verified]
+    """The verified ones first, by the lower end of the effect's interval; then the others."""
+    chance: float
+    """Entries that are verified in a world without any relation, on average."""
+
+    @property
+    def found(self) -> int:
+        return sum(one.verified for one in self.entries)
+
+
+def contrast(
+    contexts: Contexts,
+    said: Said,
+    document_P: Longs,
+    *,
+    rate: float,
+    smallest: float,
+    least: int,
+    most: float,
+    seed: int,
+    worlds: int = 20,
+    note: Callable[[int], None] = lambda _: None,
+) -> Outcome:
+    """The differences.
+
+    Args:
+        document_P: the document of each place; places of one document stand together.
+        rate: false discovery rate of the list.
+        smallest: effects are shown to be larger than this.
+        least, most: see `Contexts.often_enough`.
+        worlds: chance worlds, at most PERMUTATIONS.
+        note: told of every permutation that is done.
+    """
+    first_P = halves(document_P, seed)
+    contexts = contexts.often_enough(first_P, least=least, most=most)
+    first, second = np.flatnonzero(first_P), np.flatnonzero(~first_P)
+    on_first, on_second = contexts.on_CP[:, first], contexts.on_CP[:, second]
+    said_first, said_second = said.rows(first), said.rows(second)
+    always = np.array([one.kind == "everywhere" for one in contexts.which], bool)
+    world = _World(on_first, always, said_first, document_P[first], seed + 1)
+    statistics_RCS = np.empty((PERMUTATIONS, len(contexts), len(SUMS)))
+    z_of_world: list[Floats] = []
+    for r in range(PERMUTATIONS):
+        z_world = world.z(r)
+        statistics_RCS[r] = statistics(z_world)
+        if r < worlds:
+            z_of_world.append(z_world)
+        note(1)
+    null = null_of(statistics_RCS)
+    test = _Test(on_second, document_P[second], always, rate, smallest, seed + 3)
+    candidates, beyond = candidates_of(_z(on_first, always, said_first), null, on_first, always, said_first)
+    entries = test.run(candidates, said_second)
+    chance = []
+    for r, order_P in enumerate(permutations(document_P[second], worlds, seed + 2)):
+        of_world, _ = candidates_of(z_of_world[r], null, on_first, always, world.said(r))
+        verified = test.run(of_world, said_second.rows(order_P), exchange=seed + r)
+        chance.append(sum(one.verified for one in verified))
+    return Outcome(contexts, first_P, beyond, entries, float(np.mean(chance)) if chance else 0.0)
+
+
+def _z(on_CP: sparse.csr_matrix, always: Bools, said: Said) -> Floats:
+    """z of all contexts."""
+    z_CV = context_z(on_CP, said)
+    if always.any():
+        z_CV[always] = everywhere_z(said)
+    return z_CV
+
+
+class _World:
+    """The discovering half where nothing is related: documents' continuations have changed their places, and the models
+    their parts for what is compared everywhere."""
+
+    def __init__(self, on_CP: sparse.csr_matrix, always: Bools, said: Said, document_P: Longs, seed: int) -> None:
+        self._on_CP, self._always, self._said = on_CP, always, said
+        self._document_P, self._seed = document_P, seed
+        self._orders = list(permutations(document_P, PERMUTATIONS, seed))
+
+    def said(self, r: int) -> Said:
+        """What is said in world number r."""
+        return self._said.rows(self._orders[r])
+
+    def z(self, r: int) -> Floats:
+        """(C, V) of world number r."""
+        z_CV = context_z(self._on_CP, self.said(r))
+        if self._always.any():
+            z_CV[self._always] = everywhere_z(exchanged(self._said, self._document_P, self._seed + r))
+        return z_CV
+
+
+def candidates_of(
+    z_CV: Floats, null: Null, on_CP: sparse.csr_matrix, always: Bools, said: Said
+) -> tuple[list[Candidate], int]:
+    """(at most CANDIDATES candidates, number of contexts beyond chance)."""
+    standardised_C = null.standardised(statistics(z_CV))
+    beyond = np.flatnonzero(null.p(standardised_C) <= DISCOVERY_P)
+    # Ties go to the simpler kind of context, which costs nothing: contexts come in that order.
+    order = beyond[np.argsort(-standardised_C[beyond], kind="stable")]
+    places_C = np.asarray(on_CP.sum(axis=1))[:, 0]
+    found: list[Candidate] = []
+    for c in order.tolist():
+        top = top_words(z_CV[c])
+        for other in found:
+            if _says_the_same(c, top, other, on_CP, places_C, always):
+                other.same.append(c)
+                break
+        else:
+            if top and len(found) < CANDIDATES:
+                words = telling(top, said, on_CP[c].toarray()[0] > 0)
+                found.append(Candidate(c, float(standardised_C[c]), top, words))
+    return found, len(beyond)
+
+
+def top_words(z_V: Floats) -> list[int]:
+    """The words that make a context's statistics, strongest first: w where A says it more, -1 - w where B does."""
+    best = np.argsort(-np.abs(z_V), kind="stable")[: SUMS[-1]].tolist()
+    return [w if z_V[w] > 0 else -1 - w for i, w in enumerate(best) if abs(z_V[w]) >= (_LEAST_Z if i else 1e-9)]
+
+
+def telling(top: list[int], said: Said, on_P: Bools) -> dict[str, list[int]]:
+    """By side, the words of which "says any of them" differs most, in standard errors: each is taken, in order, if it
+    raises that. A word that both models say all the time would hide the others."""
+    chosen: dict[str, list[int]] = {"a": [], "b": []}
+    for side in SIDES:
+        best = 0.0
+        for word in (w for w in top if (w >= 0) == (side == "a")):
+            words = [*chosen[side], word if word >= 0 else -1 - word]
+            score_P = says_any(said, words, side)
+            spread = score_P[on_P].var() / on_P.sum()
+            gap = score_P[on_P].mean()
+            if not on_P.all():
+                spread += score_P[~on_P].var() / (~on_P).sum()
+                gap -= score_P[~on_P].mean()
+            t = gap / np.sqrt(spread + 1 / on_P.sum() ** 2)
+            if t > best:
+                best, chosen[side] = t, words
+    return chosen
+
+
+def _says_the_same(
+    context: int,
+    top: list[int],
+    other: Candidate,
+    on_CP: sparse.csr_matrix,
+    places_C: NDArray[np.float64],
+    always: Bools,
+) -> bool:
+    common = len(set(top) & set(other.top))
+    if common >= SAME_WORDS or (common and common >= SAME_SHARE * min(len(top), len(other.top))):
+        return True
+    if always[context] or always[other.context]:
+        return False
+    both = float(on_CP[context].multiply(on_CP[other.context]).sum())
+    return both >= SAME_PLACES * (places_C[context] + places_C[other.context] - both)
+
+
+class _Test:
+    """The second half."""
+
+    def __init__(
+        self, on_CP: sparse.csr_matrix, document_P: Longs, always: Bools, rate: float, smallest: float, seed: int
+    ) -> None:
+        self._on_CP, self._document_P, self._always = on_CP, document_P, always
+        self._rate, self._smallest, self._seed = rate, smallest, seed
+        self._orders: NDArray[np.int64] | None = None
+
+    def run(self, candidates: list[Candidate], said: Said, *, exchange: int | None = None) -> list[Verified]:
+        """The candidates by what the second half says, verified ones first.
+
+        Args:
+            exchange: a seed: the models change their parts at random for what is compared everywhere.
+        """
+        measured = [self._measured(one, said, exchange) for one in candidates]
+        verified = rejected(np.array([p for _, p in measured]), self._rate)
+        entries = [
+            Verified(one, gaps, p, bool(ok))
+            for one, (gaps, p), ok in zip(candidates, measured, verified, strict=True)
+            if gaps
+        ]
+        return sorted(entries, key=lambda one: (not one.verified, -one.effect.low()))
+
+    def _measured(self, one: Candidate, said: Said, exchange: int | None) -> tuple[dict[str, Gap], float]:
+        on_P = self._on_CP[one.context].toarray()[0] > 0
+        if exchange is not None and self._always[one.context]:
+            said = exchanged(said, self._document_P, exchange)
+        score_of = {side: says_any(said, one.words[side], side) for side in SIDES if one.words[side]}
+        gaps = {side: gap_of(score_P, on_P, self._document_P) for side, score_P in score_of.items()}
+        if not gaps:
+            return gaps, 1.0
+        p_of = {side: gap.p_above(self._smallest) for side, gap in gaps.items()}
+        for side, p in p_of.items():
+            if len(gaps) * p <= self._rate:  # else the dearer test cannot change the answer
+                p_of[side] = max(p, permuted_p(score_of[side], on_P, self._document_P, self.orders, self._seed))
+        # Either model's words may show it: two chances.
+        return gaps, min(1.0, len(gaps) * min(p_of.values()))
+
+    @property
+    def orders(self) -> NDArray[np.int64]:
+        """(R, P) permutations."""
+        if self._orders is None:
+            self._orders = np.array(list(permutations(self._document_P, TEST_PERMUTATIONS, self._seed)))
+        return self._orders
+
+
+def says_any(said: Said, words: list[int], side: str) -> Floats:
+    """(P,) share of the draws in which a model says any of the words, minus the other model's."""
+    other = "b" if side == "a" else "a"
+    mine, theirs = (any_of(said, words, one) for one in (side, other))
+    return mine - theirs
+
+
+def any_of(said: Said, words: list[int], side: str) -> Floats:
+    """(P,) share of the draws in which a model says any of the words; of several draws, the largest share of a word."""
+    return np.asarray(said.by_side[side][:, words].max(axis=1).todense(), np.float64)[:, 0]

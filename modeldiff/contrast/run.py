@@ -1,0 +1,264 @@
+"""The contrast stage: continuations, and a crosscoder if there is one, in; a `contrast` artifact out.
+
+Layout (normative):
+    contrast.json        format; continuations, crosscoder, features (references or null); models; places, documents;
+                         contexts (number compared, by kind); words (number); rate, smallest; candidates; found;
+                         expected_by_chance; differences: the verified ones, in order; not_verified: the candidates
+                         that did not hold
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+from scipy import sparse
+
+from modeldiff.console import progress, say
+from modeldiff.contrast import contexts as make
+from modeldiff.contrast.contexts import Contexts, joined
+from modeldiff.contrast.continuations import Continuations
+from modeldiff.contrast.discovery import PERMUTATIONS, Outcome, contrast
+from modeldiff.contrast.entries import Material, entry_json
+from modeldiff.contrast.features import feature_contexts, pairs_before, read_features
+from modeldiff.contrast.settings import ContrastSettings
+from modeldiff.contrast.stored import FORMAT, NAME
+from modeldiff.contrast.words import Said, said_words
+from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.errors import InputError
+from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.geometry import read_geometry
+from modeldiff.lm.load import load_model, load_tokenizer, model_identity
+from modeldiff.lm.model import LanguageModel
+from modeldiff.texts.tokenize import Reader
+from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.workspace.digest_cache import DigestCache
+from modeldiff.workspace.plan import SIDES
+
+SCHEMA = 1
+KIND = "contrast"
+_CODES = "resume/codes.safetensors"
+# A word of the vocabulary is said in so many continuations of both models together.
+LEAST_SAID = 20
+# Chance worlds that the whole search is done in.
+WORLDS = 20
+# As in training (paper B.1.4), for a crosscoder that was not trained here.
+_OUTLIER_FACTOR = 2.0
+
+
+def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
+    """Compare what both models say where contexts hold with what they say elsewhere.
+
+    Raises:
+        InputError: there are no continuations, or the crosscoder is of other models.
+    """
+    source = workspace.find("continuations", settings.continuations)
+    crosscoder = crosscoder_for(workspace, source, settings.crosscoder) if "feature" in settings.contexts else None
+    inputs: dict[str, Input] = {"continuations": source.as_input()}
+    if crosscoder:
+        inputs["crosscoder"] = crosscoder.as_input()
+    features = features_of(workspace, crosscoder, settings.features)
+    if features:
+        inputs["features"] = features.as_input()
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+
+    def build(work: Work) -> dict[str, Any]:
+        work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
+        return _Build(settings, workspace, work, source, crosscoder, features, device, dtype).run()
+
+    return produce(workspace, Order(KIND, settings, inputs, SCHEMA), build, name=name, force=force)
+
+
+def crosscoder_for(workspace: Workspace, continuations: Artifact, ref: str | None) -> Artifact | None:
+    """The crosscoder called `ref`, or the latest one that was trained on the models of the continuations; None where
+    there is none, or `ref` is "none".
+
+    Raises:
+        InputError: the one named was trained on other models.
+    """
+    if ref == "none":
+        return None
+    if ref is not None:
+        named = workspace.find("crosscoder", ref)
+        if not _of_models(workspace, named, continuations):
+            raise InputError(f"{named.ref} was trained on other models than those of {continuations.ref}")
+        return named
+    for found in reversed(workspace.artifacts("crosscoder")):
+        if _of_models(workspace, found, continuations):
+            say(f"features of {found.ref}")
+            return found
+    return None
+
+
+def _of_models(workspace: Workspace, crosscoder: Artifact, continuations: Artifact) -> bool:
+    trained_on = crosscoder.manifest.inputs["activations"].digest
+    wanted = {side: continuations.manifest.inputs[f"model_{side}"].digest for side in SIDES}
+    for one in workspace.artifacts("activations"):
+        if one.manifest.digest == trained_on:
+            found = {side: one.manifest.inputs.get(f"model_{side}") for side in SIDES}
+            return all(model is not None and model.digest == wanted[side] for side, model in found.items())
+    return False
+
+
+def features_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | None) -> Artifact | None:
+    """The features artifact called `ref`, or the latest of the crosscoder; None: there is none.
+
+    Raises:
+        InputError: the one named was made from another crosscoder, or there is no crosscoder.
+    """
+    if ref is not None:
+        named = workspace.find("features", ref)
+        if crosscoder is None or named.manifest.inputs["crosscoder"].digest != crosscoder.manifest.digest:
+            raise InputError(f"{named.ref} was not made from the crosscoder that is compared")
+        return named
+    for found in reversed(workspace.artifacts("features") if crosscoder else []):
+        if crosscoder and found.manifest.inputs["crosscoder"].digest == crosscoder.manifest.digest:
+            return found
+    return None
+
+
+class _Build:
+    """One run of the stage."""
+
+    def __init__(
+        self,
+        settings: ContrastSettings,
+        workspace: Workspace,
+        work: Work,
+        source: Artifact,
+        crosscoder: Artifact | None,
+        features: Artifact | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.settings, self.workspace, self.work, self.source = settings, workspace, work, source
+        self.crosscoder, self.features, self.device, self.dtype = crosscoder, features, device, dtype
+        self.continuations = Continuations(source)
+        self.refs = self.continuations.refs()
+
+    def run(self) -> dict[str, Any]:
+        settings, continuations = self.settings, self.continuations
+        said = said_words(
+            {side: [place.said[side] for place in continuations.places] for side in SIDES},
+            [place.drawn == "given" for place in continuations.places],
+            least=LEAST_SAID,
+        )
+        before = [continuations.before(i) for i in range(len(continuations.places))]
+        words_before = make.words(before, least=2 * settings.least)
+        contexts = self.contexts(words_before)
+        compared = Counter(one.kind for one in contexts.which)
+        shown = ", ".join(f"{count:,} of kind {kind}" for kind, count in compared.items())
+        say(f"{len(said.names):,} words; contexts: {shown}")
+        document_P = np.array([place.document for place in continuations.places])
+        with progress("contrast", PERMUTATIONS, "permutations") as bar:
+            outcome = contrast(
+                contexts,
+                said,
+                document_P,
+                rate=settings.rate,
+                smallest=settings.smallest,
+                least=settings.least,
+                most=settings.most,
+                seed=settings.seed,
+                worlds=WORLDS,
+                note=bar.advance,
+            )
+        material = Material(continuations, said, outcome, words_before, settings.seed)
+        entries = [entry_json(material, one, rank) for rank, one in enumerate(outcome.entries, 1)]
+        self.work.write_json(NAME, self.description(outcome, said, compared, entries))
+        return {
+            "found": outcome.found,
+            "expected_by_chance": outcome.chance,
+            "candidates": len(outcome.entries),
+            "contexts": len(outcome.contexts),
+        }
+
+    def contexts(self, words_before: Contexts) -> Contexts:
+        """All that are asked for, the simplest kinds first."""
+        continuations = self.continuations
+        places = len(continuations.places)
+        labels = [continuations.documents[place.document].source for place in continuations.places]
+        made = {
+            "everywhere": lambda: make.everywhere(places),
+            "source": lambda: make.sources(labels),
+            "word": lambda: words_before,
+            "feature": self.feature_contexts,
+        }
+        return joined([make_them() for kind, make_them in made.items() if kind in self.settings.contexts])
+
+    def feature_contexts(self) -> Contexts:
+        places = len(self.continuations.places)
+        if self.crosscoder is None:
+            say("no crosscoder of these models: words, sources and everywhere alone (`modeldiff train` makes one)")
+            return Contexts([], sparse.csr_matrix((0, places), dtype=np.float32))
+        crosscoder = load(self.crosscoder)
+        readers, context = {}, {}
+        for side in SIDES:
+            readers[side] = Reader(load_tokenizer(self.refs[side]), True)
+            context[side] = read_geometry(self.refs[side]).max_positions or 1 << 30
+        pairs = pairs_before(self.continuations, readers, context)
+        return feature_contexts(self.codes(crosscoder, pairs), pairs, None)
+
+    def codes(self, crosscoder: Crosscoder, pairs: Any) -> sparse.csr_matrix:
+        """(N, F) the features at all pairs, kept for a run that is interrupted later."""
+        if not self.work.has(_CODES):
+            codes = read_features(
+                self.continuations, crosscoder, pairs, self.open, self.limits(crosscoder), self.device
+            )
+            arrays = {
+                "data": codes.data,
+                "indices": codes.indices,
+                "indptr": codes.indptr,
+                "shape": np.array(codes.shape),
+            }
+            self.work.write_bytes(_CODES, save(arrays))
+        arrays = load_file(self.work.folder / _CODES)
+        return sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=tuple(arrays["shape"]))
+
+    def limits(self, crosscoder: Crosscoder) -> dict[str, float]:
+        """By side, the largest norm of a pair that training would have kept."""
+        assert self.crosscoder is not None
+        factor = float(self.crosscoder.settings.get("outlier_factor", _OUTLIER_FACTOR))
+        config = crosscoder.config
+        # The scale brings the median norm to the square root of the mean width (paper B.1).
+        norm = math.sqrt((config.width_a + config.width_b) / 2)
+        return {side: factor * norm / getattr(config, f"scale_{side}") if factor else math.inf for side in SIDES}
+
+    def open(self, side: str) -> LanguageModel:
+        """A model, which must be the one that continued the texts."""
+        identity = model_identity(self.refs[side], DigestCache(self.workspace))
+        made_with = self.source.manifest.inputs[f"model_{side}"]
+        if made_with.digest not in identity.values():
+            raise InputError(
+                f"model {made_with.label} has changed since {self.source.ref} was made: run the continuations again"
+            )
+        return load_model(self.refs[side], self.device, self.dtype)
+
+    def description(
+        self, outcome: Outcome, said: Said, compared: Counter[str], entries: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """contrast.json."""
+        settings = self.settings
+        return {
+            "format": FORMAT,
+            "continuations": self.source.ref,
+            "crosscoder": self.crosscoder.ref if self.crosscoder else None,
+            "features": self.features.ref if self.features else None,
+            "models": {side: self.refs[side].name for side in SIDES},
+            "places": len(self.continuations.places),
+            "documents": len(self.continuations.documents),
+            "contexts": dict(compared),
+            "words": len(said.names),
+            "rate": settings.rate,
+            "smallest": settings.smallest,
+            "candidates": len(entries),
+            "found": outcome.found,
+            "expected_by_chance": outcome.chance,
+            "differences": [one for one in entries if one["verified"]][: settings.top],
+            "not_verified": [one for one in entries if not one["verified"]],
+        }

@@ -1,0 +1,242 @@
+"""The statistics of contrasts, on arrays alone.
+
+For a context c and a word w, with D the difference of what the two models say at a place (A's share minus B's):
+
+    d = mean of D where c holds - mean of D elsewhere            z = d / its standard error
+
+What the models do differently everywhere is in both means and drops out; what the text makes both models do drops out
+of D. A word counts for a model only where that model says it more where the context holds than elsewhere. A context's
+statistics are the sums of its 1, 3 and 8 largest |z|: a difference may be one word or a way of speaking. Their null:
+the documents' continuations exchanged, those of a document together, so that places of one document need not be
+independent. Each sum of each context is measured on its own null, and the largest counts.
+
+Legend: P places, K documents, C contexts, V words, S sums, R permutations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse, stats
+
+from modeldiff.contrast.words import Said
+
+Floats = NDArray[np.floating]
+Longs = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+# So many of the largest |z| are added up.
+SUMS = (1, 3, 8)
+# So many places' worth of the overall variance are added to that of the places where a context holds.
+_PRIOR = 8.0
+
+
+def halves(document_P: Longs, seed: int) -> Bools:
+    """(P,) True for the places of one half of the documents, drawn at random: the half that discovers."""
+    documents = np.unique(document_P)
+    first = np.random.default_rng(seed).permutation(documents)[: (len(documents) + 1) // 2]
+    return np.isin(document_P, first)
+
+
+def permutations(document_P: Longs, count: int, seed: int) -> Iterator[Longs]:
+    """Orders (P,) of the places in which whole documents have changed their places with others of as many places.
+
+    Args:
+        document_P: the document of each place; places of one document stand together.
+    """
+    rng = np.random.default_rng(seed)
+    _, start_K, size_K = np.unique(document_P, return_index=True, return_counts=True)
+    groups = [start_K[size_K == size][:, None] + np.arange(size) for size in np.unique(size_K)]
+    for _ in range(count):
+        order_P = np.empty(len(document_P), np.int64)
+        for rows in groups:
+            order_P[rows] = rows[rng.permutation(len(rows))]
+        yield order_P
+
+
+def context_z(on_CP: sparse.csr_matrix, said: Said) -> Floats:
+    """(C, V) z of every context and word; 0 where the word does not count.
+
+    Args:
+        on_CP: 1 where a context holds.
+    """
+    places = on_CP.shape[1]
+    on_C1 = np.asarray(on_CP.sum(axis=1), np.float32)
+    off_C1 = places - on_C1
+    a, b = said.by_side["a"], said.by_side["b"]
+    squares = (a - b).power(2)
+    total_a, total_b, square_V = (np.asarray(one.sum(axis=0), np.float32) for one in (a, b, squares))
+    a_CV, b_CV, square_CV = ((on_CP @ one).toarray() for one in (a, b, squares))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        square_off = (square_V - square_CV) / off_C1
+        square_CV /= on_C1
+        a_off, b_off = (total_a - a_CV) / off_C1, (total_b - b_CV) / off_C1
+        a_CV /= on_C1
+        b_CV /= on_C1
+        variance_V = square_V / places - ((total_a - total_b) / places) ** 2
+        variance = (square_CV - (a_CV - b_CV) ** 2 + _PRIOR / on_C1 * variance_V) / (on_C1 + _PRIOR)
+        variance += (square_off - (a_off - b_off) ** 2 + _PRIOR / off_C1 * variance_V) / (off_C1 + _PRIOR)
+        z_CV = (a_CV - b_CV - a_off + b_off) / np.sqrt(variance)
+    counts = np.where(z_CV > 0, a_CV > a_off, b_CV > b_off) & np.isfinite(z_CV)
+    return np.where(counts, z_CV, np.float32(0))
+
+
+def everywhere_z(said: Said) -> Floats:
+    """(V,) z of what the models say differently whatever the text."""
+    difference = said.difference
+    places = difference.shape[0]
+    mean_V = np.asarray(difference.sum(axis=0), np.float64)[0] / places
+    square_V = np.asarray(difference.multiply(difference).sum(axis=0), np.float64)[0] / places
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z_V = mean_V / np.sqrt((square_V - mean_V**2) / places)
+    return np.where(np.isfinite(z_V), z_V, 0.0)
+
+
+def statistics(z_CV: Floats) -> Floats:
+    """(C, S) the sums of the largest |z|."""
+    most = min(SUMS[-1], z_CV.shape[1])
+    largest = -np.sort(-np.partition(np.abs(z_CV), -most, axis=1)[:, -most:], axis=1) if most else np.abs(z_CV)
+    return np.stack([largest[:, :count].sum(axis=1) for count in SUMS], axis=1)
+
+
+def exchanged(said: Said, document_P: Longs, seed: int) -> Said:
+    """The two models change their parts in about half of the documents, drawn at random."""
+    documents, at_P = np.unique(document_P, return_inverse=True)
+    swap_K = np.random.default_rng(seed).integers(0, 2, len(documents)).astype(np.float32)
+    swap, stay = sparse.diags(swap_K[at_P]), sparse.diags(1 - swap_K[at_P])
+    a, b = said.by_side["a"], said.by_side["b"]
+    return Said(said.names, {"a": (stay @ a + swap @ b).tocsr(), "b": (stay @ b + swap @ a).tocsr()})
+
+
+@dataclass(frozen=True)
+class Null:
+    """What the contexts' statistics are where continuations and contexts have nothing to do with each other."""
+
+    mean_CS: Floats
+    spread_CS: Floats
+    pooled: Floats
+    """Standardised statistics of all contexts and permutations, ascending."""
+
+    def standardised(self, statistics_CS: Floats) -> Floats:
+        """(C,) the largest of a context's statistics, in standard deviations of its own null above its mean."""
+        return ((statistics_CS - self.mean_CS) / self.spread_CS).max(axis=1)
+
+    def p(self, standardised_C: Floats) -> Floats:
+        """(C,) share of the pooled null that is as large."""
+        above = len(self.pooled) - np.searchsorted(self.pooled, standardised_C, side="left")
+        return (1 + above) / (1 + len(self.pooled))
+
+
+def null_of(statistics_RCS: Floats) -> Null:
+    """The null from the statistics of R permutations."""
+    mean_CS = statistics_RCS.mean(axis=0)
+    # Half of it is the average spread: of few permutations some spread is small by luck.
+    spread = statistics_RCS.std(axis=0, ddof=1)
+    spread_CS = np.sqrt((spread**2 + spread.mean(axis=0) ** 2) / 2) + 1e-12
+    return Null(mean_CS, spread_CS, np.sort(((statistics_RCS - mean_CS) / spread_CS).max(axis=2).ravel()))
+
+
+def rejected(p_N: Floats, rate: float) -> Bools:
+    """(N,) which hypotheses Benjamini and Hochberg's procedure rejects at this false discovery rate."""
+    count = len(p_N)
+    if not count:
+        return np.zeros(0, bool)
+    order = np.argsort(p_N, kind="stable")
+    below = np.flatnonzero(p_N[order] <= rate * np.arange(1, count + 1) / count)
+    result = np.zeros(count, bool)
+    if len(below):
+        result[order[: below[-1] + 1]] = True
+    return result
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference of differences of rates, with its uncertainty over documents."""
+
+    value: float
+    error: float
+    """Standard error: documents are independent, places of one are not."""
+    freedom: float
+    """Degrees of freedom: the smaller number of documents, less one."""
+
+    def low(self, confidence: float = 0.95) -> float:
+        """Lower end of the two-sided confidence interval."""
+        return self.value - self._quantile(confidence) * self.error
+
+    def high(self, confidence: float = 0.95) -> float:
+        """Upper end."""
+        return self.value + self._quantile(confidence) * self.error
+
+    def p_above(self, least: float) -> float:
+        """One-sided p-value of the hypothesis that the gap is at most `least`."""
+        if self.error <= 0:
+            return 1.0
+        return float(stats.t.sf((self.value - least) / self.error, self.freedom))
+
+    def _quantile(self, confidence: float) -> float:
+        return float(stats.t.ppf((1 + confidence) / 2, self.freedom))
+
+
+def gap_of(score_P: Floats, on_P: Bools, document_P: Longs) -> Gap:
+    """Mean score where a context holds minus elsewhere; where it holds at all places, the mean itself.
+
+    Args:
+        score_P: such as how much more A says any of some words than B.
+    """
+    if on_P.all():
+        value, variance, documents = _mean(score_P, document_P)
+        return Gap(value, float(np.sqrt(variance)), documents - 1)
+    on, variance_on, documents_on = _mean(score_P[on_P], document_P[on_P])
+    off, variance_off, documents_off = _mean(score_P[~on_P], document_P[~on_P])
+    return Gap(on - off, float(np.sqrt(variance_on + variance_off)), min(documents_on, documents_off) - 1)
+
+
+def _mean(score_P: Floats, document_P: Longs) -> tuple[float, float, int]:
+    """(mean, its variance over documents, number of documents)."""
+    mean = float(score_P.mean())
+    _, at_P = np.unique(document_P, return_inverse=True)
+    sums_K = np.bincount(at_P, score_P - mean)
+    documents = len(sums_K)
+    if documents < 2:
+        return mean, float("inf"), 2
+    # A place's worth of the variance of a coin that never came up otherwise: rates of 0 and 1 are not certain.
+    floor = 0.25 / len(score_P) ** 2
+    return mean, float((sums_K**2).sum() / len(score_P) ** 2 * documents / (documents - 1)) + floor, documents
+
+
+def permuted_p(score_P: Floats, on_P: Bools, document_P: Longs, orders_RP: NDArray[np.int64], seed: int) -> float:
+    """One-sided p-value of `gap_of`, against worlds where contexts and scores have nothing to do with each other.
+
+    The gap is divided by its error, so that scores that vary more where the context holds do not count for it (Chung
+    and Romano 2013). Where the context holds everywhere, the models change their parts document by document instead.
+
+    Args:
+        orders_RP: as `permutations` gives them.
+    """
+    _, at_P = np.unique(document_P, return_inverse=True)
+    if on_P.all():
+        sums_K = np.bincount(at_P, score_P)
+        signs_RK = np.random.default_rng(seed).choice([-1.0, 1.0], (len(orders_RP), len(sums_K)))
+        t_R = (signs_RK @ sums_K) / np.sqrt((sums_K**2).sum() + 1e-12)
+        t = sums_K.sum() / np.sqrt((sums_K**2).sum() + 1e-12)
+    else:
+        t = float(_studentised(score_P[None], on_P, at_P)[0])
+        t_R = _studentised(score_P[orders_RP], on_P, at_P)
+    return float((1 + (t_R >= t - 1e-9).sum()) / (1 + len(t_R)))
+
+
+def _studentised(score_RP: Floats, on_P: Bools, at_P: Longs) -> Floats:
+    """(R,) the gap over its error, for scores in several orders."""
+    means, variances = [], []
+    for part_P in (on_P, ~on_P):
+        scores = score_RP[:, part_P]
+        mean = scores.mean(axis=1, keepdims=True)
+        of_document = sparse.csr_matrix(
+            (np.ones(part_P.sum()), (np.arange(part_P.sum()), at_P[part_P])), shape=(part_P.sum(), at_P.max() + 1)
+        )
+        variances.append((np.asarray((scores - mean) @ of_document) ** 2).sum(axis=1) / scores.shape[1] ** 2)
+        means.append(mean[:, 0])
+    return (means[0] - means[1]) / np.sqrt(variances[0] + variances[1] + 1e-12)
