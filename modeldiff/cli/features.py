@@ -142,7 +142,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
             _r2(row.r2_own),
             _r2(row.r2_other),
             _r2(row.r2_null),
-            f"{_VERDICTS[row.verdict]}{'*' if table.artefact_F[feature] else ' '}",
+            f"{_VERDICTS[row.verdict]}{'*' if table.mostly_differ_F[feature] else ' '}",
             _share(row.tokens_differ),
             _twin(row),
             Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
@@ -191,7 +191,7 @@ def _print_calls(table: FeatureTable, exclusive: str | None) -> None:
 def _calls(calls: Calls) -> str:
     judged = (
         f"{calls.exclusive} of {calls.judged} are called excl. ({calls.undecided} undec., {calls.predictable} pred.; "
-        f"of {calls.unknown} more, ?, nothing can be said)"
+        f"{calls.unknown} more are ?: nothing can be said)"
     )
     if calls.false_exclusive is None or calls.by_chance is None:
         return f"{judged}; no shared feature can be read from this model alone, so what chance gives is unknown"
@@ -316,7 +316,7 @@ def print_feature(
             f"{_r2(row.r2_null)}; no linear analogue found is not proof that there is none)"
         )
     if row.tokens_differ is not None:
-        note = ": the tokenizers may explain it" if table.artefact_F[row.id] else ""
+        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
         click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
     twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins)
     note = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""

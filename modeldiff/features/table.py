@@ -26,7 +26,7 @@ from modeldiff.workspace import Artifact
 Partition = Literal["A", "shared", "B"]
 Sort = Literal["evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id"]
 SORTS: tuple[str, ...] = get_args(Sort)
-MOSTLY = 0.5
+MOSTLY_DIFFER = 0.5
 """Where the two models' tokens differ at a larger share of a feature's examples, the tokenizers alone may explain that
 only one model has it."""
 _FIELDS = {
@@ -119,7 +119,7 @@ class FeatureTable:
         statistics: the arrays of statistics.safetensors.
         tokens_differ_F: float32, share of a feature's examples at which the two models' tokens begin or end at other
             characters; NaN where unknown.
-        artefact_F: True where that is more than half (`MOSTLY`).
+        mostly_differ_F: True where that is more than half (`MOSTLY_DIFFER`).
 
     Raises:
         DamagedError: a file is missing, damaged, or of another shape than features.json says.
@@ -145,7 +145,7 @@ class FeatureTable:
         null_a, null_b = (self.statistics.get(f"null_{side}", nothing) for side in ("a", "b"))
         self._r2_null = np.where(a_owns, null_b, null_a)
         self.tokens_differ_F: NDArray[np.float32] = self.statistics["tokens_differ"]
-        self.artefact_F: NDArray[np.bool_] = self.tokens_differ_F > MOSTLY  # False where NaN
+        self.mostly_differ_F: NDArray[np.bool_] = self.tokens_differ_F > MOSTLY_DIFFER  # False where NaN
         self._score = evidence_score(self._r2_own, self._r2_other)
         self._verdict_F = self._verdicts()
 

@@ -74,7 +74,10 @@ class Scale:
 
     @property
     def false_exclusive(self) -> float | None:
-        """Share of the references that is called exclusive, falsely; None without references."""
+        """Share of the references that is called exclusive, falsely; None without references.
+
+        They set the bar themselves; it is set so (see `ratio_low`) that new ones do not fall below it more often.
+        """
         return self.called_exclusive / self.references if self.references else None
 
     def to_json(self) -> dict[str, Any]:

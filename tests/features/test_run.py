@@ -112,15 +112,15 @@ def test_the_share_of_examples_where_the_tokens_differ(
         odd = [example.source == "odd" for example in row.examples]
         assert [example.tokens_differ for example in row.examples] == odd
         assert row.tokens_differ == pytest.approx(sum(odd) / len(odd))
-        assert table.artefact_F[row.id] == (sum(odd) > len(odd) / 2)
-    assert {bool(one) for one in table.artefact_F} == {False, True}
+        assert table.mostly_differ_F[row.id] == (sum(odd) > len(odd) / 2)
+    assert {bool(one) for one in table.mostly_differ_F} == {False, True}
     print_listing(table, exclusive=None, top=20, sort="id", min_density=0.0, source=None)
     listed = capsys.readouterr().out
     for row in rows:
         line = next(line for line in listed.splitlines() if line.split()[:1] == [str(row.id)])
         assert f" {row.tokens_differ:.0%} " in line
-        assert ("*" in line) == table.artefact_F[row.id]
-    marked = int(table.artefact_F.argmax())
+        assert ("*" in line) == table.mostly_differ_F[row.id]
+    marked = int(table.mostly_differ_F.argmax())
     print_feature(table, table.row(marked))
     shown = capsys.readouterr().out
     assert f"tokens differ at {rows[marked].tokens_differ:.0%} of its examples" in shown
