@@ -26,7 +26,7 @@ from modeldiff.cli.common import (
     settings_options,
     workspace_option,
 )
-from modeldiff.cli.features_known import known_about, print_evidence, print_known
+from modeldiff.cli.features_known import known_about, print_evidence, print_known, wrapped
 from modeldiff.features.settings import FeaturesSettings
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from modeldiff.features.explain.stored import Explained
     from modeldiff.features.missing import Evidence
     from modeldiff.features.table import FeatureRow, FeatureTable
+    from modeldiff.features.verdict import Calls
     from modeldiff.workspace import Artifact, Workspace
 
 SORTS = ("evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
@@ -99,7 +100,16 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "dead": selection.dead,
         "left_out_as_rare": selection.rare,
         "without_evidence": selection.without_evidence,
-        "scales": table.info["scales"],
+        "scales": {
+            side: {
+                **scale.to_json(),
+                "bar": scale.bar,
+                "predictable_from": scale.predictable_from,
+                "false_exclusive": scale.false_exclusive,
+            }
+            for side, scale in table.scales.items()
+        },
+        "calls": {side: calls.to_json() for side, calls in table.calls.items()},
         "random_directions": table.info["random_directions"],
         "features": [table.row(feature).to_json() for feature in selection.ids],
     }
@@ -121,7 +131,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     which += " and nearer shared" if chosen.get("anywhere") else ""
     title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"
     listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("id", "fires", "R²own", "other", "null", "verdict", "twin"):
+    for column in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin"):
         listing.add_column(column, justify="right", no_wrap=True)
     listing.add_column("where (share of activation), strongest example", ratio=1)
     for feature in ids:
@@ -132,7 +142,8 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
             _r2(row.r2_own),
             _r2(row.r2_other),
             _r2(row.r2_null),
-            _VERDICTS[row.verdict],
+            f"{_VERDICTS[row.verdict]}{'*' if table.mostly_differ_F[feature] else ' '}",
+            _share(row.tokens_differ),
             _twin(row),
             Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
         )
@@ -150,18 +161,47 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     click.echo("other model's residual stream explains; null: the other's in permuted pairs.")
     click.echo("twin: highest correlation with a feature of another partition; ! from 0.7 on:")
     click.echo("probably the same concept, there twice.")
-    if table.scales:
-        click.echo("verdict: other / own, against shared features read from one model alone:")
-    for side, scale in table.scales.items():
-        click.echo(
-            f"  {side.upper()}: excl. below {scale.bar:.2f} (half of their median), pred. from {scale.ratio_low:.2f} "
-            f"({scale.references} features)"
-        )
+    click.echo("differ: share of the strongest examples at which the two models' tokens begin")
+    click.echo("or end at other characters; * more than half: the tokenizers may explain it.")
+    _print_calls(table, chosen["exclusive"])
     _print_controls(table)
     if evidence:
         print_evidence(evidence)
     if ids:
         click.echo(f"next: modeldiff features show {ids[0]}")
+
+
+def _print_calls(table: FeatureTable, exclusive: str | None) -> None:
+    """What the verdicts are held against, and how many of the exclusive features listed are called what."""
+    if not table.scales:
+        return
+    click.echo("verdict: other / own, against shared features read from one model alone; excl.:")
+    click.echo("below half of their median and below all but 5 % of them; pred.: above both:")
+    for side, scale in table.scales.items():
+        click.echo(
+            f"  {side.upper()}: excl. up to {scale.bar:.2f}, pred. from {scale.predictable_from:.2f} "
+            f"(of {scale.references} features {scale.called_exclusive} are excl., {scale.called_predictable} pred.)"
+        )
+    for side, calls in table.calls.items():
+        if exclusive in (None, side.upper()):
+            for line in wrapped(f"{side.upper()}: {_calls(calls)}."):
+                click.echo(line)
+
+
+def _calls(calls: Calls) -> str:
+    judged = (
+        f"{calls.exclusive} of {calls.judged} are called excl. ({calls.undecided} undec., {calls.predictable} pred.; "
+        f"{calls.unknown} more are ?: nothing can be said)"
+    )
+    if calls.false_exclusive is None or calls.by_chance is None:
+        return f"{judged}; no shared feature can be read from this model alone, so what chance gives is unknown"
+    chance = (
+        f"{judged}; the same rule calls {calls.false_exclusive:.1%} of shared features so (reference: "
+        f"{calls.references}), so chance gives {calls.by_chance:.1f}"
+    )
+    if calls.p is None:
+        return chance
+    return f"{chance}: {'more' if calls.beyond_chance else 'not more'} than chance (p {calls.p:.1g})"
 
 
 def _print_controls(table: FeatureTable) -> None:
@@ -189,6 +229,10 @@ def _twin(row: FeatureRow) -> str:
 
 def _r2(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _sources(row: FeatureRow, most: int) -> str:
@@ -271,6 +315,9 @@ def print_feature(
             f"verdict       {row.verdict} (other model {_r2(row.r2_other)} of own {_r2(row.r2_own)}, chance "
             f"{_r2(row.r2_null)}; no linear analogue found is not proof that there is none)"
         )
+    if row.tokens_differ is not None:
+        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
+        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
     twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins)
     note = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
     click.echo(f"twins         {twins or 'none'} (correlation with features of other partitions{note})")
@@ -299,6 +346,7 @@ def _print_example(number: int, example: Example) -> None:
     from rich.text import Text
 
     where = f"document {example.document}, {example.source}" if example.source is not None else f"row {example.row}"
+    where += ", tokens differ" if example.tokens_differ else ""
     console().print(Text(f"\n{number}. activation {example.activation:.2f}  ({where})", style="bold"))
     if example.pieces is None or example.tokens is None:
         return

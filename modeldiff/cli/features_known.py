@@ -27,9 +27,9 @@ def print_evidence(found: Sequence[Evidence]) -> None:
     """Which evidence is there, which is missing, and the commands that make that, in at most five lines."""
     there = [one.kind if one.kind == "predictability" else one.ref or "" for one in found if one.ref]
     missing = [one.kind for one in found if not one.ref]
-    lines = _wrapped(f"evidence: {', '.join(there) or 'none'}")
+    lines = wrapped(f"evidence: {', '.join(there) or 'none'}")
     if missing:
-        lines += _wrapped(f"missing: {', '.join(missing)}; to have it:")
+        lines += wrapped(f"missing: {', '.join(missing)}; to have it:")
         commands = _commands(found)
         room = _MOST_LINES - len(lines)
         lines += [f"  {command}" for command in (commands if len(commands) <= room else commands[: room - 1])]
@@ -47,7 +47,8 @@ def _commands(found: Sequence[Evidence]) -> list[str]:
     return list(missing.values())
 
 
-def _wrapped(line: str) -> list[str]:
+def wrapped(line: str) -> list[str]:
+    """In 80 columns, what follows the first line indented."""
     return textwrap.wrap(line, 80, subsequent_indent="  ", break_on_hyphens=False)
 
 

@@ -30,7 +30,8 @@ class Contexts:
 
     Attributes:
         fixed: one value per example: `document` (running number in the harvest), `source` (index of the label),
-            `centre` (which of the words the example is).
+            `centre` (which of the words the example is), `tokens_differ` (whether the two models' tokens there begin or
+            end at other characters).
         ragged: per example `text` (`bytes`: UTF-8 of the window), and spans with `start`, `end` (characters in the
             window) and `activation`: `words`, `tokens_a`, `tokens_b`. A token that ends at no pair has the activation
             0.

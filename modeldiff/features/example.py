@@ -11,6 +11,7 @@ import h5py
 from modeldiff.errors import DamagedError
 from modeldiff.features.context import COLUMNS, RAGGED
 from modeldiff.features.ragged import Column, Ragged
+from modeldiff.features.surroundings import FIXED
 from modeldiff.features.words import visible
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.plan import SIDES
@@ -49,6 +50,8 @@ class Example:
     """Index in `pieces` of the word."""
     tokens: dict[str, list[Piece]] | None = None
     """By side, "a" and "b": the model's own tokens inside the window."""
+    tokens_differ: bool | None = None
+    """Whether the two models' tokens at the example begin or end at other characters, white space aside."""
 
 
 class ExampleReader:
@@ -79,7 +82,7 @@ class ExampleReader:
             fixed = {name: self._datasets[name][start:stop].tolist() for name in ("row", "activation")}
             if not self._has_texts:
                 return [Example(*pair) for pair in zip(*fixed.values(), strict=True)][:limit], []
-            fixed |= {name: self._datasets[name][start:stop].tolist() for name in ("source", "document", "centre")}
+            fixed |= {name: self._datasets[name][start:stop].tolist() for name in FIXED}
             ragged = {name: self._ragged(name, start, stop) for name in RAGGED}
         except (OSError, KeyError, ValueError) as error:
             raise DamagedError(f"{self._path}: cannot be read ({error}); {self._artifact.mend}") from None
@@ -113,6 +116,7 @@ class ExampleReader:
             pieces=pieces,
             centre=position,
             tokens={side: _spans(text, ragged[f"tokens_{side}"]) for side in SIDES},
+            tokens_differ=fixed["tokens_differ"],
         )
 
 

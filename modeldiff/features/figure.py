@@ -82,8 +82,8 @@ def _scatter(axes: Axes, shown: list[Group], scale: Scale, side: str) -> None:
     axes.fill_between(line, -1, scale.bar * line, color=_EXCLUSIVE[side], alpha=0.08, linewidth=0)
     for ratio, style, label in (
         (1.0, ":", "as well as from the own model"),
-        (scale.ratio_low, "--", f"predictable from {scale.ratio_low:.2f}"),
-        (scale.bar, "-", f"exclusive below {scale.bar:.2f}"),
+        (scale.predictable_from, "--", f"predictable from {scale.predictable_from:.2f}"),
+        (scale.bar, "-", f"exclusive up to {scale.bar:.2f}"),
     ):
         axes.plot(line, ratio * line, color="black", linewidth=0.8, linestyle=style, label=label)
     for group in shown:
@@ -110,7 +110,7 @@ def _distributions(axes: Axes, shown: list[Group], scale: Scale, side: str) -> N
     own, other = side.upper(), OTHER[side].upper()
     axes.axvspan(_LOW, scale.bar, color=_EXCLUSIVE[side], alpha=0.08, linewidth=0)
     axes.axvline(scale.bar, color="black", linewidth=0.8)
-    axes.axvline(scale.ratio_low, color="black", linewidth=0.8, linestyle="--")
+    axes.axvline(scale.predictable_from, color="black", linewidth=0.8, linestyle="--")
     axes.axvline(scale.ratio_median, color=_SHARED, linewidth=0.8, linestyle="-.")
     for group in shown:
         ratio = np.sort(ratios(group.own, group.other))

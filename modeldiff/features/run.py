@@ -3,7 +3,9 @@
 Layout (normative; F features, S text sources, E examples of all features together):
     features.json            format, refs of the inputs, both sides' models and layers, sizes of the partitions, counts
     statistics.safetensors   (F,): density, firing_count, mean_activation, max_activation, sum_activation, sum_squares,
-                             relative_norm, decoder_norm_a, decoder_norm_b; unless predictability is off also
+                             relative_norm, decoder_norm_a, decoder_norm_b; tokens_differ: share of its examples at
+                             which the two models' tokens begin or end at other characters, NaN when it has none or
+                             there are no texts; unless predictability is off also
                              r2_a, r2_b, null_a, null_b (F,), alone_X_Y and random_X_Y (R,) for the models X (a, b) and
                              Y (own, other, null): evidence.py;
                              (S, F): firing_count_by_source, activation_by_source; (S,): pairs_by_source
@@ -43,8 +45,8 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import replace_into, temporary_path
 
-SCHEMA = 3
-FORMAT = 3
+SCHEMA = 4
+FORMAT = 4
 FEATURES_NAME = "features.json"
 STATISTICS_NAME = "statistics.safetensors"
 TWINS_NAME = "twins.safetensors"
@@ -96,8 +98,6 @@ def _build(
         twins = find_twins(result.sample.codes_NF, partition_numbers(crosscoder))
         work.write_bytes(TWINS_NAME, save({"feature": twins.feature, "correlation": twins.correlation}))
     evidence = _evidence(settings, crosscoder, store, result, device, work)
-    if not work.has(STATISTICS_NAME):
-        work.write_bytes(STATISTICS_NAME, save(_statistics(crosscoder, result.statistics, evidence)))
     with ThreadPoolExecutor(1, "figure") as beside:
         picture = None
         if evidence and not work.has(FIGURE_NAME):
@@ -108,6 +108,9 @@ def _build(
             picture = beside.submit(predictability_figure, evidence, crosscoder, title)
         if not work.has(EXAMPLES_NAME):
             _write_examples(encoder, result.examples, settings.context, work)
+        if not work.has(STATISTICS_NAME):
+            differ_F = _tokens_differ(result.examples, work)
+            work.write_bytes(STATISTICS_NAME, save(_statistics(crosscoder, result.statistics, differ_F, evidence)))
         if picture:
             work.write_bytes(FIGURE_NAME, picture.result())
     dead = dead_by_partition(crosscoder, result.statistics)
@@ -152,10 +155,13 @@ def _evidence(
     return Evidence.from_arrays(load_file(path))
 
 
-def _statistics(crosscoder: Crosscoder, statistics: FeatureStatistics, evidence: Evidence | None) -> Arrays:
+def _statistics(
+    crosscoder: Crosscoder, statistics: FeatureStatistics, differ_F: NDArray[np.float32], evidence: Evidence | None
+) -> Arrays:
     norms = {f"decoder_norm_{side}": norm_F.cpu().numpy() for side, norm_F in crosscoder.decoder_norms().items()}
     relative = crosscoder.relative_norm().detach().cpu().numpy()
-    return {**statistics.results(), **norms, "relative_norm": relative, **(evidence.arrays() if evidence else {})}
+    more = {**norms, "relative_norm": relative, "tokens_differ": differ_F}
+    return {**statistics.results(), **more, **(evidence.arrays() if evidence else {})}
 
 
 def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:
@@ -167,6 +173,17 @@ def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: 
         for name, array in arrays.items():
             file[name] = array
     work.commit(temporary, EXAMPLES_NAME)
+
+
+def _tokens_differ(examples: Examples, work: Work) -> NDArray[np.float32]:
+    """(F,) share of each feature's examples, as they were written, at which the two models' tokens differ; NaN without
+    examples or texts."""
+    count_F = np.diff(examples.offsets)
+    with h5py.File(work.folder / EXAMPLES_NAME, "r") as file:
+        if "tokens_differ" not in file:
+            return np.full(len(count_F), np.nan, np.float32)
+        differ_F = np.bincount(examples.feature, file["tokens_differ"][()], len(count_F))
+    return np.where(count_F > 0, differ_F / np.maximum(1, count_F), np.nan).astype(np.float32)
 
 
 def _description(

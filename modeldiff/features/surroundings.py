@@ -19,7 +19,12 @@ from modeldiff.features.ragged import Column, Ragged, ranges
 from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan
 
 SPANS: dict[str, type[np.generic]] = {"start": np.int32, "end": np.int32, "activation": np.float32}
-FIXED: dict[str, type[np.generic]] = {"document": np.int64, "source": np.int32, "centre": np.int32}
+FIXED: dict[str, type[np.generic]] = {
+    "document": np.int64,
+    "source": np.int32,
+    "centre": np.int32,
+    "tokens_differ": np.bool_,
+}
 # Bounds on what is shown where pairs are far apart (a long stretch that the tokenizers do not share).
 _CHARACTERS_PER_PLACE = 20
 _MAX_WORD = 40
@@ -58,6 +63,8 @@ class Surroundings:
         of_document = np.searchsorted(self._document_N, np.arange(len(plan.documents) + 1))
         self._first_N, self._behind_N = of_document[self._document_N], of_document[self._document_N + 1]
         self._tokens = {side: _FlatTokens(plan, side) for side in SIDES}
+        code_C, self._offset = _characters([document.text for document in plan.documents])
+        self._space_C = _spaces()[np.minimum(code_C, _LAST_SPACE + 1)]
         self._start_N = self._word_starts()
 
     def of(self, pair_E: Ints, window_EW: NDArray[np.float32]) -> tuple[dict[str, Column], dict[str, Ragged]]:
@@ -83,15 +90,27 @@ class Surroundings:
             "document": [document.index for document in documents],
             "source": [document.source for document in documents],
             "centre": pair_E - low_E,
+            "tokens_differ": self.tokens_differ(pair_E),
         }
         return {name: np.asarray(fixed[name], dtype) for name, dtype in FIXED.items()}, ragged
 
+    def tokens_differ(self, pair_E: Ints) -> NDArray[np.bool_]:
+        """(E,) whether the two models' tokens at these pairs begin or end at other characters.
+
+        White space at either end of a token does not count.
+        """
+        base_E = self._offset[self._document_N[pair_E]]
+        # Two places differ by white space alone when as many visible characters are before them.
+        visible_C = np.concatenate([[0], np.cumsum(~self._space_C)])
+        bounds = [tokens.bounds(pair_E) for tokens in self._tokens.values()]
+        a, b = (np.where(one >= 0, visible_C[base_E + np.maximum(one, 0)], -1) for one in bounds)
+        return (a != b).any(axis=0)
+
     def _word_starts(self) -> Ints:
         """(N,) `word_start` of every pair."""
-        code_C, offset = _characters([document.text for document in self._documents])
-        space_C = _spaces()[np.minimum(code_C, _LAST_SPACE + 1)]
-        place_C = np.arange(len(code_C))
-        none = len(code_C)
+        offset, space_C = self._offset, self._space_C
+        place_C = np.arange(len(space_C))
+        none = len(space_C)
         # The first character from each on that is no white space; the last one before each that is.
         solid_C = np.minimum.accumulate(np.where(space_C, none, place_C)[::-1])[::-1]
         blank_C = np.maximum.accumulate(np.where(space_C, place_C, -1))
@@ -148,6 +167,11 @@ class _FlatTokens:
     def starts_at_pairs(self) -> Ints:
         """(N,) characters of its text at which the token of each pair starts; -1: it is not part of the text."""
         return self._start_T[self._at_N]
+
+    def bounds(self, pair_E: Ints) -> Ints:
+        """(2, E) characters of its text at which the token of each of these pairs starts and ends; -1 likewise."""
+        at_E = self._at_N[pair_E]
+        return np.stack([self._start_T[at_E], self._end_T[at_E]])
 
     def shown(
         self,

@@ -19,13 +19,16 @@ from modeldiff.features.example import Example, ExampleReader
 from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
 from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.features.twins import STRONG
-from modeldiff.features.verdict import Scale, evidence_score, verdicts
+from modeldiff.features.verdict import Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.features.words import WordShare, characteristic_words
 from modeldiff.workspace import Artifact
 
 Partition = Literal["A", "shared", "B"]
 Sort = Literal["evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id"]
 SORTS: tuple[str, ...] = get_args(Sort)
+MOSTLY_DIFFER = 0.5
+"""Where the two models' tokens differ at a larger share of a feature's examples, the tokenizers alone may explain that
+only one model has it."""
 _FIELDS = {
     "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "scales",
     "random_directions", "pairs", "outliers", "sample_pairs", "dead",
@@ -78,6 +81,9 @@ class FeatureRow:
     verdict: str | None
     """exclusive, undecided, predictable or unknown (verdict.py); a shared feature's as if it belonged to the model
     whose activations explain it better. None when not measured."""
+    tokens_differ: float | None
+    """Share of its examples at which the two models' tokens begin or end at other characters; None when it has none or
+    there are no texts."""
     words: list[WordShare]
     """The most frequent words at which its top examples end; empty without texts."""
     examples: list[Example]
@@ -111,6 +117,9 @@ class FeatureTable:
         info: content of features.json.
         partition_F: "A", "shared" or "B".
         statistics: the arrays of statistics.safetensors.
+        tokens_differ_F: float32, share of a feature's examples at which the two models' tokens begin or end at other
+            characters; NaN where unknown.
+        mostly_differ_F: True where that is more than half (`MOSTLY_DIFFER`).
 
     Raises:
         DamagedError: a file is missing, damaged, or of another shape than features.json says.
@@ -135,6 +144,8 @@ class FeatureTable:
         self._r2_other = np.where(a_owns, self._r2_b, self._r2_a)
         null_a, null_b = (self.statistics.get(f"null_{side}", nothing) for side in ("a", "b"))
         self._r2_null = np.where(a_owns, null_b, null_a)
+        self.tokens_differ_F: NDArray[np.float32] = self.statistics["tokens_differ"]
+        self.mostly_differ_F: NDArray[np.bool_] = self.tokens_differ_F > MOSTLY_DIFFER  # False where NaN
         self._score = evidence_score(self._r2_own, self._r2_other)
         self._verdict_F = self._verdicts()
 
@@ -250,6 +261,7 @@ class FeatureTable:
             gap=None if own is None or other is None else own - other,
             evidence=_number(self._score[feature]),
             verdict=str(self._verdict_F[feature]) or None,
+            tokens_differ=_number(self.tokens_differ_F[feature]),
             words=characteristic_words(words),
             examples=shown,
         )
@@ -258,6 +270,16 @@ class FeatureTable:
     def scales(self) -> dict[str, Scale]:
         """By side "a" and "b", what its features' ratios are held against; empty when nothing was measured."""
         return {side: Scale(**scale) for side, scale in self.info["scales"].items()}
+
+    @property
+    def calls(self) -> dict[str, Calls]:
+        """By side "a" and "b", what its exclusive features are called, and what chance gives; empty when nothing was
+        measured."""
+        alive_F = self.statistics["firing_count"] > 0
+        return {
+            side: calls_of(self._verdict_F[alive_F & (self.partition_F == side.upper())], scale)
+            for side, scale in self.scales.items()
+        }
 
     @property
     def controls(self) -> dict[str, Control]:

@@ -5,6 +5,14 @@ explain (a sparse feature is never fully linear in either). Two scales come from
 show what chance explains, and shared features, read from one model alone, show what a concept that both models have
 looks like. Nothing here says that the other model lacks a concept: only that no linear analogue was found.
 
+The rule is about one ratio: R² from the other model / R² from the own one, 0 where the other model is within chance.
+Two criteria follow from the shared features: half of their median ratio, the middle between a concept of both models
+and one of neither; and the ratio that only 5 % of them fall below. Exclusive is what is below both, predictable what is
+above both, undecided what lies between, where the two disagree. So `exclusive` is wrong about at most some 5 % of
+shared features, however widely their ratios scatter: where more than 5 % are below half of the median, the bar is
+lower. (If the other model is within chance for more than 5 % of them, no bar is low enough.) Which share of them is
+called exclusive in fact, by the same function, stands beside every count (`Calls`).
+
 Legend: F features, R reference features.
 """
 
@@ -12,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +32,8 @@ _LOW_QUANTILE, _NULL_QUANTILE = 0.05, 0.95
 LEGIBLE = 0.01
 """An R² from the own model below this says that a feature cannot be read from it: its ratio means nothing."""
 _LEAST_REFERENCES = 8
+_CHANCE = 0.05
+"""So many exclusive calls as there are, or more, would come by chance with at most this probability."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +41,44 @@ class Scale:
     """What the ratios of one model's features are held against.
 
     Attributes:
-        references: shared features that were read from this model alone.
-        ratio_median: of their ratios, R² from the other model / R² from this one; 1 when there are too few.
-        ratio_low: 5 % of them have a smaller one; never below half the median.
+        references: shared features that can be read from this model alone.
+        ratio_median: of their ratios; 1 when there are too few.
+        ratio_low: 5 % of them have a smaller one: one more shared feature would fall below it with that probability.
+            The smallest of them when there are fewer than 19; 1 when there are too few.
         null: R² from the other model that one feature in twenty reaches in permuted pairs; at least 0.
+        called_exclusive, called_predictable: of the references, by the very rule (`verdicts`) that this scale makes.
     """
 
     references: int
     ratio_median: float
     ratio_low: float
     null: float
+    called_exclusive: int = 0
+    called_predictable: int = 0
 
     @property
     def bar(self) -> float:
-        """Largest ratio of a feature that is called exclusive: half of the references' median."""
-        return _BAR * self.ratio_median
+        """Largest ratio of a feature that is called exclusive: half of the references' median, or less where more than
+        5 % of the references themselves would fall below that."""
+        return min(_BAR * self.ratio_median, self.ratio_low)
+
+    @property
+    def predictable_from(self) -> float:
+        """Smallest ratio of a feature that is called predictable: the other one of the two bars."""
+        return max(_BAR * self.ratio_median, self.ratio_low)
+
+    @property
+    def legible_from(self) -> float:
+        """R² from the own model up to which nothing can be said of a feature."""
+        return max(LEGIBLE, self.null)
+
+    @property
+    def false_exclusive(self) -> float | None:
+        """Share of the references that is called exclusive, falsely; None without references.
+
+        They set the bar themselves; it is set so (see `ratio_low`) that new ones do not fall below it more often.
+        """
+        return self.called_exclusive / self.references if self.references else None
 
     def to_json(self) -> dict[str, Any]:
         """JSON data."""
@@ -59,14 +92,26 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
         own_R, other_R: R² of the reference features from this model and from the other one; NaN: fires too rarely.
         null_F: R² of features from the other model in permuted pairs; NaN likewise.
     """
-    ratio_R = ratios(own_R, other_R)
     known_F = null_F[~np.isnan(null_F)].astype(np.float64)
     null = max(0.0, float(np.quantile(known_F, _NULL_QUANTILE))) if len(known_F) else 0.0
-    if len(ratio_R) < _LEAST_REFERENCES:
-        return Scale(len(ratio_R), 1.0, 1.0, null)
-    median = float(np.clip(np.median(ratio_R), 0, 1))
-    low = float(np.clip(np.quantile(ratio_R, _LOW_QUANTILE), _BAR * median, 1))
-    return Scale(len(ratio_R), median, low, null)
+    scale = Scale(0, 1.0, 1.0, null)
+    ratio_R = _beyond_chance(own_R, other_R, scale)
+    ratio_R = ratio_R[~np.isnan(ratio_R)]
+    if len(ratio_R) >= _LEAST_REFERENCES:
+        # "weibull": so many of n references are below it that one more falls there with a probability of 5 %.
+        low = float(np.quantile(ratio_R, _LOW_QUANTILE, method="weibull"))
+        scale = Scale(0, _within_1(float(np.median(ratio_R))), _within_1(low), null)
+    called_R = verdicts(own_R, other_R, scale)
+    return dataclasses.replace(
+        scale,
+        references=len(ratio_R),
+        called_exclusive=int((called_R == "exclusive").sum()),
+        called_predictable=int((called_R == "predictable").sum()),
+    )
+
+
+def _within_1(ratio: float) -> float:
+    return min(max(ratio, 0.0), 1.0)
 
 
 def ratios(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:
@@ -75,20 +120,84 @@ def ratios(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:
     return other_F[legible_F].astype(np.float64) / own_F[legible_F]
 
 
+def _beyond_chance(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> NDArray[np.float64]:
+    """(F,) what the rule is about: R² from the other model / R² from the own one, 0 where the other model explains no
+    more than chance. NaN: it fires too rarely for an R², or its own model does not explain it beyond chance either."""
+    own, other = own_F.astype(np.float64), other_F.astype(np.float64)
+    ratio = np.full(len(own), np.nan)
+    known = (own > scale.legible_from) & ~np.isnan(other)
+    ratio[known] = np.where(other[known] <= scale.null, 0, other[known] / own[known])
+    return ratio
+
+
 def verdicts(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> NDArray[np.str_]:
     """(F,) a Verdict for each feature of one model.
 
     unknown: it fires too rarely for an R², or its own model does not explain it beyond chance either. exclusive: the
-    other model explains no more of it than chance, or less than half of what it explains of shared features.
-    predictable: as much as of all but the least predictable 5 % of the shared features. undecided: in between.
+    other model explains no more of it than chance, or at most half of what it explains of shared features, and less
+    than of all but 5 % of them. predictable: at least as much as both. undecided: in between.
     """
-    own, other = own_F.astype(np.float64), other_F.astype(np.float64)
-    result = np.full(len(own), "undecided", dtype="<U11")
-    with np.errstate(invalid="ignore"):
-        result[other >= np.maximum(scale.ratio_low * own, scale.null)] = "predictable"
-        result[other <= np.maximum(scale.bar * own, scale.null)] = "exclusive"
-        result[np.isnan(own) | np.isnan(other) | ~(own > scale.null)] = "unknown"
-    return result
+    ratio = _beyond_chance(own_F, other_F, scale)
+    called = (np.isnan(ratio), ratio <= scale.bar, ratio >= scale.predictable_from)
+    return np.select(called, ("unknown", "exclusive", "predictable"), "undecided").astype("<U11")
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How many exclusive features of one model are called what, and how many are called exclusive by chance.
+
+    Attributes:
+        exclusive, undecided, predictable, unknown: features that ever fire, by verdict. Nothing can be said of the
+            unknown ones, and nothing is expected of them.
+        references, false_exclusive: as in `Scale`: how many shared features, and which share the rule calls exclusive.
+        by_chance: features that would be called exclusive if all were shared ones; None without references.
+        p: probability of so many exclusive calls or more if they were (Fisher's exact test, one-sided: the share is
+            itself counted on a sample); None where nothing can be said or there are no references.
+    """
+
+    exclusive: int
+    undecided: int
+    predictable: int
+    unknown: int
+    references: int
+    false_exclusive: float | None
+    by_chance: float | None
+    p: float | None
+
+    @property
+    def judged(self) -> int:
+        """Features of which something can be said."""
+        return self.exclusive + self.undecided + self.predictable
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether more are called exclusive than chance gives."""
+        return self.p is not None and self.p <= _CHANCE
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data."""
+        return {**dataclasses.asdict(self), "beyond_chance": self.beyond_chance}
+
+
+def calls_of(verdict_F: NDArray[np.str_], scale: Scale) -> Calls:
+    """Of the features of one model with these verdicts."""
+    from scipy.stats import hypergeom
+
+    counts = {name: int((verdict_F == name).sum()) for name in get_args(Verdict)}
+    judged = len(verdict_F) - counts["unknown"]
+    by_chance = p = None
+    if scale.false_exclusive is not None:
+        by_chance = scale.false_exclusive * judged
+        called = counts["exclusive"] + scale.called_exclusive
+        if judged:
+            p = float(hypergeom.sf(counts["exclusive"] - 1, judged + scale.references, called, judged))
+    return Calls(
+        **counts,
+        references=scale.references,
+        false_exclusive=scale.false_exclusive,
+        by_chance=by_chance,
+        p=p,
+    )
 
 
 def evidence_score(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:

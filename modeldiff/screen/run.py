@@ -39,7 +39,6 @@ from modeldiff.features.score.settings import ScoreSettings
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.features.stored import read_info
 from modeldiff.features.table import FeatureTable
-from modeldiff.features.verdict import LEGIBLE
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.screen.funnel import Evidence, Funnel, Limits, fold, run_funnel
 from modeldiff.screen.settings import ScreenSettings
@@ -215,7 +214,7 @@ def _evidence(settings: ScreenSettings, table: FeatureTable, impact: Impact, sid
         twin_F[feature] = max((t.correlation for t in table.twins(feature) if t.partition == opposite), default=0.0)
     own_F, scale = table.statistics[f"r2_{own}"].astype(np.float64), table.scales[own]
     # As for the verdicts: where its own model does not explain it beyond chance either, the ratio means nothing.
-    own_F = np.where(own_F > max(LEGIBLE, scale.null), own_F, np.nan)
+    own_F = np.where(own_F > scale.legible_from, own_F, np.nan)
     return Evidence(
         candidate_F=np.isin(table.partition_F, partitions),
         firings_F=impact.arrays["firings"].astype(np.int64),

@@ -11,8 +11,9 @@ that none of them was fitted on:
     kernel    ridge regression on the activations and on 512 random ReLU features of them: R²
 
 What counts is the ratio other / own, beside what shared features show that are read from one model alone: a feature is
-called exclusive below half of their median, as in the product (features/verdict.py). With the known truth of the toy
-worlds (plain DFC), T, S, N are exclusive features that recover a concept of their model alone, a shared one, nothing:
+called exclusive below half of their median, one of the product's two bars (features/verdict.py). With the known truth
+of the toy worlds (plain DFC), T, S, N are exclusive features that recover a concept of their model alone, a shared one,
+nothing:
 
     precision  of those that are called exclusive, the share of T
     recall     of T, the share that is called exclusive

@@ -76,6 +76,24 @@ def test_special_tokens_are_not_shown() -> None:
     assert shown(plan, 0, 3)["tokens_a"] == [("a", 1), (" b", 2)]
 
 
+def test_tokens_differ_where_they_begin_or_end_at_other_characters() -> None:
+    text = "the cats sat\n here."
+    a = ["the", " c", "ats", " sat", "\n", " here", "."]
+    b = ["the ", "cats ", "s", "at\n", " ", "here", "."]
+    sides = {"a": tokens(text, a, special=1), "b": tokens(text, b)}
+    at = {"a": np.array([1, 3, 4, 6, 7], np.int32), "b": np.array([0, 1, 3, 5, 6], np.int32)}
+    pairs = PairTable(np.zeros(5, np.int32), at, np.array([3, 8, 12, 18, 19], np.int32), {})
+    plan = ShardPlan([Document(text, 0, 7, sides)], pairs)
+    differ = Surroundings(plan, 1).tokens_differ(np.arange(5))
+    assert differ.tolist() == [False, True, True, False, False], "white space at either end is no difference"
+    # In the second of two documents.
+    second = Document("a bc", 0, 8, {"a": tokens("a bc", ["a", " bc"]), "b": tokens("a bc", ["a", " b", "c"])})
+    at = {"a": np.array([0, 1], np.int32), "b": np.array([0, 2], np.int32)}
+    pairs = PairTable(np.ones(2, np.int32), at, np.array([1, 4], np.int32), {})
+    plan = ShardPlan([*plan.documents, second], pairs)
+    assert Surroundings(plan, 1).tokens_differ(np.array([1, 0, 1])).tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("text", ["日本語です", "😀😀é😀 "])
 def test_scripts_without_spaces_and_emoji(text: str) -> None:
     plan = plan_of(text, list(text), list(text), list(range(1, len(text) + 1)))

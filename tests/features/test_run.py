@@ -16,12 +16,14 @@ from safetensors.numpy import load_file
 import modeldiff.features.codes as codes_module
 import modeldiff.features.context as context_module
 import modeldiff.features.scan as scan_module
-from modeldiff.cli.features import listing_json, print_listing
+import tests.made_activations as made_activations_module
+from modeldiff.cli.features import listing_json, print_feature, print_listing
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.features.table import FeatureTable
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.plan import Document, Tokens
 from tests.features.made_crosscoder import (
     N_A,
     N_SHARED,
@@ -31,6 +33,7 @@ from tests.features.made_crosscoder import (
     publish,
     shared_only,
     sparse_pairs,
+    words_of,
 )
 from tests.made_activations import make_activations
 
@@ -87,6 +90,50 @@ def test_examples_show_the_place_and_where_else_the_feature_fires(workspace: Wor
     assert shown == {f"w{i}": pytest.approx(float(f_N[i])) for i in range(low, high)}
     for side in ("a", "b"):
         assert {token.text: token.activation for token in example.tokens[side]} == shown
+
+
+def test_the_share_of_examples_where_the_tokens_differ(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alike = made_activations_module._document
+
+    def half_apart(text: str, source: int, index: int, vocabulary: dict[str, int]) -> Document:
+        """In documents of the source "odd", B's tokens begin one character later."""
+        document = alike(text, source, index, vocabulary)
+        tokens = document.tokens["b"]
+        document.tokens["b"] = Tokens(tokens.ids, tokens.starts + index % 2, tokens.ends)
+        return document
+
+    monkeypatch.setattr(made_activations_module, "_document", half_apart)
+    made_pair(workspace)
+    table = FeatureTable(run(FeaturesSettings(**ALL), workspace))
+    rows = table.rows(sort="id")
+    for row in rows:
+        odd = [example.source == "odd" for example in row.examples]
+        assert [example.tokens_differ for example in row.examples] == odd
+        assert row.tokens_differ == pytest.approx(sum(odd) / len(odd))
+        assert table.mostly_differ_F[row.id] == (sum(odd) > len(odd) / 2)
+    assert {bool(one) for one in table.mostly_differ_F} == {False, True}
+    print_listing(table, exclusive=None, top=20, sort="id", min_density=0.0, source=None)
+    listed = capsys.readouterr().out
+    for row in rows:
+        line = next(line for line in listed.splitlines() if line.split()[:1] == [str(row.id)])
+        assert f" {row.tokens_differ:.0%} " in line
+        assert ("*" in line) == table.mostly_differ_F[row.id]
+    marked = int(table.mostly_differ_F.argmax())
+    print_feature(table, table.row(marked))
+    shown = capsys.readouterr().out
+    assert f"tokens differ at {rows[marked].tokens_differ:.0%} of its examples" in shown
+    assert shown.count(", odd, tokens differ)") == sum(one.source == "odd" for one in rows[marked].examples)
+
+
+def test_where_nothing_says_whether_the_tokens_differ(workspace: Workspace) -> None:
+    x_a, x_b = sparse_pairs(300)
+    x_a[:, 1] = 0.0
+    publish(workspace, made_crosscoder(), make_activations(workspace, x_a, x_b, 300, words_of(300, 50)))
+    table = FeatureTable(run(FeaturesSettings(**ALL), workspace))
+    assert np.flatnonzero(np.isnan(table.tokens_differ_F)).tolist() == [1], "it never fires"
+    assert (table.row(0).tokens_differ, table.row(1).tokens_differ) == (0.0, None)
 
 
 def test_windows_cross_blocks_but_not_documents(workspace: Workspace) -> None:
@@ -187,6 +234,7 @@ def test_without_texts_examples_are_rows(workspace: Workspace, capsys: pytest.Ca
     assert row.examples[0].word is None
     assert row.sources == {}
     assert row.words == []
+    assert row.tokens_differ is row.examples[0].tokens_differ is None
     assert "no texts" in capsys.readouterr().err
 
 
@@ -332,6 +380,12 @@ def test_random_directions_and_the_picture_are_kept_and_shown(
     listed = capsys.readouterr().out
     assert max(map(len, listed.splitlines())) <= 80
     assert f"  A: {control_line(table)}" in listed
+    calls = table.calls["a"]
+    assert data["calls"]["a"] == calls.to_json()
+    assert data["scales"]["a"]["false_exclusive"] == calls.false_exclusive
+    said = " ".join(listed.split())
+    assert f"A: {calls.exclusive} of {calls.judged} are called excl. (" in said
+    assert said.count("are called excl.") == 1, "of the side that is listed"
 
 
 def control_line(table: FeatureTable) -> str:

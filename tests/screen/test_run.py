@@ -190,7 +190,7 @@ def test_the_standard_crosscoder_has_shared_features_only(pair: Made) -> None:
 def test_a_feature_that_its_own_model_does_not_explain_beyond_chance_is_unknown(
     screened: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modeldiff.screen.run.LEGIBLE", math.inf)
+    monkeypatch.setattr("modeldiff.features.verdict.LEGIBLE", math.inf)
     info = screen(screened, top=4)
     for found in info["sides"].values():
         assert found["steps"][3]["unknown"] == found["steps"][2]["left"]
