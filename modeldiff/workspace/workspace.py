@@ -24,7 +24,6 @@ COMMAND_OF = {
     "stitch": "modeldiff features stitch",
     "score": "modeldiff features score",
     "impact": "modeldiff features impact",
-    "screen": "modeldiff screen",
     "steering": "modeldiff steer",
     "transfer": "modeldiff steer transfer",
     "toy": "modeldiff toy",
