@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from modeldiff.console import progress, say
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
-from modeldiff.features.score.buckets import OTHER, Buckets, common_buckets, token_strings
 from modeldiff.features.score.compare import Compared, compare, steerability, without_common
 from modeldiff.features.score.effect import Effect, EffectMeter
 from modeldiff.features.score.result import ScoreRow
 from modeldiff.features.score.subjects import RANDOM, Subject, Subjects
 from modeldiff.features.splice import stored_gap
 from modeldiff.features.windows import Window
+from modeldiff.lm.buckets import OTHER, Buckets, common_buckets, token_strings
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.load import load_tokenizer
 from modeldiff.lm.residual import verify_hook

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from modeldiff.errors import MachineError
-from modeldiff.features.score.buckets import Buckets
 from modeldiff.features.windows import Window, padded_windows
 from modeldiff.lm.batches import batches, token_budget
+from modeldiff.lm.buckets import Buckets
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual
 

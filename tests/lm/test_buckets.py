@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.features.score.buckets import END, OTHER, Buckets, common_buckets, token_strings
+from modeldiff.lm.buckets import END, OTHER, Buckets, common_buckets, token_strings
 from tests.tiny_models import TEXTS, tiny_tokenizer
 
 
