@@ -79,7 +79,7 @@ def _commands(workspace: Workspace, features: Artifact) -> dict[str, str]:
         "stitch": f"modeldiff features stitch --activations {measured_on}",
         "impact": f"modeldiff features impact {which}",
         "explanation": f"modeldiff features explain --features {features.ref}",
-        "score": f"modeldiff features score --features {features.ref}",
+        "score": f"modeldiff features score --features {features.ref} --judge openai --judge-model NAME",
         "match": f"modeldiff features match {name} {_comparable(workspace, inputs)}",
         "evaluation": f"modeldiff features evaluate {which}",
     }

@@ -65,7 +65,7 @@ def test_nothing_but_the_features_and_the_command_of_each_kind(workspace: Worksp
         "stitch": "modeldiff features stitch --activations activations:1",
         "impact": "modeldiff features impact --crosscoder crosscoder:1",
         "explanation": "modeldiff features explain --features features:1",
-        "score": "modeldiff features score --features features:1",
+        "score": "modeldiff features score --features features:1 --judge openai --judge-model NAME",
         "match": "modeldiff features match crosscoder:1 OTHER-CROSSCODER",
         "evaluation": "modeldiff features evaluate --crosscoder crosscoder:1",
     }
