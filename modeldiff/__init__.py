@@ -36,7 +36,6 @@ _HOMES = {
     "StitchSettings": "modeldiff.stitch.settings",
     "ScoreSettings": "modeldiff.features.score.settings",
     "ImpactSettings": "modeldiff.features.impact.settings",
-    "ScreenSettings": "modeldiff.screen.settings",
     "SteerSettings": "modeldiff.steer.settings",
     "TransferSettings": "modeldiff.steer.transfer_settings",
     "ToySettings": "modeldiff.toy.settings",
@@ -44,7 +43,6 @@ _HOMES = {
     "FeatureTable": "modeldiff.features.table",
     "read_explanations": "modeldiff.features.explain.stored",
     "load_stitch": "modeldiff.crosscoder.stitch",
-    "read_screen": "modeldiff.screen.run",
     "read_scores": "modeldiff.features.score.result",
     "read_impact": "modeldiff.features.impact.result",
 }
@@ -59,7 +57,6 @@ _STAGES = {
     "run_stitch": "modeldiff.stitch.run",
     "run_score": "modeldiff.features.score.run",
     "run_impact": "modeldiff.features.impact.run",
-    "run_screen": "modeldiff.screen.run",
     "run_steer": "modeldiff.steer.run",
     "run_transfer": "modeldiff.steer.transfer",
     "run_toy": "modeldiff.toy.run",

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
 
 _MOST_LINES = 5
-# What a screen makes on its way, beside the list.
-_OF_SCREEN = ("stitch", "impact", "explanation", "score", "screen")
 
 
 def print_evidence(found: Sequence[Evidence]) -> None:
@@ -30,7 +28,7 @@ def print_evidence(found: Sequence[Evidence]) -> None:
     lines = wrapped(f"evidence: {', '.join(there) or 'none'}")
     if missing:
         lines += wrapped(f"missing: {', '.join(missing)}; to have it:")
-        commands = _commands(found)
+        commands = [one.command for one in found if not one.ref]
         room = _MOST_LINES - len(lines)
         lines += [f"  {command}" for command in (commands if len(commands) <= room else commands[: room - 1])]
         if len(commands) > room:
@@ -39,25 +37,16 @@ def print_evidence(found: Sequence[Evidence]) -> None:
         click.echo(line)
 
 
-def _commands(found: Sequence[Evidence]) -> list[str]:
-    """Of what is missing; one where a screen makes several."""
-    missing = {one.kind: one.command for one in found if not one.ref}
-    if "screen" in missing:
-        missing = {kind: command for kind, command in missing.items() if kind == "screen" or kind not in _OF_SCREEN}
-    return list(missing.values())
-
-
 def wrapped(line: str) -> list[str]:
     """In 80 columns, what follows the first line indented."""
     return textwrap.wrap(line, 80, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def known_about(workspace: Workspace, features: Artifact, row: FeatureRow) -> dict[str, dict[str, Any] | None]:
-    """What impact, score and screen say about one feature, each with its `ref`; None: there is none that does."""
+    """What impact and score say about one feature, each with its `ref`; None: there is none that does."""
     readers: dict[str, Callable[[Artifact, FeatureRow], dict[str, Any]]] = {
         "impact": _impact,
         "score": _score,
-        "screen": _screen,
     }
     return {kind: _newest(workspace, features, row, kind, read) for kind, read in readers.items()}
 
@@ -121,23 +110,6 @@ def _score(artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
     }
 
 
-def _screen(artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
-    from modeldiff.screen.run import read_screen
-
-    found = {}
-    sides = read_screen(artifact)["sides"]
-    for side in _sides(row):
-        if side in sides:
-            entries = sides[side]["list"]
-            place = next((one for one in entries if row.id == one["id"] or row.id in one["doubles"]), None)
-            found[side] = {
-                "rank": place and place["rank"],
-                "listed": len(entries),
-                "double_of": place["id"] if place and place["id"] != row.id else None,
-            }
-    return found
-
-
 def print_known(known: dict[str, dict[str, Any] | None]) -> None:
     """A line or two for each kind that there is."""
     if impact := known["impact"]:
@@ -157,15 +129,6 @@ def print_known(known: dict[str, dict[str, Any] | None]) -> None:
                 said = f"none ({score['ref']}): {'; '.join(one['missing'])}"
             indent = " " * 14
             click.echo(textwrap.fill(f"{'score ' + one['direction']:<14}{said}", 80, subsequent_indent=indent))
-    if screen := known["screen"]:
-        for side in filter(screen.__contains__, ("A", "B")):
-            one = screen[side]
-            said = f"not among the {one['listed']} listed"
-            if one["rank"] is not None:
-                said = f"rank {one['rank']} of {one['listed']}"
-            if one["double_of"] is not None:
-                said += f", as a double of {one['double_of']}"
-            click.echo(f"screen {side}      {said} ({screen['ref']})")
 
 
 def _number(value: float) -> float | None:

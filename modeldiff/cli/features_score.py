@@ -21,9 +21,7 @@ from modeldiff.cli.common import (
 from modeldiff.features.score.settings import ScoreSettings
 
 _GROUPS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", "random": "random"}
-# Characters of the strings that a push makes likelier.
-_STRINGS = 17
-_COLUMNS = ("n", "not st.", "missing", "25 %", "median", "75 %", "≥ 4", "chance", "own")
+_COLUMNS = ("n", "not st.", "missing", "25 %", "median", "75 %", "≥ 4")
 
 
 def _score(
@@ -51,12 +49,10 @@ def _score(
 
 def print_groups(ref: str, score: dict[str, Any]) -> None:
     """The distribution of the scores in each group, the controls among them."""
-    by_effect = score["places"] is not None
-    columns: list[Any] = [("group", "left"), *((name, "right") for name in _COLUMNS[: None if by_effect else -2])]
     table(
         f"{ref} of {score['features']} by {score['judge_name']}",
-        columns,
-        [_group(group)[: len(columns)] for group in score["groups"]],
+        [("group", "left"), *((name, "right") for name in _COLUMNS)],
+        [_group(group) for group in score["groups"]],
     )
     click.echo("score: 5 does not carry over to the other model, 1 does.")
     r2 = " and ".join(
@@ -65,16 +61,8 @@ def print_groups(ref: str, score: dict[str, Any]) -> None:
     )
     click.echo(f"{score['stitch']}: R² {r2} on held-out pairs.")
     click.echo("What the stitch loses raises scores: compare a group with shared, not with 1.")
-    if score["places"] is not None:
-        click.echo(
-            f"Effects: on next-token distributions over {score['buckets']:,} strings at {score['places']:,} places."
-        )
-        click.echo("not st.: effect on its own model within 95 % of random directions (no score).")
-        click.echo("chance: median score against another direction's effect in the other model.")
-        click.echo("own: median with the crosscoder's own direction in place of the stitched one.")
-    else:
-        click.echo(f"not st.: rated below {score['min_steerability']:g} on its own model (features: no score).")
-        click.echo(f"The {len(score['prompts'])} prompts' ratings are joined by their {score['aggregate']}.")
+    click.echo(f"not st.: rated below {score['min_steerability']:g} on its own model (features: no score).")
+    click.echo(f"The {len(score['prompts'])} prompts' ratings are joined by their {score['aggregate']}.")
     click.echo("random: random directions of the features' usual norm, scored steerable or not.")
     click.echo("")
 
@@ -87,7 +75,6 @@ def _group(group: dict[str, Any]) -> list[str]:
         f"{group['missing']:,}",
         *(_number(group[key]) for key in ("quartile_1", "median", "quartile_3")),
         "-" if group["share_high"] is None else f"{group['share_high']:.0%}",
-        *(_number(group[key]) for key in ("mismatched_median", "own_direction_median")),
     ]
 
 
@@ -98,42 +85,36 @@ def print_rows(score: dict[str, Any], top: int) -> None:
     if not rows:
         click.echo("no feature has a score")
         return
-    by_effect = score["places"] is not None
-    columns: list[Any] = [("id", "right"), ("group", "left"), ("score", "right"), ("steer", "right"), ("R²", "right")]
-    columns += [("likelier in source", "left"), ("in target", "left")] if by_effect else [("by prompt", "left")]
-    table(f"the {min(top, len(rows))} highest of {len(rows)}", columns, [_row(row, by_effect) for row in rows[:top]])
+    table(
+        f"the {min(top, len(rows))} highest of {len(rows)}",
+        [
+            ("id", "right"),
+            ("group", "left"),
+            ("score", "right"),
+            ("steer", "right"),
+            ("R²", "right"),
+            ("by prompt", "left"),
+        ],
+        [_row(row) for row in rows[:top]],
+    )
     click.echo("R²: of the stitch on held-out pairs on which the feature is active.")
     click.echo("A high score: no counterpart was found by this stitch, not that there is none.")
 
 
-def _row(row: dict[str, Any], by_effect: bool) -> list[str]:
+def _row(row: dict[str, Any]) -> list[str]:
     steerability = row["steerability"]
-    steer = "-" if steerability is None else f"{steerability:.0%}" if by_effect else f"{steerability:.1f}"
-    cells = [
+    return [
         str(row["number"]),
         f"{row['partition']} {_route(row['source'])}",
         _number(row["score"]),
-        steer,
+        "-" if steerability is None else f"{steerability:.1f}",
         _number(row["stitch_r2"]),
+        " ".join(_by_prompt(one["similarity"]) for one in row["details"]["prompts"]),
     ]
-    if by_effect:
-        return [*cells, *(_strings(strings) for strings in row["details"]["raises"])]
-    return [*cells, " ".join(_by_prompt(one["similarity"]) for one in row["details"]["prompts"])]
 
 
 def _by_prompt(similarity: int | None) -> str:
     return "-" if similarity is None else str(6 - similarity)
-
-
-def _strings(strings: list[str]) -> str:
-    """As many as fit, in quotes, for their blanks matter."""
-    shown = ""
-    for string in strings:
-        quoted = repr(string)
-        if len(shown) + len(quoted) > _STRINGS:
-            break
-        shown += f" {quoted}" if shown else quoted
-    return shown
 
 
 def _route(source: str) -> str:
@@ -153,15 +134,13 @@ command = Command(
     ],
     callback=click.pass_context(_score),
     help="Features + stitch + both models -> score: behavioural exclusivity from 1 to 5. A feature's direction is "
-    "pushed in its own model and, moved by the stitch, in the other one; the score is 6 minus how alike the effects "
-    "are.\n\n"
-    "The judge effect needs nothing: it compares how next-token distributions change. A judge that reads (local, "
-    "openai) compares what the models write, as in the paper. Shared features and random directions are the controls. "
-    "It needs `modeldiff features stitch` first.",
+    "pushed in its own model and, moved by the stitch, in the other one; the score is 6 minus how alike a judge "
+    "finds what the two models then write.\n\n"
+    "It needs a judge (--judge), and `modeldiff features stitch` first. Shared features and random directions are the "
+    "controls.",
     epilog=examples(
-        "modeldiff features score",
-        "modeldiff features score --features-from A B --sample 20 --top 20",
         "modeldiff features score --feature 17 40 --judge openai --judge-model gpt-4.1",
+        "modeldiff features score --features-from A B --sample 50 --judge local --judge-model ~/models/chat",
         "modeldiff features score --judge openai --judge-model any --judge-base-url http://localhost:8000/v1",
     ),
 )

@@ -42,8 +42,8 @@ command = Command(
     params=[*settings_options(MeansSettings), *produce_options()],
     callback=click.pass_context(_means),
     help="Activations -> means of each text's last pairs, for what lasts along a text.\n\n"
-    "Reads no model. Train, list and screen a crosscoder of the means like any other; `features evaluate` needs single "
-    "activations.",
+    "Reads no model. Train a crosscoder of the means and list its features like any other's; `features evaluate` needs "
+    "single activations.",
     epilog=examples(
         "modeldiff harvest means --over 24",
         "modeldiff harvest means --activations activations:1 --over 8 --name slow",

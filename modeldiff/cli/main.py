@@ -20,7 +20,6 @@ _COMMANDS = {
     "train": ("train", "Activations -> a crosscoder with features of A only, shared, and of B only."),
     "features": ("features", "Crosscoder -> its features, listed and shown in context."),
     "contrast": ("contrast", "What each model says that the other does not, where, and whether it holds."),
-    "screen": ("screen", "From all features to a short list with its evidence, cheapest step first."),
     "steer": ("steer", "A feature + a model -> what the model writes when the feature is pushed."),
     "toy": ("toy", "A benchmark on data whose truth is known: what dictionaries find, and what they miss."),
     "workspace": ("workspace", "List, show, verify, remove and clean artifacts."),
@@ -33,7 +32,6 @@ Examples:
       --texts corpus.jsonl --pairs 1000000
   modeldiff train --features 16384 --exclusive 0.05 --k 64
   modeldiff features --exclusive A --top 20
-  modeldiff screen
   modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"
 """
 

@@ -1,9 +1,9 @@
 """What is known about the features of an artifact and what is not: evidence found by the digests of what it was made
 from, and the command that makes each kind.
 
-Evidence belongs to features when it was made from the artifact itself (explanation, score, screen), from its crosscoder
-on the same activations (impact, evaluation), from its activations (stitch), or with its crosscoder as the reference
-(match). Never just the latest of a kind: that may be about other features.
+Evidence belongs to features when it was made from the artifact itself (explanation, score), from its crosscoder on the
+same activations (impact, evaluation), from its activations (stitch), or with its crosscoder as the reference (match).
+Never just the latest of a kind: that may be about other features.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ _MADE_FROM: dict[str, dict[str, str]] = {
     "score": {"features": "features"},
     "match": {"reference": "crosscoder"},
     "evaluation": {"crosscoder": "crosscoder", "activations": "activations"},
-    "screen": {"features": "features"},
 }
 KINDS = (PREDICTABILITY, *_MADE_FROM)
 
@@ -80,10 +79,9 @@ def _commands(workspace: Workspace, features: Artifact) -> dict[str, str]:
         "stitch": f"modeldiff features stitch --activations {measured_on}",
         "impact": f"modeldiff features impact {which}",
         "explanation": f"modeldiff features explain --features {features.ref}",
-        "score": f"modeldiff features score --features {features.ref}",
+        "score": f"modeldiff features score --features {features.ref} --judge openai --judge-model NAME",
         "match": f"modeldiff features match {name} {_comparable(workspace, inputs)}",
         "evaluation": f"modeldiff features evaluate {which}",
-        "screen": f"modeldiff screen {which}",
     }
 
 

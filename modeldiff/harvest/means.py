@@ -2,7 +2,7 @@
 
 A small shift that lasts along a whole text carries what the text is about or how it is answered, and is lost on a
 dictionary that reconstructs single tokens. In means over the last pairs it is what is left. The texts and pairs stay
-the same, so that a crosscoder of the means is trained, listed and screened like any other.
+the same, so that a crosscoder of the means is trained and listed like any other.
 
 Legend: N rows (pairs), D width.
 """

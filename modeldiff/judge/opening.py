@@ -24,13 +24,13 @@ def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device
     """The judge, with the answers that `cache_folder` holds. Asks nothing and loads no model yet.
 
     Raises:
-        InputError: the settings name no judge that reads texts, no such model, or a key that is not there.
+        InputError: the settings name no judge, no such model, or a key that is not there.
         MachineError: the kept answers cannot be read.
     """
     if settings.judge not in ("local", "openai"):
         raise InputError(
-            "--judge effect compares next-token distributions and reads no texts: explanations, detection and ratings "
-            "of what steering does need --judge local --judge-model MODEL or --judge openai --judge-model NAME"
+            "no judge is named: give --judge local --judge-model MODEL (a chat model on this machine) or "
+            "--judge openai --judge-model NAME (an OpenAI-compatible endpoint)"
         )
     cache = AnswerCache(cache_folder)
     assert settings.judge_model is not None  # checked by the settings

@@ -18,12 +18,11 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 class JudgeSettings(Settings):
     """Who judges. What decides the answers is `Judge.identity()`: a stage puts it into its fingerprint."""
 
-    # What `judge` may be. A stage that has another answer without a judge overrides both.
-    JUDGES: ClassVar[tuple[str, ...]] = ("effect", "local", "openai")
+    # What `judge` may be. A stage that does nothing without a judge overrides both.
+    JUDGES: ClassVar[tuple[str, ...]] = ("none", "local", "openai")
 
-    judge: Literal["effect", "local", "openai"] = setting(default="effect")
-    """Who judges: effect compares next-token distributions and needs no model; local is a chat model on this machine;
-    openai is any OpenAI-compatible endpoint."""
+    judge: Literal["none", "local", "openai"] = setting(default="none")
+    """Who judges: none, a chat model on this machine (local), or any OpenAI-compatible endpoint (openai)."""
 
     judge_model: str | None = setting(default=None, result=False)
     """The judging model: a folder, a GGUF file or a hub name with local, the endpoint's name for it with openai."""

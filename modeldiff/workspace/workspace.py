@@ -26,7 +26,6 @@ COMMAND_OF = {
     "contrast": "modeldiff contrast",
     "score": "modeldiff features score",
     "impact": "modeldiff features impact",
-    "screen": "modeldiff screen",
     "steering": "modeldiff steer",
     "transfer": "modeldiff steer transfer",
     "toy": "modeldiff toy",

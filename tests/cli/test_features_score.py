@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ import torch
 
 from modeldiff.cli.main import run
 from tests.features.made_pair import LOUD, WIDTH, Made, make_pair, publish_stitch
+from tests.judge.fake_endpoint import Reply, Request, leave_alone, said, serving
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_alone(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -22,30 +29,48 @@ def pair(made: Made, tmp_path: Path) -> Made:
     return made.copy(tmp_path / "ws")
 
 
+@pytest.fixture
+def judge() -> Iterator[list[str]]:
+    """The options that name a judge, who finds every push strong and the two models' texts half alike."""
+
+    def answer(request: Request, _: int) -> Reply:
+        both = "Two language models" in request.body["messages"][0]["content"]
+        return said(f"RATING: {3 if both else 4}")
+
+    with serving(answer) as server:
+        yield ["--judge", "openai", "--judge-model", "wise", "--judge-base-url", server.base_url]
+
+
 def call(pair: Made, *args: str) -> int:
-    small = ["--device", "cpu", "--positions", "40", "--random-directions", "10"]
+    small = ["--device", "cpu", "--random-directions", "2", "--max-new-tokens", "2", "--strength", "1"]
     with pytest.raises(SystemExit) as caught:
         run(["--workspace", str(pair.workspace.folder), "features", "score", *small, *args])
     return int(str(caught.value.code))
 
 
-def test_the_tables_fit_80_columns_and_json_has_everything(pair: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_fit_80_columns_and_json_has_everything(
+    pair: Made, judge: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     publish_stitch(pair, torch.eye(WIDTH), "identity")
     capsys.readouterr()
-    assert call(pair) == 0
+    assert call(pair, *judge) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     groups = ["A-exclusive A -> B", "B-exclusive B -> A", "shared A -> B", "shared B -> A", "random A -> B",
               "random B -> A"]  # fmt: skip
-    assert [line[:18].strip() for line in lines[2:8]] == groups
-    assert lines[2].split()[4:] == ["3", "1", "0", "1.00", "1.00", "1.00", "0%", lines[2].split()[-2], "-"]
+    first = next(i for i, line in enumerate(lines) if line.startswith("A-exclusive"))
+    assert [line[:18].strip() for line in lines[first : first + 6]] == groups
+    assert lines[first].split()[4:] == ["3", "0", "0", "3.00", "3.00", "3.00", "0%"]
+    assert "not st.: rated below 3 on its own model (features: no score)." in lines
+    assert "The 3 prompts' ratings are joined by their mean." in lines
+    assert any(line.rstrip().endswith("3 3 3") for line in lines)
     assert any(line.startswith("A high score: no counterpart was found by this stitch") for line in lines)
-    assert call(pair, "--json") == 0
+    assert call(pair, *judge, "--json") == 0
     shown = capsys.readouterr()
     assert "score:1 is up to date" in shown.err
     found = json.loads(shown.out)
     assert found["ref"] == "score:1"
-    assert len(found["score"]["rows"]) == 3 + 3 + 2 * 3 + 2 * 10
+    assert len(found["score"]["rows"]) == 3 + 3 + 2 * 3 + 2 * 2
     assert (Path(found["folder"]) / "figures/scores.png").read_bytes().startswith(b"\x89PNG")
     assert {group["partition"] for group in found["score"]["groups"]} == {"A", "B", "shared", "random"}
 
@@ -53,11 +78,13 @@ def test_the_tables_fit_80_columns_and_json_has_everything(pair: Made, capsys: p
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no stitch of activations:1 yet"),
-        (["--sample", "0"], "--sample must be at least 1"),
-        (["--features-from", "C"], "Invalid value for '--features-from'"),
+        ([], "needs a judge that rates what the models write: give --judge local --judge-model MODEL"),
+        (["--judge", "effect"], "'effect' is not one of 'local', 'openai'"),
+        (["--judge", "local", "--judge-model", "m"], "no stitch of activations:1 yet"),
+        (["--judge", "local", "--judge-model", "m", "--sample", "0"], "--sample must be at least 1"),
+        (["--judge", "local", "--judge-model", "m", "--features-from", "C"], "Invalid value for '--features-from'"),
         (["--judge", "openai"], "--judge openai needs a model"),
-        (["--features", "9"], "no features called '9'"),
+        (["--judge", "local", "--judge-model", "m", "--features", "9"], "no features called '9'"),
     ],
 )
 def test_bad_input_is_one_line(pair: Made, args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,10 +95,10 @@ def test_bad_input_is_one_line(pair: Made, args: list[str], message: str, capsys
     assert message in last
 
 
-def test_some_features_and_some_partitions(pair: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_features_and_some_partitions(pair: Made, judge: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     publish_stitch(pair, torch.eye(WIDTH), "identity")
-    assert call(pair, "--features-from", "A", "B", "--sample", "1", "--json") == 0
-    assert call(pair, "--feature", str(LOUD), "4", "--json", "--strength", "0.5", "4") == 0
+    assert call(pair, *judge, "--features-from", "A", "B", "--sample", "1", "--json") == 0
+    assert call(pair, *judge, "--feature", str(LOUD), "4", "--json", "--strength", "0.5", "4") == 0
     score = pair.workspace.find("score")
     rows = json.loads((score.folder / "score.json").read_text())["rows"]
     chosen = [(row["number"], row["source"]) for row in rows if row["partition"] != "random"]

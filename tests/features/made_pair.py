@@ -33,7 +33,7 @@ from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 WIDTH = 16
 LAYER = 1
 # Features of `crosscoder`, by what they do. 0 to 3 are A's, 4 to 7 shared, 8 to 11 B's.
-LOUD, OTHER_LOUD, MUTE, DEAD = 0, 1, 2, 3
+LOUD, MUTE, DEAD = 0, 2, 3
 SHARED_LOUD, B_LOUD = 4, 8
 
 

@@ -65,10 +65,9 @@ def test_nothing_but_the_features_and_the_command_of_each_kind(workspace: Worksp
         "stitch": "modeldiff features stitch --activations activations:1",
         "impact": "modeldiff features impact --crosscoder crosscoder:1",
         "explanation": "modeldiff features explain --features features:1",
-        "score": "modeldiff features score --features features:1",
+        "score": "modeldiff features score --features features:1 --judge openai --judge-model NAME",
         "match": "modeldiff features match crosscoder:1 OTHER-CROSSCODER",
         "evaluation": "modeldiff features evaluate --crosscoder crosscoder:1",
-        "screen": "modeldiff screen --crosscoder crosscoder:1",
     }
 
 
@@ -86,7 +85,6 @@ def test_every_kind_is_found_by_what_it_was_made_from(workspace: Workspace) -> N
         add(workspace, kind, crosscoder=crosscoder, activations=activations)
     for kind in ("explanation", "score"):
         add(workspace, kind, features=features, crosscoder=crosscoder, activations=activations)
-    add(workspace, "screen", features=features)
     add(workspace, "match", reference=crosscoder, other_1=other, activations=activations)
     assert there(workspace) == {kind: f"{kind}:1" for kind in KINDS if kind != "predictability"}
 
@@ -138,7 +136,6 @@ def test_features_measured_on_other_activations_keep_to_them(workspace: Workspac
     commands = {kind: one.command for kind, one in found(workspace, features).items()}
     assert commands["impact"] == "modeldiff features impact --crosscoder crosscoder:1 --activations activations:2"
     assert commands["stitch"] == "modeldiff features stitch --activations activations:2"
-    assert commands["screen"] == "modeldiff screen --crosscoder crosscoder:1 --activations activations:2"
 
 
 def test_a_crosscoder_of_the_same_activations_is_named_to_match_with(workspace: Workspace) -> None:

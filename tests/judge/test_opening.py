@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"judge": "oracle"}, "--judge expects effect, local or openai, found 'oracle'"),
+        ({"judge": "oracle"}, "--judge expects none, local or openai, found 'oracle'"),
         ({"judge": "local"}, "--judge local needs a model: name it with --judge-model"),
         ({"judge": "openai", "judge_model": " "}, "--judge openai needs a model: name it with --judge-model"),
         ({"judge_base_url": "localhost:8000"}, "--judge-base-url is not a URL"),
@@ -106,10 +106,8 @@ def test_a_killed_run_has_kept_every_answer_that_arrived(tmp_path: Path) -> None
         assert len(server.requests) == 13 + 8
 
 
-def test_the_effect_judge_reads_no_texts(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"explanations, detection and ratings .* need --judge local .* or --judge openai"
-    ):
+def test_without_a_judge_there_is_none_to_open(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"give --judge local .* or --judge openai"):
         open_judge(JudgeSettings(), tmp_path, CPU)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from modeldiff.errors import InputError
 from modeldiff.judge.settings import JudgeSettings
@@ -12,8 +12,6 @@ from modeldiff.settings import setting, settings
 @settings
 class ExplainSettings(JudgeSettings):
     """Which features are explained, from which pairs, and by whom."""
-
-    JUDGES: ClassVar[tuple[str, ...]] = ("none", "local", "openai")
 
     feature: tuple[int, ...] = setting(default=(), variadic=True)
     """Numbers of the features. Default: the first --top of the list."""
@@ -43,7 +41,7 @@ class ExplainSettings(JudgeSettings):
     seed: int = setting(default=0)
     """Which half of the documents describes and which is held out, which texts and which features for comparison."""
 
-    judge: Literal["none", "local", "openai"] = setting(default="none")  # type: ignore[assignment]
+    judge: Literal["none", "local", "openai"] = setting(default="none")
     """Who explains in words: none leaves it at the description from the texts; local is a chat model on this machine;
     openai is any OpenAI-compatible endpoint."""
 

@@ -17,8 +17,7 @@ _BINS = np.linspace(1, 5, 21)
 
 
 def score_figure(groups: Sequence[dict[str, Any]], rows: Sequence[ScoreRow], title: str) -> bytes:
-    """PNG: one panel per way of moving, a histogram per group; dashed: the median between directions that do not belong
-    together. The same rows give the same bytes."""
+    """PNG: one panel per way of moving, a histogram per group. The same rows give the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,8 +39,6 @@ def score_figure(groups: Sequence[dict[str, Any]], rows: Sequence[ScoreRow], tit
             axes.hist(
                 scores, _BINS, weights=share, histtype="step", linewidth=1.6, color=_COLOURS[partition], label=label
             )
-            if group["mismatched_median"] is not None:
-                axes.axvline(group["mismatched_median"], color=_COLOURS[partition], linewidth=0.8, linestyle="--")
         other = "B" if source == "A" else "A"
         axes.set(xlabel=f"score, {source} -> {other}", ylabel="share of the group (%)", xlim=(1, 5))
         axes.grid(alpha=0.3)

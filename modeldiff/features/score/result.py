@@ -2,8 +2,8 @@
 
 Layout of a `score` artifact (normative):
     score.json          what was scored and how, groups (`summary`), rows (`ScoreRow`)
-    generations.jsonl   with a judge that reads texts; one object per line: subject (as ScoreRow.name), model, role
-                        (source or target), prompt, strength (0: unsteered), text
+    generations.jsonl   one object per line: subject (as ScoreRow.name), model, role (source or target), prompt,
+                        strength (0: unsteered), text
     figures/scores.png  the distribution of the scores in each group
 """
 
@@ -22,14 +22,14 @@ from modeldiff.settings import check_fields
 from modeldiff.workspace import Artifact
 
 KIND = "score"
-FORMAT = 1
+FORMAT = 2
 SCORE_NAME = "score.json"
 GENERATIONS_NAME = "generations.jsonl"
 FIGURE_NAME = "figures/scores.png"
 HIGH_SCORE = 4.0
 FIELDS = {
     "format", "features", "crosscoder", "activations", "stitch", "judge", "judge_name", "strengths", "prompts",
-    "aggregate", "min_steerability", "typical_norm", "stitch_r2", "buckets", "places", "groups", "rows",
+    "aggregate", "min_steerability", "typical_norm", "stitch_r2", "groups", "rows",
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ class ScoreRow:
     source: str
     """The model that the direction belongs to, A or B."""
     steerability: float | None
-    """Effect: share of the random directions with a smaller effect on the source. Else the judge's rating, 1 to 5."""
+    """The judge's rating of what the push does to the source, 1 to 5."""
     steerable: bool | None
     """None: not known."""
     similarity: float | None
@@ -58,9 +58,7 @@ class ScoreRow:
     active_pairs: int | None
     """So many these were."""
     details: dict[str, Any]
-    """Effect: size_source, size_target (root mean square angle), at (strengths), raises (strings that become likelier
-    in the source, in the target); of a shared feature also own_direction_score, with the target's own direction of it
-    in place of the stitched one. Else: prompts, each with its ratings."""
+    """prompts, each with its ratings."""
 
     @property
     def name(self) -> str:
@@ -86,19 +84,12 @@ class ScoreRow:
         return cls(**data)
 
 
-def summary(
-    partition: str, source: str, rows: Sequence[ScoreRow], mismatched: Sequence[float] | None
-) -> dict[str, Any]:
-    """A group in numbers.
-
-    Args:
-        mismatched: scores between directions that do not belong together; None: not measured.
-    """
+def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
+    """A group in numbers."""
     scores = [row.score for row in rows if row.score is not None]
     not_steerable = sum(row.steerable is False for row in rows)
     unscored = sum(row.score is None for row in rows)
     low, median, high = quartiles(scores)
-    own = [value for row in rows if (value := row.details.get("own_direction_score")) is not None]
     return {
         "partition": partition,
         "source": source,
@@ -110,9 +101,6 @@ def summary(
         "median": median,
         "quartile_3": high,
         "share_high": float(np.mean(np.array(scores) >= HIGH_SCORE)) if scores else None,
-        "mismatched_median": None if not mismatched else float(np.median(mismatched)),
-        "mismatched_5_percent": None if not mismatched else float(np.quantile(mismatched, 0.05)),
-        "own_direction_median": float(np.median(own)) if own else None,
     }
 
 
@@ -131,7 +119,7 @@ def read_score(artifact: Artifact) -> dict[str, Any]:
         DamagedError: it is missing, damaged, or has other fields.
         InputError: written by a newer or by an older modeldiff.
     """
-    return read_info(artifact, SCORE_NAME, version=FORMAT, fields=FIELDS, again="modeldiff features score")
+    return read_info(artifact, SCORE_NAME, version=FORMAT, fields=FIELDS, again="modeldiff features score --judge ...")
 
 
 def read_scores(artifact: Artifact) -> dict[int, dict[str, ScoreRow]]:

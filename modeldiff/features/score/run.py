@@ -15,7 +15,6 @@ from modeldiff.console import say
 from modeldiff.crosscoder.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.features.codes import Encoder
 from modeldiff.features.inputs import open_measured, outlier_factor_of
-from modeldiff.features.score.by_effect import score_by_effect
 from modeldiff.features.score.by_judge import score_by_judge
 from modeldiff.features.score.figure import score_figure
 from modeldiff.features.score.result import FIGURE_NAME, FORMAT, GENERATIONS_NAME, KIND, SCORE_NAME, ScoreRow, summary
@@ -23,7 +22,6 @@ from modeldiff.features.score.settings import ScoreSettings
 from modeldiff.features.score.subjects import Subjects, find_subjects
 from modeldiff.features.score.texts import Writer
 from modeldiff.features.score.trust import with_stitch_r2
-from modeldiff.features.windows import Window, sample_windows
 from modeldiff.judge.base import Judge
 from modeldiff.judge.opening import open_judge
 from modeldiff.judge.questions import WORDING
@@ -32,7 +30,7 @@ from modeldiff.lm.harvested import Harvested
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.plan import SIDES
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,7 @@ class _Plan:
     stitch: Stitch
     encoder: Encoder
     targets: dict[str, Harvested]
-    windows: list[Window]
-    """Only with the judge effect."""
-    judge: Judge | None
-    """Not with the judge effect."""
+    judge: Judge
     refs: dict[str, str]
     device: torch.device
     dtype: torch.dtype
@@ -75,8 +70,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
     targets = measured.models(settings.model_path_a, settings.model_path_b)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
-    by_effect = settings.judge == "effect"
-    judge = None if by_effect else open_judge(settings, workspace.judge_answers, device)
+    judge = open_judge(settings, workspace.judge_answers, device)
     outlier_factor = outlier_factor_of(measured.source, None)
     inputs = {
         **measured.inputs,
@@ -90,7 +84,6 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         stitch=stitch,
         encoder=Encoder(measured.crosscoder, store, device, outlier_factor),
         targets=targets,
-        windows=sample_windows(store, settings.positions) if by_effect else [],
         judge=judge,
         refs={key: inputs[key].label for key in ("features", "crosscoder", "activations", "stitch")},
         device=device,
@@ -101,35 +94,28 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
         return _build(plan, work)
 
-    resolved = {"dtype": str(dtype).removeprefix("torch.")}
-    if judge is not None:
-        resolved |= {"judge_identity": json.dumps(judge.identity(), sort_keys=True), "wording": WORDING}
+    resolved = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "judge_identity": json.dumps(judge.identity(), sort_keys=True),
+        "wording": WORDING,
+    }
     order = Order(KIND, settings, inputs, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 
 def _build(plan: _Plan, work: Work) -> dict[str, Any]:
     settings = plan.settings
-    mismatched: dict[tuple[str, str], list[float]] = {}
-    buckets = places = None
-    if plan.judge is None:
-        found = score_by_effect(
-            plan.subjects, settings.strengths, plan.targets, plan.windows, plan.encoder, plan.device, plan.dtype, work
-        )
-        rows, mismatched, buckets = found.rows, found.mismatched, found.buckets
-        places = sum(len(window.rows) for window in plan.windows)
-    else:
-        writers = {
-            side: Writer(settings, plan.targets[side], plan.device, plan.dtype, work.resume / f"texts-{side}")
-            for side in SIDES
-        }
-        rows, generations = score_by_judge(settings, plan.subjects, writers, plan.judge)
-        # ASCII: no line separator of Unicode can break a line of the file.
-        lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in generations)
-        work.write_bytes(GENERATIONS_NAME, lines.encode())
+    writers = {
+        side: Writer(settings, plan.targets[side], plan.device, plan.dtype, work.resume / f"texts-{side}")
+        for side in SIDES
+    }
+    rows, generations = score_by_judge(settings, plan.subjects, writers, plan.judge)
+    # ASCII: no line separator of Unicode can break a line of the file.
+    lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in generations)
+    work.write_bytes(GENERATIONS_NAME, lines.encode())
     rows = with_stitch_r2(rows, plan.stitch, plan.encoder)
     groups = [
-        summary(partition, source.upper(), _of_group(rows, partition, source), mismatched.get((partition, source)))
+        summary(partition, source.upper(), _of_group(rows, partition, source))
         for partition, source, _ in plan.subjects.groups()
     ]
     title = f"{plan.refs['features']} by way of {plan.refs['stitch']}: 5 does not carry over, 1 does"
@@ -139,16 +125,14 @@ def _build(plan: _Plan, work: Work) -> dict[str, Any]:
         {
             "format": FORMAT,
             **plan.refs,
-            "judge": settings.judge if plan.judge is None else plan.judge.identity(),
-            "judge_name": settings.judge if plan.judge is None else plan.judge.name,
+            "judge": plan.judge.identity(),
+            "judge_name": plan.judge.name,
             "strengths": list(settings.strengths),
-            "prompts": [] if plan.judge is None else list(settings.prompt),
+            "prompts": list(settings.prompt),
             "aggregate": settings.aggregate,
             "min_steerability": settings.min_steerability,
             "typical_norm": plan.subjects.typical_norm,
             "stitch_r2": {way: plan.stitch.info["maps"][way]["r2"] for way in DIRECTIONS},
-            "buckets": buckets,
-            "places": places,
             "groups": groups,
             "rows": [row.to_json() for row in rows],
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from modeldiff.errors import InputError
 from modeldiff.judge.settings import JudgeSettings
@@ -13,15 +13,14 @@ Partition = Literal["A", "shared", "B"]
 Aggregate = Literal["mean", "median", "min", "max"]
 # Paper B.5.
 PROMPTS = ("What's on your mind?", "What do you want to talk about?", "Tell me something")
-JUDGED_STRENGTHS = tuple(float(strength) for strength in range(11))
-EFFECT_STRENGTHS = (0.5, 1.0, 2.0)
-# With fewer random directions there is no 95 % quantile to speak of.
-FEWEST_RANDOM = 10
+STRENGTHS = tuple(float(strength) for strength in range(11))
 
 
 @settings
 class ScoreSettings(JudgeSettings):
     """Which features are pushed in both models, how, and who says whether the same came of it."""
+
+    JUDGES: ClassVar[tuple[str, ...]] = ("local", "openai")
 
     # References are only a way to say which artifact: its digest decides whether the result is the same.
     features: str | None = setting(default=None, result=False)
@@ -30,9 +29,8 @@ class ScoreSettings(JudgeSettings):
     stitch: str | None = setting(default=None, result=False)
     """The stitch that moves directions. Default: the latest of the activations that the features were measured on."""
 
-    sample: int | None = setting(default=None)
-    """Score so many living features of each partition, drawn at random (the paper: 500). Default: 50 with the judge
-    effect, 20 with one that reads texts."""
+    sample: int = setting(default=20)
+    """Score so many living features of each partition, drawn at random (the paper: 500)."""
 
     features_from: tuple[Partition, ...] = setting(default=("A", "shared", "B"), variadic=True)
     """The partitions to draw from. Shared features are the control that should score low; they are scored both ways."""
@@ -40,23 +38,23 @@ class ScoreSettings(JudgeSettings):
     feature: tuple[int, ...] = setting(default=(), variadic=True)
     """Score these features, in place of a sample."""
 
-    random_directions: int | None = setting(default=None)
+    random_directions: int = setting(default=10)
     """Also push so many random directions in each model, as long as its features' usually are: what the score says
-    about nothing in particular. Default: 50 with the judge effect, 10 with one that reads texts."""
+    about nothing in particular."""
 
-    strength: tuple[float, ...] = setting(default=(), variadic=True)
-    """How hard: 1 adds the direction at the feature's maximum activation. Default: 0.5 1 2 with the judge effect, 0 to
-    10 in steps of 1 (the paper's) with one that reads texts."""
+    strength: tuple[float, ...] = setting(default=STRENGTHS, variadic=True)
+    """How hard: 1 adds the direction at the feature's maximum activation. 0, the model as it is, is always there."""
 
     stitch_bias: bool = setting(default=False)
     """Move directions with the stitch's constant added, as the paper writes it (eq. 18): the same constant in every
-    direction. The judge effect takes what is common to all directions away again; one that reads does not."""
+    direction."""
 
-    positions: int = setting(default=500)
-    """With the judge effect: compare next-token distributions at about so many places of the harvested texts."""
+    judge: Literal["local", "openai"] | None = setting(default=None)  # type: ignore[assignment]
+    """Who rates what the models write, needed: a chat model on this machine (local), or any OpenAI-compatible endpoint
+    (openai)."""
 
     prompt: tuple[str, ...] = setting(default=PROMPTS, variadic=True)
-    """With a judge that reads texts: what both models are asked."""
+    """What both models are asked."""
 
     max_new_tokens: int = setting(default=200)
     """Length of each text in tokens."""
@@ -71,7 +69,7 @@ class ScoreSettings(JudgeSettings):
     """Put each prompt to a model as a user's message, in its chat format; auto: when its tokenizer has one."""
 
     min_steerability: float = setting(default=3.0)
-    """With a judge that reads texts: score a feature only if what it does to its own model is rated at least this."""
+    """Score a feature only if what it does to its own model is rated at least this."""
 
     aggregate: Aggregate = setting(default="mean")
     """How the ratings of the prompts become one (the paper does not say)."""
@@ -93,18 +91,20 @@ class ScoreSettings(JudgeSettings):
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 
     def __post_init__(self) -> None:
+        if self.judge is None:
+            raise InputError(
+                "the score needs a judge that rates what the models write: give --judge local --judge-model MODEL "
+                "(a chat model on this machine) or --judge openai --judge-model NAME (an OpenAI-compatible endpoint)"
+            )
         super().__post_init__()
         if not self.features_from or not set(self.features_from) <= set(get_args(Partition)):
             raise InputError(f"--features-from expects A, shared or B, found '{', '.join(self.features_from)}'")
-        if self.sample is not None and self.sample < 1:
+        if self.sample < 1:
             raise InputError(f"--sample must be at least 1, found {self.sample}")
-        if self.n_random < (FEWEST_RANDOM if self.judge == "effect" else 0):
-            least = f"{FEWEST_RANDOM} with --judge effect, which measures against them" if self.judge == "effect" else 0
-            raise InputError(f"--random-directions must be at least {least}, found {self.random_directions}")
-        if not all(0 <= value < math.inf for value in self.strength) or (self.strength and not any(self.strength)):
+        if self.random_directions < 0:
+            raise InputError(f"--random-directions must be 0 or more, found {self.random_directions}")
+        if not all(0 <= value < math.inf for value in self.strength) or not any(self.strength):
             raise InputError("--strength expects numbers above 0, e.g. `--strength 0.5 1 2`")
-        if self.positions < 1:
-            raise InputError(f"--positions must be at least 1, found {self.positions}")
         if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
             raise InputError("--prompt: a prompt is empty; give the text that the models are to answer")
         if self.max_new_tokens < 1:
@@ -119,19 +119,6 @@ class ScoreSettings(JudgeSettings):
             raise InputError(f"--aggregate expects {', '.join(get_args(Aggregate))}, found '{self.aggregate}'")
 
     @property
-    def n_sample(self) -> int:
-        """Features per partition, the default resolved."""
-        return self.sample if self.sample is not None else 50 if self.judge == "effect" else 20
-
-    @property
-    def n_random(self) -> int:
-        """Random directions per model, the default resolved."""
-        if self.random_directions is not None:
-            return self.random_directions
-        return 50 if self.judge == "effect" else 10
-
-    @property
     def strengths(self) -> tuple[float, ...]:
         """Ascending, each once, 0 left out: that is the model as it is."""
-        default = EFFECT_STRENGTHS if self.judge == "effect" else JUDGED_STRENGTHS
-        return tuple(sorted({float(value) for value in self.strength or default} - {0.0}))
+        return tuple(sorted({float(value) for value in self.strength} - {0.0}))

@@ -113,7 +113,7 @@ def find_subjects(settings: ScoreSettings, crosscoder: Crosscoder, features: Art
     for side in {one.source: None for one in subjects}:
         generator = np.random.default_rng([settings.seed, len(_GROUPS) + SIDES.index(side)])
         width = stitch.from_side(side).widths[0]
-        for number in range(settings.n_random):
+        for number in range(settings.random_directions):
             drawn_D = torch.from_numpy(generator.standard_normal(width)).float()
             unit_D = typical[side] * drawn_D / drawn_D.norm()
             subjects.append(_moved(settings, stitch, number, RANDOM, side, unit_D))
@@ -129,8 +129,8 @@ def _chosen(settings: ScoreSettings, crosscoder: Crosscoder, max_F: np.ndarray) 
         if partition not in settings.features_from:
             continue
         alive = features.start + np.flatnonzero(max_F[features] > 0)
-        wanted = min(settings.n_sample, len(alive))
-        if wanted < settings.n_sample:
+        wanted = min(settings.sample, len(alive))
+        if wanted < settings.sample:
             say(f"{partition}: {wanted} living features of {features.stop - features.start}, all are scored")
         drawn = np.random.default_rng([settings.seed, number]).choice(alive, wanted, replace=False)
         chosen += sorted(drawn.tolist())

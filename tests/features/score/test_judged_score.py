@@ -1,4 +1,4 @@
-"""The score by a judge that reads, against a real HTTP server that is well, wrong, flaky or dead."""
+"""The score, by a judge behind a real HTTP server that is well, wrong, flaky or dead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import modeldiff.features.score.texts as texts_module
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError, MachineError
 from modeldiff.features.score.by_judge import AGGREGATES, aggregated
-from modeldiff.features.score.result import GENERATIONS_NAME, ScoreRow, read_score
+from modeldiff.features.score.result import GENERATIONS_NAME, ScoreRow, read_score, read_scores
 from modeldiff.features.score.run import run
 from modeldiff.features.score.settings import PROMPTS, ScoreSettings
 from modeldiff.judge.asking import Judged
@@ -24,7 +24,18 @@ from modeldiff.lm.generate import generate
 from modeldiff.lm.load import ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual
 from modeldiff.workspace import Artifact
-from tests.features.made_pair import B_LOUD, LAYER, LOUD, MUTE, WIDTH, Made, crosscoder, publish_stitch
+from tests.features.made_pair import (
+    B_LOUD,
+    DEAD,
+    LAYER,
+    LOUD,
+    MUTE,
+    SHARED_LOUD,
+    WIDTH,
+    Made,
+    crosscoder,
+    publish_stitch,
+)
 from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, leave_alone, said, serving
 
 FEATURES = (LOUD, MUTE, B_LOUD)
@@ -109,6 +120,60 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     assert len(generated) == 2 + 5 * 2
     score = read_score(artifact)
     assert (score["aggregate"], score["judge"]["model"], score["prompts"]) == ("mean", "wise", list(PROMPTS[:2]))
+
+
+def test_shared_features_are_scored_both_ways_and_random_directions_stand_beside_them(stitched: Made) -> None:
+    with serving(rating()) as server:
+        artifact = run(settings_of(server, feature=(SHARED_LOUD,), random_directions=2), stitched.workspace)
+    by_source = read_scores(artifact)
+    assert by_source.keys() == {SHARED_LOUD}
+    assert by_source[SHARED_LOUD].keys() == {"A", "B"}
+    groups = read_score(artifact)["groups"]
+    assert [(group["partition"], group["source"], group["n"]) for group in groups] == [
+        ("shared", "A", 1), ("shared", "B", 1), ("random", "A", 2), ("random", "B", 2),
+    ]  # fmt: skip
+    assert all(row.stitch_r2 is None for row in rows_of(artifact) if row.partition == "random")
+
+
+def test_r2_of_the_stitch_where_the_feature_is_active(stitched: Made) -> None:
+    with serving(rating()) as server:
+        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+    row = read_scores(artifact)[LOUD]["A"]
+    assert row.active_pairs is not None
+    assert 20 <= row.active_pairs <= 100
+    assert row.stitch_r2 == pytest.approx(1, abs=1e-6)
+
+
+def test_without_a_stitch_the_command_that_makes_it_is_named(pair: Made) -> None:
+    with (
+        serving(rating()) as server,
+        pytest.raises(InputError, match=r"no stitch of activations:1 yet.*modeldiff features stitch --activations"),
+    ):
+        run(settings_of(server), pair.workspace)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"feature": (DEAD,)}, "never fires"),
+        ({"feature": (99,)}, "feature 99 does not exist"),
+        ({"stitch": "7"}, "no stitch called '7'"),
+        ({"features": "7"}, "no features called '7'"),
+    ],
+)
+def test_what_is_not_there_is_said(stitched: Made, values: dict[str, Any], message: str) -> None:
+    with serving(rating()) as server, pytest.raises(InputError, match=message):
+        run(settings_of(server, **values), stitched.workspace)
+
+
+def test_a_score_of_an_older_version_is_refused_with_the_command_that_makes_it_again(
+    stitched: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modeldiff.features.score.run.FORMAT", 1)
+    with serving(rating()) as server:
+        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+    with pytest.raises(InputError, match=r"made by an older modeldiff .*modeldiff features score --judge"):
+        read_score(artifact)
 
 
 def test_the_judge_sees_what_the_paper_shows_it(stitched: Made) -> None:
