@@ -5,8 +5,9 @@
    by their words, become one candidate.
 2. Verify: for each candidate, on the second half, how much more often than elsewhere one model says any of its words
    and the other none. Its p-value is the larger of that of the permutation test and that of an effect of at most the
-   smallest one that is asked for. Benjamini and Hochberg's procedure over the candidates gives the list, whose stated
-   false discovery rate rests on the second half alone: how the first half was searched cannot spoil it.
+   smallest one that is asked for. Benjamini and Hochberg's procedure over the candidates, weighted by how far beyond
+   chance the first half showed them, gives the list. Its stated false discovery rate rests on the second half alone:
+   how the first half was searched cannot spoil it.
 3. Chance: the same in worlds in which the documents' continuations are exchanged.
 
 Legend: P places, C contexts, V words, R permutations.
@@ -49,8 +50,10 @@ PERMUTATIONS, TEST_PERMUTATIONS = 40, 1999
 DISCOVERY_P = 0.01
 # Candidates that are verified at most.
 CANDIDATES = 60
-# A word of a candidate has at least this |z|; the first one always counts.
+# A word of a candidate has at least this |z|; the first one always counts. What is listed and verified are the most
+# telling ones of so many words that are said in at most this share of the continuations elsewhere.
 _LEAST_Z = 2.5
+POOL, COMMON = 12, 0.06
 # Contexts say the same when they share this much of the places of both (Jaccard), or so many words said by the same
 # model, or this share of the shorter list of words.
 SAME_PLACES, SAME_WORDS, SAME_SHARE = 0.4, 3, 0.5
@@ -64,9 +67,9 @@ class Candidate:
     """Index of the context."""
     standardised: float
     top: list[int]
-    """The words that make the context's statistics, strongest first: w where A says it more, -1 - w where B does."""
+    """The words that make the context's statistics (`top_words`)."""
     words: dict[str, list[int]]
-    """By side: those of them that together tell the models apart best (`telling`)."""
+    """By side: the words that together tell the models apart best (`telling`)."""
     same: list[int] = field(default_factory=list)
     """Other contexts that say the same, strongest first."""
 
@@ -208,24 +211,30 @@ def candidates_of(
                 break
         else:
             if top and len(found) < CANDIDATES:
-                words = telling(top, said, on_CP[c].toarray()[0] > 0)
+                words = telling(z_CV[c], said, on_CP[c].toarray()[0] > 0)
                 found.append(Candidate(c, float(standardised_C[c]), top, words))
     return found, len(beyond)
 
 
-def top_words(z_V: Floats) -> list[int]:
-    """The words that make a context's statistics, strongest first: w where A says it more, -1 - w where B does."""
-    best = np.argsort(-np.abs(z_V), kind="stable")[: SUMS[-1]].tolist()
+def top_words(z_V: Floats, count: int = SUMS[-1]) -> list[int]:
+    """The words of the largest |z|, strongest first: w where A says it more, -1 - w where B does."""
+    best = np.argsort(-np.abs(z_V), kind="stable")[:count].tolist()
     return [w if z_V[w] > 0 else -1 - w for i, w in enumerate(best) if abs(z_V[w]) >= (_LEAST_Z if i else 1e-9)]
 
 
-def telling(top: list[int], said: Said, on_P: Bools) -> dict[str, list[int]]:
-    """By side, the words of which "says any of them" differs most, in standard errors: each is taken, in order, if it
-    raises that. A word that both models say all the time would hide the others."""
+def telling(z_V: Floats, said: Said, on_P: Bools) -> dict[str, list[int]]:
+    """By side, the words of which "says any of them" differs most, in standard errors: each is taken, in order of |z|,
+    if it raises that. A word that is said elsewhere all the time would hide the others: they come from the rare ones.
+    """
+    elsewhere = ~on_P if not on_P.all() else on_P
+    # Everywhere has no elsewhere: there the model that says a word less shows how common it is.
+    rates = [np.asarray(said.by_side[side][elsewhere].mean(axis=0))[0] for side in SIDES]
+    common_V = np.mean(rates, axis=0) if not on_P.all() else np.min(rates, axis=0)
+    pool = top_words(np.where(common_V <= COMMON, z_V, 0), POOL) or top_words(z_V)
     chosen: dict[str, list[int]] = {"a": [], "b": []}
     for side in SIDES:
         best = 0.0
-        for word in (w for w in top if (w >= 0) == (side == "a")):
+        for word in (w for w in pool if (w >= 0) == (side == "a")):
             words = [*chosen[side], word if word >= 0 else -1 - word]
             score_P = says_any(said, words, side)
             spread = score_P[on_P].var() / on_P.sum()
@@ -273,7 +282,8 @@ class _Test:
             exchange: a seed: the models change their parts at random for what is compared everywhere.
         """
         measured = [self._measured(one, said, exchange) for one in candidates]
-        verified = rejected(np.array([p for _, p in measured]), self._rate)
+        weight_N = np.array([one.standardised**2 for one in candidates])
+        verified = rejected(np.array([p for _, p in measured]), self._rate, weight_N)
         entries = [
             Verified(one, gaps, p, bool(ok))
             for one, (gaps, p), ok in zip(candidates, measured, verified, strict=True)
