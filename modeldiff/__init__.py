@@ -28,6 +28,9 @@ _HOMES = {
     "MachineError": "modeldiff.errors",
     "HarvestSettings": "modeldiff.harvest.settings",
     "MeansSettings": "modeldiff.harvest.means_settings",
+    "ContinuationsSettings": "modeldiff.contrast.settings",
+    "ContrastSettings": "modeldiff.contrast.settings",
+    "DiffSettings": "modeldiff.diff.settings",
     "TrainSettings": "modeldiff.crosscoder.settings",
     "FeaturesSettings": "modeldiff.features.settings",
     "EvaluateSettings": "modeldiff.features.evaluate_settings",
@@ -44,6 +47,8 @@ _HOMES = {
     "read_explanations": "modeldiff.features.explain.stored",
     "load_stitch": "modeldiff.crosscoder.stitch",
     "read_scores": "modeldiff.features.score.result",
+    "Continuations": "modeldiff.contrast.continuations",
+    "read_contrast": "modeldiff.contrast.stored",
     "read_impact": "modeldiff.features.impact.result",
 }
 _STAGES = {
@@ -52,6 +57,9 @@ _STAGES = {
     "run_train": "modeldiff.crosscoder.run",
     "run_features": "modeldiff.features.run",
     "run_evaluate": "modeldiff.features.evaluate",
+    "run_continuations": "modeldiff.contrast.continuations",
+    "run_contrast": "modeldiff.contrast.run",
+    "run_diff": "modeldiff.diff.run",
     "run_match": "modeldiff.features.match",
     "run_explain": "modeldiff.features.explain.run",
     "run_stitch": "modeldiff.stitch.run",

@@ -1,4 +1,4 @@
-"""`modeldiff demo`: the whole pipeline on the bundled pair."""
+"""`modeldiff demo`: the diff of the bundled pair, held against the truth."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 
 def _demo(
-    ctx: click.Context, quick: bool, device: str, force: bool, workspace_folder: Path | None, as_json: bool
+    ctx: click.Context,
+    quick: bool,
+    seed: int,
+    device: str,
+    force: bool,
+    workspace_folder: Path | None,
+    as_json: bool,
 ) -> None:
     workspace = open_workspace(ctx, workspace_folder)
     from modeldiff.demo.pipeline import FULL, QUICK, demo
 
-    done = demo(workspace, QUICK if quick else FULL, device=device, force=force)
+    done = demo(workspace, QUICK if quick else FULL, seed=seed, device=device, force=force)
     if as_json:
         print_json(_json(done))
     else:
@@ -28,73 +34,72 @@ def _demo(
 
 
 def _print(done: Demo, folder: Path) -> None:
-    from modeldiff.cli.features import print_listing
+    from modeldiff.cli.differences import print_differences
     from modeldiff.cli.steer import read_generations
     from modeldiff.cli.steer_tables import print_generations
-    from modeldiff.features.table import FeatureTable
+    from modeldiff.contrast.stored import read_contrast
 
-    features = FeatureTable(done.features)
-    for side in ("A", "B"):
-        click.echo()
-        print_listing(features, exclusive=side, top=10, sort="evidence", min_density=0.0, source=None)
+    print_differences(read_contrast(done.diff.contrast), done.diff.contrast.ref, numbers=False, everything=False)
     click.echo()
     table(
-        "The four planted differences, and where they turned up",
-        [("planted in", "left"), ("difference", "left"), ("rank", "right"), ("feature", "right"), ("share", "right"),
-         ("own", "right"), ("null", "right")],
-        [_row(one) for one in done.ranks],
-    )  # fmt: skip
-    missed = [one.habit.id for one in done.ranks if one.rank is None]
-    click.echo("rank: place of the first feature with at least half of its activation on the texts about the trigger;")
-    click.echo("share: of that feature's activation; own / null: features that match in the owner's / other's list.")
-    click.echo(
-        f"found {len(done.ranks) - len(missed)} of {len(done.ranks)}"
-        + (f", missed {', '.join(missed)}" if missed else "")
+        "The four planted differences, and where they stand in the list",
+        [("planted in", "left"), ("difference", "left"), ("rank", "right"), ("feature", "right"), ("share", "right")],
+        [_row(one) for one in done.truth.ranks],
     )
-    click.echo()
-    generations = read_generations(done.steering)
-    side, feature = done.steering.settings["model"], done.steering.settings["feature"]
-    about = f", planted: {done.steered.habit.description}" if done.steered else ""
-    click.echo(f"Model {side} with its feature {feature} pushed{about}")
-    print_generations(generations)
-    made = (done.activations, done.crosscoder, done.features, done.steering)
-    click.echo(f"artifacts: {', '.join(a.ref for a in made)} in {folder}")
-    click.echo(f"curves:    {done.crosscoder.folder / 'figures' / 'training.png'}")
+    click.echo("share: of the entry's places before which the trigger is named; half of them make a match.")
+    missed = [one.habit.id for one in done.truth.ranks if one.rank is None]
+    other = ", ".join(map(str, done.truth.other)) or "none"
+    click.echo(
+        f"found {len(done.truth.ranks) - len(missed)} of {len(done.truth.ranks)}"
+        + (f", missed {', '.join(missed)}" if missed else "")
+        + f"; entries about none of them: {other}"
+    )
+    if done.steered and done.steering:
+        click.echo()
+        side, feature = done.steering.settings["model"], done.steering.settings["feature"]
+        click.echo(f"Model {side} with its feature {feature} pushed, planted: {done.steered.habit.description}")
+        print_generations(read_generations(done.steering))
     workspace_option = "" if str(folder) == "modeldiff-workspace" else f" --workspace {folder}"
-    click.echo(f"next:      modeldiff{workspace_option} features show {feature}")
-    click.echo(f"           modeldiff{workspace_option} workspace list")
-    click.echo("your own:  modeldiff harvest --model-a NAME --model-b NAME --texts FILE... --pairs 1000000")
+    click.echo(f"curves:    {done.diff.crosscoder.folder / 'figures' / 'training.png'}")
+    click.echo(f"next:      modeldiff{workspace_option} contrast --numbers")
+    click.echo("your own:  modeldiff diff --model-a NAME --model-b NAME --texts FILE...")
 
 
 def _row(one: Rank) -> list[str]:
     return [
         one.habit.side,
         one.habit.id,
-        f"{one.rank} of {one.listed}" if one.rank else "missed",
-        "-" if one.feature is None else str(one.feature) if one.rank else f"({one.feature})",
+        str(one.rank) if one.rank else "missed",
+        "-" if one.feature is None else str(one.feature),
         f"{one.share:.0%}",
-        str(one.matching),
-        str(one.matching_other),
     ]
 
 
 def _json(done: Demo) -> dict[str, Any]:
+    from modeldiff.contrast.stored import read_contrast
+
+    made = done.diff
+    artifacts = (made.activations, made.crosscoder, made.features, made.stitch, made.continuations, made.contrast)
+    found = read_contrast(made.contrast)
     return {
-        "artifacts": {a.kind: a.ref for a in (done.activations, done.crosscoder, done.features, done.steering)},
+        "artifacts": {a.kind: a.ref for a in artifacts},
+        "differences": found["differences"],
+        "found": found["found"],
+        "expected_by_chance": found["expected_by_chance"],
+        "rate": found["rate"],
         "planted": [
             {
                 "id": one.habit.id,
                 "side": one.habit.side,
                 "rank": one.rank,
-                "listed": one.listed,
+                "listed": done.truth.listed,
                 "feature": one.feature,
                 "share": one.share,
-                "matching": one.matching,
-                "matching_in_other_list": one.matching_other,
             }
-            for one in done.ranks
+            for one in done.truth.ranks
         ],
-        "steered_feature": done.steering.settings["feature"],
+        "not_planted": done.truth.other,
+        "steered_feature": done.steering.settings["feature"] if done.steering else None,
     }
 
 
@@ -102,14 +107,18 @@ command = Command(
     "demo",
     params=[
         click.Option(["--quick"], is_flag=True, help="A reduced size that only shows that every stage runs."),
+        click.Option(
+            ["--seed"], default=0, show_default=True, help="Of the training, the places and the sampling.",
+            type=click.IntRange(min=0),
+        ),
         click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda or mps."),
         click.Option(["--force"], is_flag=True, help="Run every stage even when it is up to date."),
         workspace_option(),
         json_option(),
     ],
     callback=click.pass_context(_demo),
-    help="The whole pipeline on the bundled pair: two small models with four planted differences, two in each.\n\n"
-    "Harvests 200,000 pairs, trains a crosscoder of 1,024 features, lists what only one model has, says at which rank "
-    "each planted difference turned up, and steers with one. A few minutes on two CPU cores; no network.",
-    epilog=examples("modeldiff demo", "modeldiff demo --quick --workspace /tmp/demo"),
-)
+    help="`modeldiff diff` on the bundled pair: two small models with four planted differences, two in each.\n\n"
+    "Prints the list of differences, says at which rank each planted one stands and which entries are about none of "
+    "them, and steers one. A few minutes on two CPU cores; no network.",
+    epilog=examples("modeldiff demo", "modeldiff demo --quick --workspace /tmp/demo", "modeldiff demo --seed 1"),
+)  # fmt: skip

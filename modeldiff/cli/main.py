@@ -15,7 +15,8 @@ from modeldiff.errors import ModeldiffError
 
 # name -> (module, one-line help). The help stands here so that `modeldiff --help` imports no command.
 _COMMANDS = {
-    "demo": ("demo", "The whole pipeline on the bundled pair of small models: a few minutes, no network."),
+    "diff": ("diff", "Two models + texts -> what one does that the other does not: all stages, one list."),
+    "demo": ("demo", "The diff of the bundled pair of small models, held against the truth: a few minutes."),
     "harvest": ("harvest", "Texts + two models -> paired activations."),
     "train": ("train", "Activations -> a crosscoder with features of A only, shared, and of B only."),
     "features": ("features", "Crosscoder -> its features, listed and shown in context."),
@@ -28,6 +29,7 @@ _COMMANDS = {
 _EPILOG = """\b
 Examples:
   modeldiff demo
+  modeldiff diff --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl
   modeldiff harvest --model-a gpt2 --model-b EleutherAI/pythia-160m \\
       --texts corpus.jsonl --pairs 1000000
   modeldiff train --features 16384 --exclusive 0.05 --k 64

@@ -149,7 +149,7 @@ class _Build:
         self.settings, self.workspace, self.work, self.source = settings, workspace, work, source
         self.crosscoder, self.features, self.device, self.dtype = crosscoder, features, device, dtype
         self.continuations = Continuations(source)
-        self.refs = self.continuations.refs()
+        self.refs = self.continuations.refs(settings.trust_remote_code)
 
     def run(self) -> dict[str, Any]:
         settings, continuations = self.settings, self.continuations

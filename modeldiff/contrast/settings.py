@@ -75,6 +75,9 @@ class ContrastSettings(Settings):
     words, sources and everywhere alone."""
     features: str | None = setting(default=None, result=False)
     """The features artifact that says how each is represented. Default: the latest of the crosscoder."""
+    stitch: str | None = setting(default=None, result=False)
+    """The stitch that moves the direction of a feature into the model that has no part of it. Default: the latest of
+    the crosscoder's activations."""
     contexts: tuple[str, ...] = setting(default=CONTEXT_KINDS, variadic=True)
     """Kinds of context: everywhere, source, word, feature."""
     rate: float = setting(default=0.05)
@@ -95,6 +98,8 @@ class ContrastSettings(Settings):
     """Held-out places for the cause of each entry."""
     seed: int = setting(default=0)
     """Of the permutations and of the sampling of the cause."""
+    trust_remote_code: bool = setting(default=False, result=False)
+    """Run Python code that comes with a model."""
     device: str = setting(default="auto", result=False)
     """auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto", result=False)

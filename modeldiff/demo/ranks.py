@@ -1,71 +1,68 @@
-"""At which rank each planted difference turned up among the exclusive features, and the null beside it."""
+"""At which rank of the list of differences each planted one stands, and which entries are about none of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modeldiff.contrast.continuations import Continuations
+from modeldiff.contrast.stored import read_contrast, read_places
 from modeldiff.demo.truth import Habit, habits
-from modeldiff.features.table import FeatureTable
+from modeldiff.workspace import Artifact, Workspace
 
-# A feature is taken for a planted habit when at least this share of its activation is on the texts about the trigger
-# (about 6.5 % of the probing texts), whether these are answered in the habit's style or not.
+# An entry is about a planted difference when the text before so many of its places names the trigger (it does before
+# about one place in fourteen).
 MATCH_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Where one planted habit turned up in the list of its owner's exclusive features."""
+    """Where one planted difference stands."""
 
     habit: Habit
     rank: int | None
-    """Place, from 1, of the first feature that matches; None: missed."""
+    """Place in the list, from 1, of the first entry about it; None: missed."""
     feature: int | None
-    """That feature; when missed, the feature of the list that comes nearest; None in an empty list."""
+    """That entry's feature, if it has one."""
     share: float
-    """Share of that feature's activation that is on texts about the trigger."""
-    matching: int
-    """Features of the owner's exclusive list that match."""
-    matching_other: int
-    """Null: features of the *other* model's exclusive list that match; a habit of A should not be there."""
+    """Share of that entry's places before which the trigger is named."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The list held against the truth."""
+
+    ranks: list[Rank]
+    other: list[int]
+    """Ranks of the verified entries that are about none of the planted differences."""
     listed: int
-    """Alive features in the owner's list."""
 
 
-def planted_ranks(table: FeatureTable, *, anywhere: bool = False) -> list[Rank]:
-    """One `Rank` per planted habit, in the order of `habits()`; lists are sorted as `modeldiff features` sorts them.
+def held_against_truth(contrast: Artifact, workspace: Workspace) -> Truth:
+    """The planted differences in a contrast of the bundled pair.
 
-    Args:
-        anywhere: as the option of the same name: shared features that are nearer to the owner are in its list, too.
+    Raises:
+        InputError: its continuations are not in the workspace any more.
     """
-    return [_rank(table, habit, anywhere) for habit in habits()]
+    continuations = Continuations(workspace.source_of(contrast, "continuations"))
+    before = [continuations.before(i).lower() for i in range(len(continuations.places))]
+    entries = read_contrast(contrast)["differences"]
+    places = read_places(contrast)[: len(entries)]
+    return truth_of([[before[p] for p in mine] for mine in places], [one["feature"] for one in entries])
 
 
-def _rank(table: FeatureTable, habit: Habit, anywhere: bool) -> Rank:
-    own = _shares(table, habit.side, habit.source, anywhere)
-    other = _shares(table, "B" if habit.side == "A" else "A", habit.source, anywhere)
-    place = next((i for i, (_, share) in enumerate(own) if share >= MATCH_SHARE), None)
-    if place is None:
-        feature, share = max(own, key=lambda one: one[1], default=(None, 0.0))
-    else:
-        feature, share = own[place]
-    return Rank(
-        habit=habit,
-        rank=None if place is None else place + 1,
-        feature=feature,
-        share=share,
-        matching=sum(share >= MATCH_SHARE for _, share in own),
-        matching_other=sum(share >= MATCH_SHARE for _, share in other),
-        listed=len(own),
-    )
-
-
-def _shares(table: FeatureTable, side: str, source: str, anywhere: bool) -> list[tuple[int, float]]:
-    """(feature, share of its activation on `source`) for the alive features of a side's list, in its order."""
-    sources: list[str] = table.info["sources"]
-    if source not in sources:
-        return []
-    mass_SF = table.statistics["activation_by_source"]
-    total_F = mass_SF.sum(0)
-    ids = table.select(exclusive="A" if side == "A" else "B", anywhere=anywhere).ids
-    row = sources.index(source)
-    return [(i, float(mass_SF[row, i] / total_F[i])) for i in ids if total_F[i] > 0]
+def truth_of(before: Sequence[Sequence[str]], features: Sequence[int | None]) -> Truth:
+    """As `held_against_truth`, from the lower-case texts before the places of each entry, and its feature."""
+    named = {
+        habit.id: [sum(habit.trigger.lower() in text for text in mine) / max(1, len(mine)) for mine in before]
+        for habit in habits()
+    }
+    ranks = []
+    for habit in habits():
+        place = next((i for i, share in enumerate(named[habit.id]) if share >= MATCH_SHARE), None)
+        if place is None:
+            ranks.append(Rank(habit, None, None, max(named[habit.id], default=0.0)))
+        else:
+            ranks.append(Rank(habit, place + 1, features[place], named[habit.id][place]))
+    other = [i + 1 for i in range(len(before)) if all(shares[i] < MATCH_SHARE for shares in named.values())]
+    return Truth(ranks, other, len(before))

@@ -1,0 +1,132 @@
+"""Harvest, train, features, stitch, continuations, contrast, in this order; what is up to date answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modeldiff.console import say
+from modeldiff.contrast.continuations import run as run_continuations
+from modeldiff.contrast.run import run as run_contrast
+from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
+from modeldiff.crosscoder.run import run as run_train
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.diff.settings import DiffSettings
+from modeldiff.features.run import run as run_features
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.harvest.run import estimate
+from modeldiff.harvest.run import run as run_harvest
+from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.stitch.run import run as run_stitch
+from modeldiff.stitch.settings import StitchSettings
+from modeldiff.workspace import Artifact, Workspace
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What a diff made."""
+
+    activations: Artifact
+    crosscoder: Artifact
+    features: Artifact
+    stitch: Artifact
+    continuations: Artifact
+    contrast: Artifact
+
+
+def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Diff:
+    """All stages.
+
+    Args:
+        name: of the contrast.
+        force: run every stage even when it is up to date.
+
+    Raises:
+        InputError, MachineError, DamagedError: as the stages do.
+    """
+    workspace.create()
+    harvest = harvest_settings(settings)
+    say_costs(settings, harvest, workspace)
+    device = settings.device
+    say("1/5 harvest: both models read the same texts")
+    activations = run_harvest(harvest, workspace, force=force)
+    say("2/5 train: one dictionary, with parts that belong to one model alone")
+    crosscoder = run_train(
+        TrainSettings(
+            activations=activations.ref,
+            features=settings.features,
+            k=settings.k,
+            steps=settings.steps,
+            seed=settings.seed,
+            device=device,
+        ),
+        workspace,
+        force=force,
+    )
+    say("3/5 features: what each one fires on, and what predicts it")
+    features = run_features(FeaturesSettings(crosscoder=crosscoder.ref, device=device), workspace, force=force)
+    stitch = run_stitch(StitchSettings(activations=activations.ref, device=device), workspace, force=force)
+    say("4/5 continuations: both models go on from the same places")
+    continuations = run_continuations(
+        ContinuationsSettings(
+            model_a=settings.model_a,
+            model_b=settings.model_b,
+            texts=settings.texts,
+            text_field=settings.text_field,
+            places=settings.places,
+            seed=settings.seed,
+            trust_remote_code=settings.trust_remote_code,
+            device=device,
+        ),
+        workspace,
+        force=force,
+    )
+    say("5/5 contrast: where something is so, one says this and the other that")
+    contrast = run_contrast(
+        ContrastSettings(
+            continuations=continuations.ref,
+            crosscoder=crosscoder.ref,
+            features=features.ref,
+            stitch=stitch.ref,
+            contexts=settings.contexts,
+            rate=settings.rate,
+            smallest=settings.smallest,
+            top=settings.top,
+            cause=settings.cause,
+            seed=settings.seed,
+            trust_remote_code=settings.trust_remote_code,
+            device=device,
+        ),
+        workspace,
+        name=name,
+        force=force,
+    )
+    return Diff(activations, crosscoder, features, stitch, continuations, contrast)
+
+
+def harvest_settings(settings: DiffSettings) -> HarvestSettings:
+    """Those of the first stage."""
+    return HarvestSettings(
+        model_a=settings.model_a,
+        model_b=settings.model_b,
+        texts=settings.texts,
+        text_field=settings.text_field,
+        pairs=settings.pairs,
+        trust_remote_code=settings.trust_remote_code,
+        device=settings.device,
+    )
+
+
+def say_costs(settings: DiffSettings, harvest: HarvestSettings, workspace: Workspace) -> None:
+    """What it will take, before it begins."""
+    seen = estimate(harvest, workspace)
+    there = seen["pairs_in_texts"]
+    pairs = settings.pairs if there is None else min(settings.pairs, int(there))
+    widths = [seen[side]["width"] for side in ("a", "b")]
+    features = settings.features or round(8 * sum(widths) / 2)
+    parameters = 2 * features * sum(widths) / 1e6
+    say(
+        f"costs: about {pairs:,} pairs on {seen['bytes_needed'] / 1e9:.2g} GB of disk "
+        f"({seen['bytes_free'] / 1e9:,.0f} GB free); a crosscoder of {features:,} features ({parameters:,.1f} million "
+        f"parameters); {settings.places:,} continuations by each model. Every stage is kept: the same command goes on "
+        "where it stopped"
+    )
