@@ -50,12 +50,13 @@ PERMUTATIONS, TEST_PERMUTATIONS = 40, 1999
 DISCOVERY_P = 0.01
 # Candidates that are verified at most.
 CANDIDATES = 60
-# A word of a candidate has at least this |z|; the first one always counts. What is listed and verified are the most
-# telling ones of so many words that are said in at most this share of the continuations elsewhere.
+# A word of a candidate has at least this |z|; the first one always counts.
 _LEAST_Z = 2.5
-POOL, COMMON = 12, 0.06
+# What is listed and verified are the most telling ones of so many words that are said in at most this share of the
+# continuations elsewhere, unless all words together tell so many times as much.
+POOL, COMMON, MUCH = 12, 0.06, 1.3
 # Contexts say the same when they share this much of the places of both (Jaccard), or so many words said by the same
-# model, or this share of the shorter list of words.
+# model, or this share of the shorter list of words, or a word and this share of the rarer one's places.
 SAME_PLACES, SAME_WORDS, SAME_SHARE = 0.4, 3, 0.5
 
 
@@ -223,29 +224,37 @@ def top_words(z_V: Floats, count: int = SUMS[-1]) -> list[int]:
 
 
 def telling(z_V: Floats, said: Said, on_P: Bools) -> dict[str, list[int]]:
-    """By side, the words of which "says any of them" differs most, in standard errors: each is taken, in order of |z|,
-    if it raises that. A word that is said elsewhere all the time would hide the others: they come from the rare ones.
+    """By side, the words of which "says any of them" tells the models apart best.
+
+    A word that is said elsewhere all the time hides the others, and looks better on the half that it was chosen on than
+    it is. So the words come from those that are rare elsewhere, unless all words tell the models apart much better.
     """
     elsewhere = ~on_P if not on_P.all() else on_P
     # Everywhere has no elsewhere: there the model that says a word less shows how common it is.
     rates = [np.asarray(said.by_side[side][elsewhere].mean(axis=0))[0] for side in SIDES]
     common_V = np.mean(rates, axis=0) if not on_P.all() else np.min(rates, axis=0)
-    pool = top_words(np.where(common_V <= COMMON, z_V, 0), POOL) or top_words(z_V)
-    chosen: dict[str, list[int]] = {"a": [], "b": []}
+    rare = top_words(np.where(common_V <= COMMON, z_V, 0), POOL)
+    chosen: dict[str, list[int]] = {}
     for side in SIDES:
-        best = 0.0
-        for word in (w for w in pool if (w >= 0) == (side == "a")):
-            words = [*chosen[side], word if word >= 0 else -1 - word]
-            score_P = says_any(said, words, side)
-            spread = score_P[on_P].var() / on_P.sum()
-            gap = score_P[on_P].mean()
-            if not on_P.all():
-                spread += score_P[~on_P].var() / (~on_P).sum()
-                gap -= score_P[~on_P].mean()
-            t = gap / np.sqrt(spread + 1 / on_P.sum() ** 2)
-            if t > best:
-                best, chosen[side] = t, words
+        of_rare, of_all = (_best(pool, side, said, on_P) for pool in (rare, top_words(z_V)))
+        chosen[side] = of_all[1] if of_all[0] > MUCH * of_rare[0] else of_rare[1]
     return chosen
+
+
+def _best(pool: list[int], side: str, said: Said, on_P: Bools) -> tuple[float, list[int]]:
+    """(difference in standard errors, words): each word of the side is taken, in order, if it raises the difference."""
+    best, chosen = 0.0, list[int]()
+    for word in (w for w in pool if (w >= 0) == (side == "a")):
+        words = [*chosen, word if word >= 0 else -1 - word]
+        score_P = says_any(said, words, side)
+        spread, gap = score_P[on_P].var() / on_P.sum(), score_P[on_P].mean()
+        if not on_P.all():
+            spread += score_P[~on_P].var() / (~on_P).sum()
+            gap -= score_P[~on_P].mean()
+        t = gap / np.sqrt(spread + 1 / on_P.sum() ** 2)
+        if t > best:
+            best, chosen = float(t), words
+    return best, chosen
 
 
 def _says_the_same(
@@ -262,7 +271,8 @@ def _says_the_same(
     if always[context] or always[other.context]:
         return False
     both = float(on_CP[context].multiply(on_CP[other.context]).sum())
-    return both >= SAME_PLACES * (places_C[context] + places_C[other.context] - both)
+    one, two = places_C[context], places_C[other.context]
+    return both >= SAME_PLACES * (one + two - both) or (common > 0 and both >= SAME_SHARE * min(one, two))
 
 
 class _Test:

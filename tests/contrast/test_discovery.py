@@ -1,0 +1,94 @@
+"""What a contrast finds in worlds of known truth, and that it finds nothing where there is nothing."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modeldiff.contrast.discovery import Outcome, contrast, telling
+from tests.contrast.made_worlds import World, made_world
+
+SETTINGS: dict[str, Any] = {"rate": 0.05, "smallest": 0.05, "least": 8, "most": 0.5, "worlds": 0}
+
+
+def found(world: World, seed: int = 0, **changed: Any) -> Outcome:
+    return contrast(world.contexts, world.said, world.document_P, seed=seed, **{**SETTINGS, **changed})
+
+
+def named(outcome: Outcome) -> set[str]:
+    """Names of the verified contexts; everywhere is the empty one."""
+    return {outcome.contexts.which[one.candidate.context].name for one in outcome.entries if one.verified}
+
+
+def test_planted_differences_are_found_with_their_words() -> None:
+    outcome = found(made_world(0, density=0.2, planted={3: {"a": 0.5}, 7: {"b": 0.5}}))
+    assert named(outcome) == {"3", "7"}
+    first, second = sorted(outcome.entries[:2], key=lambda one: one.candidate.context)
+    assert (first.candidate.words["a"][0], second.candidate.words["b"][0]) == (3, 7)
+    assert (first.side, second.side) == ("a", "b")
+    assert first.effect.value == pytest.approx(0.5, abs=0.2)
+    assert first.effect.low() > 0.05
+
+
+def test_what_holds_everywhere_is_found_everywhere_alone() -> None:
+    outcome = found(made_world(1, everywhere=0.3))
+    assert named(outcome) == {""}
+
+
+def test_an_effect_below_the_smallest_is_not_listed() -> None:
+    world = made_world(2, documents=600, density=0.3, planted={3: {"a": 0.35}})
+    assert named(found(world)) == {"3"}
+    assert named(found(world, smallest=0.5)) == set()
+
+
+def test_contexts_that_say_the_same_become_one_entry() -> None:
+    world = made_world(3, density=0.2, planted={3: {"a": 0.5}})
+    on = world.contexts.on_CP.tolil()
+    on[10] = on[4]  # row 0 is everywhere: context "9" now holds where "3" does
+    world.contexts = type(world.contexts)(world.contexts.which, on.tocsr())
+    (entry,) = [one for one in found(world).entries if one.verified]
+    assert [world.contexts.which[c].name for c in (entry.candidate.context, *entry.candidate.same)] == ["3", "9"]
+
+
+def test_contexts_that_hold_too_seldom_or_too_often_are_left_out() -> None:
+    world = made_world(4, density=0.02, contexts=30)
+    assert len(found(world, least=40).contexts) == 1
+    assert len(found(made_world(4, density=0.7, contexts=30)).contexts) == 1
+
+
+def test_a_word_that_is_said_all_the_time_does_not_hide_the_others() -> None:
+    rng = np.random.default_rng(5)
+    world = made_world(5, documents=400, density=0.2)
+    on = world.contexts.on_CP[4].toarray()[0] > 0
+    said = {side: one.toarray() for side, one in world.said.by_side.items()}
+    said["a"][:, 0], said["b"][:, 0] = rng.random((2, len(on))) < 0.5
+    said["a"][on, 0] = rng.random(on.sum()) < 0.7
+    said["a"][on, 1] = rng.random(on.sum()) < 0.2
+    said["b"][:, 1] = said["a"][~on, 1] = 0
+    z = np.zeros(120)
+    z[0], z[1] = 6, 5
+    made = type(world.said)(world.said.names, {side: type(world.said.by_side["a"])(one) for side, one in said.items()})
+    assert telling(z, made, on)["a"] == [1]
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param({}, id="independent"),
+        pytest.param({"together": 0.8, "per_document": 4, "documents": 150}, id="places of a document alike"),
+        pytest.param({"unequal": 0.25, "density": 0.05}, id="both models say more there"),
+        pytest.param({"repeats": 30}, id="one document repeats itself"),
+        pytest.param({"words": 12, "contexts": 60}, id="few words"),
+    ],
+)
+def test_worlds_without_a_difference_give_nothing_more_often_than_stated(world: dict[str, Any]) -> None:
+    """At the stated rate of 5 % for any effect above zero; tests/benchmarks/contrast_null.py does it 500 times."""
+    runs = 12
+    wrong = sum(found(made_world(100 + seed, **world), seed, smallest=0.0).found > 0 for seed in range(runs))
+    assert wrong <= 2
+
+
+def test_chance_counts_what_unrelated_worlds_give() -> None:
+    outcome = found(made_world(6, documents=600, density=0.2, planted={3: {"a": 0.5}}), worlds=3)
+    assert outcome.chance < 0.5
+    assert outcome.found == 1
