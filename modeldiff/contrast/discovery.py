@@ -197,23 +197,34 @@ class _World:
 def candidates_of(
     z_CV: Floats, null: Null, on_CP: sparse.csr_matrix, always: Bools, said: Said
 ) -> tuple[list[Candidate], int]:
-    """(at most CANDIDATES candidates, number of contexts beyond chance)."""
+    """(at most CANDIDATES candidates, number of contexts beyond chance).
+
+    A word that one model says more in some context is said more on average, too: everywhere comes last, without the
+    words of the other candidates.
+    """
     standardised_C = null.standardised(statistics(z_CV))
     beyond = np.flatnonzero(null.p(standardised_C) <= DISCOVERY_P)
     # Ties go to the simpler kind of context, which costs nothing: contexts come in that order.
-    order = beyond[np.argsort(-standardised_C[beyond], kind="stable")]
+    order = beyond[np.lexsort((-standardised_C[beyond], always[beyond]))]
     places_C = np.asarray(on_CP.sum(axis=1))[:, 0]
     found: list[Candidate] = []
     for c in order.tolist():
-        top = top_words(z_CV[c])
+        z_V, strength = z_CV[c], float(standardised_C[c])
+        if always[c]:
+            z_V = z_V.copy()
+            z_V[[w for one in found for side in SIDES for w in one.words[side]]] = 0
+            statistics_CS = np.tile(statistics(z_V[None]), (len(z_CV), 1))
+            strength = float(null.standardised(statistics_CS)[c])
+            if null.p(np.array([strength]))[0] > DISCOVERY_P:
+                continue
+        top = top_words(z_V)
         for other in found:
             if _says_the_same(c, top, other, on_CP, places_C, always):
                 other.same.append(c)
                 break
         else:
             if top and len(found) < CANDIDATES:
-                words = telling(z_CV[c], said, on_CP[c].toarray()[0] > 0)
-                found.append(Candidate(c, float(standardised_C[c]), top, words))
+                found.append(Candidate(c, strength, top, telling(z_V, said, on_CP[c].toarray()[0] > 0)))
     return found, len(beyond)
 
 
