@@ -223,7 +223,7 @@ def candidates_of(
                 other.same.append(c)
                 break
         else:
-            if top and len(found) < CANDIDATES:
+            if top and (len(found) < CANDIDATES or always[c]):
                 found.append(Candidate(c, strength, top, telling(z_V, said, on_CP[c].toarray()[0] > 0)))
     return found, len(beyond)
 
