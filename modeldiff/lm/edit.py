@@ -58,7 +58,7 @@ def add_along(
     def add(_module: nn.Module, _args: Any, output: Any) -> Any:
         nonlocal calls
         hidden_BTD = hidden_of(output)
-        now_BT = _strengths(tuple(hidden_BTD.shape[:2]), strength_BT, after_BT, calls)
+        now_BT = _strengths((hidden_BTD.shape[0], hidden_BTD.shape[1]), strength_BT, after_BT, calls)
         calls += 1
         edited_BTD = (hidden_BTD + now_BT[:, :, None] * directions_BD[:, None]).to(hidden_BTD.dtype)
         return edited_BTD if isinstance(output, Tensor) else (edited_BTD, *output[1:])
