@@ -5,8 +5,10 @@ Removed, at places where the feature is active and the entry's context holds: mi
 token that ends a pair has the pair's activation, those after it the same up to the next pair; what comes after the
 last pair, such as every token that is written, has the mean of the pairs that count for the place.
 Added, at places where neither holds: the feature's typical strength from the first of those pairs on.
+Together: one meaning is often spread over several features. Those that hold at much the same places are taken off
+all at once, at every token, written ones too, wherever the model's own half of the crosscoder shows them.
 
-Legend: P places, N pairs, n pairs of a document before a place, T tokens of a prompt, D width, F features.
+Legend: P places, N pairs, n pairs of a document before a place, T tokens of a prompt, D width, F features, G together.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from modeldiff.contrast.contexts import Contexts
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.documents import given_tokens
+from modeldiff.contrast.entries import jaccard
 from modeldiff.contrast.features import PairsBefore
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.active import thresholds
+from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.stitch import Stitch
+from modeldiff.lm.edit import Shown
 from modeldiff.texts.align import content_of
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import SIDES
@@ -33,6 +40,8 @@ Bools = NDArray[np.bool_]
 
 # An entry with fewer places of either kind, or in fewer documents, is not measured.
 LEAST_PLACES, LEAST_DOCUMENTS = 4, 2
+# Features go together that share so much of the places of both (Jaccard); so many at most.
+LEAST_ALIKE, MOST_ALIKE = 0.15, 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class CauseOf:
     """Where the feature's context holds; the same if the entry is the feature."""
     second_P: Bools
     """True for the places of the half that verifies."""
+    together: tuple[int, ...] = ()
+    """Features that are also removed all at once, the feature among them (`alike`)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,10 @@ class Pushed:
     """What an activation of 1 contributes, in the model's own units."""
     by: str
     """decoder: its own decoder row; stitch: the other model's, moved."""
+    together: Shown | None = None
+    """The features that are removed all at once, those of them that the model has."""
+    features: tuple[int, ...] = ()
+    """Which these are."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ def plan_causes(
     pushed: list[dict[str, Pushed]] = []
     strengths: list[float] = []
     for number, entry in enumerate(entries):
-        pushed.append({} if entry.feature is None else _pushed(crosscoder, entry.feature, stitch))
+        pushed.append(_pushed(crosscoder, entry, stitch))
         strength = 0.0
         mine: list[PlannedPlace] = []
         if entry.feature is not None:
@@ -147,16 +162,60 @@ def plan_causes(
     return CausePlan(entries, planned, pushed, strengths, layer, tokens, seed)
 
 
-def _pushed(crosscoder: Crosscoder, feature: int, stitch: Stitch | None) -> dict[str, Pushed]:
-    partition = crosscoder.partition_of(feature)
+def alike(contexts: Contexts, feature: int) -> tuple[int, ...]:
+    """The features that hold at much the same places as one of them, itself first.
+
+    Args:
+        contexts: with all features among them.
+    """
+    at = [c for c, one in enumerate(contexts.which) if one.kind == "feature"]
+    ids = [int(contexts.which[c].name) for c in at]
+    on_CP = contexts.on_CP[at]
+    overlap_C = jaccard(on_CP, on_CP[ids.index(feature)])
+    best = np.argsort(-overlap_C, kind="stable")[:MOST_ALIKE].tolist()
+    others = [ids[c] for c in best if overlap_C[c] >= LEAST_ALIKE and ids[c] != feature]
+    return (feature, *others)
+
+
+def _pushed(crosscoder: Crosscoder, entry: CauseOf, stitch: Stitch | None) -> dict[str, Pushed]:
+    feature = entry.feature
+    if feature is None:
+        return {}
     found = {}
     for side, other in zip(SIDES, SIDES[::-1], strict=True):
-        if partition in ("shared", side.upper()):
-            found[side] = Pushed(crosscoder.direction(feature, side).float().cpu(), "decoder")
+        own = tuple(g for g in entry.together if _has(crosscoder, g, side))
+        together = _shown(crosscoder, list(own), side)
+        if _has(crosscoder, feature, side):
+            found[side] = Pushed(crosscoder.direction(feature, side).float().cpu(), "decoder", together, own)
         elif stitch is not None:
             row_D = crosscoder.direction(feature, other).float().cpu()
-            found[side] = Pushed(stitch.from_side(other).direction(row_D).float().cpu(), "stitch")
+            found[side] = Pushed(stitch.from_side(other).direction(row_D).float().cpu(), "stitch", together, own)
     return found
+
+
+def _has(crosscoder: Crosscoder, feature: int, side: str) -> bool:
+    return crosscoder.partition_of(feature) in ("shared", side.upper())
+
+
+@torch.no_grad()
+def _shown(crosscoder: Crosscoder, features: list[int], side: str) -> Shown | None:
+    """Features as one model shows them: of a shared one, the other model's encoder is taken to say the same."""
+    if not features:
+        return None
+    config = crosscoder.config
+    w_enc, scale = (crosscoder.w_enc_a, config.scale_a) if side == "a" else (crosscoder.w_enc_b, config.scale_b)
+    shared = torch.tensor([crosscoder.partition_of(g) == "shared" for g in features])
+    times_G = torch.where(shared, 2 * crosscoder.share, 1.0) * scale
+    threshold_G = thresholds(crosscoder).cpu()[features]
+    weights_F = score_weights(crosscoder)
+    if weights_F is not None:
+        threshold_G = threshold_G / weights_F.cpu()[features].clamp_min(1e-12)
+    return Shown(
+        w_enc[[g - crosscoder.sees(side).start for g in features]].float().cpu() * times_G[:, None],
+        crosscoder.b_enc[features].float().cpu(),
+        threshold_G.float(),
+        torch.stack([crosscoder.direction(g, side).float().cpu() for g in features]),
+    )
 
 
 class _Chooser:

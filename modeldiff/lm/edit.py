@@ -1,13 +1,14 @@
-"""Add to the residual stream after a block along whole sequences while they are continued: a direction for each
-sequence, with a strength for each of its tokens.
+"""Edit the residual stream after a block along whole sequences while they are continued: add a direction to each
+sequence, with a strength for each of its tokens, or take features off wherever the stream itself shows them.
 
-Shapes: B sequences of a batch, T tokens of a prompt, D width of the model's residual stream.
+Shapes: B sequences of a batch, T tokens of a prompt, G features of a sequence, D width of the model's residual stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,15 +56,69 @@ def add_along(
     after_BT = after_B.detach().to(lm.device, torch.float32)[:, None]
     calls = 0
 
-    def add(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def add(hidden_BTD: Tensor) -> Tensor:
         nonlocal calls
-        hidden_BTD = hidden_of(output)
         now_BT = _strengths((hidden_BTD.shape[0], hidden_BTD.shape[1]), strength_BT, after_BT, calls)
         calls += 1
-        edited_BTD = (hidden_BTD + now_BT[:, :, None] * directions_BD[:, None]).to(hidden_BTD.dtype)
+        return hidden_BTD + now_BT[:, :, None] * directions_BD[:, None]
+
+    with _edited(lm, layer, add):
+        yield
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Features as a model's residual stream shows them: f = x encoder + bias where above the threshold, else 0."""
+
+    encoder_GD: Tensor
+    """In the model's own units, float32; likewise `decoder_GD`, what an activation of 1 contributes."""
+    bias_G: Tensor
+    threshold_G: Tensor
+    decoder_GD: Tensor
+
+
+@contextmanager
+def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[None]:
+    """While the context is open, what features contribute to the residual stream after block `layer` is subtracted at
+    every token, written ones too.
+
+    Args:
+        shown: of each sequence of the batch.
+
+    Raises:
+        InputError: a layer out of range, or (in the pass) another number of sequences.
+    """
+    lm.check_layer(layer)
+
+    def stacked(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
+        # Sequences with fewer features get some that are never active.
+        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=value).to(lm.device)
+
+    encoder_BGD, decoder_BGD = (stacked([getattr(one, k) for one in shown]) for k in ("encoder_GD", "decoder_GD"))
+    bias_BG = stacked([one.bias_G for one in shown])
+    threshold_BG = stacked([one.threshold_G for one in shown], float("inf"))
+
+    def subtract(hidden_BTD: Tensor) -> Tensor:
+        if len(hidden_BTD) != len(shown):
+            raise InputError(f"features of {len(shown)} sequences were given for {len(hidden_BTD)}")
+        pre_BTG = torch.einsum("btd,bgd->btg", hidden_BTD.float(), encoder_BGD) + bias_BG[:, None]
+        f_BTG = torch.where(pre_BTG > threshold_BG[:, None], pre_BTG, 0.0)
+        return hidden_BTD - torch.einsum("btg,bgd->btd", f_BTG, decoder_BGD)
+
+    with _edited(lm, layer, subtract):
+        yield
+
+
+@contextmanager
+def _edited(lm: LanguageModel, layer: int, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put what `edit` makes of the stream in its place, in the stream's dtype."""
+
+    def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden_BTD = hidden_of(output)
+        edited_BTD = edit(hidden_BTD).to(hidden_BTD.dtype)
         return edited_BTD if isinstance(output, Tensor) else (edited_BTD, *output[1:])
 
-    handle = lm.blocks[layer].register_forward_hook(add)
+    handle = lm.blocks[layer].register_forward_hook(replace)
     try:
         yield
     finally:

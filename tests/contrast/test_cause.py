@@ -5,6 +5,7 @@ Legend: P places, N pairs, T tokens of a prompt.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from modeldiff.contrast.cause import Cause, causes_of, generate_variants
+from modeldiff.contrast.cause import ADDED, REMOVED, TOGETHER, Cause, causes_of, generate_variants
 from modeldiff.contrast.cause_plan import (
     CauseOf,
     CausePlan,
@@ -22,14 +23,17 @@ from modeldiff.contrast.cause_plan import (
     PlannedPlace,
     Pushed,
     added_along,
+    alike,
     plan_causes,
     prompt_before,
     removed_along,
 )
+from modeldiff.contrast.contexts import Context, Contexts
 from modeldiff.contrast.continuations import Continued
 from modeldiff.contrast.documents import open_document, open_prompts
 from modeldiff.contrast.features import PairsBefore, pairs_before
 from modeldiff.crosscoder.linear_map import LinearMap
+from modeldiff.lm.edit import Shown
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
@@ -216,6 +220,14 @@ def test_variants_share_their_random_numbers_and_differ_by_what_is_added() -> No
     changed = [len(set(one)) == 3 for one in made[1:20:2]]
     assert np.mean(changed) > 0.7
     assert made == generate_variants(lm, "b", plan)
+    # A feature that is always active, and one that never is.
+    row_D = torch.randn(32, generator=generator) * 20
+    shown = Shown(torch.zeros(2, 32), torch.ones(2), torch.tensor([0.0, 2.0]), torch.stack([row_D, row_D * 5]))
+    pushed[0]["b"] = dataclasses.replace(pushed[0]["b"], together=shown)
+    more = generate_variants(lm, "b", plan)
+    assert [one[:3] for one in more] == made
+    assert [len(one) for one in more] == [5] * 20 + [1] * 20
+    assert np.mean([len({one[0], *one[3:]}) == 3 for one in more[:20]]) > 0.7
     order = sorted(range(40), key=lambda i: len(ids[i]))[:32]
     plain = continue_tokens(lm, [ids[i] for i in order], max_new_tokens=8, temperature=1.0, seed=1_000_003)
     assert [made[i][0] for i in order] == [one.text for one in plain]
@@ -234,20 +246,28 @@ def _made(
     rng = np.random.default_rng(seed)
     edit = {one: Edit([1], torch.zeros(1), 0.0) for one in "ab"}
     planned = [PlannedPlace(0, i, i // 2, begins, i < places, edit) for i in range(2 * places)]
-    pushed = {one: Pushed(torch.zeros(2), "decoder") for one in has}
+    none = Shown(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1), torch.zeros(1, 2))
+    group = none if "removed_together" in rates[side] else None
+    pushed = {one: Pushed(torch.zeros(2), "decoder", group if one == side else None) for one in has}
     words = {"a": ["never"], "b": ["never"]} | {side: ["must", "don't"]}
     on_P = np.ones(1, bool)
     plan = CausePlan([CauseOf(1, side, words, on_P, on_P, on_P)], planned, [pushed], [2.0], {"a": 0, "b": 0}, 4, 0)
     texts: dict[str, list[list[str]]] = {"a": [], "b": []}
     for one in planned:
-        names = ("unchanged", "removed", "removed_random") if one.removes else ("elsewhere", "added", "added_random")
+        names = REMOVED if one.removes else ADDED
         u = rng.random()  # all variants of a place are drawn with the same random numbers
         for model in "ab":
             said = [
                 ("We Must go." if u < 0.5 else "I don\u2019t know.")
                 if u < rates[model][name]
                 else "Mustard, never. must"
-                for name in (names if model in has else names[:1])
+                for name in (
+                    names[:1]
+                    if model not in has
+                    else (*names, *TOGETHER)
+                    if group and model == side and one.removes
+                    else names
+                )
             ]
             texts[model].append(said)
     (found,) = causes_of(plan, texts["a"], texts["b"])
@@ -314,3 +334,52 @@ def test_a_model_without_a_direction_has_no_rates_of_what_was_not_done() -> None
     owner_has_none = _made(rates, has="a")
     assert (owner_has_none.verdict, owner_has_none.closed_removed) == (None, None)
     assert json.loads(json.dumps(found.to_json()))["closed_removed"]["value"] > 0.8
+
+
+def test_features_that_move_the_words_only_together_are_found() -> None:
+    owner = OWNER | {"removed": 0.85, "removed_together": 0.05, "removed_together_random": 0.85}
+    found = _made({"b": owner, "a": NEUTRAL})
+    assert found.verdict == "context"
+    assert found.together is not None
+    assert (found.together.verdict, found.together.settled) == ("cause", True)
+    assert found.together.closed is not None
+    assert found.together.closed.low <= 1 <= found.together.closed.high
+    assert found.together.closed_random is not None
+    assert found.together.closed_random.value == 0
+    assert found.rates["b"]["removed_together"] == pytest.approx(0.05, abs=0.1)
+    assert found.to_json()["together"]["beyond_random"]["low"] > 0.5
+    assert _made({"b": OWNER, "a": NEUTRAL}).together is None
+
+
+def test_features_alike_hold_at_much_the_same_places() -> None:
+    on_CP = np.array([[1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1], [1, 1, 0, 0]], np.float32)
+    which = [Context("everywhere", ""), *(Context("feature", str(i)) for i in (4, 7, 9))]
+    contexts = Contexts(which, sparse.csr_matrix(on_CP))
+    assert alike(contexts, 4) == (4, 7)
+    assert alike(contexts, 9) == (9,)
+
+
+@pytest.mark.parametrize("combine", ["mean", "sum"])
+def test_a_model_shows_the_features_that_it_has(combine: str) -> None:
+    """Where both models' halves say the same of a shared feature, what either shows is the crosscoder's activation."""
+    continuations, pairs = _plain(10)
+    crosscoder = random_crosscoder(layer_a=0, layer_b=0, scale_a=2.0, scale_b=4.0, threshold=0.3, combine=combine)
+    with torch.no_grad():
+        crosscoder.w_enc_b[:5, :6] = crosscoder.w_enc_a[2:] * 0.5
+        crosscoder.w_enc_b[:5, 6:] = 0
+    entry = dataclasses.replace(_entry(len(continuations.places), 3), together=(3, 0, 8))
+    plan = plan_causes(
+        [entry], continuations, crosscoder, pairs, _codes(pairs), _readers(), None, tokens=4, places=6, seed=0
+    )
+    x = {"a": torch.randn(50, 6), "b": torch.zeros(50, 9)}
+    x["b"][:, :6] = x["a"]  # times scale and encoder, the same
+    x["b"][:, 6:] = torch.randn(50, 3)
+    f_NF = crosscoder.encode(x["a"], x["b"])
+    for side, features in (("a", [3, 0]), ("b", [3, 8])):
+        shown = plan.pushed[0][side].together
+        assert shown is not None
+        assert plan.pushed[0][side].features == tuple(features)
+        pre_NG = x[side] @ shown.encoder_GD.T + shown.bias_G
+        f_NG = torch.where(pre_NG > shown.threshold_G, pre_NG, 0.0)
+        torch.testing.assert_close(f_NG, f_NF[:, features])
+        torch.testing.assert_close(shown.decoder_GD[1], crosscoder.direction(features[1], side))

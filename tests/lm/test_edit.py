@@ -12,7 +12,7 @@ import transformers
 from modeldiff.errors import InputError
 from modeldiff.lm import generate
 from modeldiff.lm.blocks import hidden_of
-from modeldiff.lm.edit import add_along
+from modeldiff.lm.edit import Shown, add_along, take_off
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.load import LanguageModel
 
@@ -100,3 +100,35 @@ def test_what_does_not_fit_is_refused_and_the_hook_is_gone(lm: LanguageModel) ->
     with pytest.raises(InputError, match="pass"), add_along(lm, 0, **edit):
         continue_tokens(lm, prompts * 2, max_new_tokens=2, batch_size=4)
     assert len(lm.blocks[0]._forward_hooks) == hooks
+
+
+def test_features_are_taken_off_where_the_stream_shows_them(lm: LanguageModel) -> None:
+    prompts, _ = _batch(lm)
+    generator = torch.Generator().manual_seed(1)
+
+    def some(features: int) -> Shown:
+        encoder_GD, decoder_GD = torch.randn(2, features, lm.width, generator=generator)
+        return Shown(encoder_GD, torch.randn(features, generator=generator), torch.full((features,), 0.5), decoder_GD)
+
+    shown = [some(count) for count in (2, 0, 1, 3)]
+    with take_off(lm, 0, shown):
+        made = continue_tokens(lm, prompts, max_new_tokens=NEW)
+    for one, ids, features in zip(made, prompts, shown, strict=True):
+
+        def subtract(_module, _args, output, features=features):
+            hidden_BTD = hidden_of(output)
+            edited_BTD = hidden_BTD.clone()
+            for encoder_D, bias, threshold, decoder_D in zip(
+                features.encoder_GD, features.bias_G, features.threshold_G, features.decoder_GD, strict=True
+            ):
+                pre_BT = hidden_BTD @ encoder_D + bias
+                edited_BTD -= (pre_BT * (pre_BT > threshold))[..., None] * decoder_D
+            return edited_BTD if isinstance(output, torch.Tensor) else (edited_BTD, *output[1:])
+
+        handle = lm.blocks[0].register_forward_hook(subtract)
+        alone = continue_tokens(lm, [ids], max_new_tokens=NEW)
+        handle.remove()
+        assert one.new_ids == alone[0].new_ids
+    assert [one.new_ids for one in made] != [one.new_ids for one in continue_tokens(lm, prompts, max_new_tokens=NEW)]
+    with pytest.raises(InputError, match="4 sequences were given for 2"), take_off(lm, 0, shown):
+        continue_tokens(lm, prompts[:2], max_new_tokens=2)
