@@ -338,7 +338,7 @@ def test_a_model_without_a_direction_has_no_rates_of_what_was_not_done() -> None
 
 def test_features_that_move_the_words_only_together_are_found() -> None:
     owner = OWNER | {"removed": 0.85, "removed_together": 0.05, "removed_together_random": 0.85}
-    found = _made({"b": owner, "a": NEUTRAL})
+    found = _made({"b": owner, "a": NEUTRAL}, places=200)
     assert found.verdict == "context"
     assert found.together is not None
     assert (found.together.verdict, found.together.settled) == ("cause", True)
