@@ -125,7 +125,6 @@ class Cause:
     """cause: one of the last two is above 0; context: neither is; None: the owner has no direction for the feature."""
     settled: bool
     """False for a context where removal might still close half of the gap: too few places to say that nothing moves."""
-
     together: Together | None
     """None: the owner has none of the features, or none were asked for."""
 
