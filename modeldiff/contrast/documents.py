@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from modeldiff.errors import InputError
-from modeldiff.lm.chat import open_answer, uses_chat
+from modeldiff.lm.chat import uses_chat
 from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
 from modeldiff.texts.readers import read_jsonl, read_lines
 from modeldiff.texts.sources import Record
@@ -135,7 +135,8 @@ def _chat(record: Record, number: int, readers: dict[str, Reader], context: dict
         end += len(message["content"]) + 1
         if message["role"] != "user":
             continue
-        ids = {side: _answer_ids(readers[side], record.messages[: i + 1]) for side in SIDES}
+        opened = Record(record.source, record.text, record.messages[: i + 1])
+        ids = {side: readers[side].read_opened(opened).ids.tolist() for side in SIDES}
         if any(len(ids[side]) > context[side] for side in SIDES):
             break
         ends.append(end)
@@ -144,10 +145,27 @@ def _chat(record: Record, number: int, readers: dict[str, Reader], context: dict
     return Document(record.text, record.source, number, ends, readings) if ends else None
 
 
-def _answer_ids(reader: Reader, messages: tuple[dict[str, str], ...]) -> list[int]:
-    rendered = open_answer(reader.tokenizer, messages)
-    ids: list[int] = reader.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+def given_tokens(record: Record, end: int, reader: Reader) -> Tokens | None:
+    """What a model reads before a place at the end of a prompt or of a user's message; None: of a plain text, which it
+    reads up to the place.
+
+    Args:
+        end: characters of the document before the place.
+    """
+    if not record.messages:
+        return _prompt_tokens(record.text, reader) if end == len(record.text) else None
+    stop = -1
+    for i, message in enumerate(record.messages):
+        stop += len(message["content"]) + 1
+        if stop == end and message["role"] == "user":
+            return reader.read_opened(Record(record.source, record.text, record.messages[: i + 1]))
+    return None
+
+
+def _prompt_tokens(prompt: str, reader: Reader) -> Tokens:
+    if uses_chat(reader.tokenizer, "auto"):
+        return reader.read_opened(Record("prompts", prompt, ({"role": "user", "content": prompt},)))
+    return reader.read(Record("prompts", prompt))
 
 
 def read_prompts(path: Path, text_field: str) -> list[str]:
@@ -183,12 +201,7 @@ def open_prompts(
         first: the running number of the first one.
     """
     for number, prompt in enumerate(prompts, first):
-        ids = {}
-        for side in SIDES:
-            if uses_chat(readers[side].tokenizer, "auto"):
-                ids[side] = _answer_ids(readers[side], ({"role": "user", "content": prompt},))
-            else:
-                ids[side] = readers[side].read(Record("prompts", prompt)).ids.tolist()
+        ids = {side: _prompt_tokens(prompt, readers[side]).ids.tolist() for side in SIDES}
         if all(0 < len(ids[side]) <= context[side] for side in SIDES):
             readings = {side: [Reading(ids[side], [len(ids[side])])] for side in SIDES}
             yield Document(prompt, "prompts", number, [len(prompt)], readings)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from modeldiff.lm.chat import render_chat
+from modeldiff.errors import InputError
+from modeldiff.lm.chat import open_answer, render_chat
 from modeldiff.lm.tokens import encode, encode_plain
 from modeldiff.texts.greedy import Decode, locate
 from modeldiff.texts.sources import Record
@@ -42,6 +43,29 @@ class Reader:
         rendered, spans = render_chat(self.tokenizer, list(record.messages))
         tokens = self._encode(rendered, add_special_tokens=False)
         return _into_document(tokens, record, rendered, spans)
+
+    def read_opened(self, record: Record) -> Tokens:
+        """The tokens of a chat that ends with a user's message, up to where the answer begins (`open_answer`).
+
+        Offsets are -1 for tokens that are not part of the messages; for all of them where the messages cannot be found
+        in what the template makes of them, or the tokenizer has no offsets.
+        """
+        rendered = open_answer(self.tokenizer, record.messages)
+        spans = self._spans(record, rendered) if self.tokenizer.is_fast else []
+        if spans:
+            return _into_document(self._encode(rendered, add_special_tokens=False), record, rendered, spans)
+        ids = self.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+        nowhere = np.full(len(ids), -1, np.int32)
+        return Tokens(np.array(ids, np.int32), nowhere, nowhere.copy())
+
+    def _spans(self, record: Record, rendered: str) -> list[tuple[int, int]]:
+        """Where the messages stand in a text that goes on after them; none where they cannot be found."""
+        try:
+            closed, spans = render_chat(self.tokenizer, list(record.messages))
+        except InputError:
+            return []
+        stop = spans[-1][1]
+        return spans if closed[:stop] == rendered[:stop] else []
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> Tokens:
         if self.needs_offsets or self.tokenizer.is_fast:
