@@ -86,14 +86,69 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
         _line(f"…{visible(text['before'])[-_EXCERPT:]}", first=4, indent=4)
         for s in "ab":
             _line(f"{s.upper()}: {visible(text[s]).strip()[:_WIDTH]}", first=6, indent=9)
+    if one["represented"]:
+        _line(f"feature {one['feature']}: {represented(one, numbers)}", first=4, indent=6)
+    if one.get("cause"):
+        for line in cause(one["cause"], numbers):
+            _line(line, first=4, indent=6)
     if numbers:
         sources = ", ".join(f"{visible(name)} {share:.0%}" for name, share in list(one["sources"].items())[:4])
         _line(f"places {one['places']} in {one['documents']} documents: {sources}", first=4, indent=6)
-        _line(f"p {one['p']:.2g}, effect {one['effect']:.1%}, 95 % interval {one['low']:.1%} to {one['high']:.1%}",
-              first=4, indent=6)  # fmt: skip
+        interval = f"95 % interval {one['low']:.1%} to {one['high']:.1%}"
+        _line(f"p {one['p']:.2g}, effect {one['effect']:.1%}, {interval}", first=4, indent=6)
         also = ", ".join(_context(context) for context in one["also"][:6])
         if also:
             _line(f"says the same: {also}", first=4, indent=6)
+    if one["feature"] is not None:
+        _line(steer_command(one), first=4, indent=6)
+
+
+def represented(one: dict[str, Any], numbers: bool) -> str:
+    """Where the entry's feature is represented."""
+    found = one["represented"]
+    if not numbers:
+        return str(found["where"])
+    r2 = ", ".join(f"R² from {s.upper()} {found[f'r2_{s}']:.2f}" for s in "ab" if found[f"r2_{s}"] is not None)
+    twin = found["twin"]
+    most_alike = f", most alike feature {twin['feature']} ({twin['correlation']:.2f})" if twin else ""
+    return f"{found['where']} (partition {found['partition']}{', ' if r2 else ''}{r2}{most_alike})"
+
+
+def cause(found: dict[str, Any], numbers: bool) -> list[str]:
+    """What removing and adding the feature did."""
+    owner = found["side"].upper()
+    lines = []
+    together = found["together"]
+    if together and together["closed"]:
+        lines.append(
+            f"removing it and the {len(together['features']) - 1} features that fire with it from {owner} closes "
+            f"{_share(together['closed'])} of the gap (random directions: {_share(together['closed_random'])}): "
+            f"{_called(together)}"
+        )
+    if found["closed_removed"] and (numbers or not lines):
+        added = f"; adding it moves {_share(found['closed_added'])}" if found["closed_added"] else ""
+        lines.append(
+            f"removing it alone closes {_share(found['closed_removed'])} (random {_share(found['closed_random'])})"
+            f"{added}: {_called(found)}"
+        )
+    return lines or [f"cause: {owner} has no direction for it"]
+
+
+def _share(interval: dict[str, float] | None) -> str:
+    return "-" if interval is None else f"{interval['value']:.0%} [{interval['low']:.0%}, {interval['high']:.0%}]"
+
+
+def _called(found: dict[str, Any]) -> str:
+    if found["verdict"] == "cause":
+        return "a cause"
+    return "a context, not a cause" if found["settled"] else "not settled"
+
+
+def steer_command(one: dict[str, Any]) -> str:
+    """The command that steers with the entry's feature."""
+    partition = one["represented"]["partition"] if one["represented"] else "shared"
+    model = partition if partition in ("A", "B") else one["side"]
+    return f'steer: modeldiff steer --model {model} --feature {one["feature"]} --strength 0.5 1 --prompt "..."'
 
 
 def where(one: dict[str, Any]) -> str:

@@ -29,13 +29,13 @@ from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.features import PairsBefore
 from modeldiff.contrast.statistics import Gap, gap_of
 from modeldiff.contrast.words import whole_words, words_of
+from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.stitch import Stitch
 from modeldiff.lm.edit import Shown, add_along, take_off
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.load import load_tokenizer
 from modeldiff.lm.model import LanguageModel
-from modeldiff.steer.push import random_directions
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import SIDES
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,23 +24,28 @@ from scipy import sparse
 
 from modeldiff.console import progress, say
 from modeldiff.contrast import contexts as make
+from modeldiff.contrast.cause import CauseOf, alike, causes_of, generate_variants, plan_causes
 from modeldiff.contrast.contexts import Contexts, joined
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.discovery import PERMUTATIONS, Outcome, contrast
 from modeldiff.contrast.entries import Material, entry_json
-from modeldiff.contrast.features import feature_contexts, pairs_before, read_features
+from modeldiff.contrast.features import PairsBefore, feature_contexts, pairs_before, read_features
+from modeldiff.contrast.represented import Represented
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import Said, said_words
 from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.crosscoder.stitch import find_stitch, load_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.geometry import read_geometry
 from modeldiff.lm.load import load_model, load_tokenizer, model_identity
 from modeldiff.lm.model import LanguageModel
+from modeldiff.sides import by_side
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.digest_cache import DigestCache
+from modeldiff.workspace.files import read_json
 from modeldiff.workspace.plan import SIDES
 
 SCHEMA = 1
@@ -67,12 +73,15 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
     features = features_of(workspace, crosscoder, settings.features)
     if features:
         inputs["features"] = features.as_input()
+    stitch = stitch_of(workspace, crosscoder, settings.stitch) if settings.cause else None
+    if stitch:
+        inputs["stitch"] = stitch.as_input()
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
-        return _Build(settings, workspace, work, source, crosscoder, features, device, dtype).run()
+        return _Build(settings, workspace, work, source, crosscoder, features, stitch, device, dtype).run()
 
     return produce(workspace, Order(KIND, settings, inputs, SCHEMA), build, name=name, force=force)
 
@@ -125,6 +134,22 @@ def features_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | No
     return None
 
 
+def stitch_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | None) -> Artifact | None:
+    """The stitch called `ref`, or the latest of the crosscoder's activations; None: there is none.
+
+    Raises:
+        InputError: the one named is of other activations.
+    """
+    if crosscoder is None:
+        return None
+    if ref is not None:
+        return find_stitch(workspace, crosscoder.manifest.inputs["activations"], ref)
+    for found in reversed(workspace.artifacts("stitch")):
+        if found.manifest.inputs["activations"].digest == crosscoder.manifest.inputs["activations"].digest:
+            return found
+    return None
+
+
 def places_of(outcome: Outcome, ranks: list[int]) -> bytes:
     """places.safetensors of the entries with these ranks."""
     found = [outcome.contexts.on_CP[outcome.entries[rank - 1].candidate.context].indices for rank in ranks]
@@ -143,12 +168,17 @@ class _Build:
         source: Artifact,
         crosscoder: Artifact | None,
         features: Artifact | None,
+        stitch: Artifact | None,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         self.settings, self.workspace, self.work, self.source = settings, workspace, work, source
         self.crosscoder, self.features, self.device, self.dtype = crosscoder, features, device, dtype
         self.continuations = Continuations(source)
+        self.dictionary = load(crosscoder) if crosscoder else None
+        self.represented = Represented(features, self.dictionary) if features and self.dictionary else None
+        self.stitch = load_stitch(stitch, device=device) if stitch else None
+        self.models: dict[str, LanguageModel] = {}
         self.refs = self.continuations.refs(settings.trust_remote_code)
 
     def run(self) -> dict[str, Any]:
@@ -180,6 +210,12 @@ class _Build:
             )
         material = Material(continuations, said, outcome, words_before, settings.seed)
         entries = [entry_json(material, one, rank) for rank, one in enumerate(outcome.entries, 1)]
+        for entry in entries:
+            feature = entry["feature"]
+            known = self.represented is not None and feature is not None
+            entry["represented"] = self.represented.of(feature) if self.represented and known else None
+            entry["cause"] = None
+        self.add_causes(outcome, entries)
         description = self.description(outcome, said, compared, entries)
         self.work.write_json(NAME, description)
         listed = [*description["differences"], *description["not_verified"]]
@@ -204,31 +240,97 @@ class _Build:
         }
         return joined([make_them() for kind, make_them in made.items() if kind in self.settings.contexts])
 
-    def feature_contexts(self) -> Contexts:
-        places = len(self.continuations.places)
-        if self.crosscoder is None:
-            say("no crosscoder of these models: words, sources and everywhere alone (`modeldiff train` makes one)")
-            return Contexts([], sparse.csr_matrix((0, places), dtype=np.float32))
-        crosscoder = load(self.crosscoder)
-        readers, context = {}, {}
-        for side in SIDES:
-            readers[side] = Reader(load_tokenizer(self.refs[side]), True)
-            context[side] = read_geometry(self.refs[side]).max_positions or 1 << 30
-        pairs = pairs_before(self.continuations, readers, context)
-        return feature_contexts(self.codes(crosscoder, pairs), pairs, None)
+    @cached_property
+    def pairs(self) -> PairsBefore:
+        context = {side: read_geometry(self.refs[side]).max_positions or 1 << 30 for side in SIDES}
+        return pairs_before(self.continuations, self.readers, context)
 
-    def codes(self, crosscoder: Crosscoder, pairs: Any) -> sparse.csr_matrix:
-        """(N, F) the features at all pairs, kept for a run that is interrupted later."""
-        if not self.work.has(_CODES):
-            codes = read_features(
-                self.continuations, crosscoder, pairs, self.open, self.limits(crosscoder), self.device
+    @cached_property
+    def readers(self) -> dict[str, Reader]:
+        return {side: Reader(load_tokenizer(self.refs[side]), True) for side in SIDES}
+
+    @cached_property
+    def all_features(self) -> Contexts:
+        """A context for every feature that is active at all."""
+        return feature_contexts(self.codes, self.pairs)
+
+    def feature_contexts(self) -> Contexts:
+        """Those that are compared."""
+        if self.dictionary is None:
+            say("no crosscoder of these models: words, sources and everywhere alone (`modeldiff train` makes one)")
+            return Contexts([], sparse.csr_matrix((0, len(self.continuations.places)), dtype=np.float32))
+        found = self.all_features
+        if self.represented is None or self.settings.tokens_differ:
+            return found
+        differ_F = self.represented.mostly_differ_F
+        keep = np.array([not differ_F[int(one.name)] for one in found.which], bool)
+        say(f"{int((~keep).sum())} features left out: the models mostly read different tokens there (--tokens-differ)")
+        return Contexts([one for one, kept in zip(found.which, keep, strict=True) if kept], found.on_CP[keep])
+
+    def add_causes(self, outcome: Outcome, entries: list[dict[str, Any]]) -> None:
+        """Sample again for the listed entries that have a feature."""
+        listed = [one for one in entries if one["verified"] and one["feature"] is not None][: self.settings.top]
+        if not self.settings.cause or not listed or self.dictionary is None:
+            return
+        features = {int(one.name): c for c, one in enumerate(self.all_features.which)}
+        asked = []
+        for entry in listed:
+            of_entry = outcome.contexts.on_CP[outcome.entries[entry["rank"] - 1].candidate.context]
+            of_feature = self.all_features.on_CP[features[entry["feature"]]]
+            asked.append(
+                CauseOf(
+                    entry["feature"],
+                    entry["side"].lower(),
+                    {side: [row["word"] for row in entry[f"{side}_says"]] for side in SIDES},
+                    of_entry.toarray()[0] > 0,
+                    of_feature.toarray()[0] > 0,
+                    ~outcome.first_P,
+                    alike(self.all_features, entry["feature"]),
+                )
             )
-            arrays = {
-                "data": codes.data,
-                "indices": codes.indices,
-                "indptr": codes.indptr,
-                "shape": np.array(codes.shape),
-            }
+        plan = plan_causes(
+            asked,
+            self.continuations,
+            self.dictionary,
+            self.pairs,
+            self.codes,
+            self.readers,
+            self.stitch,
+            tokens=int(self.source.settings["tokens"]),
+            places=self.settings.cause_places,
+            seed=self.settings.seed,
+        )
+        say(
+            f"cause: {len(plan.places):,} places of {len(listed)} entries, with and without their features, by each model"
+        )
+
+        def sample(side: str) -> None:
+            name = f"resume/cause-{side}.json"
+            if not self.work.has(name):
+                lm = self.open(side)
+                with progress(f"cause in {side.upper()}", len(plan.places), "places") as bar:
+                    self.work.write_json(name, generate_variants(lm, side, plan, bar.advance))
+
+        if self.device.type == "cpu":
+            for side in SIDES:
+                self.open(side)
+            by_side(sample)
+        else:
+            for side in SIDES:
+                sample(side)
+        texts: list[Any] = [read_json(self.work.folder / f"resume/cause-{side}.json") for side in SIDES]
+        for entry, cause in zip(listed, causes_of(plan, texts[0], texts[1]), strict=True):
+            entry["cause"] = cause.to_json() if cause else None
+
+    @cached_property
+    def codes(self) -> sparse.csr_matrix:
+        """(N, F) the features at all pairs, kept for a run that is interrupted later."""
+        assert self.dictionary is not None
+        if not self.work.has(_CODES):
+            limits = self.limits(self.dictionary)
+            codes = read_features(self.continuations, self.dictionary, self.pairs, self.open, limits, self.device)
+            shape = np.array(codes.shape)
+            arrays = {"data": codes.data, "indices": codes.indices, "indptr": codes.indptr, "shape": shape}
             self.work.write_bytes(_CODES, save(arrays))
         arrays = load_file(self.work.folder / _CODES)
         return sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=tuple(arrays["shape"]))
@@ -243,14 +345,19 @@ class _Build:
         return {side: factor * norm / getattr(config, f"scale_{side}") if factor else math.inf for side in SIDES}
 
     def open(self, side: str) -> LanguageModel:
-        """A model, which must be the one that continued the texts."""
+        """A model, which must be the one that continued the texts. On a CPU both stay in memory."""
+        if side in self.models:
+            return self.models[side]
         identity = model_identity(self.refs[side], DigestCache(self.workspace))
         made_with = self.source.manifest.inputs[f"model_{side}"]
         if made_with.digest not in identity.values():
             raise InputError(
                 f"model {made_with.label} has changed since {self.source.ref} was made: run the continuations again"
             )
-        return load_model(self.refs[side], self.device, self.dtype)
+        if self.device.type != "cpu":
+            self.models.clear()
+        self.models[side] = load_model(self.refs[side], self.device, self.dtype)
+        return self.models[side]
 
     def description(
         self, outcome: Outcome, said: Said, compared: Counter[str], entries: list[dict[str, Any]]

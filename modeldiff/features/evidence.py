@@ -23,6 +23,7 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import OTHER
 from modeldiff.crosscoder.kernels.bags import Bags, bag_sum
 from modeldiff.crosscoder.predictability import Moments, held_out_r2
+from modeldiff.crosscoder.verdict import Scale, scale_of
 from modeldiff.features.alone import (
     Readers,
     random_readers,
@@ -34,7 +35,6 @@ from modeldiff.features.codes import CodeSample
 from modeldiff.features.controls import Control, control_of
 from modeldiff.features.cost import Cost, block_targets
 from modeldiff.features.rows import activations_of
-from modeldiff.features.verdict import Scale, scale_of
 from modeldiff.sides import by_side
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.plan import SIDES

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import OTHER, PARTITION
+from modeldiff.crosscoder.verdict import Scale, ratios
 from modeldiff.features.evidence import Evidence
-from modeldiff.features.verdict import Scale, ratios
 from modeldiff.workspace.plan import SIDES
 
 if TYPE_CHECKING:

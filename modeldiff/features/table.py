@@ -13,22 +13,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from modeldiff.crosscoder.verdict import MOSTLY_DIFFER, Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.errors import InputError
 from modeldiff.features.controls import Control
 from modeldiff.features.example import Example, ExampleReader
 from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
 from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.features.twins import STRONG
-from modeldiff.features.verdict import Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.features.words import WordShare, characteristic_words
 from modeldiff.workspace import Artifact
 
 Partition = Literal["A", "shared", "B"]
 Sort = Literal["evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id"]
 SORTS: tuple[str, ...] = get_args(Sort)
-MOSTLY_DIFFER = 0.5
-"""Where the two models' tokens differ at a larger share of a feature's examples, the tokenizers alone may explain that
-only one model has it."""
 _FIELDS = {
     "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "scales",
     "random_directions", "pairs", "outliers", "sample_pairs", "dead",

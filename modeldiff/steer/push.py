@@ -1,6 +1,6 @@
-"""What is added to which model: the feature's direction in the model steered, in the other one, and random ones.
+"""What is added to which model: the feature's direction in the model steered and in the other one.
 
-Legend: N random directions, D width of the model.
+Legend: D width of the model.
 """
 
 from __future__ import annotations
@@ -114,12 +114,3 @@ def moved_push(target: Harvested, unit_D: torch.Tensor, maps: Stitch, artifact: 
     found = maps.info["maps"][f"{source}_to_{target.side}"]
     moved_D = maps.from_side(source).direction(unit_D, bias=bias)
     return Push(target, moved_D, "stitch", artifact, bias, found["r2"], found.get("null_r2"))
-
-
-def random_directions(count: int, like_D: torch.Tensor, seed: int) -> torch.Tensor:
-    """(N, D) random directions of the norm of `like_D`; the same for the same seed, however many are asked for."""
-    generator = torch.Generator().manual_seed(seed)
-    # One after another: a single larger draw would give other numbers.
-    drawn = [torch.randn(len(like_D), generator=generator) for _ in range(count)]
-    drawn_ND = torch.stack(drawn) if drawn else torch.empty(0, len(like_D))
-    return drawn_ND / drawn_ND.norm(dim=1, keepdim=True) * like_D.norm()

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from modeldiff.console import Progress
+from modeldiff.controls import random_directions
 from modeldiff.errors import MachineError
 from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import Generated
 from modeldiff.lm.model import LanguageModel
 from modeldiff.steer.effect import divergence, surprisal
-from modeldiff.steer.push import Push, random_directions
+from modeldiff.steer.push import Push
 from modeldiff.steer.repetition import repeated_share
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.steer.summary import FEATURE, RANDOM, record

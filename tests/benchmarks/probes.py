@@ -11,7 +11,7 @@ that none of them was fitted on:
     kernel    ridge regression on the activations and on 512 random ReLU features of them: R²
 
 What counts is the ratio other / own, beside what shared features show that are read from one model alone: a feature is
-called exclusive below half of their median, one of the product's two bars (features/verdict.py). With the known truth
+called exclusive below half of their median, one of the product's two bars (crosscoder/verdict.py). With the known truth
 of the toy worlds (plain DFC), T, S, N are exclusive features that recover a concept of their model alone, a shared one,
 nothing:
 
@@ -309,13 +309,13 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     """One row per side, feature and probe; the features asked for, and how the whole partition falls."""
     from scipy import sparse
 
+    from modeldiff.crosscoder.verdict import evidence_score
     from modeldiff.features.alone import read_alone as read_from_one
     from modeldiff.features.alone import reference_features, shared_readers
     from modeldiff.features.codes import CodeSample, Encoder, sparsify
     from modeldiff.features.evidence import REFERENCE_FIRINGS, held_out
     from modeldiff.features.inputs import open_measured, outlier_factor_of
     from modeldiff.features.rows import activations_of
-    from modeldiff.features.verdict import evidence_score
     from modeldiff.workspace import Workspace
 
     measured = open_measured(Workspace(arguments.workspace), arguments.crosscoder, None, what="probes")

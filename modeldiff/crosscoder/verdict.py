@@ -31,6 +31,9 @@ _BAR = 0.5
 _LOW_QUANTILE, _NULL_QUANTILE = 0.05, 0.95
 LEGIBLE = 0.01
 """An R² from the own model below this says that a feature cannot be read from it: its ratio means nothing."""
+MOSTLY_DIFFER = 0.5
+"""Where the two models' tokens differ at a larger share of a feature's examples, the tokenizers alone may explain that
+only one model has it."""
 _LEAST_REFERENCES = 8
 _CHANCE = 0.05
 """So many exclusive calls as there are, or more, would come by chance with at most this probability."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modeldiff.features.verdict import Scale, calls_of, evidence_score, scale_of, verdicts
+from modeldiff.crosscoder.verdict import Scale, calls_of, evidence_score, scale_of, verdicts
 
 NAN = float("nan")
 # Shared features read from one model: median ratio 0.8, one in twenty below 0.6.
