@@ -309,7 +309,7 @@ class _Build:
             if not self.work.has(name):
                 lm = self.open(side)
                 with progress(f"cause in {side.upper()}", len(plan.places), "places") as bar:
-                    self.work.write_json(name, generate_variants(lm, side, plan, bar.advance))
+                    self.work.write_json(name, {"texts": generate_variants(lm, side, plan, bar.advance)})
 
         if self.device.type == "cpu":
             for side in SIDES:
@@ -318,7 +318,7 @@ class _Build:
         else:
             for side in SIDES:
                 sample(side)
-        texts: list[Any] = [read_json(self.work.folder / f"resume/cause-{side}.json") for side in SIDES]
+        texts: list[Any] = [read_json(self.work.folder / f"resume/cause-{side}.json")["texts"] for side in SIDES]
         for entry, cause in zip(listed, causes_of(plan, texts[0], texts[1]), strict=True):
             entry["cause"] = cause.to_json() if cause else None
 
