@@ -55,8 +55,8 @@ _LEAST_Z = 2.5
 # What is listed and verified are the most telling ones of so many words that are said in at most this share of the
 # continuations elsewhere, unless all words together tell so many times as much.
 POOL, COMMON, MUCH = 12, 0.06, 1.3
-# Contexts say the same when they share this much of the places of both (Jaccard), or so many words said by the same
-# model, or this share of the shorter list of words, or a word and this share of the rarer one's places.
+# Contexts say the same when they share this much of the places of both (Jaccard), or half as much and a word said by
+# the same model, or so many such words, or this share of the shorter list of words.
 SAME_PLACES, SAME_WORDS, SAME_SHARE = 0.4, 3, 0.5
 
 
@@ -282,8 +282,8 @@ def _says_the_same(
     if always[context] or always[other.context]:
         return False
     both = float(on_CP[context].multiply(on_CP[other.context]).sum())
-    one, two = places_C[context], places_C[other.context]
-    return both >= SAME_PLACES * (one + two - both) or (common > 0 and both >= SAME_SHARE * min(one, two))
+    either = places_C[context] + places_C[other.context] - both
+    return both >= SAME_PLACES / (2 if common else 1) * either
 
 
 class _Test:

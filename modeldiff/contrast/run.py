@@ -300,9 +300,7 @@ class _Build:
             places=self.settings.cause_places,
             seed=self.settings.seed,
         )
-        say(
-            f"cause: {len(plan.places):,} places of {len(listed)} entries, with and without their features, by each model"
-        )
+        say(f"cause: {len(plan.places):,} places of {len(listed)} entries again, with features removed and added")
 
         def sample(side: str) -> None:
             name = f"resume/cause-{side}.json"
