@@ -3,14 +3,15 @@
     python -m tests.benchmarks.contrast_null [--runs 500] [--seed 1000]
 
 The nulls are of five kinds in turn: independent places; four alike places a document; both models say some words more
-where a context holds; one document thirty times; few words. The effect may be as small as it likes (`smallest` 0), which
-is the hardest: at the default of 5 points far less is listed. Planted worlds: 600 documents of two places, contexts that
-hold on a fifth of them, in two of which one model says one word more often.
+where a context holds; one document thirty times; few words. The effect may be as small as it likes (`smallest` 0),
+which is the hardest: at the default of 5 points far less is listed. Planted worlds: 600 documents of two places,
+contexts that hold on a fifth of them, in two of which one model says one word more often.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -53,8 +54,8 @@ def main() -> None:
         wrong[kind] += outcome(asked.seed + run, **NULLS[kind]).found > 0
     each = asked.runs // len(NULLS)
     for kind, count in wrong.items():
-        print(f"null, {kind}: a list with anything in {interval(count, each)}")
-    print(f"all nulls: {interval(sum(wrong.values()), each * len(NULLS))}; stated rate {RATE:.0%}")
+        sys.stdout.write(f"null, {kind}: a list with anything in {interval(count, each)}\n")
+    sys.stdout.write(f"all nulls: {interval(sum(wrong.values()), each * len(NULLS))}; stated rate {RATE:.0%}\n")
     for effect in (0.2, 0.3, 0.4):
         hits = false = listed = 0
         runs = max(1, asked.runs // 10)
@@ -66,8 +67,8 @@ def main() -> None:
             hits += len({"3", "7"} & set(names))
             false += sum(name not in ("3", "7") for name in names)
             listed += len(names)
-        print(f"planted {effect:.0%}: recall {interval(hits, 2 * runs)}; false {false} of {listed} listed")
-    print(f"{time.monotonic() - began:.0f} s")
+        sys.stdout.write(f"planted {effect:.0%}: recall {interval(hits, 2 * runs)}; false {false} of {listed} listed\n")
+    sys.stdout.write(f"{time.monotonic() - began:.0f} s\n")
 
 
 if __name__ == "__main__":
