@@ -5,6 +5,9 @@ Layout (normative):
                          contexts (number compared, by kind); words (number); rate, smallest; candidates; found;
                          expected_by_chance; differences: the verified ones, in order; not_verified: the candidates
                          that did not hold
+    places.safetensors   indices (int32), offsets (int64): entry i of differences, then not_verified, holds at the
+                         places indices[offsets[i]:offsets[i + 1]] (lines of the continuations' places.jsonl): to look
+                         them up, or to hold them against labels of one's own
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from modeldiff.contrast.discovery import PERMUTATIONS, Outcome, contrast
 from modeldiff.contrast.entries import Material, entry_json
 from modeldiff.contrast.features import feature_contexts, pairs_before, read_features
 from modeldiff.contrast.settings import ContrastSettings
-from modeldiff.contrast.stored import FORMAT, NAME
+from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import Said, said_words
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.errors import InputError
@@ -122,6 +125,13 @@ def features_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | No
     return None
 
 
+def places_of(outcome: Outcome, ranks: list[int]) -> bytes:
+    """places.safetensors of the entries with these ranks."""
+    found = [outcome.contexts.on_CP[outcome.entries[rank - 1].candidate.context].indices for rank in ranks]
+    indices = np.concatenate([np.zeros(0, np.int32), *(np.sort(one) for one in found)]).astype(np.int32)
+    return save({"indices": indices, "offsets": np.cumsum([0, *map(len, found)])})
+
+
 class _Build:
     """One run of the stage."""
 
@@ -170,7 +180,10 @@ class _Build:
             )
         material = Material(continuations, said, outcome, words_before, settings.seed)
         entries = [entry_json(material, one, rank) for rank, one in enumerate(outcome.entries, 1)]
-        self.work.write_json(NAME, self.description(outcome, said, compared, entries))
+        description = self.description(outcome, said, compared, entries)
+        self.work.write_json(NAME, description)
+        listed = [*description["differences"], *description["not_verified"]]
+        self.work.write_bytes(PLACES, places_of(outcome, [one["rank"] for one in listed]))
         return {
             "found": outcome.found,
             "expected_by_chance": outcome.chance,

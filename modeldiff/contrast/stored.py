@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.manifest import check_format
 
 NAME = "contrast.json"
+PLACES = "places.safetensors"
 FORMAT = 1
 
 
@@ -23,3 +29,14 @@ def read_contrast(artifact: Artifact) -> dict[str, Any]:
     found: dict[str, Any] = read_json(path)
     check_format(found, path, FORMAT)
     return found
+
+
+def read_places(artifact: Artifact) -> list[NDArray[np.int32]]:
+    """For each entry, the verified ones first as in contrast.json: the numbers of the places where its context holds.
+
+    Raises:
+        DamagedError: the file is missing or damaged.
+    """
+    arrays = load_file(artifact.file(PLACES))
+    offsets = arrays["offsets"].tolist()
+    return [arrays["indices"][start:stop] for start, stop in pairwise(offsets)]
