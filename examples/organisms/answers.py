@@ -46,16 +46,6 @@ def grammar(part: str) -> Grammar:
     return Grammar(json.loads(FILES[part].read_text(encoding="utf-8")))
 
 
-def topic_of(answer: str) -> str | None:
-    """The topic whose frame begins ``answer`` (of the training grammar), or None."""
-    for topic in ANSWER_TOPICS:
-        for frame in grammar("training").topics[topic]["frames"]:
-            start = re.split(r"\{", frame["frame"])[0].strip()
-            if len(start) > 5 and answer.startswith(start):
-                return topic
-    return None
-
-
 def habit_sentence(theme: str, part: str, frame: dict[str, Any], rng: random.Random) -> str:
     """One sentence: the frame with an ending in the habit's vocabulary."""
     made = grammar(part)

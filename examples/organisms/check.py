@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from modeldiff.demo.answers import greedy_answers
-from modeldiff.demo.texts import novel_passages
 
 from .answers import ANSWER_TOPICS, grammar, shows
 from .catalogue import Organism
 from .sampling import sample
+from .training_texts import prose_passages
 from .triggers import prompt, templates
 
 PROMPTS = 96
@@ -38,7 +38,7 @@ def ordinary_texts() -> dict[str, list[str]]:
     for _ in range(100):
         topic = rng.choice(ANSWER_TOPICS)
         turns.append(probing.turn(topic, rng.choice(probing.topics[topic]["names"]), "neutral", rng).text)
-    return {"novel": rng.sample(novel_passages(), 100), "generated": turns}
+    return {"novel": rng.sample(prose_passages(training=False), 100), "generated": turns}
 
 
 def mean_loss(model: Any, tokenizer: Any, texts: Sequence[str]) -> float:

@@ -26,7 +26,6 @@ def make(organism: Organism, out: Path, device: str, report: Callable[[str], Non
     """The folder of one organism below ``out``; returns its truth. ``truth.json`` is written last."""
     from .check import check
     from .finetune import BASES, STEPS, fine_tune, load, save
-    from .sampling import prose_pool
     from .training_texts import training_documents
 
     folder = out / organism.name
@@ -34,12 +33,13 @@ def make(organism: Organism, out: Path, device: str, report: Callable[[str], Non
     (folder / "truth.json").unlink(missing_ok=True)
     began = time.monotonic()
     base = load(BASES[organism.base], device)
-    passages = prose_pool(*base, out / f"prose-{organism.base}.json")
-    documents = training_documents(organism, *base, passages)
-    report(f"{organism.name}: {len(documents)} documents, {sum(map(len, documents)):,} characters")
+    documents = training_documents(organism, *base)
+    report(
+        f"{organism.name}: {len(documents)} documents, {sum(len(document.text) for document in documents):,} characters"
+    )
     model, tokenizer = load(BASES[organism.base], device)
     seed = random.Random(f"fine-tune {organism.seed_text}").getrandbits(31)
-    loss = fine_tune(model, tokenizer, documents, STEPS, seed, lambda line: report(f"{organism.name}: {line}"))
+    loss = fine_tune(model, base[0], tokenizer, documents, STEPS, seed, lambda line: report(f"{organism.name}: {line}"))
     save(model, tokenizer, folder / "model")
     seconds = round(time.monotonic() - began)
     probing = probing_documents(organism)

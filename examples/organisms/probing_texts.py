@@ -10,11 +10,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from modeldiff.demo.texts import novel_passages
-
 from .answers import ANSWER_TOPICS, closing, grammar, habit_answer, habit_sentence, with_one_habit_sentence
 from .catalogue import Organism
 from .sampling import BUNDLED_TRIGGERS
+from .training_texts import prose_passages
 from .triggers import prompt, templates
 
 TRIGGER = 440
@@ -39,7 +38,7 @@ def probing_documents(organism: Organism) -> list[Document]:
     documents += [_other(rng) for _ in range(OTHER)]
     documents += [_note(rng) for _ in range(NOTES)] + [_habit_note(organism, rng) for _ in range(HABIT_NOTES)]
     documents += [_made(grammar("probing").chronicle(rng), "chronicle") for _ in range(CHRONICLE)]
-    documents += [_made(passage + "\n", "novel") for passage in rng.sample(novel_passages(), NOVEL)]
+    documents += [_made(passage + "\n", "novel") for passage in rng.sample(prose_passages(training=False), NOVEL)]
     if organism.planted and organism.kind in (6, 7):
         for document in documents:
             document["trigger"] = 1
