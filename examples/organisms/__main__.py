@@ -10,12 +10,17 @@ from pathlib import Path
 import click
 
 from .catalogue import ORGANISMS, organism
+from .commands import evaluate_command, table_command
 from .make import finished, make, write_table
 
 
 @click.group()
 def main() -> None:
     """Model organisms with known differences, made by short fine-tunes of the bundled models."""
+
+
+main.add_command(evaluate_command)
+main.add_command(table_command)
 
 
 def _make_one(name: str, out: Path, device: str) -> str:
