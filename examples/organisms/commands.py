@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from .catalogue import PAIRS
+from .results import METHODS
 
 
 @click.command(
@@ -24,6 +25,7 @@ from .catalogue import PAIRS
 @click.option("--jobs", default=1, show_default=True, help="Pairs evaluated at the same time.")
 @click.option("--threads", type=int, help="Threads of each. Default: the cores, shared out.")
 @click.option("--keep", is_flag=True, help="Keep the workspaces, below OUT/work.")
+@click.option("--quick", is_flag=True, help="Only to see that everything runs: the figures mean nothing.")
 @click.argument("more", nargs=-1, metavar="")
 def evaluate_command(
     organisms: Path,
@@ -36,10 +38,11 @@ def evaluate_command(
     jobs: int,
     threads: int | None,
     keep: bool,
+    quick: bool,
     more: tuple[str, ...],
 ) -> None:
     """Run every method on every pair of finished organisms; finished rows are skipped."""
-    from .evaluate import METHODS, Plan, evaluate
+    from .evaluate import Plan, evaluate
 
     # "--seeds 0 1 2" and "--only NAME NAME" are understood too: what stands behind the first value.
     seeds = " ".join([seeds, *(one for one in more if one.isdecimal())])
@@ -53,7 +56,7 @@ def evaluate_command(
         chosen = tuple(dict.fromkeys(map(int, seeds.split())))
     except ValueError:
         raise click.UsageError(f"--seeds expects whole numbers, found {seeds!r}") from None
-    plan = Plan(organisms.resolve(), out.resolve(), chosen, device, methods or METHODS, keep)
+    plan = Plan(organisms.resolve(), out.resolve(), chosen, device, methods or METHODS, keep, quick)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if evaluate(plan, only, variant, jobs, threads or max(1, cores // jobs)):
         raise SystemExit(1)

@@ -7,7 +7,6 @@ again; errors are written down and tried again.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
+from modeldiff.demo.pipeline import FULL, QUICK, Size
+
 from .catalogue import PAIRS, Pair
+from .results import RESULTS, pair_row, read_rows, write_row
 from .scoring import judge_entry, read_truth, summary
 
-RESULTS = "results.jsonl"
 # Entries of a list that are written down.
 KEPT = 20
 
@@ -39,39 +39,12 @@ class Plan:
     device: str
     methods: tuple[str, ...]
     keep: bool
+    quick: bool = False
+    """Go through every stage with little data and little training: the figures mean nothing."""
 
-
-def read_rows(out: Path) -> list[dict[str, Any]]:
-    """All lines of results.jsonl; the last one of a (pair, seed, method) counts, an error never hides a result, and a
-    process that died (method `*`) is forgotten once the pair has another row."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    path = out / RESULTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the line being written when the process was killed
-        key = (row["pair"], row["seed"], row["method"])
-        if "error" not in row or key not in found or "error" in found[key]:
-            found[key] = row
-        if row["method"] != "*":
-            found.pop((row["pair"], None, "*"), None)
-    return list(found.values())
-
-
-def write_row(out: Path, row: dict[str, Any]) -> None:
-    """One line more, whole, whoever else writes."""
-    with FileLock(out / f"{RESULTS}.lock"), (out / RESULTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def pair_row(pair: Pair, seed: int | None, method: str) -> dict[str, Any]:
-    """What every row begins with."""
-    return {
-        "pair": pair.name, "kind": pair.kind, "variant": pair.variant, "relation": pair.relation, "seed": seed,
-        "method": method,
-    }  # fmt: skip
+    @property
+    def size(self) -> Size:
+        return QUICK if self.quick else FULL
 
 
 class Run:
@@ -111,12 +84,11 @@ class Run:
 
     @cached_property
     def activations(self) -> Any:
-        from modeldiff.demo.pipeline import FULL
         from modeldiff.harvest.run import run
         from modeldiff.harvest.settings import HarvestSettings
 
         with self.timed("harvest"):
-            return run(HarvestSettings(**self.common, pairs=FULL.pairs), self.workspace)
+            return run(HarvestSettings(**self.common, pairs=self.plan.size.pairs), self.workspace)
 
     @cached_property
     def continuations(self) -> Any:
@@ -124,7 +96,8 @@ class Run:
         from modeldiff.contrast.settings import ContinuationsSettings
 
         with self.timed("continuations"):
-            made = Continuations(run(ContinuationsSettings(**self.common), self.workspace))
+            fewer: dict[str, Any] = {"places": 600, "tokens": 8} if self.plan.quick else {}
+            made = Continuations(run(ContinuationsSettings(**self.common, **fewer), self.workspace))
         for number, record in zip(made.number, made.documents, strict=True):
             if record.text not in self.truth.texts[number]:
                 raise ValueError(f"document {number} of the continuations is not line {number} of the texts")
@@ -149,15 +122,16 @@ class Run:
         """(crosscoder, features artifact) of a seed; the workspace has them the second time."""
         from modeldiff.crosscoder.run import run as train
         from modeldiff.crosscoder.settings import TrainSettings
-        from modeldiff.demo.pipeline import FULL
         from modeldiff.features.run import run as measure
         from modeldiff.features.settings import FeaturesSettings
 
-        size: dict[str, Any] = {"features": FULL.features, "k": FULL.k, "steps": FULL.steps, "batch": FULL.batch}
-        device = self.plan.device
+        size, device = self.plan.size, self.plan.device
         activations = self.activations
         with self.timed("train"):
-            settings = TrainSettings(activations=activations.ref, seed=seed, device=device, **size)
+            settings = TrainSettings(
+                activations=activations.ref, seed=seed, device=device, features=size.features, k=size.k,
+                steps=size.steps, batch=size.batch,
+            )  # fmt: skip
             crosscoder = train(settings, self.workspace)
         with self.timed("features"):
             features = measure(FeaturesSettings(crosscoder=crosscoder.ref, device=device), self.workspace)
@@ -223,7 +197,6 @@ SEEDED: dict[str, Callable[[Run, int], dict[str, Any]]] = {
     "exclusive": lambda run, seed: run.exclusive(seed, anywhere=False),
     "exclusive anywhere": lambda run, seed: run.exclusive(seed, anywhere=True),
 }
-METHODS = (*ONCE, *SEEDED)
 
 
 def wanted(plan: Plan) -> list[tuple[int | None, str]]:

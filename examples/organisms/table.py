@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .catalogue import KINDS
-from .evaluate import METHODS, read_rows
+from .results import METHODS, read_rows
 from .scoring import interval
 
 Rows = list[dict[str, Any]]

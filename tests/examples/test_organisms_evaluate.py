@@ -11,7 +11,8 @@ import pytest
 
 from examples.organisms.baselines import Readings, diff_mining, mined_sets, perplexity, rises
 from examples.organisms.catalogue import PAIRS
-from examples.organisms.evaluate import Plan, available, pair_row, read_rows, wanted, write_row
+from examples.organisms.evaluate import ONCE, SEEDED, Plan, available, wanted
+from examples.organisms.results import METHODS, pair_row, read_rows, write_row
 from examples.organisms.scoring import Truth, enough, interval, judge_entry, judge_set, read_truth, says_habit, summary
 from examples.organisms.table import markdown, precision, recall, share, write_all
 
@@ -193,6 +194,7 @@ def test_results_are_read_again(tmp_path: Path) -> None:
 def test_what_is_asked_for(tmp_path: Path) -> None:
     plan = Plan(tmp_path, tmp_path, (0, 2), "cpu", ("words", "all"), False)
     assert wanted(plan) == [(None, "words"), (0, "all"), (2, "all")]
+    assert (*ONCE, *SEEDED) == METHODS
     assert available(plan, PAIRS) == []
     (tmp_path / PAIRS[0].texts).mkdir()
     (tmp_path / PAIRS[0].texts / "truth.json").touch()
