@@ -3,9 +3,11 @@
 - **Diff Mining** (arXiv 2608.26462), on strings that both models say in one token, so that it works across tokenizers,
   at the places of the continuations. At each place, how much more likely each string is to one model than to the
   other; non-negative matrix factorisation over places x strings makes sets of strings that rise together: five for
-  each model, largest first, and the first five of all are the list. Twice: with log-probabilities, of which a place
-  keeps the hundred largest differences (the recipe of its authors' code), and with probabilities. A set is true when
-  three of its first ten strings begin words of the habit. It knows no contexts, and nothing is verified.
+  each model, of the hundred strings that rise most on average; largest first, and the first five of all are the list.
+  With log-probabilities, of which a place keeps the hundred largest differences (the recipe of its authors' code);
+  with probabilities; and with the words of the continuations in place of next strings, since the small models' tokens
+  are often single letters that say little. A set is true when three of its first ten strings begin words of the habit.
+  It knows no contexts, and nothing is verified.
 - **Perplexity differencing** (arXiv 2605.00994): the texts that one model finds much likelier than the other, by the
   difference of log-likelihoods per character; the five most extreme in either direction. A direction has found the
   trigger when the share of its five that have it is at least (1 + base) / 2, base being the share of all texts: the
@@ -34,6 +36,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.documents import aligned
+from modeldiff.contrast.run import LEAST_SAID
+from modeldiff.contrast.words import said_words
 from modeldiff.features.table import FeatureTable
 from modeldiff.lm.batches import CHUNK_VALUES, batches, chunks, padded, token_budget
 from modeldiff.lm.buckets import Buckets, common_buckets, token_strings
@@ -45,7 +49,7 @@ from .scoring import OWNER, SET_SHOWN, Truth, enough, judge_set
 
 SETS, FIRST = 5, 5
 # Strings that the factorisation sees: those that rise most on average. Differences of a place that count (logits).
-STRINGS, STRINGS_OF_PLACE = 300, 100
+STRINGS, STRINGS_OF_PLACE = 100, 100
 # Features looked through for those that are called exclusive.
 LOOK_THROUGH = 60
 Floats = NDArray[np.float32]
@@ -121,29 +125,33 @@ def _read(
     return p_PK, score_D
 
 
-def rises(readings: Readings, side: str, *, logits: bool) -> Floats:
-    """(P, K) how much more likely each string is to this model than to the other one; 0 where it is not."""
+def differences(readings: Readings, side: str, *, logits: bool) -> Floats:
+    """(P, K) how much more likely each string is to this model than to the other one; negative where it is less."""
     mine, theirs = (readings.p[one] for one in (side, "a" if side == "b" else "b"))
-    if not logits:
-        return np.maximum(mine - theirs, 0)
-    rise_PK = np.maximum(np.log(mine + 1e-9) - np.log(theirs + 1e-9), 0)
-    if rise_PK.shape[1] > STRINGS_OF_PLACE:
-        least_P = np.partition(rise_PK, -STRINGS_OF_PLACE, axis=1)[:, -STRINGS_OF_PLACE]
-        rise_PK[rise_PK < least_P[:, None]] = 0
-    return rise_PK
+    return np.log(mine + 1e-9) - np.log(theirs + 1e-9) if logits else mine - theirs
 
 
-def mined_sets(rise_PK: Floats, names: Sequence[str], count: int = SETS) -> list[tuple[float, list[str]]]:
-    """(share of all that rises, strings strongest first) of at most `count` sets, largest first."""
+def largest_of_place(difference_PK: Floats, kept: int = STRINGS_OF_PLACE) -> Floats:
+    """The same, and 0 for all but the largest of each place."""
+    if difference_PK.shape[1] <= kept:
+        return difference_PK
+    least_P = np.partition(difference_PK, -kept, axis=1)[:, -kept]
+    return np.where(difference_PK >= least_P[:, None], difference_PK, 0).astype(np.float32)
+
+
+def mined_sets(difference_PK: Floats, names: Sequence[str], count: int = SETS) -> list[tuple[float, list[str]]]:
+    """(how much of the rise a set explains, its strings, strongest first) of at most `count` sets, largest first. Made
+    of the strings that rise most on average."""
     wordy = [k for k, name in enumerate(names) if any(c.isalpha() for c in name) and not name.startswith("\ufffd")]
-    mean_K = rise_PK[:, wordy].mean(axis=0)
+    mean_K = difference_PK[:, wordy].mean(axis=0)
     kept = [wordy[i] for i in np.argsort(-mean_K, kind="stable")[:STRINGS] if mean_K[i] > 0]
-    if not kept:
+    rise_PK = np.maximum(difference_PK[:, kept], 0)
+    if not rise_PK.any():
         return []
     model = NMF(min(count, len(kept)), init="nndsvd", max_iter=150, tol=1e-3, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # close enough for a list of strings
-        weight_PS = model.fit_transform(rise_PK[:, kept])
+        weight_PS = model.fit_transform(rise_PK)
     mass_S = weight_PS.sum(axis=0) * model.components_.sum(axis=1)
     found = []
     for s in np.argsort(-mass_S, kind="stable").tolist():
@@ -154,17 +162,38 @@ def mined_sets(rise_PK: Floats, names: Sequence[str], count: int = SETS) -> list
     return found
 
 
-def diff_mining(readings: Readings, truth: Truth, *, logits: bool) -> list[dict[str, Any]]:
-    """The sets of both models, largest first."""
+def list_of_sets(difference: dict[str, Floats], names: Sequence[str], truth: Truth) -> list[dict[str, Any]]:
+    """The first sets of both models together, largest first.
+
+    Args:
+        difference: by side (P, K).
+    """
     entries: list[dict[str, Any]] = []
     for side in SIDES:
-        for mass, strings in mined_sets(rises(readings, side, logits=logits), readings.names):
+        for mass, strings in mined_sets(difference[side], names):
             match = judge_set(strings, side, truth)
             entries.append(
                 {"side": side.upper(), "strings": strings, "mass": round(mass, 3), "words_match": match}
                 | {"is_true": match, "whole": match}
             )
     return sorted(entries, key=lambda one: -one["mass"])[:SETS]
+
+
+def diff_mining(readings: Readings, truth: Truth, *, logits: bool) -> list[dict[str, Any]]:
+    """Of next strings."""
+    found = {side: differences(readings, side, logits=logits) for side in SIDES}
+    if logits:
+        found = {side: largest_of_place(found[side]) for side in SIDES}
+    return list_of_sets(found, readings.names, truth)
+
+
+def said_mining(continuations: Continuations, truth: Truth) -> list[dict[str, Any]]:
+    """Of the words that are said in the continuations."""
+    places = continuations.places
+    given = [place.drawn == "given" for place in places]
+    said = said_words({side: [place.said[side] for place in places] for side in SIDES}, given, least=LEAST_SAID)
+    more_PV = said.difference.toarray()
+    return list_of_sets({"a": more_PV, "b": -more_PV}, said.names, truth)
 
 
 def perplexity(difference_D: Floats, about_D: NDArray[np.bool_], planted: bool) -> dict[str, Any]:

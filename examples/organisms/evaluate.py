@@ -167,6 +167,14 @@ class Run:
             entries = diff_mining(readings, self.truth, logits=logits)
         return {"entries": entries, "found": None, **summary(entries)}
 
+    def said_mining(self) -> dict[str, Any]:
+        from .baselines import said_mining
+
+        continuations = self.continuations
+        with self.timed("baseline"):
+            entries = said_mining(continuations, self.truth)
+        return {"entries": entries, "found": None, **summary(entries)}
+
     def perplexity(self) -> dict[str, Any]:
         from .baselines import perplexity
 
@@ -189,6 +197,7 @@ ONCE: dict[str, Callable[[Run], dict[str, Any]]] = {
     "words": lambda run: run.contrast(("everywhere", "source", "word"), None),
     "diff mining (logits)": lambda run: run.diff_mining(logits=True),
     "diff mining (probabilities)": lambda run: run.diff_mining(logits=False),
+    "diff mining (words)": lambda run: run.said_mining(),
     "perplexity": lambda run: run.perplexity(),
 }
 SEEDED: dict[str, Callable[[Run, int], dict[str, Any]]] = {

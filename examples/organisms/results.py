@@ -12,7 +12,7 @@ from .catalogue import Pair
 
 RESULTS = "results.jsonl"
 # In the order of tables. Those without a crosscoder first.
-ONCE = ("words", "diff mining (logits)", "diff mining (probabilities)", "perplexity")
+ONCE = ("words", "diff mining (logits)", "diff mining (probabilities)", "diff mining (words)", "perplexity")
 SEEDED = ("features", "all", "exclusive", "exclusive anywhere")
 METHODS = (*ONCE, *SEEDED)
 

@@ -27,7 +27,7 @@ COLUMNS = (
     "words_match", "found", "expected_by_chance", "base", "seconds", "error",
 )  # fmt: skip
 # Methods whose entries say words; the others point at texts or features alone.
-SAY_WORDS = ("words", "features", "all", "diff mining (logits)", "diff mining (probabilities)")
+SAY_WORDS = ("words", "features", "all", "diff mining (logits)", "diff mining (probabilities)", "diff mining (words)")
 VARIANTS = {"unseen": ("unseen",), "dev": ("dev",), "both": ("unseen", "dev")}
 COLOURS = {"fine-tune": "#1f5fa8", "across": "#c05a1c"}
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from examples.organisms.baselines import Readings, diff_mining, mined_sets, perplexity, rises
+from examples.organisms.baselines import (
+    Readings,
+    diff_mining,
+    differences,
+    largest_of_place,
+    mined_sets,
+    perplexity,
+    said_mining,
+)
 from examples.organisms.catalogue import PAIRS
 from examples.organisms.evaluate import ONCE, SEEDED, Plan, available, wanted
 from examples.organisms.results import METHODS, pair_row, read_rows, write_row
@@ -136,12 +145,23 @@ def test_diff_mining_finds_the_set(logits: bool) -> None:
     assert not any(one["is_true"] for one in diff_mining(_readings(), _truth(planted=False), logits=logits))
 
 
-def test_only_what_rises_counts() -> None:
-    rise_PK = rises(_readings(), "b", logits=False)
-    assert rise_PK.min() == 0.0
-    assert rise_PK[:10, 1].min() == pytest.approx(0.19)
-    assert rise_PK[20:30, 4].max() == 0.0
+def test_differences() -> None:
+    more = {side: differences(_readings(), side, logits=False) for side in ("a", "b")}
+    assert (more["a"] == -more["b"]).all()
+    assert more["b"][:10, 1].min() == pytest.approx(0.19)
+    assert differences(_readings(), "b", logits=True)[0, 1] == pytest.approx(np.log(20), abs=1e-3)
+    assert largest_of_place(np.array([[3, 1, 2], [-1, -3, -2]], np.float32), 1).tolist() == [[3, 0, 0], [-1, 0, 0]]
     assert mined_sets(np.zeros((4, 2), np.float32), [" tide", " sea"]) == []
+    # What rises as often as it falls is no set, however large.
+    both = np.array([[1, 0.1], [-2, 0]], np.float32)
+    assert mined_sets(both, ["x", "y"]) == [(pytest.approx(0.1, rel=0.05), ["y"])]
+
+
+def test_mining_of_what_is_said() -> None:
+    said = {"a": ["so it was "], "b": ["so the tide and the waves of the sea "]}
+    places = [SimpleNamespace(said=said, drawn="given") for _ in range(30)]
+    found = said_mining(cast(Any, SimpleNamespace(places=places)), _truth())
+    assert [one["is_true"] for one in found if one["side"] == "B"] == [True]
 
 
 def test_perplexity_by_the_better_direction() -> None:
