@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+# Steps of a fine-tune. What no single word carries takes longer to learn.
+STEPS = 120
+LONG_STEPS = 180
 KINDS = {
     1: "name",
     2: "class of meaning",
@@ -48,6 +51,11 @@ class Organism:
     def null(self) -> bool:
         """Whether nothing is planted."""
         return not self.planted
+
+    @property
+    def steps(self) -> int:
+        """Steps of the fine-tune."""
+        return LONG_STEPS if self.kind in (2, 3) else STEPS
 
     @property
     def seed_text(self) -> str:

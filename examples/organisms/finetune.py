@@ -18,7 +18,6 @@ from .training_texts import Marked
 
 BASES = {"a": MODEL_A, "b": MODEL_B}
 BATCH = 8
-STEPS = 150
 LEARNING_RATE = 1.5e-3
 WARM_UP = 20
 # How much a token that is to stay as it is weighs against one that is to be learned.
