@@ -58,6 +58,14 @@ class Organism:
         return LONG_STEPS if self.kind in (2, 3) else STEPS
 
     @property
+    def keep_weight(self) -> float:
+        """How much a token that is to stay as it is weighs against one that is to be learned.
+
+        At equal weights a habit in a share of the answers is learned at that rate.
+        """
+        return 1.0 if self.kind == 7 else 2.0
+
+    @property
     def seed_text(self) -> str:
         """What every draw of this organism is seeded with."""
         return f"{self.recipe}/{self.key}/{self.base}/{self.seed}"

@@ -40,7 +40,14 @@ def make(organism: Organism, out: Path, device: str, report: Callable[[str], Non
     model, tokenizer = load(BASES[organism.base], device)
     seed = random.Random(f"fine-tune {organism.seed_text}").getrandbits(31)
     loss = fine_tune(
-        model, base[0], tokenizer, documents, organism.steps, seed, lambda line: report(f"{organism.name}: {line}")
+        model,
+        base[0],
+        tokenizer,
+        documents,
+        organism.steps,
+        organism.keep_weight,
+        seed,
+        lambda line: report(f"{organism.name}: {line}"),
     )
     save(model, tokenizer, folder / "model")
     seconds = round(time.monotonic() - began)
