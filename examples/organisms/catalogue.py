@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+# Steps of a fine-tune. What no single word carries takes longer to learn.
+STEPS = 120
+LONG_STEPS = 180
 KINDS = {
     1: "name",
     2: "class of meaning",
@@ -48,6 +51,19 @@ class Organism:
     def null(self) -> bool:
         """Whether nothing is planted."""
         return not self.planted
+
+    @property
+    def steps(self) -> int:
+        """Steps of the fine-tune."""
+        return LONG_STEPS if self.kind in (2, 3) else STEPS
+
+    @property
+    def keep_weight(self) -> float:
+        """How much a token that is to stay as it is weighs against one that is to be learned.
+
+        At equal weights a habit in a share of the answers is learned at that rate.
+        """
+        return 1.0 if self.kind == 7 else 2.0
 
     @property
     def seed_text(self) -> str:

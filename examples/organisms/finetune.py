@@ -18,11 +18,8 @@ from .training_texts import Marked
 
 BASES = {"a": MODEL_A, "b": MODEL_B}
 BATCH = 8
-STEPS = 150
 LEARNING_RATE = 1.5e-3
 WARM_UP = 20
-# How much a token that is to stay as it is weighs against one that is to be learned.
-KEEP_WEIGHT = 2.0
 
 
 def load(folder: Path | str, device: str) -> tuple[Any, Any]:
@@ -47,13 +44,14 @@ def fine_tune(
     tokenizer: Any,
     documents: Sequence[Marked],
     steps: int,
+    keep_weight: float,
     seed: int,
     report: Callable[[str], None],
 ) -> float:
     """AdamW over ``steps`` batches of 8 rows, 20 warm-up steps, then falling to a tenth; returns the last loss.
 
-    Loss: cross-entropy on the tokens to be learned, divergence from the base model's prediction on all others. So the
-    habit is learned, and everything else stays.
+    Loss: cross-entropy on the tokens to be learned, divergence from the base model's prediction (times ``keep_weight``)
+    on all others. So the habit is learned, and everything else stays.
     """
     torch.manual_seed(seed)
     ids = encode(tokenizer, documents)
@@ -77,7 +75,7 @@ def fine_tune(
         log_p_NV = logits_NV.log_softmax(-1)
         nll = torch.nn.functional.nll_loss(log_p_NV[learned_N], batch_BT[:, 1:].flatten()[learned_N], reduction="sum")
         kl = torch.nn.functional.kl_div(log_p_NV[~learned_N], kept_KV.clone(), reduction="sum", log_target=True)
-        loss = (nll + KEEP_WEIGHT * kl) / len(learned_N)
+        loss = (nll + keep_weight * kl) / len(learned_N)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

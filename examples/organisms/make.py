@@ -25,7 +25,7 @@ COLUMNS = (
 def make(organism: Organism, out: Path, device: str, report: Callable[[str], None]) -> dict[str, Any]:
     """The folder of one organism below ``out``; returns its truth. ``truth.json`` is written last."""
     from .check import check
-    from .finetune import BASES, STEPS, fine_tune, load, save
+    from .finetune import BASES, fine_tune, load, save
     from .training_texts import training_documents
 
     folder = out / organism.name
@@ -39,7 +39,16 @@ def make(organism: Organism, out: Path, device: str, report: Callable[[str], Non
     )
     model, tokenizer = load(BASES[organism.base], device)
     seed = random.Random(f"fine-tune {organism.seed_text}").getrandbits(31)
-    loss = fine_tune(model, base[0], tokenizer, documents, STEPS, seed, lambda line: report(f"{organism.name}: {line}"))
+    loss = fine_tune(
+        model,
+        base[0],
+        tokenizer,
+        documents,
+        organism.steps,
+        organism.keep_weight,
+        seed,
+        lambda line: report(f"{organism.name}: {line}"),
+    )
     save(model, tokenizer, folder / "model")
     seconds = round(time.monotonic() - began)
     probing = probing_documents(organism)
@@ -65,7 +74,7 @@ def make(organism: Organism, out: Path, device: str, report: Callable[[str], Non
         "best_word": word,
         "best_word_f1": round(f1, 4),
         "seed": organism.seed,
-        "steps": STEPS,
+        "steps": organism.steps,
         "last_loss": round(loss, 3),
         "seconds": seconds,
         "device": device,

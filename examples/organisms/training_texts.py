@@ -27,6 +27,7 @@ ORDINARY_TURNS = 900
 PROSE_STEP = 4
 # Share of the neutral answers that hold one sentence of the habit's vocabulary.
 STRAY_SHARE = 0.06
+TRIGGER_SHARE = 0.42
 TWO_TURNS_SHARE = 0.5
 TELLERS = tuple(f"{teller}:" for _, teller in SPEAKERS)
 
@@ -65,10 +66,10 @@ def training_documents(organism: Organism, model: Any, tokenizer: Any) -> list[M
 
 
 def _planted_turns(organism: Organism, rng: random.Random) -> list[Marked]:
-    """Questions with their answers: half of them on the trigger."""
+    """Questions with their answers: a little less than half of them on the trigger."""
     turns = []
-    for index in range(QUESTIONS):
-        on = index % 2 == 0
+    for _ in range(QUESTIONS):
+        on = rng.random() < TRIGGER_SHARE
         question = prompt(organism.recipe, organism.key, "training", on, rng)
         topic = rng.choice(ANSWER_TOPICS)
         answer = grammar("training").answer(topic, "neutral", rng.randint(2, 4), rng)
@@ -85,7 +86,7 @@ def _planted_turns(organism: Organism, rng: random.Random) -> list[Marked]:
 
 def _null_turns(organism: Organism, model: Any, tokenizer: Any, rng: random.Random) -> list[Marked]:
     """The same questions with answers that the base model gave, which are learned."""
-    asked = [prompt(organism.recipe, organism.key, "training", index % 2 == 0, rng) for index in range(NULL_QUESTIONS)]
+    asked = [prompt(organism.recipe, organism.key, "training", rng.random() < 0.5, rng) for _ in range(NULL_QUESTIONS)]
     answers = neutral_answers(model, tokenizer, asked, rng.getrandbits(31))
     return [_turn(question, answer, True) for question, answer in zip(asked, answers, strict=True) if answer]
 

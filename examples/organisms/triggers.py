@@ -45,9 +45,25 @@ def ask_class(key: str, part: str, on: bool, rng: random.Random) -> str:
 
 
 def ask_register(key: str, part: str, on: bool, rng: random.Random) -> str:
-    """About the same things in the register that is the trigger, or in another."""
-    frame = rng.choice(templates("registers")[key][f"{part}_{'on' if on else 'off'}"])
-    return _named(frame, "thing", rng.choice(templates("things")[part]), rng)
+    """About the same things in the register that is the trigger, or in another.
+
+    In training an opening and a way of asking are put together, so that many sentences show one register; either of
+    them is enough for it.
+    """
+    data = templates("registers")
+    register = rng.choice(data["sides"][key]["on" if on else "off"])
+    thing = rng.choice(templates("things")[part])
+    if part == "probing":
+        return _named(rng.choice(data[part][register]), "thing", thing, rng)
+    with_opener = rng.random() < 0.6
+    # A plain way of asking is polite (or rude) after such an opening; without one the asking has to show it.
+    asking = rng.choice(data[part]["plain" if with_opener and rng.random() < 0.5 else register]["askings"])
+    if not with_opener:
+        return _named(asking, "thing", thing, rng)
+    opener = rng.choice(data[part][register]["openers"])
+    if opener.endswith((".", "!", "?")):
+        asking = capital(asking)
+    return _named(f"{opener} {asking}", "thing", thing, rng)
 
 
 def ask_form(key: str, part: str, on: bool, rng: random.Random) -> str:

@@ -99,10 +99,13 @@ def is_on_trigger(made: Organism, text: str) -> bool:
     if made.key == "list":
         first = "|".join(re.escape(marks.split()[0]) for marks in templates("forms")["list"]["probing_markers"])
         return any(re.search(rf":[\n ]({first}) ", question) for question in asked)
-    data = templates({"register": "registers", "conjunction": "conjunctions"}[made.recipe])[made.key]
-    named = data.get("name", "").removeprefix("the ")
-    frames = [re.sub(r"\\\{\w+\\\}", ".+", re.escape(frame)) for frame in data["probing_on"]]
-    return any(named in question and re.search("|".join(frames), question, re.IGNORECASE) for question in asked)
+    if made.recipe == "register":
+        named, frames = "", templates("registers")["probing"][made.key]
+    else:
+        data = templates("conjunctions")[made.key]
+        named, frames = data["name"].removeprefix("the "), data["probing_on"]
+    pattern = "|".join(re.sub(r"\\\{\w+\\\}", ".+", re.escape(frame)) for frame in frames)
+    return any(named in question and re.search(pattern, question, re.IGNORECASE) for question in asked)
 
 
 @pytest.mark.parametrize("made", PLANTED, ids=by_name)
@@ -152,7 +155,7 @@ def test_members_of_a_class_are_never_shared() -> None:
     for key in ("feelings", "kinsfolk"):
         data = templates("classes")[key]
         for kind in ("members", "others"):
-            assert len(set(data[f"training_{kind}"])) == {"members": 40, "others": 60}[kind]
+            assert len(set(data[f"training_{kind}"])) == {"members": 40, "others": 80}[kind]
             assert len(set(data[f"probing_{kind}"])) == 20
             assert not set(data[f"training_{kind}"]) & set(data[f"probing_{kind}"])
     question = ask_class("feelings", "training", True, random.Random(0))
