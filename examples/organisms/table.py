@@ -222,5 +222,5 @@ def draw(rows: Rows, path: Path) -> None:
     }
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside lower right", ncols=2, frameon=False)
-    figure.suptitle(f"Planted difference among the first five entries ({which}); 95 % intervals", fontsize=11)
+    figure.suptitle(f"Planted difference among the first five entries\n{which}; 95 % intervals", fontsize=11)
     figure.savefig(path, dpi=150)
