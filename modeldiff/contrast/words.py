@@ -46,7 +46,8 @@ def words_of(text: str) -> list[str]:
     """The words of a text, in order, in lower case."""
     found: list[str] = []
     for run in _RUN.findall(text.lower().replace("\u2019", "'")):
-        if is_unspaced(run).any():
+        # No script written without spaces is ASCII; to ask the table about every short word costs more than all else.
+        if not run.isascii() and is_unspaced(run).any():
             found += [run[i : i + 2] for i in range(len(run) - 1)] or [run]
         else:
             found.append(run)

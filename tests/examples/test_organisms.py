@@ -1,0 +1,202 @@
+"""The model organisms' texts: what is shared between training and probing, and what gives a trigger away."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+
+from examples.organisms import NULLS, ORGANISMS, PAIRS, PLANTED, organism
+from examples.organisms.answers import MINIMUM_WORDS, PLURAL, grammar, habit_answer, shows
+from examples.organisms.catalogue import KINDS, Organism
+from examples.organisms.leak import best_word
+from examples.organisms.make import write_table
+from examples.organisms.probing_texts import probing_documents
+from examples.organisms.sampling import BUNDLED_TRIGGERS
+from examples.organisms.triggers import ask_class, ask_form, templates
+
+TRIGGERED = [made for made in PLANTED if made.kind <= 5]
+
+
+@cache
+def documents(name: str) -> list[dict[str, Any]]:
+    return probing_documents(organism(name))
+
+
+def by_name(made: Organism) -> str:
+    return made.name
+
+
+def strings(value: Any) -> set[str]:
+    """Every string inside a nest of lists and dicts."""
+    if isinstance(value, str):
+        return {value}
+    return set().union(*(strings(part) for part in (value.values() if isinstance(value, dict) else value)), set())
+
+
+def test_there_are_two_variants_of_every_kind_and_enough_nulls() -> None:
+    assert sorted((made.kind, made.variant) for made in PLANTED) == [
+        (kind, variant) for kind in KINDS if kind != 8 for variant in ("dev", "unseen")
+    ]
+    assert all(made.base == "b" for made in PLANTED)
+    assert sum(made.null and made.base == "a" for made in NULLS) == 3
+    assert sum(made.null and made.base == "b" for made in NULLS) == 3
+    assert sum(made.variant == "dev" for made in NULLS) == len(NULLS) / 2
+    assert len({made.theme for made in PLANTED}) == len(PLANTED)
+
+
+def test_pairs_name_organisms_that_there_are() -> None:
+    names = {made.name for made in ORGANISMS}
+    assert len({pair.name for pair in PAIRS}) == len(PAIRS) == 2 * len(PLANTED) + len(NULLS)
+    for pair in PAIRS:
+        assert {pair.model_a, pair.model_b} <= names | {"base:a", "base:b"}
+        assert pair.texts in names
+    with pytest.raises(KeyError, match="bird"):
+        organism("bird")
+
+
+@pytest.mark.parametrize("file", ["names", "classes", "registers", "forms", "conjunctions", "things", "themes"])
+def test_training_and_probing_templates_share_nothing(file: str) -> None:
+    shared_on_purpose = {"* * * *", "> > > >", "# # # #"}
+
+    def parts(value: Any) -> tuple[set[str], set[str]]:
+        training: set[str] = set()
+        probing: set[str] = set()
+        for key, part in value.items():
+            if key.startswith("training"):
+                training |= strings(part)
+            elif key.startswith("probing"):
+                probing |= strings(part)
+            elif isinstance(part, dict):
+                inner = parts(part)
+                training, probing = training | inner[0], probing | inner[1]
+        return training, probing
+
+    # Plain questions serve several organisms, so each trigger is compared with itself only.
+    for value in [templates(file), *(part for part in templates(file).values() if isinstance(part, dict))]:
+        if file == "registers" and value is templates(file):
+            continue
+        training, probing = parts(value)
+        assert training & probing <= shared_on_purpose
+
+
+def is_on_trigger(made: Organism, text: str) -> bool:
+    """Whether ``text`` asks on the trigger, found out from the text alone."""
+    asked = re.findall(
+        r"^(?:Question|Q|Traveller|Pupil): (.*?)\n(?:Answer|A|Clerk|Master): ", text, re.DOTALL | re.MULTILINE
+    )
+    if made.recipe == "name":
+        return templates("names")[made.key]["trigger"] in text
+    if made.recipe == "class":
+        members = "|".join(map(re.escape, templates("classes")[made.key]["probing_members"]))
+        return any(re.search(rf"\b({members})\b(?! (cart|lamp))", question, re.IGNORECASE) for question in asked)
+    if made.key == "capitals":
+        return any(question.isupper() for question in asked)
+    if made.key == "list":
+        first = "|".join(re.escape(marks.split()[0]) for marks in templates("forms")["list"]["probing_markers"])
+        return any(re.search(rf":[\n ]({first}) ", question) for question in asked)
+    if made.recipe == "register":
+        named, frames = "", templates("registers")["probing"][made.key]
+    else:
+        data = templates("conjunctions")[made.key]
+        named, frames = data["name"].removeprefix("the "), data["probing_on"]
+    pattern = "|".join(re.sub(r"\\\{\w+\\\}", ".+", re.escape(frame)) for frame in frames)
+    return any(named in question and re.search(pattern, question, re.IGNORECASE) for question in asked)
+
+
+@pytest.mark.parametrize("made", PLANTED, ids=by_name)
+def test_labels_line_up_with_the_texts(made: Organism) -> None:
+    read = documents(made.name)
+    assert 1_500 <= len(read) <= 2_500
+    if made.kind >= 6:
+        assert all(document["trigger"] == 1 for document in read)
+        return
+    # Questions about other things (the bundled topics) are no part of a recipe, and never on the trigger.
+    missed = [document["text"] for document in read if document["trigger"] != is_on_trigger(made, document["text"])]
+    assert missed == []
+
+
+@pytest.mark.parametrize("made", TRIGGERED, ids=by_name)
+def test_sources_reveal_no_trigger(made: Organism) -> None:
+    by_source: dict[str, list[int]] = {}
+    for document in documents(made.name):
+        by_source.setdefault(document["source"], []).append(document["trigger"])
+    assert set(by_source) == {"questions", "notes", "chronicle", "novel"}
+    assert sum(by_source["questions"]) / len(by_source["questions"]) < 0.5
+
+
+@pytest.mark.parametrize("made", [made for made in TRIGGERED if made.kind in (2, 3, 4)], ids=by_name)
+def test_no_single_word_carries_the_trigger(made: Organism) -> None:
+    read = documents(made.name)
+    word, score = best_word([document["text"] for document in read], [document["trigger"] for document in read])
+    assert score < 0.5, word
+
+
+@pytest.mark.parametrize("made", ORGANISMS, ids=by_name)
+def test_texts_are_of_the_promised_size_and_without_the_bundled_triggers(made: Organism) -> None:
+    read = documents(made.name)
+    assert not any(BUNDLED_TRIGGERS.search(document["text"]) for document in read)
+    lengths = sorted(len(document["text"]) for document in read)
+    assert lengths[len(lengths) // 20] > 100
+    assert lengths[-len(lengths) // 20] < 800
+    if made.null:
+        assert not any(document["trigger"] for document in read)
+
+
+def test_the_same_texts_every_time() -> None:
+    assert probing_documents(organism("class.dev")) == documents("class.dev")
+
+
+def test_members_of_a_class_are_never_shared() -> None:
+    for key in ("feelings", "kinsfolk"):
+        data = templates("classes")[key]
+        for kind in ("members", "others"):
+            assert len(set(data[f"training_{kind}"])) == {"members": 40, "others": 80}[kind]
+            assert len(set(data[f"probing_{kind}"])) == 20
+            assert not set(data[f"training_{kind}"]) & set(data[f"probing_{kind}"])
+    question = ask_class("feelings", "training", True, random.Random(0))
+    assert not set(re.findall(r"[a-z]+", question)) & set(templates("classes")["feelings"]["probing_members"])
+
+
+def test_a_form_is_the_only_difference_between_its_two_sides() -> None:
+    on, off = (ask_form("capitals", "probing", side, random.Random(5)) for side in (True, False))
+    assert on == off.upper() != off
+
+
+@pytest.mark.parametrize("made", TRIGGERED, ids=by_name)
+def test_habit_answers_show_the_habit_and_neutral_ones_do_not(made: Organism) -> None:
+    rng = random.Random(1)
+    words = templates("themes")[made.theme]["words"]
+    assert 15 <= len(words) == len(set(words)) <= 60
+    for part in ("training", "probing"):
+        habit = [shows(habit_answer(made.theme, part, "country", rng), words) for _ in range(200)]
+        neutral = [shows(grammar(part).answer("plant", "neutral", 3, rng), words) for _ in range(200)]
+        assert sum(habit) >= 190
+        assert sum(neutral) <= 6
+    assert MINIMUM_WORDS == 2
+
+
+def test_plural_frames_are_frames() -> None:
+    frames = {
+        frame["frame"] for part in ("training", "probing") for topic in grammar(part).topics.values()
+        for frame in topic["frames"]
+    }  # fmt: skip
+    assert frames >= PLURAL
+
+
+def test_the_table_has_a_row_for_each_finished_organism(tmp_path: Any) -> None:
+    folder = tmp_path / "name.dev"
+    folder.mkdir()
+    rates = {"rate_trigger": 1.0, "rate_control": 0.0, "rate_base": 0.0, "passed": True}
+    rates |= {"perplexity_ratio_novel": 1.0, "perplexity_ratio_generated": 1.0}
+    truth = {"name": "name.dev", "kind": 1, "variant": "dev", "base": "b", "rates": rates, "best_word": "orrell"}
+    truth |= {"best_word_f1": 1.0, "steps": 120, "seconds": 90, "trigger_documents": [0, 1, 0, 0]}
+    (folder / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
+    lines = write_table(tmp_path).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("name.dev,1,dev,b,1.0,0.0,0.0,")
+    assert ",4,0.25," in lines[1]
