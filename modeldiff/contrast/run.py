@@ -134,7 +134,6 @@ def features_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | No
     return None
 
 
-<<<<<<< HEAD
 def stitch_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | None) -> Artifact | None:
     """The stitch called `ref`, or the latest of the crosscoder's activations; None: there is none.
 
@@ -151,8 +150,6 @@ def stitch_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | None
     return None
 
 
-=======
->>>>>>> bench
 def places_of(outcome: Outcome, ranks: list[int]) -> bytes:
     """places.safetensors of the entries with these ranks."""
     found = [outcome.contexts.on_CP[outcome.entries[rank - 1].candidate.context].indices for rank in ranks]
@@ -213,15 +210,12 @@ class _Build:
             )
         material = Material(continuations, said, outcome, words_before, settings.seed)
         entries = [entry_json(material, one, rank) for rank, one in enumerate(outcome.entries, 1)]
-<<<<<<< HEAD
         for entry in entries:
             feature = entry["feature"]
             known = self.represented is not None and feature is not None
             entry["represented"] = self.represented.of(feature) if self.represented and known else None
             entry["cause"] = None
         self.add_causes(outcome, entries)
-=======
->>>>>>> bench
         description = self.description(outcome, said, compared, entries)
         self.work.write_json(NAME, description)
         listed = [*description["differences"], *description["not_verified"]]
