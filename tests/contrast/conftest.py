@@ -32,7 +32,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     texts = make_texts()
     return {
         "a": save_tiny(folder / "a", "gpt2", texts=texts, width=16, layers=2),
-        "b": save_tiny(folder / "b", "llama", texts=texts[:20], width=24, vocab_size=400, layers=2, seed=1, add_bos=True),
+        "b": save_tiny(
+            folder / "b", "llama", texts=texts[:20], width=24, vocab_size=400, layers=2, seed=1, add_bos=True
+        ),
     }
 
 
@@ -86,6 +88,8 @@ def make_settings(models: dict[str, Path], texts_file: Path) -> Callable[..., Co
 
 
 @pytest.fixture(scope="session")
-def continued(tmp_path_factory: pytest.TempPathFactory, make_settings: Callable[..., ContinuationsSettings]) -> Artifact:
+def continued(
+    tmp_path_factory: pytest.TempPathFactory, make_settings: Callable[..., ContinuationsSettings]
+) -> Artifact:
     """Continuations as `make_settings` asks for, in a workspace of their own."""
     return run_continuations(make_settings(), Workspace(tmp_path_factory.mktemp("continued") / "ws"))
