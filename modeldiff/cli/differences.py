@@ -28,8 +28,11 @@ def print_differences(found: dict[str, Any], ref: str, *, numbers: bool, everyth
         click.echo(f"{hidden} more candidates of the first half did not hold on the second: --all shows them.")
     if not numbers and shown:
         click.echo(f"`modeldiff contrast --continuations {found['continuations'].split(':')[1]} --numbers` adds rates.")
-    click.echo(f"{ref}: {found['places']:,} places in {found['documents']:,} documents, A {_name(found, 'a')}, "
-               f"B {_name(found, 'b')}")  # fmt: skip
+    _line(
+        f"{ref}: {found['places']:,} places in {found['documents']:,} documents, A {_name(found, 'a')}, "
+        f"B {_name(found, 'b')}",
+        indent=4,
+    )
 
 
 def verdict(found: dict[str, Any]) -> str:

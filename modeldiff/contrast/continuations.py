@@ -187,7 +187,9 @@ class _Build:
             f"{len(places):,} places in {len(documents):,} documents, {settings.draws} x up to {settings.tokens} "
             f"tokens by each model; mean divergence {np.mean([place.divergence for place in places]):.3f} bits"
         )
-        self.each_side(lambda side: self.sample(side, documents, places))
+        # One after the other: the threads of a process share torch's random numbers.
+        for side in SIDES:
+            self.sample(side, documents, places)
         for side in SIDES:
             if not self.work.has(f"said_{side}.jsonl"):
                 said = [texts for part in range(_parts(places)) for texts in self.part(side, part)]
@@ -315,9 +317,8 @@ class _Build:
             return
         lm = self.open(side)
         order = _order(documents, places, side)
-        with progress(
-            f"continuations by {side.upper()}", len(places), "places", done=len(places) - _PART * len(parts)
-        ) as bar:
+        left = sum(len(order[part * _PART : (part + 1) * _PART]) for part in parts)
+        with progress(f"continuations by {side.upper()}", len(places), "places", done=len(places) - left) as bar:
             for part in parts:
                 mine = [places[i] for i in order[part * _PART : (part + 1) * _PART]]
                 prompts = [documents[p.document].prompt(side, p.candidate) for p in mine for _ in range(settings.draws)]

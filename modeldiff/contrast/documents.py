@@ -21,7 +21,7 @@ from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
 from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
 from modeldiff.texts.readers import read_jsonl, read_lines
-from modeldiff.texts.sources import Record
+from modeldiff.texts.sources import Record, characters
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import SIDES, Tokens
 
@@ -57,6 +57,8 @@ class Document:
     """(N,) characters of the text before each place, ascending."""
     readings: dict[str, list[Reading]]
     """By side: together they have N cuts, in order."""
+    given: bool = False
+    """Whether the places are the ends of a prompt or of a user's messages."""
 
     def prompt(self, side: str, place: int) -> list[int]:
         """The tokens that a model reads before a place."""
@@ -142,7 +144,7 @@ def _chat(record: Record, number: int, readers: dict[str, Reader], context: dict
         ends.append(end)
         for side in SIDES:
             readings[side].append(Reading(ids[side], [len(ids[side])]))
-    return Document(record.text, record.source, number, ends, readings) if ends else None
+    return Document(record.text, record.source, number, ends, readings, given=True) if ends else None
 
 
 def given_tokens(record: Record, end: int, reader: Reader) -> Tokens | None:
@@ -181,7 +183,7 @@ def read_prompts(path: Path, text_field: str) -> list[str]:
         for where, record in read_jsonl(path):
             if not isinstance(record.get(text_field), str):
                 raise InputError(f"{where}: field '{text_field}' is missing or no text; choose one with --text-field")
-            found.append(record[text_field])
+            found.append(characters(record[text_field]))
     elif path.suffix.lower() == ".txt":
         found = list(read_lines(path))
     else:
@@ -204,7 +206,7 @@ def open_prompts(
         ids = {side: _prompt_tokens(prompt, readers[side]).ids.tolist() for side in SIDES}
         if all(0 < len(ids[side]) <= context[side] for side in SIDES):
             readings = {side: [Reading(ids[side], [len(ids[side])])] for side in SIDES}
-            yield Document(prompt, "prompts", number, [len(prompt)], readings)
+            yield Document(prompt, "prompts", number, [len(prompt)], readings, given=True)
 
 
 def _hash(seed: int, number: int) -> int:

@@ -47,7 +47,7 @@ def choose_places(
     for number, document in enumerate(documents):
         of_candidate = divergence_N[start[number] : start[number + 1]].astype(float).tolist()
         rng = random.Random(f"{seed}:places:{document.number}")
-        if len(document.readings["a"]) > 1 or len(document.ends) == 1:
+        if document.given:
             picked = [(i, "given") for i in range(len(document.ends))][:each]
         else:
             count = min(each, len(document.ends))

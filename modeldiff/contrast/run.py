@@ -53,6 +53,8 @@ KIND = "contrast"
 _CODES = "resume/codes.safetensors"
 # A word of the vocabulary is said in so many continuations of both models together.
 LEAST_SAID = 20
+# In each half so many documents that they can be told from one another.
+_LEAST_DOCUMENTS = 4
 # Chance worlds that the whole search is done in.
 WORLDS = 20
 # As in training (paper B.1.4), for a crosscoder that was not trained here.
@@ -63,7 +65,7 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
     """Compare what both models say where contexts hold with what they say elsewhere.
 
     Raises:
-        InputError: there are no continuations, or the crosscoder is of other models.
+        InputError: there are no continuations, or of too few documents, or the crosscoder is of other models.
     """
     source = workspace.find("continuations", settings.continuations)
     crosscoder = crosscoder_for(workspace, source, settings.crosscoder) if "feature" in settings.contexts else None
@@ -183,6 +185,12 @@ class _Build:
 
     def run(self) -> dict[str, Any]:
         settings, continuations = self.settings, self.continuations
+        documents = len({place.document for place in continuations.places})
+        if documents < _LEAST_DOCUMENTS:
+            raise InputError(
+                f"{self.source.ref} is of {documents} documents: at least {_LEAST_DOCUMENTS} are needed, two that "
+                "discover and two that verify; give more --texts"
+            )
         said = said_words(
             {side: [place.said[side] for place in continuations.places] for side in SIDES},
             [place.drawn == "given" for place in continuations.places],

@@ -170,12 +170,12 @@ class Gap:
     """Degrees of freedom: the smaller number of documents, less one."""
 
     def low(self, confidence: float = 0.95) -> float:
-        """Lower end of the two-sided confidence interval."""
-        return self.value - self._quantile(confidence) * self.error
+        """Lower end of the two-sided confidence interval, within what a difference of differences can be."""
+        return max(-2.0, self.value - self._quantile(confidence) * self.error)
 
     def high(self, confidence: float = 0.95) -> float:
         """Upper end."""
-        return self.value + self._quantile(confidence) * self.error
+        return min(2.0, self.value + self._quantile(confidence) * self.error)
 
     def p_above(self, least: float) -> float:
         """One-sided p-value of the hypothesis that the gap is at most `least`."""

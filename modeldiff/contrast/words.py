@@ -1,7 +1,8 @@
 """Words of continuations: which are said, by which model, at which place.
 
 A word is a run of letters, digits and apostrophes, in lower case; scripts without spaces give pairs of characters
-instead (texts/words.py knows them). What begins or ends in the middle of a word is not one.
+instead (texts/words.py knows them). Marks belong to the character before them. What begins or ends in the middle of a
+word is not one.
 
 Legend: P places, V words of the vocabulary.
 """
@@ -9,8 +10,10 @@ Legend: P places, V words of the vocabulary.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 import numpy as np
 from scipy import sparse
@@ -19,8 +22,15 @@ from sklearn.feature_extraction.text import CountVectorizer
 from modeldiff.texts.words import is_unspaced
 from modeldiff.workspace.plan import SIDES
 
-_RUN = re.compile(r"\w+(?:['\u2019]\w+)*")
-_LEADING, _TRAILING = re.compile(r"^\w+"), re.compile(r"\w+$")
+# Accents, vowel signs and the like, and the joiners of Persian and Indic scripts; Thai and Lao sara am are letters.
+_MARKS = "".join(
+    c for c in map(chr, (*range(0x300, 0x1F000), *range(0xE0100, 0xE01F0))) if unicodedata.category(c)[0] == "M"
+)
+_MARKS += "\u200c\u200d\u0e33\u0eb3"
+_WORD = rf"\w[\w{_MARKS}]*"
+_RUN = re.compile(rf"{_WORD}(?:['\u2019]{_WORD})*")
+_CHARACTER = re.compile(rf"[\w'][{_MARKS}]*")
+_LEADING, _TRAILING = re.compile(rf"['\u2019]?{_RUN.pattern}"), re.compile(rf"{_RUN.pattern}['\u2019]?\Z")
 
 
 @dataclass(frozen=True)
@@ -46,21 +56,32 @@ def words_of(text: str) -> list[str]:
     """The words of a text, in order, in lower case."""
     found: list[str] = []
     for run in _RUN.findall(text.lower().replace("\u2019", "'")):
-        # No script written without spaces is ASCII; to ask the table about every short word costs more than all else.
-        if not run.isascii() and is_unspaced(run).any():
-            found += [run[i : i + 2] for i in range(len(run) - 1)] or [run]
-        else:
+        if run.isascii() or not is_unspaced(run).any():
             found.append(run)
+            continue
+        for unspaced, part in groupby(_CHARACTER.findall(run), lambda one: bool(is_unspaced(one[0])[0])):
+            characters = list(part)
+            if unspaced:
+                found += ["".join(pair) for pair in pairwise(characters)] or characters
+            else:
+                found.append("".join(characters).strip("'"))
     return found
 
 
 def whole_words(text: str, *, begins: bool) -> str:
     """The text without a last word that may be cut off; unless it begins an answer, without the rest of a word that it
     begins with."""
-    if not begins and (leading := _LEADING.match(text)) and not is_unspaced(leading[0]).any():
-        text = text[leading.end() :]
-    trailing = _TRAILING.search(text)
-    return text[: trailing.start()] if trailing and not is_unspaced(trailing[0]).any() else text
+    start, stop = 0, len(text)
+    if not begins and (leading := _LEADING.match(text)):
+        unspaced = np.flatnonzero(is_unspaced(leading[0]))
+        start = int(unspaced[0]) if len(unspaced) else leading.end()
+    if trailing := _TRAILING.search(text, start):
+        unspaced = np.flatnonzero(is_unspaced(trailing[0]))
+        stop = trailing.start()
+        if len(unspaced):
+            rest = trailing[0][unspaced[-1] + 1 :]
+            stop = len(text) - len(rest.lstrip(_MARKS))
+    return text[start:stop]
 
 
 def said_words(said: dict[str, Sequence[Sequence[str]]], begins: Sequence[bool], *, least: int) -> Said:

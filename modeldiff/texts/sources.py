@@ -158,7 +158,7 @@ def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> 
     label = own_label or label
     text = fields.get(text_field)
     if isinstance(text, str):
-        return Record(label, _characters(text))
+        return Record(label, characters(text))
     if text is None and fields.get("messages") is not None:
         messages = _messages(fields["messages"], where)
         return Record(label, "\n".join(m["content"] for m in messages), messages)
@@ -188,11 +188,11 @@ def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
             content = "\n".join(part["text"] for part in content)
         if not isinstance(role, str) or not isinstance(content, str):
             raise InputError(f"{where}: each of the 'messages' needs a text 'role' and a text 'content'")
-        found.append({"role": role, "content": _characters(content)})
+        found.append({"role": role, "content": characters(content)})
     return tuple(found)
 
 
-def _characters(text: str) -> str:
+def characters(text: str) -> str:
     """The text with U+FFFD for lone surrogates: JSON can spell them, but tokenizers refuse them."""
     return _LONE_SURROGATE.sub("\ufffd", text)
 

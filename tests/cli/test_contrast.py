@@ -1,0 +1,119 @@
+"""`modeldiff contrast` and `modeldiff diff` as commands: their output, and bad input in one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeldiff.cli.main import run
+from modeldiff.workspace import Workspace
+from tests.contrast.made_continuations import made_continuations, planted
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command: exit code, stdout, stderr."""
+
+    def made(workspace: Path, *args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            run(["--workspace", str(workspace), *args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with continuations in which model A says "indeed" after "oak"."""
+    folder = tmp_path_factory.mktemp("cli") / "ws"
+    made_continuations(Workspace(folder), **planted())
+    return folder
+
+
+CONTRAST = ["contrast", "--continuations", "1", "--no-cause", "--device", "cpu"]
+
+
+def test_text(workspace: Path, call: Call) -> None:
+    code, out, _ = call(workspace, *CONTRAST)
+    assert code == 0
+    assert out.startswith(" 1. after “oak”")
+    assert "A says  indeed" in out
+    assert "1 difference of more than 5%" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_json_holds_the_differences_with_all_that_they_say(workspace: Path, call: Call) -> None:
+    code, out, _ = call(workspace, *CONTRAST, "--json")
+    assert code == 0
+    found: dict[str, Any] = json.loads(out)
+    assert found["ref"] == "contrast:1"
+    assert {"found", "expected_by_chance", "rate", "smallest", "models", "settings", "metrics"} <= set(found)
+    assert (found["found"], found["rate"]) == (1, 0.05)
+    assert 0 <= found["expected_by_chance"] < 1
+    (one,) = found["differences"]
+    assert one["context"] == {"kind": "word", "name": "oak"}
+    for side in "ab":
+        for said in one[f"{side}_says"]:
+            assert set(said) == {"word", "a", "b", "a_elsewhere", "b_elsewhere"}
+    assert [said["word"] for said in one["a_says"]] == ["indeed"]
+    assert one["verified"] is True
+    assert one["effect"] > 0.5
+    assert one["sources"] == {"code": 1.0}
+    assert not one.get("cause")
+
+
+def test_json_has_the_unverified_candidates_with_all_alone(workspace: Path, call: Call) -> None:
+    args = [*CONTRAST, "--smallest", "0.97"]
+    _, out, _ = call(workspace, *args, "--json")
+    assert json.loads(out)["differences"] == []
+    _, out, _ = call(workspace, *args, "--json", "--all")
+    shown = json.loads(out)
+    assert "not_verified" not in shown
+    assert {one["verified"] for one in shown["differences"]} == {False}
+    _, out, _ = call(workspace, *args)
+    assert out.startswith("Nothing beyond chance")
+    _, out, _ = call(workspace, *args, "--all")
+    assert "(did not hold on the other" in " ".join(out.split())
+
+
+def test_csv_and_numbers(workspace: Path, call: Call) -> None:
+    _, out, _ = call(workspace, *CONTRAST, "--csv")
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert (row["kind"], row["context"], row["model"], row["word"]) == ("word", "oak", "A", "indeed")
+    _, out, _ = call(workspace, *CONTRAST, "--numbers")
+    assert "95 % interval" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([*CONTRAST, "--contexts", "word", "wrod"], "--contexts expects some of everywhere, source, word, feature"),
+        ([*CONTRAST, "--rate", "2"], "--rate"),
+        ([*CONTRAST, "--crosscoder", "7"], "no crosscoder in"),
+        (["contrast", "--continuations", "9"], "no continuations called '9'"),
+        (["contrast", "--model-a", "x"], "both --model-a and --model-b"),
+        (["contrast", "--places", "3"], "--places must be at least 40"),
+        (["contrast", "--prompts", "nowhere.txt", "--model-a", "nowhere", "--model-b", "nowhere"], "nowhere"),
+        (["contrast"], "modeldiff harvest"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_one_line(workspace: Path, call: Call, args: list[str], says: str) -> None:
+    code, out, err = call(workspace, *args)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("modeldiff: ")
+    assert says in last
+    assert "Traceback" not in err

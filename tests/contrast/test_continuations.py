@@ -1,0 +1,246 @@
+"""The continuations stage on two tiny models: what is written, that it can be interrupted, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import modeldiff.contrast.continuations as module
+from modeldiff.contrast.continuations import Continuations, run
+from modeldiff.contrast.settings import ContinuationsSettings
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.harvest.run import run as run_harvest
+from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.lm.generate import continue_tokens, generate
+from modeldiff.lm.model import LanguageModel
+from modeldiff.workspace import Artifact, Workspace
+from tests.contrast.conftest import make_texts
+from tests.made_activations import make_activations
+
+Make = Callable[..., ContinuationsSettings]
+
+
+def lines(artifact: Artifact, name: str) -> list[Any]:
+    return [json.loads(line) for line in artifact.file(name).read_text(encoding="ascii").splitlines()]
+
+
+def test_the_layout_is_as_stated(continued: Artifact, models: dict[str, Path]) -> None:
+    assert continued.files() == [
+        "continuations.json", "documents.jsonl", "places.jsonl", "said_a.jsonl", "said_b.jsonl",
+    ]  # fmt: skip
+    documents, places = lines(continued, "documents.jsonl"), lines(continued, "places.jsonl")
+    assert [set(one) for one in documents] == [{"text", "source", "number", "messages"}] * 40
+    assert [one["text"] for one in documents] == make_texts()
+    assert [one["number"] for one in documents] == list(range(40))
+    assert [one["source"] for one in documents] == ["web", "code"] * 20
+    assert all(one["messages"] is None for one in documents)
+    assert [set(one) for one in places] == [{"document", "end", "divergence", "drawn"}] * len(places)
+    # As many places of each document: 60 of 40 is 2 or, by the rule of half to even, 2.
+    assert [one["document"] for one in places] == [i // 2 for i in range(80)]
+    assert all(0 <= one["divergence"] <= 1 for one in places)
+    assert sum(one["drawn"] == "uniform" for one in places) == 40
+    assert sum(one["drawn"] == "divergence" for one in places) == 40
+    for side in "ab":
+        said = lines(continued, f"said_{side}.jsonl")
+        assert len(said) == len(places)
+        assert all(isinstance(text, str) for (text,) in said)
+    info = json.loads(continued.file("continuations.json").read_text())
+    assert info == {
+        "format": 1,
+        "models": {side: str(models[side]) for side in "ab"},
+        "revisions": {"a": None, "b": None},
+        "documents": 40,
+        "places": 80,
+        "sources": {"code": 40, "web": 40},
+        "mean_divergence": pytest.approx(np.mean([one["divergence"] for one in places]), abs=1e-5),
+    }
+    assert continued.metrics == {"documents": 40, "places": 80, "sources": {"code": 40, "web": 40}}
+    assert continued.problems() == []
+
+
+def test_opened_it_gives_the_places_with_what_both_said(continued: Artifact) -> None:
+    opened = Continuations(continued)
+    said = {side: lines(continued, f"said_{side}.jsonl") for side in "ab"}
+    for i, (place, line) in enumerate(zip(opened.places, lines(continued, "places.jsonl"), strict=True)):
+        assert place.said == {side: said[side][i] for side in "ab"}
+        assert opened.before(i) == make_texts()[line["document"]][: line["end"]]
+        assert (place.divergence, place.drawn) == (line["divergence"], line["drawn"])
+
+
+def test_models_really_go_on_from_the_text_before_the_place(
+    make_settings: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, lm_a: LanguageModel, lm_b: LanguageModel
+) -> None:
+    """With the likeliest token instead of a draw, what a model says is what `generate` gives for that text."""
+    monkeypatch.setattr(
+        module, "continue_tokens", lambda *args, **values: continue_tokens(*args, **{**values, "temperature": 0.0})
+    )
+    opened = Continuations(run(make_settings(), workspace))
+    before = [opened.before(i) for i in range(len(opened.places))]
+    for side, lm in (("a", lm_a), ("b", lm_b)):
+        expected = generate(lm, before, max_new_tokens=4)
+        assert [place.said[side] for place in opened.places] == [[text] for text in expected]
+        assert len(set(expected)) > 20
+
+
+def test_draws_come_from_the_models_whole_distribution(continued: Artifact) -> None:
+    """Untrained models say nearly anything: hardly a continuation comes twice."""
+    for side in "ab":
+        assert len({place.said[side][0] for place in Continuations(continued).places}) > 60
+
+
+def test_the_same_command_is_up_to_date(make_settings: Make, workspace: Workspace, capsys) -> None:
+    first = run(make_settings(), workspace)
+    assert run(make_settings(device="auto", batch=7), workspace).ref == first.ref == "continuations:1"
+    assert "continuations:1 is up to date" in capsys.readouterr().err
+    assert run(make_settings(seed=1), workspace).ref == "continuations:2"
+
+
+def test_a_second_run_gives_the_same_bytes(continued: Artifact, make_settings: Make, workspace: Workspace) -> None:
+    assert run(make_settings(), workspace).manifest.digest == continued.manifest.digest
+
+
+@pytest.mark.parametrize("fails_at", [2, 5])
+def test_interrupted_at_a_part_it_ends_with_the_same_bytes(
+    make_settings: Make, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    monkeypatch.setattr(module, "_PART", 24)  # four parts a side
+    straight = run(make_settings(), Workspace(tmp_path / "straight"))
+    calls: list[int] = []
+
+    def breaking(lm: LanguageModel, prompts: list[list[int]], **values: Any) -> Any:
+        calls.append(len(prompts))
+        if len(calls) == fails_at:
+            raise KeyboardInterrupt
+        return continue_tokens(lm, prompts, **values)
+
+    monkeypatch.setattr(module, "continue_tokens", breaking)
+    monkeypatch.setattr(module, "likeliest", _once(module.likeliest))
+    with pytest.raises(KeyboardInterrupt):
+        run(make_settings(), workspace)
+    calls.append(0)  # no further interruption
+    done = calls.copy()
+    again = run(make_settings(), workspace)
+    assert again.manifest.digest == straight.manifest.digest
+    assert again.files() == straight.files()
+    # Every finished part was kept: what was interrupted and what had not begun is done now.
+    assert sum(calls) - sum(done) == 2 * 80 - (sum(done) - done[fails_at - 1])
+
+
+def _once(likeliest: Callable[..., Any]) -> Callable[..., Any]:
+    """Each model reads the documents once, however often the run is interrupted."""
+    seen: set[str] = set()
+
+    def wrapped(lm: LanguageModel, side: str, *args: Any) -> Any:
+        assert side not in seen
+        seen.add(side)
+        return likeliest(lm, side, *args)
+
+    return wrapped
+
+
+def test_two_draws_of_each_place(make_settings: Make, workspace: Workspace) -> None:
+    opened = Continuations(run(make_settings(draws=2), workspace))
+    for side in "ab":
+        draws = [place.said[side] for place in opened.places]
+        assert {len(texts) for texts in draws} == {2}
+        assert sum(one != other for one, other in draws) > 60
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(f"abc {i}?" for i in range(45)))
+    return path
+
+
+def test_prompts_alone(make_settings: Make, workspace: Workspace, prompts_file: Path) -> None:
+    opened = Continuations(run(make_settings(texts=(), prompts=prompts_file), workspace))
+    assert opened.info["sources"] == {"prompts": 45}
+    assert [opened.before(i) for i in range(45)] == [f"abc {i}?" for i in range(45)]
+    assert {place.drawn for place in opened.places} == {"given"}
+
+
+def test_prompts_together_with_texts(make_settings: Make, workspace: Workspace, prompts_file: Path) -> None:
+    opened = Continuations(run(make_settings(prompts=prompts_file), workspace))
+    assert opened.info["sources"] == {"code": 20, "prompts": 45, "web": 20}
+    assert len(set(opened.number)) == 85
+
+
+def test_chats_are_kept_with_their_messages(make_settings: Make, workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    messages = [{"role": "user", "content": "abc gah?"}, {"role": "assistant", "content": "bed cab 3.14."}]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for _ in range(3)))
+    artifact = run(make_settings(texts=(str(path),)), workspace)
+    assert lines(artifact, "documents.jsonl")[0]["messages"] == messages
+    opened = Continuations(artifact)
+    assert opened.documents[0].messages == tuple(messages)
+    assert [opened.before(i) for i in range(3)] == ["abc gah?"] * 3
+
+
+def test_models_and_texts_of_the_latest_activations(
+    make_settings: Make, workspace: Workspace, models: dict[str, Path], texts_file: Path, continued: Artifact, capsys
+) -> None:
+    with pytest.raises(InputError, match="modeldiff harvest"):
+        run(make_settings(model_a=None, model_b=None), workspace)
+    harvest = HarvestSettings(
+        model_a=str(models["a"]), model_b=str(models["b"]), texts=(str(texts_file),), pairs=100, device="cpu"
+    )
+    run_harvest(harvest, workspace)
+    artifact = run(make_settings(model_a=None, model_b=None, texts=()), workspace)
+    assert artifact.manifest.digest == continued.manifest.digest
+    assert "models and texts as in activations:1" in capsys.readouterr().err
+    # What is given goes first.
+    assert run(make_settings(model_a=None, model_b=None), workspace).ref == artifact.ref
+    assert run(make_settings(texts=()), workspace).ref == artifact.ref
+
+
+def test_activations_without_models_or_texts_are_no_settings(make_settings: Make, workspace: Workspace) -> None:
+    import torch
+
+    make_activations(workspace, torch.randn(20, 4), torch.randn(20, 4))
+    with pytest.raises(InputError, match="--model-a and --model-b"):
+        run(make_settings(model_a=None, model_b=None), workspace)
+    with pytest.raises(InputError, match="give --texts or --prompts"):
+        run(make_settings(texts=()), workspace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_b": None}, "both --model-a and --model-b"),
+        ({"places": 39}, "--places must be at least 40"),
+        ({"tokens": 0}, "--tokens must be at least 1"),
+        ({"draws": 0}, "--draws"),
+        ({"context": 7}, "--context"),
+        ({"seed": -1}, "--seed"),
+        ({"uniform": 1.5}, "--uniform"),
+        ({"batch": 0}, "--batch"),
+        ({"texts": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"tokens": 250}, "--tokens 250 leaves too few"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    make_settings: Make, workspace: Workspace, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(make_settings(**changes), workspace)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_without_a_place_are_refused(make_settings: Make, workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("abc")
+    with pytest.raises(InputError, match="no place that both models can go on from"):
+        run(make_settings(texts=(str(tmp_path / "short.txt"),)), workspace)
+
+
+def test_a_damaged_file_is_named_with_its_mend(make_settings: Make, workspace: Workspace) -> None:
+    artifact = run(make_settings(), workspace)
+    (artifact.folder / "said_b.jsonl").write_text("{")
+    with pytest.raises(DamagedError, match=r"said_b\.jsonl.*workspace remove continuations:1"):
+        Continuations(artifact)

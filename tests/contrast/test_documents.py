@@ -1,0 +1,248 @@
+"""Documents: which are drawn, which places both models can go on from, and what each of them reads there."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from modeldiff.contrast.documents import (
+    CANDIDATES,
+    PASSAGE_CHARS,
+    Document,
+    drawn_documents,
+    open_document,
+    open_prompts,
+    passage,
+    read_prompts,
+)
+from modeldiff.errors import InputError
+from modeldiff.texts.sources import Record
+from modeldiff.texts.tokenize import Reader
+from modeldiff.texts.words import is_word_end
+from tests.contrast.conftest import make_texts
+from tests.texts.tokenizers_for_tests import bytes_trimmed, bytes_untrimmed
+from tests.tiny_models import CHAT_TEMPLATE, TEXTS, tiny_tokenizer
+
+# The second begins every text with <s> and counts the blank before a word to its token.
+READERS = {"a": Reader(bytes_trimmed(), True), "b": Reader(bytes_untrimmed(), True)}
+CONTEXT = {"a": 512, "b": 512}
+
+
+def records(count: int) -> list[Record]:
+    return [Record("made", f"text {i}") for i in range(count)]
+
+
+def test_documents_are_drawn_in_order_with_their_numbers() -> None:
+    drawn = drawn_documents(records(100), 30, seed=0)
+    numbers = [number for number, _ in drawn]
+    assert len(drawn) == 30
+    assert numbers == sorted(set(numbers))
+    assert all(record.text == f"text {number}" for number, record in drawn)
+
+
+def test_the_same_seed_draws_the_same_documents() -> None:
+    assert drawn_documents(iter(records(100)), 30, 0) == drawn_documents(records(100), 30, 0)
+    assert drawn_documents(records(100), 30, 0) != drawn_documents(records(100), 30, 1)
+
+
+def test_every_document_is_drawn_as_often_as_any_other() -> None:
+    counts = [0] * 20
+    for seed in range(600):
+        for number, _ in drawn_documents(records(20), 5, seed):
+            counts[number] += 1
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_all_are_taken_where_there_are_fewer() -> None:
+    assert [number for number, _ in drawn_documents(records(3), 30, 0)] == [0, 1, 2]
+    assert drawn_documents([], 30, 0) == []
+
+
+def test_no_more_than_fifty_times_the_wanted_documents_are_read() -> None:
+    stream = iter(records(1000))
+    assert max(number for number, _ in drawn_documents(stream, 2, 0)) < 100
+    assert len(list(stream)) >= 899
+
+
+def test_a_short_text_is_its_own_passage() -> None:
+    text = "word " * (PASSAGE_CHARS // 5)
+    assert passage(text, random.Random(0)) == text
+
+
+@given(st.integers(0, 999))
+def test_a_passage_of_a_longer_text_begins_after_a_blank(seed: int) -> None:
+    text = " ".join(str(i) for i in range(2000))
+    found = passage(text, random.Random(seed))
+    assert PASSAGE_CHARS - 10 <= len(found) <= PASSAGE_CHARS
+    assert f" {found}" in f" {text}"
+    assert found == passage(text, random.Random(seed))
+
+
+def test_a_text_without_blanks_has_passages_too() -> None:
+    text = "京" * (3 * PASSAGE_CHARS)
+    assert len(passage(text, random.Random(0))) == PASSAGE_CHARS
+
+
+def decoded(document: Document, side: str, place: int) -> str:
+    tokenizer = READERS[side].tokenizer
+    return tokenizer.decode(document.prompt(side, place), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@given(
+    st.lists(
+        st.sampled_from([*" ".join(TEXTS).split(), "don't", "3.14", "\n", "東京", "\u2028", "e\u0301"]), max_size=40
+    )
+)
+def test_a_place_is_where_both_models_have_read_the_same_and_a_word_ends(words: list[str]) -> None:
+    text = " ".join(words)
+    document = open_document(Record("made", text), 0, READERS, CONTEXT, seed=0)
+    if document is None:
+        return
+    assert 0 < len(document.ends) <= CANDIDATES
+    assert document.ends == sorted(set(document.ends))
+    for i, end in enumerate(document.ends):
+        assert is_word_end(text, end)
+        assert text[end:].strip()  # something follows
+        for side in "ab":
+            assert decoded(document, side, i) == text[:end]
+    assert document.prompt("b", 0)[0] == READERS["b"].tokenizer.bos_token_id
+
+
+def test_a_place_has_words_before_it() -> None:
+    assert open_document(Record("made", "one two three four"), 0, READERS, CONTEXT, 0) is None
+    document = open_document(Record("made", "one two three four five six"), 0, READERS, CONTEXT, 0)
+    assert document is not None
+    assert document.ends == [len("one two three four five")]
+
+
+def test_a_place_is_within_what_the_models_may_read() -> None:
+    text = make_texts()[0]
+    for context in ({"a": 20, "b": 512}, {"a": 512, "b": 20}):
+        document = open_document(Record("made", text), 0, READERS, context, 0)
+        assert document is not None
+        assert all(len(document.prompt(side, i)) <= context[side] for side in "ab" for i in range(len(document.ends)))
+    assert open_document(Record("made", text), 0, READERS, {"a": 3, "b": 512}, 0) is None
+
+
+def test_the_places_of_a_document_depend_on_the_seed_and_its_number_alone() -> None:
+    record = Record("made", " ".join(make_texts()[:5]))
+    assert open_document(record, 3, READERS, CONTEXT, 0) == open_document(record, 3, READERS, CONTEXT, 0)
+    ends = {tuple(open_document(record, n, READERS, CONTEXT, seed).ends) for n, seed in ((3, 0), (4, 0), (3, 1))}
+    assert len(ends) == 3
+
+
+def test_a_place_beyond_the_last_is_an_error() -> None:
+    document = open_document(Record("made", make_texts()[0]), 0, READERS, CONTEXT, 0)
+    assert document is not None
+    with pytest.raises(IndexError):
+        document.prompt("a", len(document.ends))
+
+
+@pytest.fixture(scope="module")
+def chatting() -> dict[str, Reader]:
+    """B has a chat template, A has none."""
+    return {"a": Reader(tiny_tokenizer(), True), "b": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True)}
+
+
+def chat(*messages: tuple[str, str]) -> Record:
+    made = tuple({"role": role, "content": content} for role, content in messages)
+    return Record("chats", "\n".join(content for _, content in messages), made)
+
+
+CHAT = chat(("system", "Be brief."), ("user", "A fox?"), ("assistant", "Yes, a fox."), ("user", "And a dog?"))
+
+
+def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens_the_answer(chatting) -> None:
+    document = open_document(CHAT, 5, chatting, CONTEXT, 0)
+    assert document is not None
+    assert document.given
+    assert [document.text[:end] for end in document.ends] == [
+        "Be brief.\nA fox?", "Be brief.\nA fox?\nYes, a fox.\nAnd a dog?",
+    ]  # fmt: skip
+    read = {side: [chatting[side].tokenizer.decode(document.prompt(side, i)) for i in range(2)] for side in "ab"}
+    assert read["a"][0] == "System: Be brief.\n\nUser: A fox?\n\nAssistant:"
+    assert read["a"][1] == read["a"][0] + " Yes, a fox.\n\nUser: And a dog?\n\nAssistant:"
+    assert read["b"][0] == (
+        "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nA fox?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert read["b"][1].endswith("<|im_start|>user\nAnd a dog?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_chat_that_grows_too_long_keeps_its_first_places(chatting) -> None:
+    document = open_document(CHAT, 0, chatting, CONTEXT, 0)
+    assert document is not None
+    first = len(document.prompt("b", 0))
+    short = open_document(CHAT, 0, chatting, {"a": 512, "b": first}, 0)
+    assert short is not None
+    assert short.ends == document.ends[:1]
+    assert open_document(CHAT, 0, chatting, {"a": 512, "b": first - 1}, 0) is None
+
+
+def test_a_chat_without_a_user_has_no_place(chatting) -> None:
+    assert open_document(chat(("assistant", "Hello there, you.")), 0, chatting, CONTEXT, 0) is None
+
+
+def test_prompts_of_a_text_file_are_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffWho?\r\n\r\n  Why\u2028not? \n \t\nCafé\x0b?".encode())
+    assert read_prompts(path, "text") == ["Who?", "  Why\u2028not? ", "Café\x0b?"]
+
+
+def test_prompts_of_a_jsonl_file_are_the_field_of_its_records(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.JSONL"
+    rows = [{"q": "Who?\nWhy?"}, {"q": "  "}, {"q": "東京", "text": 3}]
+    path.write_text("\ufeff" + "\r\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    assert read_prompts(path, "q") == ["Who?\nWhy?", "東京"]
+
+
+def test_half_a_character_in_a_prompt_is_one_that_every_tokenizer_takes(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"text": "a fox \\ud83d"}')
+    assert read_prompts(path, "text") == ["a fox \ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("nowhere.txt", None, "nowhere.txt"),
+        ("prompts.csv", b"a,b", "ends in '.csv'"),
+        ("prompts.txt", b"", "holds no prompt"),
+        ("prompts.txt", b"\n \n", "holds no prompt"),
+        ("prompts.txt", b"good\n\xff\xfe\n", "not UTF-8"),
+        ("prompts.jsonl", b'{"text": "x"}\n{"other": 1}', "line 2: field 'text' is missing"),
+        ("prompts.jsonl", b'{"text": 3}', "--text-field"),
+        ("prompts.jsonl", b'{"text": "x"}\n{', "line 2: not valid JSON"),
+        ("prompts.jsonl", b'["x"]', "expected a JSON object"),
+    ],
+)
+def test_a_file_of_prompts_that_cannot_be_used_is_an_error_in_one_line(
+    tmp_path: Path, name: str, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_prompts(tmp_path / name, "text")
+    assert says in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_is_a_users_message_for_a_model_with_a_template_and_a_text_for_the_other(chatting) -> None:
+    (document,) = open_prompts(["A fox?"], 7, chatting, CONTEXT)
+    assert (document.text, document.source, document.number, document.ends) == ("A fox?", "prompts", 7, [6])
+    assert document.given
+    assert chatting["a"].tokenizer.decode(document.prompt("a", 0)) == "A fox?"
+    assert chatting["b"].tokenizer.decode(document.prompt("b", 0)) == (
+        "<s><|im_start|>user\nA fox?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_prompt_that_is_too_long_for_a_model_is_left_out(chatting) -> None:
+    found = open_prompts(["A fox? " * 200, "A dog?"], 0, chatting, {"a": 512, "b": 100})
+    assert [(document.text, document.number) for document in found] == [("A dog?", 1)]

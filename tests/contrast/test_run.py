@@ -1,0 +1,284 @@
+"""The contrast stage: planted differences of made continuations, and two untrained models that differ in nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import modeldiff.contrast.run as module
+from modeldiff.contrast.continuations import run as run_continuations
+from modeldiff.contrast.run import crosscoder_for, features_of, run
+from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
+from modeldiff.contrast.statistics import halves
+from modeldiff.contrast.stored import read_contrast, read_places
+from modeldiff.crosscoder.run import run as run_train
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.run import run as run_features
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.harvest.run import run as run_harvest
+from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.workspace import Artifact, Workspace
+from tests.contrast.made_continuations import made_continuations, planted
+
+
+def settings_of(**changes: Any) -> ContrastSettings:
+    return ContrastSettings(**{"cause": False, "device": "cpu", **changes})
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The contrast of a planted difference."""
+    workspace = Workspace(tmp_path_factory.mktemp("planted") / "ws")
+    made_continuations(workspace, **planted())
+    return run(settings_of(), workspace)
+
+
+def test_a_planted_difference_is_found_and_nothing_else(found: Artifact) -> None:
+    contrast = read_contrast(found)
+    (one,) = contrast["differences"]
+    assert one["context"] == {"kind": "word", "name": "oak"}
+    assert [row["word"] for row in one["a_says"]] == ["indeed"]
+    assert one["a_says"][0]["a"] == pytest.approx(0.9, abs=0.12)
+    assert {one["a_says"][0][key] for key in ("b", "a_elsewhere", "b_elsewhere")} == {0.0}
+    assert (one["rank"], one["side"], one["verified"]) == (1, "A", True)
+    assert 0.5 < one["low"] < one["effect"] < one["high"] <= 1.1
+    assert one["sources"] == {"code": 1.0}
+    assert all("oak" in text["before"] for text in one["texts"])
+
+
+def test_contrast_json_says_what_was_compared(found: Artifact) -> None:
+    contrast = read_contrast(found)
+    assert contrast["format"] == 1
+    assert (contrast["continuations"], contrast["crosscoder"], contrast["features"]) == ("continuations:1", None, None)
+    assert contrast["models"] == {"a": "org/model-a", "b": "org/model-b"}
+    assert (contrast["places"], contrast["documents"]) == (320, 160)
+    assert set(contrast["contexts"]) == {"everywhere", "source", "word"}
+    assert (contrast["contexts"]["everywhere"], contrast["contexts"]["source"]) == (1, 2)
+    assert (contrast["rate"], contrast["smallest"]) == (0.05, 0.05)
+    assert contrast["found"] == 1 == found.metrics["found"]
+    assert contrast["candidates"] == contrast["found"] + len(contrast["not_verified"])
+    assert contrast["expected_by_chance"] < 0.5
+    assert found.files() == ["contrast.json", "places.safetensors"]
+
+
+def test_places_are_those_where_the_context_holds(found: Artifact) -> None:
+    contrast = read_contrast(found)
+    places = read_places(found)
+    assert len(places) == len(contrast["differences"]) + len(contrast["not_verified"])
+    assert places[0].tolist() == [p for d in range(0, 160, 4) for p in (2 * d, 2 * d + 1)]
+    assert len(places[0]) == contrast["differences"][0]["places"]
+
+
+def test_only_the_kinds_of_context_that_are_asked_for_are_compared(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    made_continuations(workspace, **planted())
+    contrast = read_contrast(run(settings_of(contexts=("source", "everywhere")), workspace))
+    assert contrast["contexts"] == {"everywhere": 1, "source": 2}
+    assert {one["context"]["kind"] for one in contrast["differences"]} <= {"source", "everywhere"}
+
+
+def test_the_same_command_is_up_to_date_and_the_list_may_be_cut(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    made_continuations(workspace, **planted())
+    assert run(settings_of(), workspace).ref == run(settings_of(device="auto"), workspace).ref == "contrast:1"
+    assert run(settings_of(smallest=0.95), workspace).ref == "contrast:2"
+    assert Workspace(tmp_path / "ws").find("contrast").metrics["found"] == 0
+
+
+def test_a_context_that_one_document_verifies_has_the_widest_interval(tmp_path: Path) -> None:
+    """Nothing is known of other documents: the numbers stay such that JSON can hold them."""
+    at = np.repeat(np.arange(40), 20)
+    first = halves(at, 0)
+    there = {*np.unique(at[first])[:4].tolist(), int(at[~first][0])}
+    documents = [("oak " * 30 if d in there else "elm " * 30, "web") for d in range(40)]
+    places = [(d, 10 + i, " indeed." if d in there else " well.", " well.") for d in range(40) for i in range(20)]
+    workspace = Workspace(tmp_path / "ws")
+    made_continuations(workspace, documents, places)
+    contrast = read_contrast(run(settings_of(), workspace))
+    (one,) = [one for one in contrast["not_verified"] if one["context"]["name"] == "oak"]
+    assert (one["low"], one["effect"], one["high"]) == (-2, 1, 2)
+    assert contrast["found"] == 0
+
+
+@pytest.mark.parametrize("documents", [1, 3])
+def test_too_few_documents_cannot_be_compared(tmp_path: Path, documents: int) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    places = [(d, 10 + i, " indeed.", " well.") for d in range(documents) for i in range(40)]
+    made_continuations(workspace, [("oak " * 50, "web")] * documents, places)
+    with pytest.raises(InputError, match=f"continuations:1 is of {documents} documents: at least 4"):
+        run(settings_of(), workspace)
+
+
+def test_without_continuations_the_command_that_makes_them_is_named(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match="modeldiff contrast"):
+        run(settings_of(), workspace)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    made_continuations(workspace, **planted(documents=40))
+    artifact = run(settings_of(), workspace)
+    for name, read in (("contrast.json", read_contrast), ("places.safetensors", read_places)):
+        (artifact.folder / name).write_text("{}")
+        with pytest.raises(DamagedError, match=f"{name}.*workspace remove contrast:1"):
+            read(artifact)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    path = tmp_path / "contrast.json"
+    artifact: Any = SimpleNamespace(file=lambda _: path)
+    path.write_text(json.dumps({"format": 2}))
+    with pytest.raises(InputError, match="upgrade modeldiff"):
+        read_contrast(artifact)
+    path.write_text("{}")
+    with pytest.raises(DamagedError, match="'format' is missing"):
+        read_contrast(artifact)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"contexts": ("word", "wrod")}, "found 'wrod'"),
+        ({"contexts": ()}, "found none"),
+        ({"rate": 0}, "--rate"),
+        ({"smallest": 1}, "--smallest"),
+        ({"most": 0}, "--most"),
+        ({"least": 1}, "--least"),
+        ({"top": 0}, "--top"),
+        ({"cause_places": 0}, "--cause-places"),
+        ({"seed": -1}, "--seed"),
+    ],
+)
+def test_senseless_settings_are_refused_in_one_line(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        settings_of(**changes)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@dataclass
+class World:
+    """Two untrained models with all that a contrast can use."""
+
+    workspace: Workspace
+    activations: Artifact
+    crosscoders: list[Artifact]
+    features: Artifact
+    continuations: Artifact
+    others: Artifact
+    """A crosscoder of A and A."""
+
+
+@pytest.fixture(scope="module")
+def world(
+    tmp_path_factory: pytest.TempPathFactory,
+    models: dict[str, Path],
+    texts_file: Path,
+    make_settings: Callable[..., ContinuationsSettings],
+) -> World:
+    workspace = Workspace(tmp_path_factory.mktemp("world") / "ws")
+
+    def harvest(model_b: Path) -> Artifact:
+        settings = HarvestSettings(
+            model_a=str(models["a"]), model_b=str(model_b), texts=(str(texts_file),), pairs=400, device="cpu"
+        )
+        return run_harvest(settings, workspace)
+
+    def train(activations: Artifact, seed: int = 0) -> Artifact:
+        settings = TrainSettings(
+            activations=activations.ref, features=32, k=4, steps=20, batch=64, seed=seed, device="cpu"
+        )
+        return run_train(settings, workspace)
+
+    activations = harvest(models["b"])
+    crosscoders = [train(activations), train(activations, seed=1)]
+    others = train(harvest(models["a"]))
+    features = run_features(
+        FeaturesSettings(crosscoder=crosscoders[0].ref, predictability=False, device="cpu"), workspace
+    )
+    continuations = run_continuations(make_settings(places=120, tokens=6), workspace)
+    return World(workspace, activations, crosscoders, features, continuations, others)
+
+
+def test_untrained_models_differ_in_nothing(world: World) -> None:
+    artifact = run(settings_of(least=4), world.workspace)
+    contrast = read_contrast(artifact)
+    assert contrast["contexts"]["feature"] > 5
+    assert contrast["crosscoder"] == world.crosscoders[1].ref
+    assert contrast["features"] is None
+    assert contrast["found"] == 0
+    assert contrast["differences"] == []
+
+
+def test_an_interrupted_contrast_does_not_read_the_features_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run(settings_of(least=3), world.workspace)
+    world.workspace.remove(straight.folder)
+
+    def stop(*args: Any, **values: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "contrast", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings_of(least=3), world.workspace)
+    monkeypatch.setattr(module, "read_features", None)
+    again = run(settings_of(least=3), world.workspace)
+    assert again.manifest.digest == straight.manifest.digest
+
+
+def test_the_latest_crosscoder_of_these_models_is_used_unless_another_is_named(world: World) -> None:
+    workspace, source = world.workspace, world.continuations
+    first, second = world.crosscoders
+    assert crosscoder_for(workspace, source, None).ref == second.ref
+    assert crosscoder_for(workspace, source, first.ref).ref == first.ref
+    assert crosscoder_for(workspace, source, "none") is None
+    with pytest.raises(InputError, match=f"{world.others.ref} was trained on other models"):
+        crosscoder_for(workspace, source, world.others.ref)
+    with pytest.raises(InputError, match="crosscoder:99"):
+        crosscoder_for(workspace, source, "crosscoder:99")
+
+
+def test_features_must_be_of_the_crosscoder(world: World) -> None:
+    workspace = world.workspace
+    first, second = world.crosscoders
+    assert features_of(workspace, first, None).ref == world.features.ref
+    assert features_of(workspace, second, None) is None
+    assert features_of(workspace, None, None) is None
+    assert features_of(workspace, first, world.features.ref).ref == world.features.ref
+    for crosscoder in (second, None):
+        with pytest.raises(InputError, match=f"{world.features.ref} was not made from the crosscoder"):
+            features_of(workspace, crosscoder, world.features.ref)
+
+
+def test_no_crosscoder_of_these_models_leaves_the_other_contexts(tmp_path: Path, capsys) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    made_continuations(workspace, **planted(documents=40))
+    contrast = read_contrast(run(settings_of(least=4), workspace))
+    assert "feature" not in contrast["contexts"]
+    assert "no crosscoder of these models" in capsys.readouterr().err
+
+
+def test_outlying_pairs_are_those_that_training_would_have_dropped(world: World) -> None:
+    """A factor of the median norm; a crosscoder's scale brings that to the square root of the mean width."""
+    from modeldiff.crosscoder import load
+    from modeldiff.workspace.activations import ActivationStore
+
+    build = module._Build(
+        settings_of(), world.workspace, None, world.continuations, world.crosscoders[0], None, None, None
+    )  # type: ignore[arg-type]
+    limits = build.limits(load(world.crosscoders[0]))
+    info = ActivationStore(world.activations).info
+    factor = world.crosscoders[0].settings["outlier_factor"]
+    for side in "ab":
+        np.testing.assert_allclose(limits[side], factor * info.sides[side].median_norm, rtol=1e-4)

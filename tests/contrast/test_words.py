@@ -1,0 +1,139 @@
+"""Words of continuations: what counts as one, what is cut off, and how often either model says it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeldiff.contrast.words import said_words, whole_words, words_of
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The CAT, the cat.", ["the", "cat", "the", "cat"]),
+        ("don't and don\u2019t", ["don't", "and", "don't"]),
+        ("'quoted' dogs' rock'n'roll", ["quoted", "dogs", "rock'n'roll"]),
+        ("In 1989 GPT4 had 3.14", ["in", "1989", "gpt4", "had", "3", "14"]),
+        ("Straße NAÏVE ΑΒΓ", ["straße", "naïve", "αβγ"]),
+        ("cafe\u0301s", ["cafe\u0301s"]),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),
+        ("", []),
+        (" ,.!? \n", []),
+    ],
+)
+def test_words_are_runs_of_letters_digits_and_apostrophes_in_lower_case(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("東京都", ["東京", "京都"]),
+        ("東京。都", ["東京", "都"]),
+        ("สวัสดี", ["สวั", "วัส", "สดี"]),
+        ("น้ำใจ", ["น้ำใ", "ใจ"]),
+        ("iPhoneの話", ["iphone", "の話"]),
+        ("2024年にGPT", ["2024", "年に", "gpt"]),
+    ],
+)
+def test_scripts_without_spaces_give_pairs_of_characters(text: str, words: list[str]) -> None:
+    """Marks belong to the character before them, and words of other scripts in between stay whole."""
+    assert words_of(text) == words
+
+
+@given(st.lists(st.from_regex(r"[a-z0-9]{1,6}(?:'[a-z]{1,2})?", fullmatch=True), max_size=8))
+def test_words_between_blanks_are_found_as_they_are(words: list[str]) -> None:
+    assert words_of(", ".join(words)) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "begins", "left"),
+    [
+        ("ing the dog runs aw", False, " the dog runs "),
+        (" the dog runs away.", False, " the dog runs away."),
+        ("Sure, the dog runs aw", True, "Sure, the dog runs "),
+        ("'t know it. I do", False, " know it. I "),
+        ("on't know it. ", False, " know it. "),
+        (" it. I don't", False, " it. I "),
+        (" it. I don'", False, " it. I "),
+        (" a whole word\n", False, " a whole word\n"),
+        ("ending", False, ""),
+        ("", False, ""),
+        ("ing भाषा हिन्दी", False, " भाषा "),
+    ],
+)
+def test_a_word_that_is_cut_off_at_either_end_is_left_out(text: str, begins: bool, left: str) -> None:
+    assert whole_words(text, begins=begins) == left
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_scripts_without_spaces_are_not_cut(begins: bool) -> None:
+    assert whole_words("東京は今日", begins=begins) == "東京は今日"
+    assert whole_words("สวัสดี", begins=begins) == "สวัสดี"
+
+
+def test_a_word_that_is_cut_off_beside_a_script_without_spaces_is_left_out() -> None:
+    assert whole_words("ing東京のtow", begins=False) == "東京の"
+
+
+@given(st.text(max_size=40), st.booleans())
+def test_what_is_left_is_a_part_of_the_text_and_no_word_of_it_is_new(text: str, begins: bool) -> None:
+    left = whole_words(text, begins=begins)
+    assert left in text
+    words = words_of(text)
+    assert len(words_of(left)) <= len(words)
+    if begins:
+        assert words[: len(words_of(left))] == words_of(left)
+
+
+def rates(said: dict[str, list[list[str]]], least: int = 1, begins: bool = True) -> dict[str, dict[str, list[float]]]:
+    """By word and side, the share of the draws of each place."""
+    found = said_words(said, [begins] * len(said["a"]), least=least)
+    arrays = {side: one.toarray() for side, one in found.by_side.items()}
+    return {name: {side: arrays[side][:, v].tolist() for side in "ab"} for v, name in enumerate(found.names)}
+
+
+def test_draws_of_a_place_are_averaged() -> None:
+    said = {
+        "a": [["red. ", "red red. ", "blue. ", "- "], ["- "] * 4],
+        "b": [["- "] * 4, ["blue. ", "red. ", "blue. ", "blue. "]],
+    }
+    assert rates(said) == {
+        "blue": {"a": [0.25, 0.0], "b": [0.0, 0.75]},
+        "red": {"a": [0.5, 0.0], "b": [0.0, 0.25]},
+    }
+
+
+def test_sides_are_told_apart_by_name_and_not_by_order() -> None:
+    said = {"b": [["blue. "]], "a": [["red. "]]}
+    assert rates(said) == {"blue": {"a": [0.0], "b": [1.0]}, "red": {"a": [1.0], "b": [0.0]}}
+
+
+def test_a_word_counts_when_both_models_together_say_it_in_enough_continuations() -> None:
+    said = {"a": [["red red red. "], ["blue. "]], "b": [["blue. "], ["green. "]]}
+    assert list(rates(said, least=2)) == ["blue"]
+
+
+def test_nothing_said_often_enough_gives_no_words() -> None:
+    said = {"a": [["red. "], ["blue. "]], "b": [["- "], ["- "]]}
+    for least in (2, 99):
+        found = said_words(said, [True, True], least=least)
+        assert found.names == []
+        assert found.difference.shape == (2, 0)
+
+
+def test_only_answers_keep_the_word_that_they_begin_with() -> None:
+    said = {"a": [["red, "], ["red, "]], "b": [["- "], ["- "]]}
+    found = said_words(said, [True, False], least=1)
+    np.testing.assert_array_equal(found.by_side["a"].toarray(), [[1], [0]])
+
+
+def test_the_difference_is_of_a_minus_b_and_rows_are_places() -> None:
+    said = {"a": [["red. ", "- "], ["red. ", "red. "]], "b": [["red. ", "red. "], ["- ", "- "]]}
+    found = said_words(said, [True, True], least=1)
+    np.testing.assert_allclose(found.difference.toarray(), [[-0.5], [1.0]])
+    np.testing.assert_allclose(found.rows(np.array([1, 0])).difference.toarray(), [[1.0], [-0.5]])
