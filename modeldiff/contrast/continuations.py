@@ -187,9 +187,7 @@ class _Build:
             f"{len(places):,} places in {len(documents):,} documents, {settings.draws} x up to {settings.tokens} "
             f"tokens by each model; mean divergence {np.mean([place.divergence for place in places]):.3f} bits"
         )
-        # One after the other: the threads of a process share torch's random numbers.
-        for side in SIDES:
-            self.sample(side, documents, places)
+        self.each_side(lambda side: self.sample(side, documents, places))
         for side in SIDES:
             if not self.work.has(f"said_{side}.jsonl"):
                 said = [texts for part in range(_parts(places)) for texts in self.part(side, part)]

@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from modeldiff.errors import InputError
 from modeldiff.lm.model import LanguageModel
@@ -66,8 +72,9 @@ def generate_tokens(
 
     temperature 0 takes the likeliest token; otherwise tokens are drawn from the whole distribution, or from its
     likeliest part of mass `top_p`. What the model's own generation settings recommend (penalties, top-k) is not
-    applied, so that steered and unsteered texts differ by the steering alone. The same call gives the same texts; the
-    global random state is left as it was. Give add_special_tokens=False for prompts that hold them (`render_chat`).
+    applied, so that steered and unsteered texts differ by the steering alone. The same call gives the same texts, also
+    beside others in other threads; the global random state is left as it was. Give add_special_tokens=False for
+    prompts that hold them (`render_chat`).
     Raises InputError for an empty prompt, one too long for the model, or settings out of range.
     """
     return continue_tokens(
@@ -98,21 +105,38 @@ def continue_tokens(
     ends = _end_ids(lm)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
+        do_sample=False,
         pad_token_id=_pad_id(lm, ends),
         eos_token_id=ends or None,
         # Compiled code may leave out hooks.
         disable_compile=True,
-        **({"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}),
     )
+    drawn = LogitsProcessorList()
+    if temperature > 0:
+        if top_p < 1:
+            drawn += [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)]
+        drawn.append(_Drawn(1.0 if top_p < 1 else temperature, torch.Generator(lm.device).manual_seed(seed)))
     made: list[Generated] = []
-    devices = [lm.device] if lm.device.type == "cuda" else []
     # transformers drops a mask without padding and then warns that there is none.
-    with torch.random.fork_rng(devices), torch.inference_mode(), _own_settings(lm, settings), quiet(bars=True):
-        torch.manual_seed(seed)
+    with torch.inference_mode(), _own_settings(lm, settings), quiet(bars=True):
         for start in range(0, len(prompts), batch_size):
-            made += _generate_batch(lm, prompts[start : start + batch_size], settings, ends)
+            made += _generate_batch(lm, prompts[start : start + batch_size], settings, ends, drawn)
     return made
+
+
+class _Drawn(LogitsProcessor):
+    """Scores of which the largest is a draw from the distribution that the logits give (the Gumbel-max trick).
+
+    transformers samples with torch's global random numbers, which the threads of a process share: two models that
+    generate at the same time would change each other's texts. These come from a generator of the call's own.
+    """
+
+    def __init__(self, temperature: float, generator: torch.Generator) -> None:
+        self._temperature, self._generator = temperature, generator
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        waited = torch.empty_like(scores, dtype=torch.float32).exponential_(generator=self._generator)
+        return scores.float() / self._temperature - waited.clamp_min_(1e-30).log_()
 
 
 def _check_settings(max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
@@ -155,7 +179,11 @@ def _own_settings(lm: LanguageModel, settings: GenerationConfig) -> Iterator[Non
 
 
 def _generate_batch(
-    lm: LanguageModel, prompts: list[list[int]], settings: GenerationConfig, ends: list[int]
+    lm: LanguageModel,
+    prompts: list[list[int]],
+    settings: GenerationConfig,
+    ends: list[int],
+    drawn: LogitsProcessorList,
 ) -> list[Generated]:
     """Generate for some prompts at once, padded on the left so that all continue at the same position."""
     longest = max(map(len, prompts))
@@ -164,7 +192,7 @@ def _generate_batch(
         [[settings.pad_token_id] * gap + ids for gap, ids in zip(gaps, prompts, strict=True)], device=lm.device
     )
     mask_BT = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=lm.device)
-    out_BT = lm.model.generate(ids_BT, attention_mask=mask_BT, generation_config=settings)
+    out_BT = lm.model.generate(ids_BT, attention_mask=mask_BT, generation_config=settings, logits_processor=drawn)
     made = []
     for ids, row in zip(prompts, out_BT[:, longest:].tolist(), strict=True):
         stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)

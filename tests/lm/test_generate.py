@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import transformers
 
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import render_chat
-from modeldiff.lm.generate import generate, generate_tokens
+from modeldiff.lm.generate import continue_tokens, generate, generate_tokens
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual, residual_after
 from tests.tiny_models import ARCHITECTURES
@@ -141,3 +142,19 @@ def test_wrong_settings_are_refused(
     arguments: dict[str, Any] = {"prompts": ["The"], "max_new_tokens": 4} | options
     with pytest.raises(InputError, match=expected):
         generate(lm_of("gpt2"), **arguments)
+
+
+def test_models_that_generate_at_the_same_time_do_not_change_each_others_texts(
+    lm_of: Callable[[str], LanguageModel],
+) -> None:
+    lm = lm_of("llama")
+    prompts = [[5, 6, 7], [8, 9]]
+
+    def draw(seed: int) -> list[list[int]]:
+        made = continue_tokens(lm, prompts, max_new_tokens=12, temperature=1.0, seed=seed)
+        return [one.new_ids for one in made]
+
+    alone = [draw(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(draw, range(4))) == alone
+    assert alone[0] != alone[1]

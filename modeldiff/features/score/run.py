@@ -30,7 +30,7 @@ from modeldiff.lm.harvested import Harvested
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.plan import SIDES
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
