@@ -22,6 +22,8 @@ def entry(rank: int, context: dict[str, Any], *, verified: bool = True, **change
         "context": context,
         "also": [{"kind": "word", "name": "tree"}, {"kind": "feature", "id": 17}],
         "feature": 17,
+        "represented": None,
+        "cause": None,
         "verified": verified,
         "side": "A",
         "effect": 0.314,

@@ -275,7 +275,7 @@ def test_outlying_pairs_are_those_that_training_would_have_dropped(world: World)
     from modeldiff.workspace.activations import ActivationStore
 
     build = module._Build(
-        settings_of(), world.workspace, None, world.continuations, world.crosscoders[0], None, None, None
+        settings_of(), world.workspace, None, world.continuations, world.crosscoders[0], None, None, None, None
     )  # type: ignore[arg-type]
     limits = build.limits(load(world.crosscoders[0]))
     info = ActivationStore(world.activations).info
