@@ -10,7 +10,13 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["modeldiff.cli.main", "modeldiff.harvest.run", "modeldiff.crosscoder.run", "modeldiff.features.run"]
+    [
+        "modeldiff.cli.main",
+        "modeldiff.harvest.run",
+        "modeldiff.crosscoder.run",
+        "modeldiff.features.run",
+        "modeldiff.contrast.run",
+    ]
 )
 # Seconds after which a child counts as hanging.
 DEADLINE = 120

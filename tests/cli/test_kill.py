@@ -119,6 +119,29 @@ def test_features(workspace: Path, trained: Artifact) -> None:
     kill_and_compare(workspace, ["features", "--exclusive", "A"], "features")
 
 
+@pytest.fixture(scope="module")
+def continued(workspace: Path, harvested: Artifact) -> Artifact:
+    """Continuations of the models and texts of the harvest; the contrast that comes with them is left out."""
+    folder = workspace.parent / "continuations"
+    args = [*CONTRAST, "--contexts", "everywhere"]
+    for option, name in (("--model-a", "model_a"), ("--model-b", "model_b")):
+        args += [option, harvested.settings[name]]
+    kill_and_compare(folder, [*args, "--texts", *harvested.settings["texts"]], "continuations")
+    return Workspace(folder).find("contrast")
+
+
+CONTRAST = ["contrast", "--no-cause", "--places", "60", "--tokens", "4", "--device", "cpu"]
+
+
+def test_continuations(continued: Artifact) -> None:
+    assert continued.manifest.inputs["continuations"].label.startswith("continuations:")
+
+
+def test_contrast(workspace: Path, trained: Artifact) -> None:
+    made = kill_and_compare(workspace, [*CONTRAST, "--least", "4"], "contrast")
+    assert made.manifest.inputs["crosscoder"].label == trained.ref
+
+
 def test_a_kill_between_manifest_and_rename_is_survived(
     workspace: Path, harvested: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:

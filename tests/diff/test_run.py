@@ -1,0 +1,74 @@
+"""All stages in one call, on two tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modeldiff.cli.main import run as run_command
+from modeldiff.diff.run import Diff, run
+from modeldiff.diff.settings import DiffSettings
+from modeldiff.workspace import Workspace
+from tests.contrast.conftest import make_texts
+from tests.tiny_models import save_tiny
+
+OPTIONS = ["--pairs", "2400", "--features", "32", "--k", "4", "--steps", "10", "--places", "40", "--no-cause"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models a and b, and texts."""
+    made, texts = tmp_path_factory.mktemp("diff"), make_texts(120)
+    save_tiny(made / "a", "gpt2", texts=texts, width=16, layers=2)
+    save_tiny(made / "b", "llama", texts=texts[:20], width=24, vocab_size=400, layers=2, seed=1)
+    lines = [json.dumps({"text": text, "source": ("web", "code")[i % 2]}) for i, text in enumerate(texts)]
+    (made / "texts.jsonl").write_text("\n".join(lines))
+    return made
+
+
+def settings_of(folder: Path) -> DiffSettings:
+    return DiffSettings(
+        model_a=str(folder / "a"), model_b=str(folder / "b"), texts=(str(folder / "texts.jsonl"),), pairs=2400,
+        features=32, k=4, steps=10, places=40, cause=False, device="cpu",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Diff:
+    return run(settings_of(folder), Workspace(folder / "ws"), name="mine")
+
+
+def test_every_stage_is_made_from_those_before(done: Diff) -> None:
+    made = {
+        one: getattr(done, one).manifest
+        for one in ("activations", "crosscoder", "features", "stitch", "continuations", "contrast")
+    }
+    assert {one: manifest.ref for one, manifest in made.items()} == {one: f"{one}:1" for one in made}
+    for one, source in (
+        ("crosscoder", "activations"), ("features", "crosscoder"), ("stitch", "activations"),
+        ("contrast", "continuations"), ("contrast", "crosscoder"), ("contrast", "features"),
+    ):  # fmt: skip
+        assert made[one].inputs[source].digest == made[source].digest
+    assert made["contrast"].name == "mine"
+    assert made["activations"].metrics["pairs"] == 2400
+
+
+def test_the_same_command_answers_at_once_and_prints_the_list(done: Diff, folder: Path, capsys) -> None:
+    args = ["diff", "--model-a", str(folder / "a"), "--model-b", str(folder / "b"), *OPTIONS, "--device", "cpu"]
+    args = ["--workspace", str(folder / "ws"), *args, "--texts", str(folder / "texts.jsonl")]
+    with pytest.raises(SystemExit, match="0"):
+        run_command([*args, "--json"])
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["ref"] == done.contrast.ref
+    assert found["found"] == 0
+    assert found["differences"] == []
+    for ref in ("activations:1", "crosscoder:1", "features:1", "stitch:1", "continuations:1", "contrast:1"):
+        assert f"{ref} is up to date" in said.err
+    assert "costs: about" in said.err
+    assert [line[:3] for line in said.err.splitlines() if line[1:3] == "/5"] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    with pytest.raises(SystemExit, match="0"):
+        run_command(args)
+    assert capsys.readouterr().out.startswith("Nothing beyond chance")
