@@ -23,6 +23,9 @@ FULL = DiffSettings(
     model_b=str(MODEL_B),
     texts=(),
     pairs=200_000,
+    features=1024,
+    k=16,
+    steps=2000,
     contexts=("everywhere", "word", "feature"),
 )
 # Runs through every stage in a minute or so; too little training and too few places to expect all differences.
