@@ -45,7 +45,7 @@ def test_scripts_without_spaces_give_pairs_of_characters(text: str, words: list[
     assert words_of(text) == words
 
 
-@given(st.lists(st.from_regex(r"[a-z0-9]{1,6}(?:'[a-z]{1,2})?", fullmatch=True), max_size=8))
+@given(st.lists(st.sampled_from(["a", "dog", "1989", "3rd", "don't", "o'er'it", "naïve"]), max_size=8))
 def test_words_between_blanks_are_found_as_they_are(words: list[str]) -> None:
     assert words_of(", ".join(words)) == words
 
