@@ -52,7 +52,8 @@ NAME = "continuations.json"
 DOCUMENTS, PLACES = "documents.jsonl", "places.jsonl"
 # Places of a part: what an interrupted run may lose. The same on every machine, for it decides the random numbers.
 _PART = 256
-# Places continued at once, by kind of device: on a CPU the cache decides, a GPU wants to be busy.
+# Places continued at once, by kind of device: on a CPU the cache decides, a GPU wants to be busy. It decides the random
+# numbers, too.
 _BATCH = {"cpu": 32, "cuda": 512, "mps": 128}
 
 
@@ -131,7 +132,11 @@ def run(
     def build(work: Work) -> dict[str, Any]:
         return _Build(settings, work, refs, sources, prompts, device, dtype).run()
 
-    order = Order(KIND, settings, inputs, SCHEMA, {"dtype": str(dtype).removeprefix("torch.")})
+    resolved = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "sources": [[source.label, source.weight] for source in sources],
+    }
+    order = Order(KIND, settings, inputs, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 
@@ -326,7 +331,7 @@ class _Build:
                     max_new_tokens=settings.tokens,
                     temperature=1.0,
                     seed=_seed(settings.seed, side, part),
-                    batch_size=settings.batch or _BATCH.get(lm.device.type, 32),
+                    batch_size=_BATCH.get(lm.device.type, 32),
                 )
                 texts = [one.text for one in made]
                 rows = [texts[i : i + settings.draws] for i in range(0, len(texts), settings.draws)]

@@ -23,10 +23,11 @@ class ContinuationsSettings(Settings):
     """Branch, tag or commit of model A on the hub."""
     revision_b: str | None = setting(default=None)
     """Branch, tag or commit of model B on the hub."""
-    texts: tuple[str, ...] = setting(default=(), variadic=True)
+    # What counts is their content, label and weight (see continuations.py); likewise of the prompts their content.
+    texts: tuple[str, ...] = setting(default=(), result=False, variadic=True)
     """Texts to continue, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME, each with @WEIGHT
     if wanted. Of chats, the ends of the user's messages are continued. Default: of the latest activations."""
-    prompts: Path | None = setting(default=None)
+    prompts: Path | None = setting(default=None, result=False)
     """A file of prompts to answer, one a line (.txt) or one a record (.jsonl); models with a chat template get them as
     a user's message. Alone or together with --texts."""
     text_field: str = setting(default="text")
@@ -49,8 +50,6 @@ class ContinuationsSettings(Settings):
     """auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto")
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
-    batch: int | None = setting(default=None, result=False)
-    """Places continued at once. Default: by the device."""
 
     def __post_init__(self) -> None:
         if (self.model_a is None) != (self.model_b is None):
@@ -60,8 +59,6 @@ class ContinuationsSettings(Settings):
                 raise InputError(f"--{name} must be at least {least}, found {getattr(self, name)}")
         if not 0 <= self.uniform <= 1:
             raise InputError(f"--uniform is a share from 0 to 1, found {self.uniform}")
-        if self.batch is not None and self.batch < 1:
-            raise InputError(f"--batch must be at least 1, found {self.batch}")
 
 
 @settings

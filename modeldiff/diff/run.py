@@ -56,6 +56,8 @@ def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None
             features=settings.features,
             k=settings.k,
             steps=settings.steps,
+            # Few texts are no reason to stop: a batch is at most a quarter of the pairs.
+            batch=max(1, min(2048, int(activations.metrics["pairs"]) // 4)),
             seed=settings.seed,
             device=device,
         ),

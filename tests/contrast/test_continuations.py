@@ -95,7 +95,7 @@ def test_draws_come_from_the_models_whole_distribution(continued: Artifact) -> N
 
 def test_the_same_command_is_up_to_date(make_settings: Make, workspace: Workspace, capsys) -> None:
     first = run(make_settings(), workspace)
-    assert run(make_settings(device="auto", batch=7), workspace).ref == first.ref == "continuations:1"
+    assert run(make_settings(device="auto"), workspace).ref == first.ref == "continuations:1"
     assert "continuations:1 is up to date" in capsys.readouterr().err
     assert run(make_settings(seed=1), workspace).ref == "continuations:2"
 
@@ -219,7 +219,6 @@ def test_activations_without_models_or_texts_are_no_settings(make_settings: Make
         ({"context": 7}, "--context"),
         ({"seed": -1}, "--seed"),
         ({"uniform": 1.5}, "--uniform"),
-        ({"batch": 0}, "--batch"),
         ({"texts": ("nowhere.txt",)}, "nowhere.txt"),
         ({"tokens": 250}, "--tokens 250 leaves too few"),
     ],
