@@ -1,16 +1,19 @@
-"""modeldiff: what does this language model represent that the other one does not?
+"""modeldiff: what does this language model do or represent that the other one does not?
 
-The stages as functions, with the settings the command line has:
+All of it, or the stages one by one, as functions with the settings the command line has:
 
     import modeldiff
 
     workspace = modeldiff.Workspace("my-workspace")
+    done = modeldiff.run_diff(modeldiff.DiffSettings(model_a=..., model_b=..., texts=(...,)), workspace)
+    differences = modeldiff.read_contrast(done.contrast)["differences"]
+
     modeldiff.run_harvest(modeldiff.HarvestSettings(model_a=..., model_b=..., texts=(...,)), workspace)
     modeldiff.run_train(modeldiff.TrainSettings(features=4096), workspace)
     features = modeldiff.run_features(modeldiff.FeaturesSettings(), workspace)
     modeldiff.run_steer(modeldiff.SteerSettings(model="A", feature=17, prompt=("I think",)), workspace)
 
-Each returns an `Artifact`. Everything is imported on first use: `import modeldiff` alone loads nothing heavy.
+Each stage returns an `Artifact`. Everything is imported on first use: `import modeldiff` alone loads nothing heavy.
 """
 
 import importlib

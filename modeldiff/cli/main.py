@@ -64,10 +64,11 @@ class _Lazy(click.Group):
 )
 @click.pass_context
 def cli(ctx: click.Context, workspace: Path | None) -> None:
-    """What does this language model represent that the other one does not?
+    """What does this language model do or represent that the other one does not?
 
-    modeldiff harvests paired activations of two models of any architecture, width and tokenizer, trains one dictionary
-    with features of A only, shared ones and ones of B only, shows what each feature fires on, and steers with it.
+    modeldiff lets two models of any architecture, width and tokenizer continue the same texts and lists what they say
+    differently, where, and whether it holds; its crosscoder, one dictionary on both models' activations, says where that
+    is represented, and either model can be steered with it.
     """
     ctx.obj = Context(workspace)
 
