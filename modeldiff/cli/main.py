@@ -67,8 +67,8 @@ def cli(ctx: click.Context, workspace: Path | None) -> None:
     """What does this language model do or represent that the other one does not?
 
     modeldiff lets two models of any architecture, width and tokenizer continue the same texts and lists what they say
-    differently, where, and whether it holds; its crosscoder, one dictionary on both models' activations, says where that
-    is represented, and either model can be steered with it.
+    differently, where, and whether it holds; its crosscoder, one dictionary on both models' activations, says where
+    that is represented, and either model can be steered with it.
     """
     ctx.obj = Context(workspace)
 
