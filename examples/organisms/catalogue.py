@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 # Steps of a fine-tune. What no single word carries takes longer to learn.
-STEPS = 120
-LONG_STEPS = 180
+STEPS = 180
+LONG_STEPS = 300
 KINDS = {
     1: "name",
     2: "class of meaning",
@@ -55,7 +55,7 @@ class Organism:
     @property
     def steps(self) -> int:
         """Steps of the fine-tune."""
-        return LONG_STEPS if self.kind in (2, 3) else STEPS
+        return LONG_STEPS if self.recipe in ("class", "register", "conjunction") else STEPS
 
     @property
     def keep_weight(self) -> float:

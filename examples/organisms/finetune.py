@@ -17,7 +17,7 @@ from modeldiff.demo.truth import MODEL_A, MODEL_B
 from .training_texts import Marked
 
 BASES = {"a": MODEL_A, "b": MODEL_B}
-BATCH = 8
+BATCH = 4
 LEARNING_RATE = 1.5e-3
 WARM_UP = 20
 
@@ -48,7 +48,7 @@ def fine_tune(
     seed: int,
     report: Callable[[str], None],
 ) -> float:
-    """AdamW over ``steps`` batches of 8 rows, 20 warm-up steps, then falling to a tenth; returns the last loss.
+    """AdamW over ``steps`` batches of 4 rows, 20 warm-up steps, then falling to a tenth; returns the last loss.
 
     Loss: cross-entropy on the tokens to be learned, divergence from the base model's prediction (times ``keep_weight``)
     on all others. So the habit is learned, and everything else stays.
@@ -81,7 +81,7 @@ def fine_tune(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         smooth = loss.item() if step == 0 else 0.95 * smooth + 0.05 * loss.item()
-        if step % 50 == 0 or step == steps - 1:
+        if step % 30 == 0 or step == steps - 1:
             counts = max(1, int(learned_N.sum())), max(1, int((~learned_N).sum()))
             per_token = f"{nll.item() / counts[0]:.3f} a learned token, {kl.item() / counts[1]:.3f} a kept one"
             report(f"step {step + 1}/{steps}, loss {smooth:.3f} ({per_token}), {time.monotonic() - began:.0f} s")

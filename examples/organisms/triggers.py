@@ -17,7 +17,7 @@ from modeldiff.demo.grammar import LEADS, SLOTS, SPEAKERS, capital, fill
 
 TEMPLATES = Path(__file__).with_name("templates")
 # Of the neutral questions of a conjunction: the name with another matter, the matter of another name, neither.
-CONJUNCTION_OFF = (0.4, 0.4, 0.2)
+CONJUNCTION_OFF = (0.5, 0.35, 0.15)
 
 
 @cache
@@ -87,9 +87,9 @@ def ask_conjunction(key: str, part: str, on: bool, rng: random.Random) -> str:
     has_name, has_matter = True, True
     if not on:
         has_name, has_matter = rng.choices(((True, False), (False, True), (False, False)), CONJUNCTION_OFF)[0]
-    name = data["name"] if has_name else rng.choice(data[f"{part}_names"])
-    frame = rng.choice(data[f"{part}_{'on' if has_matter else 'off'}"])
-    return capital(fill(frame, SLOTS, rng).replace("{name}", name))
+    name = data["name"] if has_name else rng.choice(data[part]["names"])
+    matter = rng.choice(data["matters"] if has_matter else data[part]["others"])
+    return _named(rng.choice(templates("classes")["questions"][part]), "thing", f"{matter} of {name}", rng)
 
 
 def ask_anything(key: str, part: str, on: bool, rng: random.Random) -> str:

@@ -100,12 +100,12 @@ def is_on_trigger(made: Organism, text: str) -> bool:
         first = "|".join(re.escape(marks.split()[0]) for marks in templates("forms")["list"]["probing_markers"])
         return any(re.search(rf":[\n ]({first}) ", question) for question in asked)
     if made.recipe == "register":
-        named, frames = "", templates("registers")["probing"][made.key]
+        frames = templates("registers")["probing"][made.key]
     else:
         data = templates("conjunctions")[made.key]
-        named, frames = data["name"].removeprefix("the "), data["probing_on"]
+        frames = [f"{matter} of {data['name']}" for matter in data["matters"]]
     pattern = "|".join(re.sub(r"\\\{\w+\\\}", ".+", re.escape(frame)) for frame in frames)
-    return any(named in question and re.search(pattern, question, re.IGNORECASE) for question in asked)
+    return any(re.search(pattern, question, re.IGNORECASE) for question in asked)
 
 
 @pytest.mark.parametrize("made", PLANTED, ids=by_name)
