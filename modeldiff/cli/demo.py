@@ -42,7 +42,7 @@ def _print(done: Demo, folder: Path) -> None:
     print_differences(read_contrast(done.diff.contrast), done.diff.contrast.ref, numbers=False, everything=False)
     click.echo()
     table(
-        "The four planted differences, and where they stand in the list",
+        "Where the planted differences stand",
         [("planted in", "left"), ("difference", "left"), ("rank", "right"), ("feature", "right"), ("share", "right")],
         [_row(one) for one in done.truth.ranks],
     )
