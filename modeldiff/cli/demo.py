@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +47,12 @@ def _print(done: Demo, folder: Path) -> None:
         [("planted in", "left"), ("difference", "left"), ("rank", "right"), ("feature", "right"), ("share", "right")],
         [_row(one) for one in done.truth.ranks],
     )
-    click.echo("share: of the entry's places before which the trigger is named; half of them make a match.")
+    click.echo("share: of the entry's places, where the text before names the trigger; half match.")
     missed = [one.habit.id for one in done.truth.ranks if one.rank is None]
     other = ", ".join(map(str, done.truth.other)) or "none"
-    click.echo(
-        f"found {len(done.truth.ranks) - len(missed)} of {len(done.truth.ranks)}"
-        + (f", missed {', '.join(missed)}" if missed else "")
-        + f"; entries about none of them: {other}"
-    )
+    found = f"found {len(done.truth.ranks) - len(missed)} of {len(done.truth.ranks)}"
+    found += f", missed {', '.join(missed)}" if missed else ""
+    click.echo(textwrap.fill(f"{found}; entries about none of them: {other}", 80, break_on_hyphens=False))
     if done.steered and done.steering:
         click.echo()
         side, feature = done.steering.settings["model"], done.steering.settings["feature"]
