@@ -48,7 +48,7 @@ def verdict(found: dict[str, Any]) -> str:
     return (
         f"{count} difference{'s' if count > 1 else ''} of more than {above} held on the other half of the documents, "
         f"of {found['candidates']} candidates, at a false discovery rate of {rate}; where nothing is related, the same "
-        f"search finds {found['expected_by_chance']:.2g} on average."
+        f"search finds {found['expected_by_chance']:.2g} on average ({found['worlds']} worlds)."
     )
 
 
@@ -102,8 +102,7 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
         also = ", ".join(_context(context) for context in one["also"][:6])
         if also:
             _line(f"says the same: {also}", first=4, indent=6)
-    if one["feature"] is not None:
-        _line(steer_command(one), first=4, indent=6)
+    _line(steer_command(one), first=4, indent=6)
 
 
 def represented(one: dict[str, Any], numbers: bool) -> str:
@@ -149,6 +148,8 @@ def _called(found: dict[str, Any]) -> str:
 
 def steer_command(one: dict[str, Any]) -> str:
     """The command that steers with the entry's feature."""
+    if one["feature"] is None:
+        return "steer: no feature fires at these places alone; `modeldiff steer transfer` takes prompts instead"
     partition = one["represented"]["partition"] if one["represented"] else "shared"
     model = partition if partition in ("A", "B") else one["side"]
     return f'steer: modeldiff steer --model {model} --feature {one["feature"]} --strength 0.5 1 --prompt "..."'

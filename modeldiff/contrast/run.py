@@ -3,8 +3,8 @@
 Layout (normative):
     contrast.json        format; continuations, crosscoder, features (references or null); models; places, documents;
                          contexts (number compared, by kind); words (number); rate, smallest; candidates; found;
-                         expected_by_chance; differences: the verified ones, in order; not_verified: the candidates
-                         that did not hold
+                         expected_by_chance (on average over `worlds` unrelated ones); differences: the verified
+                         ones, in order; not_verified: the candidates that did not hold
     places.safetensors   indices (int32), offsets (int64): entry i of differences, then not_verified, holds at the
                          places indices[offsets[i]:offsets[i + 1]] (lines of the continuations' places.jsonl): to look
                          them up, or to hold them against labels of one's own
@@ -385,6 +385,7 @@ class _Build:
             "candidates": len(entries),
             "found": outcome.found,
             "expected_by_chance": outcome.chance,
+            "worlds": WORLDS,
             "differences": [one for one in entries if one["verified"]][: settings.top],
             "not_verified": [one for one in entries if not one["verified"]],
         }

@@ -60,6 +60,7 @@ def contrast(**changes: Any) -> dict[str, Any]:
         "candidates": 4,
         "found": 3,
         "expected_by_chance": 0.123,
+        "worlds": 20,
         "differences": [
             entry(1, {"kind": "word", "name": "oak"}),
             entry(2, {"kind": "feature", "id": 17}),
@@ -156,7 +157,7 @@ def test_nothing_beyond_chance_is_said(capsys) -> None:
 def test_the_sentence_states_the_rate_and_what_chance_gives() -> None:
     assert verdict(contrast()) == (
         "3 differences of more than 5% held on the other half of the documents, of 4 candidates, at a false discovery "
-        "rate of 5%; where nothing is related, the same search finds 0.12 on average."
+        "rate of 5%; where nothing is related, the same search finds 0.12 on average (20 worlds)."
     )
     assert verdict(contrast(found=1)).startswith("1 difference of")
 
