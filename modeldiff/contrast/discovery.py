@@ -50,6 +50,8 @@ PERMUTATIONS, TEST_PERMUTATIONS = 40, 1999
 DISCOVERY_P = 0.01
 # Candidates that are verified at most.
 CANDIDATES = 60
+# Standard errors below the gap by which one context is clearer than another.
+CLEAR = 3.3
 # A word of a candidate has at least this |z|; the first one always counts.
 _LEAST_Z = 2.5
 # What is listed and verified are the most telling ones of so many words that are said in at most this share of the
@@ -199,32 +201,33 @@ def candidates_of(
 ) -> tuple[list[Candidate], int]:
     """(at most CANDIDATES candidates, number of contexts beyond chance).
 
-    A word that one model says more in some context is said more on average, too: everywhere comes last, without the
-    words of the other candidates.
+    Of contexts that say the same, the clearest leads: a context that holds in many places may be beyond chance by far
+    because it holds where several things differ. A word that one model says more in some context is said more on
+    average, too: everywhere comes last, without the words of the other candidates.
     """
     standardised_C = null.standardised(statistics(z_CV))
     beyond = np.flatnonzero(null.p(standardised_C) <= DISCOVERY_P)
+    contexts = [c for c in beyond.tolist() if not always[c]]
+    told = {c: telling(z_CV[c], said, on_CP[c].toarray()[0] > 0) for c in contexts}
     # Ties go to the simpler kind of context, which costs nothing: contexts come in that order.
-    order = beyond[np.lexsort((-standardised_C[beyond], always[beyond]))]
+    contexts.sort(key=lambda c: -told[c].clearness)
     places_C = np.asarray(on_CP.sum(axis=1))[:, 0]
     found: list[Candidate] = []
-    for c in order.tolist():
-        z_V, strength = z_CV[c], float(standardised_C[c])
-        if always[c]:
-            z_V = z_V.copy()
-            z_V[[w for one in found for side in SIDES for w in one.words[side]]] = 0
-            statistics_CS = np.tile(statistics(z_V[None]), (len(z_CV), 1))
-            strength = float(null.standardised(statistics_CS)[c])
-            if null.p(np.array([strength]))[0] > DISCOVERY_P:
-                continue
-        top = top_words(z_V)
-        for other in found:
-            if _says_the_same(c, top, other, on_CP, places_C, always):
-                other.same.append(c)
-                break
-        else:
-            if top and (len(found) < CANDIDATES or always[c]):
-                found.append(Candidate(c, strength, top, telling(z_V, said, on_CP[c].toarray()[0] > 0)))
+    for c in contexts:
+        top = top_words(z_CV[c])
+        same = next((one for one in found if _says_the_same(c, top, one, on_CP, places_C)), None)
+        if same:
+            same.same.append(c)
+        elif top and len(found) < CANDIDATES:
+            found.append(Candidate(c, float(standardised_C[c]), top, told[c].words))
+    for c in (c for c in beyond.tolist() if always[c]):
+        z_V = z_CV[c].copy()
+        z_V[[w for one in found for side in SIDES for w in one.words[side]]] = 0
+        of_rest = np.tile(statistics(z_V[None]), (len(z_CV), 1))
+        strength = null.standardised(of_rest)[c]
+        if null.p(np.array([strength]))[0] <= DISCOVERY_P:
+            words = telling(z_V, said, on_CP[c].toarray()[0] > 0).words
+            found.append(Candidate(c, float(strength), top_words(z_V), words))
     return found, len(beyond)
 
 
@@ -234,53 +237,74 @@ def top_words(z_V: Floats, count: int = SUMS[-1]) -> list[int]:
     return [w if z_V[w] > 0 else -1 - w for i, w in enumerate(best) if abs(z_V[w]) >= (_LEAST_Z if i else 1e-9)]
 
 
-def telling(z_V: Floats, said: Said, on_P: Bools) -> dict[str, list[int]]:
-    """By side, the words of which "says any of them" tells the models apart best.
+@dataclass(frozen=True)
+class Telling:
+    """The words by which a context tells the models apart."""
+
+    words: dict[str, list[int]]
+    """By side, the words of which "says any of them" differs most."""
+    clearness: float
+    """Lower end of the larger gap of either side's words. Places are taken for independent and the interval is wide: of
+    few places a large gap is soon there by luck."""
+
+
+def telling(z_V: Floats, said: Said, on_P: Bools) -> Telling:
+    """The words by which a context tells the models apart best.
 
     A word that is said elsewhere all the time hides the others, and looks better on the half that it was chosen on than
     it is. So the words come from those that are rare elsewhere, unless all words tell the models apart much better.
     """
     elsewhere = ~on_P if not on_P.all() else on_P
+    pool = top_words(z_V, 4 * POOL)
+    columns = {side: said.by_side[side][:, [w if w >= 0 else -1 - w for w in pool]].toarray() for side in SIDES}
     # Everywhere has no elsewhere: there the model that says a word less shows how common it is.
-    rates = [np.asarray(said.by_side[side][elsewhere].mean(axis=0))[0] for side in SIDES]
-    common_V = np.mean(rates, axis=0) if not on_P.all() else np.min(rates, axis=0)
-    rare = top_words(np.where(common_V <= COMMON, z_V, 0), POOL)
-    chosen: dict[str, list[int]] = {}
-    for side in SIDES:
-        of_rare, of_all = (_best(pool, side, said, on_P) for pool in (rare, top_words(z_V)))
-        chosen[side] = of_all[1] if of_all[0] > MUCH * of_rare[0] else of_rare[1]
-    return chosen
+    rates = [columns[side][elsewhere].mean(axis=0) for side in SIDES]
+    common = np.mean(rates, axis=0) if not on_P.all() else np.min(rates, axis=0)
+    rare = np.flatnonzero(common <= COMMON)[:POOL].tolist()
+    chosen, low = {}, -1.0
+    for side, other in (("a", "b"), ("b", "a")):
+        of_side = [i for i, w in enumerate(pool) if (w >= 0) == (side == "a")]
+        pools = ([i for i in rare if i in of_side], [i for i in range(min(SUMS[-1], len(pool))) if i in of_side])
+        of_rare, of_all = (_best(columns[side], columns[other], which, on_P) for which in pools)
+        best = of_all if of_all.t > MUCH * of_rare.t else of_rare
+        chosen[side] = [pool[i] if side == "a" else -1 - pool[i] for i in best.columns]
+        low = max(low, best.gap - CLEAR * best.error)
+    return Telling(chosen, low)
 
 
-def _best(pool: list[int], side: str, said: Said, on_P: Bools) -> tuple[float, list[int]]:
-    """(difference in standard errors, words): each word of the side is taken, in order, if it raises the difference."""
-    best, chosen = 0.0, list[int]()
-    for word in (w for w in pool if (w >= 0) == (side == "a")):
-        words = [*chosen, word if word >= 0 else -1 - word]
-        score_P = says_any(said, words, side)
-        spread, gap = score_P[on_P].var() / on_P.sum(), score_P[on_P].mean()
-        if not on_P.all():
-            spread += score_P[~on_P].var() / (~on_P).sum()
-            gap -= score_P[~on_P].mean()
-        t = gap / np.sqrt(spread + 1 / on_P.sum() ** 2)
-        if t > best:
-            best, chosen = float(t), words
-    return best, chosen
+@dataclass(frozen=True)
+class _Best:
+    columns: list[int]
+    gap: float
+    error: float
+
+    @property
+    def t(self) -> float:
+        return self.gap / self.error
+
+
+def _best(mine_PW: Floats, theirs_PW: Floats, which: list[int], on_P: Bools) -> _Best:
+    """Each word is taken, in order, if with it "says any of them" differs by more standard errors."""
+    floor = 1 / on_P.sum()
+    best, mine_P, theirs_P = _Best([], 0.0, floor), np.zeros(len(on_P)), np.zeros(len(on_P))
+    for column in which:
+        more_P, most_P = np.maximum(mine_P, mine_PW[:, column]), np.maximum(theirs_P, theirs_PW[:, column])
+        on, off = (more_P - most_P)[on_P], (more_P - most_P)[~on_P]
+        gap, variance = on.mean(), on.var() / len(on) + floor**2
+        if len(off):
+            gap, variance = gap - off.mean(), variance + off.var() / len(off)
+        tried = _Best([*best.columns, column], float(gap), float(np.sqrt(variance)))
+        if tried.t > best.t:
+            best, mine_P, theirs_P = tried, more_P, most_P
+    return best
 
 
 def _says_the_same(
-    context: int,
-    top: list[int],
-    other: Candidate,
-    on_CP: sparse.csr_matrix,
-    places_C: NDArray[np.float64],
-    always: Bools,
+    context: int, top: list[int], other: Candidate, on_CP: sparse.csr_matrix, places_C: NDArray[np.float64]
 ) -> bool:
     common = len(set(top) & set(other.top))
     if common >= SAME_WORDS or (common and common >= SAME_SHARE * min(len(top), len(other.top))):
         return True
-    if always[context] or always[other.context]:
-        return False
     both = float(on_CP[context].multiply(on_CP[other.context]).sum())
     either = places_C[context] + places_C[other.context] - both
     return both >= SAME_PLACES / (2 if common else 1) * either
