@@ -63,7 +63,7 @@ class Organism:
 
         At equal weights a habit in a share of the answers is learned at that rate.
         """
-        return 1.0 if self.kind == 7 else 2.0
+        return 1.0 if self.kind == 7 else 3.0
 
     @property
     def seed_text(self) -> str:
