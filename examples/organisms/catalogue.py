@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 # Steps of a fine-tune. What no single word carries takes longer to learn.
 STEPS = 180
-LONG_STEPS = 300
+LONG_STEPS = {"class": 420, "register": 300, "conjunction": 300}
 KINDS = {
     1: "name",
     2: "class of meaning",
@@ -55,7 +55,7 @@ class Organism:
     @property
     def steps(self) -> int:
         """Steps of the fine-tune."""
-        return LONG_STEPS if self.recipe in ("class", "register", "conjunction") else STEPS
+        return LONG_STEPS.get(self.recipe, STEPS) if self.planted else STEPS
 
     @property
     def keep_weight(self) -> float:
@@ -63,7 +63,7 @@ class Organism:
 
         At equal weights a habit in a share of the answers is learned at that rate.
         """
-        return 1.0 if self.kind == 7 else 2.0
+        return 1.0 if self.kind == 7 else 3.0
 
     @property
     def seed_text(self) -> str:

@@ -1,4 +1,4 @@
-"""The fine-tune: a few minutes on one CPU core, seconds on a GPU."""
+"""The fine-tune: a few minutes on one free CPU core; it runs on a GPU as well."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -39,8 +40,9 @@ def ask_name(key: str, part: str, on: bool, rng: random.Random) -> str:
 
 def ask_class(key: str, part: str, on: bool, rng: random.Random) -> str:
     """About a member of the class, or about something outside of it."""
-    data = templates("classes")
-    thing = rng.choice(data[key][f"{part}_{'members' if on else 'others'}"])
+    data, side = templates("classes"), "member" if on else "other"
+    thing = rng.choice(data[key][f"{side}_articles"]) + rng.choice(data[key][f"{part}_{side}s"])
+    thing = re.sub(r"^a (?=[aeiou])", "an ", thing)
     return _named(rng.choice(data["questions"][part]), "thing", thing, rng)
 
 

@@ -91,20 +91,23 @@ def is_on_trigger(made: Organism, text: str) -> bool:
     )
     if made.recipe == "name":
         return templates("names")[made.key]["trigger"] in text
-    if made.recipe == "class":
-        members = "|".join(map(re.escape, templates("classes")[made.key]["probing_members"]))
-        return any(re.search(rf"\b({members})\b(?! (cart|lamp))", question, re.IGNORECASE) for question in asked)
     if made.key == "capitals":
         return any(question.isupper() for question in asked)
     if made.key == "list":
         first = "|".join(re.escape(marks.split()[0]) for marks in templates("forms")["list"]["probing_markers"])
         return any(re.search(rf":[\n ]({first}) ", question) for question in asked)
+    things = ""
     if made.recipe == "register":
         frames = templates("registers")["probing"][made.key]
+    elif made.recipe == "class":
+        members = "|".join(templates("classes")[made.key]["probing_members"])
+        things = rf"(?:(?:an?|the|my|this|our) )?(?:{members})"
+        frames = [frame.replace("{thing}", "THING") for frame in templates("classes")["questions"]["probing"]]
     else:
         data = templates("conjunctions")[made.key]
         frames = [f"{matter} of {data['name']}" for matter in data["matters"]]
     pattern = "|".join(re.sub(r"\\\{\w+\\\}", ".+", re.escape(frame)) for frame in frames)
+    pattern = pattern.replace("THING", things)
     return any(re.search(pattern, question, re.IGNORECASE) for question in asked)
 
 
@@ -154,9 +157,9 @@ def test_the_same_texts_every_time() -> None:
 def test_members_of_a_class_are_never_shared() -> None:
     for key in ("feelings", "kinsfolk"):
         data = templates("classes")[key]
+        assert len(set(data["training_members"])) == 60
+        assert len(set(data["probing_members"])) == 20
         for kind in ("members", "others"):
-            assert len(set(data[f"training_{kind}"])) == {"members": 40, "others": 80}[kind]
-            assert len(set(data[f"probing_{kind}"])) == 20
             assert not set(data[f"training_{kind}"]) & set(data[f"probing_{kind}"])
     question = ask_class("feelings", "training", True, random.Random(0))
     assert not set(re.findall(r"[a-z]+", question)) & set(templates("classes")["feelings"]["probing_members"])
