@@ -34,9 +34,14 @@ def _contrast(
     numbers: bool,
     csv: bool,
     everything: bool,
+    ref: str | None,
     **values: Any,
 ) -> None:
     workspace = open_workspace(ctx, workspace_folder)
+    if ref is not None:
+        made_before = workspace.find("contrast", ref)
+        show(made_before, as_json=as_json, csv=csv, numbers=numbers, everything=everything)
+        return
     from modeldiff.contrast.continuations import run as run_continuations
     from modeldiff.contrast.run import run
 
@@ -83,7 +88,12 @@ def _options() -> list[click.Option]:
 
 command = Command(
     "contrast",
-    params=[*_options(), *list_options(), *produce_options()],
+    params=[
+        *_options(),
+        click.Option(["--show", "ref"], metavar="REF", help="Print a contrast that was made before; `latest` will do."),
+        *list_options(),
+        *produce_options(),
+    ],
     callback=click.pass_context(_contrast),
     help="What each model says that the other does not, where, and whether it holds.\n\n"
     "Both models continue the same texts from the same places. Where something is so (a word or a feature is there, a "
@@ -95,5 +105,6 @@ command = Command(
         "modeldiff contrast",
         "modeldiff contrast --prompts questions.txt --model-a A --model-b B --draws 4",
         "modeldiff contrast --crosscoder 2 --smallest 0.1 --numbers",
+        "modeldiff contrast --show latest --numbers",
     ),
 )

@@ -60,7 +60,7 @@ def _print(done: Demo, folder: Path) -> None:
         print_generations(read_generations(done.steering))
     workspace_option = "" if str(folder) == "modeldiff-workspace" else f" --workspace {folder}"
     click.echo(f"curves:    {done.diff.crosscoder.folder / 'figures' / 'training.png'}")
-    click.echo(f"next:      modeldiff{workspace_option} contrast --numbers")
+    click.echo(f"next:      modeldiff{workspace_option} contrast --show latest --numbers")
     click.echo("your own:  modeldiff diff --model-a NAME --model-b NAME --texts FILE...")
 
 

@@ -27,7 +27,7 @@ def print_differences(found: dict[str, Any], ref: str, *, numbers: bool, everyth
     if hidden:
         click.echo(f"{hidden} more candidates of the first half did not hold on the second: --all shows them.")
     if not numbers and shown:
-        click.echo(f"`modeldiff contrast --continuations {found['continuations'].split(':')[1]} --numbers` adds rates.")
+        click.echo(f"`modeldiff contrast --show {ref.split(':')[-1]} --numbers` adds rates.")
     _line(
         f"{ref}: {found['places']:,} places in {found['documents']:,} documents, A {_name(found, 'a')}, "
         f"B {_name(found, 'b')}",
