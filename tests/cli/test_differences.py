@@ -173,7 +173,7 @@ def test_candidates_that_did_not_hold_are_counted_and_shown_when_asked_for(capsy
 
 def test_numbers_adds_rates_intervals_and_what_says_the_same(capsys) -> None:
     out = printed(contrast(), capsys)
-    assert "`modeldiff contrast --continuations 3 --numbers` adds rates." in out
+    assert "`modeldiff contrast --show 2 --numbers` adds rates." in out
     told = " ".join(printed(contrast(), capsys, numbers=True).split())
     assert "A says indeed 40%:6% (2%:1%), verily 12%:0% (2%:1%)" in told
     assert "B says maybe 20%:1% (1%:2%)" in told
