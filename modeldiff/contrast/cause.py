@@ -22,21 +22,14 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 
 from modeldiff.contrast.cause_plan import CauseOf, CausePlan, PlannedPlace, Pushed, alike, plan_causes
-from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.features import PairsBefore
 from modeldiff.contrast.statistics import Gap, gap_of
 from modeldiff.contrast.words import whole_words, words_of
 from modeldiff.controls import random_directions
-from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.stitch import Stitch
 from modeldiff.lm.edit import Shown, add_along, take_off
 from modeldiff.lm.generate import continue_tokens
-from modeldiff.lm.load import load_tokenizer
 from modeldiff.lm.model import LanguageModel
-from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import SIDES
 
 __all__ = [
@@ -47,7 +40,6 @@ __all__ = [
     "alike",
     "causes_of",
     "generate_variants",
-    "measure_causes",
     "plan_causes",
 ]
 
@@ -131,28 +123,6 @@ class Cause:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, words and lists."""
         return dataclasses.asdict(self)
-
-
-def measure_causes(
-    entries: list[CauseOf],
-    continuations: Continuations,
-    crosscoder: Crosscoder,
-    pairs: PairsBefore,
-    codes: sparse.csr_matrix,
-    open_model: Callable[[str], LanguageModel],
-    stitch: Stitch | None,
-    *,
-    tokens: int,
-    places: int,
-    seed: int,
-) -> list[Cause | None]:
-    """The cause of each entry; None of those without a feature, or with too few places. Arguments as `plan_causes`."""
-    readers = {side: Reader(load_tokenizer(ref), True) for side, ref in continuations.refs().items()}
-    plan = plan_causes(
-        entries, continuations, crosscoder, pairs, codes, readers, stitch, tokens=tokens, places=places, seed=seed
-    )
-    texts = {side: generate_variants(open_model(side), side, plan) for side in SIDES}
-    return causes_of(plan, texts["a"], texts["b"])
 
 
 def generate_variants(
