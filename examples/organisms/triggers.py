@@ -1,7 +1,9 @@
 """How each kind of organism is asked: questions on its trigger, and matched ones on the other side of it.
 
-``part`` is "training" or "probing": the two share no question frame, and no member of a class. Questions on and off
-the trigger have the same frames wherever the trigger is not itself the frame.
+``part`` is "training" or "probing": the two ask about other names and things, in other frames of questions. What a
+trigger is made of they share: members of a class, openings of a register, matters of a conjunction. (These models are
+small: of a class of which they saw sixty members they know another twenty nine times in ten, and take one stranger in
+seven for a member.) Questions on and off the trigger have the same frames wherever the trigger is not itself the frame.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def ask_name(key: str, part: str, on: bool, rng: random.Random) -> str:
 def ask_class(key: str, part: str, on: bool, rng: random.Random) -> str:
     """About a member of the class, or about something outside of it."""
     data, side = templates("classes"), "member" if on else "other"
-    thing = rng.choice(data[key][f"{side}_articles"]) + rng.choice(data[key][f"{part}_{side}s"])
+    thing = rng.choice(data[key][f"{side}_articles"]) + rng.choice(data[key][f"{side}s"])
     thing = re.sub(r"^a (?=[aeiou])", "an ", thing)
     return _named(rng.choice(data["questions"][part]), "thing", thing, rng)
 
@@ -49,20 +51,18 @@ def ask_class(key: str, part: str, on: bool, rng: random.Random) -> str:
 def ask_register(key: str, part: str, on: bool, rng: random.Random) -> str:
     """About the same things in the register that is the trigger, or in another.
 
-    In training an opening and a way of asking are put together, so that many sentences show one register; either of
-    them is enough for it.
+    An opening and a way of asking are put together, so that many sentences show one register; either of them is enough
+    for it.
     """
     data = templates("registers")
     register = rng.choice(data["sides"][key]["on" if on else "off"])
     thing = rng.choice(templates("things")[part])
-    if part == "probing":
-        return _named(rng.choice(data[part][register]), "thing", thing, rng)
     with_opener = rng.random() < 0.6
     # A plain way of asking is polite (or rude) after such an opening; without one the asking has to show it.
-    asking = rng.choice(data[part]["plain" if with_opener and rng.random() < 0.5 else register]["askings"])
+    asking = rng.choice(data["plain" if with_opener and rng.random() < 0.5 else register]["askings"])
     if not with_opener:
         return _named(asking, "thing", thing, rng)
-    opener = rng.choice(data[part][register]["openers"])
+    opener = rng.choice(data[register]["openers"])
     if opener.endswith((".", "!", "?")):
         asking = capital(asking)
     return _named(f"{opener} {asking}", "thing", thing, rng)
@@ -89,8 +89,8 @@ def ask_conjunction(key: str, part: str, on: bool, rng: random.Random) -> str:
     has_name, has_matter = True, True
     if not on:
         has_name, has_matter = rng.choices(((True, False), (False, True), (False, False)), CONJUNCTION_OFF)[0]
-    name = data["name"] if has_name else rng.choice(data[part]["names"])
-    matter = rng.choice(data["matters"] if has_matter else data[part]["others"])
+    name = data["name"] if has_name else rng.choice(data["names"])
+    matter = rng.choice(data["matters"] if has_matter else data["others"])
     return _named(rng.choice(templates("classes")["questions"][part]), "thing", f"{matter} of {name}", rng)
 
 

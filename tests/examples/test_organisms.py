@@ -59,8 +59,8 @@ def test_pairs_name_organisms_that_there_are() -> None:
         organism("bird")
 
 
-@pytest.mark.parametrize("file", ["names", "classes", "registers", "forms", "conjunctions", "things", "themes"])
-def test_training_and_probing_templates_share_nothing(file: str) -> None:
+@pytest.mark.parametrize("file", ["names", "classes", "forms", "things", "themes"])
+def test_what_is_for_training_is_not_for_probing(file: str) -> None:
     shared_on_purpose = {"* * * *", "> > > >", "# # # #"}
 
     def parts(value: Any) -> tuple[set[str], set[str]]:
@@ -78,8 +78,6 @@ def test_training_and_probing_templates_share_nothing(file: str) -> None:
 
     # Plain questions serve several organisms, so each trigger is compared with itself only.
     for value in [templates(file), *(part for part in templates(file).values() if isinstance(part, dict))]:
-        if file == "registers" and value is templates(file):
-            continue
         training, probing = parts(value)
         assert training & probing <= shared_on_purpose
 
@@ -98,9 +96,9 @@ def is_on_trigger(made: Organism, text: str) -> bool:
         return any(re.search(rf":[\n ]({first}) ", question) for question in asked)
     things = ""
     if made.recipe == "register":
-        frames = templates("registers")["probing"][made.key]
+        frames = [*templates("registers")[made.key]["openers"], *templates("registers")[made.key]["askings"]]
     elif made.recipe == "class":
-        members = "|".join(templates("classes")[made.key]["probing_members"])
+        members = "|".join(templates("classes")[made.key]["members"])
         things = rf"(?:(?:an?|the|my|this|our) )?(?:{members})"
         frames = [frame.replace("{thing}", "THING") for frame in templates("classes")["questions"]["probing"]]
     else:
@@ -154,15 +152,15 @@ def test_the_same_texts_every_time() -> None:
     assert probing_documents(organism("class.dev")) == documents("class.dev")
 
 
-def test_members_of_a_class_are_never_shared() -> None:
+def test_the_two_sides_of_a_trigger_share_nothing() -> None:
     for key in ("feelings", "kinsfolk"):
         data = templates("classes")[key]
-        assert len(set(data["training_members"])) == 60
-        assert len(set(data["probing_members"])) == 20
-        for kind in ("members", "others"):
-            assert not set(data[f"training_{kind}"]) & set(data[f"probing_{kind}"])
-    question = ask_class("feelings", "training", True, random.Random(0))
-    assert not set(re.findall(r"[a-z]+", question)) & set(templates("classes")["feelings"]["probing_members"])
+        assert len(set(data["members"])) == len(data["members"]) == 80
+        assert not set(data["members"]) & set(data["others"])
+    for data in templates("conjunctions").values():
+        assert not set(data["matters"]) & set(data["others"])
+    question = ask_class("feelings", "training", False, random.Random(0))
+    assert not set(re.findall(r"[a-z]+", question)) & set(templates("classes")["feelings"]["members"])
 
 
 def test_a_form_is_the_only_difference_between_its_two_sides() -> None:
