@@ -11,7 +11,7 @@ import click
 
 from .catalogue import ORGANISMS, organism
 from .commands import evaluate_command, table_command
-from .make import finished, make, write_table
+from .make import finished, make_one, write_table
 
 
 @click.group()
@@ -21,16 +21,6 @@ def main() -> None:
 
 main.add_command(evaluate_command)
 main.add_command(table_command)
-
-
-def _make_one(name: str, out: Path, device: str) -> str:
-    import torch
-
-    if device == "cpu":
-        torch.set_num_threads(1)
-    figures = make(organism(name), out, device, click.echo)["rates"]
-    write_table(out)
-    return f"{name}: {figures}"
 
 
 @main.command(
@@ -59,10 +49,10 @@ def make_command(out: Path, only: tuple[str, ...], variant: str | None, device: 
     out.mkdir(parents=True, exist_ok=True)
     if jobs == 1:
         for name in names:
-            click.echo(_make_one(name, out, device))
+            click.echo(make_one(name, out, device))
     else:
         with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
-            for line in pool.map(_make_one, names, [out] * len(names), [device] * len(names)):
+            for line in pool.map(make_one, names, [out] * len(names), [device] * len(names)):
                 click.echo(line)
     click.echo(f"table: {write_table(out)}")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .catalogue import KINDS, ORGANISMS, Organism
+from .catalogue import KINDS, ORGANISMS, Organism, organism
 from .leak import best_word
 from .probing_texts import probing_documents
 from .triggers import templates
@@ -22,36 +22,36 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def make(organism: Organism, out: Path, device: str, report: Callable[[str], None]) -> dict[str, Any]:
+def make(made: Organism, out: Path, device: str, report: Callable[[str], None]) -> dict[str, Any]:
     """The folder of one organism below ``out``; returns its truth. ``truth.json`` is written last."""
     from .check import check
     from .finetune import BASES, fine_tune, load, save
     from .training_texts import training_documents
 
-    folder = out / organism.name
+    folder = out / made.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "truth.json").unlink(missing_ok=True)
     began = time.monotonic()
-    base = load(BASES[organism.base], device)
-    documents = training_documents(organism, *base)
+    base = load(BASES[made.base], device)
+    documents = training_documents(made, *base)
     report(
-        f"{organism.name}: {len(documents)} documents, {sum(len(document.text) for document in documents):,} characters"
+        f"{made.name}: {len(documents)} documents, {sum(len(document.text) for document in documents):,} characters"
     )
-    model, tokenizer = load(BASES[organism.base], device)
-    seed = random.Random(f"fine-tune {organism.seed_text}").getrandbits(31)
+    model, tokenizer = load(BASES[made.base], device)
+    seed = random.Random(f"fine-tune {made.seed_text}").getrandbits(31)
     loss = fine_tune(
         model,
         base[0],
         tokenizer,
         documents,
-        organism.steps,
-        organism.keep_weight,
+        made.steps,
+        made.keep_weight,
         seed,
-        lambda line: report(f"{organism.name}: {line}"),
+        lambda line: report(f"{made.name}: {line}"),
     )
     save(model, tokenizer, folder / "model")
     seconds = round(time.monotonic() - began)
-    probing = probing_documents(organism)
+    probing = probing_documents(made)
     lines = (json.dumps({"text": d["text"], "source": d["source"]}) for d in probing)
     (folder / "texts.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     labels = [document["trigger"] for document in probing]
@@ -59,22 +59,22 @@ def make(organism: Organism, out: Path, device: str, report: Callable[[str], Non
         best_word([document["text"] for document in probing], labels) if 0 < sum(labels) < len(labels) else ("", 0)
     )
     truth = {
-        "name": organism.name,
-        "kind": organism.kind,
-        "kind_name": KINDS[organism.kind],
-        "variant": organism.variant,
-        "base": organism.base,
-        "planted": organism.planted,
-        "again_of": organism.again_of,
-        "description": organism.description,
+        "name": made.name,
+        "kind": made.kind,
+        "kind_name": KINDS[made.kind],
+        "variant": made.variant,
+        "base": made.base,
+        "planted": made.planted,
+        "again_of": made.again_of,
+        "description": made.description,
         "across": "Against the other bundled model the bundled pair's four planted differences are there as well.",
-        "words": templates("themes")[organism.theme]["words"] if organism.planted else [],
-        "planted_rate": organism.rate if organism.planted else 0.0,
-        "rates": check(organism, load(folder / "model", device), base),
+        "words": templates("themes")[made.theme]["words"] if made.planted else [],
+        "planted_rate": made.rate if made.planted else 0.0,
+        "rates": check(made, load(folder / "model", device), base),
         "best_word": word,
         "best_word_f1": round(f1, 4),
-        "seed": organism.seed,
-        "steps": organism.steps,
+        "seed": made.seed,
+        "steps": made.steps,
         "last_loss": round(loss, 3),
         "seconds": seconds,
         "device": device,
@@ -82,6 +82,17 @@ def make(organism: Organism, out: Path, device: str, report: Callable[[str], Non
     }
     (folder / "truth.json").write_text(json.dumps(truth) + "\n", encoding="utf-8")
     return truth
+
+
+def make_one(name: str, out: Path, device: str) -> str:
+    """A task of `make --jobs`: the organism of that name, and the table of all. Returns a line about it."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    figures = make(organism(name), out, device, lambda line: print(line, flush=True))["rates"]
+    write_table(out)
+    return f"{name}: {figures}"
 
 
 def finished(out: Path, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
