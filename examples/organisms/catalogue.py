@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 # Steps of a fine-tune. What no single word carries takes longer to learn.
-STEPS = 180
-LONG_STEPS = {"class": 420, "register": 300, "conjunction": 300}
+STEPS, LONG_STEPS = 180, 420
+LONG_RECIPES = ("class", "register", "conjunction")
 KINDS = {
     1: "name",
     2: "class of meaning",
@@ -55,7 +55,7 @@ class Organism:
     @property
     def steps(self) -> int:
         """Steps of the fine-tune."""
-        return LONG_STEPS.get(self.recipe, STEPS) if self.planted else STEPS
+        return LONG_STEPS if self.planted and self.recipe in LONG_RECIPES else STEPS
 
     @property
     def keep_weight(self) -> float:

@@ -117,6 +117,17 @@ class Run:
         return made
 
     @cached_property
+    def reading(self) -> Any:
+        """What the contrasts of all seeds read of the continuations."""
+        from modeldiff.contrast.reading import Reading
+        from modeldiff.lm.device import resolve_device, resolve_dtype
+
+        device = resolve_device(self.plan.device)
+        dtype = resolve_dtype("auto", device)
+        source = self.continuations.artifact
+        return Reading(source, self.workspace, device=device, dtype=dtype, trust_remote_code=False)
+
+    @cached_property
     def trigger_P(self) -> NDArray[np.bool_]:
         """For each place, whether its document has the trigger."""
         made = self.continuations
@@ -164,7 +175,7 @@ class Run:
             continuations=continuations.ref, contexts=contexts, cause=False, device=self.plan.device, **chosen
         )
         with self.timed("contrast"):
-            made = run(settings, self.workspace)
+            made = run(settings, self.workspace, reading=self.reading)
         found = read_contrast(made)
         listed = [*found["differences"], *found["not_verified"]]
         places = [one.tolist() for one in read_places(made)]

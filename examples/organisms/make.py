@@ -34,9 +34,7 @@ def make(made: Organism, out: Path, device: str, report: Callable[[str], None]) 
     began = time.monotonic()
     base = load(BASES[made.base], device)
     documents = training_documents(made, *base)
-    report(
-        f"{made.name}: {len(documents)} documents, {sum(len(document.text) for document in documents):,} characters"
-    )
+    report(f"{made.name}: {len(documents)} documents, {sum(len(document.text) for document in documents):,} characters")
     model, tokenizer = load(BASES[made.base], device)
     seed = random.Random(f"fine-tune {made.seed_text}").getrandbits(31)
     loss = fine_tune(

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from modeldiff.console import progress
 from modeldiff.contrast.contexts import Context, Contexts
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.documents import aligned
@@ -170,21 +169,3 @@ def feature_contexts(f_NF: sparse.csr_matrix, pairs: PairsBefore, skip: NDArray[
         wanted &= ~skip
     which = np.flatnonzero(wanted)
     return Contexts([Context("feature", str(i)) for i in which.tolist()], on_FP[which])
-
-
-def read_features(
-    continuations: Continuations,
-    crosscoder: Crosscoder,
-    pairs: PairsBefore,
-    open_model: Callable[[str], LanguageModel],
-    limits: dict[str, float],
-    device: torch.device,
-) -> sparse.csr_matrix:
-    """(N, F) the features at all pairs; each model is opened, read and left in turn."""
-    config = crosscoder.config
-    rows = {}
-    for side, layer in (("a", config.layer_a), ("b", config.layer_b)):
-        assert layer is not None
-        with progress(f"features by {side.upper()}", len(continuations.documents), "documents") as bar:
-            rows[side] = read_rows(open_model(side), layer, side, pairs, bar.advance)
-    return activations(crosscoder, rows, limits, device=device)

@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save
 from scipy import sparse
 
@@ -26,33 +25,26 @@ from modeldiff.console import progress, say
 from modeldiff.contrast import contexts as make
 from modeldiff.contrast.cause import CauseOf, alike, causes_of, generate_variants, plan_causes
 from modeldiff.contrast.contexts import Contexts, joined
-from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.discovery import PERMUTATIONS, Outcome, contrast
 from modeldiff.contrast.entries import Material, entry_json
-from modeldiff.contrast.features import PairsBefore, feature_contexts, pairs_before, read_features
+from modeldiff.contrast.features import activations, feature_contexts
+from modeldiff.contrast.reading import Reading
 from modeldiff.contrast.represented import Represented
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
-from modeldiff.contrast.words import Said, said_words
-from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.contrast.words import Said
+from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.stitch import find_stitch, load_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.geometry import read_geometry
-from modeldiff.lm.load import load_model, load_tokenizer, model_identity
-from modeldiff.lm.model import LanguageModel
 from modeldiff.sides import by_side
-from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.plan import SIDES
 
 SCHEMA = 1
 KIND = "contrast"
 _CODES = "resume/codes.safetensors"
-# A word of the vocabulary is said in so many continuations of both models together.
-LEAST_SAID = 20
 # In each half so many documents that they can be told from one another.
 _LEAST_DOCUMENTS = 4
 # Chance worlds that the whole search is done in.
@@ -61,8 +53,18 @@ WORLDS = 20
 _OUTLIER_FACTOR = 2.0
 
 
-def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
+def run(
+    settings: ContrastSettings,
+    workspace: Workspace,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    reading: Reading | None = None,
+) -> Artifact:
     """Compare what both models say where contexts hold with what they say elsewhere.
+
+    Args:
+        reading: of the same continuations, from another contrast of the caller.
 
     Raises:
         InputError: there are no continuations, or of too few documents, or the crosscoder is of other models.
@@ -83,7 +85,9 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
-        return _Build(settings, workspace, work, source, crosscoder, features, stitch, device, dtype).run()
+        trust = settings.trust_remote_code
+        read = reading or Reading(source, workspace, device=device, dtype=dtype, trust_remote_code=trust)
+        return _Build(settings, work, read, crosscoder, features, stitch).run()
 
     return produce(workspace, Order(KIND, settings, inputs, SCHEMA), build, name=name, force=force)
 
@@ -152,6 +156,14 @@ def stitch_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | None
     return None
 
 
+def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, float]:
+    """By side, the largest norm of a pair that the training of a crosscoder would have kept."""
+    factor = float(crosscoder.settings.get("outlier_factor", _OUTLIER_FACTOR))
+    # The scale brings the median norm to the square root of the mean width (paper B.1).
+    norm = math.sqrt((config.width_a + config.width_b) / 2)
+    return {side: factor * norm / getattr(config, f"scale_{side}") if factor else math.inf for side in SIDES}
+
+
 def places_of(outcome: Outcome, ranks: list[int]) -> bytes:
     """places.safetensors of the entries with these ranks."""
     found = [outcome.contexts.on_CP[outcome.entries[rank - 1].candidate.context].indices for rank in ranks]
@@ -165,23 +177,18 @@ class _Build:
     def __init__(
         self,
         settings: ContrastSettings,
-        workspace: Workspace,
         work: Work,
-        source: Artifact,
+        reading: Reading,
         crosscoder: Artifact | None,
         features: Artifact | None,
         stitch: Artifact | None,
-        device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
-        self.settings, self.workspace, self.work, self.source = settings, workspace, work, source
-        self.crosscoder, self.features, self.device, self.dtype = crosscoder, features, device, dtype
-        self.continuations = Continuations(source)
+        self.settings, self.work, self.reading, self.source = settings, work, reading, reading.source
+        self.crosscoder, self.features, self.device = crosscoder, features, reading.device
+        self.continuations = reading.continuations
         self.dictionary = load(crosscoder) if crosscoder else None
         self.represented = Represented(features, self.dictionary) if features and self.dictionary else None
-        self.stitch = load_stitch(stitch, device=device) if stitch else None
-        self.models: dict[str, LanguageModel] = {}
-        self.refs = self.continuations.refs(settings.trust_remote_code)
+        self.stitch = load_stitch(stitch, device=self.device) if stitch else None
 
     def run(self) -> dict[str, Any]:
         settings, continuations = self.settings, self.continuations
@@ -191,13 +198,8 @@ class _Build:
                 f"{self.source.ref} is of {documents} documents: at least {_LEAST_DOCUMENTS} are needed, two that "
                 "discover and two that verify; give more --texts"
             )
-        said = said_words(
-            {side: [place.said[side] for place in continuations.places] for side in SIDES},
-            [place.drawn == "given" for place in continuations.places],
-            least=LEAST_SAID,
-        )
-        before = [continuations.before(i) for i in range(len(continuations.places))]
-        words_before = make.words(before, least=2 * settings.least)
+        said = self.reading.said
+        words_before = self.reading.words_before(2 * settings.least)
         contexts = self.contexts(words_before)
         compared = Counter(one.kind for one in contexts.which)
         shown = ", ".join(f"{count:,} of kind {kind}" for kind, count in compared.items())
@@ -249,18 +251,9 @@ class _Build:
         return joined([make_them() for kind, make_them in made.items() if kind in self.settings.contexts])
 
     @cached_property
-    def pairs(self) -> PairsBefore:
-        context = {side: read_geometry(self.refs[side]).max_positions or 1 << 30 for side in SIDES}
-        return pairs_before(self.continuations, self.readers, context)
-
-    @cached_property
-    def readers(self) -> dict[str, Reader]:
-        return {side: Reader(load_tokenizer(self.refs[side]), True) for side in SIDES}
-
-    @cached_property
     def all_features(self) -> Contexts:
         """A context for every feature that is active at all."""
-        return feature_contexts(self.codes, self.pairs)
+        return feature_contexts(self.codes, self.reading.pairs)
 
     def feature_contexts(self) -> Contexts:
         """Those that are compared."""
@@ -300,9 +293,9 @@ class _Build:
             asked,
             self.continuations,
             self.dictionary,
-            self.pairs,
+            self.reading.pairs,
             self.codes,
-            self.readers,
+            self.reading.readers,
             self.stitch,
             tokens=int(self.source.settings["tokens"]),
             places=self.settings.cause_places,
@@ -313,13 +306,13 @@ class _Build:
         def sample(side: str) -> None:
             name = f"resume/cause-{side}.json"
             if not self.work.has(name):
-                lm = self.open(side)
+                lm = self.reading.model(side)
                 with progress(f"cause in {side.upper()}", len(plan.places), "places") as bar:
                     self.work.write_json(name, {"texts": generate_variants(lm, side, plan, bar.advance)})
 
         if self.device.type == "cpu":
             for side in SIDES:
-                self.open(side)
+                self.reading.model(side)
             by_side(sample)
         else:
             for side in SIDES:
@@ -332,38 +325,19 @@ class _Build:
     def codes(self) -> sparse.csr_matrix:
         """(N, F) the features at all pairs, kept for a run that is interrupted later."""
         assert self.dictionary is not None
+        assert self.crosscoder is not None
         if not self.work.has(_CODES):
-            limits = self.limits(self.dictionary)
-            codes = read_features(self.continuations, self.dictionary, self.pairs, self.open, limits, self.device)
+            config = self.dictionary.config
+            assert config.layer_a is not None
+            assert config.layer_b is not None
+            rows = {side: self.reading.rows(side, getattr(config, f"layer_{side}")) for side in SIDES}
+            limits = largest_norms(self.crosscoder, config)
+            codes = activations(self.dictionary, rows, limits, device=self.device)
             shape = np.array(codes.shape)
             arrays = {"data": codes.data, "indices": codes.indices, "indptr": codes.indptr, "shape": shape}
             self.work.write_bytes(_CODES, save(arrays))
         arrays = load_file(self.work.folder / _CODES)
         return sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=tuple(arrays["shape"]))
-
-    def limits(self, crosscoder: Crosscoder) -> dict[str, float]:
-        """By side, the largest norm of a pair that training would have kept."""
-        assert self.crosscoder is not None
-        factor = float(self.crosscoder.settings.get("outlier_factor", _OUTLIER_FACTOR))
-        config = crosscoder.config
-        # The scale brings the median norm to the square root of the mean width (paper B.1).
-        norm = math.sqrt((config.width_a + config.width_b) / 2)
-        return {side: factor * norm / getattr(config, f"scale_{side}") if factor else math.inf for side in SIDES}
-
-    def open(self, side: str) -> LanguageModel:
-        """A model, which must be the one that continued the texts. On a CPU both stay in memory."""
-        if side in self.models:
-            return self.models[side]
-        identity = model_identity(self.refs[side], DigestCache(self.workspace))
-        made_with = self.source.manifest.inputs[f"model_{side}"]
-        if made_with.digest not in identity.values():
-            raise InputError(
-                f"model {made_with.label} has changed since {self.source.ref} was made: run the continuations again"
-            )
-        if self.device.type != "cpu":
-            self.models.clear()
-        self.models[side] = load_model(self.refs[side], self.device, self.dtype)
-        return self.models[side]
 
     def description(
         self, outcome: Outcome, said: Said, compared: Counter[str], entries: list[dict[str, Any]]
@@ -375,7 +349,7 @@ class _Build:
             "continuations": self.source.ref,
             "crosscoder": self.crosscoder.ref if self.crosscoder else None,
             "features": self.features.ref if self.features else None,
-            "models": {side: self.refs[side].name for side in SIDES},
+            "models": {side: self.reading.refs[side].name for side in SIDES},
             "places": len(self.continuations.places),
             "documents": len(self.continuations.documents),
             "contexts": dict(compared),

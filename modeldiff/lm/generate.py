@@ -125,18 +125,23 @@ def continue_tokens(
 
 
 class _Drawn(LogitsProcessor):
-    """Scores of which the largest is a draw from the distribution that the logits give (the Gumbel-max trick).
+    """Scores of which only one is finite: a token drawn from the distribution that the logits give, by its cumulative
+    sums.
 
     transformers samples with torch's global random numbers, which the threads of a process share: two models that
-    generate at the same time would change each other's texts. These come from a generator of the call's own.
+    generate at the same time would change each other's texts. These come from a generator of the call's own, one for
+    each token that is drawn.
     """
 
     def __init__(self, temperature: float, generator: torch.Generator) -> None:
         self._temperature, self._generator = temperature, generator
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        waited = torch.empty_like(scores, dtype=torch.float32).exponential_(generator=self._generator)
-        return scores.float() / self._temperature - waited.clamp_min_(1e-30).log_()
+        below_BV = (scores.float() / self._temperature).softmax(dim=1).cumsum(dim=1)
+        at_B1 = torch.rand(len(scores), 1, device=scores.device, generator=self._generator) * below_BV[:, -1:]
+        # The first token whose sum is above: one of probability 0 has the sum of the token before it.
+        token_B1 = torch.searchsorted(below_BV, at_B1, right=True).clamp_max_(scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_B1, 0.0)
 
 
 def _check_settings(max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:

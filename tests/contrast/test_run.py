@@ -13,7 +13,7 @@ import pytest
 
 import modeldiff.contrast.run as module
 from modeldiff.contrast.continuations import run as run_continuations
-from modeldiff.contrast.run import crosscoder_for, features_of, run
+from modeldiff.contrast.run import crosscoder_for, features_of, largest_norms, run
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.contrast.statistics import halves
 from modeldiff.contrast.stored import read_contrast, read_places
@@ -232,7 +232,7 @@ def test_an_interrupted_contrast_does_not_read_the_features_again(
         patched.setattr(module, "contrast", stop)
         with pytest.raises(KeyboardInterrupt):
             run(settings_of(least=3), world.workspace)
-    monkeypatch.setattr(module, "read_features", None)
+    monkeypatch.setattr(module, "activations", None)
     again = run(settings_of(least=3), world.workspace)
     assert again.manifest.digest == straight.manifest.digest
 
@@ -274,10 +274,7 @@ def test_outlying_pairs_are_those_that_training_would_have_dropped(world: World)
     from modeldiff.crosscoder import load
     from modeldiff.workspace.activations import ActivationStore
 
-    build = module._Build(
-        settings_of(), world.workspace, None, world.continuations, world.crosscoders[0], None, None, None, None
-    )  # type: ignore[arg-type]
-    limits = build.limits(load(world.crosscoders[0]))
+    limits = largest_norms(world.crosscoders[0], load(world.crosscoders[0]).config)
     info = ActivationStore(world.activations).info
     factor = world.crosscoders[0].settings["outlier_factor"]
     for side in "ab":

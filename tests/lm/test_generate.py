@@ -13,7 +13,7 @@ import transformers
 
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import render_chat
-from modeldiff.lm.generate import continue_tokens, generate, generate_tokens
+from modeldiff.lm.generate import _Drawn, continue_tokens, generate, generate_tokens
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual, residual_after
 from tests.tiny_models import ARCHITECTURES
@@ -158,3 +158,15 @@ def test_models_that_generate_at_the_same_time_do_not_change_each_others_texts(
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(draw, range(4))) == alone
     assert alone[0] != alone[1]
+
+
+def test_tokens_are_drawn_as_often_as_the_logits_say() -> None:
+    """Each of 60,000 draws from softmax(logits / temperature); what is excluded is never drawn."""
+    temperature, draws = 2.0, 60_000
+    logits = torch.tensor([1.0, -torch.inf, 3.0, -2.0, 0.5, -torch.inf])
+    drawn = _Drawn(temperature, torch.Generator().manual_seed(0))
+    tokens = drawn(torch.zeros(draws, 1, dtype=torch.long), logits.expand(draws, -1)).argmax(dim=1)
+    expected = (logits / temperature).softmax(dim=0)
+    rates = torch.bincount(tokens, minlength=len(logits)) / draws
+    error = (expected * (1 - expected) / draws).sqrt()
+    assert ((rates - expected).abs() <= 4 * error).all()
