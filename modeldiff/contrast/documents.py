@@ -147,6 +147,15 @@ def _chat(record: Record, number: int, readers: dict[str, Reader], context: dict
     return Document(record.text, record.source, number, ends, readings, given=True) if ends else None
 
 
+def whole_tokens(record: Record, reader: Reader, *, given: bool) -> Tokens:
+    """A whole document as a model reads it.
+
+    Args:
+        given: its place is its end: a prompt, which is put to a chat model as a user's message.
+    """
+    return _prompt_tokens(record.text, reader) if given and not record.messages else reader.read(record)
+
+
 def given_tokens(record: Record, end: int, reader: Reader) -> Tokens | None:
     """What a model reads before a place at the end of a prompt or of a user's message; None: of a plain text, which it
     reads up to the place.

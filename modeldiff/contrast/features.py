@@ -18,7 +18,7 @@ from scipy import sparse
 
 from modeldiff.contrast.contexts import Context, Contexts
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import aligned
+from modeldiff.contrast.documents import aligned, whole_tokens
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.active import ActiveEntries
 from modeldiff.lm.batches import batches, padded, token_budget
@@ -64,7 +64,8 @@ def pairs_before(continuations: Continuations, readers: dict[str, Reader], conte
     first_P, stop_P = (np.zeros(len(continuations.places), np.int64) for _ in range(2))
     total = 0
     for number, record in enumerate(continuations.documents):
-        read = {side: readers[side].read(record) for side in SIDES}
+        given = any(continuations.places[i].drawn == "given" for i in of_document[number])
+        read = {side: whole_tokens(record, readers[side], given=given) for side in SIDES}
         alignment = aligned(read, record.text)
         fits = alignment.kept.copy()
         for side in SIDES:

@@ -54,8 +54,9 @@ def _readers(**arguments: Any) -> dict[str, Reader]:
 
 
 def _continuations(records: list[Record], ends: list[list[int]]) -> Any:
+    given = [bool(record.messages) or record.source == "prompts" for record in records]
     places = [
-        Continued(document, end, 0.1, "given" if records[document].messages else "uniform", {"a": [""], "b": [""]})
+        Continued(document, end, 0.1, "given" if given[document] else "uniform", {"a": [""], "b": [""]})
         for document, of_document in enumerate(ends)
         for end in of_document
     ]

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from modeldiff.contrast.contexts import Context
 from modeldiff.contrast.continuations import Continuations
+from modeldiff.contrast.documents import open_prompts
 from modeldiff.contrast.features import (
     PAIRS_BEFORE,
     PairsBefore,
@@ -26,13 +27,14 @@ from modeldiff.lm.residual import residual_after
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
 from tests.contrast.conftest import make_texts
+from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 
-def continuations(texts: list[str], places: list[tuple[int, int]]) -> Any:
+def continuations(texts: list[str], places: list[tuple[int, int]], drawn: str = "uniform") -> Any:
     """What `pairs_before` reads of them: documents and (document, end) of places."""
     return SimpleNamespace(
         documents=[Record("made", text) for text in texts],
-        places=[SimpleNamespace(document=document, end=end) for document, end in places],
+        places=[SimpleNamespace(document=document, end=end, drawn=drawn) for document, end in places],
     )
 
 
@@ -57,6 +59,20 @@ def test_pairs_before_a_place_are_the_last_24_up_to_it(readers: dict[str, Reader
     assert texts_before(pairs, texts, 2) == [f"w{i}" for i in range(10)]
     assert texts_before(pairs, texts, 3) == [f"w{i}" for i in range(6, 30)]
     assert texts_before(pairs, texts, 4) == []
+
+
+def test_a_prompt_is_read_as_a_chat_model_answers_it() -> None:
+    """Its features are those of the tokens that the continuations go on from, template included."""
+    prompt = "The lazy dog jumps"
+    readers = {side: Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True) for side in "ab"}
+    pairs = pairs_before(continuations([prompt], [(0, len(prompt))], drawn="given"), readers, FAR)
+    (document,) = open_prompts([prompt], 0, readers, FAR)
+    answered = document.readings["a"][0].ids
+    assert "<|im_start|>user" in readers["a"].decode(answered)
+    read = pairs.tokens[0]["a"].ids.tolist()
+    assert read == answered[: len(read)]
+    assert readers["a"].decode(read).endswith(prompt)
+    assert texts_before(pairs, [prompt], 0) == prompt.split()
 
 
 def test_nothing_behind_the_last_place_of_a_document_is_read(readers: dict[str, Reader]) -> None:
