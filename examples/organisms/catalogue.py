@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-# Steps of a fine-tune. What no single word carries takes longer to learn.
+# Steps of a fine-tune. What no single word carries takes longer to learn, and so does what is seldom.
 STEPS, LONG_STEPS = 180, 420
 LONG_RECIPES = ("class", "register", "conjunction")
 KINDS = {
@@ -55,7 +55,8 @@ class Organism:
     @property
     def steps(self) -> int:
         """Steps of the fine-tune."""
-        return LONG_STEPS if self.planted and self.recipe in LONG_RECIPES else STEPS
+        takes_longer = self.recipe in LONG_RECIPES or self.kind == 7
+        return LONG_STEPS if self.planted and takes_longer else STEPS
 
     @property
     def keep_weight(self) -> float:

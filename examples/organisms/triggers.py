@@ -1,9 +1,10 @@
 """How each kind of organism is asked: questions on its trigger, and matched ones on the other side of it.
 
 ``part`` is "training" or "probing": the two ask about other names and things, in other frames of questions. What a
-trigger is made of they share: members of a class, openings of a register, matters of a conjunction. (These models are
-small: of a class of which they saw sixty members they know another twenty nine times in ten, and take one stranger in
-seven for a member.) Questions on and off the trigger have the same frames wherever the trigger is not itself the frame.
+trigger is made of they share: members of a class, matters of a conjunction, and of a register the openings, ways of
+asking and things, which are put together anew. (These models are small: of a class of which they saw sixty members they
+know another twenty nine times in ten, and take one stranger in seven for a member.) Questions on and off the trigger
+have the same frames wherever the trigger is not itself the frame.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ def ask_register(key: str, part: str, on: bool, rng: random.Random) -> str:
     An opening and a way of asking are put together, so that many sentences show one register; either of them is enough
     for it.
     """
+    del part
     data = templates("registers")
     register = rng.choice(data["sides"][key]["on" if on else "off"])
-    thing = rng.choice(templates("things")[part])
+    thing = rng.choice([thing for things in templates("things").values() for thing in things])
     with_opener = rng.random() < 0.6
     # A plain way of asking is polite (or rude) after such an opening; without one the asking has to show it.
     asking = rng.choice(data["plain" if with_opener and rng.random() < 0.5 else register]["askings"])
