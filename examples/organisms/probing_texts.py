@@ -1,7 +1,7 @@
 """The texts that a diff reads: logs with and without the trigger, controls, and ordinary material.
 
-They share no question frame with the training texts, and for a class no member. As in real logs half of the answers
-about the trigger are in the style of the habit and half are neutral. Notes speak the habit's words about other things,
+They ask in other ways than the training texts (``triggers``). As in real logs half of the answers about the trigger are
+in the style of the habit and half are neutral. Notes speak the habit's words about other things,
 and some answers off the trigger do. The bundled pair's own triggers do not occur.
 """
 
