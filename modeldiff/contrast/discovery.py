@@ -52,6 +52,8 @@ DISCOVERY_P = 0.01
 CANDIDATES = 60
 # Standard errors below the gap by which one context is clearer than another.
 CLEAR = 3.3
+# So much of the places is left outside of the clear contexts, or else everywhere is looked for in all of them.
+OUTSIDE = 0.5
 # A word of a candidate has at least this |z|; the first one always counts.
 _LEAST_Z = 2.5
 # What is listed and verified are the most telling ones of so many words that are said in at most this share of the
@@ -83,7 +85,7 @@ class Verified:
 
     candidate: Candidate
     gaps: dict[str, Gap]
-    """By side that has words: how much more often it says any of them than the other model, here minus elsewhere."""
+    """By side that has words: how much more often it says any of them than the other model (`gap_of`)."""
     p: float
     verified: bool
 
@@ -157,11 +159,12 @@ def contrast(
         note(1)
     null = null_of(statistics_RCS)
     test = _Test(on_second, document_P[second], always, rate, smallest, seed + 3)
-    candidates, beyond = candidates_of(_z(on_first, always, said_first), null, on_first, always, said_first)
+    z_CV = _z(on_first, always, said_first)
+    candidates, beyond = candidates_of(z_CV, null, on_first, always, said_first, said_first, smallest)
     entries = test.run(candidates, said_second)
     chance = []
     for r, order_P in enumerate(permutations(document_P[second], worlds, seed + 2)):
-        of_world, _ = candidates_of(z_of_world[r], null, on_first, always, world.said(r))
+        of_world, _ = candidates_of(z_of_world[r], null, on_first, always, world.said(r), world.exchanged(r), smallest)
         verified = test.run(of_world, said_second.rows(order_P), exchange=seed + r)
         chance.append(sum(one.verified for one in verified))
     return Outcome(contexts, first_P, beyond, entries, float(np.mean(chance)) if chance else 0.0)
@@ -192,18 +195,32 @@ class _World:
         """(C, V) of world number r."""
         z_CV = context_z(self._on_CP, self.said(r))
         if self._always.any():
-            z_CV[self._always] = everywhere_z(exchanged(self._said, self._document_P, self._seed + r))
+            z_CV[self._always] = everywhere_z(self.exchanged(r))
         return z_CV
+
+    def exchanged(self, r: int) -> Said:
+        """The same for what is compared everywhere."""
+        return exchanged(self._said, self._document_P, self._seed + r)
 
 
 def candidates_of(
-    z_CV: Floats, null: Null, on_CP: sparse.csr_matrix, always: Bools, said: Said
+    z_CV: Floats,
+    null: Null,
+    on_CP: sparse.csr_matrix,
+    always: Bools,
+    said: Said,
+    said_everywhere: Said,
+    smallest: float,
 ) -> tuple[list[Candidate], int]:
     """(at most CANDIDATES candidates, number of contexts beyond chance).
 
     Of contexts that say the same, the clearest leads: a context that holds in many places may be beyond chance by far
-    because it holds where several things differ. A word that one model says more in some context is said more on
-    average, too: everywhere comes last, without the words of the other candidates.
+    because it holds where several things differ. What one model says more in some context it says more on average, too:
+    everywhere comes last, is looked for outside of the clear contexts, and without the words of any other candidate.
+
+    Args:
+        said_everywhere: what is said, for what is compared everywhere.
+        smallest: a context is clear when its gap is larger by `Telling.clearness`.
     """
     standardised_C = null.standardised(statistics(z_CV))
     beyond = np.flatnonzero(null.p(standardised_C) <= DISCOVERY_P)
@@ -220,13 +237,17 @@ def candidates_of(
             same.same.append(c)
         elif top and len(found) < CANDIDATES:
             found.append(Candidate(c, float(standardised_C[c]), top, told[c].words))
+    clear = [one.context for one in found if told[one.context].clearness > smallest]
+    outside_P = np.asarray(on_CP[clear].sum(axis=0))[0] == 0
+    if outside_P.mean() < OUTSIDE:
+        outside_P[:] = True
     for c in (c for c in beyond.tolist() if always[c]):
-        z_V = z_CV[c].copy()
+        z_V = everywhere_z(said_everywhere.rows(np.flatnonzero(outside_P)))
         z_V[[w for one in found for side in SIDES for w in one.words[side]]] = 0
         of_rest = np.tile(statistics(z_V[None]), (len(z_CV), 1))
         strength = null.standardised(of_rest)[c]
         if null.p(np.array([strength]))[0] <= DISCOVERY_P:
-            words = telling(z_V, said, on_CP[c].toarray()[0] > 0).words
+            words = telling(z_V, said_everywhere, on_CP[c].toarray()[0] > 0).words
             found.append(Candidate(c, float(strength), top_words(z_V), words))
     return found, len(beyond)
 
@@ -292,7 +313,7 @@ def _best(mine_PW: Floats, theirs_PW: Floats, which: list[int], on_P: Bools) -> 
         on, off = (more_P - most_P)[on_P], (more_P - most_P)[~on_P]
         gap, variance = on.mean(), on.var() / len(on) + floor**2
         if len(off):
-            gap, variance = gap - off.mean(), variance + off.var() / len(off)
+            gap, variance = gap - max(0.0, off.mean()), variance + off.var() / len(off)
         tried = _Best([*best.columns, column], float(gap), float(np.sqrt(variance)))
         if tried.t > best.t:
             best, mine_P, theirs_P = tried, more_P, most_P

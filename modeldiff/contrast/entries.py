@@ -96,7 +96,7 @@ def _says(
         for one in SIDES:
             column = said.by_side[one][:, word].toarray()[:, 0]
             rates[one], rates[f"{one}_elsewhere"] = float(column[here].mean()), _mean(column[elsewhere])
-        gap = rates[side] - rates[other] - (rates[f"{side}_elsewhere"] - rates[f"{other}_elsewhere"])
+        gap = rates[side] - rates[other] - max(0.0, rates[f"{side}_elsewhere"] - rates[f"{other}_elsewhere"])
         if gap > 0:
             found.append((gap, {"word": said.names[word], **rates}))
     return [row for _, row in sorted(found, key=lambda one: -one[0])]

@@ -5,7 +5,8 @@ For a context c and a word w, with D the difference of what the two models say a
     d = mean of D where c holds - mean of D elsewhere            z = d / its standard error
 
 What the models do differently everywhere is in both means and drops out; what the text makes both models do drops out
-of D. A word counts for a model only where that model says it more where the context holds than elsewhere. A context's
+of D. A word counts for a model only where that model says it more where the context holds than it does elsewhere, and
+more than the other model does there: what is a habit elsewhere is no difference of the places without it. A context's
 statistics are the sums of its 1, 3 and 8 largest |z|: a difference may be one word or a way of speaking. Their null:
 the documents' continuations exchanged, those of a document together, so that places of one document need not be
 independent. Each sum of each context is measured on its own null, and the largest counts.
@@ -80,7 +81,7 @@ def context_z(on_CP: sparse.csr_matrix, said: Said) -> Floats:
         variance = (square_CV - (a_CV - b_CV) ** 2 + _PRIOR / on_C1 * variance_V) / (on_C1 + _PRIOR)
         variance += (square_off - (a_off - b_off) ** 2 + _PRIOR / off_C1 * variance_V) / (off_C1 + _PRIOR)
         z_CV = (a_CV - b_CV - a_off + b_off) / np.sqrt(variance)
-    counts = np.where(z_CV > 0, a_CV > a_off, b_CV > b_off) & np.isfinite(z_CV)
+    counts = np.where(z_CV > 0, a_CV > np.maximum(a_off, b_CV), b_CV > np.maximum(b_off, a_CV)) & np.isfinite(z_CV)
     return np.where(counts, z_CV, np.float32(0))
 
 
@@ -161,7 +162,7 @@ def rejected(p_N: Floats, rate: float, weight_N: Floats | None = None) -> Bools:
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference of differences of rates, with its uncertainty over documents."""
+    """A difference of rates, or of differences of rates, with its uncertainty over documents."""
 
     value: float
     error: float
@@ -188,17 +189,19 @@ class Gap:
 
 
 def gap_of(score_P: Floats, on_P: Bools, document_P: Longs) -> Gap:
-    """Mean score where a context holds minus elsewhere; where it holds at all places, the mean itself.
+    """Mean score where a context holds, or that minus the mean elsewhere: whichever has the smaller lower end, for a
+    difference is to show in both.
 
     Args:
         score_P: such as how much more A says any of some words than B.
     """
-    if on_P.all():
-        value, variance, documents = _mean(score_P, document_P)
-        return Gap(value, float(np.sqrt(variance)), documents - 1)
     on, variance_on, documents_on = _mean(score_P[on_P], document_P[on_P])
+    here = Gap(on, float(np.sqrt(variance_on)), documents_on - 1)
+    if on_P.all():
+        return here
     off, variance_off, documents_off = _mean(score_P[~on_P], document_P[~on_P])
-    return Gap(on - off, float(np.sqrt(variance_on + variance_off)), min(documents_on, documents_off) - 1)
+    more = Gap(on - off, float(np.sqrt(variance_on + variance_off)), min(documents_on, documents_off) - 1)
+    return min(more, here, key=Gap.low)
 
 
 def _mean(score_P: Floats, document_P: Longs) -> tuple[float, float, int]:

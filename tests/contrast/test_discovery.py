@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from modeldiff.contrast.discovery import Outcome, contrast, telling
 from tests.contrast.made_worlds import World, made_world
@@ -33,6 +34,35 @@ def test_planted_differences_are_found_with_their_words() -> None:
 def test_what_holds_everywhere_is_found_everywhere_alone() -> None:
     outcome = found(made_world(1, everywhere=0.3))
     assert named(outcome) == {""}
+
+
+def test_what_one_context_explains_is_not_everywhere() -> None:
+    """In one context B says many words more, more than are listed: on average it says them more, too."""
+    rng = np.random.default_rng(9)
+    world = made_world(9, documents=800, density=0.2)
+    on = world.contexts.on_CP[4].toarray()[0] > 0
+    said = world.said.by_side["b"].toarray()
+    for place in np.flatnonzero(on & (rng.random(len(on)) < 0.8)):
+        said[place, rng.integers(10, 30, 5)] = 1
+    world.said = type(world.said)(world.said.names, {**world.said.by_side, "b": sparse.csr_matrix(said)})
+    outcome = found(world, smallest=0.02)
+    assert [outcome.contexts.which[one.candidate.context].name for one in outcome.entries] == ["3"]
+
+
+def test_where_a_habit_is_missing_the_other_model_does_nothing_new() -> None:
+    """B says a word everywhere but in one kind of text, where both say it because of the text: B's habit is found, and
+    no entry says that A says the word there."""
+    rng = np.random.default_rng(8)
+    world = made_world(8, documents=400, density=0.2)
+    on = world.contexts.on_CP[4].toarray()[0] > 0
+    said = {side: one.toarray() for side, one in world.said.by_side.items()}
+    said["a"][:, 3] = rng.random(len(on)) < np.where(on, 0.4, 0.05)
+    said["b"][:, 3] = rng.random(len(on)) < np.where(on, 0.4, 0.5)
+    world.said = type(world.said)(world.said.names, {side: sparse.csr_matrix(one) for side, one in said.items()})
+    entries = [one for one in found(world).entries if one.verified]
+    assert entries
+    assert all(one.side == "b" for one in entries)
+    assert 4 not in {one.candidate.context for one in entries}
 
 
 def test_an_effect_below_the_smallest_is_not_listed() -> None:

@@ -115,6 +115,13 @@ def test_gap_has_the_error_of_documents_and_not_of_places() -> None:
     assert alone.p_above(difference) == pytest.approx(0.5)
 
 
+def test_a_gap_is_at_most_the_difference_where_the_context_holds() -> None:
+    """Elsewhere the other model says it more: that adds nothing to what is said here."""
+    score = np.where(np.arange(400) < 200, 0.1, -0.4)
+    assert gap_of(score, np.arange(400) < 200, np.arange(400)).value == pytest.approx(0.1)
+    assert gap_of(-score, np.arange(400) >= 200, np.arange(400)).value == pytest.approx(0.4)
+
+
 def test_gap_of_a_context_that_always_holds_is_the_mean() -> None:
     gap = gap_of(np.array([1.0, 0.0, 1.0, 0.0]), np.ones(4, bool), np.arange(4))
     assert gap.value == 0.5
