@@ -214,8 +214,8 @@ def candidates_of(
 ) -> tuple[list[Candidate], int]:
     """(at most CANDIDATES candidates, number of contexts beyond chance).
 
-    Of contexts that say the same, the clearest leads: a context that holds in many places may be beyond chance by far
-    because it holds where several things differ. What one model says more in some context it says more on average, too:
+    Of contexts that say the same, one leads that is clear and strong: a context that holds in many places may be beyond
+    chance by far because it holds where several things differ. What one model says more in some context it says more on average, too:
     everywhere comes last, is looked for outside of the clear contexts, and without the words of any other candidate.
 
     Args:
@@ -226,8 +226,9 @@ def candidates_of(
     beyond = np.flatnonzero(null.p(standardised_C) <= DISCOVERY_P)
     contexts = [c for c in beyond.tolist() if not always[c]]
     told = {c: telling(z_CV[c], said, on_CP[c].toarray()[0] > 0) for c in contexts}
+    # Gap times strength: by the gap alone the luck of few places would lead, by the strength alone what holds in many.
     # Ties go to the simpler kind of context, which costs nothing: contexts come in that order.
-    contexts.sort(key=lambda c: -told[c].clearness)
+    contexts.sort(key=lambda c: -max(0.0, told[c].clearness) * standardised_C[c])
     places_C = np.asarray(on_CP.sum(axis=1))[:, 0]
     found: list[Candidate] = []
     for c in contexts:
