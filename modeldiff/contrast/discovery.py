@@ -215,8 +215,9 @@ def candidates_of(
     """(at most CANDIDATES candidates, number of contexts beyond chance).
 
     Of contexts that say the same, one leads that is clear and strong: a context that holds in many places may be beyond
-    chance by far because it holds where several things differ. What one model says more in some context it says more on average, too:
-    everywhere comes last, is looked for outside of the clear contexts, and without the words of any other candidate.
+    chance by far because it holds where several things differ. What one model says more in some context it says more
+    on average, too: everywhere comes last, is looked for outside of the clear contexts, and without the words of any
+    other candidate.
 
     Args:
         said_everywhere: what is said, for what is compared everywhere.
