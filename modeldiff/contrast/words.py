@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -30,7 +31,7 @@ _MARKS += "\u200c\u200d\u0e33\u0eb3"
 _WORD = rf"\w[\w{_MARKS}]*"
 _RUN = re.compile(rf"{_WORD}(?:['\u2019]{_WORD})*")
 _CHARACTER = re.compile(rf"[\w'][{_MARKS}]*")
-_LEADING, _TRAILING = re.compile(rf"['\u2019]?{_RUN.pattern}"), re.compile(rf"{_RUN.pattern}['\u2019]?\Z")
+_LEADING = re.compile(rf"['\u2019]?{_RUN.pattern}")
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,13 @@ def whole_words(text: str, *, begins: bool) -> str:
     if not begins and (leading := _LEADING.match(text)):
         unspaced = np.flatnonzero(is_unspaced(leading[0]))
         start = int(unspaced[0]) if len(unspaced) else leading.end()
-    if trailing := _TRAILING.search(text, start):
-        unspaced = np.flatnonzero(is_unspaced(trailing[0]))
-        stop = trailing.start()
+    last = deque(_RUN.finditer(text, start), maxlen=1)
+    if last and text[last[0].end() :] in ("", "'", "\u2019"):
+        trailing = text[last[0].start() :]
+        unspaced = np.flatnonzero(is_unspaced(trailing))
+        stop = last[0].start()
         if len(unspaced):
-            rest = trailing[0][unspaced[-1] + 1 :]
+            rest = trailing[unspaced[-1] + 1 :]
             stop = len(text) - len(rest.lstrip(_MARKS))
     return text[start:stop]
 
