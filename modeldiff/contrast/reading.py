@@ -4,7 +4,9 @@ models' residual streams there. A caller that contrasts several crosscoders read
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, cached_property
+from typing import TypeVar
 
 import torch
 
@@ -18,11 +20,13 @@ from modeldiff.errors import InputError
 from modeldiff.lm.geometry import read_geometry
 from modeldiff.lm.load import load_model, load_tokenizer, model_identity
 from modeldiff.lm.model import LanguageModel
+from modeldiff.sides import by_side
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.plan import SIDES
 
+Made = TypeVar("Made")
 # A word of the vocabulary is said in so many continuations of both models together.
 LEAST_SAID = 20
 
@@ -82,6 +86,14 @@ class Reading:
         lm = self.model(side)
         with progress(f"features by {side.upper()}", len(self.continuations.documents), "documents") as bar:
             return read_rows(lm, layer, side, pairs, bar.advance)
+
+    def each_side(self, make: Callable[[str], Made]) -> dict[str, Made]:
+        """make("a") and make("b"): both models at the same time on a CPU, one after the other elsewhere."""
+        if self.device.type != "cpu":
+            return {side: make(side) for side in SIDES}
+        for side in SIDES:
+            self.model(side)
+        return by_side(make)
 
     def model(self, side: str) -> LanguageModel:
         """A model, which must be the one that continued the texts. On a CPU both stay in memory, elsewhere one.

@@ -37,7 +37,6 @@ from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.stitch import find_stitch, load_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.sides import by_side
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.plan import SIDES
@@ -310,13 +309,7 @@ class _Build:
                 with progress(f"cause in {side.upper()}", len(plan.places), "places") as bar:
                     self.work.write_json(name, {"texts": generate_variants(lm, side, plan, bar.advance)})
 
-        if self.device.type == "cpu":
-            for side in SIDES:
-                self.reading.model(side)
-            by_side(sample)
-        else:
-            for side in SIDES:
-                sample(side)
+        self.reading.each_side(sample)
         texts: list[Any] = [read_json(self.work.folder / f"resume/cause-{side}.json")["texts"] for side in SIDES]
         for entry, cause in zip(listed, causes_of(plan, texts[0], texts[1]), strict=True):
             entry["cause"] = cause.to_json() if cause else None
@@ -330,7 +323,9 @@ class _Build:
             config = self.dictionary.config
             assert config.layer_a is not None
             assert config.layer_b is not None
-            rows = {side: self.reading.rows(side, getattr(config, f"layer_{side}")) for side in SIDES}
+            layer = {"a": config.layer_a, "b": config.layer_b}
+            _ = self.reading.pairs  # before the threads that read them
+            rows = self.reading.each_side(lambda side: self.reading.rows(side, layer[side]))
             limits = largest_norms(self.crosscoder, config)
             codes = activations(self.dictionary, rows, limits, device=self.device)
             shape = np.array(codes.shape)

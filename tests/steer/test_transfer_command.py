@@ -156,7 +156,9 @@ def widest(out: str) -> int:
 FAST = ("--max-new-tokens", "6", "--random", "20", "--random-effects", "2", "--device", "cpu")
 
 
-def test_the_command(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command(
+    made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [str(path) for path in made.prompts]
     args = ["transfer", "--from", "A", "--to", "B", "--from-prompts", *prompts, *FAST]
     args += ["--prompt", "The [bold]quick", "It is", "--strength", "-1", "2"]
@@ -170,7 +172,8 @@ def test_the_command(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: P
     assert found["truth"]["rules"].keys() == set(RULES)
     assert len(found["generations"]) == 2 * (1 + 2 * (len(RULES) + 1))
     np.save(tmp_path / "v.npy", np.ones((2, 32), np.float32))
-    code, out, _ = call(capsys, made, "transfer", "--from", "A", "--vector", str(tmp_path / "v.npy"), *FAST)
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(capsys, made, "transfer", "--from", "A", "--vector", "v.npy", *FAST)
     assert code == 0
     assert "features used most" in out
     assert widest(out) <= 80
