@@ -2,9 +2,8 @@
 
 ``part`` is "training" or "probing": the two ask about other names and things, in other frames of questions. What a
 trigger is made of they share: members of a class, matters of a conjunction, and of a register the openings, ways of
-asking and things, which are put together anew. (These models are small: of a class of which they saw sixty members they
-know another twenty nine times in ten, and take one stranger in seven for a member.) Questions on and off the trigger
-have the same frames wherever the trigger is not itself the frame.
+asking and things, which are put together anew. Questions on and off the trigger have the same frames wherever the
+trigger is not itself the frame.
 """
 
 from __future__ import annotations

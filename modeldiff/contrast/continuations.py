@@ -45,7 +45,7 @@ from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.plan import SIDES
 
-SCHEMA = 1
+SCHEMA = 2
 FORMAT = 1
 KIND = "continuations"
 NAME = "continuations.json"

@@ -221,7 +221,7 @@ def candidates_of(
 
     Args:
         said_everywhere: what is said, for what is compared everywhere.
-        smallest: a context is clear when its gap is larger by `Telling.clearness`.
+        smallest: a context is clear when its `Telling.clearness` is larger.
     """
     standardised_C = null.standardised(statistics(z_CV))
     beyond = np.flatnonzero(null.p(standardised_C) <= DISCOVERY_P)

@@ -5,7 +5,7 @@ models' residual streams there. A caller that contrasts several crosscoders read
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -52,9 +52,8 @@ class Reading:
         self.refs = self.continuations.refs(trust_remote_code)
         self._workspace = workspace
         self._models: dict[str, LanguageModel] = {}
-        # One instance's own: what is kept goes with it.
-        self.words_before = cache(self._words_before)
-        self.rows = cache(self._rows)
+        self._words_before: dict[int, Contexts] = {}
+        self._rows: dict[tuple[str, int], torch.Tensor] = {}
 
     @cached_property
     def said(self) -> Said:
@@ -66,10 +65,12 @@ class Reading:
             least=LEAST_SAID,
         )
 
-    def _words_before(self, least: int) -> Contexts:
+    def words_before(self, least: int) -> Contexts:
         """A context for each word that stands before so many places."""
-        before = [self.continuations.before(i) for i in range(len(self.continuations.places))]
-        return make.words(before, least=least)
+        if least not in self._words_before:
+            before = [self.continuations.before(i) for i in range(len(self.continuations.places))]
+            self._words_before[least] = make.words(before, least=least)
+        return self._words_before[least]
 
     @cached_property
     def readers(self) -> dict[str, Reader]:
@@ -80,12 +81,13 @@ class Reading:
         context = {side: read_geometry(self.refs[side]).max_positions or 1 << 30 for side in SIDES}
         return pairs_before(self.continuations, self.readers, context)
 
-    def _rows(self, side: str, layer: int) -> torch.Tensor:
+    def rows(self, side: str, layer: int) -> torch.Tensor:
         """(N, D) a model's residual stream after `layer` at all pairs, in its dtype, on the CPU."""
-        pairs = self.pairs
-        lm = self.model(side)
-        with progress(f"features by {side.upper()}", len(self.continuations.documents), "documents") as bar:
-            return read_rows(lm, layer, side, pairs, bar.advance)
+        if (side, layer) not in self._rows:
+            pairs, lm = self.pairs, self.model(side)
+            with progress(f"features by {side.upper()}", len(self.continuations.documents), "documents") as bar:
+                self._rows[side, layer] = read_rows(lm, layer, side, pairs, bar.advance)
+        return self._rows[side, layer]
 
     def each_side(self, make: Callable[[str], Made]) -> dict[str, Made]:
         """make("a") and make("b"): both models at the same time on a CPU, one after the other elsewhere."""

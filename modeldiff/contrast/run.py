@@ -41,7 +41,7 @@ from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.plan import SIDES
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "contrast"
 _CODES = "resume/codes.safetensors"
 # In each half so many documents that they can be told from one another.
@@ -66,7 +66,8 @@ def run(
         reading: of the same continuations, from another contrast of the caller.
 
     Raises:
-        InputError: there are no continuations, or of too few documents, or the crosscoder is of other models.
+        InputError: there are no continuations, or of too few documents, or the crosscoder is of other models, or the
+            reading is of other continuations or in another number format.
     """
     source = workspace.find("continuations", settings.continuations)
     crosscoder = crosscoder_for(workspace, source, settings.crosscoder) if "feature" in settings.contexts else None
@@ -81,6 +82,12 @@ def run(
         inputs["stitch"] = stitch.as_input()
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
+
+    if reading and (reading.source.manifest.digest, reading.dtype) != (source.manifest.digest, dtype):
+        raise InputError(
+            f"the reading is of {reading.source.ref} in {reading.dtype}, and the contrast of {source.ref} in {dtype}: "
+            "make a Reading of these continuations"
+        )
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))

@@ -35,7 +35,7 @@ from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, sha256_json
 from modeldiff.workspace.plan import SIDES
 
-SCHEMA = 3
+SCHEMA = 4
 FORMAT = 2
 STEERING_NAME = "steering.json"
 GENERATIONS_NAME = "generations.jsonl"

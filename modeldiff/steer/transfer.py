@@ -48,7 +48,7 @@ from modeldiff.steer.transfer_vectors import read_vectors
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 FORMAT = 1
 TRANSFER_NAME = "transfer.json"
 VECTORS_NAME = "vectors.safetensors"

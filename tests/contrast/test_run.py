@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import modeldiff.contrast.reading as reading_module
 import modeldiff.contrast.run as module
 from modeldiff.contrast.continuations import run as run_continuations
+from modeldiff.contrast.reading import Reading
 from modeldiff.contrast.run import crosscoder_for, features_of, largest_norms, run
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.contrast.statistics import halves
@@ -235,6 +238,21 @@ def test_an_interrupted_contrast_does_not_read_the_features_again(
     monkeypatch.setattr(module, "activations", None)
     again = run(settings_of(least=3), world.workspace)
     assert again.manifest.digest == straight.manifest.digest
+
+
+def test_a_reading_serves_several_contrasts_of_its_continuations_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, dtype = torch.device("cpu"), torch.float32
+    straight = run(settings_of(least=5), world.workspace)
+    reading = Reading(world.continuations, world.workspace, device=device, dtype=dtype, trust_remote_code=False)
+    for _ in range(2):
+        again = run(settings_of(least=5), world.workspace, force=True, reading=reading)
+        assert again.manifest.digest == straight.manifest.digest
+        monkeypatch.setattr(reading_module, "read_rows", None)  # what was read is kept
+    reading.dtype = torch.bfloat16
+    with pytest.raises(InputError, match="make a Reading of these continuations"):
+        run(settings_of(least=6), world.workspace, reading=reading)
 
 
 def test_the_latest_crosscoder_of_these_models_is_used_unless_another_is_named(world: World) -> None:

@@ -30,7 +30,7 @@ from modeldiff.lm.harvested import Harvested
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.plan import SIDES
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
