@@ -118,26 +118,42 @@ def represented(one: dict[str, Any], numbers: bool) -> str:
 
 def cause(found: dict[str, Any], numbers: bool) -> list[str]:
     """What removing and adding the feature did."""
-    owner = found["side"].upper()
+    side, together = found["side"], found["together"]
+    if found["verdict"] is None:
+        return [f"cause: {side.upper()} has no direction for it"]
     lines = []
-    together = found["together"]
-    if together and together["closed"]:
-        lines.append(
-            f"removing it and the {len(together['features']) - 1} features that fire with it from {owner} closes "
-            f"{_share(together['closed'])} of the gap (random directions: {_share(together['closed_random'])}): "
-            f"{_called(together)}"
-        )
-    if found["closed_removed"] and (numbers or not lines):
-        added = f"; adding it moves {_share(found['closed_added'])}" if found["closed_added"] else ""
-        lines.append(
-            f"removing it alone closes {_share(found['closed_removed'])} (random {_share(found['closed_random'])})"
-            f"{added}: {_called(found)}"
-        )
-    return lines or [f"cause: {owner} has no direction for it"]
+    if together:
+        count = len(together["features"]) - 1
+        others = "the feature that fires" if count == 1 else f"the {count} features that fire"
+        removed = f"without it and {others} with it"
+        lines.append(_removed(found, removed, "removed_together", together, together["closed"], numbers))
+    if numbers or not together:
+        alone = "without it alone" if together else "without it"
+        lines.append(_removed(found, alone, "removed", found, found["closed_removed"], numbers))
+    if numbers and found["closed_added"]:
+        lines.append(f"adding it elsewhere moves the other model by {_share(found['closed_added'])} of the gap")
+    return lines
 
 
-def _share(interval: dict[str, float] | None) -> str:
-    return "-" if interval is None else f"{interval['value']:.0%} [{interval['low']:.0%}, {interval['high']:.0%}]"
+def _removed(
+    found: dict[str, Any], done: str, name: str, judged: dict[str, Any], closed: dict[str, float] | None, numbers: bool
+) -> str:
+    """How often the owner says any of its words as it is, with features removed, and with random directions removed."""
+    side = found["side"]
+    other = "b" if side == "a" else "a"
+    rates = found["rates"][side]
+    shares = f"; {_share(closed)} of the gap closed" if closed else ""
+    if numbers and closed:
+        shares += f", by random directions {_share(judged['closed_random'])}"
+    return (
+        f"{done} {side.upper()} says any of them at {rates[name]:.0%} of {found['places']} such places, not "
+        f"{rates['unchanged']:.0%} (random directions removed: {rates[f'{name}_random']:.0%}; "
+        f"{other.upper()}: {found['rates'][other]['unchanged']:.0%}){shares}: {_called(judged)}"
+    )
+
+
+def _share(interval: dict[str, float]) -> str:
+    return f"{interval['value']:.0%} [{interval['low']:.0%}, {interval['high']:.0%}]"
 
 
 def _called(found: dict[str, Any]) -> str:

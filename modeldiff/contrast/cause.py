@@ -74,7 +74,7 @@ class Together:
 
     features: list[int]
     closed: Interval | None
-    """Share of the gap that closes; None: there is no gap."""
+    """Share of the gap that closes; None: at these places no gap is shown."""
     closed_random: Interval | None
     """The same with their activations times random directions."""
     beyond_random: Interval
@@ -104,7 +104,8 @@ class Cause:
     gap: Interval
     """How much more often the owner says any of them than the other model, both as they are."""
     closed_removed: Interval | None
-    """Share of the gap that closes when the feature is removed from the owner; None: no direction, or no gap."""
+    """Share of the gap that closes when the feature is removed from the owner; None: no direction, or no gap is shown
+    at these places."""
     closed_random: Interval | None
     """The same for random directions."""
     closed_added: Interval | None
@@ -294,20 +295,26 @@ def _mean(score_K: Floats, document_K: Longs) -> Gap:
 
 
 def _share(closed_K: Floats, gap_K: Floats, document_K: Longs) -> Interval | None:
-    """Mean of what closes over the mean gap, at the same places; None: there is no gap. To first order, the error is
-    that of the mean of what closes minus share times gap."""
-    gap = float(gap_K.mean())
-    if gap <= 0:
+    """Mean of what closes over the mean gap, at the same places. To first order, the error is that of the mean of what
+    closes minus share times gap. None: the gap may be none, so that its shares are nothing."""
+    gap = _mean(gap_K, document_K)
+    if gap.low() <= 0:
         return None
-    share = float(closed_K.mean()) / gap
+    share = float(closed_K.mean()) / gap.value
     rest = _mean(closed_K - share * gap_K, document_K)
-    return Interval.of(Gap(share, rest.error / gap, rest.freedom))
+    return _interval_of_share(Gap(share, rest.error / gap.value, rest.freedom))
 
 
 def _share_of_others(moved: Gap, gap: Gap) -> Interval | None:
     """The same for what was moved at other places."""
-    if gap.value <= 0:
+    if gap.low() <= 0:
         return None
     share = moved.value / gap.value
     error = float(np.hypot(moved.error, share * gap.error)) / gap.value
-    return Interval.of(Gap(share, error, min(moved.freedom, gap.freedom)))
+    return _interval_of_share(Gap(share, error, min(moved.freedom, gap.freedom)))
+
+
+def _interval_of_share(share: Gap) -> Interval:
+    """A share may be any number, unlike a difference of rates."""
+    half = share.quantile() * share.error
+    return Interval(share.value, share.value - half, share.value + half)

@@ -41,7 +41,7 @@ from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.plan import SIDES
 
-SCHEMA = 2
+SCHEMA = 3
 KIND = "contrast"
 _CODES = "resume/codes.safetensors"
 # In each half so many documents that they can be told from one another.

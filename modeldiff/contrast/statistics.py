@@ -172,11 +172,11 @@ class Gap:
 
     def low(self, confidence: float = 0.95) -> float:
         """Lower end of the two-sided confidence interval, within what a difference of differences can be."""
-        return max(-2.0, self.value - self._quantile(confidence) * self.error)
+        return max(-2.0, self.value - self.quantile(confidence) * self.error)
 
     def high(self, confidence: float = 0.95) -> float:
         """Upper end."""
-        return min(2.0, self.value + self._quantile(confidence) * self.error)
+        return min(2.0, self.value + self.quantile(confidence) * self.error)
 
     def p_above(self, least: float) -> float:
         """One-sided p-value of the hypothesis that the gap is at most `least`."""
@@ -184,7 +184,8 @@ class Gap:
             return 1.0
         return float(stats.t.sf((self.value - least) / self.error, self.freedom))
 
-    def _quantile(self, confidence: float) -> float:
+    def quantile(self, confidence: float = 0.95) -> float:
+        """Errors from the value to an end of the interval."""
         return float(stats.t.ppf((1 + confidence) / 2, self.freedom))
 
 

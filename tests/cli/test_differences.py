@@ -205,3 +205,38 @@ def test_csv_is_one_line_a_word(capsys) -> None:
 def test_csv_of_nothing_is_its_head(capsys) -> None:
     print_csv(contrast(**NOTHING), everything=True)
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_cause_is_said_in_rates_and_its_share_only_where_there_is_a_gap(capsys: pytest.CaptureFixture[str]) -> None:
+    share = {"value": 0.9, "low": 0.6, "high": 1.2}
+    found = {
+        "side": "a", "places": 32, "verdict": "context", "settled": True,
+        "closed_removed": share, "closed_random": share, "closed_added": None,
+        "rates": {
+            "a": {"unchanged": 0.5, "removed": 0.4, "removed_random": 0.41, "removed_together": 0.1,
+                  "removed_together_random": 0.45},
+            "b": {"unchanged": 0.06},
+        },
+        "together": {"features": [17, 2, 3], "verdict": "cause", "settled": True, "closed": share,
+                     "closed_random": {"value": 0.1, "low": -0.2, "high": 0.4}},
+    }  # fmt: skip
+
+    def said(numbers: bool = False) -> str:
+        one = contrast(differences=[entry(1, {"kind": "feature", "id": 17}, cause=found)], not_verified=[])
+        text = printed(one, capsys, numbers=numbers)
+        assert max(map(len, text.splitlines())) <= 80
+        return " ".join(text.split())
+
+    with_others = "without it and the 2 features that fire with it A says any of them at 10% of 32 such places, not 50%"
+    assert (
+        f"{with_others} (random directions removed: 45%; B: 6%); 90% [60%, 120%] of the gap closed: a cause" in said()
+    )
+    assert "without it alone A says any of them at 40%" not in said()
+    assert "without it alone A says any of them at 40%" in said(numbers=True)
+    assert "by random directions 10% [-20%, 40%]: a cause" in said(numbers=True)
+    found["together"]["closed"] = found["together"]["closed_random"] = None
+    assert f"{with_others} (random directions removed: 45%; B: 6%): a cause" in said()
+    found["together"] = None
+    assert "without it A says any of them at 40%" in said()
+    found["verdict"] = None
+    assert "cause: A has no direction for it" in said()

@@ -325,6 +325,23 @@ def test_without_a_gap_there_is_no_share() -> None:
     assert not found.settled
 
 
+def test_a_gap_that_may_be_none_has_no_share() -> None:
+    rates = {"b": OWNER | {"unchanged": 0.2, "removed_random": 0.2}, "a": NEUTRAL | {"unchanged": 0.15}}
+    found = _made(rates, places=20)
+    assert found.gap.low <= 0
+    assert (found.closed_removed, found.closed_random) == (None, None)
+    assert found.rates["b"]["removed"] is not None
+
+
+def test_a_share_is_not_cut_off_where_a_difference_of_rates_would_be() -> None:
+    # Removal takes the words away three times as far as the other model is.
+    rates = {"b": OWNER | {"unchanged": 0.9, "removed": 0.0, "removed_random": 0.9}, "a": NEUTRAL | {"unchanged": 0.6}}
+    share = _made(rates, places=60).closed_removed
+    assert share is not None
+    assert 2 < share.value < share.high
+    assert share.high - share.value == pytest.approx(share.value - share.low)
+
+
 def test_a_model_without_a_direction_has_no_rates_of_what_was_not_done() -> None:
     rates = {"b": OWNER | {"removed": 0.05}, "a": NEUTRAL}
     found = _made(rates, has="b")
