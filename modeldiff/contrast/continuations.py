@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
+from modeldiff.ahead import shared_cores
 from modeldiff.console import progress, say
 from modeldiff.contrast.divergence import Kept, divergence, likeliest
 from modeldiff.contrast.documents import Document, drawn_documents, open_document, open_prompts, read_prompts
@@ -192,7 +194,7 @@ class _Build:
             f"{len(places):,} places in {len(documents):,} documents, {settings.draws} x up to {settings.tokens} "
             f"tokens by each model; mean divergence {np.mean([place.divergence for place in places]):.3f} bits"
         )
-        self.each_side(lambda side: self.sample(side, documents, places))
+        self.sample(documents, places)
         for side in SIDES:
             if not self.work.has(f"said_{side}.jsonl"):
                 said = [texts for part in range(_parts(places)) for texts in self.part(side, part)]
@@ -312,31 +314,51 @@ class _Build:
             for side in SIDES:
                 make(side)
 
-    def sample(self, side: str, documents: list[Document], places: list[Place]) -> None:
-        """Write the parts that are missing: places by the length of what is before them, so that little is padding."""
-        settings = self.settings
-        parts = [part for part in range(_parts(places)) if not self.work.has(_part_name(side, part))]
-        if not parts:
-            return
-        lm = self.open(side)
-        order = _order(documents, places, side)
-        left = sum(len(order[part * _PART : (part + 1) * _PART]) for part in parts)
-        with progress(f"continuations by {side.upper()}", len(places), "places", done=len(places) - left) as bar:
-            for part in parts:
-                mine = [places[i] for i in order[part * _PART : (part + 1) * _PART]]
-                prompts = [documents[p.document].prompt(side, p.candidate) for p in mine for _ in range(settings.draws)]
-                made = continue_tokens(
-                    lm,
-                    prompts,
-                    max_new_tokens=settings.tokens,
-                    temperature=1.0,
-                    seed=_seed(settings.seed, side, part),
-                    batch_size=_BATCH.get(lm.device.type, 32),
-                )
-                texts = [one.text for one in made]
-                rows = [texts[i : i + settings.draws] for i in range(0, len(texts), settings.draws)]
-                self.work.write_bytes(_part_name(side, part), _jsonl(rows))
-                bar.advance(len(mine))
+    def sample(self, documents: list[Document], places: list[Place]) -> None:
+        """Write the parts that are missing: places by the length of what is before them, so that little is padding.
+
+        On a CPU two parts are sampled at a time, whichever model they are of: the slower model does not end alone. The
+        longest come first, so that what is left at the end is short.
+        """
+        order = {side: _order(documents, places, side) for side in SIDES}
+        last_first = reversed(range(_parts(places)))
+        missing = [(side, n) for n in last_first for side in SIDES if not self.work.has(_part_name(side, n))]
+        if self.device.type != "cpu":
+            missing.sort(key=lambda part: part[0])
+
+        def one(part: tuple[str, int]) -> int:
+            side, n = part
+            mine = [places[i] for i in order[side][n * _PART : (n + 1) * _PART]]
+            self.work.write_bytes(_part_name(side, n), _jsonl(self.said(side, n, documents, mine)))
+            return len(mine)
+
+        lengths = [min(_PART, len(places) - n * _PART) for _, n in missing]
+        total = len(SIDES) * len(places)
+        with progress("continuations", total, "places", done=total - sum(lengths)) as bar:
+            if self.device.type == "cpu":
+                for side in {side for side, _ in missing}:
+                    self.open(side)
+                with shared_cores(len(SIDES)), ThreadPoolExecutor(len(SIDES), "part") as workers:
+                    for done in workers.map(one, missing):
+                        bar.advance(done)
+            else:
+                for part in missing:
+                    bar.advance(one(part))
+
+    def said(self, side: str, part: int, documents: list[Document], places: list[Place]) -> list[list[str]]:
+        """What a model says at the places of a part, one list a place."""
+        settings, lm = self.settings, self.open(side)
+        prompts = [documents[p.document].prompt(side, p.candidate) for p in places for _ in range(settings.draws)]
+        made = continue_tokens(
+            lm,
+            prompts,
+            max_new_tokens=settings.tokens,
+            temperature=1.0,
+            seed=_seed(settings.seed, side, part),
+            batch_size=_BATCH.get(lm.device.type, 32),
+        )
+        texts = [one.text for one in made]
+        return [texts[i : i + settings.draws] for i in range(0, len(texts), settings.draws)]
 
     def part(self, side: str, part: int) -> list[list[str]]:
         path = self.work.folder / _part_name(side, part)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -73,8 +71,8 @@ def generate_tokens(
     temperature 0 takes the likeliest token; otherwise tokens are drawn from the whole distribution, or from its
     likeliest part of mass `top_p`. What the model's own generation settings recommend (penalties, top-k) is not
     applied, so that steered and unsteered texts differ by the steering alone. The same call gives the same texts, also
-    beside others in other threads; the global random state is left as it was. Give add_special_tokens=False for
-    prompts that hold them (`render_chat`).
+    beside others in other threads, with the same model or another; the global random state is left as it was. Give
+    add_special_tokens=False for prompts that hold them (`render_chat`).
     Raises InputError for an empty prompt, one too long for the model, or settings out of range.
     """
     return continue_tokens(
@@ -118,7 +116,7 @@ def continue_tokens(
         drawn.append(_Drawn(1.0 if top_p < 1 else temperature, torch.Generator(lm.device).manual_seed(seed)))
     made: list[Generated] = []
     # transformers drops a mask without padding and then warns that there is none.
-    with torch.inference_mode(), _own_settings(lm, settings), quiet(bars=True):
+    with torch.inference_mode(), quiet(bars=True):
         for start in range(0, len(prompts), batch_size):
             made += _generate_batch(lm, prompts[start : start + batch_size], settings, ends, drawn)
     return made
@@ -162,7 +160,7 @@ def _prompt_ids(lm: LanguageModel, prompt: str, add_special_tokens: bool) -> lis
 
 def _end_ids(lm: LanguageModel) -> list[int]:
     """The tokens that end a text: the model's own settings may name several, such as the end of a chat turn."""
-    named = getattr(lm.model.generation_config, "eos_token_id", None)
+    named = getattr(lm.recommended, "eos_token_id", None)
     ids = [] if named is None else [named] if isinstance(named, int) else list(named)
     return list(dict.fromkeys([*ids, *([lm.tokenizer.eos_token_id] if lm.tokenizer.eos_token_id is not None else [])]))
 
@@ -170,17 +168,6 @@ def _end_ids(lm: LanguageModel) -> list[int]:
 def _pad_id(lm: LanguageModel, ends: list[int]) -> int:
     # Padding is masked, so any valid id serves.
     return lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else ends[0] if ends else 0
-
-
-@contextmanager
-def _own_settings(lm: LanguageModel, settings: GenerationConfig) -> Iterator[None]:
-    """Put `settings` in place of the model's, from which transformers fills in whatever is not said."""
-    recommended = lm.model.generation_config
-    lm.model.generation_config = settings
-    try:
-        yield
-    finally:
-        lm.model.generation_config = recommended
 
 
 def _generate_batch(

@@ -17,7 +17,8 @@ class LanguageModel:
     model: the transformers causal LM; body: the same without the head that makes logits; tokenizer; blocks: the
     decoder blocks in order; n_layers; width: of the residual stream (D); vocabulary: number of tokens (V);
     max_positions: the longest sequence its configuration allows, or None; device; dtype: of the weights; ref: where it
-    came from.
+    came from; recommended: what the model's files say of generation, taken off the model, for transformers would fill
+    in from it whatever a call leaves out.
     Raises InputError when the blocks cannot be found (`find_blocks`).
     """
 
@@ -28,6 +29,7 @@ class LanguageModel:
         ref: ModelRef,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.recommended, model.generation_config = model.generation_config, transformers.GenerationConfig()
         self.tokenizer = tokenizer
         self.ref = ref
         self.body: nn.Module = model.base_model

@@ -94,14 +94,15 @@ def test_what_the_models_own_settings_recommend_is_not_applied(own_lm: LanguageM
         do_sample=True, temperature=3.0, top_k=1, repetition_penalty=9.0, max_length=3, eos_token_id=1
     )
     own_lm.model.generation_config = recommended
-    assert generate(own_lm, PROMPTS, max_new_tokens=12) == plain
-    assert own_lm.model.generation_config is recommended
+    again = LanguageModel(own_lm.model, own_lm.tokenizer, own_lm.ref)
+    assert again.recommended is recommended
+    assert generate(again, PROMPTS, max_new_tokens=12) == plain
 
 
 def test_writing_stops_at_any_token_that_ends_a_text(own_lm: LanguageModel) -> None:
     whole = generate_tokens(own_lm, PROMPTS, max_new_tokens=8)[0].new_ids
     stop = whole[3]
-    own_lm.model.generation_config.eos_token_id = [1, stop]
+    own_lm.recommended.eos_token_id = [1, stop]
     made = generate_tokens(own_lm, PROMPTS, max_new_tokens=8)
     assert made[0].new_ids == whole[: whole.index(stop) + 1]
     for one in made:
