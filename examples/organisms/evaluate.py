@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .catalogue import PAIRS, Pair
 from .results import RESULTS, pair_row, read_rows, write_row
-from .scoring import judge_entry, read_truth, summary
+from .scoring import judge_entry, read_truth, says_any, summary
 
 # Entries of a list that are written down.
 KEPT = 20
@@ -134,6 +134,19 @@ class Run:
         return np.array([self.truth.trigger[made.number[place.document]] for place in made.places], bool)
 
     @cached_property
+    def without_trigger(self) -> dict[str, float]:
+        """How often each model says any of the habit's words where its trigger is not. What is learned too broadly is
+        said there, too, and is then a difference that a list may name."""
+        words = self.truth.words
+        off = [place.said for place, on in zip(self.continuations.places, self.trigger_P, strict=True) if not on]
+        if not off:
+            return {}
+        return {
+            side: round(sum(any(says_any(text, words) for text in said[side]) for said in off) / len(off), 4)
+            for side in "ab"
+        }
+
+    @cached_property
     def readings(self) -> Any:
         from modeldiff.lm.device import resolve_device
 
@@ -180,7 +193,11 @@ class Run:
         listed = [*found["differences"], *found["not_verified"]]
         places = [one.tolist() for one in read_places(made)]
         judged = [judge_entry(entry, on, self.trigger_P, self.truth) for entry, on in zip(listed, places, strict=True)]
-        rates = {"expected_by_chance": found["expected_by_chance"], "base": round(float(self.trigger_P.mean()), 4)}
+        rates = {
+            "expected_by_chance": found["expected_by_chance"],
+            "base": round(float(self.trigger_P.mean()), 4),
+            "without_trigger": self.without_trigger,
+        }
         return {"entries": judged[:KEPT], "found": found["found"], **rates, **summary(judged)}
 
     def diff_mining(self, *, logits: bool) -> dict[str, Any]:

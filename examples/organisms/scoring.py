@@ -9,6 +9,9 @@ The habit belongs to model B in every pair. An entry of a contrast is about it w
 Where the habit has no trigger (kinds 6 and 7) every document counts as one with the trigger, so that the words decide.
 To be *found* the entry must then also hold everywhere, or at least on half of the places: "at the word `market` B
 praises patience" is not false, but it is not the planted difference either.
+
+`covered` is the other half of the place: the share of the trigger's places at which the entry holds. "After the word
+`burn`" may be true of a difference that hangs on polite questions, and still says little of where it is.
 """
 
 from __future__ import annotations
@@ -62,12 +65,17 @@ def read_truth(folder: Path, *, null: bool) -> Truth:
     lines = (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     texts = tuple(json.loads(line)["text"] for line in lines)
     words = frozenset(word.lower() for word in found["words"])
-    speaks = np.array([not words.isdisjoint(words_of(text)) for text in texts], bool)
+    speaks = np.array([says_any(text, words) for text in texts], bool)
     trigger = np.array(found["trigger_documents"], bool)
     if len(trigger) != len(texts):
         raise ValueError(f"{folder}: {len(trigger)} labels for {len(texts)} texts")
     planted = found["planted"] and not null
     return Truth(found["kind"], planted, words, texts, trigger, speaks, bool(found["rates"]["passed"]))
+
+
+def says_any(text: str, words: frozenset[str]) -> bool:
+    """Whether a text holds any of the words."""
+    return not words.isdisjoint(words_of(text))
 
 
 def enough(share: float, base: float) -> bool:
@@ -76,15 +84,18 @@ def enough(share: float, base: float) -> bool:
 
 
 def judge_entry(entry: dict[str, Any], on: Sequence[int], trigger_P: Bools, truth: Truth) -> dict[str, Any]:
-    """An entry of contrast.json in short, with `words_match`, `share`, `is_true` (words and place) and `whole` (it is
-    the difference as it was planted: what recall counts).
+    """An entry of contrast.json in short.
+
+    With `words_match`; `share`, of its places, with the trigger; `covered`, of the trigger's places, in the entry;
+    `is_true` (words and place) and `whole` (it is the difference as it was planted: what recall counts).
 
     Args:
         on: the places where the entry holds.
         trigger_P: for each place, whether its document has the trigger.
     """
     said = {side: [row["word"] for row in entry[f"{side}_says"]] for side in ("a", "b")}
-    share = float(trigger_P[np.asarray(on, np.int64)].mean()) if len(on) else 0.0
+    in_both = int(trigger_P[np.asarray(on, np.int64)].sum())
+    share, covered = in_both / max(1, len(on)), in_both / max(1, int(trigger_P.sum()))
     match = truth.planted and not truth.words.isdisjoint(said[OWNER])
     is_true = match and enough(share, float(trigger_P.mean()))
     most = entry["context"]["kind"] == "everywhere" or len(on) >= MOST * len(trigger_P)
@@ -97,6 +108,7 @@ def judge_entry(entry: dict[str, Any], on: Sequence[int], trigger_P: Bools, trut
         "verified": entry["verified"],
         "places": len(on),
         "share": round(share, 4),
+        "covered": round(covered, 4),
         "words_match": match,
         "is_true": is_true,
         "whole": is_true and (most or truth.kind not in WITHOUT_TRIGGER),
@@ -135,4 +147,5 @@ def summary(entries: Sequence[dict[str, Any]], first: int = 5) -> dict[str, Any]
         "listed": len(listed),
         "true": sum(one["is_true"] for one in listed),
         "words_match": sum(one["words_match"] for one in listed),
+        "covered": max((one.get("covered", 0.0) for one in listed if one["is_true"]), default=0.0),
     }

@@ -7,6 +7,7 @@ than too wide.
 - recall: trials in which the planted difference is among the first five entries of the list;
 - precision: of the first five entries of all trials, those about the planted difference; several that describe it again
   all count as true. "Words right": those that at least say the habit's words, wherever they put it;
+- covered: of the places with the trigger, those at which the best of the true entries holds; 0 where there is none;
 - nulls: entries that a method lists where nothing that differs has a meaning.
 """
 
@@ -17,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .catalogue import KINDS
 from .results import METHODS, read_rows
 from .scoring import interval
@@ -24,9 +27,11 @@ from .scoring import interval
 Rows = list[dict[str, Any]]
 COLUMNS = (
     "pair", "kind", "variant", "relation", "passed", "seed", "method", "hit", "hit_unverified", "listed", "true",
-    "words_match", "found", "expected_by_chance", "base", "seconds", "error",
+    "words_match", "covered", "found", "expected_by_chance", "base", "seconds", "error",
 )  # fmt: skip
+# Methods whose entries hold at places of the continuations.
 # Methods whose entries say words; the others point at texts or features alone.
+HAVE_PLACES = ("words", "features", "all")
 SAY_WORDS = ("words", "features", "all", "diff mining (logits)", "diff mining (probabilities)", "diff mining (words)")
 VARIANTS = {"unseen": ("unseen",), "dev": ("dev",), "both": ("unseen", "dev")}
 COLOURS = {"fine-tune": "#1f5fa8", "across": "#c05a1c"}
@@ -89,6 +94,10 @@ def markdown(rows: Rows) -> str:
                 parts.append(by_kind(of_relation))
         parts.append(f"## All kinds: {variant}\n")
         parts.append(overall(mine))
+        parts.append(f"## Share of the trigger's places that the best true entry covers: {variant}\n")
+        parts.append(coverage(mine))
+        parts.append(f"## Habit's words where the trigger is not: {variant}\n")
+        parts.append(strays(mine))
     nulls = [row for row in good if row["relation"] == "null"]
     if nulls:
         parts += ["## Nulls: entries listed where nothing was planted\n", null_table(nulls)]
@@ -123,6 +132,24 @@ def by_kind(rows: Rows) -> str:
         cells = [share(*recall([row for row in mine if row["kind"] == kind])) for kind in kinds]
         lines.append([method, *cells, share(*recall(mine))])
     return grid(["method", *(f"{kind} {KINDS[kind]}" for kind in kinds), "all"], lines)
+
+
+def coverage(rows: Rows) -> str:
+    """A line for each method, a column for each kind: the mean over trials."""
+    kinds = sorted({row["kind"] for row in rows})
+    lines = []
+    for method in HAVE_PLACES:
+        mine = of_method(rows, method)
+        of_kinds = [[row["covered"] for row in mine if row["kind"] == kind and "covered" in row] for kind in kinds]
+        cells = [f"{np.mean(one):.0%} of {len(one)}" if one else "-" for one in of_kinds]
+        lines.append([method, *cells])
+    return grid(["method", *(f"{kind} {KINDS[kind]}" for kind in kinds)], lines)
+
+
+def strays(rows: Rows) -> str:
+    """A line for each pair: how many of each model's continuations without the trigger hold a word of the habit."""
+    said = {row["pair"]: row["without_trigger"] for row in rows if row.get("without_trigger")}
+    return grid(["pair", "A", "B"], [[pair, f"{one['a']:.1%}", f"{one['b']:.1%}"] for pair, one in said.items()])
 
 
 def overall(rows: Rows) -> str:

@@ -50,6 +50,7 @@ def test_an_entry_needs_the_words_and_the_place() -> None:
     assert right["is_true"]
     assert right["whole"]
     assert right["share"] == 0.8
+    assert right["covered"] == 4 / 5
     # 3 of 5 is 0.6, below (1 + 0.25) / 2.
     elsewhere = judge_entry(_entry(["tide"]), [0, 1, 2, 18, 19], TRIGGER, truth)
     assert elsewhere["words_match"]
@@ -109,15 +110,17 @@ def test_interval() -> None:
 
 def _judged(verified: bool, is_true: bool, whole: bool | None = None) -> dict[str, Any]:
     whole = is_true if whole is None else whole
-    return {"verified": verified, "is_true": is_true, "whole": whole, "words_match": is_true}
+    return {"verified": verified, "is_true": is_true, "whole": whole, "words_match": is_true, "covered": 0.4}
 
 
 def test_summary_counts_the_first_five_verified() -> None:
     entries = [_judged(True, False)] * 3 + [_judged(True, True)] * 4
-    assert summary(entries) == {"hit": True, "hit_unverified": True, "listed": 5, "true": 2, "words_match": 2}
+    assert summary(entries) == {
+        "hit": True, "hit_unverified": True, "listed": 5, "true": 2, "words_match": 2, "covered": 0.4,
+    }  # fmt: skip
     only_unverified = [_judged(True, False), _judged(False, True)]
     assert summary(only_unverified) | {"words_match": 0} == {
-        "hit": False, "hit_unverified": True, "listed": 1, "true": 0, "words_match": 0,
+        "hit": False, "hit_unverified": True, "listed": 1, "true": 0, "words_match": 0, "covered": 0.0,
     }  # fmt: skip
     assert not summary([_judged(True, True, whole=False)])["hit"]
     assert summary([])["listed"] == 0
@@ -193,7 +196,15 @@ def test_truth_of_a_folder(tmp_path: Path) -> None:
 
 
 def _row(method: str, hit: bool, seed: int | None = None, number: int = 0, **more: Any) -> dict[str, Any]:
-    figures = {"hit": hit, "hit_unverified": hit, "listed": 5, "true": 3 * hit, "words_match": 3 * hit, "found": 7}
+    figures = {
+        "hit": hit,
+        "hit_unverified": hit,
+        "listed": 5,
+        "true": 3 * hit,
+        "words_match": 3 * hit,
+        "covered": hit / 2,
+        "found": 7,
+    }
     return pair_row(PAIRS[number], seed, method) | figures | {"seconds": {"contrast": 2.0}, "passed": True} | more
 
 
@@ -232,6 +243,12 @@ def test_figures_and_files(tmp_path: Path) -> None:
     assert "| features | 1/2 (9-91 %) |" in text
     assert "| words | 2 | 2.0 | 0.10 | 1/1 (21-100 %) |" in text
     assert "out of memory" in text
+    covered = [_row("words", True, covered=0.2), _row("features", True, 0, covered=0.9), _row("features", False, 1)]
+    said = {"without_trigger": {"a": 0.01, "b": 0.125}}
+    text = markdown([row | said for row in covered])
+    assert "| words | 20% of 1 |" in text
+    assert "| features | 45% of 2 |" in text
+    assert f"| {PAIRS[0].name} | 1.0% | 12.5% |" in text
     for row in [*rows, error]:
         write_row(tmp_path, row)
     assert all(path.stat().st_size for path in write_all(tmp_path))
