@@ -7,7 +7,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -73,6 +73,7 @@ def _serve(connection: Connection, work: Callable[[Any], bool], threads: int) ->
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             task = connection.recv()
@@ -85,3 +86,11 @@ def _serve(connection: Connection, work: Callable[[Any], bool], threads: int) ->
         connection.send((sound, error))
         if not sound:  # what broke once (a GPU's context, say) may break all that follows
             return
+
+
+def _end_with_parent() -> None:
+    """A command that is killed leaves no process behind that goes on with its work."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
