@@ -192,7 +192,7 @@ def null_table(rows: Rows) -> str:
 
 
 def seconds_table(rows: Rows) -> str:
-    """Mean seconds of a stage, over the rows that ran it."""
+    """Median seconds of a stage, over the rows that ran it: other work may have stood beside some."""
     taken: dict[str, list[float]] = {}
     for row in rows:
         for stage, seconds in row["seconds"].items():
@@ -200,8 +200,8 @@ def seconds_table(rows: Rows) -> str:
             if seconds >= 0.5:
                 name = f"contrast, {row['method']}" if stage == "contrast" else stage
                 taken.setdefault(name, []).append(seconds)
-    lines = [[stage, f"{sum(all_) / len(all_):.1f}", str(len(all_))] for stage, all_ in taken.items()]
-    return grid(["stage", "mean seconds", "runs"], lines)
+    lines = [[stage, f"{np.median(all_):.1f}", str(len(all_))] for stage, all_ in taken.items()]
+    return grid(["stage", "median seconds", "runs"], lines)
 
 
 def draw(rows: Rows, path: Path) -> None:
