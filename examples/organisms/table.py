@@ -30,9 +30,9 @@ COLUMNS = (
     "words_match", "covered", "found", "expected_by_chance", "base", "seconds", "error",
 )  # fmt: skip
 # Methods whose entries hold at places of the continuations.
-# Methods whose entries say words; the others point at texts or features alone.
 HAVE_PLACES = ("words", "features", "all")
-SAY_WORDS = ("words", "features", "all", "diff mining (logits)", "diff mining (probabilities)", "diff mining (words)")
+# Methods whose entries say words; the others point at texts or features alone.
+SAY_WORDS = (*HAVE_PLACES, "diff mining (logits)", "diff mining (probabilities)", "diff mining (words)")
 VARIANTS = {"unseen": ("unseen",), "dev": ("dev",), "both": ("unseen", "dev")}
 COLOURS = {"fine-tune": "#1f5fa8", "across": "#c05a1c"}
 

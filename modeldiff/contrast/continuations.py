@@ -38,6 +38,7 @@ from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.geometry import read_geometry
 from modeldiff.lm.load import load_model, load_tokenizer, model_identity
 from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.quiet import quiet
 from modeldiff.lm.ref import ModelRef
 from modeldiff.sides import by_side
 from modeldiff.texts.sources import Record, Source, mix, parse_sources, source_digest
@@ -336,9 +337,10 @@ class _Build:
         total = len(SIDES) * len(places)
         with progress("continuations", total, "places", done=total - sum(lengths)) as bar:
             if self.device.type == "cpu":
-                for side in {side for side, _ in missing}:
+                for side, _ in missing:
                     self.open(side)
-                with shared_cores(len(SIDES)), ThreadPoolExecutor(len(SIDES), "part") as workers:
+                # Quiet around both: each would otherwise put back what the other has set.
+                with quiet(bars=True), shared_cores(len(SIDES)), ThreadPoolExecutor(len(SIDES), "part") as workers:
                     for done in workers.map(one, missing):
                         bar.advance(done)
             else:
