@@ -1,8 +1,9 @@
-"""What every stage's settings have in common: a frozen dataclass with a docstring under each field.
+"""What every stage's settings have in common: a frozen dataclass with bounds and a docstring for each field.
 
-The docstrings are the help texts of the command line, so a setting is described in one place only. A field made
-with `setting(..., result=False)` does not change the artifact (a device, a batch size that only moves memory) and
-stays out of the fingerprint. This file imports nothing heavy: `modeldiff --help` reads settings without torch.
+The docstrings are the help texts of the command line, and types and bounds are its checks, so a setting is described in
+one place only. A field made with `setting(..., result=False)` does not change the artifact (a device, a batch size that
+only moves memory) and stays out of the fingerprint. This file imports nothing heavy: `modeldiff --help` reads settings
+without torch.
 """
 
 from __future__ import annotations
@@ -12,21 +13,33 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Self, dataclass_transform, get_type_hints
+from typing import Any, Literal, Self, dataclass_transform
 
-from modeldiff.errors import InputError
+from modeldiff import records
 
 
-def setting(*, default: Any = dataclasses.MISSING, result: bool = True, variadic: bool = False) -> Any:
+def setting(
+    *,
+    default: Any = dataclasses.MISSING,
+    result: bool = True,
+    variadic: bool = False,
+    flag: str | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
     """A field of a settings dataclass.
 
     Args:
         default: the default value; left out means the user must give one.
         result: False when the value cannot change the artifact; then the cache ignores it.
         variadic: on the command line the option takes one or more values (`--texts a.txt b.txt`).
+        flag: the option, where it cannot be called like the field.
+        least, above, most, below: bounds of the number, or of each number of a tuple.
     """
-    return dataclasses.field(default=default, metadata={"result": result, "variadic": variadic})
+    bounds: dict[str, Any] = {"least": least, "above": above, "most": most, "below": below}
+    return records.bounded(default=default, result=result, variadic=variadic, flag=flag, **bounds)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting, dataclasses.field))
@@ -35,20 +48,31 @@ def settings(cls: type) -> type:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
+@settings
 class Settings:
-    """Base of the settings dataclasses. Subclasses raise InputError in `__post_init__` for senseless values."""
+    """Base of the settings dataclasses: every value is checked against its field's type and bounds.
+
+    Subclasses check what concerns several fields in `check`.
+
+    Raises:
+        InputError: a value that does not fit, named by its option.
+    """
+
+    def __post_init__(self) -> None:
+        records.check(self, option_of)
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError where values do not go together."""
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON data (paths as strings, tuples as lists)."""
-        return {f.name: _to_json(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {field.name: records.to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def result_json(self) -> dict[str, Any]:
         """Only the fields that can change the artifact."""
-        return {
-            f.name: _to_json(getattr(self, f.name))
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if f.metadata.get("result", True)
-        }
+        changing = {field.name for field in dataclasses.fields(self) if field.metadata["result"]}
+        return {name: value for name, value in self.to_json().items() if name in changing}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
@@ -57,29 +81,65 @@ class Settings:
         Raises:
             InputError: a field is unknown or missing; the message names `where` (the file) and the field.
         """
-        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        check_fields(data, required=names, where=where)
-        hints = get_type_hints(cls)
-        values = {name: _from_json(data[name], str(hints[name])) for name in names}
-        return cls(**values)
+        records.check_fields(data, required={field.name for field in dataclasses.fields(cls)}, where=where)
+        return cls(**data)
 
 
-def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> None:
-    """Raise InputError unless `data` has exactly the `required` keys: an ignored field might have mattered."""
-    missing = sorted(required - data.keys())
-    unknown = sorted(data.keys() - required)
-    if missing:
-        raise InputError(
-            f"{where}: field '{missing[0]}' is missing; it was written by another version of modeldiff or edited"
-        )
-    if unknown:
-        raise InputError(
-            f"{where}: field '{unknown[0]}' is unknown; it was written by another version of modeldiff or edited"
-        )
+@settings
+class OnDevice(Settings):
+    """Settings of what may run on a GPU."""
+
+    device: str = setting(default="auto", result=False)
+    """auto, cpu, cuda, cuda:N or mps."""
+
+
+@settings
+class HarvestedModels(OnDevice):
+    """Settings of what runs the two models of a harvest again."""
+
+    # The weights are an input with a digest: where they lie makes no difference.
+    model_path_a: str | None = setting(default=None, result=False)
+    """Where model A is now, if not where it was at harvest time (a folder, a GGUF file or a hub name)."""
+
+    model_path_b: str | None = setting(default=None, result=False)
+    """The same for model B."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto", result=False)
+    """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere. Best the one of the harvest."""
+
+
+@settings
+class Drawing(Settings):
+    """Settings of what lets a model write."""
+
+    max_new_tokens: int = setting(default=80, least=1)
+    """Length of each text in tokens, at most."""
+
+    temperature: float = setting(default=0.0, least=0)
+    """0: always the likeliest token; otherwise draw."""
+
+    top_p: float = setting(default=1.0, above=0, most=1)
+    """When drawing: only from the likeliest tokens that hold this much of the probability."""
+
+    chat: Literal["auto", "yes", "no"] = setting(default="auto")
+    """Put each prompt to a model as a user's message, in its chat format; auto: when its tokenizer has one."""
+
+
+def option_of(field: dataclasses.Field[Any]) -> str:
+    """The option of the command line that gives a field: `--top-p`."""
+    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
+
+
+def own_first(cls: type[Settings]) -> list[dataclasses.Field[Any]]:
+    """The fields of a settings class as its help lists them: its own first, then those that it has in common."""
+    fields = dataclasses.fields(cls)
+    own = inspect.get_annotations(cls)
+    return [f for f in fields if f.name in own] + [f for f in fields if f.name not in own]
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a settings class (its bases included), by field name."""
+    """The docstring under each field of a settings class (its bases included), by field name. A field that is declared
+    again without one keeps it."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if base is object or base is Settings:
@@ -95,19 +155,3 @@ def field_docs(cls: type) -> dict[str, str]:
             ):
                 docs[field.target.id] = " ".join(str(doc.value.value).split())
     return docs
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple | list):
-        return [_to_json(item) for item in value]
-    return value
-
-
-def _from_json(value: Any, hint: str) -> Any:
-    if isinstance(value, list):
-        return tuple(Path(item) if "Path" in hint else item for item in value)
-    if isinstance(value, str) and "Path" in hint and "str" not in hint.replace("Path", ""):
-        return Path(value)
-    return value

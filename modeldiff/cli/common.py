@@ -8,13 +8,13 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from modeldiff.settings import Settings, field_docs
+from modeldiff.records import hints
+from modeldiff.settings import Settings, field_docs, option_of, own_first
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
@@ -114,22 +114,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def settings_options(cls: type[Settings], flags: Mapping[str, str] | None = None) -> list[click.Option]:
-    """One option for each field of a settings class; the field's docstring is its help.
-
-    Args:
-        flags: the options of fields that cannot be called like them: {"source": "--from"}.
-    """
-    hints = typing.get_type_hints(cls)
-    docs = field_docs(cls)
-    named = flags or {}
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    return [_option(field, hints[field.name], docs[field.name], named.get(field.name)) for field in fields]
+def settings_options(cls: type[Settings]) -> list[click.Option]:
+    """One option for each field of a settings class; the field's docstring is its help."""
+    types_of, docs = hints(cls), field_docs(cls)
+    return [_option(field, types_of[field.name], docs[field.name]) for field in own_first(cls)]
 
 
-def _option(field: dataclasses.Field[Any], hint: Any, doc: str, flag: str | None) -> click.Option:
-    flag = flag or "--" + field.name.replace("_", "-")
-    required = field.default is dataclasses.MISSING
+def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Option:
+    flag, required = option_of(field), field.default is dataclasses.MISSING
     kwargs: dict[str, Any] = {"help": doc, "required": required}
     if not required:
         kwargs |= {"default": field.default, "show_default": field.default not in (None, ())}
@@ -197,7 +189,7 @@ def open_workspace(ctx: click.Context, folder: Path | None) -> Workspace:
 
 def make_settings(cls: type[Settings], values: dict[str, Any]) -> Any:
     """Take the settings' fields out of the parsed options and make the settings (which validates them)."""
-    names = [field.name for field in dataclasses.fields(cls) if field.name in values]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(cls) if field.name in values]
     return cls(**{name: values.pop(name) for name in names})
 
 

@@ -174,7 +174,7 @@ def print_generations(generations: list[dict[str, Any]]) -> None:
 
 command = Command(
     "transfer",
-    params=[*settings_options(TransferSettings, {"source": "--from", "target": "--to"}), *produce_options()],
+    params=[*settings_options(TransferSettings), *produce_options()],
     callback=click.pass_context(_transfer),
     help="Move a direction from one model to the other and measure how well it arrives.\n\nFour rules beside each "
     "other: paper (mean of the shared features whose decoders are nearest, eq. 13-17), lstsq (sparse least squares on "

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from modeldiff.errors import InputError
-from modeldiff.settings import Settings, setting, settings
+from modeldiff.settings import OnDevice, setting, settings
 
-CONTEXT_KINDS = ("everywhere", "source", "word", "feature")
+ContextKind = Literal["everywhere", "source", "word", "feature"]
+CONTEXT_KINDS: tuple[ContextKind, ...] = get_args(ContextKind)
 
 
 @settings
-class ContinuationsSettings(Settings):
+class ContinuationsSettings(OnDevice):
     """Which models continue which texts, from how many places, and how far."""
 
     model_a: str | None = setting(default=None)
@@ -32,37 +33,31 @@ class ContinuationsSettings(Settings):
     a user's message. Alone or together with --texts."""
     text_field: str = setting(default="text")
     """The field of a .jsonl or .parquet record that holds the text."""
-    places: int = setting(default=6000)
+    places: int = setting(default=6000, least=40)
     """Continue from about this many places."""
-    uniform: float = setting(default=0.5)
+    uniform: float = setting(default=0.5, least=0, most=1)
     """Share of the places drawn evenly; the others are drawn where the two models' next words differ."""
-    tokens: int = setting(default=24)
+    tokens: int = setting(default=24, least=1)
     """Tokens of a continuation, at most."""
-    draws: int = setting(default=1)
+    draws: int = setting(default=1, least=1)
     """Continuations of each place by each model."""
-    context: int = setting(default=512)
+    context: int = setting(default=512, least=8)
     """A model reads at most this many tokens before a place."""
-    seed: int = setting(default=0)
+    seed: int = setting(default=0, least=0)
     """Of the documents and places drawn, and of the sampling."""
     trust_remote_code: bool = setting(default=False)
     """Run Python code that comes with a model."""
-    device: str = setting(default="auto", result=False)
-    """auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto")
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Both models or neither."""
         if (self.model_a is None) != (self.model_b is None):
             raise InputError("give both --model-a and --model-b, or neither (then those of the latest activations)")
-        for name, least in (("places", 40), ("tokens", 1), ("draws", 1), ("context", 8), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name} must be at least {least}, found {getattr(self, name)}")
-        if not 0 <= self.uniform <= 1:
-            raise InputError(f"--uniform is a share from 0 to 1, found {self.uniform}")
 
 
 @settings
-class ContrastSettings(Settings):
+class ContrastSettings(OnDevice):
     """Which contexts are compared on which continuations, and what is listed."""
 
     continuations: str | None = setting(default=None, result=False)
@@ -75,44 +70,32 @@ class ContrastSettings(Settings):
     stitch: str | None = setting(default=None, result=False)
     """The stitch that moves the direction of a feature into the model that has no part of it. Default: the latest of
     the crosscoder's activations."""
-    contexts: tuple[str, ...] = setting(default=CONTEXT_KINDS, variadic=True)
+    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS, variadic=True)
     """Kinds of context: everywhere, source, word, feature."""
-    rate: float = setting(default=0.05)
+    rate: float = setting(default=0.05, above=0, below=1)
     """False discovery rate of the list."""
-    smallest: float = setting(default=0.05)
+    smallest: float = setting(default=0.05, least=0, below=1)
     """Smallest effect that is listed: what is shown to be larger, as a difference of rates from 0 to 1."""
-    least: int = setting(default=12)
+    least: int = setting(default=12, least=2)
     """A context holds on at least this many places of either half."""
-    most: float = setting(default=0.5)
+    most: float = setting(default=0.5, above=0, most=1)
     """A context holds on at most this share of the places."""
-    top: int = setting(default=10)
+    top: int = setting(default=10, least=1)
     """Entries of the list, at most."""
     tokens_differ: bool = setting(default=False)
     """Keep features whose top examples are mostly places where the two models read different tokens."""
     cause: bool = setting(default=True)
     """Sample again with the features of the list removed and added."""
-    cause_places: int = setting(default=32)
+    cause_places: int = setting(default=32, least=1)
     """Held-out places for the cause of each entry."""
-    seed: int = setting(default=0)
+    seed: int = setting(default=0, least=0)
     """Of the permutations and of the sampling of the cause."""
     trust_remote_code: bool = setting(default=False, result=False)
     """Run Python code that comes with a model."""
-    device: str = setting(default="auto", result=False)
-    """auto, cpu, cuda or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto", result=False)
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 
-    def __post_init__(self) -> None:
-        unknown = [kind for kind in self.contexts if kind not in CONTEXT_KINDS]
-        if unknown or not self.contexts:
-            named = f"found '{unknown[0]}'" if unknown else "found none"
-            raise InputError(f"--contexts expects some of {', '.join(CONTEXT_KINDS)}; {named}")
-        if not 0 < self.rate < 1:
-            raise InputError(f"--rate must be above 0 and below 1, found {self.rate}")
-        if not 0 <= self.smallest < 1:
-            raise InputError(f"--smallest must be from 0 to below 1, found {self.smallest}")
-        if not 0 < self.most <= 1:
-            raise InputError(f"--most is a share above 0 and up to 1, found {self.most}")
-        for name, least in (("least", 2), ("top", 1), ("cause_places", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, found {getattr(self, name)}")
+    def check(self) -> None:
+        """There are contexts."""
+        if not self.contexts:
+            raise InputError(f"--contexts expects some of {', '.join(CONTEXT_KINDS)}; found none")

@@ -18,7 +18,7 @@ from modeldiff.crosscoder.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.saving import read_metadata, read_tensors
 from modeldiff.crosscoder.trainer import Trainer
 from modeldiff.errors import DamagedError, ModeldiffError
-from modeldiff.settings import check_fields
+from modeldiff.records import check_fields
 from modeldiff.workspace.files import replace_into, temporary_path
 
 _NUMBERS = {"step", "left_out", "auxk_nan", "log_bytes"}

@@ -6,15 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
+from modeldiff import records
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.settings import check_fields
+from modeldiff.records import bounded, check_fields
 
 FORMAT = 2
 # Fields that format 1 did not have; its crosscoders have their defaults.
 _SINCE_2 = {"n_designated", "tie", "designated_k", "threshold_designated"}
-SELECTIONS = ("activation", "l2", "sum", "mean")
-COMBINES = ("mean", "sum")
-TIES = ("none", "vectors", "norms")
+Selection = Literal["activation", "l2", "sum", "mean"]
+Combine = Literal["mean", "sum"]
+Tie = Literal["none", "vectors", "norms"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,31 +30,31 @@ class CrosscoderConfig:
     """
 
     format: int = FORMAT
-    width_a: int
+    width_a: int = bounded(least=1)
     """Da."""
-    width_b: int
+    width_b: int = bounded(least=1)
     """Db."""
-    n_a_only: int
-    n_shared: int
-    n_b_only: int
-    n_designated: int = 0
+    n_a_only: int = bounded(least=0)
+    n_shared: int = bounded(least=0)
+    n_b_only: int = bounded(least=0)
+    n_designated: int = bounded(default=0, least=0)
     """Shared features whose two decoder rows are tied and which have a selection of their own."""
-    tie: Literal["none", "vectors", "norms"] = "none"
+    tie: Tie = "none"
     """What designated features have in common in both decoders (see tying.py)."""
-    k: int
+    k: int = bounded(least=1)
     """Active features per pair, on average over a batch."""
-    designated_k: float = 1.0
+    designated_k: float = bounded(default=1.0, above=0)
     """How many times more active entries the designated features get than their share of the dictionary."""
-    selection: Literal["activation", "l2", "sum", "mean"] = "activation"
+    selection: Selection = "activation"
     """What BatchTopK ranks by (see selection.py)."""
-    combine: Literal["mean", "sum"] = "mean"
+    combine: Combine = "mean"
     """How a shared feature combines its two encoders: the paper's mean (2.1) or the public code's sum."""
-    scale_a: float = 1.0
+    scale_a: float = bounded(default=1.0, above=0)
     """Normalised activations of A = raw activations times this (paper B.1)."""
-    scale_b: float = 1.0
-    threshold: float = 0.0
+    scale_b: float = bounded(default=1.0, above=0)
+    threshold: float = bounded(default=0.0, least=0)
     """Score above which a feature is active at inference; 0 keeps every positive one (an untrained crosscoder)."""
-    threshold_designated: float = 0.0
+    threshold_designated: float = bounded(default=0.0, least=0)
     """The same for designated features."""
     model_a: str | None = None
     """Hub name or folder of the model whose activations it was trained on, for people; likewise the next three."""
@@ -62,46 +63,19 @@ class CrosscoderConfig:
     layer_b: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("width_a", 1),
-            ("width_b", 1),
-            ("n_a_only", 0),
-            ("n_shared", 0),
-            ("n_b_only", 0),
-            ("n_designated", 0),
-            ("k", 1),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"crosscoder: '{name}' must be a whole number of at least {least}, found {value!r}")
+        records.check(self, lambda field: f"crosscoder: '{field.name}'")
         if self.k > self.n_features:
             raise InputError(
                 f"crosscoder: k must be at most the number of features ({self.n_features}), found {self.k}"
             )
-        if self.selection not in SELECTIONS:
-            raise InputError(
-                f"crosscoder: 'selection' must be one of {', '.join(SELECTIONS)}, found {self.selection!r}"
-            )
-        if self.combine not in COMBINES:
-            raise InputError(f"crosscoder: 'combine' must be one of {', '.join(COMBINES)}, found {self.combine!r}")
-        for name in ("scale_a", "scale_b"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"crosscoder: '{name}' must be positive and finite, found {getattr(self, name)!r}")
-        for name in ("threshold", "threshold_designated"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"crosscoder: '{name}' must be finite and not negative, found {getattr(self, name)!r}")
         self._check_designated()
 
     def _check_designated(self) -> None:
-        if self.tie not in TIES:
-            raise InputError(f"crosscoder: 'tie' must be one of {', '.join(TIES)}, found {self.tie!r}")
         if (self.tie == "none") != (self.n_designated == 0):
             raise InputError(
                 "crosscoder: 'tie' and 'n_designated' need each other, "
                 f"found tie {self.tie!r} with {self.n_designated} designated features"
             )
-        if not 0 < self.designated_k < float("inf"):
-            raise InputError(f"crosscoder: 'designated_k' must be positive and finite, found {self.designated_k!r}")
         if self.n_designated == 0:
             return
         if self.n_a_only or self.n_b_only:

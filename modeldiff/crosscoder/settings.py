@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from modeldiff.crosscoder.config import Combine, Selection
 from modeldiff.errors import InputError
-from modeldiff.settings import Settings, setting, settings
+from modeldiff.settings import OnDevice, setting, settings
 
 
 @settings
-class TrainSettings(Settings):
+class TrainSettings(OnDevice):
     """How a crosscoder is trained. What is left out is derived from the activations (see recipe.py)."""
 
     activations: str | None = setting(default=None, result=False)
@@ -17,141 +18,94 @@ class TrainSettings(Settings):
     architecture: Literal["dfc", "standard", "dsf-vectors", "dsf-norms"] = setting(default="dfc")
     """dfc: parts of the dictionary belong to one model alone; standard: every feature is shared; dsf-vectors and
     dsf-norms: likewise, and the designated ones have the same decoder vector, or norm, in both models."""
-    features: int | None = setting(default=None)
+    features: int | None = setting(default=None, least=1)
     """Size of the dictionary; 8 times the mean of the two widths if left out (the paper: 131072 for width 4096)."""
-    exclusive: float = setting(default=0.05)
+    exclusive: float = setting(default=0.05, least=0, below=0.5)
     """Share of the features that only A has, and likewise B (dfc). 0.01 to 0.05 in the paper; below 0.5."""
-    designated: float = setting(default=0.1)
+    designated: float = setting(default=0.1, above=0, below=1)
     """Share of the features that are designated as shared (dsf-vectors, dsf-norms)."""
-    designated_k: float = setting(default=2.0)
+    designated_k: float = setting(default=2.0, above=0)
     """How many times more active entries designated features get than their share of the dictionary (dsf-vectors,
     dsf-norms); the others get fewer, so that k stays k."""
-    k: int | None = setting(default=None)
+    k: int | None = setting(default=None, least=1)
     """Active features per pair, on average; 1/20 of the mean width but at least 16 if left out (the paper: 200)."""
-    k_start: int | None = setting(default=None)
+    k_start: int | None = setting(default=None, least=1)
     """Active features per pair at the first step; falls to k during --anneal-steps; 5 times k if left out."""
-    anneal_steps: int | None = setting(default=None)
+    anneal_steps: int | None = setting(default=None, least=0)
     """Steps over which k falls from its start; 5 % of all steps if left out."""
-    steps: int | None = setting(default=None)
+    steps: int | None = setting(default=None, least=1)
     """Steps of training; if neither this nor --tokens is given, two passes over the pairs but at least 2000 steps."""
-    tokens: int | None = setting(default=None)
+    tokens: int | None = setting(default=None, least=1)
     """Pairs of tokens to train on, counting repeats: another way to give the steps."""
-    batch: int = setting(default=2048)
+    batch: int = setting(default=2048, least=1)
     """Pairs of one step."""
-    lr: float | None = setting(default=None)
+    lr: float | None = setting(default=None, above=0)
     """Learning rate of Adam; 2e-4 / sqrt(features / 16384) if left out, which is about the paper's 1e-4 at its size."""
-    warmup: int | None = setting(default=None)
+    warmup: int | None = setting(default=None, least=0)
     """Steps during which the learning rate rises from 0; 5 % of all steps, at most 1000, if left out."""
     decay: Literal["none", "linear", "cosine"] = setting(default="linear")
     """How the learning rate falls to 0 at the end."""
-    decay_share: float = setting(default=0.2)
+    decay_share: float = setting(default=0.2, above=0, most=1)
     """Last share of the steps during which the learning rate falls."""
-    clip: float = setting(default=1.0)
+    clip: float = setting(default=1.0, above=0)
     """Largest norm of the gradient; a longer one is shortened to it."""
-    betas: tuple[float, ...] = setting(default=(0.9, 0.999))
+    betas: tuple[float, float] = setting(default=(0.9, 0.999), least=0, below=1)
     """The two decay rates of Adam."""
-    selection: Literal["activation", "l2", "sum", "mean"] = setting(default="activation")
+    selection: Selection = setting(default="activation")
     """What the selection of active features ranks by: the activation, or the activation times the norm of both decoders
     together (l2), the sum of their norms (sum, which starves exclusive features), or their mean (mean)."""
-    combine: Literal["mean", "sum"] = setting(default="sum")
+    combine: Combine = setting(default="sum")
     """How a shared feature combines the two encoders: sum as in the paper's public code, or mean as in its text. With
     the mean, exclusive features, which average nothing, outdo shared ones at equal weights and take their slots."""
     loss: Literal["squared", "norm"] = setting(default="squared")
     """Reconstruction error: squared as in the paper, or its norm, and a normalised auxiliary loss, as in its public
     code."""
-    auxk_alpha: float = setting(default=0.03)
+    auxk_alpha: float = setting(default=0.03, least=0)
     """Weight of the auxiliary loss that revives dead features; 0 turns it off."""
-    auxk: int | None = setting(default=None)
+    auxk: int | None = setting(default=None, least=1)
     """Dead features used per pair by the auxiliary loss; half the mean width if left out."""
     auxk_input: Literal["error", "input"] = setting(default="error")
     """What dead features encode in the auxiliary loss: the error, as in the paper, or the activations."""
-    dead_tokens: int = setting(default=10_000_000)
+    dead_tokens: int = setting(default=10_000_000, least=0)
     """A feature is dead when it was not active for this many pairs, or for --dead-share of the run if that is less."""
-    dead_share: float = setting(default=0.1)
+    dead_share: float = setting(default=0.1, above=0, most=1)
     """See --dead-tokens; short runs would otherwise have no dead feature."""
-    audits: int = setting(default=0)
+    audits: int = setting(default=0, least=0)
     """Times from 15 % to 80 % of the run, and at its end, at which exclusive features are judged (dfc). Those that the
     other model's activations predict become shared, and what they do not predict is planted in their place;
     --exclusive is then the most that a partition can hold. 0: the paper's DFC. Try 8; fewer where the run is too short
     for --audit-pairs before each."""
-    audit_pairs: int | None = setting(default=None)
+    audit_pairs: int | None = setting(default=None, least=1)
     """Pairs, the last ones before it, that an audit looks at; 16384, or 16 times the larger width if that is more, if
     left out."""
-    threshold_start: int | None = setting(default=None)
+    threshold_start: int | None = setting(default=None, least=0)
     """Step from which the inference threshold is averaged; after the first tenth, or the annealing, if left out."""
-    outlier_factor: float = setting(default=2.0)
+    outlier_factor: float = setting(default=2.0, least=0)
     """Leave out pairs whose norm, on either side, exceeds this many times the batch's median (paper B.1.4: 2); 0 keeps
     all. GPT-2-like models have many such tokens: the command says how many were left out."""
-    decoder_norm: float = setting(default=0.4)
+    decoder_norm: float = setting(default=0.4, above=0)
     """Norm of the decoder's rows at the start."""
-    seed: int = setting(default=0)
+    seed: int = setting(default=0, least=0)
     """Of the initial weights and of the order of the pairs."""
-    holdout: float = setting(default=0.02)
+    holdout: float = setting(default=0.02, above=0, below=1)
     """Share of the pairs kept from training for the final evaluation."""
-    buffer_mib: int = setting(default=256)
+    buffer_mib: int = setting(default=256, least=1)
     """Memory for shuffling, in MiB, in all: where the pairs fit they are held whole; otherwise blocks in random order
     fill one half, from which pairs are drawn, while the next ones are read into the other."""
-    log_every: int | None = setting(default=None)
+    log_every: int | None = setting(default=None, least=1)
     """Steps between two lines of training.jsonl; 1/200 of all steps if left out."""
     precision: Literal["auto", "float32", "bfloat16", "screened"] = setting(default="auto", result=False)
     """What matrices are multiplied in (weights stay float32); auto is bfloat16 on CUDA, float32 elsewhere. screened
     finds the active entries by products in bfloat16 and computes these in float32: the same entries as float32, in
     less time where the processor multiplies bfloat16 (AVX512-BF16, AMX)."""
-    device: str = setting(default="auto", result=False)
-    """auto, cpu, cuda, cuda:N or mps."""
-    checkpoint_seconds: float = setting(default=60.0, result=False)
+    checkpoint_seconds: float = setting(default=60.0, result=False, least=0)
     """Seconds between two checkpoints; longer where writing one takes more than a twentieth of that."""
 
-    def __post_init__(self) -> None:
-        for name in (
-            "features",
-            "k",
-            "k_start",
-            "steps",
-            "tokens",
-            "batch",
-            "auxk",
-            "buffer_mib",
-            "log_every",
-            "audit_pairs",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("anneal_steps", "warmup", "dead_tokens", "threshold_start", "seed", "audits"):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("auxk_alpha", "checkpoint_seconds", "outlier_factor"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"--{_dashed(name)} must not be negative, found {getattr(self, name)}")
-        for name in ("lr", "clip", "decoder_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"--{_dashed(name)} must be above 0, found {value}")
-        for name in ("decay_share", "dead_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(f"--{_dashed(name)} must be above 0 and at most 1, found {getattr(self, name)}")
-        if not 0 <= self.exclusive < 0.5:
-            raise InputError(
-                f"--exclusive is the share that each model has alone, at least 0 and below 0.5, found {self.exclusive}"
-            )
-        if not 0 < self.designated < 1:
-            raise InputError(f"--designated must be above 0 and below 1, found {self.designated}")
-        if not 0 < self.designated_k < float("inf"):
-            raise InputError(f"--designated-k must be above 0, found {self.designated_k}")
-        if not 0 < self.holdout < 1:
-            raise InputError(f"--holdout must be above 0 and below 1, found {self.holdout}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"--betas must be two numbers of at least 0 and below 1, found {self.betas}")
+    def check(self) -> None:
+        """What concerns several values."""
         if self.steps is not None and self.tokens is not None:
             raise InputError("--steps and --tokens say the same thing: give one of them")
         if self.features is not None and self.k is not None and self.k > self.features:
             raise InputError(f"--k must be at most the number of features ({self.features}), found {self.k}")
         if self.k is not None and self.k_start is not None and self.k_start < self.k:
             raise InputError(f"--k-start must be at least k ({self.k}), found {self.k_start}")
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise InputError(f"--{_dashed(name)} must be at least {least}, found {value}")
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")

@@ -25,7 +25,7 @@ from modeldiff.crosscoder.linear_map import LinearMap
 from modeldiff.crosscoder.map_quality import Prediction, measure, norm_limits
 from modeldiff.crosscoder.saving import read_tensors
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.settings import check_fields
+from modeldiff.records import check_fields
 from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import read_json

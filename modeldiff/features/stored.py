@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.settings import check_fields
+from modeldiff.records import check_fields
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json
 

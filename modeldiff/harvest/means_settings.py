@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from modeldiff.errors import InputError
 from modeldiff.settings import Settings, setting, settings
 
 
@@ -14,9 +13,5 @@ class MeansSettings(Settings):
     activations: str | None = setting(default=None, result=False)
     """The activations: a version, `activations:2`, or a name. Default: the latest."""
 
-    over: int = setting(default=24)
+    over: int = setting(default=24, least=2)
     """Each activation becomes the mean of so many: its own and those of the pairs before it in the same text."""
-
-    def __post_init__(self) -> None:
-        if self.over < 2:
-            raise InputError(f"--over must be at least 2 pairs, found {self.over}")

@@ -35,16 +35,16 @@ class HarvestSettings(Settings):
     contents are compared."""
     text_field: str = setting(default="text")
     """Field or column that holds the text in .jsonl, .parquet and data sets."""
-    sample: float = setting(default=1.0)
+    sample: float = setting(default=1.0, above=0, most=1)
     """Share of the documents to use, chosen at random by --seed. With a large corpus and few pairs, a small share
     spreads the pairs over all of it instead of taking its beginning."""
     seed: int = setting(default=0)
     """Seed of that choice."""
-    pairs: int = setting(default=1_000_000)
+    pairs: int = setting(default=1_000_000, least=1)
     """Number of pairs of activations to harvest; fewer if the texts run out."""
-    layer_a: int | None = setting(default=None)
+    layer_a: int | None = setting(default=None, least=0)
     """Block of model A after which the residual stream is read, counted from 0; default: the middle one."""
-    layer_b: int | None = setting(default=None)
+    layer_b: int | None = setting(default=None, least=0)
     """Block of model B after which the residual stream is read, counted from 0; default: the middle one."""
     align: Literal["offsets", "greedy"] = setting(default="offsets")
     """How tokens of A and B are paired: `offsets` pairs tokens that end at the same character; `greedy` is the paper's
@@ -52,7 +52,7 @@ class HarvestSettings(Settings):
     pair_at: Literal["words", "tokens"] = setting(default="words")
     """`words` keeps only pairs where both tokens end a word, a number or a punctuation mark; `tokens` keeps all. Inside
     words the tokenizations differ, which shows up as features that only the tokenizers explain."""
-    context: int = setting(default=512)
+    context: int = setting(default=512, least=8)
     """Most tokens of a text that a model reads at once, special tokens included. Longer texts are cut where both
     tokenizations end, so that both models read the same pieces; longer chats lose their end."""
     storage: Encoding = setting(default="bfloat16")
@@ -61,10 +61,10 @@ class HarvestSettings(Settings):
     """Number format the models compute in; auto: bfloat16 on a GPU, float32 elsewhere."""
     device: str = setting(default="auto", result=False)
     """auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one; under torchrun, each process its own."""
-    batch_tokens: int | None = setting(default=None, result=False)
+    batch_tokens: int | None = setting(default=None, result=False, least=1)
     """Tokens, padding included, that a model reads in one batch; default 2,048 on the CPU, 16,384 on a GPU. Changes
     activations by rounding only."""
-    shard_pairs: int = setting(default=65_536)
+    shard_pairs: int = setting(default=65_536, least=1)
     """Pairs per shard. An interruption loses at most the shard being written; one side of a shard is held in memory."""
     import_a: str | None = setting(default=None)
     """Activations of model A captured elsewhere: a .npy file, FILE.safetensors[:KEY] or FILE.h5:DATASET of shape
@@ -76,24 +76,12 @@ class HarvestSettings(Settings):
     "ends": [character offset at which pair 0 ends, ...], "source": optional label, "ids_a", "ids_b": optional token
     ids, one per pair}."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """What concerns several values."""
         if self.importing:
             self._check_import()
         else:
             self._check_models()
-        for name in ("pairs", "shard_pairs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{_option(name)} must be at least 1, found {getattr(self, name)}")
-        if self.context < 8:
-            raise InputError(f"--context must be at least 8 tokens, found {self.context}")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise InputError(f"--batch-tokens must be at least 1, found {self.batch_tokens}")
-        if not 0 < self.sample <= 1:
-            raise InputError(f"--sample must be above 0 and at most 1, found {self.sample}")
-        for name in ("layer_a", "layer_b"):
-            layer = getattr(self, name)
-            if layer is not None and layer < 0:
-                raise InputError(f"{_option(name)} must be a block number from 0 on, found {layer}")
 
     @property
     def importing(self) -> bool:

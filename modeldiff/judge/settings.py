@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import ClassVar, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from modeldiff.errors import InputError
@@ -18,9 +17,6 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 class JudgeSettings(Settings):
     """Who judges. What decides the answers is `Judge.identity()`: a stage puts it into its fingerprint."""
 
-    # What `judge` may be. A stage that does nothing without a judge overrides both.
-    JUDGES: ClassVar[tuple[str, ...]] = ("none", "local", "openai")
-
     judge: Literal["none", "local", "openai"] = setting(default="none")
     """Who judges: none, a chat model on this machine (local), or any OpenAI-compatible endpoint (openai)."""
 
@@ -33,22 +29,20 @@ class JudgeSettings(Settings):
     judge_key_env: str = setting(default=DEFAULT_KEY_ENV, result=False)
     """Name of the environment variable that holds the endpoint's key. The key itself is written nowhere."""
 
-    judge_max_calls: int | None = setting(default=None, result=False)
+    judge_max_calls: int | None = setting(default=None, result=False, least=0)
     """Stop before making more calls than this in one run. Default: 1000 with openai, no limit with local."""
 
-    judge_max_tokens: int = setting(default=1024, result=False)
+    judge_max_tokens: int = setting(default=1024, result=False, least=1)
     """Longest answer of the judge, in tokens. A model that thinks before it answers needs more."""
 
-    judge_concurrency: int = setting(default=4, result=False)
+    judge_concurrency: int = setting(default=4, result=False, least=1)
     """Calls at the same time with openai, prompts in a batch with local."""
 
-    judge_timeout: float = setting(default=120.0, result=False)
+    judge_timeout: float = setting(default=120.0, result=False, above=0)
     """Seconds until a call without an answer is given up and repeated."""
 
-    def __post_init__(self) -> None:
-        if self.judge not in self.JUDGES:
-            known = f"{', '.join(self.JUDGES[:-1])} or {self.JUDGES[-1]}"
-            raise InputError(f"--judge expects {known}, found '{self.judge}'")
+    def check(self) -> None:
+        """A judge has a model, and no key is among the values."""
         if self.judge in ("local", "openai") and not (self.judge_model or "").strip():
             which = "a folder, a GGUF file or a hub name" if self.judge == "local" else "the endpoint's name for it"
             raise InputError(f"--judge {self.judge} needs a model: name it with --judge-model ({which})")
@@ -57,14 +51,6 @@ class JudgeSettings(Settings):
         if not self.judge_key_env.isidentifier():
             # What stands here may be the key itself, so it is not repeated.
             raise InputError("--judge-key-env expects the name of an environment variable, not the key")
-        if self.judge_max_calls is not None and self.judge_max_calls < 0:
-            raise InputError(f"--judge-max-calls must be 0 or more, found {self.judge_max_calls}")
-        if self.judge_max_tokens < 1:
-            raise InputError(f"--judge-max-tokens must be at least 1, found {self.judge_max_tokens}")
-        if self.judge_concurrency < 1:
-            raise InputError(f"--judge-concurrency must be at least 1, found {self.judge_concurrency}")
-        if not 0 < self.judge_timeout < math.inf:
-            raise InputError(f"--judge-timeout must be above 0 seconds, found {self.judge_timeout}")
 
 
 def check_base_url(url: str, where: str) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
 from modeldiff.errors import InputError
-from modeldiff.settings import Settings, setting, settings
+from modeldiff.settings import Drawing, OnDevice, setting, settings
 
 
 @settings
-class SteerSettings(Settings):
+class SteerSettings(Drawing, OnDevice):
     """Which feature is pushed in which model, how hard, and what the model is asked to continue."""
 
     model: Literal["A", "B"] = setting()
     """The model to steer."""
 
-    feature: int = setting()
+    feature: int = setting(least=0)
     """Number of the feature, as `modeldiff features` lists it."""
 
     strength: tuple[float, ...] = setting(default=(1.0,), variadic=True)
@@ -35,7 +34,7 @@ class SteerSettings(Settings):
     """With --both: add the map's constant to the direction that is moved, as the DFC paper does (eq. 18). It is the
     same for all features."""
 
-    random_directions: int = setting(default=1)
+    random_directions: int = setting(default=1, least=0)
     """Random directions of the same norm that each model is pushed along as well, at every strength: what any push of
     that size does. 0: none, then there is nothing to compare with."""
 
@@ -55,20 +54,8 @@ class SteerSettings(Settings):
     stitch: str | None = setting(default=None, result=False)
     """With --both: the stitch artifact. Default: the latest of the activations behind the crosscoder."""
 
-    max_new_tokens: int = setting(default=80)
-    """Length of each continuation in tokens."""
-
-    temperature: float = setting(default=0.0)
-    """0: always the likeliest token; otherwise draw."""
-
-    top_p: float = setting(default=1.0)
-    """When drawing: only from the likeliest tokens that hold this much of the probability."""
-
-    seed: int = setting(default=0)
+    seed: int = setting(default=0, least=0)
     """Of the drawing, the same for every strength; and of the random directions."""
-
-    chat: Literal["auto", "yes", "no"] = setting(default="auto")
-    """Put each prompt to the model as a user's message, in its chat format; auto: when its tokenizer has one."""
 
     model_path: str | None = setting(default=None, result=False)
     """Where the model is now, if not where it was at harvest time (a folder, a GGUF file or a hub name)."""
@@ -77,19 +64,15 @@ class SteerSettings(Settings):
     """With --both: where the other model is now."""
 
     # When drawing, the run adds it to the fingerprint: the random numbers are dealt out by batch.
-    batch: int = setting(default=32, result=False)
+    batch: int = setting(default=32, result=False, least=1)
     """Texts written at a time; several strengths share a batch."""
-
-    device: str = setting(default="auto", result=False)
-    """auto, cpu, cuda or mps."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto", result=False)
     """Number format of the model; auto: bfloat16 on CUDA, float32 elsewhere."""
 
-    def __post_init__(self) -> None:
-        if self.model not in ("A", "B"):
-            raise InputError(f"--model expects A or B, found '{self.model}'")
-        if not self.strength or not all(math.isfinite(value) for value in self.strength):
+    def check(self) -> None:
+        """There is something to push and to continue, and the other model's options go with --both."""
+        if not self.strength:
             raise InputError("--strength expects one or more finite numbers, e.g. `--strength -2 1 4`")
         if self.prompt and self.prompts:
             raise InputError("give the prompts with --prompt or with --prompts, not both")
@@ -99,17 +82,5 @@ class SteerSettings(Settings):
             raise InputError(
                 "--other-by, --stitch-bias, --stitch and --other-model-path are about the other model: add --both"
             )
-        if self.other_by not in ("auto", "stitch", "decoder"):
-            raise InputError(f"--other-by expects auto, stitch or decoder, found '{self.other_by}'")
         if self.other_by == "decoder" and (self.stitch_bias or self.stitch):
             raise InputError("--other-by decoder moves nothing: leave out --stitch-bias and --stitch")
-        if self.random_directions < 0:
-            raise InputError(f"--random-directions must be 0 or more, found {self.random_directions}")
-        if self.batch < 1:
-            raise InputError(f"--batch must be at least 1, found {self.batch}")
-        if self.max_new_tokens < 1:
-            raise InputError(f"--max-new-tokens must be at least 1, found {self.max_new_tokens}")
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"--temperature must be 0 or more, found {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p must be above 0 and at most 1, found {self.top_p}")

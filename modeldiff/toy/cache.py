@@ -8,7 +8,7 @@ from typing import Any
 
 from modeldiff.console import say
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.settings import check_fields
+from modeldiff.records import check_fields
 from modeldiff.toy.cell import CellSpec
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.files import read_json, sha256_json, write_json

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
+from modeldiff.crosscoder.config import Combine, Selection
 from modeldiff.errors import InputError
 from modeldiff.settings import Settings, setting, settings
 
-TABLES = ("sizes", "dial", "selection", "self-diff")
-SELECTIONS = ("activation", "l2", "sum", "mean")
-COMBINES = ("sum", "mean")
+Table = Literal["sizes", "dial", "selection", "self-diff"]
+TABLES: tuple[Table, ...] = get_args(Table)
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+COMBINES: tuple[Combine, ...] = ("sum", "mean")
 _EVERY_ARCHITECTURE = ("standard", "dsf-vectors", "dsf-norms", "dfc", "dfc-audited", "stitch-residual")
 
 # Everything that a preset decides, in one place.
@@ -109,54 +110,44 @@ class ToySettings(Settings):
     map: tuple[str, ...] = setting(default=(), variadic=True)
     """How B's directions follow from A's: gaussian (the paper's), rotation, independent (drawn anew), or mixed:SHARE
     with the share of gaussian in it. Less of it makes the pair harder to stitch."""
-    sizes: tuple[float, ...] = setting(default=(), variadic=True)
+    sizes: tuple[float, ...] = setting(default=(), variadic=True, above=0)
     """Sizes of the dictionary as shares of the concepts: 0.5 is one feature for two concepts."""
     architectures: tuple[str, ...] = setting(default=(), variadic=True)
     """standard, dsf-vectors, dsf-norms, dfc, dfc-audited, stitch-residual."""
-    selection: tuple[str, ...] = setting(default=(), variadic=True)
+    selection: tuple[Selection, ...] = setting(default=(), variadic=True)
     """Selection scores (see train --help). The first is used everywhere, the others in the table `selection`."""
-    combine: tuple[str, ...] = setting(default=(), variadic=True)
+    combine: tuple[Combine, ...] = setting(default=(), variadic=True)
     """How a shared feature combines the two encoders, sum or mean. The first is used everywhere, likewise."""
     dead_share: tuple[float, ...] = setting(default=(), variadic=True)
     """Share of the run without activity after which a feature is dead. The first is used everywhere, likewise."""
-    seeds: int | None = setting(default=None)
+    seeds: int | None = setting(default=None, least=1)
     """Worlds and trainings per row of a table: seeds 0, 1, ..."""
-    k: int | None = setting(default=None)
+    k: int | None = setting(default=None, least=1)
     """Active features per pair; k_target, rounded, if left out."""
     exclusive: float = setting(default=0.05)
     """Share of the dictionary that each model has alone (dfc, dfc-audited)."""
-    steps: int | None = setting(default=None)
+    steps: int | None = setting(default=None, least=1)
     """Steps of training."""
-    batch: int | None = setting(default=None)
+    batch: int | None = setting(default=None, least=2)
     """Pairs of one step."""
     lr: float | None = setting(default=None)
     """Learning rate; as in `train` if left out."""
-    snapshots: int | None = setting(default=None)
+    snapshots: int | None = setting(default=None, least=1)
     """Points of the curves of recall over training."""
-    tables: tuple[str, ...] = setting(default=(), variadic=True)
+    tables: tuple[Table, ...] = setting(default=(), variadic=True)
     """What to run: sizes (maps x sizes x architectures), dial (from independent to stitchable models), selection
     (scores and dead windows), self-diff (two models with the same concepts: nothing is exclusive)."""
-    jobs: int | None = setting(default=None, result=False)
+    jobs: int | None = setting(default=None, result=False, least=1)
     """Processes that work in parallel; one per core if left out, one on a GPU."""
     device: str = setting(default="auto", result=False)
     """auto, cpu, cuda, cuda:N or mps. Results on another device differ in their random numbers."""
 
-    def __post_init__(self) -> None:
-        for name, least in (("seeds", 1), ("k", 1), ("steps", 1), ("batch", 2), ("snapshots", 1), ("jobs", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name} must be at least {least}, found {value}")
-        for name, known in (("selection", SELECTIONS), ("combine", COMBINES), ("tables", TABLES)):
-            for value in getattr(self, name):
-                if value not in known:
-                    raise InputError(f"--{name} expects {', '.join(known)}, found '{value}'")
+    def check(self) -> None:
+        """No value of a list is there twice."""
         for name in ("map", "sizes", "architectures", "selection", "combine", "dead_share", "tables"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise InputError(f"--{name.replace('_', '-')} has a value twice: {', '.join(map(str, values))}")
-        for size in self.sizes:
-            if not 0 < size < math.inf:
-                raise InputError(f"--sizes are shares of the concepts, above 0, found {size}")
 
     def filled(self) -> Self:
         """These settings with the preset's values for all that was left out.

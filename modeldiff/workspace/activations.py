@@ -11,7 +11,6 @@ Legend: N rows (pairs), Da, Db widths.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from modeldiff import records
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.settings import check_fields
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.bits import bits_of, empty_rows, encoding_of, read_into
 from modeldiff.workspace.files import read_json
@@ -82,23 +81,22 @@ class StoreInfo:
     activation."""
 
     def to_json(self) -> dict[str, Any]:
-        data = dataclasses.asdict(self)
+        data: dict[str, Any] = records.to_json(self)
         if self.mean_over == 1:
             del data["mean_over"]
         return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> StoreInfo:
-        data = {"mean_over": 1, **data}
-        try:
-            check_fields(data, required={f.name for f in dataclasses.fields(cls)}, where=where)
-            check_fields(data["sides"], required=set(SIDES), where=f"{where}, 'sides'")
-            for side in SIDES:
-                required = {f.name for f in dataclasses.fields(SideInfo)}
-                check_fields(data["sides"][side], required=required, where=f"{where}, 'sides.{side}'")
-        except InputError as error:
-            raise DamagedError(str(error)) from None
-        return cls(**{**data, "sides": {side: SideInfo(**data["sides"][side]) for side in SIDES}})
+        """What `to_json` gave.
+
+        Raises:
+            DamagedError: a field is missing, unknown or of the wrong type.
+        """
+        info = records.from_json(cls, {"mean_over": 1, **data}, where)
+        if info.sides.keys() != set(SIDES):
+            raise DamagedError(f"{where}: 'sides' must be {' and '.join(SIDES)}, found {', '.join(info.sides)}")
+        return info
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.settings import check_fields
+from modeldiff.records import from_json
 from modeldiff.workspace.digest import ALGORITHMS, joined, parted
 from modeldiff.workspace.files import read_json, sha256_json, write_json
 
@@ -104,16 +104,10 @@ class Manifest:
         path = folder / MANIFEST_NAME
         data = read_json(path)
         check_format(data, path, FORMAT)
-        try:
-            check_fields(data, required={f.name for f in dataclasses.fields(cls)}, where=str(path))
+        if isinstance(data.get("files"), dict):
             where = f"{path}, 'files'"
             data["files"] = {name: FileEntry.from_json(entry, where) for name, entry in data["files"].items()}
-            for entry in data["inputs"].values():
-                check_fields(entry, required={"label", "digest"}, where=f"{path}, 'inputs'")
-        except (InputError, AttributeError) as error:
-            raise DamagedError(str(error)) from None
-        data["inputs"] = {name: Input(**entry) for name, entry in data["inputs"].items()}
-        return cls(**data)
+        return from_json(cls, data, str(path))
 
 
 def check_format(data: dict[str, Any], path: Path, newest: int) -> None:

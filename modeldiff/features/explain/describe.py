@@ -7,7 +7,6 @@ Legend: N kept pairs of the describing half, W windows, C firings of a feature.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from modeldiff.features.explain.lift import Lift, Places, before, characteristic, shifts
 from modeldiff.features.explain.sample import Sample
+from modeldiff.records import from_json, to_json
 
 CONTEXT = 20
 """Pairs before a firing that count as its context."""
@@ -84,15 +84,12 @@ class Description:
         return f"runs of {self.runs.mean:.1f}{later}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"text": self.text, **dataclasses.asdict(self)}
+        return {"text": self.text, **to_json(self)}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Description:
+    def from_json(cls, data: dict[str, Any], where: str) -> Description:
         """The inverse of `to_json`."""
-        lists = {name: [Lift(**one) for one in data[name]] for name in ("words", "context", "sources")}
-        runs = None if data["runs"] is None else Runs(**data["runs"])
-        given = {name: value for name, value in data.items() if name != "text"}
-        return cls(**{**given, **lists, "runs": runs})
+        return from_json(cls, {name: value for name, value in data.items() if name != "text"}, where)
 
 
 def shown(name: str) -> str:

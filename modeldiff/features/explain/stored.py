@@ -11,14 +11,13 @@ explanation.json (normative):
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from modeldiff.errors import DamagedError
 from modeldiff.features.explain.describe import Description
 from modeldiff.features.explain.judged import Verdict
 from modeldiff.features.stored import read_info
+from modeldiff.records import from_json, to_json
 from modeldiff.workspace import Artifact
 
 EXPLANATION_NAME = "explanation.json"
@@ -88,18 +87,18 @@ class Explained:
         return self.judge.concerning if self.judge is not None else None
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "description": self.description.to_json()}
+        return {**to_json(self), "description": self.description.to_json()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Explained:
-        """The inverse of `to_json`."""
-        return cls(
-            id=data["id"],
-            partition=data["partition"],
-            description=Description.from_json(data["description"]),
-            detection=Detection(**data["detection"]),
-            texts=[HeldOut(**one) for one in data["texts"]],
-            judge=None if data["judge"] is None else Verdict(**data["judge"]),
+    def from_json(cls, data: dict[str, Any], where: str) -> Explained:
+        """The inverse of `to_json`.
+
+        Raises:
+            DamagedError: a field is missing, unknown or of the wrong type.
+        """
+        known = isinstance(data, dict) and isinstance(data.get("description"), dict)
+        return from_json(
+            cls, {**data, "description": Description.from_json(data["description"], where)} if known else data, where
         )
 
 
@@ -122,9 +121,6 @@ def read_explanations(artifact: Artifact) -> dict[int, Explained]:
         DamagedError, InputError: as `read_explanation_info`.
     """
     info = read_explanation_info(artifact)
-    try:
-        found = [Explained.from_json(one) for one in info["explained"]]
-    except (KeyError, TypeError) as error:
-        path = artifact.file(EXPLANATION_NAME)
-        raise DamagedError(f"{path}: an entry of 'explained' has other fields ({error}); {artifact.mend}") from None
+    where = f"{artifact.file(EXPLANATION_NAME)}, 'explained'"
+    found = [Explained.from_json(one, where) for one in info["explained"]]
     return {one.id: one for one in found}

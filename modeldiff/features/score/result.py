@@ -9,16 +9,14 @@ Layout of a `score` artifact (normative):
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.stored import read_info
-from modeldiff.settings import check_fields
+from modeldiff.records import from_json
 from modeldiff.workspace import Artifact
 
 KIND = "score"
@@ -66,23 +64,6 @@ class ScoreRow:
         other = "B" if self.source == "A" else "A"
         return f"{'random ' if self.partition == 'random' else ''}{self.number} {self.source} -> {other}"
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON data."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any], where: str) -> ScoreRow:
-        """As `to_json` wrote it.
-
-        Raises:
-            DamagedError: a field is missing or unknown.
-        """
-        try:
-            check_fields(data, required={field.name for field in dataclasses.fields(cls)}, where=where)
-        except InputError as error:
-            raise DamagedError(str(error)) from None
-        return cls(**data)
-
 
 def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
     """A group in numbers."""
@@ -128,7 +109,7 @@ def read_scores(artifact: Artifact) -> dict[int, dict[str, ScoreRow]]:
     found: dict[int, dict[str, ScoreRow]] = {}
     where = str(artifact.folder / SCORE_NAME)
     for data in read_score(artifact)["rows"]:
-        row = ScoreRow.from_json(data, where)
+        row = from_json(ScoreRow, data, where)
         if row.partition != "random":
             found.setdefault(row.number, {})[row.source] = row
     return found

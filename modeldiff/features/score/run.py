@@ -27,6 +27,7 @@ from modeldiff.judge.opening import open_judge
 from modeldiff.judge.questions import WORDING
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested
+from modeldiff.records import to_json
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.plan import SIDES
 
@@ -134,7 +135,7 @@ def _build(plan: _Plan, work: Work) -> dict[str, Any]:
             "typical_norm": plan.subjects.typical_norm,
             "stitch_r2": {way: plan.stitch.info["maps"][way]["r2"] for way in DIRECTIONS},
             "groups": groups,
-            "rows": [row.to_json() for row in rows],
+            "rows": [to_json(row) for row in rows],
         },
     )
     return {f"{one['partition']} from {one['source']}": _metrics(one) for one in groups}

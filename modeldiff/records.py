@@ -1,0 +1,180 @@
+"""One way to check the fields of a dataclass, and one to bring it to JSON and back.
+
+A field says what it may hold by its type and, for numbers, by its `Bounds`; what a reader finds beside that in a file,
+or a user gives beside that, is an error that names the field. This file imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from modeldiff.errors import DamagedError, InputError
+
+Record = TypeVar("Record")
+_EDITED = "it was written by another version of modeldiff or edited"
+_TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Which numbers a field may hold; of a tuple, each of them. A number that is not finite is always out of bounds."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def hold(self, value: float) -> bool:
+        """Whether a number lies within."""
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        named = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
+        return " and ".join(f"{word} {bound:g}" for word, bound in named if bound is not None) or "finite"
+
+
+def bounded(
+    *,
+    default: Any = dataclasses.MISSING,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    **metadata: Any,
+) -> Any:
+    """A dataclass field with bounds."""
+    return dataclasses.field(default=default, metadata={"bounds": Bounds(least, above, most, below), **metadata})
+
+
+def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None:
+    """Check the fields of a frozen dataclass, for its `__post_init__`; lists become tuples, and texts paths, where the
+    field's type wants it.
+
+    Args:
+        name_of: how a message calls a field.
+
+    Raises:
+        InputError: a value has the wrong type, is no choice of its Literal, or is out of bounds.
+    """
+    types_of = hints(type(record))
+    for field in dataclasses.fields(record):
+        value, bounds = getattr(record, field.name), field.metadata.get("bounds")
+        object.__setattr__(record, field.name, fitting(value, types_of[field.name], name_of(field), bounds))
+
+
+def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> Any:
+    """The value, as the type wants it.
+
+    Raises:
+        InputError: it does not fit; the message begins with `name`.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or hint is object:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (arg for arg in args if arg is not type(None))
+        return fitting(value, hint, name, bounds)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{name} expects {_either(args)}, found '{value}'")
+        return value
+    if origin is tuple or origin is list:
+        if not isinstance(value, tuple | list):
+            raise InputError(f"{name} must be a list, found {value!r}")
+        if origin is tuple and args[-1] is not ...:
+            if len(args) != len(value):
+                raise InputError(f"{name} must be {len(args)} values, found {len(value)}")
+            return tuple(fitting(one, arg, name, bounds) for one, arg in zip(value, args, strict=True))
+        return origin(fitting(one, args[0], name, bounds) for one in value)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name} must be a table of names and values, found {value!r}")
+        return {key: fitting(one, args[1], f"{name}, '{key}'", bounds) for key, one in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _made(hint, value, name)
+    return _plain(value, hint, name, bounds)
+
+
+def _plain(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
+    if hint is Path and isinstance(value, str):
+        value = Path(value)
+    accepted = (int, float) if hint is float else hint
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise InputError(f"{name} must be {_TYPES[hint]}, found {value!r}")
+    if bounds is not None and not isinstance(value, bool | str | Path) and not bounds.hold(value):
+        raise InputError(f"{name} must be {bounds}, found {value}")
+    return value
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass, and all that its fields hold, as JSON data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    return value
+
+
+def from_json(cls: type[Record], data: Any, where: str) -> Record:
+    """The record that `to_json` wrote: every field of the class and no other.
+
+    Args:
+        where: the file, and the place in it, for messages.
+
+    Raises:
+        DamagedError: a field is missing, unknown or of the wrong type; the message names `where` and the field.
+    """
+    try:
+        return _made(cls, data, where)
+    except InputError as error:
+        raise DamagedError(str(error)) from None
+
+
+def _made(cls: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where} must be a table of names and values, found {data!r}; {_EDITED}")
+    fields = dataclasses.fields(cls)
+    check_fields(data, required={field.name for field in fields}, where=where)
+    types_of = hints(cls)
+    values = {}
+    for field in fields:
+        name, bounds = f"{where}: '{field.name}'", field.metadata.get("bounds")
+        values[field.name] = fitting(data[field.name], types_of[field.name], name, bounds)
+    return cls(**values)
+
+
+def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> None:
+    """Raise InputError unless `data` has exactly the `required` keys: an ignored field might have mattered."""
+    missing, unknown = sorted(required - data.keys()), sorted(data.keys() - required)
+    if missing or unknown:
+        what = f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is unknown"
+        raise InputError(f"{where}: field {what}; {_EDITED}")
+
+
+def hints(cls: Any) -> dict[str, Any]:
+    """The types of a class's fields."""
+    return typing.get_type_hints(cls)
+
+
+def _either(choices: tuple[Any, ...]) -> str:
+    """ "a, b or c"."""
+    names = [str(choice) for choice in choices]
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
