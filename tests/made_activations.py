@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save
 
 from modeldiff.settings import Settings, setting, settings
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import (
     DATASET,
@@ -25,7 +26,7 @@ from modeldiff.workspace.activations import (
     rows_name,
 )
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
-from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan, Tokens, write_plan
+from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 
 QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from modeldiff.features.words import visible
+from modeldiff.sides import OTHER
 
 _WIDTH = 80
 _EXCERPT = 56
@@ -78,7 +79,7 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
         if says:
             _line(f"{side.upper()} says  {', '.join(_word(row, side, numbers) for row in says)}", indent=12, first=4)
     any_word, side = one["any_word"], one["side"].lower()
-    other = "b" if side == "a" else "a"
+    other = OTHER[side]
     _line(
         f"any of {side.upper()}'s words: {side.upper()} {any_word[side]:.0%}, {other.upper()} {any_word[other]:.0%}; "
         f"elsewhere {any_word[f'{side}_elsewhere']:.0%}, {any_word[f'{other}_elsewhere']:.0%}; "
@@ -140,7 +141,7 @@ def _removed(
 ) -> str:
     """How often the owner says any of its words as it is, with features removed, and with random directions removed."""
     side = found["side"]
-    other = "b" if side == "a" else "a"
+    other = OTHER[side]
     rates = found["rates"][side]
     shares = f"; {_share(closed)} of the gap closed" if closed else ""
     if numbers and closed:
@@ -192,7 +193,7 @@ def _context(context: dict[str, Any]) -> str:
 
 
 def _word(row: dict[str, Any], side: str, numbers: bool) -> str:
-    other = "b" if side == "a" else "a"
+    other = OTHER[side]
     word = visible(row["word"])
     if not numbers:
         return word

@@ -30,7 +30,7 @@ from modeldiff.controls import random_directions
 from modeldiff.lm.edit import Shown, add_along, take_off
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.model import LanguageModel
-from modeldiff.workspace.plan import SIDES
+from modeldiff.sides import OTHER, SIDES
 
 __all__ = [
     "Cause",
@@ -216,7 +216,7 @@ def causes_of(plan: CausePlan, texts_a: list[list[str]], texts_b: list[list[str]
 def _cause(plan: CausePlan, number: int, places: list[PlannedPlace], texts: dict[str, list[list[str]]]) -> Cause:
     entry = plan.entries[number]
     assert entry.feature is not None
-    owner, other = (entry.side, "b" if entry.side == "a" else "a")
+    owner, other = (entry.side, OTHER[entry.side])
     words = frozenset(entry.words[owner])
     said: dict[str, dict[str, Floats]] = {side: {} for side in SIDES}
     documents = {}

@@ -30,9 +30,9 @@ from modeldiff.crosscoder.active import thresholds
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.stitch import Stitch
 from modeldiff.lm.edit import Shown
+from modeldiff.sides import SIDES
 from modeldiff.texts.align import content_of
 from modeldiff.texts.tokenize import Reader
-from modeldiff.workspace.plan import SIDES
 
 Longs = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -202,8 +202,7 @@ def _shown(crosscoder: Crosscoder, features: list[int], side: str) -> Shown | No
     """Features as one model shows them: of a shared one, the other model's encoder is taken to say the same."""
     if not features:
         return None
-    config = crosscoder.config
-    w_enc, scale = (crosscoder.w_enc_a, config.scale_a) if side == "a" else (crosscoder.w_enc_b, config.scale_b)
+    w_enc, scale = crosscoder.encoder(side), crosscoder.scale(side)
     shared = torch.tensor([crosscoder.partition_of(g) == "shared" for g in features])
     times_G = torch.where(shared, 2 * crosscoder.share, 1.0) * scale
     threshold_G = thresholds(crosscoder).cpu()[features]

@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from modeldiff.ahead import shared_cores
 from modeldiff.console import progress, say
 from modeldiff.contrast.divergence import Kept, divergence, likeliest
 from modeldiff.contrast.documents import Document, drawn_documents, open_document, open_prompts, read_prompts
@@ -40,13 +39,13 @@ from modeldiff.lm.load import load_model, load_tokenizer, model_identity
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.quiet import quiet
 from modeldiff.lm.ref import ModelRef
-from modeldiff.sides import by_side
+from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Record, Source, mix, parse_sources, source_digest
 from modeldiff.texts.tokenize import Reader
+from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import read_json
-from modeldiff.workspace.plan import SIDES
 
 SCHEMA = 2
 FORMAT = 1

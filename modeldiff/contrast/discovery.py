@@ -42,7 +42,7 @@ from modeldiff.contrast.statistics import (
     statistics,
 )
 from modeldiff.contrast.words import Said
-from modeldiff.workspace.plan import SIDES
+from modeldiff.sides import OTHER, SIDES
 
 # Permutations of the discovering half, which are the chance worlds too; and of the test on the other half.
 PERMUTATIONS, TEST_PERMUTATIONS = 40, 1999
@@ -384,7 +384,7 @@ class _Test:
 
 def says_any(said: Said, words: list[int], side: str) -> Floats:
     """(P,) share of the draws in which a model says any of the words, minus the other model's."""
-    other = "b" if side == "a" else "a"
+    other = OTHER[side]
     mine, theirs = (any_of(said, words, one) for one in (side, other))
     return mine - theirs
 

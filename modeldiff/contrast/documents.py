@@ -19,11 +19,12 @@ import numpy as np
 
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
+from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
 from modeldiff.texts.readers import read_jsonl, read_lines
 from modeldiff.texts.sources import Record, characters
 from modeldiff.texts.tokenize import Reader
-from modeldiff.workspace.plan import SIDES, Tokens
+from modeldiff.workspace.plan import Tokens
 
 # A longer text is read as one stretch of it, drawn at random: about as much as fits into 512 tokens.
 PASSAGE_CHARS = 2000

@@ -19,7 +19,7 @@ from modeldiff.contrast.contexts import Context, Contexts
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.discovery import Outcome, Verified, any_of
 from modeldiff.contrast.words import Said
-from modeldiff.workspace.plan import SIDES
+from modeldiff.sides import OTHER, SIDES
 
 # Texts shown, and characters of each before the place.
 SHOWN, SHOWN_CHARS = 2, 160
@@ -90,7 +90,7 @@ def _says(
 ) -> list[dict[str, Any]]:
     """The words that a model says more here, in the verifying half too, largest difference first."""
     found = []
-    other = "b" if side == "a" else "a"
+    other = OTHER[side]
     for word in words:
         rates = {}
         for one in SIDES:

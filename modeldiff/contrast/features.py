@@ -24,8 +24,9 @@ from modeldiff.crosscoder.active import ActiveEntries
 from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after
+from modeldiff.sides import SIDES
 from modeldiff.texts.tokenize import Reader
-from modeldiff.workspace.plan import SIDES, Tokens
+from modeldiff.workspace.plan import Tokens
 
 # Pairs before a place that count, and the share of a feature's largest activation that it must exceed there.
 PAIRS_BEFORE, SHARE_OF_MAX = 24, 0.25

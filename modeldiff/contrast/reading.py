@@ -20,11 +20,11 @@ from modeldiff.errors import InputError
 from modeldiff.lm.geometry import read_geometry
 from modeldiff.lm.load import load_model, load_tokenizer, model_identity
 from modeldiff.lm.model import LanguageModel
-from modeldiff.sides import by_side
+from modeldiff.sides import SIDES
 from modeldiff.texts.tokenize import Reader
+from modeldiff.threads import by_side
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.digest_cache import DigestCache
-from modeldiff.workspace.plan import SIDES
 
 Made = TypeVar("Made")
 # A word of the vocabulary is said in so many continuations of both models together.

@@ -37,9 +37,9 @@ from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.stitch import find_stitch, load_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json
-from modeldiff.workspace.plan import SIDES
 
 SCHEMA = 3
 KIND = "contrast"

@@ -20,8 +20,8 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
+from modeldiff.sides import SIDES
 from modeldiff.texts.words import is_unspaced
-from modeldiff.workspace.plan import SIDES
 
 # Accents, vowel signs and the like, and the joiners of Persian and Indic scripts; Thai and Lao sara am are letters.
 _MARKS = "".join(

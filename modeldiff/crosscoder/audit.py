@@ -19,10 +19,8 @@ import torch
 
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.predictability import Moments, held_out_r2
+from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 
-SIDES = ("a", "b")
-OTHER = {"a": "b", "b": "a"}
-PARTITION = {"a": "A", "b": "B"}
 MIN_FIRINGS = 5
 """A feature that fires less often than this in either half of the pairs is not judged."""
 EXTREME_NORM = 0.8
@@ -88,7 +86,7 @@ def sample(crosscoder: Crosscoder, batches: Sequence[tuple[torch.Tensor, torch.T
     reference_R = reference_R[:: max(1, len(reference_R) // _REFERENCES)][:_REFERENCES]
     judged = {}
     for side, share_F in (("a", relative_F), ("b", 1 - relative_F)):
-        own = crosscoder.slices[PARTITION[side]]
+        own = crosscoder.slices[EXCLUSIVE[side]]
         extreme = (in_shared_F & (share_F > EXTREME_NORM)).nonzero()[:, 0]
         judged[side] = torch.cat([torch.arange(own.start, own.stop, device=extreme.device), extreme])
     n = crosscoder.n_features
@@ -199,7 +197,7 @@ def read_alone(crosscoder: Crosscoder, sampled: Sample, side: str) -> list[torch
 
     It fires as often as the shared feature does, and like an exclusive feature not below the threshold. (B, R) each.
     """
-    w_enc = crosscoder.w_enc_a if side == "a" else crosscoder.w_enc_b
+    w_enc = crosscoder.encoder(side)
     w_RD = w_enc[sampled.reference_R - crosscoder.sees(side).start]
     pre = [x_BD @ w_RD.T for x_BD in sampled.x(side)]
     pre_NR = torch.cat(pre)

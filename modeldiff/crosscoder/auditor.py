@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modeldiff.crosscoder.audit import OTHER, PARTITION, SIDES, Evidence, Sample, judge, sample
+from modeldiff.crosscoder.audit import Evidence, Sample, judge, sample
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.prospect import SAME_COSINE, Candidates, prospect, prospect_shared
 from modeldiff.crosscoder.rearrange import FRESH, rearrange
+from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 
 if TYPE_CHECKING:
     from modeldiff.crosscoder.trainer import Trainer
@@ -92,7 +93,7 @@ class Auditor:
         trainer.since_active_F = torch.where(former_F == FRESH, 0, trainer.since_active_F[former_F.clamp_min(0)])
         report: dict[str, Any] = {"dropped": dropped, "fresh": order["shared"].count(FRESH)}
         for side, decision in decisions.items():
-            report[PARTITION[side]] = {
+            report[EXCLUSIVE[side]] = {
                 "kept": len(decision.kept),
                 "promoted": len(decision.promoted),
                 "moved": len(decision.moved),
@@ -108,10 +109,9 @@ class Auditor:
     ) -> _Decision:
         crosscoder = self._trainer.crosscoder
         numbers_G = sampled.judged[side]
-        own = crosscoder.slices[PARTITION[side]]
+        own = crosscoder.slices[EXCLUSIVE[side]]
         inside_G = numbers_G < own.stop if side == "a" else numbers_G >= own.start
-        decoder = crosscoder.w_dec_a if side == "a" else crosscoder.w_dec_b
-        rows_GD = decoder[numbers_G - crosscoder.sees(side).start]
+        rows_GD = crosscoder.decoder(side)[numbers_G - crosscoder.sees(side).start]
         unit_GD = rows_GD / rows_GD.norm(dim=1, keepdim=True).clamp_min(_TINY)
         keep_G = _without_twins(
             evidence.exclusive_G & (evidence.fires_G <= sampled.frequent), unit_GD, worth_F[numbers_G]
@@ -155,7 +155,7 @@ class Auditor:
     ) -> Candidates:
         trainer = self._trainer
         if room <= 0:
-            decoder = trainer.crosscoder.w_dec_a if side == "a" else trainer.crosscoder.w_dec_b
+            decoder = trainer.crosscoder.decoder(side)
             empty = decoder.new_zeros(0)
             return Candidates(decoder[:0], decoder[:0], empty, empty)
         random = torch.Generator().manual_seed((trainer.recipe.seed * _SEED + trainer.step) * 2 + (side == "b"))
@@ -179,7 +179,7 @@ class Auditor:
         """The new partitions, and how many shared features had to go: those that explain least."""
         crosscoder = self._trainer.crosscoder
         order = {
-            PARTITION[side]: one.kept + one.promoted + [FRESH] * len(one.planted) for side, one in decisions.items()
+            EXCLUSIVE[side]: one.kept + one.promoted + [FRESH] * len(one.planted) for side, one in decisions.items()
         }
         promoted = {i for one in decisions.values() for i in one.promoted}
         shared = crosscoder.slices["shared"]
@@ -217,7 +217,7 @@ class _Newcomers:
         self._lost_bias = {}
         for side, one in decisions.items():
             other = OTHER[side]
-            w_enc = crosscoder.w_enc_a if other == "a" else crosscoder.w_enc_b
+            w_enc = crosscoder.encoder(other)
             mean_D = torch.cat(sampled.x(other)).mean(dim=0)
             rows = torch.tensor(one.promoted, dtype=torch.long, device=w_enc.device) - crosscoder.sees(other).start
             self._lost_bias[side] = crosscoder.share * (w_enc[rows] @ mean_D)
@@ -232,7 +232,7 @@ class _Newcomers:
             moved = slice(start, start + len(one.moved))
             self._rows("w_enc", side, moved).div_(crosscoder.share)
             self._rows("w_dec", OTHER[side], moved).copy_(self._moved_rows[side])
-            first = crosscoder.slices[PARTITION[side]].start + len(one.kept)
+            first = crosscoder.slices[EXCLUSIVE[side]].start + len(one.kept)
             promoted = slice(first, first + len(one.promoted))
             self._rows("w_enc", side, promoted).mul_(crosscoder.share)
             crosscoder.b_enc.data[promoted] += self._lost_bias[side]

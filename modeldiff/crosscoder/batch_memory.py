@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.bits import bits_of
-from modeldiff.workspace.plan import SIDES
 
 # Batches that may be held while all others are in use: the one that is trained on, and the one before it.
 MOST_HELD = 2

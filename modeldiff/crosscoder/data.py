@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from modeldiff.crosscoder.batch_memory import BatchMemory
 from modeldiff.errors import InputError
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.bits import bytes_per_value, chunk_rows
-from modeldiff.workspace.plan import SIDES
 
 # Enough blocks that a few per cent of them are spread over the whole harvest.
 _LEAST_BLOCKS = 64

@@ -15,8 +15,8 @@ from scipy import sparse
 
 from modeldiff.console import Progress
 from modeldiff.errors import DamagedError
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.plan import SIDES
 
 _BLOCK_ROWS = 1024
 # Relative error of a float64 sum of squares over millions of pairs.

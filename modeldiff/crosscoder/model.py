@@ -23,6 +23,7 @@ from modeldiff.crosscoder.rooms import Rooms
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.tying import tie_initial
 from modeldiff.errors import InputError
+from modeldiff.sides import EXCLUSIVE, OTHER
 
 # Paper B.1.
 DECODER_NORM = 0.4
@@ -122,6 +123,18 @@ class Crosscoder(nn.Module):
         """The features that a model ("a" or "b") has."""
         return slice(0, self.config.n_a) if side == "a" else slice(self.config.n_a_only, self.n_features)
 
+    def encoder(self, side: str) -> torch.Tensor:
+        """(Fm, D) weights of a model ("a" or "b"); row i belongs to feature `sees(side).start + i`."""
+        return self.w_enc_a if side == "a" else self.w_enc_b
+
+    def decoder(self, side: str) -> torch.Tensor:
+        """(Fm, D), likewise."""
+        return self.w_dec_a if side == "a" else self.w_dec_b
+
+    def scale(self, side: str) -> float:
+        """Normalised activations of a model are its raw ones times this."""
+        return self.config.scale_a if side == "a" else self.config.scale_b
+
     def partition_of(self, feature: int) -> str:
         """ "A", "shared" or "B".
 
@@ -218,15 +231,13 @@ class Crosscoder(nn.Module):
             InputError: there is no such feature, or that model does not have it.
         """
         partition = self.partition_of(feature)
-        if (partition, side) in (("A", "b"), ("B", "a")):
+        if partition == EXCLUSIVE[OTHER[side]]:
             raise InputError(
                 f"feature {feature} is {partition}-exclusive: model {side.upper()} has no direction for it; "
                 f"ask for model {partition} or for a shared feature"
             )
-        w_dec = self.w_dec_a if side == "a" else self.w_dec_b
-        scale = self.config.scale_a if side == "a" else self.config.scale_b
-        row_D = w_dec[feature - self.sees(side).start].detach().clone()
-        return row_D / scale if raw else row_D
+        row_D = self.decoder(side)[feature - self.sees(side).start].detach().clone()
+        return row_D / self.scale(side) if raw else row_D
 
     def set_threshold(self, threshold: float, designated: float | None = None) -> None:
         """Set the score above which a feature is active at inference; `designated`: another one for those features."""

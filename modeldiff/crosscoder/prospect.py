@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from modeldiff.crosscoder.audit import EXTREME_NORM, OTHER, SIDES, Evidence, Sample, exclusive, judged_r2
+from modeldiff.crosscoder.audit import EXTREME_NORM, Evidence, Sample, exclusive, judged_r2
 from modeldiff.crosscoder.predictability import Moments, ridge_weights
+from modeldiff.sides import OTHER, SIDES
 
 SAME_COSINE = 0.8
 """Two directions closer than this are one."""

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from modeldiff.ahead import ahead
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audit import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
 from modeldiff.features.rows import activations_of
+from modeldiff.sides import SIDES
+from modeldiff.threads import prefetched
 from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.plan import SIDES
 
 REFERENCES = 256
 """Shared features that are read from one model alone, at most."""
@@ -112,14 +112,14 @@ def read_alone(
     n, r = len(sample.rows_N), len(readers.w_RD)
     if not n or not r:
         return sparse.csr_matrix((n, r), dtype=np.float32)
-    scale = crosscoder.config.scale_a if side == "a" else crosscoder.config.scale_b
+    scale = crosscoder.scale(side)
     w_RD = readers.w_RD * scale
     found = [_Largest(int(fires)) for fires in readers.fires_R]
 
     def read(some: tuple[slice, torch.Tensor]) -> NDArray[np.float32]:
         return (w_RD @ some[1].to(w_RD.device).float().T).cpu().numpy()
 
-    for (rows, x_nD), pre_Rn in ahead(read, activations_of(store, side, sample.rows_N)):
+    for (rows, x_nD), pre_Rn in prefetched(read, activations_of(store, side, sample.rows_N)):
         for largest, pre_n in zip(found, pre_Rn, strict=True):
             largest.add(pre_n, rows.start)
         advance(len(x_nD))
@@ -157,4 +157,4 @@ class _Largest:
 
 
 def _encoders(crosscoder: Crosscoder, side: str) -> torch.Tensor:
-    return (crosscoder.w_enc_a if side == "a" else crosscoder.w_enc_b).detach()
+    return crosscoder.encoder(side).detach()

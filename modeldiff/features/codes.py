@@ -20,9 +20,9 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.active import ActiveEntries, thresholds
 from modeldiff.crosscoder.kernels.bags import Bags, bag_dot
 from modeldiff.crosscoder.selection import score_weights
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
-from modeldiff.workspace.plan import SIDES
 
 # Values of one dense (B, F) float32 array: 256 MiB. Encoding holds about three of them.
 _DENSE_VALUES = 1 << 26
@@ -134,7 +134,7 @@ class Encoder:
     def _encoder_rows(self, side: str, feature: torch.Tensor) -> torch.Tensor:
         """(E, D): what these features multiply one side's normalised activations by; 0 for those that do not see it."""
         crosscoder = self.crosscoder
-        weights = (crosscoder.w_enc_a if side == "a" else crosscoder.w_enc_b).detach()
+        weights = crosscoder.encoder(side).detach()
         seen, shared = crosscoder.sees(side), crosscoder.slices["shared"]
         if not len(weights):
             return weights.new_zeros(len(feature), weights.shape[1])

@@ -17,10 +17,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from modeldiff.ahead import ahead
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.audit import OTHER
 from modeldiff.crosscoder.kernels.bags import Bags, bag_sum
 from modeldiff.crosscoder.predictability import Moments, held_out_r2
 from modeldiff.crosscoder.verdict import Scale, scale_of
@@ -35,9 +33,9 @@ from modeldiff.features.codes import CodeSample
 from modeldiff.features.controls import Control, control_of
 from modeldiff.features.cost import Cost, block_targets
 from modeldiff.features.rows import activations_of
-from modeldiff.sides import by_side
+from modeldiff.sides import OTHER, SIDES
+from modeldiff.threads import by_side, prefetched
 from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.plan import SIDES
 
 HELD_OUT_EVERY = 5
 """Every 5th stretch of the sample is held out."""
@@ -230,7 +228,7 @@ def _summed(
                 done.append((held, x_nD))
         return done
 
-    for _, done in ahead(add, activations_of(store, side, rows_N)):
+    for _, done in prefetched(add, activations_of(store, side, rows_N)):
         yield from done
 
 

@@ -13,8 +13,8 @@ from modeldiff.features.context import COLUMNS, RAGGED
 from modeldiff.features.ragged import Column, Ragged
 from modeldiff.features.surroundings import FIXED
 from modeldiff.features.words import visible
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.plan import SIDES
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.audit import OTHER, PARTITION
 from modeldiff.crosscoder.verdict import Scale, ratios
 from modeldiff.features.evidence import Evidence
-from modeldiff.workspace.plan import SIDES
+from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,14 +42,14 @@ class Group:
 
 def groups(evidence: Evidence, crosscoder: Crosscoder, side: str) -> list[Group]:
     """Of one side, the exclusive features last: they are drawn on top."""
-    own = crosscoder.slices[PARTITION[side]]
+    own = crosscoder.slices[EXCLUSIVE[side]]
     r2, other = evidence.r2[side][own], evidence.r2[OTHER[side]][own]
     alone, random = evidence.alone[side], evidence.random[side]
     return [
-        Group(f"{PARTITION[side]}-exclusive, permuted pairs", _PERMUTED, "o", r2, evidence.null[OTHER[side]][own]),
+        Group(f"{EXCLUSIVE[side]}-exclusive, permuted pairs", _PERMUTED, "o", r2, evidence.null[OTHER[side]][own]),
         Group("random directions", _RANDOM, "D", random.own, random.other),
         Group("shared, read from one model", _SHARED, "o", alone.own, alone.other),
-        Group(f"{PARTITION[side]}-exclusive", _EXCLUSIVE[side], "o", r2, other),
+        Group(f"{EXCLUSIVE[side]}-exclusive", _EXCLUSIVE[side], "o", r2, other),
     ]
 
 

@@ -8,9 +8,9 @@ from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.errors import InputError
 from modeldiff.lm.harvested import Harvested, harvested
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.plan import SIDES
 
 # Paper B.1.4.
 PAPER_OUTLIER_FACTOR = 2.0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.features.correlation import Columns, Products, correlations, products
-from modeldiff.workspace.plan import SIDES
+from modeldiff.sides import SIDES
 
 NOWHERE = -1
 """In place of a feature's or a partition's number: there is none."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modeldiff.ahead import ahead
+from modeldiff.threads import prefetched
 from modeldiff.workspace.activations import ActivationStore, Block
 
 CHUNK_ROWS = 16_384
@@ -25,7 +25,7 @@ def activations_of(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Consecutive parts of `rows_N` (rising row numbers of the store) with one side's activations (n, D), as stored."""
     parts = [slice(start, start + CHUNK_ROWS) for start in range(0, len(rows_N), CHUNK_ROWS)]
-    for part, x_ND in ahead(lambda part: _read(store, side, rows_N[part]), parts):
+    for part, x_ND in prefetched(lambda part: _read(store, side, rows_N[part]), parts):
         yield slice(part.start, part.start + len(x_ND)), x_ND
 
 

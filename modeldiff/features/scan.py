@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from modeldiff.ahead import ahead, shared_cores
 from modeldiff.console import progress
 from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, spread
 from modeldiff.features.examples import Examples, TopRows, choose, stretch_of
 from modeldiff.features.statistics import Arrays, FeatureStatistics
+from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 
@@ -57,7 +57,7 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
     with bar_of as bar, shared_cores(_ENCODERS):
         for shard in range(done, len(shards)):
             places = _Places(store, shard)
-            for block, (codes, kept_B) in ahead(encoder.sparse, shards[shard], _ENCODERS):
+            for block, (codes, kept_B) in prefetched(encoder.sparse, shards[shard], _ENCODERS):
                 source_B, document_B, row_B = places.of(block)
                 state.statistics.update(codes, kept_B, source_B)
                 document, row = document_B[codes.row], row_B[codes.row]

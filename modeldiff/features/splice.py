@@ -25,9 +25,9 @@ from modeldiff.lm.batches import batches, chunks, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.replace import replace_in_residual
 from modeldiff.lm.residual import residual_after
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import Block
 from modeldiff.workspace.means import running_mean
-from modeldiff.workspace.plan import SIDES
 
 # What stands at the replaced places. `stored`: the activation as harvested, which shows what the storage's rounding
 # costs; `shared_only`: the reconstruction without the exclusive features.

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.features.ragged import Column, Ragged, ranges
-from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan
+from modeldiff.sides import SIDES
+from modeldiff.workspace.plan import Document, PairTable, ShardPlan
 
 SPANS: dict[str, type[np.generic]] = {"start": np.int32, "end": np.int32, "activation": np.float32}
 FIXED: dict[str, type[np.generic]] = {

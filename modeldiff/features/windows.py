@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from modeldiff.errors import InputError
 from modeldiff.features.codes import spread
 from modeldiff.lm.batches import padded
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.plan import SIDES, ShardPlan
+from modeldiff.workspace.plan import ShardPlan
 
 # A plan file is read whole: with more shards than this only some are read, if they hold enough pairs.
 _MOST_SHARDS = 64

@@ -22,13 +22,14 @@ from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.sizes import bytes_needed
 from modeldiff.harvest.statistics import RunningStatistics
 from modeldiff.harvest.store import model_name, write_store
+from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_jsonl
 from modeldiff.workspace.activations import DATASET, plan_name, rows_name
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
 from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import free_bytes, require_free, sha256_json
 from modeldiff.workspace.manifest import Input
-from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan, Tokens, write_plan
+from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 from modeldiff.workspace.stage import Order, Work
 from modeldiff.workspace.workspace import Workspace
 

@@ -21,12 +21,13 @@ from modeldiff.errors import InputError
 from modeldiff.harvest.means_settings import MeansSettings
 from modeldiff.harvest.statistics import save_shard_statistics
 from modeldiff.harvest.store import write_store
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import DATASET, ActivationStore, Block, plan_name, rows_name
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.bits import ENCODINGS, bytes_per_value, create_dataset, write_rows
 from modeldiff.workspace.files import require_free
 from modeldiff.workspace.means import running_mean
-from modeldiff.workspace.plan import SIDES, ShardPlan, write_plan
+from modeldiff.workspace.plan import ShardPlan, write_plan
 from modeldiff.workspace.stage import Order, Work, produce
 from modeldiff.workspace.workspace import Workspace
 

@@ -18,13 +18,14 @@ from modeldiff.errors import DamagedError, InputError
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.windows import Piece, cut, truncate
+from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
 from modeldiff.texts.greedy import match_greedy
 from modeldiff.texts.sources import Record, Source, mix
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import plan_name
 from modeldiff.workspace.files import write_json
-from modeldiff.workspace.plan import SIDES, Document, Ints, PairTable, ShardPlan, Tokens, write_plan
+from modeldiff.workspace.plan import Document, Ints, PairTable, ShardPlan, Tokens, write_plan
 from modeldiff.workspace.stage import Work
 
 

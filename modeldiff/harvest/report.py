@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment
 from modeldiff.texts.chars import CharTable
 from modeldiff.texts.words import is_space
-from modeldiff.workspace.plan import SIDES
 
 # Longer windows are counted together.
 MAX_WINDOW = 32

@@ -20,6 +20,7 @@ from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.geometry import Geometry, read_geometry
 from modeldiff.lm.load import load_model, load_tokenizer
 from modeldiff.lm.ref import ModelRef, model_identity
+from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Source, parse_sources, source_digest
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import rows_name
@@ -27,7 +28,6 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import free_bytes, require_free
 from modeldiff.workspace.manifest import Input
-from modeldiff.workspace.plan import SIDES
 from modeldiff.workspace.ranks import Ranks, ranks
 from modeldiff.workspace.stage import Order, Work
 from modeldiff.workspace.together import Build, produce_together

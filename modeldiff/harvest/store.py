@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.numpy import save
 
 from modeldiff.harvest.statistics import combine
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo
-from modeldiff.workspace.plan import SIDES
 from modeldiff.workspace.stage import Work
 
 

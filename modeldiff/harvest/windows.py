@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment
-from modeldiff.workspace.plan import SIDES, Tokens
+from modeldiff.workspace.plan import Tokens
 
 
 @dataclass(frozen=True)

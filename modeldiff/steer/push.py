@@ -15,6 +15,7 @@ from modeldiff.crosscoder.direction import Direction, direction_of
 from modeldiff.crosscoder.stitch import Stitch, load_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.harvested import Harvested
+from modeldiff.sides import OTHER
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.workspace import Artifact
 
@@ -110,7 +111,7 @@ def other_push(
 
 def moved_push(target: Harvested, unit_D: torch.Tensor, maps: Stitch, artifact: Artifact, *, bias: bool) -> Push:
     """A direction of the one model, in the model `target`: W only, or W and the constant (eq. 18)."""
-    source = "b" if target.side == "a" else "a"
+    source = OTHER[target.side]
     found = maps.info["maps"][f"{source}_to_{target.side}"]
     moved_D = maps.from_side(source).direction(unit_D, bias=bias)
     return Push(target, moved_D, "stitch", artifact, bias, found["r2"], found.get("null_r2"))

@@ -25,6 +25,7 @@ from modeldiff.crosscoder.stitch import find_stitch
 from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested, harvested, side_info
+from modeldiff.sides import SIDES
 from modeldiff.steer.figure import dose_figure
 from modeldiff.steer.inputs import find_features
 from modeldiff.steer.push import Push, other_push, uses_stitch
@@ -33,7 +34,6 @@ from modeldiff.steer.summary import COHERENT_RATIO, COHERENT_REPETITION, coheren
 from modeldiff.steer.sweep import pushes, sweep
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, sha256_json
-from modeldiff.workspace.plan import SIDES
 
 SCHEMA = 4
 FORMAT = 2

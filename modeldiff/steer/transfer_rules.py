@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.linear_map import LinearMap
+from modeldiff.sides import OTHER
 
 RULES = ("paper", "lstsq", "ridge", "stitch")
 
@@ -58,7 +59,7 @@ class Decoders:
             start = crosscoder.sees(side).start
             mine_FD = weight.detach()[shared.start - start : shared.stop - start]
             rows[side] = mine_FD.float().cpu() / scale
-        source_FD, target_FD = rows[source], rows["b" if source == "a" else "a"]
+        source_FD, target_FD = rows[source], rows[OTHER[source]]
         kept_F = source_FD.norm(dim=1) > 0
         if alive_F is not None:
             kept_F &= alive_F[shared]

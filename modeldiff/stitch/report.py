@@ -16,8 +16,8 @@ from modeldiff.console import progress
 from modeldiff.crosscoder.linear_map import LinearMap
 from modeldiff.crosscoder.map_quality import Prediction, measure, norm_limits
 from modeldiff.crosscoder.stitch import DIRECTIONS, Stretches, map_predictions, number_or_none
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.plan import SIDES
 
 NORM_BINS = 5
 TARGET = dict(zip(DIRECTIONS, ("b", "a"), strict=True))

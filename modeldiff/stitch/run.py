@@ -30,6 +30,7 @@ from modeldiff.crosscoder.linear_map import LinearMap, best_ridge, ridge_scores
 from modeldiff.crosscoder.stitch import DIRECTIONS, FORMAT, MAPS_NAME, PARTS, STITCH_NAME, Stretches, number_or_none
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.device import resolve_device
+from modeldiff.sides import OTHER
 from modeldiff.stitch.report import TARGET, report
 from modeldiff.stitch.scan import Scan, scan
 from modeldiff.stitch.settings import StitchSettings
@@ -135,7 +136,7 @@ def _fitted(
     with progress("stitch: solving", len(DIRECTIONS), "maps") as bar:
         for direction in DIRECTIONS:
             target = TARGET[direction]
-            source = "a" if target == "b" else "b"
+            source = OTHER[target]
             choices[direction] = ridge_scores(fit.moments(direction), choose.moments(direction))
             ridge = best_ridge(choices[direction])
             for into, moments in (

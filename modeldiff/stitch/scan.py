@@ -17,10 +17,10 @@ from modeldiff.console import progress
 from modeldiff.crosscoder.map_quality import norm_limits, within
 from modeldiff.crosscoder.pace import CheckpointClock
 from modeldiff.crosscoder.stitch import PARTS, Stretches
+from modeldiff.sides import SIDES
 from modeldiff.stitch.sums import JointMoments, Permuted
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
-from modeldiff.workspace.plan import SIDES
 
 CHECKPOINT_SECONDS = 60.0
 _CHECKPOINT = "sums.safetensors"

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from modeldiff.sides import SIDES
 from modeldiff.texts.words import is_space, word_ends
-from modeldiff.workspace.plan import SIDES, Tokens
+from modeldiff.workspace.plan import Tokens
 
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from modeldiff.sides import SIDES
 from modeldiff.texts.align import Content, Matches
-from modeldiff.workspace.plan import SIDES, Ints, Tokens
+from modeldiff.workspace.plan import Ints, Tokens
 
 Decode = Callable[[Sequence[int]], str]
 # The paper sets no bound. Where no window of this many tokens matches, the texts have parted for good (a tokenizer that

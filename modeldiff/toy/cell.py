@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from modeldiff.crosscoder.audit import PARTITION, judge, sample
+from modeldiff.crosscoder.audit import judge, sample
 from modeldiff.crosscoder.metrics import Quality, by_partition
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.sides import SIDES
 from modeldiff.toy.recovery import Dictionary, Recovery, dictionary_of, recovery
 from modeldiff.toy.stitch import Stitch, residual_recipe, stitch_r2, train_stitch_residual
 from modeldiff.toy.stream import ConceptStream
@@ -203,7 +204,7 @@ def _verdict(
         pairs = normalised_pairs(cell, world, crosscoder, stitch, JUDGE, device)
         sampled = sample(crosscoder, [pairs() for _ in range(_EVALUATION_PAIRS // _CHUNK)], by_threshold(crosscoder))
         called_F = torch.zeros_like(dictionary.alive_F)
-        for side in PARTITION:
+        for side in SIDES:
             evidence = judge(crosscoder, sampled, side)
             called_F[sampled.judged[side][evidence.exclusive_G].cpu()] = True
     counts = recovery(world, dataclasses.replace(dictionary, alive_F=called_F)).exclusive

@@ -25,11 +25,12 @@ from safetensors.numpy import load_file
 
 from modeldiff import records
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.sides import SIDES
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.bits import bits_of, empty_rows, encoding_of, read_into
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.places import Piece, RowPlaces, Scattered, read_pieces, read_scattered
-from modeldiff.workspace.plan import SIDES, ShardPlan, read_plan
+from modeldiff.workspace.plan import ShardPlan, read_plan
 
 STORE_NAME = "store.json"
 STATISTICS_NAME = "statistics.safetensors"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.errors import DamagedError
+from modeldiff.sides import SIDES
 
-SIDES = ("a", "b")
 Ints = NDArray[np.int32]
 
 

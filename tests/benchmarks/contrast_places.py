@@ -19,8 +19,8 @@ from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.discovery import contrast
 from modeldiff.contrast.words import said_words
 from modeldiff.demo.truth import habits
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Workspace
-from modeldiff.workspace.plan import SIDES
 
 
 def shortened(text: str, share: float) -> str:

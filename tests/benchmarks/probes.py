@@ -44,8 +44,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from modeldiff.console import progress
-from modeldiff.crosscoder.audit import OTHER, PARTITION, SIDES, read_alone, sample
+from modeldiff.crosscoder.audit import read_alone, sample
 from modeldiff.crosscoder.predictability import Moments, held_out_r2, ridge_weights
+from modeldiff.sides import OTHER, SIDES
 from modeldiff.toy.cell import JUDGE, CellSpec, by_threshold, normalised_pairs, trained
 from modeldiff.toy.plan import plan
 from modeldiff.toy.recovery import COSINE
@@ -273,7 +274,7 @@ def _add_cell(cell: CellSpec, size: float, tallies: dict[tuple[float, str], Tall
     batches = [drawn() for _ in range(-(-pairs // 2048))]
     sampled = sample(crosscoder, batches, by_threshold(crosscoder))
     for side in SIDES:
-        own = crosscoder.slices[PARTITION[side]]
+        own = crosscoder.slices[EXCLUSIVE[side]]
         numbers = sampled.judged[side]
         inside_G = (numbers >= own.start) & (numbers < own.stop)
         f_NG = torch.cat(sampled.codes[side])[:, inside_G]
@@ -337,7 +338,7 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
         ["model", "probe", "feature", "own", "other", "ratio", "/ median", "ref. median", "called", "of all", "rank"]
     ]
     for side in SIDES:
-        own = crosscoder.slices[PARTITION[side]]
+        own = crosscoder.slices[EXCLUSIVE[side]]
         readers = shared_readers(crosscoder, taken, reference_R, side)
         alone = read_from_one(crosscoder, store, taken, readers, side)
         exclusive = np.arange(own.start, own.stop)
@@ -354,7 +355,7 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
                 own_r2, other_r2 = found.own_G[n], found.other_G[n]
                 table.append(
                     [
-                        PARTITION[side], probe, str(exclusive[n]), f"{own_r2:.2f}", f"{other_r2:.2f}",
+                        EXCLUSIVE[side], probe, str(exclusive[n]), f"{own_r2:.2f}", f"{other_r2:.2f}",
                         f"{other_r2 / own_r2:.2f}", f"{found.place_G[n]:.2f}", f"{found.median:.2f}",
                         "excl." if found.called_G[n] else "-", f"{found.called_G.sum()}/{len(exclusive)}",
                         str(1 + int((score_G > score_G[n]).sum())),

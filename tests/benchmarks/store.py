@@ -18,10 +18,10 @@ import torch
 
 from modeldiff.crosscoder.data import PairStream, split
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Work, Workspace
 from modeldiff.workspace.activations import DATASET, ActivationStore, rows_name
 from modeldiff.workspace.bits import create_dataset, write_rows
-from modeldiff.workspace.plan import SIDES
 from tests.benchmarks.fork_store import fork_loader, rows_per_cpu_second
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 from tests.made_activations import make_activations

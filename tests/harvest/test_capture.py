@@ -9,9 +9,9 @@ from modeldiff.harvest.capture import Capture, capture_shard
 from modeldiff.harvest.run import run
 from modeldiff.lm.load import load_model
 from modeldiff.lm.ref import ModelRef
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.plan import SIDES
 
 
 def whole(lm, plan, capture: Capture) -> torch.Tensor:

@@ -10,10 +10,11 @@ from modeldiff.errors import InputError
 from modeldiff.harvest.planner import make_plan, plan_record
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Record, parse_sources
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import plan_name
-from modeldiff.workspace.plan import SIDES, read_plan
+from modeldiff.workspace.plan import read_plan
 from modeldiff.workspace.stage import Work
 from tests.harvest.conftest import make_texts
 from tests.texts.tokenizers_for_tests import bytes_trimmed, bytes_untrimmed, lower_case, readers

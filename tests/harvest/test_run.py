@@ -8,9 +8,9 @@ import pytest
 
 from modeldiff.errors import InputError, MachineError
 from modeldiff.harvest.run import estimate, run
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.plan import SIDES
 from modeldiff.workspace.stage import Work
 
 

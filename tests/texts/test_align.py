@@ -5,10 +5,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from modeldiff.sides import SIDES
 from modeldiff.texts.align import content_of
 from modeldiff.texts.greedy import locate
 from modeldiff.texts.words import is_word_end
-from modeldiff.workspace.plan import SIDES, Tokens
+from modeldiff.workspace.plan import Tokens
 from tests.texts.tokenizers_for_tests import aligned, bytes_trimmed, bytes_untrimmed, lower_case, pieces
 
 ASCII = ["the ", "quick", " brown", "1989", "198", "9", "don't", "3.14", "a", ".", "\r\n", "\n\n", "\t", "  "]

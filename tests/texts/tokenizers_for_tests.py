@@ -5,10 +5,10 @@ from functools import cache
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from modeldiff.sides import SIDES
 from modeldiff.texts.align import content_of, finish, match_offsets
 from modeldiff.texts.greedy import match_greedy
 from modeldiff.texts.tokenize import Reader
-from modeldiff.workspace.plan import SIDES
 from tests.tiny_models import TEXTS, tiny_tokenizer
 
 OTHER_TEXTS = ("universally quick foxes and 1989 cafés, 198 dogs", "東京 is a truth; new man \r\n lines 😀😀 'quotes'")

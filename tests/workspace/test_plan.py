@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.errors import DamagedError
-from modeldiff.workspace.plan import SIDES, Document, PairTable, ShardPlan, Tokens, read_plan, write_plan
+from modeldiff.sides import SIDES
+from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, read_plan, write_plan
 
 
 def ints(*values: int) -> np.ndarray:

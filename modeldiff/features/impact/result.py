@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from modeldiff.errors import DamagedError
 from modeldiff.features.stored import read_arrays, read_info
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.plan import SIDES
 
 KIND = "impact"
 FORMAT = 1

@@ -32,10 +32,10 @@ from modeldiff.features.windows import Window, sample_windows
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.residual import verify_hook
+from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import Block
 from modeldiff.workspace.files import replace_into, temporary_path
-from modeldiff.workspace.plan import SIDES
 
 SCHEMA = 1
 RANDOM_DIRECTIONS = 64
@@ -168,7 +168,7 @@ def _random(plan: _Plan, codes_NF: sparse.csr_matrix, side: str) -> Directions:
 
 def _groups(plan: _Plan, random: dict[str, Directions], side: str) -> dict[str, Directions]:
     """What is removed from a model: its own rows, those of the other model by the stitch, and random ones of both."""
-    other = "b" if side == "a" else "a"
+    other = OTHER[side]
     through = plan.stitch.from_side(other)
     groups = {}
     for name, origin, moved in (("own", side, None), ("stitched", other, through)):
@@ -181,8 +181,7 @@ def _groups(plan: _Plan, random: dict[str, Directions], side: str) -> dict[str, 
 
 def _decoder(plan: _Plan, side: str) -> tuple[torch.Tensor, float]:
     crosscoder = plan.encoder.crosscoder
-    w_dec = crosscoder.w_dec_a if side == "a" else crosscoder.w_dec_b
-    return w_dec.detach(), crosscoder.config.scale_a if side == "a" else crosscoder.config.scale_b
+    return crosscoder.decoder(side).detach(), crosscoder.scale(side)
 
 
 def _measure(plan: _Plan, groups: dict[str, Directions], codes_NF: sparse.csr_matrix, side: str, folder: Path) -> _Side:

@@ -19,7 +19,7 @@ from modeldiff.features.score.texts import Writer
 from modeldiff.judge.asking import Judged, ask_parsed
 from modeldiff.judge.base import Judge, Prompt
 from modeldiff.judge.questions import ask_similarity, ask_steerability, read_rating
-from modeldiff.workspace.plan import SIDES
+from modeldiff.sides import SIDES
 
 AGGREGATES: dict[str, Callable[[Sequence[int]], float]] = {
     "mean": statistics.fmean,

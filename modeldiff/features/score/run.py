@@ -28,8 +28,8 @@ from modeldiff.judge.questions import WORDING
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested
 from modeldiff.records import to_json
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.plan import SIDES
 
 SCHEMA = 4
 

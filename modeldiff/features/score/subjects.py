@@ -18,8 +18,8 @@ from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.crosscoder.stitch import Stitch
 from modeldiff.errors import InputError
 from modeldiff.features.score.settings import ScoreSettings
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.plan import SIDES
 
 RANDOM = "random"
 # The order of tables: exclusive, shared, random.

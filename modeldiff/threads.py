@@ -1,4 +1,4 @@
-"""Work done ahead of what is being used, in threads of its own, and cores that several threads share."""
+"""Work done before it is needed, work for both models at the same time, and cores that several threads share."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from modeldiff.sides import SIDES
+
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def ahead(make: Callable[[Item], Made], items: Iterable[Item], workers: int = 1) -> Iterator[tuple[Item, Made]]:
+def prefetched(make: Callable[[Item], Made], items: Iterable[Item], workers: int = 1) -> Iterator[tuple[Item, Made]]:
     """(item, make(item)) for each, in order; the next `workers` are being made while the caller uses this one.
 
     Worth it where `make` waits for the disk or is busy in numpy or torch, which let other threads run. An error of
     `make` is raised in its place of the order. At most `workers` items are made that nobody asks for.
     """
     pending: deque[tuple[Item, Future[Made]]] = deque()
-    with ThreadPoolExecutor(workers, "ahead") as pool:
+    with ThreadPoolExecutor(workers, "prefetch") as pool:
         for item in items:
             pending.append((item, pool.submit(make, item)))
             if len(pending) > workers:
@@ -46,3 +48,13 @@ def shared_cores(parts: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def by_side(make: Callable[[str], Made]) -> dict[str, Made]:
+    """make("a") and make("b"), each in a thread of its own with half of the cores.
+
+    Worth it where much of the work is in steps that cannot use several cores. An error of either is raised when both
+    have ended.
+    """
+    with shared_cores(len(SIDES)), ThreadPoolExecutor(len(SIDES), "side") as workers:
+        return dict(zip(SIDES, workers.map(make, SIDES), strict=True))
