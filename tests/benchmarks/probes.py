@@ -46,7 +46,7 @@ from sklearn.metrics import roc_auc_score
 from modeldiff.console import progress
 from modeldiff.crosscoder.audit import read_alone, sample
 from modeldiff.crosscoder.predictability import Moments, held_out_r2, ridge_weights
-from modeldiff.sides import EXCLUSIVE, SIDES
+from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 from modeldiff.toy.cell import JUDGE, CellSpec, by_threshold, normalised_pairs, trained
 from modeldiff.toy.plan import plan
 from modeldiff.toy.recovery import COSINE

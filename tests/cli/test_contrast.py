@@ -100,7 +100,7 @@ def test_csv_and_numbers(workspace: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ([*CONTRAST, "--contexts", "word", "wrod"], "--contexts expects some of everywhere, source, word, feature"),
+        ([*CONTRAST, "--contexts", "word", "wrod"], "'wrod' is not one of 'everywhere', 'source', 'word', 'feature'"),
         ([*CONTRAST, "--rate", "2"], "--rate"),
         ([*CONTRAST, "--crosscoder", "7"], "no crosscoder in"),
         (["contrast", "--continuations", "9"], "no continuations called '9'"),

@@ -58,8 +58,8 @@ def test_json(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("args", "message"),
     [
         (["--pairs", "99"], "--pairs must be at least 100, found 99"),
-        (["--outlier-factor", "-1"], "--outlier-factor must be 0 (keep all) or more"),
-        (["--outlier-factor", "nan"], "--outlier-factor must be 0 (keep all) or more"),
+        (["--outlier-factor", "-1"], "--outlier-factor must be at least 0"),
+        (["--outlier-factor", "nan"], "--outlier-factor must be at least 0"),
         (["--outlier-factor", "0.01"], "raise --outlier-factor"),
         (["--activations", "activations:7"], "no activations called 'activations:7'"),
         (["--activations", "crosscoder:1"], "is not of the kind 'activations'"),

@@ -34,7 +34,7 @@ class Tea(Settings):
     leaves: int = setting()
     """How many leaves,
     counted."""
-    water: float | None = setting(default=None)
+    water: float | None = setting(default=None, flag="--of")
     """Litres."""
     where: tuple[Path, ...] = setting(default=(), variadic=True)
     """Places."""
@@ -121,7 +121,7 @@ def test_a_group_that_also_runs_alone() -> None:
 
     group = Group(
         "tea",
-        params=settings_options(Tea, {"water": "--of"}),
+        params=settings_options(Tea),
         callback=click.pass_context(tea),
         invoke_without_command=True,
         commands={"pour": subcommand},

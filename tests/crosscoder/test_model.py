@@ -131,7 +131,7 @@ def test_initial_decoder_norm_and_centred_start() -> None:
     ("change", "message"),
     [
         ({"k": 99}, "k must be at most the number of features"),
-        ({"k": 0}, "'k' must be a whole number"),
+        ({"k": 0}, "'k' must be at least 1"),
         ({"n_shared": -1}, "'n_shared'"),
         ({"selection": "norm"}, "'selection'"),
         ({"combine": "max"}, "'combine'"),

@@ -114,8 +114,8 @@ def test_an_audit_looks_at_more_pairs_than_a_regression_has_weights() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"exclusive": 0.5}, "--exclusive is the share"),
-        ({"exclusive": -0.1}, "--exclusive is the share"),
+        ({"exclusive": 0.5}, "--exclusive must be at least 0 and below 0.5"),
+        ({"exclusive": -0.1}, "--exclusive must be at least 0 and below 0.5"),
         ({"features": 10, "k": 11}, r"--k must be at most the number of features \(10\), found 11"),
         ({"features": 0}, "--features must be at least 1"),
         ({"k": 8, "k_start": 4}, r"--k-start must be at least k \(8\)"),
@@ -124,7 +124,7 @@ def test_an_audit_looks_at_more_pairs_than_a_regression_has_weights() -> None:
         ({"lr": float("nan")}, "--lr must be above 0"),
         ({"holdout": 0.0}, "--holdout"),
         ({"decay_share": 1.5}, "--decay-share"),
-        ({"betas": (0.9,)}, "--betas must be two numbers"),
+        ({"betas": (0.9,)}, "--betas must be 2 values, found 1"),
         ({"auxk_alpha": -1.0}, "--auxk-alpha"),
         ({"batch": 0}, "--batch must be at least 1"),
         ({"audits": -1}, "--audits must be at least 0, found -1"),

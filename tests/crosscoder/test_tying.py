@@ -206,15 +206,15 @@ def test_encode_uses_the_threshold_of_each_pool() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tie": "names"}, "'tie' must be one of none, vectors, norms, found 'names'"),
+        ({"tie": "names"}, "'tie' expects none, vectors or norms, found 'names'"),
         ({"tie": "none"}, "'tie' and 'n_designated' need each other"),
         ({"n_designated": 0}, "'tie' and 'n_designated' need each other"),
         ({"n_designated": 11}, r"'n_designated' must be at most 'n_shared' \(10\), found 11"),
         ({"n_a_only": 1}, "there are no exclusive partitions, found n_a_only 1 and n_b_only 0"),
         ({"tie": "vectors"}, "only models of equal width .* found widths 6 and 9; tie their norms instead"),
-        ({"designated_k": 0.0}, "'designated_k' must be positive"),
+        ({"designated_k": 0.0}, "'designated_k' must be above 0"),
         ({"designated_k": 2.6}, r"at most the number of features \(10\), .* found 2.6 times 4"),
-        ({"threshold_designated": -1.0}, "'threshold_designated' must be finite and not negative"),
+        ({"threshold_designated": -1.0}, "'threshold_designated' must be at least 0"),
     ],
 )
 def test_config_refuses_senseless_values(change: dict[str, Any], message: str) -> None:

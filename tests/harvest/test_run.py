@@ -168,7 +168,7 @@ def test_too_little_disk_is_refused_before_a_model_is_loaded(make_settings, work
         ({"pairs": 0}, "--pairs must be at least 1"),
         ({"sample": 0.0}, "--sample must be above 0"),
         ({"context": 2}, "--context must be at least 8"),
-        ({"layer_a": -1}, "--layer-a must be a block number"),
+        ({"layer_a": -1}, "--layer-a must be at least 0"),
         ({"dtype": "float32", "device": "gpu"}, "--device expects"),
     ],
 )

@@ -38,11 +38,11 @@ CPU = torch.device("cpu")
         ({"judge_base_url": "https://me:sk-secret@host/v1"}, "may hold no user name, password or query"),
         ({"judge_base_url": "https://host/v1?key=sk-secret"}, "may hold no user name, password or query"),
         ({"judge_key_env": "sk-secret-123"}, "--judge-key-env expects the name of an environment variable"),
-        ({"judge_max_calls": -1}, "--judge-max-calls must be 0 or more"),
+        ({"judge_max_calls": -1}, "--judge-max-calls must be at least 0"),
         ({"judge_max_tokens": 0}, "--judge-max-tokens must be at least 1"),
         ({"judge_concurrency": 0}, "--judge-concurrency must be at least 1"),
-        ({"judge_timeout": 0.0}, "--judge-timeout must be above 0 seconds"),
-        ({"judge_timeout": float("nan")}, "--judge-timeout must be above 0 seconds"),
+        ({"judge_timeout": 0.0}, "--judge-timeout must be above 0"),
+        ({"judge_timeout": float("nan")}, "--judge-timeout must be above 0"),
     ],
 )
 def test_senseless_settings_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
@@ -74,7 +74,7 @@ def test_a_stage_may_inherit_them(tmp_path: Path) -> None:
     made = StageSettings(judge="local", judge_model="m", sample=5)
     assert StageSettings.from_json(made.to_json(), "here") == made
     assert made.result_json() == {"judge": "local", "sample": 5}
-    with pytest.raises(InputError, match="--judge-max-calls must be 0 or more"):
+    with pytest.raises(InputError, match="--judge-max-calls must be at least 0"):
         StageSettings(judge_max_calls=-5)
 
 

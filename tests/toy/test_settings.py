@@ -67,11 +67,11 @@ def test_the_same_values_are_the_same_benchmark_whoever_chose_them() -> None:
     [
         ({"seeds": 0}, "--seeds must be at least 1, found 0"),
         ({"jobs": 0}, "--jobs must be at least 1"),
-        ({"sizes": (0.5, -0.1)}, r"--sizes are shares of the concepts, above 0, found -0\.1"),
+        ({"sizes": (0.5, -0.1)}, r"--sizes must be above 0, found -0\.1"),
         ({"sizes": (0.5, 0.5)}, r"--sizes has a value twice: 0\.5, 0\.5"),
-        ({"selection": ("best",)}, "--selection expects activation, l2, sum, mean, found 'best'"),
-        ({"combine": ("max",)}, "--combine expects sum, mean, found 'max'"),
-        ({"tables": ("all",)}, "--tables expects sizes, dial, selection, self-diff, found 'all'"),
+        ({"selection": ("best",)}, "--selection expects activation, l2, sum or mean, found 'best'"),
+        ({"combine": ("max",)}, "--combine expects mean or sum, found 'max'"),
+        ({"tables": ("all",)}, "--tables expects sizes, dial, selection or self-diff, found 'all'"),
     ],
 )
 def test_senseless_values(values: dict[str, Any], message: str) -> None:

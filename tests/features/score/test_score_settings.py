@@ -33,7 +33,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"sample": 0}, "--sample"),
         ({"features_from": ("C",)}, "--features-from"),
         ({"features_from": ()}, "--features-from"),
-        ({"random_directions": -1}, "--random-directions must be 0 or more, found -1"),
+        ({"random_directions": -1}, "--random-directions must be at least 0, found -1"),
         ({"strength": ()}, "--strength"),
         ({"strength": (0.0,)}, "--strength"),
         ({"strength": (-1.0,)}, "--strength"),
