@@ -30,7 +30,6 @@ _HOMES = {
     "DamagedError": "modeldiff.errors",
     "MachineError": "modeldiff.errors",
     "HarvestSettings": "modeldiff.harvest.settings",
-    "MeansSettings": "modeldiff.harvest.means_settings",
     "ContinuationsSettings": "modeldiff.contrast.settings",
     "ContrastSettings": "modeldiff.contrast.settings",
     "DiffSettings": "modeldiff.diff.settings",
@@ -56,7 +55,6 @@ _HOMES = {
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
-    "run_means": "modeldiff.harvest.means",
     "run_train": "modeldiff.crosscoder.run",
     "run_features": "modeldiff.features.run",
     "run_evaluate": "modeldiff.features.evaluate",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
+from modeldiff.records import to_json
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
@@ -94,7 +95,7 @@ def make_activations(
             first += count
         means = {f"mean_{side}": stored[side].double().mean(dim=0).numpy() for side in SIDES}
         work.write_bytes(STATISTICS_NAME, save(means))
-        work.write_json(STORE_NAME, info.to_json())
+        work.write_json(STORE_NAME, to_json(info))
         return {"pairs": rows}
 
     content = hashlib.sha256(repr((texts, sources, encoding, models, layers)).encode())

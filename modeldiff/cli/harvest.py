@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import click
 
-from modeldiff.cli import harvest_means
 from modeldiff.cli.common import (
-    Group,
+    Command,
     artifact_json,
     examples,
     flat,
@@ -33,9 +32,6 @@ def _harvest(
     dry_run: bool,
     **values: Any,
 ) -> None:
-    ctx.meta["modeldiff.workspace"] = workspace_folder
-    if ctx.invoked_subcommand is not None:
-        return
     workspace = open_workspace(ctx, workspace_folder)
     settings = make_settings(HarvestSettings, values)
     if dry_run:
@@ -61,7 +57,7 @@ def _harvest(
 
 COLUMNS: list[tuple[str, Literal["left", "right"]]] = [("measured", "left"), ("value", "right")]
 
-command = Group(
+command = Command(
     "harvest",
     params=[
         *settings_options(HarvestSettings),
@@ -69,18 +65,14 @@ command = Group(
         *produce_options(),
     ],
     callback=click.pass_context(_harvest),
-    invoke_without_command=True,
     help="Texts + two models -> paired activations.\n\nReads the texts with both models, pairs the tokens that end at "
     "the same character, and stores both residual streams. An interrupted harvest continues with the same command.\n\n"
-    "With several GPUs: `torchrun --nproc-per-node N -m modeldiff harvest ...`; each process captures its share.\n\n"
-    "`modeldiff harvest means` averages activations along their texts.",
+    "With several GPUs: `torchrun --nproc-per-node N -m modeldiff harvest ...`; each process captures its share.",
     epilog=examples(
         "modeldiff harvest --model-a gpt2 --model-b EleutherAI/pythia-160m \\",
         "    --texts news=cnn.jsonl chats.jsonl@0.5 --pairs 1000000",
         "modeldiff harvest --model-a ./model-a --model-b ./model-b.gguf \\",
         "    --texts book.txt --pairs 20000 --dry-run",
         "modeldiff harvest --import-a a.npy --import-b b.npy",
-        "modeldiff harvest means --over 24",
     ),
 )
-command.add_command(harvest_means.command)

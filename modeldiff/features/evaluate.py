@@ -49,11 +49,6 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = 
     measured = open_measured(workspace, settings.crosscoder, settings.activations, what="evaluation")
     crosscoder, store = measured.crosscoder, measured.store
     source, activations, inputs = measured.source, measured.activations, measured.inputs
-    if store.info.mean_over > 1:
-        raise InputError(
-            f"{activations.ref} holds means over {store.info.mean_over} pairs, which cannot stand in the place of "
-            "single activations: evaluate a crosscoder of the activations they were made from"
-        )
     targets = measured.models(settings.model_path_a, settings.model_path_b)
     windows = sample_windows(store, settings.pairs)
     device = resolve_device(settings.device)

@@ -74,27 +74,7 @@ def open_measured(workspace: Workspace, crosscoder: str | None, activations: str
                 f"{source.ref} was trained on layer {layer} of model {side.upper()}, but {found.ref} holds layer {held}"
                 ": give activations of the same layers with --activations"
             )
-    _check_means(workspace, source, measured)
     return measured
-
-
-def _check_means(workspace: Workspace, source: Artifact, measured: Measured) -> None:
-    """Means along texts and single activations have other sizes: a crosscoder of the one says nothing on the other."""
-    trained_on = source.manifest.inputs.get("activations")
-    found = measured.store.info.mean_over
-    for one in workspace.artifacts("activations"):
-        if trained_on is None or one.manifest.digest != trained_on.digest:
-            continue
-        trained = ActivationStore(one).info.mean_over
-        if trained != found:
-            raise InputError(
-                f"{source.ref} was trained on {_kind(trained)}, but {measured.activations.ref} holds {_kind(found)}: "
-                "leave out --activations, or give some of the same kind"
-            )
-
-
-def _kind(mean_over: int) -> str:
-    return "single activations" if mean_over == 1 else f"means over {mean_over} pairs"
 
 
 def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None) -> Artifact:

@@ -27,7 +27,6 @@ from modeldiff.lm.replace import replace_in_residual
 from modeldiff.lm.residual import residual_after
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import Block
-from modeldiff.workspace.means import running_mean
 
 # What stands at the replaced places. `stored`: the activation as harvested, which shows what the storage's rounding
 # costs; `shared_only`: the reconstruction without the exclusive features.
@@ -108,10 +107,7 @@ def stored_gap(
         live_TD = residual_after(lm, layer, ids_1T, torch.ones_like(ids_1T))[0]
         kept_R = encoder.keeps(*encoder.store.read(window.rows))
         stored_RD = encoder.store.read_side(side, window.rows)[kept_R].double()
-        live_RD = live_TD.cpu()[torch.from_numpy(window.token[side])].double()
-        if encoder.store.info.mean_over > 1:
-            live_RD = running_mean(live_RD, encoder.store.info.mean_over)
-        live_RD = live_RD[kept_R]
+        live_RD = live_TD.cpu()[torch.from_numpy(window.token[side])].double()[kept_R]
         squares += float((live_RD - stored_RD).square().sum())
         spread += float((stored_RD - mean_D).square().sum())
         norms += float(stored_RD.square().sum())

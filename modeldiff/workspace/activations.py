@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from modeldiff import records
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.records import from_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.bits import bits_of, empty_rows, encoding_of, read_into
@@ -77,24 +77,15 @@ class StoreInfo:
     """Labels of the text sources."""
     has_texts: bool
     sides: dict[str, SideInfo]
-    mean_over: int = 1
-    """Each row is the mean over so many pairs of its text, its own and those before; 1 (left out of the file): an
-    activation."""
-
-    def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = records.to_json(self)
-        if self.mean_over == 1:
-            del data["mean_over"]
-        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> StoreInfo:
-        """What `to_json` gave.
+        """What was written.
 
         Raises:
             DamagedError: a field is missing, unknown or of the wrong type.
         """
-        info = records.from_json(cls, {"mean_over": 1, **data}, where)
+        info = from_json(cls, data, where)
         if info.sides.keys() != set(SIDES):
             raise DamagedError(f"{where}: 'sides' must be {' and '.join(SIDES)}, found {', '.join(info.sides)}")
         return info
