@@ -1,75 +1,79 @@
-"""Asking a model behind an OpenAI-compatible endpoint: several calls at a time, repeated while trouble may pass."""
+"""Asking a model behind an OpenAI-compatible endpoint, several calls at a time, through the package `openai`."""
 
 from __future__ import annotations
 
-import random
 import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from modeldiff.console import say
-from modeldiff.errors import MachineError
+from modeldiff.errors import InputError, MachineError, ModeldiffError
 from modeldiff.judge.base import Answer, Keep, Prompt
-from modeldiff.judge.endpoint import Endpoint, RefusedError, TroubleError
 
-# 1, 2, 4, ... seconds: with six repeats a server may be away for about a minute.
-_FIRST_WAIT = 1.0
-_LONGEST_WAIT = 60.0
-# A server that wants to be left alone for longer has run out of something that waiting here does not mend.
-_LONGEST_ASKED_WAIT = 300.0
+if TYPE_CHECKING:
+    import openai
 
-
-class _Stopped(Exception):  # noqa: N818
-    """Another thread has failed; this one need not go on."""
+_LONGEST_REASON = 200
+# What servers on one's own machine get, which ask for no key: the package insists on one.
+_NO_KEY = "none"
 
 
 class OpenAIAsker:
     """An `Asker` for `POST {base_url}/chat/completions`, at temperature 0.
 
+    The package repeats calls while trouble may pass (timeouts, no connection, too many requests, server errors), and
+    waits as long as a server asks. The key appears in the header of requests and nowhere else.
+
     Args:
-        endpoint: where to ask.
+        base_url: checked by `check_base_url`.
+        key: None: the endpoint asks for none.
+        key_env: where the key comes from, for messages.
         model: the endpoint's name of the model.
         max_tokens: longest answer.
         concurrency: calls at the same time.
-        retries: how often a call is repeated when trouble may pass (`TroubleError`).
-        sleep: waits some seconds; None: in a way that ends early when the asking ends.
-        clock: seconds, never going back.
-        draw: a number from 0 to 1, which spreads the repeats of several threads.
+        timeout: seconds of one try.
+        retries: how often a call is repeated.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        base_url: str,
+        key: str | None,
+        key_env: str,
         model: str,
         *,
         max_tokens: int,
         concurrency: int = 4,
+        timeout: float = 120.0,
         retries: int = 6,
-        sleep: Callable[[float], object] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = random.random,
     ) -> None:
-        self._endpoint, self._model, self._max_tokens = endpoint, model, max_tokens
-        self._concurrency, self._retries = concurrency, retries
-        self._sleep, self._clock, self._draw = sleep, clock, draw
-        self._stop = threading.Event()
+        try:
+            import openai
+        except ImportError:
+            raise InputError("--judge openai needs the package openai: pip install 'modeldiff[openai]'") from None
+        self._base_url, self._key, self._key_env, self._model = base_url, key, key_env, model
+        self._max_tokens, self._concurrency, self._tries = max_tokens, concurrency, retries + 1
+        self._client = openai.OpenAI(
+            base_url=base_url,
+            api_key=key or _NO_KEY,
+            timeout=timeout,
+            max_retries=retries,
+            # A redirect would take the question, and the key, to whatever host it names.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
         self._lock = threading.Lock()
-        self._not_before = 0.0
         self._answered = 0
-        self._troubled = False
         # Newer models of OpenAI's own endpoint take another name for the limit, and no temperature.
-        self._limit_field = "max_tokens"
-        self._takes_temperature = True
+        self._options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0}
 
     @property
     def name(self) -> str:
-        return f"openai:{self._model} at {self._endpoint.base_url}"
+        return f"openai:{self._model} at {self._base_url}"
 
     def identity(self) -> dict[str, Any]:
         return {
             "judge": "openai",
-            "endpoint": self._endpoint.base_url,
+            "endpoint": self._base_url,
             "model": self._model,
             "temperature": 0,
             "max_tokens": self._max_tokens,
@@ -79,12 +83,10 @@ class OpenAIAsker:
         """As `Asker.answer`. When one call fails for good, those under way are finished and no other begins.
 
         Raises:
-            RefusedError: the server refuses a request.
+            InputError: the server refuses a request.
             MachineError: the server stays out of reach, or says something that is not an answer.
         """
-        # A new one each time: threads that Ctrl-C left behind still look at theirs.
-        stop = self._stop = threading.Event()
-        waiting = iter(range(len(prompts)))
+        waiting, stop = iter(range(len(prompts))), threading.Event()
         errors: list[BaseException] = []
 
         def work() -> None:
@@ -94,20 +96,14 @@ class OpenAIAsker:
                 if number is None:
                     return
                 try:
-                    answer, final = self._one(prompts[number])
-                    keep(number, answer, final)
-                except _Stopped:
-                    return
+                    keep(number, *self._one(prompts[number]))
                 except BaseException as error:  # raised again below, in the thread that asked
                     errors.append(error)
                     stop.set()
-                    return
 
         # Daemons, so that Ctrl-C need not wait for a slow server: every answer that arrived is on disk.
-        threads = [
-            threading.Thread(target=work, daemon=True, name=f"judge-{i}")
-            for i in range(min(self._concurrency, len(prompts)))
-        ]
+        count = min(self._concurrency, len(prompts))
+        threads = [threading.Thread(target=work, daemon=True, name=f"judge-{i}") for i in range(count)]
         try:
             for thread in threads:
                 thread.start()
@@ -120,96 +116,91 @@ class OpenAIAsker:
 
     def _one(self, prompt: Prompt) -> tuple[Answer, bool]:
         """The answer to one prompt, and whether it is final."""
-        answered = 0
-        for attempt in range(self._retries + 1):
-            self._wait_for_turn()
-            try:
-                answer = self._answer_in(self._chat(prompt))
-            except TroubleError as trouble:
-                if attempt < self._retries:
-                    answered = self._answered
-                    self._back_off(attempt, trouble)
-                elif trouble.own and self._answered > answered:
-                    # Since the last try the server has answered others: it is this prompt that it cannot take.
-                    return Answer(None, f"the endpoint failed on it {attempt + 1} times ({trouble})"), False
-                else:
-                    raise MachineError(
-                        f"the judge at {self._endpoint.base_url} gave no answer in {attempt + 1} tries ({trouble})"
-                    ) from None
-            else:
-                with self._lock:
-                    self._answered += 1
-                    self._troubled = False
-                return answer, True
-        raise AssertionError("the last attempt returns or raises")
+        import openai
 
-    def _chat(self, prompt: Prompt) -> dict[str, Any]:
+        before = self._answered
+        try:
+            answer = self._read(self._ask(prompt))
+        except openai.InternalServerError as error:
+            # While it was tried, the server has answered others: it is this prompt that it cannot take.
+            if self._answered > before:
+                return Answer(None, f"the endpoint failed on it {self._tries} times ({self._because(error)})"), False
+            raise self._failed(error) from None
+        except openai.APIError as error:
+            raise self._failed(error) from None
+        with self._lock:
+            self._answered += 1
+        return answer, True
+
+    def _ask(self, prompt: Prompt) -> Any:
+        import openai
+
+        messages: Any = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
         while True:
-            body = self._body(prompt)
+            options = self._options
             try:
-                return self._endpoint.chat(body)
-            except RefusedError as refused:
-                if refused.field == "max_tokens" and "max_tokens" in body:
-                    self._limit_field = "max_completion_tokens"
-                elif refused.field == "temperature" and "temperature" in body:
-                    if self._takes_temperature:
-                        say(f"{self.name} takes no temperature: its answers are drawn as it draws them")
-                    self._takes_temperature = False
+                return self._client.chat.completions.create(model=self._model, messages=messages, **options)
+            except openai.BadRequestError as error:
+                if error.param == "max_tokens" and "max_tokens" in options:
+                    others = {name: value for name, value in options.items() if name != "max_tokens"}
+                    self._options = {**others, "max_completion_tokens": self._max_tokens}
+                elif error.param == "temperature" and "temperature" in options:
+                    say(f"{self.name} takes no temperature: its answers are drawn as it draws them")
+                    self._options = {name: value for name, value in options.items() if name != "temperature"}
                 else:
                     raise
 
-    def _body(self, prompt: Prompt) -> dict[str, Any]:
-        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
-        body = {"model": self._model, "messages": messages, self._limit_field: self._max_tokens, "stream": False}
-        return body | ({"temperature": 0} if self._takes_temperature else {})
-
-    def _answer_in(self, data: dict[str, Any]) -> Answer:
+    def _read(self, completion: Any) -> Answer:
         """The answer in a completion.
 
         Raises:
-            TroubleError: it is not a completion.
+            MachineError: it is none.
         """
         try:
-            choice = data["choices"][0]
-            text, finish = choice["message"].get("content"), choice.get("finish_reason")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise TroubleError("its answer is not a chat completion", own=True) from None
+            choice = completion.choices[0]
+            text, finish = choice.message.content, choice.finish_reason
+        except (AttributeError, IndexError, TypeError):
+            text, finish = 0, None
+        if not isinstance(text, str | None):
+            raise MachineError(f"what the judge at {self._base_url} answers is not a chat completion")
         cut = f"cut at {self._max_tokens} tokens" if finish == "length" else None
-        if text is None or text == "":
+        if not text:
             return Answer(None, f"the answer is empty{f', {cut}' if cut else ''}")
-        if not isinstance(text, str):
-            raise TroubleError("its answer is not a chat completion", own=True)
-        return Answer(self._endpoint.hide_key(text), cut)
+        return Answer(self._hide_key(text), cut)
 
-    def _back_off(self, attempt: int, trouble: TroubleError) -> None:
-        """Wait before the next try. A wait that the server asked for holds for every thread.
+    def _failed(self, error: openai.APIError) -> ModeldiffError:
+        """What is to be said of a call that failed for good."""
+        import openai
 
-        Raises:
-            MachineError: it asks for a longer wait than makes sense here.
-        """
-        if trouble.wait is not None and trouble.wait > _LONGEST_ASKED_WAIT:
-            raise MachineError(
-                f"the judge at {self._endpoint.base_url} asks to be left alone for {trouble.wait:.0f} s ({trouble})"
-            ) from None
-        seconds = min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * (0.5 + 0.5 * self._draw())
-        if trouble.wait is not None:
-            seconds = max(seconds, trouble.wait)
-        with self._lock:
-            first, self._troubled = not self._troubled, True
-            if trouble.wait is not None:
-                self._not_before = max(self._not_before, self._clock() + trouble.wait)
-        if first:
-            say(f"the judge at {self._endpoint.base_url}: {trouble}; trying again in {seconds:.0f} s")
-        self._rest(seconds)
+        where = f"the judge at {self._base_url}"
+        if not isinstance(error, openai.APIStatusError):
+            said = "no connection" if type(error) is openai.APIConnectionError else self._because(error)
+            return MachineError(f"{where} gave no answer in {self._tries} tries ({said})")
+        status, because = error.status_code, self._because(error)
+        if error.code == "insufficient_quota":
+            return MachineError(f"the account at {self._base_url} has used up its quota")
+        if status in (401, 403):
+            # Some servers repeat parts of the key in what they say, so it is left out.
+            found = "is not accepted" if self._key else "is not set"
+            return InputError(f"{where} refuses access (HTTP {status}): the key in {self._key_env} {found}")
+        if 300 <= status < 400:
+            return InputError(f"{where} has moved (HTTP {status}): give its address with --judge-base-url")
+        if status == 404:
+            return InputError(f"{where} was not found ({because}): check --judge-base-url and --judge-model")
+        if status in (408, 409, 429) or status >= 500:
+            return MachineError(f"{where} gave no answer in {self._tries} tries ({because})")
+        return InputError(f"{where} refuses the request ({because})")
 
-    def _wait_for_turn(self) -> None:
-        if (left := self._not_before - self._clock()) > 0:
-            self._rest(left)
+    def _because(self, error: openai.APIError) -> str:
+        """The server's own words in one line, without the key."""
+        body = error.body if isinstance(error.body, dict) else {"message": error.body or error.message}
+        said = str(body.get("message") or "")
+        words = " ".join("".join(c if c.isprintable() else " " for c in self._hide_key(said)).split())
+        status = getattr(error, "status_code", None)
+        parts = [f"HTTP {status}"] if status else []
+        parts += [words[:_LONGEST_REASON]] if words else []
+        return ": ".join(parts)
 
-    def _rest(self, seconds: float) -> None:
-        if self._sleep is not None:
-            self._sleep(seconds)
-        else:
-            self._stop.wait(seconds)
-        if self._stop.is_set():
-            raise _Stopped
+    def _hide_key(self, text: str) -> str:
+        """The text without the key, should the other side have repeated it."""
+        return text.replace(self._key, "[key]") if self._key else text

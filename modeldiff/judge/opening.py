@@ -10,7 +10,6 @@ from modeldiff.errors import InputError
 from modeldiff.judge.base import Judge
 from modeldiff.judge.cache import AnswerCache
 from modeldiff.judge.cached import CachedJudge
-from modeldiff.judge.endpoint import Endpoint
 from modeldiff.judge.settings import BASE_URL_ENV, DEFAULT_BASE_URL, DEFAULT_KEY_ENV, JudgeSettings, check_base_url
 
 if TYPE_CHECKING:
@@ -48,16 +47,18 @@ def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device
     from modeldiff.judge.openai import OpenAIAsker
 
     remote = OpenAIAsker(
-        _endpoint(settings),
+        *_endpoint(settings),
         settings.judge_model,
         max_tokens=settings.judge_max_tokens,
         concurrency=settings.judge_concurrency,
+        timeout=settings.judge_timeout,
     )
     limit = _DEFAULT_MAX_CALLS if settings.judge_max_calls is None else settings.judge_max_calls
     return CachedJudge(remote, cache, limit)
 
 
-def _endpoint(settings: JudgeSettings) -> Endpoint:
+def _endpoint(settings: JudgeSettings) -> tuple[str, str | None, str]:
+    """(address, key, where the key comes from)."""
     if settings.judge_base_url is not None:
         url = check_base_url(settings.judge_base_url, "--judge-base-url")
     elif os.environ.get(BASE_URL_ENV):
@@ -73,4 +74,4 @@ def _endpoint(settings: JudgeSettings) -> Endpoint:
         )
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
         raise InputError(f"{settings.judge_key_env} holds characters that no key has: set it again")
-    return Endpoint(url, key, settings.judge_key_env, settings.judge_timeout)
+    return url, key, settings.judge_key_env

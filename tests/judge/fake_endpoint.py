@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+# The package `openai` waits so long before it repeats a call.
+_NO_WAIT = {"retry-after-ms": "1"}
+
 
 @dataclass
 class Reply:
@@ -34,11 +37,10 @@ def failed(status: int, headers: dict[str, str] | None = None, **error: Any) -> 
 
 
 def leave_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy between a test and its own server, no key, and no waiting before a call is repeated."""
+    """No proxy between a test and its own server, and no key."""
     monkeypatch.setenv("no_proxy", "*")
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("modeldiff.judge.openai._FIRST_WAIT", 0.0)
 
 
 @dataclass
@@ -80,7 +82,9 @@ class FakeEndpoint:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                request = Request(body["messages"][-1]["content"], body, dict(self.headers), self.path)
+                request = Request(
+                    body["messages"][-1]["content"], body, {k.title(): v for k, v in self.headers.items()}, self.path
+                )
                 with outer._lock:
                     before = len(outer.requests)
                     outer.requests.append(request)
@@ -92,7 +96,7 @@ class FakeEndpoint:
                     return
                 content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 self.send_response(reply.status)
-                for name, value in {"Content-Length": str(len(content)), **reply.headers}.items():
+                for name, value in {"Content-Length": str(len(content)), **_NO_WAIT, **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)

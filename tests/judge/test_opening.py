@@ -133,9 +133,9 @@ def test_a_setting_beats_the_environment_and_a_server_of_ones_own_needs_no_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    with serving(lambda request, _: said(str("Authorization" in request.headers))) as server:
+    with serving(lambda request, _: said(request.headers["Authorization"])) as server:
         options = JudgeSettings(judge="openai", judge_model="m", judge_base_url=server.base_url)
-        assert [answer.text for answer in open_judge(options, tmp_path, CPU).ask(prompts(1))] == ["False"]
+        assert [answer.text for answer in open_judge(options, tmp_path, CPU).ask(prompts(1))] == ["Bearer none"]
 
 
 @pytest.mark.parametrize(
