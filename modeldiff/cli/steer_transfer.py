@@ -71,8 +71,6 @@ def print_transfer(ref: str, info: dict[str, Any]) -> None:
     click.echo(f"norm: of what strength 1 adds, in median norms of {target}'s activations.")
     click.echo(f"in {source}: cosine of the direction with the rule's own account of it there (its")
     click.echo("decoders, or the map there and back); null: the same for random directions.")
-    if not info["truth"]:
-        click.echo(f"Not compared: {info['truth_missing']}.")
 
 
 def _print_moved(info: dict[str, Any]) -> None:
@@ -100,59 +98,24 @@ def _print_moved(info: dict[str, Any]) -> None:
 
 
 def _account(one: dict[str, Any]) -> list[str]:
-    return [_number(one["norm_in_medians"]), _number(one["cosine_in_source"]), _number(one["null"])]
+    return [f"{one[name]:.2f}" for name in ("norm_in_medians", "cosine_in_source", "null")]
 
 
 def _print_truth(info: dict[str, Any]) -> None:
     source, target, truth = info["from"], info["to"], info["truth"]
-    effect = truth["effect"]
     rows = []
     for rule, found in info["moved"].items():
-        one, steered = truth["rules"][rule], effect["rules"][rule]
-        rows.append(
-            [
-                rule,
-                *_account(found[0]),
-                _with_error(one["cosine"], one["error"]),
-                _number(one["random"]["abs_95"]),
-                _number(one["relabelled"]["abs_95"] if one["relabelled"] else None),
-                _with_error(steered["relative"], steered["relative_error"]),
-                _relative_null(steered["random"], effect),
-            ]
-        )
-    by_chance = [_number(truth["random_in_target"]["abs_95"]), "-", "-"]
-    rows.append(["random", "-", "-", "-", "-", *by_chance, _relative_null(effect["random_in_target"], effect)])
+        one = truth["rules"][rule]
+        rows.append([rule, *_account(found[0]), f"{one['cosine']:.2f} ±{one['error']:.2f}", f"{one['random']:.2f}"])
+    rows.append(["random", "-", "-", "-", "-", f"{truth['random_in_target']:.2f}"])
     columns: list[tuple[str, Literal["left", "right"]]] = [("rule", "left")]
-    columns += [(name, "right") for name in ("norm", f"in {source}", "null", f"cos in {target}", "random", "relab.")]
-    table("", [*columns, ("effect", "right"), ("random", "right")], rows)
-    click.echo(f"{target}'s own contrast: norm {truth['norm_in_medians']:.2f} medians; two halves of the prompts agree")
+    columns += [(name, "right") for name in ("norm", f"in {source}", "null", f"cos in {target}", "random")]
+    table("", columns, rows)
     in_source = "" if truth["split_half_source"] is None else f"{truth['split_half_source']:.2f} in {source}, "
+    click.echo(f"{target}'s own contrast: norm {truth['norm_in_medians']:.2f} medians; two halves of the prompts agree")
     click.echo(f"with cosine {in_source}{truth['split_half_target']:.2f} in {target}.")
-    click.echo(f"cos in {target}: cosine with {target}'s own contrast ± standard error over prompts; 95% of")
-    click.echo("random directions, or of contrasts with shuffled labels, stay below (absolute).")
-    nats = _with_error(effect["own"], effect["own_error"])
-    click.echo(f"effect: how far it moves {target} from negative to positive responses, as a share of")
-    click.echo(f"what {target}'s own contrast does at that norm: {nats} nats/token ({effect['prompts']} prompts).")
-    if effect["relative_missing"]:
-        click.echo("No share is given:")
-        click.echo(f"{effect['relative_missing']}.")
-    null = effect["random_in_target"]
-    if null:
-        count = null["directions"]
-        click.echo(f"random: the same, root mean square of {count} random directions of {source}, moved by")
-        click.echo(f"the rule; in the last row of {target}'s own.")
-
-
-def _relative_null(null: dict[str, Any] | None, effect: dict[str, Any]) -> str:
-    return _number(null["rms"] / effect["own"] if null and not effect["relative_missing"] else None)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    return _number(value) if error is None else f"{_number(value)} ±{error:.2f}"
+    click.echo(f"cos in {target}: cosine with {target}'s own contrast ± standard error over prompts;")
+    click.echo("random: 95% of random directions, moved or drawn there, stay below (absolute).")
 
 
 def print_generations(generations: list[dict[str, Any]]) -> None:
@@ -176,11 +139,9 @@ command = Command(
     "transfer",
     params=[*settings_options(TransferSettings), *produce_options()],
     callback=click.pass_context(_transfer),
-    help="Move a direction from one model to the other and measure how well it arrives.\n\nFour rules beside each "
-    "other: paper (mean of the shared features whose decoders are nearest, eq. 13-17), lstsq (sparse least squares on "
-    "the shared decoders), ridge (ridge regression on all of them), stitch (the matrix of `features stitch`). "
-    "With prompts, the same contrast is made in the target model and compared: cosine and steering effect, each beside "
-    "random directions.",
+    help="Move a direction from one model to the other and measure how well it arrives.\n\nTwo rules beside each "
+    "other: stitch (the matrix of `features stitch`) and paper (mean of the shared features whose decoders are "
+    "nearest, eq. 13-17). With prompts, the same contrast is made in the target model and compared, beside random directions.",
     epilog=examples(
         "modeldiff steer transfer --from A --from-prompts positive.jsonl negative.jsonl",
         "modeldiff steer transfer --from A --to B --vector persona.npy --json",

@@ -1,7 +1,6 @@
-"""What a model computes on a prompt with a given response: the mean residual and the mean log-probability of the
-response's tokens.
+"""What a model computes on a prompt with a given response: the mean residual of the response's tokens.
 
-Shapes: B batch, N responses, T tokens, D width of the model's residual stream, V vocabulary.
+Shapes: B batch, N responses, T tokens, D width of the model's residual stream.
 """
 
 from __future__ import annotations
@@ -30,10 +29,6 @@ class Response:
     ids: list[int]
     """The response alone; at least one."""
 
-    def after(self, other: Response) -> Response:
-        """This response said after the prompt of another one."""
-        return Response(other.prompt_ids, self.ids)
-
 
 def mean_residuals(
     lm: LanguageModel,
@@ -57,28 +52,6 @@ def mean_residuals(
         if bar:
             bar.advance(len(rows))
     return mean_ND
-
-
-def mean_log_probs(
-    lm: LanguageModel, responses: Sequence[Response], *, batch_size: int = BATCH_SIZE, bar: Progress | None = None
-) -> Tensor:
-    """Mean log-probability (natural) of a response's tokens after its prompt: (N,) float32 on the CPU.
-
-    Teacher-forced: each token is predicted from the true ones before it. Works inside `add_to_residual`. Raises
-    InputError for a sequence too long for the model.
-    """
-    mean_N = torch.empty(len(responses))
-    for rows, ids_BT, mask_BT, said_BT in _batches(lm, responses, batch_size):
-        next_BT, said_BT = ids_BT[:, 1:].to(lm.device), said_BT[:, 1:].to(lm.device)
-        with torch.inference_mode():
-            logits_BTV = lm.logits(ids_BT, mask_BT)[:, :-1]
-            # One response at a time: vocabularies are large, and float32 takes twice the room.
-            for row, logits_TV, next_T, said_T in zip(rows, logits_BTV, next_BT, said_BT, strict=True):
-                log_prob_TV = logits_TV[said_T].float().log_softmax(dim=-1)
-                mean_N[row] = log_prob_TV.gather(1, next_T[said_T][:, None]).mean()
-        if bar:
-            bar.advance(len(rows))
-    return mean_N
 
 
 def _batches(

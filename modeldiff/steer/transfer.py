@@ -2,17 +2,17 @@
 
 Layout (normative):
     transfer.json           what was moved, by which rules and with which settings; `moved`: by rule, for each
-                            direction, norms, the features used, and the rule's own account (transfer_quality.account);
-                            `truth`: the comparison with the target's own contrast (transfer_quality.cosines and, as
-                            `effect`, transfer_effect.report), null where there is none, for the reason `truth_missing`
-    vectors.safetensors     source (N, Ds), and (N, Dt) of each rule: paper, lstsq, ridge, stitch; own (1, Dt) where the
-                            target has made the contrast too; float32, raw units, at the norm that strength 1 adds
+                            direction, norms, the features used, and the rule's own account (`_account`); `truth`: the
+                            comparison with the target's own contrast (`_compared`), null where there is none
+    vectors.safetensors     source (N, Ds), and (N, Dt) of each rule: paper, stitch; own (1, Dt) where the target has
+                            made the contrast too; float32, raw units, at the norm that strength 1 adds: as many median
+                            norms of the target as it has of the source
     answers.jsonl           one object per prompt and model of a contrast: side, positive, prompt, text, given; absent
                             without prompts
     generations.jsonl       one object per line: prompt, rule ("unsteered" first), vector (index), strength, text;
                             absent without --prompt
 
-Legend: N directions, Ds, Dt widths of source and target.
+Legend: N directions, Ds, Dt widths of source and target, R resamples.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from modeldiff.console import progress
+from modeldiff.controls import random_directions
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
@@ -37,24 +38,24 @@ from modeldiff.lm.generate import generate
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual
-from modeldiff.steer.transfer_contrast import Contrast, make_contrast, render
-from modeldiff.steer.transfer_effect import OWN, RANDOM_IN_TARGET, effects, report
+from modeldiff.steer.transfer_contrast import Contrast, make_contrast, render, resampled
 from modeldiff.steer.transfer_inputs import TransferInputs, find_inputs
 from modeldiff.steer.transfer_prompts import Prompt, PromptPair, read_prompt_pair
-from modeldiff.steer.transfer_quality import account, cosines, random_directions
-from modeldiff.steer.transfer_rules import RULES, Decoders, Mover, rescaled
+from modeldiff.steer.transfer_rules import RULES, Decoders, Mover, cosine, rescaled
 from modeldiff.steer.transfer_settings import TransferSettings
 from modeldiff.steer.transfer_vectors import read_vectors
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, write_json
 
-SCHEMA = 2
-FORMAT = 1
+SCHEMA = 3
+FORMAT = 2
 TRANSFER_NAME = "transfer.json"
 VECTORS_NAME = "vectors.safetensors"
 ANSWERS_NAME = "answers.jsonl"
 GENERATIONS_NAME = "generations.jsonl"
 UNSTEERED = "unsteered"
+OWN = "own"
+_RANDOM, _RESAMPLES = 100, 200
 
 
 def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -144,7 +145,7 @@ class _Transfer:
         v_ND = self.vectors_ND
         assert v_ND is not None
         self._mover = self._make_mover()
-        random_ND = random_directions(settings.random, v_ND.shape[1], settings.seed)
+        random_ND = random_directions(_RANDOM, torch.ones(v_ND.shape[1]), settings.seed)
         moved = {rule: self._rescaled(rule, v_ND) for rule in RULES}
         tensors = {"source": v_ND, **moved}
         truth = None
@@ -155,8 +156,7 @@ class _Transfer:
                 own = make_contrast(lambda: lm, model.layer, self.truth, settings, self.work.resume, target)
                 contrasts[target] = own
                 tensors[OWN] = own.vector_D[None]
-                truth = cosines(self._mover, v_ND[0], own, contrasts.get(source), random_ND, settings.seed)
-                truth["effect"] = self._effects(lm, model.layer, own, moved, random_ND)
+                truth = _compared(self._mover, v_ND[0], own, contrasts.get(source), random_ND, settings.seed)
             if settings.prompt:
                 self._generate(lm, model.layer, {key: x for key, x in tensors.items() if key != "source"})
         self.work.write_bytes(VECTORS_NAME, save({key: x_ND.contiguous() for key, x_ND in tensors.items()}))
@@ -172,32 +172,11 @@ class _Transfer:
             raise InputError(f"no shared feature of {self.inputs.crosscoder.ref} fires: nothing to move by")
         maps = self.inputs.maps
         there, back = maps.from_side(source), maps.from_side(target)
-        settings = self.settings
-        return Mover(decoders, there, back, settings.top, settings.nonzeros, settings.ridge)
+        return Mover(decoders, there, back, self.settings.top)
 
     def _rescaled(self, rule: str, v_ND: Tensor) -> Tensor:
-        return rescaled(self._mover.move(rule, v_ND).target_ND, v_ND.norm(dim=1) * self._norm_ratio)
-
-    @property
-    def _norm_ratio(self) -> float:
-        """Norm of a moved direction, in norms that it has in the source."""
         source, target = (self.inputs.info[side].median_norm for side in self.settings.sides)
-        return target / source if self.settings.rescale == "median" else 1.0
-
-    def _effects(
-        self, lm: LanguageModel, layer: int, own: Contrast, moved: dict[str, Tensor], random_ND: Tensor
-    ) -> dict[str, Any]:
-        """Steering effects relative to the target's own contrast, all at the same norm (transfer_effect)."""
-        settings, own_D = self.settings, own.vector_D
-        some = settings.random_effects
-        directions = {OWN: own_D} | {rule: x_ND[0] for rule, x_ND in moved.items()}
-        in_target_ND = random_directions(some, len(own_D), settings.seed + 1)
-        directions |= {f"{RANDOM_IN_TARGET} {i}": x_D for i, x_D in enumerate(in_target_ND)}
-        for rule in RULES:
-            target_ND = self._mover.move(rule, random_ND).target_ND[:some]
-            directions |= {f"random {rule} {i}": x_D for i, x_D in enumerate(target_ND)}
-        norm = float(own_D.norm()) * settings.effect_strength
-        return report(effects(lm, layer, own, directions, norm, self.work.resume), RULES, norm)
+        return rescaled(self._mover.move(rule, v_ND).target_ND, v_ND.norm(dim=1) * (target / source))
 
     def _generate(self, lm: LanguageModel, layer: int, directions: dict[str, Tensor]) -> None:
         """Continuations of --prompt, unsteered and by every direction and strength."""
@@ -264,17 +243,12 @@ class _Transfer:
     ) -> dict[str, Any]:
         settings, (source, target) = self.settings, self.settings.sides
         median = {side: self.inputs.info[side].median_norm for side in ("a", "b")}
-        rules = account(self._mover, v_ND, random_ND)
+        rules = _account(self._mover, v_ND, random_ND)
         for rule, x_ND in moved.items():
             for one, norm in zip(rules[rule], x_ND.norm(dim=1).tolist(), strict=True):
                 one |= {"norm": norm, "norm_in_medians": norm / median[target]}
-        missing = None
-        if truth is None:
-            told = "--no-compare" if settings.from_prompts else "no --truth-prompts"
-            missing = f"the target's own contrast was not made ({told})"
-        else:
-            own = contrasts[target]
-            norm = float(own.vector_D.norm())
+        if truth is not None:
+            norm = float(contrasts[target].vector_D.norm())
             truth |= {"norm": norm, "norm_in_medians": norm / median[target]}
         return {
             "format": FORMAT,
@@ -289,9 +263,6 @@ class _Transfer:
             "layers": {side: one.layer for side, one in self.inputs.info.items()},
             "median_norms": median,
             "top": settings.top,
-            "nonzeros": settings.nonzeros,
-            "ridge": settings.ridge,
-            "rescale": settings.rescale,
             "source_norms": [
                 {"norm": norm, "norm_in_medians": norm / median[source]} for norm in v_ND.norm(dim=1).tolist()
             ],
@@ -299,10 +270,9 @@ class _Transfer:
                 side: {"positive": len(one.positive_PD), "negative": len(one.negative_QD), "silent": one.silent}
                 for side, one in contrasts.items()
             },
-            "random": settings.random,
+            "random": _RANDOM,
             "moved": rules,
             "truth": truth,
-            "truth_missing": missing,
         }
 
     def _origin(self) -> str:
@@ -314,11 +284,56 @@ class _Transfer:
         return "contrast of prompts"
 
 
+def _account(mover: Mover, v_ND: Tensor, random_ND: Tensor) -> dict[str, list[dict[str, Any]]]:
+    """By rule, for each direction: what the rule used, and the cosine of its own account of the direction in the source
+    (its combination of decoders, or the map there and back) with the direction; `null`: the mean for random ones."""
+    made: dict[str, list[dict[str, Any]]] = {}
+    for rule in RULES:
+        moved = mover.move(rule, v_ND)
+        null = float(cosine(mover.move(rule, random_ND).source_ND, random_ND).mean())
+        cosine_N = cosine(moved.source_ND, v_ND).tolist()
+        made[rule] = [{"cosine_in_source": cosine_N[i], "null": null, "features": None} for i in range(len(v_ND))]
+        if moved.features_NK is not None and moved.weights_NK is not None:
+            for one, ids_K, weight_K in zip(made[rule], moved.features_NK, moved.weights_NK, strict=True):
+                used = zip(ids_K.tolist(), weight_K.tolist(), strict=True)
+                one["features"] = [{"id": id, "weight": weight} for id, weight in used if weight]
+    return made
+
+
+def _compared(
+    mover: Mover, v_D: Tensor, own: Contrast, source: Contrast | None, random_ND: Tensor, seed: int
+) -> dict[str, Any]:
+    """Cosines with the target's own contrast: of each rule with its standard error over prompts, and the absolute value
+    that 95 of 100 random directions stay below, moved by the rule or drawn in the target.
+
+    Args:
+        v_D: the direction in the source.
+        own: the contrast as the target makes it.
+        source: the contrast that `v_D` is, if it is one: then it is resampled along with the target's.
+    """
+    own_D = own.vector_D
+    resampled_own, *rest = resampled([own, source] if source else [own], _RESAMPLES, seed)
+    drawn_RD = rest[0] if rest else v_D.expand(_RESAMPLES, -1)
+    rules = {}
+    for rule in RULES:
+        rules[rule] = {
+            "cosine": float(cosine(mover.move(rule, v_D[None]).target_ND[0], own_D)),
+            "error": float(cosine(mover.move(rule, drawn_RD).target_ND, resampled_own).std(correction=1)),
+            "random": _abs_95(cosine(mover.move(rule, random_ND).target_ND, own_D)),
+        }
+    return {
+        "rules": rules,
+        "random_in_target": _abs_95(cosine(random_directions(len(random_ND), own_D, seed + 1), own_D)),
+        "split_half_source": float(cosine(*source.halves())) if source else None,
+        "split_half_target": float(cosine(*own.halves())),
+    }
+
+
+def _abs_95(cosine_N: Tensor) -> float:
+    return float(cosine_N.abs().quantile(0.95))
+
+
 def _metrics(truth: dict[str, Any] | None, n: int) -> dict[str, Any]:
     if truth is None:
         return {"directions": n}
-    effect = truth["effect"]["rules"]
-    return {"directions": n} | {
-        rule: {"cosine": one["cosine"], "relative_effect": effect[rule]["relative"]}
-        for rule, one in truth["rules"].items()
-    }
+    return {"directions": n, "cosine": {rule: one["cosine"] for rule, one in truth["rules"].items()}}

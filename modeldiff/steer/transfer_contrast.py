@@ -165,20 +165,3 @@ def resampled(contrasts: Sequence[Contrast], resamples: int, seed: int) -> list[
             silent[index] |= total_R == 0
             made[index] += sign * (weight_RN @ rows_ND) / total_R.clamp_min(1)[:, None]
     return [direction_RD.masked_fill(none_R[:, None], 0.0) for direction_RD, none_R in zip(made, silent, strict=True)]
-
-
-def relabelled(contrast: Contrast, times: int, seed: int) -> Tensor:
-    """(times, D): differences between two groups of responses that each hold half of both classes.
-
-    Made of the same responses as the contrast, and yet without it: what any split of these texts would give.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(times):
-        sums = []
-        for rows_ND in (contrast.positive_PD, contrast.negative_QD):
-            order_N = torch.randperm(len(rows_ND), generator=generator)
-            half = len(rows_ND) // 2
-            sums.append(rows_ND[order_N[:half]].mean(dim=0) - rows_ND[order_N[half:]].mean(dim=0))
-        made.append(sums[0] + sums[1])
-    return torch.stack(made)

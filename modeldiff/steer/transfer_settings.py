@@ -35,31 +35,8 @@ class TransferSettings(Drawing, HarvestedModels):
     """With --vector or --vector-from-feature: two files as for --from-prompts; their contrast, made in the target
     model, is what the moved direction is compared with."""
 
-    compare: bool = setting(default=True)
-    """Make the contrast of --from-prompts in the target model too, and compare."""
-
     top: int = setting(default=10, least=1)
     """Rule `paper`: number of shared features."""
-
-    nonzeros: int = setting(default=10, least=1)
-    """Rule `lstsq`: number of shared features."""
-
-    ridge: float = setting(default=1.0, above=0)
-    """Rule `ridge`: penalty, as a share of the mean squared length of the source's decoders."""
-
-    rescale: Literal["median", "source"] = setting(default="median")
-    """Norm of a moved direction: the same in units of each model's median norm, or the very norm it has in the source
-    (paper eq. 17)."""
-
-    random: int = setting(default=100, least=2)
-    """Random directions for the null of the cosines."""
-
-    random_effects: int = setting(default=8, least=0)
-    """Random directions of either model for the null of the steering effect; each costs two passes over the prompts in
-    the target model for every rule."""
-
-    effect_strength: float = setting(default=2.0, above=0)
-    """Norm at which steering effects are compared, in norms of the target's own contrast."""
 
     prompt: tuple[str, ...] = setting(default=(), variadic=True)
     """Texts for the target model to continue, unsteered and steered by each rule's direction."""
@@ -87,7 +64,7 @@ class TransferSettings(Drawing, HarvestedModels):
     @property
     def truth(self) -> tuple[Path, ...]:
         """The files whose contrast is made in the target model; empty: nothing is compared."""
-        return self.truth_prompts or (self.from_prompts if self.compare else ())
+        return self.truth_prompts or self.from_prompts
 
     def check(self) -> None:
         """One direction, moved to the other model, and files in pairs."""
@@ -104,8 +81,6 @@ class TransferSettings(Drawing, HarvestedModels):
                 raise InputError(f"{flag} expects two files, POSITIVE and NEGATIVE, found {len(files)}")
         if self.from_prompts and self.truth_prompts:
             raise InputError("--from-prompts is compared with its own prompts: leave out --truth-prompts")
-        if self.random_effects > self.random:
-            raise InputError(f"--random-effects must be at most --random ({self.random}), found {self.random_effects}")
         if not self.strength:
             raise InputError("--strength expects one or more finite numbers, e.g. `--strength 1 4`")
         if not all(prompt.strip() for prompt in self.prompt):

@@ -87,17 +87,7 @@ def make(folder: Path, models: tuple[str | None, str | None], *, stitch: bool = 
 
 
 def settings_of(**values: Any) -> TransferSettings:
-    chosen = {
-        "source": "A",
-        "max_new_tokens": 6,
-        "random": 20,
-        "random_effects": 2,
-        "top": 4,
-        "nonzeros": 4,
-        "device": "cpu",
-        **values,
-    }
-    return TransferSettings(**chosen)
+    return TransferSettings(**{"source": "A", "max_new_tokens": 6, "top": 4, "device": "cpu", **values})
 
 
 def info_of(artifact: Artifact) -> dict[str, Any]:

@@ -11,14 +11,12 @@ import pytest
 import torch
 
 import modeldiff.lm.harvested as harvested_module
-import modeldiff.steer.transfer as transfer_module
-import modeldiff.steer.transfer_effect as effect_module
 from modeldiff.crosscoder.stitch import load_stitch
 from modeldiff.lm.generate import generate, generate_tokens
 from modeldiff.lm.load import ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual, residual_after
 from modeldiff.steer.transfer import run
-from modeldiff.steer.transfer_contrast import Contrast
+from modeldiff.steer.transfer_contrast import Contrast, resampled
 from modeldiff.steer.transfer_rules import RULES, Decoders, cosine, paper_rule
 from tests.steer.made_transfer import LAYERS, NEGATIVE, POSITIVE, Made, info_of, make, settings_of, vectors_of
 
@@ -59,47 +57,10 @@ def test_a_contrast_is_made_moved_and_compared(made: Made, folders: dict[str, Pa
         assert info["truth"]["rules"][rule]["cosine"] == pytest.approx(float(cosine(expected_D, hand["b"])), abs=1e-4)
         assert info["moved"][rule][0]["norm_in_medians"] == pytest.approx(info["source_norms"][0]["norm_in_medians"])
     assert set(info["truth"]["rules"]) == set(RULES)
+    assert 0 < info["truth"]["rules"]["stitch"]["random"] < 1
     assert info["prompts"] == {side: {"positive": 3, "negative": 3, "silent": 0} for side in ("a", "b")}
     answers = [json.loads(line) for line in artifact.file("answers.jsonl").read_bytes().splitlines()]
     assert [one["prompt"] for one in answers] == [*POSITIVE, *NEGATIVE] * 2
-
-
-def test_the_steering_effect_by_hand(made: Made, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: dict[str, Any] = {}
-    measured = effect_module.effects
-
-    def watching(lm: Any, layer: int, contrast: Contrast, directions: Any, norm: float, resume: Path) -> Any:
-        kept.update(contrast=contrast, norm=norm)
-        return measured(lm, layer, contrast, directions, norm, resume)
-
-    monkeypatch.setattr(transfer_module, "effects", watching)
-    artifact = run(settings_of(from_prompts=made.prompts, effect_strength=3.0), made.workspace)
-    found, effect = vectors_of(artifact), info_of(artifact)["truth"]["effect"]
-    assert effect["norm"] == pytest.approx(3 * float(found["own"][0].norm()), rel=1e-5)
-    lm = model(folders, "b")
-    contrast: Contrast = kept["contrast"]
-    positive, negative = [one for _, one in contrast.said(True)], [one for _, one in contrast.said(False)]
-    by_hand = {}
-    for rule in ("own", "stitch"):
-        vector_D = found[rule][0] / found[rule][0].norm() * effect["norm"]
-        effects = []
-        for yes, no in zip(positive, negative, strict=True):
-            preference = []
-            for sign in (1, -1):
-                with add_to_residual(lm, LAYERS["b"], sign * vector_D):
-                    scores = []
-                    for ids in (yes.ids, no.ids):
-                        logits_TV = lm.model(torch.tensor([no.prompt_ids + ids])).logits[0]
-                        at = len(no.prompt_ids) - 1
-                        log_prob_TV = logits_TV.log_softmax(dim=-1)
-                        scores.append(sum(float(log_prob_TV[at + i, t]) for i, t in enumerate(ids)) / len(ids))
-                preference.append(scores[0] - scores[1])
-            effects.append((preference[0] - preference[1]) / 2)
-        by_hand[rule] = np.mean(effects)
-    assert effect["own"] == pytest.approx(by_hand["own"], abs=1e-4)
-    assert effect["rules"]["stitch"]["nats"] == pytest.approx(by_hand["stitch"], abs=1e-4)
-    assert effect["prompts"] == 3
-    assert effect["random_in_target"]["directions"] == 2
 
 
 def test_directions_of_a_file_need_no_model(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +75,6 @@ def test_directions_of_a_file_need_no_model(made: Made, tmp_path: Path, monkeypa
         assert found[rule].shape == (3, 16)
         np.testing.assert_allclose(found[rule].norm(dim=1), np.linalg.norm(v_ND, axis=1) * ratio, rtol=1e-4)
     assert info["truth"] is None
-    assert "--truth-prompts" in info["truth_missing"]
-    literal = run(settings_of(vector=tmp_path / "v.npy", rescale="source"), made.workspace)
-    np.testing.assert_allclose(vectors_of(literal)["paper"].norm(dim=1), np.linalg.norm(v_ND, axis=1), rtol=1e-4)
     # The same array elsewhere is the same input.
     np.save(tmp_path / "w.npy", v_ND)
     assert run(settings_of(vector=tmp_path / "w.npy"), made.workspace).ref == artifact.ref
@@ -161,3 +119,20 @@ def test_responses_of_a_file_and_a_chat_format(tmp_path: Path, folders: dict[str
         hand_D = torch.stack(means[" Yes, sir."]).mean(dim=0) - torch.stack(means[" No."]).mean(dim=0)
         key = "source" if side == "a" else "own"
         torch.testing.assert_close(found[key][0], hand_D, atol=1e-5, rtol=1e-4)
+
+
+def test_contrasts_are_resampled_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows_ND = torch.randn(20, 6, generator=generator)
+    shift_D = torch.tensor([100.0, 0, 0, 0, 0, 0])
+    said: Any = [object()] * 40
+    one = Contrast(rows_ND + shift_D, rows_ND, said, [""] * 40, 20)
+    other = Contrast(2 * (rows_ND + shift_D), 2 * rows_ND, said, [""] * 40, 20)
+    first_RD, second_RD = resampled([one, other], 50, seed=3)
+    torch.testing.assert_close(2 * first_RD, second_RD)
+    torch.testing.assert_close(first_RD.mean(dim=0), one.vector_D, atol=0.3, rtol=0)
+    assert first_RD[:, 1].std() == pytest.approx((2 / 20) ** 0.5, rel=0.5)
+    # Prompts that one of the models says nothing to count for nothing.
+    silent = Contrast(rows_ND[1:] + shift_D, rows_ND, [None, *said[1:]], [""] * 40, 20)
+    assert silent.silent == 1
+    torch.testing.assert_close(resampled([silent], 400, 3)[0].mean(dim=0), silent.vector_D, atol=0.2, rtol=0)
