@@ -141,7 +141,8 @@ command = Command(
     callback=click.pass_context(_transfer),
     help="Move a direction from one model to the other and measure how well it arrives.\n\nTwo rules beside each "
     "other: stitch (the matrix of `features stitch`) and paper (mean of the shared features whose decoders are "
-    "nearest, eq. 13-17). With prompts, the same contrast is made in the target model and compared, beside random directions.",
+    "nearest, eq. 13-17). With prompts, the same contrast is made in the target model and compared, beside "
+    "random directions.",
     epilog=examples(
         "modeldiff steer transfer --from A --from-prompts positive.jsonl negative.jsonl",
         "modeldiff steer transfer --from A --to B --vector persona.npy --json",

@@ -101,11 +101,8 @@ def validate(cell: CellSpec) -> None:
     initial_config(cell.settings, cell.recipe, widths=widths, median_norms=(1.0, 1.0))
 
 
-def run_cell(cell: CellSpec, on_step: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def run_cell(cell: CellSpec) -> dict[str, Any]:
     """Train and measure. Deterministic on the CPU, but for `seconds`.
-
-    Args:
-        on_step: called with (steps done, steps in all).
 
     Returns:
         JSON data: `recall`, `exclusive`, `wrong_shared` (see recovery.py), `fve`, `fve_shared`, `gain_exclusive`, `l0`,
@@ -119,8 +116,6 @@ def run_cell(cell: CellSpec, on_step: Callable[[int, int], None] | None = None) 
     every = max(1, recipe.steps // cell.snapshots)
 
     def after_step(trainer: Trainer) -> None:
-        if on_step:
-            on_step(trainer.step, recipe.steps)
         if trainer.step % every == 0:
             alive_F = trainer.since_active_F < _ALIVE_BATCHES * recipe.batch
             recall = recovery(world, dictionary_of(trainer.crosscoder, alive_F)).recall(world)

@@ -12,11 +12,10 @@ from typing import Any
 
 from modeldiff.console import say
 from modeldiff.lm.device import resolve_device
-from modeldiff.toy.cache import SCHEMA as CELL_SCHEMA
-from modeldiff.toy.cache import CellCache
 from modeldiff.toy.cell import run_cell
+from modeldiff.toy.cells import SCHEMA as CELL_SCHEMA
+from modeldiff.toy.cells import default_jobs, distinct, run_cells
 from modeldiff.toy.figures import draw_figures
-from modeldiff.toy.grid import Recomputed, default_jobs, distinct, run_cells
 from modeldiff.toy.plan import plan
 from modeldiff.toy.settings import ToySettings
 from modeldiff.toy.summary import cells_csv, records, summary
@@ -51,15 +50,12 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=device, jobs=jobs)
         say(f"{len(cells)} cells of {settings.steps:,} steps of {settings.batch} pairs, {jobs} at a time on {device}")
-        recomputed = Recomputed(work.resume / "recomputed.txt")
-        results = run_cells(
-            cells,
-            CellCache(workspace),
-            run_cell,
-            jobs=jobs,
-            stale=lambda key: force and key not in recomputed,
-            done=recomputed.add,
-        )
+        if force and not (begun := work.resume / "forced").exists():
+            # Dropped once: when a forced run is interrupted, it goes on, not back.
+            for key in cells:
+                (workspace.toy_cells / f"{key}.json").unlink(missing_ok=True)
+            begun.touch()
+        results = run_cells(cells, workspace.toy_cells, run_cell, jobs=jobs)
         done = records(cells, results)
         rows = summary(done)
         work.write_json(CELLS_NAME, {"cells": [record.to_json() for record in done]})

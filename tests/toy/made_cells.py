@@ -1,7 +1,6 @@
 """Made-up results of cells: plausible, a function of the cell alone, and there at once."""
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 from modeldiff.errors import InputError
@@ -36,10 +35,8 @@ def tiny(**changed: Any) -> ToySettings:
     return ToySettings(**(values | changed))
 
 
-def made_cell(cell: CellSpec, on_step: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def made_cell(cell: CellSpec) -> dict[str, Any]:
     """What `run_cell` returns, made up."""
-    if on_step:
-        on_step(1, 1)
     world, features = cell.world, cell.train["features"]
     noise = random.Random(f"{cell.seed} {cell.architecture} {features} {world.map}")
     size, own = features / world.concepts, world.n_exclusive
@@ -78,11 +75,11 @@ def made_cell(cell: CellSpec, on_step: Callable[[int, int], None] | None = None)
     }
 
 
-def failing_cell(cell: CellSpec, on_step: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def failing_cell(cell: CellSpec) -> dict[str, Any]:
     """Fails on seed 1, as a training that diverges does."""
     if cell.seed == 1:
         raise InputError("the training diverged at step 7: use a smaller --lr")
-    return made_cell(cell, on_step)
+    return made_cell(cell)
 
 
 def _counts(features: int, shared: float, nothing: float) -> dict[str, int]:

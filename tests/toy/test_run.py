@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ class Computed:
         self.most: int | None = None
         monkeypatch.setattr(modeldiff.toy.run, "run_cell", self)
 
-    def __call__(self, cell: CellSpec, on_step: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    def __call__(self, cell: CellSpec) -> dict[str, Any]:
         if self.count == self.most:
             raise KeyboardInterrupt
         self.count += 1
-        return made_cell(cell, on_step) | {"seconds": float(self.count)}  # a time differs from run to run
+        return made_cell(cell) | {"seconds": float(self.count)}  # a time differs from run to run
 
 
 @pytest.fixture
