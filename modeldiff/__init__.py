@@ -35,42 +35,31 @@ _HOMES = {
     "DiffSettings": "modeldiff.diff.settings",
     "TrainSettings": "modeldiff.crosscoder.settings",
     "FeaturesSettings": "modeldiff.features.settings",
-    "EvaluateSettings": "modeldiff.features.evaluate_settings",
-    "MatchSettings": "modeldiff.features.match_settings",
-    "ExplainSettings": "modeldiff.features.explain.settings",
-    "StitchSettings": "modeldiff.stitch.settings",
-    "ScoreSettings": "modeldiff.features.score.settings",
-    "ImpactSettings": "modeldiff.features.impact.settings",
     "SteerSettings": "modeldiff.steer.settings",
     "TransferSettings": "modeldiff.steer.transfer_settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
-    "read_explanations": "modeldiff.features.explain.stored",
+    "read_explanations": "modeldiff.features.measures.explain.stored",
     "load_stitch": "modeldiff.crosscoder.stitch",
-    "read_scores": "modeldiff.features.score.result",
+    "read_scores": "modeldiff.features.measures.score.result",
     "Continuations": "modeldiff.contrast.continuations",
     "read_contrast": "modeldiff.contrast.stored",
-    "read_impact": "modeldiff.features.impact.result",
+    "read_impact": "modeldiff.features.measures.impact.result",
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
     "run_train": "modeldiff.crosscoder.run",
     "run_features": "modeldiff.features.run",
-    "run_evaluate": "modeldiff.features.evaluate",
     "run_continuations": "modeldiff.contrast.continuations",
     "run_contrast": "modeldiff.contrast.run",
     "run_diff": "modeldiff.diff.run",
-    "run_match": "modeldiff.features.match",
-    "run_explain": "modeldiff.features.explain.run",
-    "run_stitch": "modeldiff.stitch.run",
-    "run_score": "modeldiff.features.score.run",
-    "run_impact": "modeldiff.features.impact.run",
     "run_steer": "modeldiff.steer.run",
     "run_transfer": "modeldiff.steer.transfer",
     "run_toy": "modeldiff.toy.run",
 }
 
+# The settings and the `run_NAME` of every measure of features come on top.
 __all__ = ["__version__", *_HOMES, *_STAGES]
 
 
@@ -79,8 +68,20 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in _STAGES:
         return importlib.import_module(_STAGES[name]).run
+    if name.endswith("Settings") or name.startswith("run_"):
+        found = _of_measures()
+        if name in found:
+            return found[name]
     raise AttributeError(f"module 'modeldiff' has no attribute {name!r}")
 
 
+def _of_measures() -> dict[str, Any]:
+    from modeldiff.features.measures import measures
+
+    return {one.settings.__name__: one.settings for one in measures()} | {
+        f"run_{one.name}": one.run for one in measures()
+    }
+
+
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_of_measures()])

@@ -24,6 +24,7 @@ def setting(
     result: bool = True,
     variadic: bool = False,
     flag: str | None = None,
+    argument: bool = False,
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
@@ -36,10 +37,11 @@ def setting(
         result: False when the value cannot change the artifact; then the cache ignores it.
         variadic: on the command line the option takes one or more values (`--texts a.txt b.txt`).
         flag: the option, where it cannot be called like the field.
+        argument: on the command line it has no option: its values stand behind the command's name.
         least, above, most, below: bounds of the number, or of each number of a tuple.
     """
     bounds: dict[str, Any] = {"least": least, "above": above, "most": most, "below": below}
-    return records.bounded(default=default, result=result, variadic=variadic, flag=flag, **bounds)
+    return records.bounded(default=default, result=result, variadic=variadic, flag=flag, argument=argument, **bounds)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting, dataclasses.field))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from modeldiff.workspace import KINDS, Input, Workspace
+from modeldiff.workspace import Input, Workspace
 from modeldiff.workspace.environment import environment
 from modeldiff.workspace.manifest import FORMAT, FileEntry, Manifest
 
@@ -13,6 +13,9 @@ from modeldiff.workspace.manifest import FORMAT, FileEntry, Manifest
 _FILES = [f"shards/{shard:05d}.{part}.h5" for shard in range(10) for part in ("plan", "a", "b")]
 _SETTINGS = {f"setting_{number}": number for number in range(30)}
 _METRICS = {"held_out": {"pairs": 1000, "fve": {"a": 0.8, "b": 0.7}, "l0": 64.0}}
+
+
+KINDS = ("activations", "crosscoder", "features", "continuations", "contrast", "steering", "toy", "explain", "impact")
 
 
 def make_manifests(folder: Path, count: int) -> Workspace:

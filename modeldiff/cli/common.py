@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import json
+import importlib
 import types
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from modeldiff.console import muted
+from modeldiff.format import print_json
 from modeldiff.records import hints
 from modeldiff.settings import Settings, field_docs, option_of, own_first
 
@@ -114,13 +116,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def settings_options(cls: type[Settings]) -> list[click.Option]:
+def settings_options(cls: type[Settings]) -> list[click.Parameter]:
     """One option for each field of a settings class; the field's docstring is its help."""
     types_of, docs = hints(cls), field_docs(cls)
     return [_option(field, types_of[field.name], docs[field.name]) for field in own_first(cls)]
 
 
-def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Option:
+def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Parameter:
+    if field.metadata["argument"]:
+        return click.Argument([field.name], nargs=-1, metavar=f"{field.name.upper()}...")
     flag, required = option_of(field), field.default is dataclasses.MISSING
     kwargs: dict[str, Any] = {"help": doc, "required": required}
     if not required:
@@ -193,11 +197,6 @@ def make_settings(cls: type[Settings], values: dict[str, Any]) -> Any:
     return cls(**{name: values.pop(name) for name in names})
 
 
-def print_json(data: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
-
-
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
     """What `--json` prints about an artifact."""
     manifest = artifact.manifest
@@ -213,43 +212,45 @@ def artifact_json(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def flat(data: dict[str, Any], prefix: str = "") -> list[list[str]]:
-    """Nested metrics as rows of a table: name ("held_out fve a") and value."""
-    rows: list[list[str]] = []
-    for key, value in data.items():
-        rows += flat(value, f"{prefix}{key} ") if isinstance(value, dict) else [[prefix + key, plain(value)]]
-    return rows
+def stage_command(
+    name: str,
+    settings: type[Settings],
+    stage: str,
+    *,
+    show: Callable[..., None],
+    data: Callable[..., dict[str, Any]] = lambda _artifact, **_shown: {},
+    options: Sequence[click.Option] = (),
+    short_help: str | None = None,
+    help: str,
+    lines: Sequence[str],
+) -> Command:
+    """The command of a stage: its settings as options, one artifact, shown as text or as JSON.
 
+    Args:
+        stage: the module with `run(settings, workspace, *, name, force)`, imported when the command runs.
+        show: prints the artifact; data: what `--json` prints besides the artifact itself.
+        options: what only concerns what is shown, given to both.
+        lines: examples of the command.
+    """
 
-def plain(value: Any) -> str:
-    """A value for a table cell: four digits of a fraction, thousands separated."""
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+    def callback(
+        ctx: click.Context, name: str | None, force: bool, workspace_folder: Path | None, as_json: bool, **values: Any
+    ) -> None:
+        workspace = open_workspace(ctx, workspace_folder or ctx.meta.get("modeldiff.workspace"))
+        made = make_settings(settings, values)
+        artifact: Artifact = importlib.import_module(stage).run(made, workspace, name=name, force=force)
+        if muted():  # one process of the run speaks
+            return
+        if as_json:
+            print_json({**artifact_json(artifact), **data(artifact, **values)})
+        else:
+            show(artifact, **values)
 
-
-@functools.cache
-def console() -> Any:
-    """The rich console of stdout, 80 columns wide where there is no terminal."""
-    from rich.console import Console
-
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=80)
-
-
-def table(title: str, columns: list[tuple[str, Literal["left", "right"]]], rows: list[list[str]]) -> None:
-    """Print a table that fits the terminal. Cells are plain text: nothing in them is taken for markup."""
-    from rich.table import Table
-    from rich.text import Text
-
-    # A Text: in a string `crosscoder:100:` would be taken for an emoji.
-    made = Table(
-        title=Text(title, style="table.title"), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    return Command(
+        name,
+        params=[*settings_options(settings), *options, *produce_options()],
+        callback=click.pass_context(callback),
+        short_help=short_help,
+        help=help,
+        epilog=examples(*lines),
     )
-    for name, justify in columns:
-        made.add_column(Text(name), justify=justify, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    console().print(made)

@@ -14,12 +14,12 @@ from modeldiff.cli.common import (
     examples,
     make_settings,
     open_workspace,
-    print_json,
     produce_options,
     settings_options,
 )
 from modeldiff.cli.differences import print_csv, print_differences
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
+from modeldiff.format import print_json
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
@@ -71,7 +71,7 @@ def show(artifact: Artifact, *, as_json: bool, csv: bool, numbers: bool, everyth
         print_differences(found, artifact.ref, numbers=numbers, everything=everything)
 
 
-def list_options() -> list[click.Option]:
+def list_options() -> list[click.Parameter]:
     """How the list is printed."""
     return [
         click.Option(["--numbers"], is_flag=True, help="Print rates, intervals and how each is represented, too."),
@@ -80,7 +80,7 @@ def list_options() -> list[click.Option]:
     ]
 
 
-def _options() -> list[click.Option]:
+def _options() -> list[click.Parameter]:
     options = settings_options(ContinuationsSettings)
     known = {option.name for option in options}
     return options + [option for option in settings_options(ContrastSettings) if option.name not in known]

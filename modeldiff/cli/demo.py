@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import Command, examples, json_option, open_workspace, print_json, table, workspace_option
+from modeldiff.cli.common import Command, examples, json_option, open_workspace, workspace_option
+from modeldiff.format import print_json, table
 
 if TYPE_CHECKING:
     from modeldiff.demo.pipeline import Demo

@@ -7,27 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli import (
-    features_evaluate,
-    features_explain,
-    features_impact,
-    features_match,
-    features_score,
-    features_stitch,
-)
 from modeldiff.cli.common import (
-    console,
     examples,
     json_option,
     make_settings,
     open_workspace,
-    print_json,
     produce_options,
     settings_options,
+    stage_command,
     workspace_option,
 )
-from modeldiff.cli.features_known import known_about, print_evidence, print_known, wrapped
+from modeldiff.console import say
+from modeldiff.errors import ModeldiffError
+from modeldiff.features.measures import Measure, measures
 from modeldiff.features.settings import FeaturesSettings
+from modeldiff.format import console, fixed, percent, print_json, wrapped
+from modeldiff.records import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,13 +31,13 @@ if TYPE_CHECKING:
 
     from modeldiff.crosscoder.verdict import Calls
     from modeldiff.features.example import Example
-    from modeldiff.features.explain.stored import Explained
     from modeldiff.features.missing import Evidence
     from modeldiff.features.table import FeatureRow, FeatureTable
     from modeldiff.workspace import Artifact, Workspace
 
 SORTS = ("evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
 _VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: "-"}
+_MOST_LINES = 5
 # Characters of context around the word in a listing.
 _BEFORE, _AFTER = 20, 14
 
@@ -81,7 +76,7 @@ def _features(
         "anywhere": anywhere,
     }
     if as_json:
-        print_json({**listing_json(table, **chosen), "evidence": [one.to_json() for one in evidence]})
+        print_json({**listing_json(table, **chosen), "evidence": [to_json(one) for one in evidence]})
     else:
         print_listing(table, evidence, **chosen)
 
@@ -139,11 +134,11 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
         listing.add_row(
             f"{row.id}{'s' if row.partition == 'shared' and chosen['exclusive'] in ('A', 'B') else ''}",
             f"{row.density:.2%}",
-            _r2(row.r2_own),
-            _r2(row.r2_other),
-            _r2(row.r2_null),
+            fixed(row.r2_own),
+            fixed(row.r2_other),
+            fixed(row.r2_null),
             f"{_VERDICTS[row.verdict]}{'*' if table.mostly_differ_F[feature] else ' '}",
-            _share(row.tokens_differ),
+            percent(row.tokens_differ),
             _twin(row),
             Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
         )
@@ -216,8 +211,8 @@ def _print_controls(table: FeatureTable) -> None:
             continue
         called = "/".join(str(one.verdicts.get(name, 0)) for name in _VERDICTS if name)
         click.echo(
-            f"  {side.upper()}: {_r2(one.own)}, {_r2(one.other)}, {_r2(one.null)}; {_r2(one.ratio_median)} "
-            f"[{_r2(one.ratio_low)} to {_r2(one.ratio_high)}]; {called}"
+            f"  {side.upper()}: {fixed(one.own)}, {fixed(one.other)}, {fixed(one.null)}; {fixed(one.ratio_median)} "
+            f"[{fixed(one.ratio_low)} to {fixed(one.ratio_high)}]; {called}"
         )
 
 
@@ -225,14 +220,6 @@ def _twin(row: FeatureRow) -> str:
     if not row.twins:
         return "-"
     return f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}"
-
-
-def _r2(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
 
 
 def _sources(row: FeatureRow, most: int) -> str:
@@ -266,40 +253,54 @@ def _show(
 
     table = FeatureTable(artifact)
     row = table.row(feature, examples=shown)
-    explained = _explained(workspace, artifact, feature)
-    known = known_about(workspace, artifact, row)
+    known = _known_about(workspace, artifact, row)
     if as_json:
-        words = explained and {"ref": explained[0], **explained[1].to_json()}
-        print_json({"ref": artifact.ref, **row.to_json(), "explanation": words, **known})
+        print_json({"ref": artifact.ref, **row.to_json(), **known})
     else:
-        print_feature(table, row, explained, known)
+        print_feature(table, row, known)
 
 
-def _explained(workspace: Workspace, features: Artifact, feature: int) -> tuple[str, Explained] | None:
-    """(ref, what it says) of the newest explanation of these features that holds this one."""
-    from modeldiff.console import say
-    from modeldiff.errors import ModeldiffError
-    from modeldiff.features.explain.stored import read_explanations
+def _known_about(workspace: Workspace, features: Artifact, row: FeatureRow) -> dict[str, dict[str, Any] | None]:
+    """By measure, what its newest artifact about this feature says, with the `ref`; None: there is none that does."""
+    return {one.name: _newest(workspace, features, row, one) for one in measures()}
+
+
+def _newest(workspace: Workspace, features: Artifact, row: FeatureRow, measure: Measure) -> dict[str, Any] | None:
     from modeldiff.features.missing import made_about
 
-    for one in made_about(workspace, features, "explanation"):
+    for one in made_about(workspace, features, measure):
         try:
-            found = read_explanations(one).get(feature)
+            found = measure.of_feature(one, row)
         except ModeldiffError as error:  # what is shown beside it is sound
             say(str(error))
             continue
-        if found is not None:
-            return one.ref, found
+        if found:
+            return {"ref": one.ref, **found}
     return None
+
+
+def print_evidence(found: Sequence[Evidence]) -> None:
+    """Which evidence is there, which is missing, and the commands that make that, in at most five lines."""
+    there = [one.kind if (one.ref or "").startswith("features:") else one.ref or "" for one in found if one.ref]
+    missing = [one for one in found if not one.ref]
+    lines = wrapped(f"evidence: {', '.join(there) or 'none'}")
+    if missing:
+        lines += wrapped(f"missing: {', '.join(one.kind for one in missing)}; to have it:")
+        room = _MOST_LINES - len(lines)
+        shown = missing if len(missing) <= room else missing[: room - 1]
+        lines += [f"  {one.command}" for one in shown]
+        if len(shown) < len(missing):
+            lines.append(f"  and {len(missing) - len(shown)} more commands (--json has all)")
+    for line in lines:
+        click.echo(line)
 
 
 def print_feature(
     table: FeatureTable,
     row: FeatureRow,
-    explained: tuple[str, Explained] | None = None,
     known: dict[str, dict[str, Any] | None] | None = None,
 ) -> None:
-    """One feature with everything that is known about it."""
+    """One feature with everything that is known about it; `known`: what measures say, by name."""
     from rich.text import Text
 
     partition = "shared" if row.partition == "shared" else f"{row.partition}-exclusive"
@@ -308,12 +309,12 @@ def print_feature(
     click.echo(f"activation    mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}")
     click.echo(f"relative norm {row.relative_norm:.3f} (1: only in A's decoder, 0.5: alike, 0: only in B's)")
     click.echo(
-        f"predictable   R² {_r2(row.r2_a)} from A's residual stream, {_r2(row.r2_b)} from B's (held out, linear)"
+        f"predictable   R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)"
     )
     if row.verdict:
         click.echo(
-            f"verdict       {row.verdict} (other model {_r2(row.r2_other)} of own {_r2(row.r2_own)}, chance "
-            f"{_r2(row.r2_null)}; no linear analogue found is not proof that there is none)"
+            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
+            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
         )
     if row.tokens_differ is not None:
         note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
@@ -324,11 +325,10 @@ def print_feature(
     click.echo(f"sources       {_sources(row, 6)}")
     words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words)
     click.echo(f"words         {words or '-'} (of its top examples)")
-    if explained is not None:
-        flag = " [concerning]" if explained[1].concerning else ""
-        console().print(Text(f"explained     {explained[1].text}{flag} ({explained[0]})"))
-    if known is not None:
-        print_known(known)
+    for measure in measures():
+        if found := (known or {}).get(measure.name):
+            for line in measure.lines(found):
+                console().print(Text(line))
     if row.partition != "B":
         _steer_hint("A", row)
     if row.partition != "A":
@@ -423,9 +423,17 @@ command.add_command(
         epilog=examples("modeldiff features show 17", "modeldiff features show 17 --top 20 --json"),
     )
 )
-command.add_command(features_evaluate.command)
-command.add_command(features_explain.command)
-command.add_command(features_impact.command)
-command.add_command(features_match.command)
-command.add_command(features_score.command)
-command.add_command(features_stitch.command)
+for _measure in measures():
+    command.add_command(
+        stage_command(
+            _measure.name,
+            _measure.settings,
+            _measure.stage,
+            show=_measure.show,
+            data=_measure.data,
+            options=_measure.options(),
+            short_help=_measure.summary,
+            help=_measure.about,
+            lines=[f"modeldiff features {_measure.name} {arguments}".rstrip() for arguments in _measure.examples],
+        )
+    )

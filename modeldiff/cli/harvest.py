@@ -11,15 +11,13 @@ from modeldiff.cli.common import (
     Command,
     artifact_json,
     examples,
-    flat,
     make_settings,
     open_workspace,
-    print_json,
     produce_options,
     settings_options,
-    table,
 )
 from modeldiff.console import muted
+from modeldiff.format import flat, print_json, table
 from modeldiff.harvest.settings import HarvestSettings
 
 

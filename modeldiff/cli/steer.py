@@ -15,11 +15,11 @@ from modeldiff.cli.common import (
     examples,
     make_settings,
     open_workspace,
-    print_json,
     produce_options,
     settings_options,
 )
 from modeldiff.cli.steer_tables import print_dose, print_generations
+from modeldiff.format import print_json
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.steer.strengths import parse_strengths
 
@@ -50,7 +50,7 @@ def _steer(
         click.echo(f"figure: {artifact.file('figures/dose.png')}")
 
 
-def _options() -> list[click.Option]:
+def _options() -> list[click.Parameter]:
     options = settings_options(SteerSettings)
     for option in options:
         if option.name == "strength":

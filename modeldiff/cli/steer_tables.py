@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from modeldiff.cli.common import console, table
+from modeldiff.format import console, table
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,15 +11,13 @@ import click
 from modeldiff.cli.common import (
     Command,
     artifact_json,
-    console,
     examples,
     make_settings,
     open_workspace,
-    print_json,
     produce_options,
     settings_options,
-    table,
 )
+from modeldiff.format import console, print_json, table
 from modeldiff.steer.transfer_settings import TransferSettings
 
 if TYPE_CHECKING:

@@ -13,11 +13,10 @@ from modeldiff.cli.common import (
     examples,
     make_settings,
     open_workspace,
-    print_json,
     produce_options,
     settings_options,
-    table,
 )
+from modeldiff.format import print_json, table
 from modeldiff.toy.settings import ToySettings
 
 

@@ -11,16 +11,14 @@ from modeldiff.cli.common import (
     Command,
     artifact_json,
     examples,
-    flat,
     make_settings,
     open_workspace,
-    print_json,
     produce_options,
     settings_options,
-    table,
 )
 from modeldiff.console import muted
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.format import flat, print_json, table
 
 
 def _train(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from modeldiff.cli.common import print_json, table
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.errors import MachineError
+from modeldiff.format import print_json, table
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.files import human_bytes
 from modeldiff.workspace.ranks import launched

@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import (
-    artifact_json,
-    examples,
-    flat,
-    json_option,
-    open_workspace,
-    plain,
-    print_json,
-    table,
-    workspace_option,
-)
+from modeldiff.cli.common import artifact_json, examples, json_option, open_workspace, workspace_option
 from modeldiff.console import progress, say
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.workspace.workspace import KINDS
+from modeldiff.format import flat, plain, print_json, table
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
@@ -213,7 +203,7 @@ _add(
     _list,
     click.Option(
         ["--kind"],
-        type=click.Choice(KINDS),
+        metavar="KIND",
         help="Only this kind.",
     ),
     help="List the artifacts of the workspace, oldest first within a kind.",

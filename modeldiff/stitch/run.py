@@ -33,7 +33,7 @@ from modeldiff.lm.device import resolve_device
 from modeldiff.sides import OTHER
 from modeldiff.stitch.report import TARGET, report
 from modeldiff.stitch.scan import Scan, scan
-from modeldiff.stitch.settings import StitchSettings
+from modeldiff.stitch.settings import KIND, StitchSettings
 from modeldiff.stitch.split import sample, split
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
@@ -73,7 +73,7 @@ def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = No
         except torch.OutOfMemoryError:
             raise MachineError(f"{device} has too little memory for widths {store.widths}: use --device cpu") from None
 
-    order = Order("stitch", settings, {"activations": source.as_input()}, SCHEMA)
+    order = Order(KIND, settings, {"activations": source.as_input()}, SCHEMA)
     return produce(workspace, order, build, name=name, force=force)
 
 

@@ -3,6 +3,6 @@
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.manifest import Input
 from modeldiff.workspace.stage import Order, Work, produce
-from modeldiff.workspace.workspace import KINDS, Workspace, default_folder
+from modeldiff.workspace.workspace import Workspace, default_folder
 
-__all__ = ["KINDS", "Artifact", "Input", "Order", "Work", "Workspace", "default_folder", "produce"]
+__all__ = ["Artifact", "Input", "Order", "Work", "Workspace", "default_folder", "produce"]

@@ -13,24 +13,17 @@ from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.files import fsync_folder, read_json, write_json
 from modeldiff.workspace.manifest import Manifest, check_format
 
-# The command that makes each kind, for error messages.
-COMMAND_OF = {
-    "activations": "modeldiff harvest",
-    "crosscoder": "modeldiff train",
-    "features": "modeldiff features",
-    "evaluation": "modeldiff features evaluate",
-    "match": "modeldiff features match",
-    "explanation": "modeldiff features explain",
-    "stitch": "modeldiff features stitch",
-    "continuations": "modeldiff contrast",
-    "contrast": "modeldiff contrast",
-    "score": "modeldiff features score",
-    "impact": "modeldiff features impact",
-    "steering": "modeldiff steer",
-    "transfer": "modeldiff steer transfer",
-    "toy": "modeldiff toy",
+# The commands that make the artifacts of stages; those of measures of features are called like their kind.
+_COMMANDS = {
+    "activations": "harvest",
+    "crosscoder": "train",
+    "features": "features",
+    "continuations": "contrast",
+    "contrast": "contrast",
+    "steering": "steer",
+    "transfer": "steer transfer",
+    "toy": "toy",
 }
-KINDS = tuple(COMMAND_OF)
 DEFAULT_FOLDER = "modeldiff-workspace"
 ENVIRONMENT_VARIABLE = "MODELDIFF_WORKSPACE"
 WORKSPACE_FILE = "workspace.json"
@@ -125,7 +118,7 @@ class Workspace:
         folders = list(self._folders(kind))
         if not folders:
             raise InputError(
-                f"no {kind} in {self.folder}: run `{COMMAND_OF[kind]}` first, or choose another --workspace"
+                f"no {kind} in {self.folder}: run `{_command_of(kind)}` first, or choose another --workspace"
             )
         if rest == "latest":
             return Artifact(folders[-1], Manifest.read(folders[-1]))
@@ -143,7 +136,7 @@ class Workspace:
     def resolve(self, ref: str) -> Artifact:
         """The artifact that a full reference (`kind:version`, `kind:name` or a bare name) means."""
         kind, _, rest = ref.rpartition(":")
-        if kind in KINDS:
+        if kind in (*_COMMANDS, *self.kinds()):
             return self.find(kind, rest)
         if not kind:
             for artifact in reversed(self.artifacts()):
@@ -179,7 +172,7 @@ class Workspace:
                 return candidate
         raise InputError(
             f"{artifact.ref} was made from {made_from.label}, which is not in {self.folder} any more: "
-            f"run `{COMMAND_OF[kind]}` again, or name another with --{kind}"
+            f"run `{_command_of(kind)}` again, or name another with --{kind}"
         )
 
     def remove(self, folder: Path) -> None:
@@ -203,6 +196,14 @@ class Workspace:
         write_json(path, data)
         return version
 
+    def kinds(self) -> list[str]:
+        """The kinds of artifacts that there are."""
+        if not self.folder.is_dir():
+            return []
+        entries = [entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        stages = [kind for kind in _COMMANDS if (self.folder / kind).is_dir()]
+        return stages + sorted(entry.name for entry in entries if entry.name not in _COMMANDS)
+
     def partials(self) -> list[Path]:
         """Folders of unfinished work and remains of removed artifacts."""
         folder = self.folder / PARTIAL
@@ -220,9 +221,13 @@ class Workspace:
 
     def _folders(self, kind: str | None) -> list[Path]:
         found: list[Path] = []
-        for one in (kind,) if kind else KINDS:
+        for one in (kind,) if kind else self.kinds():
             folder = self.folder / one
             if folder.is_dir():
                 versions = [entry for entry in folder.iterdir() if entry.name.isdigit()]
                 found += sorted(versions, key=lambda entry: int(entry.name))
         return found
+
+
+def _command_of(kind: str) -> str:
+    return f"modeldiff {_COMMANDS.get(kind, f'features {kind}')}"

@@ -51,7 +51,7 @@ def test_features_says_which_evidence_is_there(pair: Made, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "evidence: stitch:1, impact:1, score:1\n" in out
     assert (
-        "missing: predictability, explanation, match, evaluation; to have it:\n"
+        "missing: predictability, explain, match, evaluate; to have it:\n"
         "  modeldiff features --crosscoder crosscoder:1 --predictability\n"
         "  modeldiff features explain --features features:1\n"
         "  and 2 more commands (--json has all)\n"
@@ -59,8 +59,8 @@ def test_features_says_which_evidence_is_there(pair: Made, capsys: pytest.Captur
     assert tool(pair, *listing, "--json") == 0
     evidence = {one["kind"]: one for one in json.loads(capsys.readouterr().out)["evidence"]}
     assert evidence["score"]["ref"] == "score:1"
-    assert evidence["evaluation"] == {
-        "kind": "evaluation",
+    assert evidence["evaluate"] == {
+        "kind": "evaluate",
         "ref": None,
         "command": "modeldiff features evaluate --crosscoder crosscoder:1",
     }

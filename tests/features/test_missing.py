@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from modeldiff.cli.features_known import print_evidence
-from modeldiff.features.missing import KINDS, Evidence, evidence_about, made_about
+from modeldiff.cli.features import print_evidence
+from modeldiff.features.measures import MEASURES, measures
+from modeldiff.features.missing import PREDICTABILITY, Evidence, evidence_about, made_about
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Order, Workspace, produce
 from tests.features.made_crosscoder import made_pair, publish, shared_only, sparse_pairs
 from tests.made_activations import make_activations
+
+KINDS = (PREDICTABILITY, *MEASURES)
+SCORE = next(one for one in measures() if one.name == "score")
 
 
 @settings
@@ -64,10 +68,10 @@ def test_nothing_but_the_features_and_the_command_of_each_kind(workspace: Worksp
         "predictability": "modeldiff features --crosscoder crosscoder:1 --predictability",
         "stitch": "modeldiff features stitch --activations activations:1",
         "impact": "modeldiff features impact --crosscoder crosscoder:1",
-        "explanation": "modeldiff features explain --features features:1",
+        "explain": "modeldiff features explain --features features:1",
         "score": "modeldiff features score --features features:1 --judge openai --judge-model NAME",
         "match": "modeldiff features match crosscoder:1 OTHER-CROSSCODER",
-        "evaluation": "modeldiff features evaluate --crosscoder crosscoder:1",
+        "evaluate": "modeldiff features evaluate --crosscoder crosscoder:1",
     }
 
 
@@ -81,9 +85,9 @@ def test_every_kind_is_found_by_what_it_was_made_from(workspace: Workspace) -> N
     activations, crosscoder, features = (workspace.find(kind) for kind in ("activations", "crosscoder", "features"))
     other = publish(workspace, shared_only(), activations, "other")
     add(workspace, "stitch", activations=activations)
-    for kind in ("impact", "evaluation"):
+    for kind in ("impact", "evaluate"):
         add(workspace, kind, crosscoder=crosscoder, activations=activations)
-    for kind in ("explanation", "score"):
+    for kind in ("explain", "score"):
         add(workspace, kind, features=features, crosscoder=crosscoder, activations=activations)
     add(workspace, "match", reference=crosscoder, other_1=other, activations=activations)
     assert there(workspace) == {kind: f"{kind}:1" for kind in KINDS if kind != "predictability"}
@@ -94,17 +98,17 @@ def test_what_is_about_other_features_does_not_count_however_new(workspace: Work
     other = publish(workspace, shared_only(), activations, "other")
     add(workspace, "impact", crosscoder=crosscoder, activations=activations)
     add(workspace, "impact", "newer", crosscoder=other, activations=activations)
-    add(workspace, "evaluation", crosscoder=other, activations=activations)
+    add(workspace, "evaluate", crosscoder=other, activations=activations)
     others_features = measure(workspace, crosscoder=other.ref)
-    add(workspace, "explanation", features=others_features, crosscoder=other, activations=activations)
+    add(workspace, "explain", features=others_features, crosscoder=other, activations=activations)
     # Its rows are features of the reference.
     add(workspace, "match", reference=other, other_1=crosscoder, activations=activations)
     assert there(workspace) == {"impact": "impact:1"}
     assert there(workspace, others_features) == {
         "impact": "impact:2",
-        "explanation": "explanation:1",
+        "explain": "explain:1",
         "match": "match:1",
-        "evaluation": "evaluation:1",
+        "evaluate": "evaluate:1",
     }
 
 
@@ -112,7 +116,7 @@ def test_the_newest_that_is_about_them_comes_first(workspace: Workspace) -> None
     features = workspace.find("features")
     for label in ("one", "two"):
         add(workspace, "score", label, features=features)
-    assert [one.ref for one in made_about(workspace, features, "score")] == ["score:2", "score:1"]
+    assert [one.ref for one in made_about(workspace, features, SCORE)] == ["score:2", "score:1"]
     assert there(workspace) == {"score": "score:2"}
 
 

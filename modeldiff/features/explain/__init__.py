@@ -1,1 +1,0 @@
-"""What features respond to: a description from the texts, a judge's explanation, and how well either detects them."""

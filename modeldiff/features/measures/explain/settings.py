@@ -1,0 +1,60 @@
+"""Settings of `features explain`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from modeldiff.errors import InputError
+from modeldiff.judge.settings import JudgeSettings
+from modeldiff.settings import OnDevice, setting, settings
+
+KIND = "explain"
+
+
+@settings
+class ExplainSettings(JudgeSettings, OnDevice):
+    """Which features are explained, from which pairs, and by whom."""
+
+    feature: tuple[int, ...] = setting(default=(), variadic=True)
+    """Numbers of the features. Default: the first --top of the list."""
+
+    exclusive: Literal["A", "B", "shared"] | None = setting(default=None)
+    """Explain the first features of this part in the order of evidence. Default: those of A and those of B."""
+
+    anywhere: bool = setting(default=False)
+    """Also shared features that the model's activations explain better than the other's, as `features --anywhere`."""
+
+    top: int = setting(default=20, least=1)
+    """How many features of each part."""
+
+    # A reference is only a way to say which artifact: its digest decides whether the result is the same.
+    features: str | None = setting(default=None, result=False)
+    """The features artifact that the numbers refer to. Default: the latest."""
+
+    pairs: int = setting(default=200_000, least=100)
+    """Look at about this many pairs, in whole texts spread evenly over the activations."""
+
+    words: int = setting(default=20, least=1)
+    """Characteristic words kept of each list, at most."""
+
+    texts: int = setting(default=10, least=3)
+    """Held-out texts on which a feature is active, and as many on which it is not, to detect it on."""
+
+    seed: int = setting(default=0, least=0)
+    """Which half of the documents describes and which is held out, which texts and which features for comparison."""
+
+    judge: Literal["none", "local", "openai"] = setting(default="none")
+    """Who explains in words: none leaves it at the description from the texts; local is a chat model on this machine;
+    openai is any OpenAI-compatible endpoint."""
+
+    detection_null: bool = setting(default=False)
+    """Let the judge also detect each feature with the explanation of another one: what chance gives. One more call per
+    feature."""
+
+    def check(self) -> None:
+        """What concerns several values."""
+        super().check()
+        if self.feature and (self.exclusive is not None or self.anywhere):
+            raise InputError("--feature names the features: leave out --exclusive and --anywhere")
+        if self.anywhere and self.exclusive == "shared":
+            raise InputError("--anywhere goes with --exclusive A or --exclusive B, or with both by leaving it out")

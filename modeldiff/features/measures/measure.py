@@ -1,0 +1,86 @@
+"""What a measure of features is: a command, its artifact, and how it is shown beside the features."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from modeldiff.settings import Settings
+
+if TYPE_CHECKING:
+    import click
+
+    from modeldiff.features.table import FeatureRow
+    from modeldiff.workspace import Artifact, Workspace
+
+
+@dataclass(frozen=True)
+class About:
+    """Names of what the features of an artifact were made from, for commands that measure them further."""
+
+    features: str
+    crosscoder: str
+    activations: str
+    elsewhere: bool
+    """The features were measured on other activations than the crosscoder was trained on."""
+    other_crosscoder: str
+    """The newest other one of the same activations; in capitals: for the reader to fill in."""
+
+    @property
+    def which(self) -> str:
+        """Options for a command that measures on what the crosscoder was trained on unless told otherwise."""
+        return f"--crosscoder {self.crosscoder}" + (f" --activations {self.activations}" if self.elsewhere else "")
+
+
+class Measure(ABC):
+    """A measure of features. To add one, make a folder with a `MEASURE` beside the others and enter it in `MEASURES`:
+    the command line, the Python API, `workspace list`, `features show` and "what is missing" follow.
+
+    Attributes:
+        name: of the command `modeldiff features NAME`, of `modeldiff.run_NAME`, and the kind of its artifacts.
+        settings: its settings class. This is imported for every `--help`, so it must not import torch.
+        stage: the module with its `run(settings, workspace, *, name, force)`, imported when it runs.
+        made_from: which artifacts are about some features: by input of the artifact, the input of the features that it
+            must be ("features": the artifact itself).
+        summary: one line of help; about: the help's text; examples: arguments of the command, one line each.
+    """
+
+    name: ClassVar[str]
+    settings: ClassVar[type[Settings]]
+    stage: ClassVar[str]
+    made_from: ClassVar[Mapping[str, str]]
+    summary: ClassVar[str]
+    about: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]]
+
+    def run(self, settings: Any, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
+        """Make the artifact, or answer with the one that is there."""
+        found: Artifact = importlib.import_module(self.stage).run(settings, workspace, name=name, force=force)
+        return found
+
+    def options(self) -> list[click.Option]:
+        """Options that only concern what is shown; they are given to `data` and `show`."""
+        return []
+
+    @abstractmethod
+    def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:
+        """What `--json` prints besides the artifact itself."""
+
+    @abstractmethod
+    def show(self, artifact: Artifact, **shown: Any) -> None:
+        """Print it."""
+
+    def arguments(self, about: About) -> str:
+        """Of the command that measures these features."""
+        return about.which
+
+    def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:  # noqa: ARG002
+        """What an artifact says about one feature, as JSON data; empty: nothing."""
+        return {}
+
+    def lines(self, found: dict[str, Any]) -> list[str]:  # noqa: ARG002
+        """`of_feature`, with the artifact's `ref`, in lines for `features show`."""
+        return []

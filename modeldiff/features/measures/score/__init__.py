@@ -1,0 +1,92 @@
+"""Behavioural exclusivity: whether what a feature does to its model carries over to the other one, from 1 to 5."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modeldiff.features.measures.measure import About, Measure
+from modeldiff.features.measures.score.settings import KIND, ScoreSettings
+from modeldiff.format import fixed
+
+if TYPE_CHECKING:
+    from modeldiff.features.table import FeatureRow
+    from modeldiff.workspace import Artifact
+
+
+class ScoreMeasure(Measure):
+    """See the stage."""
+
+    name = KIND
+    settings = ScoreSettings
+    stage = "modeldiff.features.measures.score.run"
+    made_from = {"features": "features"}  # noqa: RUF012
+    summary = "Does what a feature does to its model carry over? Judged, 1 to 5."
+    about = (
+        "Features + stitch + both models -> score: behavioural exclusivity from 1 to 5. A feature's direction is "
+        "pushed in its own model and, moved by the stitch, in the other one; the score is 6 minus how alike a judge "
+        "finds what the two models then write.\n\n"
+        "It needs a judge (--judge), and `modeldiff features stitch` first. Shared features and random directions are "
+        "the controls."
+    )
+    examples = (
+        "--feature 17 40 --judge openai --judge-model gpt-4.1",
+        "--features-from A B --sample 50 --judge local --judge-model ~/models/chat",
+        "--judge openai --judge-model any --judge-base-url http://localhost:8000/v1",
+    )
+
+    def options(self) -> list[click.Option]:
+        """Of the list."""
+        return [click.Option(["--top"], type=int, default=10, show_default=True, help="Number of features listed.")]
+
+    def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
+        """Everything."""
+        from modeldiff.features.measures.score.result import read_score
+
+        return {"score": read_score(artifact)}
+
+    def show(self, artifact: Artifact, **shown: Any) -> None:
+        """The distribution in each group, and the features of the highest score."""
+        from modeldiff.features.measures.score.result import read_score
+        from modeldiff.features.measures.score.show import print_groups, print_rows
+
+        score = read_score(artifact)
+        print_groups(artifact.ref, score)
+        print_rows(score, shown["top"])
+
+    def arguments(self, about: About) -> str:
+        """Of the command that scores these features."""
+        return f"--features {about.features} --judge openai --judge-model NAME"
+
+    def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
+        """By the model that it was pushed in first."""
+        from modeldiff.features.measures.score.result import read_score, read_scores
+
+        found = read_scores(artifact).get(row.id, {})
+        groups = read_score(artifact)["groups"]
+        random = {one["source"]: one["median"] for one in groups if one["partition"] == "random"}
+        return {
+            source: {
+                "direction": f"{source} -> {'B' if source == 'A' else 'A'}",
+                "score": one.score,
+                "missing": one.missing,
+                "of_random": random.get(source),
+            }
+            for source, one in found.items()
+        }
+
+    def lines(self, found: dict[str, Any]) -> list[str]:
+        """One for each direction."""
+        lines = []
+        for side in filter(found.__contains__, ("A", "B")):
+            one = found[side]
+            said = f"{fixed(one['score'])} of 5 (random directions {fixed(one['of_random'])}; {found['ref']})"
+            if one["score"] is None:
+                said = f"none ({found['ref']}): {'; '.join(one['missing'])}"
+            lines += textwrap.wrap(f"{'score ' + one['direction']:<14}{said}", 80, subsequent_indent=" " * 14)
+        return lines
+
+
+MEASURE = ScoreMeasure()

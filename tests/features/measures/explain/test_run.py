@@ -1,0 +1,259 @@
+"""The offline explanation of features whose meaning is known: words, context, sources, detection, and its null."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import modeldiff.features.codes as codes_module
+import modeldiff.features.measures.explain.run as run_module
+from modeldiff.cli.main import run as run_cli
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.codes import Encoder
+from modeldiff.features.measures.explain.lift import PRIOR
+from modeldiff.features.measures.explain.run import run
+from modeldiff.features.measures.explain.sample import in_second_half
+from modeldiff.features.measures.explain.settings import ExplainSettings
+from modeldiff.features.measures.explain.stored import EXPLANATION_NAME, Explained, read_explanations
+from modeldiff.features.table import FeatureTable
+from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.activations import ActivationStore
+from tests.features.made_crosscoder import made_pair
+from tests.features.measures.explain.made_texts import AFTER_TRIGGER, HERB, LENGTH, ODD, made_documents, made_features
+
+OFFLINE: dict[str, Any] = {"device": "cpu", "texts": 8}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("explain") / "ws")
+    made_features(workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def artifact(made: Workspace) -> Artifact:
+    return run(ExplainSettings(**OFFLINE, feature=(HERB, AFTER_TRIGGER, ODD, 3)), made)
+
+
+@pytest.fixture(scope="module")
+def explained(artifact: Artifact) -> dict[int, Explained]:
+    return read_explanations(artifact)
+
+
+def test_the_word_a_feature_fires_on_has_the_highest_lift(explained: dict[int, Explained]) -> None:
+    description = explained[HERB].description
+    (herb,) = description.words
+    # Every "herb" of the describing half, all with the same activation: (N + 5) / (n + 5), see test_lift.py.
+    first = [number for number in range(120) if not in_second_half(np.arange(120), 0)[number]]
+    n, pairs = sum(number % 2 == 0 for number in first), LENGTH * len(first)
+    assert herb.name == "herb"
+    assert herb.lift == pytest.approx((pairs + PRIOR) / (n + PRIOR))
+    assert herb.firings == description.firings == n
+    assert description.text.startswith("on herb ")
+    assert description.runs is not None
+    assert description.runs.mean == 1.0
+
+
+def test_its_words_detect_it_and_other_features_words_do_not(explained: dict[int, Explained]) -> None:
+    detection = explained[HERB].detection
+    assert (detection.missing, detection.texts) == (None, 8)
+    assert detection.strongest == detection.spread == 1.0
+    for null in (detection.strongest_null, detection.spread_null):
+        assert null is not None
+        assert 0.3 < null < 0.7
+
+
+def test_the_trigger_of_a_feature_is_found_before_it(explained: dict[int, Explained]) -> None:
+    description = explained[AFTER_TRIGGER].description
+    assert description.context[0].name == "trigger"
+    assert "trigger" not in [one.name for one in description.words]  # it begins to fire after it
+    assert description.text.startswith("after trigger ")
+    assert description.runs is not None
+    assert description.runs.later == 1.0
+    assert description.runs.mean > 10 > description.runs.by_chance
+    assert explained[AFTER_TRIGGER].detection.spread == 1.0
+
+
+def test_the_source_of_a_feature_has_its_lift(explained: dict[int, Explained]) -> None:
+    description = explained[ODD].description
+    (odd,) = description.sources
+    assert (odd.name, odd.share) == ("odd", 1.0)
+    first = [number for number in range(120) if not in_second_half(np.arange(120), 0)[number]]
+    n, pairs = LENGTH * sum(number % 2 for number in first), LENGTH * len(first)
+    assert odd.lift == pytest.approx((1 + PRIOR / pairs) / (n + PRIOR) * pairs)
+    assert sum(description.quarters) == pytest.approx(1)
+
+
+def test_a_feature_of_random_words_is_called_that(explained: dict[int, Explained]) -> None:
+    one = explained[3]
+    assert one.partition == "shared"
+    assert one.description.context == one.description.sources == []
+    if not one.description.words:
+        assert one.description.text.startswith("no word, context or source beyond chance")
+        assert one.detection.missing == "no word is characteristic beyond chance"
+        assert one.detection.spread is None
+
+
+def test_held_out_texts_are_no_part_of_what_describes(made: Workspace, explained: dict[int, Explained]) -> None:
+    table = FeatureTable(made.find("features"))
+    documents = [" ".join(words) for words in made_documents()]
+    for one in explained.values():
+        shown = {example.document for example in table.row(one.id, examples=10).examples}
+        assert one.texts
+        for text in one.texts:
+            assert in_second_half(np.array([text.document]), 0)[0]
+            assert text.document not in shown
+            assert text.text in documents[text.document]
+            assert text.source == ("odd" if text.document % 2 else "even")
+            assert (text.activation == 0) == (text.kinds == ["inactive"])
+
+
+def test_what_is_read_is_what_was_written(artifact: Artifact, explained: dict[int, Explained]) -> None:
+    info = json.loads((artifact.folder / EXPLANATION_NAME).read_text())
+    assert info["explained"] == [json.loads(json.dumps(one.to_json())) for one in explained.values()]
+    assert list(explained) == [HERB, AFTER_TRIGGER, ODD, 3]
+    assert explained[HERB].text == explained[HERB].description.text
+    assert explained[HERB].concerning is None
+    assert info["judge"] is None
+    assert info["pairs"] == 120 * LENGTH
+    assert info["documents"] == 120
+
+
+def test_the_same_again_is_answered_from_the_cache(made: Workspace, artifact: Artifact) -> None:
+    assert run(ExplainSettings(**OFFLINE, feature=(HERB, AFTER_TRIGGER, ODD, 3)), made).ref == artifact.ref
+
+
+def test_a_feature_is_tried_on_the_same_texts_whichever_others_are_asked_for(
+    made: Workspace, explained: dict[int, Explained]
+) -> None:
+    alone = read_explanations(run(ExplainSettings(**OFFLINE, feature=(HERB,)), made))
+    assert alone[HERB] == explained[HERB]
+
+
+def test_which_features(made: Workspace) -> None:
+    def chosen(**settings: Any) -> list[int]:
+        return run_module.chosen_features(FeatureTable(made.find("features")), ExplainSettings(**settings))
+
+    assert sorted(chosen()) == [0, 1, 2, 7, 8, 9]
+    assert sorted(chosen(exclusive="B")) == [7, 8, 9]
+    assert len(chosen(exclusive="shared", top=2)) == 2
+    assert chosen(feature=(5, 1, 5)) == [5, 1]
+    with pytest.raises(InputError, match="feature 10 does not exist"):
+        chosen(feature=(10,))
+    with pytest.raises(InputError, match="--anywhere goes by predictability"):
+        chosen(anywhere=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feature": (1,), "exclusive": "A"}, "--feature names the features: leave out --exclusive"),
+        ({"exclusive": "shared", "anywhere": True}, "--anywhere goes with --exclusive A"),
+        ({"texts": 2}, "--texts must be at least 3"),
+        ({"top": 0}, "--top must be at least 1"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"judge": "effect"}, "--judge expects none, local or openai, found 'effect'"),
+        ({"judge": "local"}, "--judge local needs a model"),
+        ({"judge_key_env": "sk-secret-123"}, "expects the name of an environment variable"),
+    ],
+)
+def test_senseless_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ExplainSettings(**options)
+
+
+def test_a_feature_that_fires_too_seldom_is_not_described(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    documents = made_documents(12)
+    made_features(workspace, documents)
+    one = read_explanations(run(ExplainSettings(**OFFLINE, feature=(HERB,)), workspace))[HERB]
+    assert "too seldom" in one.description.text
+    assert one.detection.missing is not None
+    assert one.detection.spread is None
+
+
+def test_activations_without_texts_are_refused(tmp_path: Path) -> None:
+    from modeldiff.features.run import run as run_features
+    from modeldiff.features.settings import FeaturesSettings
+
+    workspace = Workspace(tmp_path / "ws")
+    made_pair(workspace, texts=False)
+    run_features(FeaturesSettings(outlier_factor=0.0, device="cpu"), workspace)
+    with pytest.raises(InputError, match="without texts"):
+        run(ExplainSettings(**OFFLINE), workspace)
+
+
+def test_a_smaller_sample_is_whole_texts_and_neither_blocks_nor_shards_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, explained: dict[int, Explained]
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    made_features(workspace)
+    monkeypatch.setattr(codes_module, "_DENSE_VALUES", 640)  # blocks of 64 pairs
+    monkeypatch.setattr("modeldiff.features.measures.explain.sample._GROUP_ROWS", 100)
+    everything = run(ExplainSettings(**OFFLINE, feature=(HERB,)), workspace)
+    assert read_explanations(everything)[HERB] == explained[HERB]
+    half = run(ExplainSettings(**OFFLINE, feature=(HERB,), pairs=60 * LENGTH), workspace)
+    assert 50 * LENGTH < half.metrics["pairs"] < 70 * LENGTH
+    (herb,) = read_explanations(half)[HERB].description.words
+    assert herb.name == "herb"
+
+
+def test_an_interrupted_pass_goes_on_behind_its_last_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, explained: dict[int, Explained]
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    features = made_features(workspace)
+    shards = ActivationStore(workspace.source_of(features, "activations")).info.shards
+    encoded: list[int] = []
+    whole = Encoder.sparse
+
+    def stops_at_two(self: Encoder, block: Any) -> Any:
+        if block.shard == 2 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        encoded.append(block.shard)
+        return whole(self, block)
+
+    stopped: list[bool] = []
+    monkeypatch.setattr(Encoder, "sparse", stops_at_two)
+    settings = ExplainSettings(**OFFLINE, feature=(HERB, AFTER_TRIGGER, ODD, 3))
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, workspace)
+    assert read_explanations(run(settings, workspace)) == explained
+    assert sorted(set(encoded)) == list(range(len(shards)))
+    assert len(encoded) == len(shards)  # none twice
+
+
+def test_words_are_shown_as_text_in_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "ws"
+    made_features(Workspace(folder), herb="[red]h/[/red]")
+
+    def printed_by(*args: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            run_cli(["--workspace", str(folder), "features", *args])
+        assert caught.value.code == 0
+        return capsys.readouterr().out
+
+    options = ["explain", "--device", "cpu", "--texts", "8", "--top", "2"]
+    printed = printed_by(*options)
+    assert "'[red]h/[/red]'" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "no judge" in printed
+    assert {one["partition"] for one in json.loads(printed_by(*options, "--json"))["explained"]} == {"A", "B"}
+    assert "explained     on '[red]h/[/red]'" in printed_by("show", "0")
+    assert json.loads(printed_by("show", "3", "--json"))["explain"] is None
+
+
+def test_a_damaged_file_is_named(made: Workspace) -> None:
+    artifact = run(ExplainSettings(**OFFLINE, feature=(ODD,)), made, force=True)
+    path = artifact.folder / EXPLANATION_NAME
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(DamagedError, match=r"explanation\.json: is damaged"):
+        read_explanations(artifact)
+    shown = FeatureTable(made.find("features"))
+    assert shown.row(ODD).id == ODD

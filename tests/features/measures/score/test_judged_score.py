@@ -1,0 +1,367 @@
+"""The score, by a judge behind a real HTTP server that is well, wrong, flaky or dead."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import modeldiff.features.measures.score.texts as texts_module
+from modeldiff.crosscoder.direction import direction_of
+from modeldiff.errors import InputError, MachineError
+from modeldiff.features.measures.score.by_judge import AGGREGATES, aggregated
+from modeldiff.features.measures.score.result import GENERATIONS_NAME, ScoreRow, read_score, read_scores
+from modeldiff.features.measures.score.run import run
+from modeldiff.features.measures.score.settings import PROMPTS, ScoreSettings
+from modeldiff.judge.asking import Judged
+from modeldiff.lm.chat import open_chat
+from modeldiff.lm.generate import generate
+from modeldiff.lm.load import ModelRef, load_model
+from modeldiff.lm.residual import add_to_residual
+from modeldiff.workspace import Artifact
+from tests.features.made_pair import (
+    B_LOUD,
+    DEAD,
+    LAYER,
+    LOUD,
+    MUTE,
+    SHARED_LOUD,
+    WIDTH,
+    Made,
+    crosscoder,
+    publish_stitch,
+)
+from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, leave_alone, said, serving
+
+FEATURES = (LOUD, MUTE, B_LOUD)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_alone(monkeypatch)
+
+
+@pytest.fixture
+def stitched(pair: Made) -> Made:
+    publish_stitch(pair, torch.eye(WIDTH), "identity")
+    return pair
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets an entry whenever texts are generated."""
+    calls: list[int] = []
+    generate = texts_module.generate
+
+    def counted(*args: Any, **kwargs: Any) -> list[str]:
+        calls.append(1)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(texts_module, "generate", counted)
+    return calls
+
+
+def settings_of(server: FakeEndpoint, **values: Any) -> ScoreSettings:
+    chosen = {
+        "judge": "openai", "judge_model": "wise", "judge_base_url": server.base_url, "judge_concurrency": 1,
+        "feature": FEATURES, "random_directions": 1, "strength": (1.0, 3.0), "max_new_tokens": 3, "device": "cpu",
+        "prompt": PROMPTS[:2],
+    }  # fmt: skip
+    return ScoreSettings(**{**chosen, **values})
+
+
+def kind_of(request: Request) -> str:
+    return "similarity" if "Two language models" in request.body["messages"][0]["content"] else "steerability"
+
+
+def rating(steerability: int = 4, similarity: int = 2) -> Callable[[Request, int], Reply]:
+    """A judge with one opinion on each question."""
+
+    def answer(request: Request, before: int) -> Reply:
+        return said(f"Because.\nRATING: {similarity if kind_of(request) == 'similarity' else steerability}")
+
+    return answer
+
+
+def rows_of(artifact: Artifact) -> list[ScoreRow]:
+    return [ScoreRow.from_json(row, "here") for row in read_score(artifact)["rows"]]
+
+
+def generations(artifact: Artifact) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (artifact.folder / GENERATIONS_NAME).read_text().splitlines()]
+
+
+def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generated: list[int]) -> None:
+    with serving(rating()) as server:
+        artifact = run(settings_of(server), stitched.workspace)
+        kinds = Counter(kind_of(request) for request in server.requests)
+    rows = rows_of(artifact)
+    assert [(row.partition, row.source, row.number) for row in rows] == [
+        ("A", "A", LOUD), ("A", "A", MUTE), ("B", "B", B_LOUD), ("random", "A", 0), ("random", "B", 0),
+    ]  # fmt: skip
+    assert all((row.steerability, row.similarity, row.score, row.missing) == (4, 2, 4, []) for row in rows)
+    # Five directions, two prompts; the mute feature's texts and questions are the unsteered ones, asked as any other.
+    assert kinds["steerability"] <= 10
+    assert kinds["similarity"] <= 10
+    texts = generations(artifact)
+    assert len(texts) == 5 * 2 * 2 * 3  # directions, models, prompts, strengths 0, 1 and 3
+    assert {text["prompt"] for text in texts} == set(PROMPTS[:2])
+    assert {text["strength"] for text in texts} == {0, 1, 3}
+    unsteered = {(t["model"], t["prompt"], t["text"]) for t in texts if t["strength"] == 0}
+    assert len(unsteered) == 4
+    mute = [t for t in texts if t["subject"].startswith(f"{MUTE} A")]
+    assert len({t["text"] for t in mute if t["prompt"] == PROMPTS[0]}) == 1
+    # Unsteered once in each model, then each direction in both, all strengths and prompts at once.
+    assert len(generated) == 2 + 5 * 2
+    score = read_score(artifact)
+    assert (score["aggregate"], score["judge"]["model"], score["prompts"]) == ("mean", "wise", list(PROMPTS[:2]))
+
+
+def test_shared_features_are_scored_both_ways_and_random_directions_stand_beside_them(stitched: Made) -> None:
+    with serving(rating()) as server:
+        artifact = run(settings_of(server, feature=(SHARED_LOUD,), random_directions=2), stitched.workspace)
+    by_source = read_scores(artifact)
+    assert by_source.keys() == {SHARED_LOUD}
+    assert by_source[SHARED_LOUD].keys() == {"A", "B"}
+    groups = read_score(artifact)["groups"]
+    assert [(group["partition"], group["source"], group["n"]) for group in groups] == [
+        ("shared", "A", 1), ("shared", "B", 1), ("random", "A", 2), ("random", "B", 2),
+    ]  # fmt: skip
+    assert all(row.stitch_r2 is None for row in rows_of(artifact) if row.partition == "random")
+
+
+def test_r2_of_the_stitch_where_the_feature_is_active(stitched: Made) -> None:
+    with serving(rating()) as server:
+        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+    row = read_scores(artifact)[LOUD]["A"]
+    assert row.active_pairs is not None
+    assert 20 <= row.active_pairs <= 100
+    assert row.stitch_r2 == pytest.approx(1, abs=1e-6)
+
+
+def test_without_a_stitch_the_command_that_makes_it_is_named(pair: Made) -> None:
+    with (
+        serving(rating()) as server,
+        pytest.raises(InputError, match=r"no stitch of activations:1 yet.*modeldiff features stitch --activations"),
+    ):
+        run(settings_of(server), pair.workspace)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"feature": (DEAD,)}, "never fires"),
+        ({"feature": (99,)}, "feature 99 does not exist"),
+        ({"stitch": "7"}, "no stitch called '7'"),
+        ({"features": "7"}, "no features called '7'"),
+    ],
+)
+def test_what_is_not_there_is_said(stitched: Made, values: dict[str, Any], message: str) -> None:
+    with serving(rating()) as server, pytest.raises(InputError, match=message):
+        run(settings_of(server, **values), stitched.workspace)
+
+
+def test_a_score_of_an_older_version_is_refused_with_the_command_that_makes_it_again(
+    stitched: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modeldiff.features.measures.score.run.FORMAT", 1)
+    with serving(rating()) as server:
+        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+    with pytest.raises(InputError, match=r"made by an older modeldiff .*modeldiff features score --judge"):
+        read_score(artifact)
+
+
+def test_the_judge_sees_what_the_paper_shows_it(stitched: Made) -> None:
+    with serving(rating()) as server:
+        run(settings_of(server, feature=(LOUD,), prompt=PROMPTS, random_directions=0), stitched.workspace)
+        requests = list(server.requests)
+    assert Counter(map(kind_of, requests)) == {"steerability": 3, "similarity": 3}
+    assert PROMPTS == ("What's on your mind?", "What do you want to talk about?", "Tell me something")
+    for number, request in enumerate(requests):
+        assert f"]\n{PROMPTS[number % 3]}\n[end" in request.user
+        both = kind_of(request) == "similarity"
+        strengths = re.findall(r"\[begin (?:model [12] at )?strength (\S+)", request.user)
+        assert strengths == [s for s in ("0", "1", "3") for _ in range(2 if both else 1)]
+
+
+def test_what_is_not_steerable_is_neither_moved_nor_compared(stitched: Made, generated: list[int]) -> None:
+    with serving(rating(steerability=2)) as server:
+        # Long enough that no two texts are the same, which would be asked about once.
+        artifact = run(settings_of(server, max_new_tokens=8), stitched.workspace)
+        asked = [request.user for request in server.requests if kind_of(request) == "similarity"]
+    for row in rows_of(artifact):
+        assert row.steerable is False
+        if row.partition == "random":
+            assert row.score == 4  # a control is compared whatever it does
+        else:
+            assert (row.similarity, row.score) == (None, None)
+            assert row.missing == ["not steerable: rated 2, below 3"]
+    assert len(asked) == 2 * 2
+    assert len(generated) == 2 + 5 + 2
+    group = read_score(artifact)["groups"][0]
+    assert (group["n"], group["scored"], group["not_steerable"], group["missing"]) == (2, 0, 2, 0)
+
+
+def test_answers_that_cannot_be_read_are_asked_again_then_missing(stitched: Made) -> None:
+    def babbling(request: Request, before: int) -> Reply:
+        if kind_of(request) == "similarity" and PROMPTS[0] in request.user:
+            return said("I would rather not say.")
+        return rating()(request, before)
+
+    with serving(babbling) as server:
+        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+        asked = [r for r in server.requests if kind_of(r) == "similarity" and PROMPTS[0] in r.user]
+    assert len(asked) == 3
+    (row,) = rows_of(artifact)
+    assert row.score == 4  # of the prompt that was answered
+    assert [one["similarity"] for one in row.details["prompts"]] == [None, 2]
+    assert row.missing == [f"similarity, prompt {PROMPTS[0]!r}: no answer of 3 has the form asked for"]
+
+
+def test_without_any_answer_the_score_is_missing_and_not_unsteerable(stitched: Made) -> None:
+    with serving(lambda *_: said("Hm.")) as server:
+        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+    (row,) = rows_of(artifact)
+    assert (row.steerability, row.steerable, row.score) == (None, None, None)
+    assert len(row.missing) == 2
+    (group,) = read_score(artifact)["groups"]
+    assert (group["not_steerable"], group["missing"]) == (0, 1)
+
+
+@pytest.mark.parametrize("trouble", [failed(500), failed(429), Reply(drop=True), Reply(body=b"{ not json")])
+def test_trouble_that_passes_changes_nothing(stitched: Made, trouble: Reply) -> None:
+    def flaky(request: Request, before: int) -> Reply:
+        return trouble if before % 3 == 1 else rating()(request, before)
+
+    with serving(flaky) as server:
+        artifact = run(settings_of(server, feature=(LOUD,)), stitched.workspace)
+    assert all(row.score == 4 for row in rows_of(artifact))
+
+
+def test_a_slow_judge_is_given_up_and_asked_again(stitched: Made) -> None:
+    def slow(request: Request, before: int) -> Reply:
+        return Reply(hang=True) if before == 1 else rating()(request, before)
+
+    with serving(slow) as server:
+        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_timeout=0.5)
+        (row,) = rows_of(run(settings, stitched.workspace))
+    assert row.score == 4
+
+
+@pytest.mark.parametrize("dies_at", [3, 9])
+def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(
+    stitched: Made, generated: list[int], dies_at: int
+) -> None:
+    alive = [False]
+
+    def dying(request: Request, before: int) -> Reply:
+        return rating()(request, before) if alive[0] or before < dies_at else failed(401)
+
+    with serving(dying) as server:
+        settings = settings_of(server)
+        with pytest.raises(
+            InputError, match=r"refuses access.*answers arrived and are kept: the same command continues"
+        ):
+            run(settings, stitched.workspace)
+        assert not stitched.workspace.artifacts("score")
+        made = len(generated)
+        answered = [request.user for request in server.requests[:dies_at]]
+        alive[0] = True
+        before = len(server.requests)
+        artifact = run(settings, stitched.workspace)
+        after = [request.user for request in server.requests[before:]]
+    assert made > 0
+    assert len(generated) == 2 + 5 * 2  # none was made twice
+    assert not set(answered) & set(after)  # and none asked twice
+    assert all(row.score == 4 for row in rows_of(artifact))
+
+
+def test_a_judge_out_of_reach_is_an_error_after_the_texts_are_made(stitched: Made, generated: list[int]) -> None:
+    with serving(rating()) as server:
+        settings = settings_of(server, feature=(LOUD,))
+    with pytest.raises(MachineError, match="gave no answer"):
+        run(settings, stitched.workspace)
+    made = len(generated)
+    assert made == 1 + 2  # model A's texts: unsteered, the feature's, the random direction's
+    with pytest.raises(MachineError, match="gave no answer"):
+        run(settings, stitched.workspace)
+    assert len(generated) == made
+
+
+def test_a_killed_generation_continues_with_the_direction_it_was_at(
+    stitched: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, calls, stop_at = texts_module.generate, [0], [5]
+
+    def stopping(*args: Any, **kwargs: Any) -> list[str]:
+        calls[0] += 1
+        if calls[0] == stop_at[0]:
+            raise KeyboardInterrupt
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(texts_module, "generate", stopping)
+    with serving(rating()) as server:
+        with pytest.raises(KeyboardInterrupt):
+            run(settings_of(server), stitched.workspace)
+        assert not server.requests
+        run(settings_of(server), stitched.workspace)
+    assert calls[0] == 2 + 5 * 2 + 1  # only the one that was cut short is made again
+
+
+def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
+    with serving(rating()) as server:
+        settings = settings_of(server, feature=(LOUD,), random_directions=0, temperature=0.0)
+        texts = generations(run(settings, stitched.workspace))
+    lm = load_model(ModelRef(texts_model(stitched)), torch.device("cpu"), torch.float32)
+    unit_D = direction_of(crosscoder(), stitched.features, LOUD, "a").unit_D
+    for strength in (0.0, 1.0, 3.0):
+        with add_to_residual(lm, LAYER, strength * unit_D):
+            prompts = [open_chat(lm.tokenizer, prompt) for prompt in PROMPTS[:2]]
+            expected = generate(lm, prompts, max_new_tokens=3, add_special_tokens=False)
+        for role in ("source", "target"):
+            found = [t["text"] for t in texts if t["role"] == role and t["strength"] == strength]
+            assert found == expected
+
+
+def texts_model(made: Made) -> str:
+    """Where the model is."""
+    return str(made.activations.settings["model_a"])
+
+
+def test_another_run_with_the_same_questions_asks_nothing(stitched: Made) -> None:
+    with serving(rating()) as server:
+        first = run(settings_of(server), stitched.workspace)
+        asked = len(server.requests)
+        again = run(settings_of(server), stitched.workspace, force=True)
+        assert len(server.requests) == asked
+        assert run(settings_of(server), stitched.workspace).ref == again.ref
+        least = run(settings_of(server, aggregate="min"), stitched.workspace)
+        assert len(server.requests) == asked
+    assert read_score(first)["rows"] == read_score(again)["rows"]
+    assert read_score(least)["aggregate"] == "min"
+
+
+def test_planned_calls_are_said_before_they_are_made_and_bounded(
+    stitched: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(rating()) as server:
+        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_max_calls=1)
+        with pytest.raises(InputError, match="--judge-max-calls allows 1"):
+            run(settings, stitched.workspace)
+        assert not server.requests
+    said_lines = capsys.readouterr().err
+    assert "is asked at most 4 questions" in said_lines
+    assert "steerability: 2 calls to openai:wise" in said_lines
+
+
+@pytest.mark.parametrize(("how", "expected"), [("mean", 3), ("median", 2), ("min", 2), ("max", 5)])
+def test_aggregation(how: str, expected: float) -> None:
+    ratings = [Judged(value, None if value else "why", ()) for value in (2, 5, None, 2)]
+    assert aggregated(ratings, how) == expected
+    assert aggregated(ratings[2:3], how) is None
+    assert how in AGGREGATES
