@@ -24,7 +24,7 @@ def test_one_kind_or_all_and_always_the_damaged_ones(tmp_path: Path, capsys: pyt
     everything, damaged = listed(capsys, folder)
     assert len(everything) == 30
     assert damaged == []
-    assert listed(capsys, folder, "--kind", "crosscoder")[0] == ["crosscoder:1", "crosscoder:2", "crosscoder:3", "crosscoder:4"]
+    assert listed(capsys, folder, "--kind", "crosscoder")[0] == [f"crosscoder:{version}" for version in (1, 2, 3, 4)]
 
     broken = folder / "features" / "1"
     (broken / "manifest.json").write_text("{}")

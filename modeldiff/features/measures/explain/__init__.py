@@ -1,4 +1,4 @@
-"""What features respond to, in words, and how well the words detect them on held-out texts."""
+"""What features respond to, in words; with a judge, how well its explanation detects them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ class ExplainMeasure(Measure):
     settings = ExplainSettings
     stage = "modeldiff.features.measures.explain.run"
     made_from = {"features": "features"}  # noqa: RUF012
-    summary = "What features respond to, in words, and how well those detect it."
+    summary = "What features respond to, in words; with a judge, detection."
     about = (
-        "Features -> explain: the words and sources a feature fires on, and how well they detect it on held-out "
-        "texts, against the words of other features.\n\n"
+        "Features -> explain: the words and sources a feature fires on, held against chance.\n\n"
         "With --judge also an explanation in words, a flag for what is concerning, and the judge's own detection."
     )
     examples = (

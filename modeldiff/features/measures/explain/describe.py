@@ -1,4 +1,4 @@
-"""A feature described from the texts alone: its words, the words before it, its sources, how it runs along a text.
+"""A feature described from the texts alone: its words, the words before it, its sources.
 
 Everything is counted on one half of the documents, over all pairs of the sample there, not only over top examples.
 
@@ -22,20 +22,7 @@ CONTEXT = 20
 """Pairs before a firing that count as its context."""
 MIN_FIRINGS = 10
 """A feature that fires less often in the describing half is not described."""
-_QUARTERS = 4
 _NAMED = 3
-
-
-@dataclass(frozen=True)
-class Runs:
-    """How a feature fires along a text."""
-
-    mean: float
-    """Pairs in a row, on average."""
-    by_chance: float
-    """The same, if it fired anywhere as often."""
-    later: float | None
-    """Once it has fired in a text: share of the later pairs that fire. None: it only fires on last pairs."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +40,13 @@ class Description:
     context: list[Lift]
     """Among the `CONTEXT` pairs before a firing, in the same text."""
     sources: list[Lift]
-    runs: Runs | None
-    quarters: list[float]
-    """Share of its activation in each quarter of the texts; 0.25 each if it did not matter."""
 
     @property
     def text(self) -> str:
         """In one line, for people."""
         if self.missing:
             return self.missing
-        return "; ".join([*self.lines(_NAMED), self.form])
+        return "; ".join(self.lines(_NAMED))
 
     def lines(self, most: int, *, chance: bool = False) -> list[str]:
         """What is characteristic, a line for each kind of evidence, the most telling first; `most` names of each, with
@@ -75,13 +59,6 @@ class Description:
             f"{preposition} " + ", ".join(_named(one, chance=chance) for one in lifts[:most])
             for preposition, lifts in found
         ]
-
-    @property
-    def form(self) -> str:
-        """Whether it fires on single words or along the text."""
-        assert self.runs is not None
-        later = "" if self.runs.later is None else f", {self.runs.later:.0%} of the later text"
-        return f"runs of {self.runs.mean:.1f}{later}"
 
     def to_json(self) -> dict[str, Any]:
         return {"text": self.text, **to_json(self)}
@@ -122,7 +99,6 @@ class Describer:
         self._here = here
         window_N = sample.window_N[self._rows]
         context = before(sample.word_N, sample.window_N, CONTEXT)[self._rows]
-        self._window_N = window_N
         self._places = {
             "words": Places(sample.word_N[self._rows, None], sample.words),
             "context": Places(context, sample.words),
@@ -130,10 +106,6 @@ class Describer:
         }
         self._counts = {name: places.counts() for name, places in self._places.items()}
         self._shifts = shifts(len(self._rows), seed)
-        place_N = np.arange(len(self._rows))
-        starts = np.concatenate([[True], np.diff(window_N) != 0]) if len(window_N) else np.zeros(0, bool)
-        self._first_N = np.maximum.accumulate(np.where(starts, place_N, 0)) if len(place_N) else place_N
-        self._length_W = np.bincount(window_N, minlength=len(sample.document_W))
 
     @property
     def pairs(self) -> int:
@@ -146,19 +118,12 @@ class Describer:
         density = len(row_C) / max(1, self.pairs)
         if len(row_C) < MIN_FIRINGS:
             why = f"fires {len(row_C)} times in the {self.pairs:,} pairs that describe: too seldom"
-            return Description(len(row_C), density, why, [], [], [], None, [])
+            return Description(len(row_C), density, why, [], [], [])
         found = {
             name: characteristic(places, self._counts[name], row_C, value_C, self._shifts, top)
             for name, places in self._places.items()
         }
-        return Description(
-            firings=len(row_C),
-            density=density,
-            missing=None,
-            runs=self._runs(row_C),
-            quarters=self._quarters(row_C, value_C),
-            **found,
-        )
+        return Description(firings=len(row_C), density=density, missing=None, **found)
 
     def _firings(self, column: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         codes = self._sample.codes_NG
@@ -167,22 +132,3 @@ class Describer:
         row, value = codes.indices[part][order], codes.data[part][order]
         here = self._here[row]
         return self._number[row[here]], value[here]
-
-    def _runs(self, row_C: NDArray[np.int64]) -> Runs:
-        window_C = self._window_N[row_C]
-        breaks = (np.diff(row_C) != 1) | (np.diff(window_C) != 0)
-        density = len(row_C) / self.pairs
-        first = np.concatenate([[True], np.diff(window_C) != 0])
-        # Of each text it fires in: pairs behind the first firing, and firings among them.
-        place = row_C[first] - self._first_N[row_C[first]]
-        later = int((self._length_W[window_C[first]] - place - 1).sum())
-        return Runs(
-            mean=len(row_C) / (int(breaks.sum()) + 1),
-            by_chance=1 / (1 - density) if density < 1 else float(len(row_C)),
-            later=(len(row_C) - int(first.sum())) / later if later else None,
-        )
-
-    def _quarters(self, row_C: NDArray[np.int64], value_C: NDArray[np.float32]) -> list[float]:
-        place_C = (row_C - self._first_N[row_C]) / self._length_W[self._window_N[row_C]]
-        mass = np.bincount((place_C * _QUARTERS).astype(np.int64), value_C, minlength=_QUARTERS)
-        return [float(one) for one in mass / mass.sum()]

@@ -1,6 +1,6 @@
 """Short stretches of the sample's texts to detect features on, and which of them a feature is tried on.
 
-Legend: N pairs of the sample, E excerpts, P different (excerpt, word) pairs.
+Legend: N pairs of the sample, E excerpts.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ Ints = NDArray[np.int64]
 class Chosen:
     """Held-out excerpts (their numbers) to try one feature on, each from a document of its own within its kind."""
 
-    strongest: Ints
+    active: Ints
     """On which the feature is most active."""
-    spread: Ints
-    """Active ones, one drawn from each of as many equal parts of their order by activation."""
     inactive: Ints
     """Drawn from those on which it is not active."""
     activation: dict[int, float]
@@ -83,18 +81,6 @@ class Excerpts:
         repeated_W = np.isin(sample.text_W, sample.text_W[~sample.second_W])
         return self.second_E & ~repeated_W[sample.window_N[self.start_E]]
 
-    @cached_property
-    def present(self) -> tuple[Ints, Ints]:
-        """(excerpt_P, word_P): which words each holds, each once."""
-        n_words = len(self.sample.words)
-        both = np.unique(self.excerpt_N * n_words + self.sample.word_N)
-        return both // n_words, both % n_words
-
-    def scores(self, weight_V: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(E,): sum of the weights of the different words of each."""
-        excerpt_P, word_P = self.present
-        return np.bincount(excerpt_P, weight_V[word_P], minlength=len(self)).astype(np.float64)
-
     def activation(self, column: int) -> NDArray[np.float32]:
         """(E,): highest activation of a feature in each."""
         codes = self.sample.codes_NG
@@ -112,20 +98,17 @@ class Excerpts:
         """
         activation_E = self.activation(column)
         usable_E = self.fresh_E & self.known_E & ~self._holds(seen)
-        active = self._one_per_document(np.flatnonzero(usable_E & (activation_E > 0)), rng)
+        active = np.flatnonzero(usable_E & (activation_E > 0))
+        active = active[np.lexsort((active, -activation_E[active]))]
+        _, first = np.unique(self.document_E[active], return_index=True)
+        active = active[np.sort(first)]
         inactive = self._one_per_document(np.flatnonzero(usable_E & (activation_E == 0)), rng)
         n = min(count, len(active), len(inactive))
         if n < MIN_TEXTS:
             return f"it fires in {len(active)} held-out documents, and {len(inactive)} have a text without it: too few"
-        best = np.flatnonzero(usable_E & (activation_E > 0))
-        best = best[np.lexsort((best, -activation_E[best]))]
-        _, first = np.unique(self.document_E[best], return_index=True)
-        strongest = best[np.sort(first)][:n]
-        ordered = active[np.lexsort((active, activation_E[active]))]
-        spread = np.array([rng.choice(part) for part in np.array_split(ordered, n)])
-        inactive = np.sort(rng.permutation(inactive)[:n])
-        everything = {*strongest.tolist(), *spread.tolist(), *inactive.tolist()}
-        return Chosen(strongest, spread, inactive, {e: float(activation_E[e]) for e in sorted(everything)})
+        active, inactive = active[:n], np.sort(rng.permutation(inactive)[:n])
+        both = sorted([*active.tolist(), *inactive.tolist()])
+        return Chosen(active, inactive, {excerpt: float(activation_E[excerpt]) for excerpt in both})
 
     def span(self, excerpt: int) -> tuple[int, int]:
         """First and last row of the store."""

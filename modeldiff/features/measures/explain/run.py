@@ -1,7 +1,7 @@
-"""Explaining features: a `features` artifact in, an `explanation` artifact out. Its layout: stored.py.
+"""Explaining features: a `features` artifact in, an `explain` artifact out. Its layout: stored.py.
 
-One half of the sample's documents makes the descriptions; detection is tried on the other half, on documents that do
-not hold the examples a judge is shown.
+One half of the sample's documents makes the descriptions; a judge's detection is tried on the other half, on documents
+that do not hold the examples it is shown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder.part import part_of
@@ -21,12 +20,11 @@ from modeldiff.features.codes import Encoder
 from modeldiff.features.example import Example
 from modeldiff.features.inputs import Measured, open_measured, outlier_factor_of
 from modeldiff.features.measures.explain.describe import Describer, Description
-from modeldiff.features.measures.explain.detect import Detector, detector_of
 from modeldiff.features.measures.explain.excerpts import Chosen, Excerpts
 from modeldiff.features.measures.explain.judged import Question, ask_all
 from modeldiff.features.measures.explain.sample import Sample, read_texts, take_sample
 from modeldiff.features.measures.explain.settings import KIND, ExplainSettings
-from modeldiff.features.measures.explain.stored import EXPLANATION_NAME, FORMAT, Detection, Explained, HeldOut
+from modeldiff.features.measures.explain.stored import EXPLANATION_NAME, FORMAT, Explained, HeldOut
 from modeldiff.features.table import FeatureTable
 from modeldiff.judge.base import Judge
 from modeldiff.judge.opening import open_judge
@@ -34,15 +32,13 @@ from modeldiff.judge.questions import WORDING
 from modeldiff.lm.device import resolve_device
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
-SCHEMA = 1
+SCHEMA = 2
 SHOWN = 10
 """Top examples that a judge is shown (paper B.4.1)."""
-NULL_FEATURES = 10
 
 
 def run(settings: ExplainSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
-    """Describe features from the texts, ask a judge about them if the settings name one, and try how well the words
-    detect the features on held-out texts.
+    """Describe features from the texts, and ask a judge about them if the settings name one.
 
     Raises:
         InputError: there are no such features, their crosscoder or activations are gone, there are no texts, or the
@@ -101,7 +97,6 @@ class _Feature:
 
     id: int
     description: Description
-    detector: Detector | str
     chosen: Chosen | str
     examples: list[Example]
 
@@ -117,8 +112,7 @@ def _build(
 ) -> dict[str, Any]:
     store = measured.store
     factor = outlier_factor_of(measured.source, table.artifact.settings.get("outlier_factor"))
-    others = _null_features(table, settings.seed)
-    measured_features = sorted({*ids, *others})
+    measured_features = sorted(ids)
     encoder = Encoder(part_of(measured.crosscoder, measured_features), store, device, factor)
     sample = take_sample(encoder, pairs=settings.pairs, seed=settings.seed, resume=work.resume / "sample")
     excerpts = Excerpts.of(sample)
@@ -126,21 +120,21 @@ def _build(
     if not describer.pairs:
         raise InputError("no pair is left to describe features from: raise --pairs")
     column = {feature: i for i, feature in enumerate(measured_features)}
-    known: dict[int, tuple[Description, Detector | str]] = {}
-    with progress("explain: descriptions", len(column), "features") as bar:
-        for feature in column:
-            description = describer.describe(column[feature], settings.words)
-            activation_E = excerpts.activation(column[feature])
-            known[feature] = description, detector_of(description, excerpts, activation_E)
+    features = []
+    with progress("explain: descriptions", len(ids), "features") as bar:
+        for id in ids:
+            description = describer.describe(column[id], settings.words)
+            examples = table.row(id, examples=SHOWN).examples
+            seen = np.array([one.document for one in examples], np.int64)
+            # Of its own for each feature: the texts of one do not depend on which others are asked for.
+            rng = np.random.default_rng([settings.seed, id])
+            features.append(_Feature(id, description, excerpts.choose(column[id], settings.texts, seen, rng), examples))
             bar.advance()
-    features = [_chosen_texts(settings, table, excerpts, column[id], id, known[id]) for id in ids]
-    detectors = {other: known[other][1] for other in others}
     explained = [
         Explained(
             id=one.id,
             partition=str(table.partition_F[one.id]),
             description=one.description,
-            detection=_detection(one, detectors),
             texts=_held_out(measured, excerpts, one.chosen),
             judge=None,
         )
@@ -154,7 +148,6 @@ def _build(
         "crosscoder": measured.source.ref,
         "activations": measured.activations.ref,
         **_counts(sample, describer),
-        "null_features": others,
         "judge": None if judge is None else judge.name,
         "explained": [one.to_json() for one in explained],
     }
@@ -162,60 +155,17 @@ def _build(
     return _metrics(sample, explained)
 
 
-def _null_features(table: FeatureTable, seed: int) -> list[int]:
-    """Random features that fire; one more than the null needs, for each feature is compared with others only."""
-    alive = np.flatnonzero(table.statistics["firing_count"] > 0)
-    drawn = np.random.default_rng(seed).permutation(alive)[: NULL_FEATURES + 1]
-    return [int(feature) for feature in drawn]
-
-
-def _chosen_texts(
-    settings: ExplainSettings,
-    table: FeatureTable,
-    excerpts: Excerpts,
-    column: int,
-    id: int,
-    known: tuple[Description, Detector | str],
-) -> _Feature:
-    examples = table.row(id, examples=SHOWN).examples
-    seen = np.array([one.document for one in examples], np.int64)
-    # Of its own for each feature: the texts of one do not depend on which others are asked for.
-    rng = np.random.default_rng([settings.seed, id])
-    return _Feature(id, *known, excerpts.choose(column, settings.texts, seen, rng), examples)
-
-
-def _detection(feature: _Feature, detectors: dict[int, Detector | str]) -> Detection:
-    chosen = feature.chosen
-    if isinstance(chosen, str):
-        return Detection(chosen, 0)
-    texts = len(chosen.inactive)
-    if isinstance(feature.detector, str):
-        return Detection(feature.detector, texts)
-    nulls = [one for id, one in detectors.items() if id != feature.id and isinstance(one, Detector)][:NULL_FEATURES]
-
-    def told(active: NDArray[np.int64]) -> tuple[float, float | None]:
-        null = [one.accuracy(active, chosen.inactive) for one in nulls]
-        assert isinstance(feature.detector, Detector)
-        return feature.detector.accuracy(active, chosen.inactive), float(np.mean(null)) if null else None
-
-    strongest, strongest_null = told(chosen.strongest)
-    spread, spread_null = told(chosen.spread)
-    return Detection(None, texts, strongest, strongest_null, spread, spread_null, len(nulls))
-
-
 def _held_out(measured: Measured, excerpts: Excerpts, chosen: Chosen | str) -> list[HeldOut]:
     if isinstance(chosen, str):
         return []
     numbers = list(chosen.activation)
     texts = read_texts(measured.store, [excerpts.span(number) for number in numbers])
-    kinds = {name: set(getattr(chosen, name).tolist()) for name in ("strongest", "spread", "inactive")}
     source_W, window_N = excerpts.sample.source_W, excerpts.sample.window_N
     return [
         HeldOut(
             document=int(excerpts.document_E[number]),
             source=measured.store.info.sources[source_W[window_N[excerpts.start_E[number]]]],
             activation=activation,
-            kinds=[name for name, members in kinds.items() if number in members],
             text=text,
         )
         for (number, activation), text in zip(chosen.activation.items(), texts, strict=True)
@@ -227,7 +177,7 @@ def _judged(
 ) -> list[Explained]:
     questions = []
     for feature, one in zip(features, explained, strict=True):
-        tried = [text for text in one.texts if text.kinds[0] != "spread"]
+        tried = one.texts
         # In a random order: their place says nothing about them.
         order = np.random.default_rng([settings.seed, feature.id, 1]).permutation(len(tried)).tolist()
         shown = [example.pieces for example in feature.examples if example.pieces is not None]
@@ -240,10 +190,7 @@ def _judged(
             )
         )
     verdicts = ask_all(judge, questions, with_null=settings.detection_null)
-    return [
-        Explained(one.id, one.partition, one.description, one.detection, one.texts, verdicts[one.id])
-        for one in explained
-    ]
+    return [Explained(one.id, one.partition, one.description, one.texts, verdicts[one.id]) for one in explained]
 
 
 def _counts(sample: Sample, describer: Describer) -> dict[str, int]:
@@ -258,16 +205,11 @@ def _counts(sample: Sample, describer: Describer) -> dict[str, int]:
 
 def _metrics(sample: Sample, explained: Sequence[Explained]) -> dict[str, Any]:
     """For the manifest: how many were described and detected, by whom."""
-    detected = [one.detection for one in explained if one.detection.spread is not None]
     metrics: dict[str, Any] = {
         "features": len(explained),
         "pairs": len(sample.word_N),
         "described": sum(one.description.missing is None for one in explained),
-        "detected": len(detected),
     }
-    for name in ("strongest", "strongest_null", "spread", "spread_null"):
-        values = [value for one in detected if (value := getattr(one, name)) is not None]
-        metrics[name] = float(np.mean(values)) if values else None
     said = [one.judge for one in explained if one.judge is not None]
     if said:
         tried = [one.detection for one in said if one.detection is not None]

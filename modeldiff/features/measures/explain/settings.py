@@ -38,7 +38,7 @@ class ExplainSettings(JudgeSettings, OnDevice):
     """Characteristic words kept of each list, at most."""
 
     texts: int = setting(default=10, least=3)
-    """Held-out texts on which a feature is active, and as many on which it is not, to detect it on."""
+    """Held-out texts on which a feature is active, and as many on which it is not, for a judge to detect it on."""
 
     seed: int = setting(default=0, least=0)
     """Which half of the documents describes and which is held out, which texts and which features for comparison."""

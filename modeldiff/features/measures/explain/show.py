@@ -25,18 +25,12 @@ def print_explanations(ref: str, info: dict[str, Any], explained: list[Explained
     by = f"by {judge}" if judge else "from the texts, no judge"
     title = f"{ref}: {len(explained)} features of {info['features']}, {by}"
     listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("id", "judge", "flag") if judge else ("id", "spread", "strong"):
+    for column in ("id", "told", "flag") if judge else ("id",):
         listing.add_column(column, justify="right", no_wrap=True)
     listing.add_column("what it fires on (lift)", ratio=1)
     for one in explained:
-        told, words = one.detection, words_of(one)
-        spread, strong = _told(told.spread, told.spread_null), _told(told.strongest, told.strongest_null)
-        if one.judge is not None:
-            cells = [_told(one.judge.detection, one.judge.null), _flag(one)]
-            words.append(f"\nspread {spread}, strong {strong}")
-        else:
-            cells = [spread, strong]
-        listing.add_row(f"{one.id} {one.partition[0]}", *cells, words)
+        cells = [_told(one.judge.detection, one.judge.null), _flag(one)] if one.judge is not None else []
+        listing.add_row(f"{one.id} {one.partition[0]}", *cells, words_of(one))
     console().print(listing)
     _print_notes(info, explained)
 
@@ -53,9 +47,6 @@ def words_of(one: Explained) -> Text:
         lines.append(described.missing)
     else:
         lines += described.lines(_NAMES, chance=True)
-        lines[-1] += f"; {described.form}"
-        if one.detection.missing:
-            lines.append(f"not tried: {one.detection.missing}")
     return Text("\n".join(lines))
 
 
@@ -75,24 +66,18 @@ def _print_notes(info: dict[str, Any], explained: list[Explained]) -> None:
     from modeldiff.features.measures.explain.judged import INTERPRETABLE
     from modeldiff.features.measures.explain.lift import SHIFTS
 
-    texts = max((one.detection.texts for one in explained), default=0)
     click.echo(
         f"{info['pairs']:,} pairs ({info['outliers']:,} outliers) in {info['documents']:,} documents of "
         f"{info['activations']};\n{info['held_out_documents']:,} of them are held out."
     )
     click.echo("lift: share of the activation there / share of the pairs there; only what beats")
     click.echo(f"(in brackets) the highest of {SHIFTS} times with activations moved along the texts.")
-    click.echo(f"after: among the {CONTEXT} words before. runs: words fired on in a row; later text:")
-    click.echo("the share of a text's words that fire once the first one has.")
-    click.echo("spread, strong: offline detection: share told right, by these words alone, of up")
-    click.echo(f"to {texts} active and {texts} inactive held-out texts; the active ones spread over all")
-    click.echo("strengths, or the strongest. (In brackets): by the words of other features.")
-    click.echo("Not comparable to a judge's detection.")
+    click.echo(f"after: among the {CONTEXT} words before.")
     if info["judge"]:
         said = [one.judge for one in explained if one.judge is not None]
         tried = [one.detection for one in said if one.detection is not None]
         click.echo(
-            "judge: told right of the strong and the inactive texts by its explanation;\n"
+            "told: share of active and inactive held-out texts told right by its explanation;\n"
             f"{sum(one >= INTERPRETABLE for one in tried)} of {len(tried)} interpretable (at least {INTERPRETABLE:g})."
         )
         _print_flagged(explained)

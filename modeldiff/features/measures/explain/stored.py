@@ -4,7 +4,6 @@ explanation.json (normative):
     format, features, crosscoder, activations     what was explained
     pairs, describing_pairs, outliers             of the sample; the half that describes; left out for their norm
     documents, held_out_documents                 of the sample; those of them that describe nothing
-    null_features                                 whose descriptions are the null of the offline detection
     judge                                         name of the judge; null without one
     explained                                     one object per feature, in the order asked for: `Explained`
 """
@@ -21,30 +20,11 @@ from modeldiff.records import from_json, to_json
 from modeldiff.workspace import Artifact
 
 EXPLANATION_NAME = "explanation.json"
-FORMAT = 1
+FORMAT = 2
 _FIELDS = {
     "format", "features", "crosscoder", "activations", "pairs", "describing_pairs", "outliers", "documents",
-    "held_out_documents", "null_features", "judge", "explained",
+    "held_out_documents", "judge", "explained",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well the description from the texts tells held-out texts apart (detect.py): shares told right, and the same
-    with the descriptions of random other features on the same texts, on average."""
-
-    missing: str | None
-    """Why there is none."""
-    texts: int
-    """Active ones, and as many inactive ones."""
-    strongest: float | None = None
-    """The active ones are those on which it is most active."""
-    strongest_null: float | None = None
-    spread: float | None = None
-    """The active ones are spread over its activations: harder, and nearer the truth."""
-    spread_null: float | None = None
-    null_features: int = 0
-    """How many others the null is the average of."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +35,6 @@ class HeldOut:
     source: str
     activation: float
     """The feature's highest in it."""
-    kinds: list[str]
-    """strongest, spread, inactive."""
     text: str
 
 
@@ -68,8 +46,6 @@ class Explained:
     partition: str
     description: Description
     """From the texts, without a judge."""
-    detection: Detection
-    """By that description."""
     texts: list[HeldOut]
     judge: Verdict | None
     """None: no judge was asked."""
