@@ -41,7 +41,7 @@ _HOMES = {
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
     "read_explanations": "modeldiff.features.measures.explain.stored",
-    "load_stitch": "modeldiff.crosscoder.stitch",
+    "load_stitch": "modeldiff.linear.stitch",
     "read_scores": "modeldiff.features.measures.score.result",
     "Continuations": "modeldiff.contrast.continuations",
     "read_contrast": "modeldiff.contrast.stored",
@@ -49,7 +49,7 @@ _HOMES = {
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
-    "run_train": "modeldiff.crosscoder.run",
+    "run_train": "modeldiff.crosscoder.training.run",
     "run_features": "modeldiff.features.run",
     "run_continuations": "modeldiff.contrast.continuations",
     "run_contrast": "modeldiff.contrast.run",

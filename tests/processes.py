@@ -13,7 +13,7 @@ CONTEXT.set_forkserver_preload(
     [
         "modeldiff.cli.main",
         "modeldiff.harvest.run",
-        "modeldiff.crosscoder.run",
+        "modeldiff.crosscoder.training.run",
         "modeldiff.features.run",
         "modeldiff.contrast.run",
     ]

@@ -157,8 +157,8 @@ class Run:
 
     def features(self, seed: int) -> tuple[Any, Any]:
         """(crosscoder, features artifact) of a seed; the workspace has them the second time."""
-        from modeldiff.crosscoder.run import run as train
         from modeldiff.crosscoder.settings import TrainSettings
+        from modeldiff.crosscoder.training.run import run as train
         from modeldiff.features.run import run as measure
         from modeldiff.features.settings import FeaturesSettings
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from modeldiff.crosscoder.verdict import Calls
     from modeldiff.features.example import Example
     from modeldiff.features.missing import Evidence
     from modeldiff.features.table import FeatureRow, FeatureTable
+    from modeldiff.linear.verdict import Calls
     from modeldiff.workspace import Artifact, Workspace
 
 SORTS = ("evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")

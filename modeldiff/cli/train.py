@@ -40,7 +40,7 @@ def _train(
         return
     if processes is not None:
         raise click.UsageError("--processes goes with --plan: to train with several, start them with torchrun", ctx)
-    from modeldiff.crosscoder.run import run
+    from modeldiff.crosscoder.training.run import run
 
     artifact = run(settings, workspace, name=name, force=force)
     if muted():  # one process of the run speaks

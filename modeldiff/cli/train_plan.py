@@ -35,7 +35,7 @@ def print_plan(settings: TrainSettings, workspace: Workspace, processes: int | N
     Raises:
         MachineError: the run would not fit; it says what to change.
     """
-    from modeldiff.crosscoder.run import plan
+    from modeldiff.crosscoder.training.run import plan
 
     if not launched()[0].first:
         return

@@ -26,9 +26,9 @@ from modeldiff.contrast.documents import given_tokens
 from modeldiff.contrast.entries import jaccard
 from modeldiff.contrast.features import PairsBefore
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.active import thresholds
+from modeldiff.crosscoder.fast.inference import thresholds
 from modeldiff.crosscoder.selection import score_weights
-from modeldiff.crosscoder.stitch import Stitch
+from modeldiff.linear.stitch import Stitch
 from modeldiff.lm.edit import Shown
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import content_of

@@ -20,7 +20,7 @@ from modeldiff.contrast.contexts import Context, Contexts
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.documents import aligned, whole_tokens
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.active import ActiveEntries
+from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after

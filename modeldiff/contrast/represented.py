@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.verdict import MOSTLY_DIFFER, Scale, verdicts
+from modeldiff.linear.verdict import MOSTLY_DIFFER, Scale, verdicts
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json
 

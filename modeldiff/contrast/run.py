@@ -34,8 +34,8 @@ from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import Said
 from modeldiff.crosscoder import CrosscoderConfig, load
-from modeldiff.crosscoder.stitch import find_stitch, load_stitch
 from modeldiff.errors import InputError
+from modeldiff.linear.stitch import find_stitch, load_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.recipe import Recipe
-from modeldiff.crosscoder.shards import Shards
+from modeldiff.crosscoder.distributed import Shards
+from modeldiff.crosscoder.training.recipe import Recipe
 from modeldiff.workspace.bits import bytes_per_value
 from modeldiff.workspace.ranks import Ranks
 

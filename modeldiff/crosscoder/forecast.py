@@ -14,8 +14,8 @@ import torch
 from modeldiff.console import say
 from modeldiff.crosscoder.budget import Job, Memory, disk, memory
 from modeldiff.crosscoder.probe import PROBE_SECONDS, Size, probe
-from modeldiff.crosscoder.recipe import Recipe
 from modeldiff.crosscoder.room import free_memory, free_on
+from modeldiff.crosscoder.training.recipe import Recipe
 from modeldiff.workspace.files import free_bytes, human_bytes
 
 # For what allocators cannot use again, and for what is small and not counted.

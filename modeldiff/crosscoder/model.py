@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.partitioned import decode_product, encode_product
-from modeldiff.crosscoder.rooms import Rooms
+from modeldiff.crosscoder.fast.rooms import Rooms
+from modeldiff.crosscoder.products import decode_product, encode_product
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.tying import tie_initial
 from modeldiff.errors import InputError

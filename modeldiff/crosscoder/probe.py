@@ -27,8 +27,8 @@ from scipy.optimize import nnls
 
 from modeldiff.crosscoder.budget import Job, scaled
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.recipe import Recipe
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.recipe import Recipe
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.workspace.bits import ENCODINGS
 
 PROBE_SECONDS = 2.0

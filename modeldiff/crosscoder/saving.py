@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.distributed import Spans, take_rows
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.shards import Spans, take_rows
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json, replace_into, temporary_path, write_json

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from modeldiff.crosscoder.kernels.flat import columns_of, flatnonzero, places_of, rows_and_columns
+from modeldiff.crosscoder.fast.flat import columns_of, flatnonzero, places_of, rows_and_columns
 
 if TYPE_CHECKING:
     from modeldiff.crosscoder.config import CrosscoderConfig

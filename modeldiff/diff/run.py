@@ -8,16 +8,16 @@ from modeldiff.console import say
 from modeldiff.contrast.continuations import run as run_continuations
 from modeldiff.contrast.run import run as run_contrast
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
-from modeldiff.crosscoder.run import run as run_train
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.run import run as run_train
 from modeldiff.diff.settings import DiffSettings
+from modeldiff.features.measures.stitch.run import run as run_stitch
+from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import estimate
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.stitch.run import run as run_stitch
-from modeldiff.stitch.settings import StitchSettings
 from modeldiff.workspace import Artifact, Workspace
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.audit import EXTREME_NORM
+from modeldiff.crosscoder.audits.judging import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
 from modeldiff.features.rows import activations_of
 from modeldiff.sides import SIDES

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.active import ActiveEntries, thresholds
-from modeldiff.crosscoder.kernels.bags import Bags, bag_dot
+from modeldiff.crosscoder.fast.bags import Bags, bag_dot
+from modeldiff.crosscoder.fast.inference import ActiveEntries, thresholds
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.crosscoder.verdict import Scale, ratios, verdicts
+from modeldiff.linear.verdict import Scale, ratios, verdicts
 
 _LOW, _HIGH = 0.05, 0.95
 

@@ -19,9 +19,7 @@ from scipy import sparse
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.kernels.bags import Bags, bag_sum
-from modeldiff.crosscoder.predictability import Moments, held_out_r2
-from modeldiff.crosscoder.verdict import Scale, scale_of
+from modeldiff.crosscoder.fast.bags import Bags, bag_sum
 from modeldiff.features.alone import (
     Readers,
     random_readers,
@@ -33,6 +31,8 @@ from modeldiff.features.codes import CodeSample
 from modeldiff.features.controls import Control, control_of
 from modeldiff.features.cost import Cost, block_targets
 from modeldiff.features.rows import activations_of
+from modeldiff.linear.ridge import Moments, held_out_r2
+from modeldiff.linear.verdict import Scale, scale_of
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.threads import by_side, prefetched
 from modeldiff.workspace.activations import ActivationStore

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.verdict import Scale, ratios
 from modeldiff.features.evidence import Evidence
+from modeldiff.linear.verdict import Scale, ratios
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.crosscoder.verdict import MOSTLY_DIFFER, Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.errors import InputError
 from modeldiff.features.controls import Control
 from modeldiff.features.example import Example, ExampleReader
@@ -21,6 +20,7 @@ from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATIST
 from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.features.twins import STRONG
 from modeldiff.features.words import WordShare, characteristic_words
+from modeldiff.linear.verdict import MOSTLY_DIFFER, Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.workspace import Artifact
 
 Partition = Literal["A", "shared", "B"]

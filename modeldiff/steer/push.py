@@ -12,8 +12,8 @@ import torch
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.direction import Direction, direction_of
-from modeldiff.crosscoder.stitch import Stitch, load_stitch
 from modeldiff.errors import InputError
+from modeldiff.linear.stitch import Stitch, load_stitch
 from modeldiff.lm.harvested import Harvested
 from modeldiff.sides import OTHER
 from modeldiff.steer.settings import SteerSettings

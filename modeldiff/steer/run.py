@@ -21,8 +21,8 @@ import torch
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.direction import Direction, direction_of
-from modeldiff.crosscoder.stitch import find_stitch
 from modeldiff.errors import InputError
+from modeldiff.linear.stitch import find_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested, harvested, side_info
 from modeldiff.sides import SIDES

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.crosscoder.direction import STATISTICS_NAME
-from modeldiff.crosscoder.stitch import Stitch, find_stitch, load_stitch
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.linear.stitch import Stitch, find_stitch, load_stitch
 from modeldiff.lm.harvested import Harvested, harvested, side_info
 from modeldiff.steer.inputs import find_features
 from modeldiff.steer.transfer_settings import TransferSettings

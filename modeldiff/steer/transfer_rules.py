@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.linear_map import LinearMap
+from modeldiff.linear.maps import LinearMap
 from modeldiff.sides import OTHER, SIDES
 
 RULES = ("paper", "stitch")

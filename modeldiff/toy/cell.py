@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from modeldiff.crosscoder.audit import judge, sample
-from modeldiff.crosscoder.metrics import Quality, by_partition
+from modeldiff.crosscoder.audits.judging import judge, sample
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.metrics import Quality, by_partition
+from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.sides import SIDES
 from modeldiff.toy.recovery import Dictionary, Recovery, dictionary_of, recovery
 from modeldiff.toy.stitch import Stitch, residual_recipe, stitch_r2, train_stitch_residual

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.predictability import Moments, ridge_weights
-from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError
+from modeldiff.linear.ridge import Moments, ridge_weights
 from modeldiff.toy.stream import ConceptStream
 from modeldiff.toy.world import World
 

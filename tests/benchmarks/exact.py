@@ -9,15 +9,15 @@ from collections.abc import Iterator
 
 import torch
 
-from modeldiff.crosscoder.coarse import CoarseScores
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.data import PairStream, split
-from modeldiff.crosscoder.forward import DenseForward, Forward, Pass, Select, SparseForward
+from modeldiff.crosscoder.distributed import Shards
+from modeldiff.crosscoder.fast.coarse import CoarseScores
+from modeldiff.crosscoder.fast.forward import DenseForward, Forward, Pass, Select, SparseForward
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.shards import Shards
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.data import PairStream, split
+from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.demo.texts import write_probing_corpus
 from modeldiff.demo.truth import MODEL_A, MODEL_B
 from modeldiff.harvest.run import run as run_harvest

@@ -9,11 +9,11 @@ from contextlib import closing
 import torch
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.data import PairStream
-from modeldiff.crosscoder.recipe import make_recipe
-from modeldiff.crosscoder.run import make_config
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.data import PairStream
+from modeldiff.crosscoder.training.recipe import make_recipe
+from modeldiff.crosscoder.training.run import make_config
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.workspace import Workspace

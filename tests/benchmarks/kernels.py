@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from modeldiff.crosscoder.kernels.bags import Bags, bag_dot, bag_sum
+from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 
 ROLES = ("decode", "weights' gradient", "codes' gradient")

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.trainer import Trainer
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 from tests.benchmarks.start import Sizes, Start, Step, make_start
 from tests.benchmarks.step import ours_step

@@ -44,8 +44,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from modeldiff.console import progress
-from modeldiff.crosscoder.audit import read_alone, sample
-from modeldiff.crosscoder.predictability import Moments, held_out_r2, ridge_weights
+from modeldiff.crosscoder.audits.judging import read_alone, sample
+from modeldiff.linear.ridge import Moments, held_out_r2, ridge_weights
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 from modeldiff.toy.cell import JUDGE, CellSpec, by_threshold, normalised_pairs, trained
 from modeldiff.toy.plan import plan
@@ -310,13 +310,13 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     """One row per side, feature and probe; the features asked for, and how the whole partition falls."""
     from scipy import sparse
 
-    from modeldiff.crosscoder.verdict import evidence_score
     from modeldiff.features.alone import read_alone as read_from_one
     from modeldiff.features.alone import reference_features, shared_readers
     from modeldiff.features.codes import CodeSample, Encoder, sparsify
     from modeldiff.features.evidence import REFERENCE_FIRINGS, held_out
     from modeldiff.features.inputs import open_measured, outlier_factor_of
     from modeldiff.features.rows import activations_of
+    from modeldiff.linear.verdict import evidence_score
     from modeldiff.workspace import Workspace
 
     measured = open_measured(Workspace(arguments.workspace), arguments.crosscoder, None, what="probes")

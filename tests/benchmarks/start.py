@@ -18,8 +18,8 @@ import torch
 from torch.nn import functional
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
 
 # One training step on a batch (B, 2, d), float32: A's activations, B's activations. It answers with the loss before the
 # update, where that is at hand.

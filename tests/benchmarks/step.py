@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.trainer import Trainer
 from tests.benchmarks.dense import dense_step
 from tests.benchmarks.peers import dfc_step, fork_step, sparsify_step
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import torch
 
-from modeldiff.crosscoder.data import PairStream, split
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.data import PairStream, split
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Work, Workspace
 from modeldiff.workspace.activations import DATASET, ActivationStore, rows_name

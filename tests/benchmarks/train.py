@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from modeldiff.crosscoder.run import run
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.run import run
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.workspace import Workspace
 from tests.benchmarks.rows import Options, Row
 from tests.made_activations import make_activations

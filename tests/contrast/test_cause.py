@@ -32,7 +32,7 @@ from modeldiff.contrast.contexts import Context, Contexts
 from modeldiff.contrast.continuations import Continued
 from modeldiff.contrast.documents import open_document, open_prompts
 from modeldiff.contrast.features import PairsBefore, pairs_before
-from modeldiff.crosscoder.linear_map import LinearMap
+from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.edit import Shown
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.model import LanguageModel

@@ -20,8 +20,8 @@ from modeldiff.contrast.run import crosscoder_for, features_of, largest_norms, r
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.contrast.statistics import halves
 from modeldiff.contrast.stored import read_contrast, read_places
-from modeldiff.crosscoder.run import run as run_train
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.run import run as run_train
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings

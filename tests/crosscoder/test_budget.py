@@ -15,14 +15,14 @@ import torch
 from modeldiff.cli.main import run
 from modeldiff.crosscoder import Crosscoder, forecast, room
 from modeldiff.crosscoder.budget import CHECKPOINT, EVALUATION, START, STEP, Job, disk, memory, scaled, step_parts
-from modeldiff.crosscoder.checkpoint import write_checkpoint
 from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.fast.forward import PRE_ACTIVATIONS
 from modeldiff.crosscoder.forecast import mean_k
-from modeldiff.crosscoder.forward import PRE_ACTIVATIONS
 from modeldiff.crosscoder.probe import Pace, Size, fitted, probe
-from modeldiff.crosscoder.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.checkpoint import write_checkpoint
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.workspace import Workspace
 from tests.made_activations import make_activations
 

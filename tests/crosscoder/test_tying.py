@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
-from modeldiff.crosscoder.checkpoint import read_checkpoint, write_checkpoint
-from modeldiff.crosscoder.recipe import make_recipe
-from modeldiff.crosscoder.run import run
 from modeldiff.crosscoder.selection import Scores, batch_topk, pooled_topk, score_weights
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.checkpoint import read_checkpoint, write_checkpoint
+from modeldiff.crosscoder.training.recipe import make_recipe
+from modeldiff.crosscoder.training.run import run
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.crosscoder.tying import tie_gradients
 from modeldiff.errors import InputError
 from modeldiff.workspace import Workspace

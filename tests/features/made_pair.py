@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
-from modeldiff.crosscoder.stitch import FIELDS, MAPS_NAME, STITCH_NAME
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.linear.stitch import FIELDS, MAPS_NAME, STITCH_NAME
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from tests.features.made_crosscoder import publish

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modeldiff.crosscoder.verdict import Scale
 from modeldiff.features.controls import control_of
+from modeldiff.linear.verdict import Scale
 
 NAN = float("nan")
 # Exclusive up to a ratio of 0.4, predictable from 0.6 on.

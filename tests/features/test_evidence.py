@@ -15,8 +15,8 @@ import modeldiff.features.cost as cost
 import modeldiff.features.evidence as evidence
 import modeldiff.features.rows as rows
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
-from modeldiff.crosscoder.predictability import RIDGE, Moments, held_out_r2
 from modeldiff.features.codes import CodeSample, Encoder
+from modeldiff.linear.ridge import RIDGE, Moments, held_out_r2
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
 from tests.made_activations import make_activations

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.features.measures.stitch.run import run as run_stitch
+from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.steer.transfer_settings import TransferSettings
-from modeldiff.stitch.run import run as run_stitch
-from modeldiff.stitch.settings import StitchSettings
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from tests.made_activations import make_activations
 

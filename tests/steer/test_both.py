@@ -16,14 +16,14 @@ import modeldiff.lm.harvested as harvested_module
 import modeldiff.steer.writing as writing_module
 from modeldiff.cli.main import cli
 from modeldiff.errors import InputError
+from modeldiff.features.measures.stitch.run import run as run_stitch
+from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual
 from modeldiff.steer.run import run
-from modeldiff.stitch.run import run as run_stitch
-from modeldiff.stitch.settings import StitchSettings
 from modeldiff.workspace import Artifact, Workspace
 from tests.made_activations import make_activations
 from tests.steer.test_run import LAYERS, PROMPTS, Made, made_crosscoder, publish, records, settings_of

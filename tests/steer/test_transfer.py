@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import modeldiff.lm.harvested as harvested_module
-from modeldiff.crosscoder.stitch import load_stitch
+from modeldiff.linear.stitch import load_stitch
 from modeldiff.lm.generate import generate, generate_tokens
 from modeldiff.lm.load import ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual, residual_after

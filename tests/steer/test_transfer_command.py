@@ -12,15 +12,15 @@ import torch
 
 import modeldiff.lm.harvested as harvested_module
 from modeldiff.cli.main import run as run_cli
-from modeldiff.crosscoder.stitch import load_stitch
 from modeldiff.errors import InputError
+from modeldiff.features.measures.stitch.run import run as run_stitch
+from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
+from modeldiff.linear.stitch import load_stitch
 from modeldiff.lm.load import ModelRef
 from modeldiff.steer.transfer import run
 from modeldiff.steer.transfer_rules import RULES
-from modeldiff.stitch.run import run as run_stitch
-from modeldiff.stitch.settings import StitchSettings
 from tests.made_activations import make_activations
 from tests.steer.made_transfer import LAYERS, Made, info_of, made_crosscoder, make, publish, settings_of, vectors_of
 

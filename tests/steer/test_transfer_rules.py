@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
-from modeldiff.crosscoder.linear_map import LinearMap
+from modeldiff.linear.maps import LinearMap
 from modeldiff.steer.transfer_rules import (
     Decoders,
     cosine,

@@ -12,10 +12,10 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.predictability import RIDGE
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.trainer import Trainer
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError
+from modeldiff.linear.ridge import RIDGE
 from modeldiff.toy.recovery import dictionary_of, recovery
 from modeldiff.toy.stitch import Stitch, residual_recipe, stitch_r2, train_stitch_residual
 from modeldiff.toy.stream import ConceptStream

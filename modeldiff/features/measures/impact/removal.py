@@ -26,9 +26,9 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.crosscoder.linear_map import LinearMap
 from modeldiff.errors import MachineError
 from modeldiff.features.windows import Window, padded_windows
+from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.scores import sampled_scores

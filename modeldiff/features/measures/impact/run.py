@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save, save_file
 from scipy import sparse
 
 from modeldiff.console import progress, say
-from modeldiff.crosscoder.stitch import Stitch, find_stitch, load_stitch
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.inputs import open_measured, outlier_factor_of
@@ -29,6 +28,7 @@ from modeldiff.features.measures.impact.settings import KIND, ImpactSettings
 from modeldiff.features.measures.impact.surface import Surface, read_surface, surface_r2
 from modeldiff.features.splice import inlier_means, stored_gap
 from modeldiff.features.windows import Window, sample_windows
+from modeldiff.linear.stitch import Stitch, find_stitch, load_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.residual import verify_hook

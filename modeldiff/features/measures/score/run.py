@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from modeldiff.console import say
-from modeldiff.crosscoder.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.features.codes import Encoder
 from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.measures.score.by_judge import score_by_judge
@@ -32,6 +31,7 @@ from modeldiff.features.measures.score.trust import with_stitch_r2
 from modeldiff.judge.base import Judge
 from modeldiff.judge.opening import open_judge
 from modeldiff.judge.questions import WORDING
+from modeldiff.linear.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested
 from modeldiff.records import to_json

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
-from modeldiff.crosscoder.stitch import Stitch
 from modeldiff.errors import InputError
 from modeldiff.features.measures.score.settings import ScoreSettings
+from modeldiff.linear.stitch import Stitch
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.crosscoder.stitch import PARTS, Stitch, Stretches
 from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.measures.score.result import ScoreRow
+from modeldiff.linear.stitch import PARTS, Stitch, Stretches
 from modeldiff.workspace.activations import ActivationStore, Block
 
 # Held-out pairs that are read for this, at most: a bounded time, whatever the size of the harvest.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from modeldiff.features.measures.measure import About, Measure
-from modeldiff.stitch.settings import KIND, StitchSettings
+from modeldiff.features.measures.stitch.settings import KIND, StitchSettings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
@@ -18,7 +18,7 @@ class StitchMeasure(Measure):
 
     name = KIND
     settings = StitchSettings
-    stage = "modeldiff.stitch.run"
+    stage = "modeldiff.features.measures.stitch.run"
     made_from = {"activations": "activations"}  # noqa: RUF012
     summary = "Affine maps between the models' activations, with their R²."
     about = (
@@ -29,14 +29,14 @@ class StitchMeasure(Measure):
 
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
         """What was fitted, and how good it is."""
-        from modeldiff.crosscoder.stitch import load_stitch
+        from modeldiff.linear.stitch import load_stitch
 
         return {name: value for name, value in load_stitch(artifact).info.items() if name not in _INTERNAL}
 
     def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
         """R² of both maps."""
-        from modeldiff.crosscoder.stitch import load_stitch
         from modeldiff.features.measures.stitch.show import print_stitch
+        from modeldiff.linear.stitch import load_stitch
 
         print_stitch(artifact.ref, load_stitch(artifact).info)
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from scipy import sparse
 
-from modeldiff.crosscoder.linear_map import LinearMap
 from modeldiff.errors import InputError
 from modeldiff.features.measures.impact.exact import removed_kl
 from modeldiff.features.measures.impact.removal import Directions, Sums, measure, window_nats
 from modeldiff.features.windows import Window
+from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from modeldiff.lm.replace import replace_in_residual
 from modeldiff.lm.residual import residual_after

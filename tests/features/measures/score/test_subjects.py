@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from modeldiff.crosscoder.stitch import load_stitch
 from modeldiff.features.measures.score.settings import ScoreSettings
 from modeldiff.features.measures.score.subjects import Subjects, find_subjects
+from modeldiff.linear.stitch import load_stitch
 from tests.features.made_pair import DEAD, LOUD, WIDTH, Made, crosscoder, publish_stitch
 
 

@@ -1,0 +1,67 @@
+"""Moving features between the partitions of a crosscoder in training, with their share of Adam's state.
+
+Legend: F features, Fs features that one side has, D width of one model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.training.adam import Adam
+
+FRESH = -1
+"""In place of a feature's number: a new one, with zero weights and moments."""
+_SIDE_OF = {"w_enc_a": "a", "w_enc_b": "b", "w_dec_a": "a", "w_dec_b": "b"}
+_PARTITIONS = ("A", "shared", "B")
+
+
+def rearrange(crosscoder: Crosscoder, optimizer: Adam, order: Mapping[str, Sequence[int]]) -> torch.Tensor:
+    """Give the crosscoder new partitions of the same total size.
+
+    What a feature has on a side it keeps; on a side that it did not have before it starts with zero weights. The
+    parameters are new objects; the optimizer is told.
+
+    Args:
+        order: by partition ("A", "shared", "B"), the numbers of the features that it shall hold, FRESH for new ones.
+
+    Returns:
+        (F,) for every feature its former number, or FRESH.
+    """
+    former_F = torch.tensor([i for name in _PARTITIONS for i in order[name]], dtype=torch.long)
+    assert len(former_F) == crosscoder.n_features, "a rearranged crosscoder has as many features as before"
+    had = {side: crosscoder.sees(side) for side in "ab"}
+    crosscoder.config = dataclasses.replace(
+        crosscoder.config, n_a_only=len(order["A"]), n_shared=len(order["shared"]), n_b_only=len(order["B"])
+    )
+    for name, side in _SIDE_OF.items():
+        former_Fs = former_F[crosscoder.sees(side)]
+        there_Fs = (former_Fs >= had[side].start) & (former_Fs < had[side].stop)
+        _replace(crosscoder, optimizer, name, torch.where(there_Fs, former_Fs - had[side].start, FRESH))
+    _replace(crosscoder, optimizer, "b_enc", former_F)
+    return former_F
+
+
+def _replace(crosscoder: Crosscoder, optimizer: Adam, name: str, rows: torch.Tensor) -> None:
+    """The parameter's rows, and its moments', in a new order."""
+    old = getattr(crosscoder, name)
+    new = nn.Parameter(_taken(old.data, rows))
+    setattr(crosscoder, name, new)
+    for group in optimizer.param_groups:
+        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+    if old in optimizer.state:
+        state = optimizer.state.pop(old)
+        optimizer.state[new] = {
+            key: _taken(value, rows) if value.shape == old.shape else value for key, value in state.items()
+        }
+
+
+def _taken(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    rows = rows.to(tensor.device)
+    made = tensor.new_zeros(len(rows), *tensor.shape[1:])
+    made[rows != FRESH] = tensor[rows[rows != FRESH]]
+    return made

@@ -1,0 +1,1 @@
+"""The training loop: recipe, data, losses, what a step does, checkpoints."""

@@ -1,0 +1,160 @@
+"""The stitch stage: an activations artifact in, a `stitch` artifact out.
+
+stitch.json (normative; R² is over all dimensions together, null where it has no number):
+    format, activations, activations_digest, sides   what was stitched: both models, layers, widths, norms
+    outlier_factor, outliers                         pairs left out for their norm
+    pairs                                            pairs of each part: fit, choose, report
+    stretches                                        rows of the table in maps.safetensors (crosscoder/stitch.py)
+    maps.a_to_b, maps.b_to_a                         ridge; r2; null_r2; choice: R² of each regularisation on the pairs
+                                                     that choose; by_norm: the reported pairs in five equal parts by the
+                                                     norm of the target, each with from, to, pairs, r2, null_r2
+    round_trip                                       R² of A predicted from itself by way of B ("a"), and of B ("b")
+    identity                                         where the widths are equal, R² of the other model's activations
+                                                     taken as they are, in raw units; otherwise null
+
+r2 is measured on the part `report`, with the maps as they are stored. null_r2: the same for a map of the same
+regularisation that was fitted on permuted pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from modeldiff.console import progress, say
+from modeldiff.errors import InputError, MachineError
+from modeldiff.features.measures.stitch.report import TARGET, report
+from modeldiff.features.measures.stitch.scan import Scan, scan
+from modeldiff.features.measures.stitch.settings import KIND, StitchSettings
+from modeldiff.features.measures.stitch.split import sample, split
+from modeldiff.linear.maps import LinearMap, best_ridge, ridge_scores
+from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, PARTS, STITCH_NAME, Stretches, number_or_none
+from modeldiff.lm.device import resolve_device
+from modeldiff.sides import OTHER
+from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.activations import ActivationStore
+
+# Counted up when the same settings and activations would give something else than before.
+SCHEMA = 1
+# A larger share of outliers than this is said.
+_NOTEWORTHY_LEFT_OUT = 0.01
+# A map that is fitted on n times as many pairs as there are dimensions adds about 1/n to what it leaves unexplained.
+_FEW_PAIRS_PER_DIMENSION = 10
+
+
+def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
+    """Fit affine maps between the two models' activations, or answer with those that were fitted before.
+
+    Args:
+        name: a name for the artifact.
+        force: fit even if it exists.
+
+    Raises:
+        InputError: there are no such activations, or too few pairs.
+        DamagedError: activations that cannot be read or are not finite.
+        MachineError: not enough memory; no such device.
+    """
+    source = workspace.find("activations", settings.activations)
+    if settings.activations is None:
+        say(f"stitch the models of {source.ref} (the latest)")
+    store = ActivationStore(source)
+    device = resolve_device(settings.device)
+    if device.type == "mps":  # it has no float64
+        device = torch.device("cpu")
+
+    def build(work: Work) -> dict[str, Any]:
+        work.environment.update(device=str(device), dtype="float64")
+        try:
+            return _build(settings, store, device, work)
+        except torch.OutOfMemoryError:
+            raise MachineError(f"{device} has too little memory for widths {store.widths}: use --device cpu") from None
+
+    order = Order(KIND, settings, {"activations": source.as_input()}, SCHEMA)
+    return produce(workspace, order, build, name=name, force=force)
+
+
+def _build(settings: StitchSettings, store: ActivationStore, device: torch.device, work: Work) -> dict[str, Any]:
+    factor = settings.outlier_factor
+    blocks = sample(store, settings.pairs)
+    stretches = split(store, blocks)
+    scanned = scan(store, blocks, stretches, outlier_factor=factor, device=device, resume=work.resume)
+    rows_N, norms = scanned.report
+    pairs = {"fit": scanned.sums["fit"].n, "choose": scanned.sums["choose"].n, "report": len(rows_N)}
+    _check_counts(store, pairs, scanned.outliers)
+    maps, nulls, choices = _fitted(store, scanned)
+    found = report(store, stretches, rows_N, norms, maps, nulls, outlier_factor=factor, device=device)
+    for direction, one in found["maps"].items():
+        one["ridge"] = maps[direction].ridge
+        one["choice"] = [{"ridge": ridge, "r2": number_or_none(r2)} for ridge, r2 in choices[direction].items()]
+    work.write_bytes(MAPS_NAME, save(_tensors(maps, stretches)))
+    description = {
+        "format": FORMAT,
+        "activations": store.artifact.ref,
+        "activations_digest": store.artifact.manifest.digest,
+        "sides": {side: dataclasses.asdict(info) for side, info in store.info.sides.items()},
+        "outlier_factor": factor,
+        "outliers": scanned.outliers,
+        "pairs": pairs,
+        "stretches": len(stretches.first_S),
+        **found,
+    }
+    work.write_json(STITCH_NAME, description)
+    told = ("r2", "null_r2", "ridge")
+    return {"pairs": pairs, "outliers": scanned.outliers} | {
+        direction: {key: one[key] for key in told} for direction, one in found["maps"].items()
+    }
+
+
+def _check_counts(store: ActivationStore, pairs: dict[str, int], outliers: int) -> None:
+    if not all(pairs[part] for part in PARTS):
+        raise InputError(
+            f"{store.artifact.ref}: too few pairs are left to fit, choose and report on different ones "
+            f"({outliers} were left out for their norm): raise --outlier-factor, use 0 to keep all, or harvest more"
+        )
+    share = outliers / (outliers + sum(pairs.values()))
+    if share > _NOTEWORTHY_LEFT_OUT:
+        say(f"{outliers:,} pairs ({share:.1%}) with an outlying norm were left out")
+    if pairs["fit"] < _FEW_PAIRS_PER_DIMENSION * max(store.widths):
+        say(
+            f"{pairs['fit']:,} pairs to fit on are few for width {max(store.widths):,}: with less than "
+            f"{_FEW_PAIRS_PER_DIMENSION} for every dimension R² comes out too low; harvest more"
+        )
+
+
+def _fitted(
+    store: ActivationStore, scanned: Scan
+) -> tuple[dict[str, LinearMap], dict[str, LinearMap], dict[str, dict[float, float]]]:
+    """(maps, those of permuted pairs, R² of every regularisation), each by direction."""
+    maps: dict[str, LinearMap] = {}
+    nulls: dict[str, LinearMap] = {}
+    choices: dict[str, dict[float, float]] = {}
+    fit, choose = scanned.sums["fit"], scanned.sums["choose"]
+    with progress("stitch: solving", len(DIRECTIONS), "maps") as bar:
+        for direction in DIRECTIONS:
+            target = TARGET[direction]
+            source = OTHER[target]
+            choices[direction] = ridge_scores(fit.moments(direction), choose.moments(direction))
+            ridge = best_ridge(choices[direction])
+            for into, moments in (
+                (maps, fit.moments(direction)),
+                (nulls, fit.moments(direction, scanned.null_DaDb)),
+            ):
+                into[direction] = LinearMap.fitted(
+                    moments, ridge, taken_off_x=store.mean[source], taken_off_f=store.mean[target]
+                )
+            bar.advance()
+    return maps, nulls, choices
+
+
+def _tensors(maps: dict[str, LinearMap], stretches: Stretches) -> dict[str, torch.Tensor]:
+    """The content of maps.safetensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    for direction, one in maps.items():
+        tensors |= {f"{direction}.w": one.w_DD, f"{direction}.bias": one.bias_D}
+    for name in ("first", "stop", "part"):
+        tensors[f"stretch.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(stretches, f"{name}_S")))
+    return {name: one.cpu().contiguous() for name, one in tensors.items()}

@@ -1,0 +1,115 @@
+"""An affine map from one model's activations to the other's, and the choice of its regularisation.
+
+The stitching paper trains such maps by gradient descent; with both models' activations at hand the minimum has a closed
+form, ridge regression.
+
+Legend: N pairs, D width of either model (w_DD: rows of the source, columns of the target).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from modeldiff.linear.ridge import RIDGE, Moments, residual_sums, ridge_weights
+
+RIDGES = tuple(10.0**exponent for exponent in range(-8, 2))
+"""Regularisations to choose from, as shares of the mean of the Gram matrix's diagonal: from none to speak of, through
+which a few directions of very large variance hide nothing, to one that leaves hardly anything of the map."""
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """x -> x W + bias, both sides in the models' own (raw) units."""
+
+    w_DD: torch.Tensor
+    """(D_source, D_target) float32."""
+    bias_D: torch.Tensor
+    """(D_target,) float32."""
+    ridge: float
+    """Regularisation it was fitted with, as a share of the mean of the Gram matrix's diagonal."""
+    r2: float | None = None
+    """R² over all dimensions together, on pairs that neither the fit nor the choice of `ridge` has seen. None: not
+    measured, or the target does not vary."""
+
+    @classmethod
+    def fitted(
+        cls,
+        fit: Moments,
+        ridge: float,
+        *,
+        taken_off_x: torch.Tensor | None = None,
+        taken_off_f: torch.Tensor | None = None,
+    ) -> LinearMap:
+        """The ridge regression of f on x, no penalty on the bias, solved in float64.
+
+        Args:
+            fit: moments of the pairs, source x, target f.
+            ridge: as a share of the mean of the diagonal of the Gram matrix of x.
+            taken_off_x, taken_off_f: constants (D,) that were subtracted from the activations before they were summed;
+                the map takes and gives activations without that.
+        """
+        w_DD = ridge_weights(fit, ridge)
+        bias_D = (fit.f_G - fit.x_D @ w_DD) / max(1, fit.n)
+        if taken_off_f is not None:
+            bias_D = bias_D + taken_off_f.to(bias_D)
+        if taken_off_x is not None:
+            bias_D = bias_D - taken_off_x.to(bias_D) @ w_DD
+        return cls(w_DD.float(), bias_D.float(), ridge)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(D_source, D_target)."""
+        return self.w_DD.shape[0], self.w_DD.shape[1]
+
+    def apply(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """Activations (..., D_source) of the source as activations (..., D_target) of the target: matrix and bias.
+
+        Computed on the device of `x`, in its dtype but at least float32.
+        """
+        return self._times(x_ND) + self.bias_D.to(x_ND.device)
+
+    def direction(self, d_ND: torch.Tensor, *, bias: bool = False) -> torch.Tensor:
+        """Directions (..., D_source), such as decoder rows or steering vectors, in the target: the matrix only.
+
+        A direction is a difference of activations, from which the bias cancels; added, it would be the same constant in
+        every direction.
+
+        Args:
+            bias: add it nevertheless, as the DFC paper does (eq. 18).
+        """
+        return self.apply(d_ND) if bias else self._times(d_ND)
+
+    def to(self, device: torch.device | str) -> LinearMap:
+        """The same map on another device."""
+        return dataclasses.replace(self, w_DD=self.w_DD.to(device), bias_D=self.bias_D.to(device))
+
+    def _times(self, x_ND: torch.Tensor) -> torch.Tensor:
+        dtype = torch.promote_types(x_ND.dtype, torch.float32)
+        return x_ND.to(dtype) @ self.w_DD.to(device=x_ND.device, dtype=dtype)
+
+
+def ridge_scores(fit: Moments, held: Moments, ridges: Sequence[float] = RIDGES) -> dict[float, float]:
+    """For each regularisation: R², over all targets together, on held-out pairs of the regression fitted on the others.
+
+    NaN where the targets do not vary or a part is empty.
+    """
+    scores = {}
+    for ridge in ridges:
+        if not fit.n or not held.n:
+            scores[ridge] = math.nan
+            continue
+        residual_G, total_G = residual_sums(fit, held, ridge_weights(fit, ridge))
+        total = float(total_G.sum())
+        scores[ridge] = 1 - float(residual_G.sum()) / total if total > 0 else math.nan
+    return scores
+
+
+def best_ridge(scores: dict[float, float]) -> float:
+    """The regularisation of the highest R², the largest of several; RIDGE where none has a number."""
+    finite = {ridge: r2 for ridge, r2 in scores.items() if math.isfinite(r2)}
+    return max(finite, key=lambda ridge: (finite[ridge], ridge), default=RIDGE)

@@ -1,0 +1,302 @@
+"""Audits during training: what the other model predicts leaves the exclusive partitions, what it does not comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder import auditor as auditor_module
+from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.recipe import make_recipe
+from modeldiff.crosscoder.training.trainer import Trainer
+from tests.crosscoder.planted import Planted, plant
+from tests.crosscoder.truth import Partitions, cut, true_crosscoder
+
+BATCH, WIDTHS = 256, (40, 44)
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+# Of 32 concepts the first three are A's alone, the last three B's.
+OWN = {"a": {0, 1, 2}, "b": {29, 30, 31}}
+# Both exclusive partitions hold concepts of both models, and there is no feature for those of one model.
+USURPED: Partitions = ([10, 11, 12], [*range(3, 10), *range(13, 26)], [26, 27, 28])
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return plant(6144, concepts=32, widths=WIDTHS, offset=0, active=1.5)
+
+
+def make_trainer(planted: Planted, concepts: Partitions, *, combine: Any = "sum", **values: Any) -> Trainer:
+    """A trainer whose crosscoder is set by hand."""
+    sizes = [len(part) for part in concepts]
+    settings = TrainSettings(
+        **{
+            "features": sum(sizes),
+            "exclusive": max(sizes[0], 1) / sum(sizes),
+            "k": 1,
+            "k_start": 1,
+            "steps": 100,
+            "batch": BATCH,
+            "audits": 4,
+            "audit_pairs": 8 * BATCH,
+            "outlier_factor": 0.0,
+            **values,
+        }
+    )
+    recipe = make_recipe(settings, widths=WIDTHS, pairs=10**5)
+    return Trainer(true_crosscoder(planted, concepts, combine=combine), recipe)
+
+
+def audit(trainer: Trainer, planted: Planted, *, last: bool = False) -> dict[str, Any]:
+    return trainer.auditor.audit(cut(trainer.crosscoder, planted, BATCH), last=last)
+
+
+def raw(planted: Planted, steps: int) -> Batches:
+    """Batches as harvested, over and over."""
+    batches = list(zip(planted.x_a.split(BATCH), planted.x_b.split(BATCH), strict=True))
+    return [batches[step % len(batches)] for step in range(steps)]
+
+
+def concepts_in(crosscoder: Crosscoder, planted: Planted) -> dict[str, set[int]]:
+    """The concepts that each model's exclusive features write, by their decoders; -1: none."""
+    found = {}
+    for side, name, w_dec, directions_CD in (
+        ("a", "A", crosscoder.w_dec_a, planted.concepts_a),
+        ("b", "B", crosscoder.w_dec_b, planted.concepts_b),
+    ):
+        offset = crosscoder.sees(side).start
+        own = crosscoder.slices[name]
+        rows = w_dec.detach()[own.start - offset : own.stop - offset]
+        near = (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-9) @ directions_CD.T).max(dim=1)
+        found[side] = {int(i) if value > 0.9 else -1 for value, i in zip(near.values, near.indices, strict=True)}
+        assert len(found[side]) == len(rows), "no concept twice"
+    return found
+
+
+@pytest.fixture
+def rearranged(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Former numbers of the features, for every rearrangement that an audit makes."""
+    made: list[torch.Tensor] = []
+
+    def spy(crosscoder: Crosscoder, optimizer: torch.optim.Optimizer, order: Mapping[str, Sequence[int]]) -> Any:
+        made.append(rearrange(crosscoder, optimizer, order))
+        return made[-1]
+
+    monkeypatch.setattr(auditor_module, "rearrange", spy)
+    return made
+
+
+def test_usurped_slots_go_to_what_only_one_model_has(planted: Planted) -> None:
+    trainer = make_trainer(planted, USURPED)
+    report = audit(trainer, planted)
+    for name in ("A", "B"):
+        assert (report[name]["kept"], report[name]["moved"], report[name]["planted"]) == (0, 3, 3)
+        assert report[name]["unjudged"] == report[name]["gone"] == 0
+    assert concepts_in(trainer.crosscoder, planted) == OWN
+    assert trainer.crosscoder.n_features == 26
+    for x_a, x_b in raw(planted, 30):
+        trainer.update(x_a, x_b)
+    report = audit(trainer, planted, last=True)
+    assert [report[name]["kept"] for name in ("A", "B")] == [3, 3], "what was planted stands the next judgement"
+    assert concepts_in(trainer.crosscoder, planted) == OWN
+
+
+def test_with_nothing_exclusive_the_partitions_end_empty() -> None:
+    one = plant(6144, concepts=32, exclusive=0, widths=(40, 40), offset=0, active=1.5)
+    rotation = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(5))).Q
+    pair = Planted(one.x_a, one.x_a @ rotation / 15, one.concepts_a, one.concepts_a @ rotation)
+    trainer = make_trainer(pair, ([0, 1, 2], range(6, 32), [3, 4, 5]), audits=3)
+    reports = []
+    for x_a, x_b in raw(pair, 100):
+        line = trainer.update(x_a, x_b)
+        if line and line["audit"]:
+            reports.append(line["audit"])
+    assert trainer.crosscoder.sizes == {"A": 0, "shared": 32, "B": 0}
+    assert [report["A"]["planted"] + report["B"]["planted"] for report in reports] == [0, 0, 0]
+    assert line is not None
+    assert line["fve"]["a"] > 0.8, "training goes on without exclusive features"
+    assert not trainer.auditor.collecting
+
+
+def test_a_run_keeps_the_number_of_features_and_the_bounds_of_the_partitions(planted: Planted) -> None:
+    trainer = make_trainer(planted, ([10, 0, 12], USURPED[1], [26, 27, 30]), log_every=1, audits=5, audit_pairs=1024)
+    sizes = []
+    for x_a, x_b in raw(planted, 100):
+        line = trainer.update(x_a, x_b)
+        assert line is not None
+        sizes.append(trainer.crosscoder.sizes)
+        shapes = [len(getattr(trainer.crosscoder, name)) for name in ("w_enc_a", "w_dec_a", "w_enc_b", "w_dec_b")]
+        of_a, of_b = sizes[-1]["A"] + sizes[-1]["shared"], sizes[-1]["shared"] + sizes[-1]["B"]
+        assert shapes == [of_a, of_a, of_b, of_b]
+    assert all(sum(one.values()) == 26 for one in sizes)
+    assert max(one[name] for one in sizes for name in ("A", "B")) == 3
+    assert len(trainer.since_active_F) == 26
+    assert trainer.crosscoder.sizes["A"] > 0
+
+
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+def test_a_moved_feature_has_the_same_activations(
+    combine: str, planted: Planted, rearranged: list[torch.Tensor]
+) -> None:
+    trainer = make_trainer(planted, ([0, 11, 12], USURPED[1], [26, 27, 31]), combine=combine)
+    was, before = partition_and_pre(trainer.crosscoder, planted)
+    weights = trainer.crosscoder.w_dec_a.detach()[1:3].clone()
+    audit(trainer, planted)
+    now, after = partition_and_pre(trainer.crosscoder, planted)
+    (former_F,) = rearranged
+    moved = [(new, old) for new, old in enumerate(former_F.tolist()) if old != FRESH and now[new] != was[old]]
+    assert sorted((old, now[new]) for new, old in moved) == [(old, "shared") for old in (1, 2, 23, 24)]
+    for new, old in enumerate(former_F.tolist()):
+        if old != FRESH:
+            torch.testing.assert_close(after[:, new], before[:, old], rtol=1e-5, atol=1e-5)
+    new_1, new_2 = (new for new, old in moved if old in (1, 2))
+    assert torch.equal(trainer.crosscoder.w_dec_a.detach()[[new_1, new_2]], weights)
+    # Its decoder in the model that lacked it is what its activation explains there: the concept's direction.
+    offset = trainer.crosscoder.sees("b").start
+    rows = trainer.crosscoder.w_dec_b.detach()[[new_1 - offset, new_2 - offset]]
+    cosine = torch.cosine_similarity(rows, planted.concepts_b[[11, 12]])
+    assert cosine.min() > 0.95
+
+
+def partition_and_pre(crosscoder: Crosscoder, planted: Planted) -> tuple[list[str], torch.Tensor]:
+    names = [crosscoder.partition_of(feature) for feature in range(crosscoder.n_features)]
+    return names, crosscoder.pre_activations(*crosscoder.normalise(planted.x_a, planted.x_b)).detach()
+
+
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+def test_a_shared_feature_of_one_model_alone_becomes_exclusive(
+    combine: str, planted: Planted, rearranged: list[torch.Tensor]
+) -> None:
+    """Concepts 0 of A and 30 of B sit in shared slots (features 3 and 4), where there is room in the partitions."""
+    trainer = make_trainer(planted, ([10, 11, 12], [0, 30, *USURPED[1]], [26, 27, 28]), combine=combine)
+    _, before = partition_and_pre(trainer.crosscoder, planted)
+    report = audit(trainer, planted, last=True)
+    assert report["A"]["promoted"] == report["B"]["promoted"] == 1
+    assert concepts_in(trainer.crosscoder, planted) == {"a": {0}, "b": {30}}
+    (former_F,) = rearranged
+    _, after = partition_and_pre(trainer.crosscoder, planted)
+    for old in (3, 4):
+        new = former_F.tolist().index(old)
+        torch.testing.assert_close(after[:, new], before[:, old], rtol=1e-5, atol=1e-5)
+
+
+def test_a_partition_takes_no_more_than_it_had_at_the_start(planted: Planted) -> None:
+    trainer = make_trainer(planted, ([1], [0, 2, *USURPED[1]], [30]))
+    report = audit(trainer, planted)
+    assert (report["A"]["kept"], report["A"]["promoted"], report["A"]["planted"]) == (1, 0, 0)
+    assert trainer.crosscoder.sizes == {"A": 1, "shared": 22, "B": 1}
+
+
+def test_twins_and_what_never_fires_leave(planted: Planted) -> None:
+    trainer = make_trainer(planted, ([0, 0, 1], USURPED[1], [29, 30, 31]))
+    with torch.no_grad():
+        trainer.crosscoder.b_enc[1] -= 0.2  # the weaker of the twins
+        trainer.crosscoder.b_enc[2] = -100.0
+    report = audit(trainer, planted)
+    assert (report["A"]["kept"], report["A"]["gone"], report["A"]["moved"]) == (1, 2, 0)
+    assert report["B"]["kept"] == 3
+    assert concepts_in(trainer.crosscoder, planted)["a"] == OWN["a"], "the free slots are planted"
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_feature_too_rare_to_judge_stays_while_nothing_better_is_known(missing: bool, planted: Planted) -> None:
+    """The last feature of A fires in six pairs. Concept 2 may be missing."""
+    own = [0, 1] if missing else [0, 1, 2]
+    trainer = make_trainer(planted, ([*own, 10], USURPED[1], [29, 30, 31]))
+    with torch.no_grad():
+        x = trainer.crosscoder.normalise(planted.x_a, planted.x_b)
+        strength_N = trainer.crosscoder.pre_activations(*x)[:, len(own)].sort(descending=True).values
+        # Steeply, so that it is among the strongest there.
+        trainer.crosscoder.w_enc_a[len(own)] *= 1000
+        trainer.crosscoder.w_dec_a[len(own)] /= 1000
+        trainer.crosscoder.b_enc[len(own)] = -1000 * strength_N[6]
+    report = audit(trainer, planted)["A"]
+    expected = (2, 0, 1, 1) if missing else (4, 1, 0, 0)
+    assert (report["kept"], report["unjudged"], report["gone"], report["planted"]) == expected
+
+
+def test_a_mixture_gives_way_to_the_concept_in_it(planted: Planted) -> None:
+    """Feature 0 fires for concept 0, which is A's alone, and for concept 11, which is not, and writes both."""
+    trainer = make_trainer(planted, ([0, 1, 2], USURPED[1], [29, 30, 31]))
+    crosscoder = trainer.crosscoder
+    with torch.no_grad():
+        crosscoder.w_enc_a[0] += 1.5 * torch.linalg.pinv(planted.concepts_a)[:, 11]
+        crosscoder.w_dec_a[0] += 0.5 * planted.concepts_a[11]
+    report = audit(trainer, planted)["A"]
+    assert (report["kept"], report["planted"]) == (2, 1)
+    assert (report["moved"], report["gone"]) == (0, 1), "it does not stay as a shared feature besides"
+    assert concepts_in(crosscoder, planted)["a"] == OWN["a"]
+    row = crosscoder.w_dec_a.detach()[2]
+    assert torch.cosine_similarity(row, planted.concepts_a[0], dim=0) > 0.97, "purer than it was"
+
+
+def test_a_shared_slot_that_is_new_starts_at_a_concept_that_was_missing() -> None:
+    one = plant(6144, concepts=32, exclusive=0, widths=(40, 40), offset=0, active=1.5)
+    rotation = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(5))).Q
+    pair = Planted(one.x_a, one.x_a @ rotation / 15, one.concepts_a, one.concepts_a @ rotation)
+    trainer = make_trainer(pair, ([0, 1, 2], range(6, 24), [3, 4, 5]))
+    with torch.no_grad():
+        trainer.crosscoder.b_enc[[0, 1, 2, 21, 22, 23]] = -100.0
+    assert audit(trainer, pair)["fresh"] == 6
+    crosscoder = trainer.crosscoder
+    assert crosscoder.sizes == {"A": 0, "shared": 24, "B": 0}
+    missing = [*range(6), *range(24, 32)]
+    found = []
+    for w_dec, concepts in ((crosscoder.w_dec_a, pair.concepts_a), (crosscoder.w_dec_b, pair.concepts_b)):
+        cosine = torch.cosine_similarity(w_dec.detach()[-6:, None], concepts[None], dim=2).max(dim=1)
+        assert cosine.values.min() > 0.9
+        found.append(cosine.indices.tolist())
+    assert found[0] == found[1], "the same concept in both models"
+    assert len(set(found[0])) == 6
+    assert set(found[0]) <= set(missing)
+
+
+def test_new_features_begin_as_alive(planted: Planted, rearranged: list[torch.Tensor]) -> None:
+    trainer = make_trainer(planted, USURPED)
+    trainer.since_active_F += torch.arange(26) + 1
+    audit(trainer, planted)
+    (former_F,) = rearranged
+    expected = [0 if old == FRESH else old + 1 for old in former_F.tolist()]
+    assert trainer.since_active_F.tolist() == expected
+    assert 0 in expected
+
+
+def run(trainer: Trainer, batches: Batches, before: Callable[[Trainer], None] = lambda _: None) -> list[Any]:
+    lines = []
+    for x_a, x_b in batches:
+        before(trainer)
+        lines.append(trainer.update(x_a, x_b))
+    return lines
+
+
+def test_without_audits_the_mechanism_does_nothing(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = raw(planted, 40)
+    trainer = make_trainer(planted, USURPED, steps=40, audits=0)
+    lines = run(trainer, batches)
+    parameters = list(trainer.crosscoder.parameters())
+    monkeypatch.setattr(auditor_module.Auditor, "take", lambda *_: None)
+    other = make_trainer(planted, USURPED, steps=40, audits=0)
+    assert run(other, batches) == lines
+    for one, same in zip(parameters, other.crosscoder.parameters(), strict=True):
+        assert torch.equal(one, same)
+
+
+def test_until_its_first_audit_a_run_is_the_same_as_without(planted: Planted) -> None:
+    trainer, plain = (make_trainer(planted, USURPED, audits=audits, log_every=1) for audits in (4, 0))
+    first = trainer.recipe.next_audit(0)
+    assert first is not None
+    batches = raw(planted, first)
+    collecting: list[bool] = []
+    lines = run(trainer, batches, lambda one: collecting.append(one.auditor.collecting))
+    assert lines == run(plain, batches)
+    for one, same in zip(trainer.crosscoder.parameters(), plain.crosscoder.parameters(), strict=True):
+        assert torch.equal(one, same)
+    assert collecting == [step > first - 7 for step in range(first)], "eight batches, the audit's own the last"
+    line = trainer.update(*batches[0])
+    assert line is not None
+    assert line["audit"]["A"]["planted"] > 0
+    assert not trainer.auditor.collecting

@@ -1,0 +1,128 @@
+"""Moving features between partitions: each keeps its rows and Adam's moments, and training goes on.
+
+Legend: F features, D width of one model.
+"""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
+from tests.crosscoder.made import random_crosscoder
+
+WEIGHTS = {"w_enc_a": "a", "w_dec_a": "a", "w_enc_b": "b", "w_dec_b": "b"}
+SIZES = (2, 5, 3)
+Order = dict[str, list[int]]
+
+
+def trained() -> tuple[Crosscoder, torch.optim.Adam]:
+    """Sizes 2, 5, 3; three steps of Adam have left moments."""
+    crosscoder = random_crosscoder(**dict(zip(("n_a_only", "n_shared", "n_b_only"), SIZES, strict=True)))
+    optimizer = torch.optim.Adam(crosscoder.parameters(), lr=0.01, fused=True)
+    for seed in range(3):
+        step(crosscoder, optimizer, seed)
+    return crosscoder, optimizer
+
+
+def step(crosscoder: Crosscoder, optimizer: torch.optim.Adam, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = [torch.randn(20, width, generator=generator) for width in (6, 9)]
+    optimizer.zero_grad()
+    xhat = crosscoder.reconstruct(torch.relu(crosscoder.pre_activations(*x)))
+    sum((one - other).square().sum() for one, other in zip(x, xhat, strict=True)).backward()
+    optimizer.step()
+
+
+def by_feature(crosscoder: Crosscoder, optimizer: torch.optim.Adam) -> dict[str, torch.Tensor]:
+    """Every weight and moment as rows of all F features, zero where a feature does not exist on a side."""
+    rows = {}
+    for name in (*WEIGHTS, "b_enc"):
+        parameter = getattr(crosscoder, name)
+        seen = crosscoder.sees(WEIGHTS[name]) if name in WEIGHTS else slice(None)
+        moments = {key: optimizer.state[parameter][key] for key in ("exp_avg", "exp_avg_sq")}
+        for key, value in {"value": parameter.detach(), **moments}.items():
+            rows[f"{name} {key}"] = torch.zeros(crosscoder.n_features, *value.shape[1:])
+            rows[f"{name} {key}"][seen] = value
+    return rows
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Order:
+    """Ten features, some of them new, in partitions of any size."""
+    numbers = [FRESH if draw(st.booleans()) and draw(st.booleans()) else i for i in draw(st.permutations(range(10)))]
+    first, second = sorted((draw(st.integers(0, 10)), draw(st.integers(0, 10))))
+    return {"A": numbers[:first], "shared": numbers[first:second], "B": numbers[second:]}
+
+
+@settings(max_examples=30)
+@given(order=orders())
+def test_rows_and_moments_follow_their_feature(order: Order) -> None:
+    crosscoder, optimizer = trained()
+    before = by_feature(crosscoder, optimizer)
+    unpartitioned = {name: getattr(crosscoder, name).detach().clone() for name in ("b_dec_a", "b_dec_b")}
+    former_F = rearrange(crosscoder, optimizer, order)
+    assert former_F.tolist() == [*order["A"], *order["shared"], *order["B"]]
+    assert crosscoder.sizes == {name: len(numbers) for name, numbers in order.items()}
+    after = by_feature(crosscoder, optimizer)
+    for name, rows in before.items():
+        side = WEIGHTS.get(name.split()[0])
+        for feature, number in enumerate(former_F.tolist()):
+            seen = crosscoder.sees(side) if side else slice(0, 10)
+            exists = number != FRESH and seen.start <= feature < seen.stop
+            assert torch.equal(after[name][feature], rows[number] if exists else torch.zeros_like(rows[0]))
+    for name, value in unpartitioned.items():
+        assert torch.equal(getattr(crosscoder, name), value)
+
+
+def test_what_stays_in_its_partition_computes_the_same() -> None:
+    crosscoder, optimizer = trained()
+    x = torch.randn(30, 6), torch.randn(30, 9)
+    with torch.no_grad():
+        before = crosscoder.pre_activations(*x)
+        former_F = rearrange(crosscoder, optimizer, {"A": [1], "shared": [0, 2, 6, 5, 3, FRESH, 4], "B": [9, 7]})
+        after = crosscoder.pre_activations(*x)
+        for new in (0, 2, 3, 4, 5, 7, 8, 9):
+            torch.testing.assert_close(after[:, new], before[:, former_F[new]])
+        # A's feature 0 has no part in B yet; as a sum of both encoders (share 1/2) it is half of what it was.
+        bias = crosscoder.b_enc[1]
+        torch.testing.assert_close(2 * (after[:, 1] - bias), before[:, 0] - bias)
+        assert (after[:, 6] == 0).all()
+
+
+def test_training_goes_on() -> None:
+    crosscoder, optimizer = trained()
+    old = list(crosscoder.parameters())
+    rearrange(crosscoder, optimizer, {"A": [], "shared": [0, FRESH, 2, 3, 4, 5, 6], "B": [9, 8, 7]})
+    now = list(crosscoder.parameters())
+    (group,) = optimizer.param_groups
+    assert {id(one) for one in group["params"]} == {id(one) for one in now}
+    assert len(group["params"]) == len(now)
+    assert {id(one) for one in optimizer.state} == {id(one) for one in now}
+    assert not {id(old[i]) for i in range(5)} & {id(one) for one in optimizer.state}, "all but the decoders' biases"
+    before = [one.detach().clone() for one in now]
+    with torch.no_grad():
+        crosscoder.w_enc_a[1] = crosscoder.w_dec_a[1] = 0.5  # a feature that is zero everywhere has no gradient
+    step(crosscoder, optimizer, 3)
+    for one, value in zip(now, before, strict=True):
+        assert optimizer.state[one]["step"] == 4
+        assert (one != value).any(dim=-1).all()
+
+
+def test_the_same_order_changes_nothing() -> None:
+    crosscoder, optimizer = trained()
+    before, config = by_feature(crosscoder, optimizer), crosscoder.config
+    rearrange(crosscoder, optimizer, {"A": [0, 1], "shared": [2, 3, 4, 5, 6], "B": [7, 8, 9]})
+    for name, rows in by_feature(crosscoder, optimizer).items():
+        assert torch.equal(rows, before[name])
+    assert crosscoder.config == config
+
+
+def test_an_optimizer_that_has_not_begun() -> None:
+    crosscoder = random_crosscoder()
+    optimizer = torch.optim.Adam(crosscoder.parameters())
+    rearrange(crosscoder, optimizer, {"A": [FRESH] * 4, "shared": [FRESH] * 6, "B": []})
+    assert not optimizer.state
+    assert not any(value.any() for name, value in crosscoder.named_parameters() if not name.startswith("b_dec"))

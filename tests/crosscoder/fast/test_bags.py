@@ -1,0 +1,142 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeldiff.crosscoder import kernels
+from modeldiff.crosscoder.fast import bags as module
+from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
+from tests.crosscoder.fast.formulas import assert_dot, assert_sum, made_bags
+
+TRITON = "modeldiff.crosscoder.fast.triton_bags"
+lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8)
+
+
+def drawn(bags: Bags, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Left (G, D), rows (N, D), weights (K)."""
+    random = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(len(bags), width, generator=random),
+        torch.randn(rows, width, generator=random),
+        torch.randn(len(bags.index_K), generator=random),
+    )
+
+
+@given(lengths, st.integers(1, 9), st.integers(1, 40), st.integers(0, 99))
+def test_sums_and_products_are_those_of_the_dense_formulas(
+    lengths: list[int], rows: int, width: int, seed: int
+) -> None:
+    bags = made_bags(lengths, rows, seed)
+    left_GD, rows_ND, weight_K = drawn(bags, rows, width)
+    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
+    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
+
+
+def test_without_entries_sums_are_zero_and_there_are_no_products() -> None:
+    bags = made_bags([0, 0, 0], 4)
+    left_GD, rows_ND, weight_K = drawn(bags, 4, 5)
+    assert torch.equal(bag_sum(rows_ND, bags, weight_K), torch.zeros(3, 5))
+    assert bag_dot(left_GD, rows_ND, bags).shape == (0,)
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 5, 1, 0, 2, 0], [0, 0, 0], [7]])
+@pytest.mark.parametrize("values", [1, 10, 1000])
+def test_a_result_in_given_memory_is_made_piece_by_piece(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], values: int
+) -> None:
+    monkeypatch.setattr(module, "_PIECE_VALUES", values)
+    bags = made_bags(lengths, 9)
+    _, rows_ND, weight_K = drawn(bags, 9, 5)
+    out_GD = torch.full((len(lengths), 5), torch.nan)
+    assert bag_sum(rows_ND, bags, weight_K, out_GD) is out_GD
+    assert torch.equal(out_GD, bag_sum(rows_ND, bags, weight_K))
+
+
+def test_an_empty_bag_is_zero_between_others() -> None:
+    bags = made_bags([2, 0, 3, 0], 4)
+    _, rows_ND, weight_K = drawn(bags, 4, 5)
+    found_GD = bag_sum(rows_ND, bags, weight_K)
+    assert found_GD.any(dim=1).tolist() == [True, False, True, False]
+
+
+def test_rows_may_be_columns_of_a_wider_matrix() -> None:
+    bags = made_bags([3, 1, 4], 6)
+    left_GD, rows_ND, weight_K = drawn(bags, 6, 20)
+    left_GD, rows_ND = left_GD[:, 4:11], rows_ND[:, 4:11]
+    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
+    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
+
+
+@pytest.mark.parametrize("entries", [[2, 3], [0, 0]])
+def test_no_graph_is_recorded(entries: list[int]) -> None:
+    bags = made_bags(entries, 4)
+    left_GD, rows_ND, weight_K = (tensor.requires_grad_() for tensor in drawn(bags, 4, 5))
+    assert not bag_sum(rows_ND, bags, weight_K).requires_grad
+    assert not bag_dot(left_GD, rows_ND, bags).requires_grad
+
+
+def test_the_cpu_needs_no_triton() -> None:
+    code = """
+import sys, torch
+from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
+zero = torch.zeros(1, dtype=torch.int64)
+bags = Bags(zero, zero, torch.tensor([0, 1]))
+bag_sum(torch.ones(1, 2), bags, torch.ones(1)), bag_dot(torch.ones(1, 2), torch.ones(1, 2), bags)
+assert "triton" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- which kernels run on a GPU ---------------------------------------------------------------------------------------
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]]:
+    """Left, rows, weights and bags, on a machine where nothing is known of kernels yet."""
+    monkeypatch.delenv("MODELDIFF_KERNELS", raising=False)
+    monkeypatch.delattr(kernels, "triton_bags", raising=False)
+    module._triton_bags.cache_clear()
+    bags = made_bags([2, 3], 4)
+    left_GD, rows_ND, weight_K = (tensor.as_subclass(OnGpu) for tensor in drawn(bags, 4, 5))
+    yield left_GD, rows_ND, weight_K, bags
+    module._triton_bags.cache_clear()
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that answer with their names."""
+    named = SimpleNamespace(bag_sum=lambda *_, **__: "triton's sum", bag_dot=lambda *_: "triton's dot")
+    monkeypatch.setitem(sys.modules, TRITON, named)
+    monkeypatch.setattr(kernels, "triton_bags", named, raising=False)
+
+
+def test_a_gpu_uses_triton(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    left_GD, rows_ND, weight_K, bags = on_gpu
+    assert bag_sum(rows_ND, bags, weight_K) == "triton's sum"
+    assert bag_dot(left_GD, rows_ND, bags) == "triton's dot"
+
+
+def test_the_environment_can_ask_for_torch_s_own(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    monkeypatch.setenv("MODELDIFF_KERNELS", "torch")
+    left_GD, rows_ND, weight_K, bags = on_gpu
+    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
+    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
+
+
+def test_a_gpu_without_triton_uses_torch_s_own(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, TRITON, None)
+    left_GD, rows_ND, weight_K, bags = on_gpu
+    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
+    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)

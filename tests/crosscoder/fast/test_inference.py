@@ -1,0 +1,88 @@
+"""The active entries, found without a dense code, equal the dense code's entries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import modeldiff.crosscoder.fast.inference as active_module
+from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.fast.inference import ActiveEntries
+from modeldiff.features.codes import Encoder
+from modeldiff.workspace import Workspace
+from modeldiff.workspace.activations import ActivationStore, Block
+from tests.crosscoder.made import random_crosscoder
+from tests.made_activations import make_activations
+
+N, WIDTH_A, WIDTH_B = 300, 12, 16
+KINDS = {
+    "activation": {"selection": "activation"},
+    "l2": {"selection": "l2"},
+    "mean of encoders": {"selection": "mean", "combine": "mean"},
+    "designated": {"n_a_only": 0, "n_b_only": 0, "n_designated": 9, "tie": "norms"},
+}
+
+
+def made(kind: str) -> Crosscoder:
+    sizes = {"n_a_only": 10, "n_shared": 50, "n_b_only": 10, "width_a": WIDTH_A, "width_b": WIDTH_B, "k": 4}
+    crosscoder = random_crosscoder(**{**sizes, **KINDS[kind]})
+    crosscoder.set_threshold(0.9, 1.4 if kind == "designated" else None)
+    return crosscoder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+    generator = torch.Generator().manual_seed(0)
+    x_a, x_b = (torch.randn(N, width, generator=generator) for width in (WIDTH_A, WIDTH_B))
+    x_a[[3, 250]] *= 50  # outliers
+    workspace = Workspace(tmp_path_factory.mktemp("active") / "ws")
+    return ActivationStore(make_activations(workspace, x_a, x_b, N, encoding="bfloat16"))
+
+
+def away_from_the_threshold(crosscoder: Crosscoder, block: Block, encoder: Encoder) -> np.ndarray:
+    """(B, F) False where rounding decides."""
+    both = [encoder.dense(block)[0].numpy() > 0]
+    low, high = crosscoder.config.threshold, crosscoder.config.threshold_designated
+    for factor in (1 - 1e-5, 1 + 1e-5):
+        crosscoder.set_threshold(factor * low, factor * high)
+        both.append(encoder.dense(block)[0].numpy() > 0)
+    crosscoder.set_threshold(low, high)
+    result: np.ndarray = both[1] == both[2]
+    return result
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_sparse_codes_are_the_entries_of_the_dense_one(
+    store: ActivationStore, kind: str, coarse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active_module, "_PRODUCT_BYTES", 70 * 4 * 32)  # in several parts
+    encoder = Encoder(made(kind), store, torch.device("cpu"), 4.0)
+    encoder._active = ActiveEntries(encoder.crosscoder, coarse=coarse)
+    block = Block(0, 0, N)
+    f_BF, kept_B = encoder.dense(block)
+    codes, kept = encoder.sparse(block)
+    assert kept.tolist() == kept_B.tolist()
+    assert kept_B.sum() == N - 2
+    clear = away_from_the_threshold(encoder.crosscoder, block, encoder)
+    found = np.zeros(f_BF.shape, np.float32)
+    found[codes.row, codes.feature] = codes.value
+    np.testing.assert_allclose(found[clear], f_BF.numpy()[clear], rtol=1e-5, atol=1e-6)
+    assert (np.diff(codes.row * f_BF.shape[1] + codes.feature) > 0).all()
+    assert 0 < len(codes.value) < 0.5 * f_BF.numel()
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_single_places_equal_the_dense_code(store: ActivationStore, kind: str) -> None:
+    encoder = Encoder(made(kind), store, torch.device("cpu"), 4.0)
+    block = Block(0, 40, N)
+    f_BF = encoder.dense(block)[0].numpy()
+    generator = np.random.default_rng(0)
+    feature_E = generator.integers(0, f_BF.shape[1], 500)
+    row_EW = generator.integers(-1, f_BF.shape[0], (500, 9))
+    expected_EW = np.where(row_EW >= 0, f_BF[row_EW, feature_E[:, None]], 0)
+    clear = away_from_the_threshold(encoder.crosscoder, block, encoder)[row_EW, feature_E[:, None]]
+    found_EW = encoder.at(block, feature_E, row_EW)
+    np.testing.assert_allclose(found_EW[clear], expected_EW[clear], rtol=1e-5, atol=1e-6)
+    assert (found_EW > 0).any()

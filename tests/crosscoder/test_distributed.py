@@ -1,0 +1,119 @@
+"""`torchrun ... -m modeldiff train`: features over several processes train to what one process trains to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.crosscoder.distributed import Shards
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.run import run
+from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.errors import ModeldiffError
+from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.ranks import Ranks, ranks
+from tests.crosscoder.made import random_crosscoder
+from tests.crosscoder.planted import plant
+from tests.made_activations import make_activations
+from tests.processes import as_ranks
+
+SHORT: dict[str, Any] = {
+    "features": 41, "exclusive": 0.15, "k": 2, "steps": 60, "batch": 64, "device": "cpu", "log_every": 10,
+    "dead_tokens": 200,
+}  # fmt: skip
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "w")
+    planted = plant(3000)
+    make_activations(workspace, planted.x_a, planted.x_b, 1500)
+    return workspace
+
+
+def in_two(workspace: Workspace, values: dict[str, Any], dies_at: int | None = None) -> list[tuple[int | None, str]]:
+    """Train as rank 0 and rank 1; exit code and error line of each. Rank 1 is killed before the step `dies_at`."""
+    files = [workspace.folder.parent / f"rank{rank}.txt" for rank in (0, 1)]
+    deaths = (None, dies_at)
+    codes = as_ranks(_train, [(files[rank], workspace.folder, values, deaths[rank]) for rank in (0, 1)])
+    return [(code, file.read_text() if file.exists() else "") for code, file in zip(codes, files, strict=True)]
+
+
+def _train(file: Path, folder: Path, values: dict[str, Any], dies_at: int | None) -> None:
+    update = Trainer.update
+
+    def update_or_die(trainer: Trainer, *batch: torch.Tensor) -> dict[str, Any] | None:
+        if trainer.step == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(trainer, *batch)
+
+    Trainer.update = update_or_die  # type: ignore[method-assign]
+    try:
+        run(TrainSettings(**values), Workspace(folder))
+        ranks().barrier()
+    except ModeldiffError as error:
+        file.write_text(str(error))
+        os._exit(1)
+
+
+def log_of(artifact: Artifact) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (artifact.folder / "training.jsonl").read_text().splitlines()]
+
+
+def assert_same(found: Artifact, expected: Artifact) -> None:
+    """Up to the order of sums."""
+    for line, other in zip(log_of(found), log_of(expected), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert line["auxk"] == (None if other["auxk"] is None else pytest.approx(other["auxk"], rel=1e-3))
+        assert line["dead"] == other["dead"]
+        assert line["features"] == other["features"]
+        assert line["fve_shared"] == pytest.approx(other["fve_shared"], abs=1e-3)
+    weights = load(expected).state_dict()
+    for name, value in load(found).state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-2, atol=1e-3)
+    assert found.metrics["held_out"]["fve"] == pytest.approx(expected.metrics["held_out"]["fve"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"selection": "l2", "auxk": 2}, {"precision": "screened", "loss": "norm", "auxk_input": "input"}]
+)
+def test_two_processes_train_to_what_one_does(workspace: Workspace, values: dict[str, Any]) -> None:
+    assert in_two(workspace, {**SHORT, **values}) == [(0, ""), (0, "")]
+    sharded = workspace.find("crosscoder")
+    assert sharded.manifest.environment["processes"] == 2
+    alone = run(TrainSettings(**{**SHORT, **values}), workspace, force=True)
+    assert any(line["auxk"] for line in log_of(alone))
+    assert alone.metrics["left_out"] == sharded.metrics["left_out"]
+    assert_same(sharded, alone)
+
+
+def test_a_lost_process_ends_the_run_and_one_process_goes_on_from_its_checkpoint(workspace: Workspace) -> None:
+    values = {**SHORT, "checkpoint_seconds": 0.0}
+    (code, error), (killed, _) = in_two(workspace, values, dies_at=31)
+    assert (code, killed) == (1, -signal.SIGKILL)
+    assert error == "another process of this run ended, or could not be reached: the same command continues"
+    resumed = run(TrainSettings(**values), workspace)
+    assert [line["step"] for line in log_of(resumed)] == [0, 10, 20, 30, 40, 50, 59]
+    assert_same(resumed, run(TrainSettings(**values), workspace, force=True))
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_parts_hold_every_row_of_every_tensor_once(world: int) -> None:
+    whole = random_crosscoder(n_a_only=3, n_shared=11, n_b_only=2)
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name, _ in whole.named_parameters()}
+    for rank in range(world):
+        part: Crosscoder = Shards(Ranks(rank, world, rank), whole.config).part(whole)
+        for name, value in part.named_parameters():
+            rows[name].append(value.detach())
+    for name, value in whole.named_parameters():
+        found = rows[name] if not name.startswith("b_dec") else rows[name][:1]
+        assert sorted(torch.cat(found).reshape(len(value), -1).tolist()) == sorted(
+            value.detach().reshape(len(value), -1).tolist()
+        )

@@ -1,0 +1,63 @@
+"""Checkpoints: a fresh trainer gets sizes, weights and moments; those of other runs are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.crosscoder.test_trainer import batches, make_trainer
+
+from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
+from modeldiff.crosscoder.audits.report import audit_note
+from modeldiff.crosscoder.training.checkpoint import read_checkpoint, write_checkpoint
+from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.errors import DamagedError
+
+
+def tensors(trainer: Trainer) -> list[torch.Tensor]:
+    """Weights, moments and counters."""
+    parameters = list(trainer.crosscoder.parameters())
+    moments = [value for one in parameters for _, value in sorted(trainer.optimizer.state[one].items())]
+    return [*parameters, *moments, trainer.since_active_F]
+
+
+@pytest.mark.parametrize("sizes", [(4, 32, 4), (1, 36, 3), (0, 40, 0)])
+def test_a_fresh_trainer_continues_from_rearranged_partitions(sizes: tuple[int, int, int], tmp_path: Path) -> None:
+    trainer = make_trainer(steps=20)
+    *first, second = batches(4)
+    for x_a, x_b in first:
+        trainer.update(x_a, x_b)
+    a, shared, b = sizes
+    order = [*range(a), *range(4, 36), *[FRESH] * (shared - 32), *range(40 - b, 40)]
+    rearrange(
+        trainer.crosscoder, trainer.optimizer, {"A": order[:a], "shared": order[a : -b or 40], "B": order[40 - b :]}
+    )
+    trainer.update(*first[0])
+    write_checkpoint(tmp_path / "c", trainer, 17)
+    other = make_trainer(steps=20)
+    assert read_checkpoint(tmp_path / "c", other) == 17
+    assert other.step == 4
+    assert other.crosscoder.sizes == {"A": a, "shared": shared, "B": b}
+    assert other.crosscoder.config == trainer.crosscoder.config
+    for _ in range(2):
+        for found, expected in zip(tensors(other), tensors(trainer), strict=True):
+            assert torch.equal(found, expected)
+        assert other.update(*second) == trainer.update(*second)
+
+
+@pytest.mark.parametrize("values", [{"features": 50}, {"features": 30, "exclusive": 0.2}])
+def test_a_checkpoint_of_another_dictionary_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    trainer = make_trainer()
+    trainer.update(*batches(1)[0])
+    write_checkpoint(tmp_path / "c", trainer, 0)
+    with pytest.raises(DamagedError, match=r"partitions of [35]0 features .* found \[4, 32, 4\]; .*workspace clean"):
+        read_checkpoint(tmp_path / "c", make_trainer(**values))
+
+
+def test_an_audit_in_words() -> None:
+    nothing = {"kept": 4, "promoted": 0, "moved": 0, "gone": 0, "unjudged": 0, "planted": 0, "reference": 0.5}
+    line = {"step": 475, "audit": {"A": {**nothing, "kept": 5, "moved": 3, "promoted": 1, "planted": 2}, "B": nothing}}
+    expected = "audit at step 475: A 5 kept, 3 moved to shared, 1 taken from shared, 2 planted; B 4 kept"
+    assert audit_note(line) == expected

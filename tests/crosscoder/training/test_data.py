@@ -1,0 +1,185 @@
+"""The order of the pairs: every one once per pass, none that is held out, the same when the stream begins later."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modeldiff.crosscoder.training.batch_memory import MOST_HELD, BatchMemory
+from modeldiff.crosscoder.training.data import PairStream, split
+from modeldiff.errors import InputError
+from modeldiff.workspace import Workspace
+from modeldiff.workspace.activations import ActivationStore
+from tests.made_activations import make_activations
+
+ROWS = 1000
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+    """Row i holds the number i on both sides, in shards that do not divide into blocks."""
+    number_N = torch.arange(ROWS).float()
+    x_a, x_b = number_N[:, None].repeat(1, 3), -number_N[:, None].repeat(1, 2)
+    workspace = Workspace(tmp_path_factory.mktemp("data") / "w")
+    return ActivationStore(make_activations(workspace, x_a, x_b, shard_pairs=330))
+
+
+def stream(store: ActivationStore, buffer_rows: int, seed: int = 0, batch: int = 37) -> PairStream:
+    train, _ = split(store, 0.1)
+    return PairStream(store, train, batch=batch, seed=seed, buffer_bytes=buffer_rows * 5 * 4)
+
+
+def rows_of(store: ActivationStore, buffer_rows: int, batches: int, first: int = 0, seed: int = 0) -> list[list[int]]:
+    found = []
+    for x_a, x_b in itertools.islice(stream(store, buffer_rows, seed).batches(first), batches):
+        assert torch.equal(x_a[:, 0], -x_b[:, 0]), "row i of A belongs with row i of B"
+        found.append([int(value) for value in x_a[:, 0]])
+    return found
+
+
+def test_held_out_blocks_are_spread_and_apart(store: ActivationStore) -> None:
+    train, held = split(store, 0.1)
+    rows = [row for block in train + held for row in range(*_range(store, block))]
+    assert sorted(rows) == list(range(ROWS))
+    assert sum(map(len, held)) == pytest.approx(0.1 * ROWS, rel=0.2)
+    firsts = [_range(store, block)[0] for block in held]
+    assert min(firsts) < 200
+    assert max(firsts) > 800
+
+
+@pytest.mark.parametrize("buffer_rows", [1, 60, 10**6])
+def test_every_training_pair_once_per_pass(store: ActivationStore, buffer_rows: int) -> None:
+    train, _ = split(store, 0.1)
+    expected = sorted(row for block in train for row in range(*_range(store, block)))
+    drawn = itertools.chain.from_iterable(rows_of(store, buffer_rows, 2 * len(expected) // 37 + 1))
+    passes = [list(itertools.islice(drawn, len(expected))) for _ in range(2)]
+    assert sorted(passes[0]) == expected
+    assert sorted(passes[1]) == expected
+    assert passes[0] != passes[1]
+    assert passes[0] != expected
+
+
+@pytest.mark.parametrize("buffer_rows", [1, 60, 10**6])
+def test_a_stream_that_begins_later_is_the_same_stream(store: ActivationStore, buffer_rows: int) -> None:
+    whole = rows_of(store, buffer_rows, 52)
+    for first in (1, 5, 24, 25, 49):
+        assert rows_of(store, buffer_rows, 2, first=first) == whole[first : first + 2]
+
+
+@pytest.mark.parametrize("buffer_rows", [1, 60, 10**6])
+def test_batches_put_together_ahead_are_the_same(store: ActivationStore, buffer_rows: int) -> None:
+    """As for CUDA, but for the pinned memory."""
+    for first in (0, 24):
+        plain = stream(store, buffer_rows).batches(first)
+        ahead = stream(store, buffer_rows)._ahead(first)
+        for _ in range(30):
+            assert all(torch.equal(x, y) for x, y in zip(next(plain), next(ahead), strict=True))
+
+
+def test_a_batch_stays_as_it_is_when_more_are_taken(store: ActivationStore) -> None:
+    taken = list(itertools.islice(stream(store, 60).batches(), 40))
+    copies = [(x_a.clone(), x_b.clone()) for x_a, x_b in itertools.islice(stream(store, 60).batches(), 40)]
+    assert all(
+        torch.equal(x, y) for one, other in zip(taken, copies, strict=True) for x, y in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("buffer_rows", [1, 60, 10**6])
+@pytest.mark.parametrize("hold", [1, 2, 3, 20])
+def test_memory_is_used_again_only_when_nobody_holds_it(store: ActivationStore, buffer_rows: int, hold: int) -> None:
+    """Whether it is the tensor that is held, a view of it, or an array that shares its memory."""
+    fresh = stream(store, buffer_rows).batches()
+    held: collections.deque[tuple[Any, torch.Tensor]] = collections.deque(maxlen=hold)
+    places: set[int] = set()
+    for number, (x_a, x_b) in enumerate(itertools.islice(stream(store, buffer_rows).batches(), 200)):
+        expected_a, expected_b = (x.clone() for x in next(fresh))
+        kind = number % 4
+        held.append(
+            [
+                (x_a, expected_a),
+                (x_b[3:, 1], expected_b[3:, 1]),
+                (x_a.numpy(), expected_a),
+                (x_a.detach().view(torch.int32)[::2], expected_a.view(torch.int32)[::2]),
+            ][kind]
+        )
+        places.add(x_a.data_ptr())
+        assert all(torch.equal(torch.as_tensor(one), expected) for one, expected in held)
+    if buffer_rows == 10**6 and hold == 1:
+        assert len(places) == 2, "of the batch that is given out, and of the next one"
+
+
+def test_more_batches_than_memory_is_kept_for_are_copies(store: ActivationStore) -> None:
+    memory = BatchMemory(store, 4, 1)
+    held = []
+    for number in range(10):
+        slot = memory.take()
+        for x_ND in memory.x.values():
+            x_ND[memory.first_row(slot) :][:4] = number
+        held.append(memory.give_out(slot))
+    for number, (x_a, x_b) in enumerate(held):
+        assert x_a.shape == (4, 3)
+        assert x_b.shape == (4, 2)
+        assert (x_a == number).all()
+        assert (x_b == number).all()
+    inside = [
+        x_a.data_ptr() for x_a, _ in held if 0 <= x_a.data_ptr() - memory.x["a"].data_ptr() < memory.x["a"].nbytes
+    ]
+    assert len(inside) == MOST_HELD
+
+
+@pytest.mark.parametrize("buffer_rows", [64, 200, 899, 900, 5000])
+def test_the_buffer_is_all_the_memory_for_pairs(
+    store: ActivationStore, buffer_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: dict[str, int] = {"a": 0, "b": 0}
+    read: list[int] = []
+    empty_rows, read_into = ActivationStore.empty_rows, ActivationStore.read_into
+    read_scattered = ActivationStore.read_scattered
+
+    def counting(self: ActivationStore, side: str, rows: int) -> torch.Tensor:
+        taken[side] += rows
+        return empty_rows(self, side, rows)
+
+    def noting(self: ActivationStore, side: str, blocks: Any, x_ND: torch.Tensor) -> None:
+        read.append(len(x_ND))
+        read_into(self, side, blocks, x_ND)
+
+    def noting_both(self: ActivationStore, blocks: Any, x: Any, at_N: Any) -> None:
+        read.append(len(at_N))
+        read_scattered(self, blocks, x, at_N)
+
+    monkeypatch.setattr(ActivationStore, "empty_rows", counting)
+    monkeypatch.setattr(ActivationStore, "read_into", noting)
+    monkeypatch.setattr(ActivationStore, "read_scattered", noting_both)
+    one = stream(store, buffer_rows)
+    batches = one.batches()
+    for _ in range(3 * one.rows_per_epoch // 37):
+        next(batches)
+    batches.close()
+    # On top: two batches that are begun, those that are given out, and a row that nobody needs.
+    assert taken["a"] == taken["b"] <= min(buffer_rows, one.rows_per_epoch) + (2 + MOST_HELD) * 37 + 1
+    if one.rows_per_epoch <= buffer_rows:
+        assert read == 2 * [one.rows_per_epoch], "what fits is read once"
+    else:
+        assert max(read) <= buffer_rows // 2
+
+
+def test_the_seed_changes_the_order(store: ActivationStore) -> None:
+    assert rows_of(store, 60, 3, seed=0) == rows_of(store, 60, 3, seed=0)
+    assert rows_of(store, 60, 3, seed=0) != rows_of(store, 60, 3, seed=1)
+
+
+def test_too_few_pairs_to_hold_any_out(tmp_path: Path) -> None:
+    artifact = make_activations(Workspace(tmp_path / "w"), torch.ones(1, 3), torch.ones(1, 2))
+    with pytest.raises(InputError, match="has 1 pairs, too few to hold out"):
+        split(ActivationStore(artifact), 0.02)
+
+
+def _range(store: ActivationStore, block: object) -> tuple[int, int]:
+    first = store.first_row[block.shard]  # type: ignore[attr-defined]
+    return first + block.start, first + block.stop  # type: ignore[attr-defined]

@@ -1,0 +1,162 @@
+"""Settings: what is refused, what is derived from the activations, and the schedules."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.recipe import make_recipe
+from modeldiff.errors import InputError
+from modeldiff.settings import field_docs
+
+
+def test_the_papers_run_follows_from_the_papers_settings() -> None:
+    settings = TrainSettings(features=131072, steps=100_000)
+    recipe = make_recipe(settings, widths=(4096, 4096), pairs=100_000_000)
+    assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (6554, 117964, 6554)
+    assert recipe.k in range(200, 206)
+    assert recipe.k_start == 5 * recipe.k
+    assert (recipe.anneal_steps, recipe.warmup, recipe.dead_pairs) == (5000, 1000, 10_000_000)
+    assert recipe.lr == pytest.approx(1e-4, rel=0.5)
+    assert make_recipe(settings, widths=(4096, 2880), pairs=10**8).auxk == 1744
+
+
+def test_defaults_suit_small_models_and_short_runs() -> None:
+    recipe = make_recipe(TrainSettings(), widths=(128, 192), pairs=200_000)
+    assert recipe.n_a_only + recipe.n_shared + recipe.n_b_only == 1280
+    assert (recipe.k, recipe.steps) == (16, 2000)
+    assert recipe.dead_pairs == 200 * 2048, "a tenth of the run, not 10 M pairs"
+    assert make_recipe(TrainSettings(), widths=(8, 8), pairs=4_000_000).steps == 3906
+    assert make_recipe(TrainSettings(tokens=1_000_000), widths=(8, 8), pairs=10**6).steps == 488
+
+
+def test_k_falls_in_a_line_then_stays() -> None:
+    recipe = make_recipe(TrainSettings(k=10, k_start=50, anneal_steps=4, steps=100), widths=(8, 8), pairs=10**4)
+    assert [recipe.k_at(step) for step in (0, 1, 2, 3, 4, 99)] == [50, 40, 30, 20, 10, 10]
+
+
+@pytest.mark.parametrize(("decay", "middle", "last"), [("none", 1, 1), ("linear", 0.5, 0.05), ("cosine", 0.5, 0.006)])
+def test_learning_rate_rises_stays_and_falls(decay: Any, middle: float, last: float) -> None:
+    settings = TrainSettings(lr=2.0, warmup=10, decay=decay, decay_share=0.2, steps=100)
+    recipe = make_recipe(settings, widths=(8, 8), pairs=10**4)
+    assert [recipe.lr_at(step) / 2 for step in (0, 4, 9, 50, 80)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert recipe.lr_at(90) / 2 == pytest.approx(middle)
+    assert recipe.lr_at(99) / 2 == pytest.approx(last, abs=1e-3)
+
+
+def test_standard_has_no_exclusive_features() -> None:
+    recipe = make_recipe(TrainSettings(architecture="standard", features=100), widths=(8, 8), pairs=10**4)
+    assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (0, 100, 0)
+
+
+def audits(steps: int, wanted: int, batches: int, **values: Any) -> list[int]:
+    """The steps that end with an audit, of which each looks at `batches` batches."""
+    settings = TrainSettings(
+        **{"features": 40, "exclusive": 0.1, "k": 2, "steps": steps, "batch": 10, "threshold_start": 0, **values},
+        audits=wanted,
+        audit_pairs=10 * batches,
+    )
+    recipe = make_recipe(settings, widths=(8, 8), pairs=1000)
+    found = [step for step in range(steps) if recipe.next_audit(step) == step]
+    assert len(found) == recipe.audits
+    assert recipe.audit_batches == max(2, batches)
+    return found
+
+
+def test_audits_are_spread_over_the_run_and_one_closes_it() -> None:
+    found = audits(1000, 8, 16)
+    assert len(found) == 8
+    assert found[-1] == 999
+    assert min(found) >= 50
+    between = [after - before for before, after in itertools.pairwise(found[:-1])]
+    assert max(between) - min(between) <= 1
+
+
+def test_a_run_too_short_for_its_audits_has_fewer() -> None:
+    counts = [len(audits(steps, 8, 16)) for steps in (1000, 200, 100, 40, 10)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 8
+    assert 1 <= counts[2] < 8
+    assert counts[-1] == 0
+
+
+@given(steps=st.integers(1, 400), wanted=st.integers(0, 30), batches=st.integers(1, 30))
+def test_every_audit_has_pairs_of_its_own_in_two_halves(steps: int, wanted: int, batches: int) -> None:
+    found = audits(steps, wanted, batches)
+    assert len(found) <= wanted
+    assert all(after - before >= 2 for before, after in itertools.pairwise([-1, *found]))
+
+
+@pytest.mark.parametrize("values", [{"architecture": "standard"}, {"exclusive": 0.0}, {"architecture": "dsf-norms"}])
+def test_without_exclusive_features_there_is_nothing_to_audit(values: dict[str, Any]) -> None:
+    assert audits(1000, 8, 16, **values) == []
+
+
+def test_an_audit_looks_at_more_pairs_than_a_regression_has_weights() -> None:
+    def pairs(width: int, batch: int) -> int:
+        settings = TrainSettings(features=400, batch=batch, steps=10**5, audits=8)
+        recipe = make_recipe(settings, widths=(8, width), pairs=10**6)
+        assert recipe.audits == 8
+        return recipe.audit_batches * batch
+
+    assert pairs(64, 1024) == pairs(1024, 1024) == 16384
+    assert pairs(4096, 1024) == 65536
+    assert pairs(4096, 3000) == 66000, "whole batches"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"exclusive": 0.5}, "--exclusive must be at least 0 and below 0.5"),
+        ({"exclusive": -0.1}, "--exclusive must be at least 0 and below 0.5"),
+        ({"features": 10, "k": 11}, r"--k must be at most the number of features \(10\), found 11"),
+        ({"features": 0}, "--features must be at least 1"),
+        ({"k": 8, "k_start": 4}, r"--k-start must be at least k \(8\)"),
+        ({"steps": 5, "tokens": 5}, "give one of them"),
+        ({"lr": 0.0}, "--lr must be above 0"),
+        ({"lr": float("nan")}, "--lr must be above 0"),
+        ({"holdout": 0.0}, "--holdout"),
+        ({"decay_share": 1.5}, "--decay-share"),
+        ({"betas": (0.9,)}, "--betas must be 2 values, found 1"),
+        ({"auxk_alpha": -1.0}, "--auxk-alpha"),
+        ({"batch": 0}, "--batch must be at least 1"),
+        ({"audits": -1}, "--audits must be at least 0, found -1"),
+        ({"audit_pairs": 0}, "--audit-pairs must be at least 1, found 0"),
+    ],
+)
+def test_senseless_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainSettings(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"k": 65}, r"--k must be at most the number of features \(64\), found 65"),
+        ({"features": 8}, "--exclusive 0.05 of 8 features leaves a partition empty"),
+        ({"features": 8, "exclusive": 0.49, "k": 2}, "leaves a partition empty"),
+        ({"batch": 1001}, r"--batch must be at most the pairs there are to train on \(1000\), found 1001"),
+        ({"batch": 100, "steps": 10, "threshold_start": 10}, "--threshold-start must be below the number of steps"),
+    ],
+)
+def test_settings_that_do_not_fit_the_activations_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_recipe(TrainSettings(**values), widths=(8, 8), pairs=1000)
+
+
+def test_every_setting_has_a_help_text() -> None:
+    assert field_docs(TrainSettings).keys() == set(TrainSettings().to_json())
+    assert TrainSettings.from_json(TrainSettings(k=9).to_json(), "here") == TrainSettings(k=9)
+
+
+def test_settings_are_imported_without_torch() -> None:
+    code = "import sys, modeldiff.crosscoder.settings; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,330 @@
+"""The stage: planted truth is found, an interrupted run gives the same bytes, and what goes wrong is one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modeldiff.crosscoder import load
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.checkpoint import read_checkpoint
+from modeldiff.crosscoder.training.run import run
+from modeldiff.crosscoder.training.throughput import CheckpointClock
+from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.errors import DamagedError, InputError, MachineError
+from modeldiff.workspace import Artifact, Workspace
+from tests.crosscoder.planted import Planted, plant, recovered
+from tests.made_activations import make_activations
+
+SHORT: dict[str, Any] = {
+    "features": 40, "exclusive": 0.125, "k": 2, "steps": 40, "batch": 64, "audits": 0, "device": "cpu"
+}  # fmt: skip
+# Five audits, each of the last 8 batches before it.
+AUDITED: dict[str, Any] = {**SHORT, "steps": 160, "audits": 5, "audit_pairs": 512}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figure_in_a_word() -> Iterator[None]:
+    """Drawing takes longer than these runs; in its place, bytes that depend on the same. test_figure.py draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "modeldiff.crosscoder.training.run.training_figure", lambda *drawn: b"\x89PNG" + json.dumps(drawn).encode()
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return plant(6000)
+
+
+def workspace_with(folder: Path, planted: Planted, **options: Any) -> Workspace:
+    workspace = Workspace(folder)
+    make_activations(workspace, planted.x_a, planted.x_b, 2000, **options)
+    return workspace
+
+
+def content(artifact: Artifact) -> dict[str, bytes]:
+    """The files that must not depend on when a run was interrupted."""
+    return {name: (artifact.folder / name).read_bytes() for name in artifact.files() if not name.startswith("logs/")}
+
+
+def log_of(artifact: Artifact) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (artifact.folder / "training.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    workspace = workspace_with(tmp_path_factory.mktemp("t") / "w", planted, models=("one", "two"), layers=(2, 3))
+    return run(TrainSettings(**{**SHORT, "steps": 300, "batch": 256}), workspace)
+
+
+def test_planted_concepts_are_recovered(trained: Artifact, planted: Planted) -> None:
+    crosscoder = load(trained)
+    dec_a, dec_b = crosscoder.w_dec_a.detach(), crosscoder.w_dec_b.detach()
+    assert recovered(planted.concepts_a, dec_a)[3:21].all(), "shared ones, in A"
+    assert recovered(planted.concepts_b, dec_b)[3:21].all(), "shared ones, in B"
+    by_exclusive = recovered(planted.concepts_a[:3], dec_a[crosscoder.slices["A"]]).sum()
+    by_exclusive += recovered(planted.concepts_b[21:], dec_b[crosscoder.config.n_shared :]).sum()
+    assert by_exclusive >= 3, "half of what only one model has, by its exclusive features"
+    held_out = trained.metrics["held_out"]
+    for side in "ab":
+        assert held_out["fve"][side] > 0.9
+        assert held_out["fve_shared"][side] < held_out["fve"][side]
+        assert held_out["gain_exclusive"][side] == held_out["fve"][side] - held_out["fve_shared"][side]
+
+
+def test_the_inference_threshold_keeps_about_k(trained: Artifact) -> None:
+    assert trained.metrics["threshold"] == load(trained).config.threshold > 0
+    assert trained.metrics["held_out"]["l0"] == pytest.approx(2, rel=0.2)
+
+
+def test_files_and_config(trained: Artifact, planted: Planted) -> None:
+    assert trained.files() == [
+        "config.json",
+        "figures/training.png",
+        "logs/throughput.jsonl",
+        "model.safetensors",
+        "training.jsonl",
+    ]
+    crosscoder = load(trained)
+    config = crosscoder.config
+    assert (config.model_a, config.layer_a, config.model_b, config.layer_b) == ("one", 2, "two", 3)
+    for x, scale in ((planted.x_a, config.scale_a), (planted.x_b, config.scale_b)):
+        assert float((x * scale).norm(dim=1).median()) == pytest.approx(18**0.5, rel=1e-3)
+    shapes = {name: tuple(value.shape) for name, value in crosscoder.state_dict().items()}
+    assert shapes["w_enc_a"] == shapes["w_dec_a"] == (35, 16)
+    assert shapes["w_enc_b"] == shapes["w_dec_b"] == (35, 20)
+    lines = log_of(trained)
+    assert [line["step"] for line in lines][:2] == [0, 1]
+    assert lines[-1]["step"] == 299
+    assert lines[-1]["loss"] < lines[0]["loss"] / 5
+    figure = (trained.folder / "figures/training.png").read_bytes()
+    assert b"40 features (A 5, shared 30, B 5), k 2, on activations:1" in figure
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return run(TrainSettings(**SHORT), workspace_with(tmp_path_factory.mktemp("u") / "w", planted))
+
+
+@pytest.fixture(scope="module")
+def few() -> Planted:
+    """Fewer exclusive concepts than there are slots for."""
+    return plant(6000, exclusive=2)
+
+
+@pytest.fixture(scope="module")
+def audited_and_told(few: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, str]:
+    """What an uninterrupted run with audits makes, and what it says."""
+    workspace = workspace_with(tmp_path_factory.mktemp("a") / "w", few)
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        return run(TrainSettings(**AUDITED), workspace), told.getvalue()
+
+
+@pytest.fixture(scope="module")
+def audited(audited_and_told: tuple[Artifact, str]) -> Artifact:
+    return audited_and_told[0]
+
+
+def run_with_kills(
+    settings: dict[str, Any], kills: tuple[int, ...], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> Artifact:
+    """Kill a run at the steps given, continue it every time, and let it finish."""
+    update, kill_at = Trainer.update, -1
+    asked = 0
+
+    def killed_update(self: Trainer, *x: torch.Tensor) -> Any:
+        if self.step == kill_at:
+            raise KilledError
+        return update(self, *x)
+
+    def now(self: CheckpointClock) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked % 4 == 0  # some steps are lost and done again
+
+    monkeypatch.setattr(Trainer, "update", killed_update)
+    monkeypatch.setattr(CheckpointClock, "now", now)
+    for kill_at in kills:  # noqa: B007
+        with pytest.raises(KilledError):
+            run(TrainSettings(**settings), workspace)
+    kill_at = -1
+    return run(TrainSettings(**settings), workspace)
+
+
+def assert_same(artifact: Artifact, other: Artifact) -> None:
+    assert content(artifact) == content(other)
+    assert artifact.manifest.digest == other.manifest.digest
+    assert artifact.metrics == other.metrics
+
+
+@pytest.mark.parametrize("kills", [(0,), (1,), (17,), (39,), (5, 20, 21)])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    kills: tuple[int, ...],
+    planted: Planted,
+    uninterrupted: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = run_with_kills(SHORT, kills, workspace_with(tmp_path / "w", planted), monkeypatch)
+    assert_same(artifact, uninterrupted)
+
+
+def changes(report: dict[str, Any] | None) -> bool:
+    """An audit moved, planted or promoted features."""
+    return report is not None and any(
+        report[side][what] for side in ("A", "B") for what in ("moved", "planted", "promoted")
+    )
+
+
+# Between the first two audits; in the middle of collecting for the third, after it, and before the last.
+@pytest.mark.parametrize("moments", [((0, 5),), ((2, -3), (2, 1), (-1, -1))])
+def test_resumed_equals_uninterrupted_also_across_audits(
+    moments: tuple[tuple[int, int], ...],
+    few: Planted,
+    audited: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Moments are numbers of audits, and how many steps after them the run is killed."""
+    lines = log_of(audited)
+    audits = [line["step"] for line in lines if line["audit"]]
+    assert len(audits) == 5
+    kills = tuple(audits[number] + after for number, after in moments)
+    at_kill = lines[kills[0]]["features"]
+    for part in (lines[: kills[0] + 1], lines[kills[0] + 1 :]):
+        assert any(changes(line["audit"]) for line in part), "features move before the kill, and after it"
+    resumed: list[dict[str, int]] = []
+
+    def read(path: Path, trainer: Trainer) -> int:
+        log_bytes = read_checkpoint(path, trainer)
+        resumed.append(trainer.crosscoder.sizes)
+        return log_bytes
+
+    monkeypatch.setattr("modeldiff.crosscoder.training.run.read_checkpoint", read)
+    artifact = run_with_kills(AUDITED, kills, workspace_with(tmp_path / "w", few), monkeypatch)
+    assert resumed[0] == at_kill
+    assert_same(artifact, audited)
+
+
+def test_audits_are_told_and_summed_up(audited_and_told: tuple[Artifact, str]) -> None:
+    audited, told = audited_and_told
+    reports = [line["audit"] for line in log_of(audited) if line["audit"]]
+    metrics = audited.metrics["audit"]
+    assert metrics["audits"] == len(reports) == 5
+    for side in ("A", "B"):
+        for what in ("moved", "promoted", "planted"):
+            assert metrics[side][what] == sum(report[side][what] for report in reports)
+        for what in ("kept", "unjudged"):
+            assert metrics[side][what] == reports[-1][side][what]
+        assert audited.metrics["features"][side] == metrics[side]["kept"] + reports[-1][side]["promoted"]
+    assert sum(metrics[side]["moved"] for side in ("A", "B")) > 0
+    assert sum(metrics[side]["planted"] for side in ("A", "B")) > 0
+    assert load(audited).sizes == audited.metrics["features"]
+    assert told.count("audit at step ") == 5
+    assert f"A {reports[0]['A']['kept']} kept" in told
+    sizes = audited.metrics["features"]
+    drawn = (audited.folder / "figures/training.png").read_bytes().decode("latin-1")
+    assert f"40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']}), k 2" in drawn
+    assert f"after 5 audits: 40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']})" in told
+
+
+def test_without_audits_there_is_no_report(uninterrupted: Artifact) -> None:
+    assert uninterrupted.metrics["audit"] is None
+    assert uninterrupted.metrics["features"] == {"A": 5, "shared": 30, "B": 5}
+    assert all(line["audit"] is None for line in log_of(uninterrupted))
+
+
+def test_a_run_killed_after_its_last_step_is_finished(
+    planted: Planted, uninterrupted: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = workspace_with(tmp_path / "w", planted)
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modeldiff.crosscoder.training.run.evaluate", killed)
+        with pytest.raises(KilledError):
+            run(TrainSettings(**SHORT), workspace)
+    assert content(run(TrainSettings(**SHORT), workspace)) == content(uninterrupted)
+
+
+def test_settings_that_cannot_change_the_result_answer_from_the_cache(
+    planted: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = workspace_with(tmp_path / "w", planted)
+    few: dict[str, Any] = {**SHORT, "steps": 3}
+    first = run(TrainSettings(**few), workspace)
+    again = run(TrainSettings(**{**few, "device": "auto"}, checkpoint_seconds=0, activations="1"), workspace)
+    assert again.ref == first.ref
+    assert "crosscoder:1 is up to date" in capsys.readouterr().err
+    other = run(TrainSettings(**few, seed=1), workspace)
+    assert other.ref == "crosscoder:2"
+    assert "seed changed 0 -> 1" in capsys.readouterr().err
+
+
+def test_a_truncated_checkpoint_is_named(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = workspace_with(tmp_path / "w", planted)
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    monkeypatch.setattr("modeldiff.crosscoder.training.run.evaluate", killed)
+    with pytest.raises(KilledError):
+        run(TrainSettings(**SHORT), workspace)
+    (checkpoint,) = workspace.folder.rglob("checkpoint.safetensors")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(DamagedError, match=r"checkpoint\.safetensors.*truncated.*modeldiff workspace clean"):
+        run(TrainSettings(**SHORT), workspace)
+
+
+def test_no_activations(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run `modeldiff harvest` first"):
+        run(TrainSettings(), Workspace(tmp_path / "w"))
+
+
+def test_activations_that_are_not_finite_leave_no_artifact(tmp_path: Path) -> None:
+    x_a, x_b = torch.randn(500, 4), torch.randn(500, 5)
+    x_a[250:, 1] = float("nan")
+    workspace = Workspace(tmp_path / "w")
+    artifact = make_activations(workspace, torch.where(x_a.isnan(), 0.0, x_a), x_b)
+    store_file = next(artifact.folder.glob("shards/*.a.h5"))
+    import h5py
+
+    with h5py.File(store_file, "r+") as file:
+        file["activations"][250:, 1] = float("nan")
+    artifact.manifest.files["shards/00000.a.h5"] = _entry(store_file)
+    artifact.manifest.write(artifact.folder)
+    with pytest.raises(DamagedError, match="not finite"):
+        run(TrainSettings(features=40, k=4, steps=20, batch=64, device="cpu"), workspace)
+    assert not workspace.artifacts("crosscoder")
+
+
+def _entry(path: Path) -> Any:
+    from modeldiff.workspace.digest import digest_file
+    from modeldiff.workspace.manifest import FileEntry
+
+    return FileEntry(path.stat().st_size, digest_file(path))
+
+
+def test_too_little_disk_is_refused_before_the_first_step(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = workspace_with(tmp_path, planted)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(Trainer, "update", lambda *_: pytest.fail("a step was made"))
+    with pytest.raises(MachineError, match=r"a training of 40 features needs .* on disk, 1.0 kB are free"):
+        run(TrainSettings(**SHORT), workspace)

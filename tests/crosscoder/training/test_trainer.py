@@ -1,0 +1,147 @@
+"""What one batch does: k exactly, outliers left out, dead features revived, errors instead of silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.crosscoder import trainer as trainer_module
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.recipe import make_recipe
+from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.errors import DamagedError, InputError
+from tests.crosscoder.planted import plant
+
+BATCH = 64
+
+
+def make_trainer(**values: Any) -> Trainer:
+    settings = TrainSettings(
+        **{"features": 40, "exclusive": 0.1, "k": 2, "batch": BATCH, "log_every": 1, "audits": 0, **values}
+    )
+    recipe = make_recipe(settings, widths=(16, 20), pairs=10**4)
+    config = CrosscoderConfig(
+        width_a=16,
+        width_b=20,
+        n_a_only=recipe.n_a_only,
+        n_shared=recipe.n_shared,
+        n_b_only=recipe.n_b_only,
+        k=recipe.k,
+        selection=settings.selection,
+        scale_a=1 / 3,
+        scale_b=5.0,
+    )
+    return Trainer(Crosscoder.initialised(config, torch.zeros(16), torch.zeros(20), seed=0), recipe)
+
+
+def batches(count: int, rows: int = BATCH) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    planted = plant(count * rows, offset=0)
+    return list(zip(planted.x_a.split(rows), planted.x_b.split(rows), strict=True))
+
+
+@pytest.mark.parametrize("selection", ["activation", "l2", "sum", "mean"])
+def test_exactly_k_per_pair_are_kept_while_k_falls(selection: str) -> None:
+    trainer = make_trainer(k_start=7, anneal_steps=6, steps=10, selection=selection)
+    left_out = 0
+    for step, (x_a, x_b) in enumerate(batches(10)):
+        line = trainer.update(x_a, x_b)
+        assert line is not None
+        rows = BATCH - (line["left_out"] - left_out)
+        left_out = line["left_out"]
+        k = 7 - 5 * step / 6 if step < 6 else 2
+        assert round(sum(line["l0"].values()) * rows) == round(k * rows)
+        assert sum(line["slots"].values()) == pytest.approx(1)
+
+
+def test_an_outlier_pair_changes_nothing() -> None:
+    (x_a, x_b), *_ = batches(1)
+    inside = make_trainer()._without_outliers(3 * x_a / x_a.norm(dim=1, keepdim=True), x_b / x_b.norm(dim=1)[:, None])
+    plain, disturbed = make_trainer(), make_trainer()
+    plain.update(*inside)
+    far = torch.cat([inside[0], inside[0][:1] * 100]), torch.cat([inside[1], inside[1][:1]])
+    disturbed.update(*far)
+    assert (plain.left_out, disturbed.left_out) == (0, 1)
+    for name, value in plain.crosscoder.state_dict().items():
+        torch.testing.assert_close(disturbed.crosscoder.state_dict()[name], value)
+
+
+def test_dead_features_are_counted_in_pairs_and_revived() -> None:
+    trainer = make_trainer(steps=100, dead_tokens=2 * BATCH, auxk_alpha=1.0)
+    with torch.no_grad():
+        trainer.crosscoder.b_enc[5] = -1e6  # never active on its own
+    x_a, x_b = batches(1)[0]
+    first = trainer.update(x_a, x_b)
+    assert first is not None
+    assert first["auxk"] is None
+    rows = BATCH - trainer.left_out
+    assert trainer.since_active_F[5] == rows
+    before = trainer.crosscoder.w_dec_a[5].clone()
+    while not trainer.dead()[5]:
+        trainer.update(x_a, x_b)
+    line = trainer.update(x_a, x_b)
+    assert line is not None
+    assert line["auxk"] is not None
+    assert line["dead"]["shared"] >= 1
+    assert not torch.equal(trainer.crosscoder.w_dec_a[5], before)
+
+
+def test_an_auxiliary_loss_that_is_not_a_number_counts_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_a_number(*_: object, **__: object) -> torch.Tensor:
+        return torch.tensor(float("nan"))
+
+    monkeypatch.setattr(trainer_module, "auxk_loss", not_a_number)
+    trainer = make_trainer(dead_tokens=0)
+    trainer.update(*batches(1)[0])
+    assert trainer.auxk_nan == 1
+    assert all(value.isfinite().all() for value in trainer.crosscoder.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_stop_the_run(value: float) -> None:
+    x_a, x_b = batches(1)[0]
+    x_b[3, 4] = value
+    trainer = make_trainer()
+    with pytest.raises(DamagedError, match="activations of step 0 hold values that are not finite"):
+        trainer.update(x_a, x_b)
+
+
+def test_divergence_stops_the_run() -> None:
+    trainer = make_trainer(lr=1e30, warmup=0)
+    trainer.update(*batches(1)[0])
+    with pytest.raises(InputError, match=r"training diverged at step 1: .* use a smaller --lr \(now 1e\+30\)"):
+        trainer.update(*batches(1)[0])
+
+
+def test_no_exclusive_share_trains_to_the_standard_crosscoder() -> None:
+    dfc, standard = make_trainer(exclusive=0.0), make_trainer(architecture="standard")
+    for x_a, x_b in batches(5):
+        dfc.update(x_a, x_b)
+        standard.update(x_a, x_b)
+    for name, value in dfc.crosscoder.state_dict().items():
+        assert torch.equal(standard.crosscoder.state_dict()[name], value)
+
+
+def test_a_starving_partition_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer(steps=20, auxk_alpha=0.0)
+    with torch.no_grad():
+        trainer.crosscoder.b_enc[trainer.crosscoder.slices["B"]] = -1e6
+    for x_a, x_b in batches(20):
+        trainer.update(x_a, x_b)
+    shown = capsys.readouterr().err
+    assert shown.count("warning: no B feature has been active") == 1
+    assert "no A feature" not in shown
+
+
+def test_bfloat16_products_with_float32_weights_train_to_nearly_the_same() -> None:
+    exact, coarse = make_trainer(k=8), make_trainer(k=8)
+    coarse.crosscoder.matmul_dtype = torch.bfloat16
+    for x_a, x_b in batches(5):
+        a, b = exact.update(x_a, x_b), coarse.update(x_a, x_b)
+    assert a is not None
+    assert b is not None
+    assert coarse.crosscoder.w_enc_a.dtype == torch.float32
+    assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+    assert b["loss"] != a["loss"]
