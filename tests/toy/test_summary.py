@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modeldiff.toy.grid import distinct
+from modeldiff.toy.cells import distinct
 from modeldiff.toy.plan import plan
 from modeldiff.toy.summary import Record, cells_csv, exclusive_recall, figures, mean_and_error, records, summary
 from modeldiff.toy.table import printed_tables

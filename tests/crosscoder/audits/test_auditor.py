@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder import auditor as auditor_module
+from modeldiff.crosscoder.audits import auditor as auditor_module
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import make_recipe

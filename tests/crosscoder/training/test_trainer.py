@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
-from modeldiff.crosscoder import trainer as trainer_module
+from modeldiff.crosscoder.training import trainer as trainer_module
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
