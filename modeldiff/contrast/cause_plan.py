@@ -26,8 +26,6 @@ from modeldiff.contrast.documents import given_tokens
 from modeldiff.contrast.entries import jaccard
 from modeldiff.contrast.features import PairsBefore
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.fast.inference import thresholds
-from modeldiff.crosscoder.selection import score_weights
 from modeldiff.linear.stitch import Stitch
 from modeldiff.lm.edit import Shown
 from modeldiff.sides import SIDES
@@ -204,9 +202,9 @@ def _shown(crosscoder: Crosscoder, features: list[int], side: str) -> Shown | No
         return None
     w_enc, scale = crosscoder.encoder(side), crosscoder.scale(side)
     shared = torch.tensor([crosscoder.partition_of(g) == "shared" for g in features])
-    times_G = torch.where(shared, 2 * crosscoder.share, 1.0) * scale
-    threshold_G = thresholds(crosscoder).cpu()[features]
-    weights_F = score_weights(crosscoder)
+    times_G = torch.where(shared, 2 * crosscoder.encoder_share, 1.0) * scale
+    threshold_G = crosscoder.thresholds().cpu()[features]
+    weights_F = crosscoder.score_weights()
     if weights_F is not None:
         threshold_G = threshold_G / weights_F.cpu()[features].clamp_min(1e-12)
     return Shown(

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.fast.scores import Scores, batch_topk, largest
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.selection import Scores, batch_topk, largest
+from modeldiff.crosscoder.selection import pooled_topk
 from modeldiff.workspace.ranks import Ranks, lost_process
 
 # Entries that a rank offers at first, as a multiple of its even share of those that are kept.
@@ -150,6 +151,14 @@ class Shards:
     def least(self, value: float) -> float:
         """The smallest of the ranks' numbers."""
         return value if self.alone else float(_all_reduce(torch.tensor(float(value), dtype=torch.float64), "MIN"))
+
+    def select(self, scores: Scores, count: int) -> tuple[torch.Tensor, tuple[float | None, float | None]]:
+        """This rank's flat indices, ascending, of the `count` selected entries of a batch, and the smallest scores that
+        were selected (see `pooled_topk`)."""
+        if self.alone:
+            return pooled_topk(scores, count, self.whole_config)
+        flat_K, smallest = self.top(scores, count)
+        return flat_K, (smallest, None)
 
     def top(self, scores: Scores, count: int) -> tuple[torch.Tensor, float | None]:
         """This rank's flat indices, ascending, among the `count` largest scores of all ranks; the smallest of those.

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Self
+from typing import Self, assert_never
 
 import torch
 from torch import nn
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.fast.rooms import Rooms
 from modeldiff.crosscoder.products import decode_product, encode_product
-from modeldiff.crosscoder.selection import score_weights
-from modeldiff.crosscoder.tying import tie_initial
 from modeldiff.errors import InputError
 from modeldiff.sides import EXCLUSIVE, OTHER
 
@@ -42,14 +39,12 @@ class Crosscoder(nn.Module):
     Attributes:
         config: everything but the weights.
         matmul_dtype: what matrices are multiplied in; the weights stay float32.
-        coarse: in training, find the active entries by a product in bfloat16 (coarse.py); values stay exact.
     """
 
     def __init__(self, config: CrosscoderConfig) -> None:
         super().__init__()
         self.config = config
         self.matmul_dtype = torch.float32
-        self.coarse = False
         self.w_enc_a = nn.Parameter(torch.zeros(config.n_a, config.width_a))
         self.w_enc_b = nn.Parameter(torch.zeros(config.n_b, config.width_b))
         self.w_dec_a = nn.Parameter(torch.zeros(config.n_a, config.width_a))
@@ -87,7 +82,7 @@ class Crosscoder(nn.Module):
                 direction *= decoder_norm / direction.norm(dim=1, keepdim=True)
                 w_dec.copy_(direction)
                 w_enc.copy_(direction)
-            tie_initial(self)
+            self._tie_initial()
             self.b_dec_a.copy_(mean_a_Da.double() * config.scale_a)
             self.b_dec_b.copy_(mean_b_Db.double() * config.scale_b)
             centred_F = self.pre_activations(self.b_dec_a[None], self.b_dec_b[None])[0]
@@ -115,7 +110,7 @@ class Crosscoder(nn.Module):
         return {name: features.stop - features.start for name, features in self.slices.items()}
 
     @property
-    def share(self) -> float:
+    def encoder_share(self) -> float:
         """Weight of each of the two encoders in a shared feature."""
         return 0.5 if self.config.combine == "mean" else 1.0
 
@@ -145,25 +140,21 @@ class Crosscoder(nn.Module):
             raise InputError(f"feature {feature} does not exist: this crosscoder has 0 to {self.n_features - 1}")
         return "A" if feature < self.config.n_a_only else "shared" if feature < self.config.n_a else "B"
 
-    def normalise(
-        self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, rooms: Rooms | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw activations of any dtype and device in the crosscoder's units, float32, on its device.
+    def decoder_bias(self, side: str) -> torch.Tensor:
+        """(D,) of a model."""
+        return self.b_dec_a if side == "a" else self.b_dec_b
 
-        Args:
-            rooms: memory for the result ("x_a", "x_b"), in which the raw activations must not lie; new memory if left
-                out.
-        """
-        device, rooms = self.b_enc.device, rooms or Rooms()
-        rows, width_a, width_b = len(x_a_BDa), self.config.width_a, self.config.width_b
-        x_a = rooms.of("x_a", rows, width_a, torch.float32, device).copy_(x_a_BDa).mul_(self.config.scale_a)
-        x_b = rooms.of("x_b", rows, width_b, torch.float32, device).copy_(x_b_BDb).mul_(self.config.scale_b)
+    def normalise(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw activations of any dtype and device in the crosscoder's units, float32, on its device."""
+        device, config = self.b_enc.device, self.config
+        x_a = x_a_BDa.to(device, torch.float32, copy=True).mul_(config.scale_a)
+        x_b = x_b_BDb.to(device, torch.float32, copy=True).mul_(config.scale_b)
         return x_a, x_b
 
     def pre_activations(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
         """pre_BF of normalised activations."""
         weights = (self.w_enc_a, self.w_enc_b, self.b_enc)
-        return encode_product(x_a_BDa, x_b_BDb, *weights, share=self.share, dtype=self.matmul_dtype)
+        return encode_product(x_a_BDa, x_b_BDb, *weights, share=self.encoder_share, dtype=self.matmul_dtype)
 
     def reconstruct(self, f_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(xhat_a (B, Da), xhat_b (B, Db)) in normalised units."""
@@ -180,18 +171,37 @@ class Crosscoder(nn.Module):
         if raw:
             x_a_BDa, x_b_BDb = self.normalise(x_a_BDa, x_b_BDb)
         pre_BF = self.pre_activations(x_a_BDa, x_b_BDb)
-        weights_F = score_weights(self)
+        weights_F = self.score_weights()
         score_BF = pre_BF if weights_F is None else pre_BF * weights_F
-        return torch.where(score_BF > self._threshold(score_BF), pre_BF, 0.0)
+        return torch.where(score_BF > self.thresholds(), pre_BF, 0.0)
 
-    def _threshold(self, score_BF: torch.Tensor) -> float | torch.Tensor:
-        """One inference threshold for all features, or one per feature (F,) where some are designated."""
+    def thresholds(self) -> torch.Tensor:
+        """(F,) float32: the score that each feature's must exceed to be active at inference."""
         config = self.config
-        if config.n_designated == 0:
-            return config.threshold
-        threshold_F = score_BF.new_full((config.n_features,), config.threshold)
+        threshold_F = torch.full((config.n_features,), config.threshold, device=self.b_enc.device)
         threshold_F[: config.n_designated] = config.threshold_designated
         return threshold_F
+
+    @torch.no_grad()
+    def score_weights(self) -> torch.Tensor | None:
+        """s_F, by which activations are multiplied to rank them; None stands for ones.
+
+        activation: 1. l2: norm of the concatenated decoder. sum: ‖d_a‖ + ‖d_b‖, the public code's rule, which gives a
+        feature of one model half the weight of a shared one. mean: mean of the norms over the sides that the feature
+        has.
+        """
+        if self.config.selection == "activation":
+            return None
+        norms = self.decoder_norms()
+        if self.config.selection == "l2":
+            return torch.hypot(norms["a"], norms["b"])
+        total_F = norms["a"] + norms["b"]
+        if self.config.selection == "sum":
+            return total_F
+        if self.config.selection == "mean":
+            total_F[self.slices["shared"]] /= 2
+            return total_F
+        assert_never(self.config.selection)
 
     @torch.no_grad()
     def decode(self, f_BF: torch.Tensor, *, raw: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,6 +248,42 @@ class Crosscoder(nn.Module):
             )
         row_D = self.decoder(side)[feature - self.sees(side).start].detach().clone()
         return row_D / self.scale(side) if raw else row_D
+
+    # Designated features (the DSF baseline) are the first ones. Their decoder rows are held together, "by decoder
+    # weight- or norm-sharing" (Mishra-Sharma et al. 2025, paper 12.2), in normalised units. The DFC paper compares with
+    # shared vectors (5.2, B.3), which cannot fit two models whose spaces differ by a rotation; shared norms can.
+
+    @torch.no_grad()
+    def _tie_initial(self) -> None:
+        """Make B's designated rows start as A's (vectors), encoders included. Initial norms are equal already."""
+        n = self.config.n_designated
+        if self.config.tie == "vectors":
+            self.w_enc_b[:n] = self.w_enc_a[:n]
+            self.w_dec_b[:n] = self.w_dec_a[:n]
+
+    @torch.no_grad()
+    def tie_gradients(self) -> None:
+        """Before the gradient is clipped: a tied vector gets the sum of the gradients of both sides.
+
+        A's row holds it, and B's row, which `tie` makes a copy, gets none: the norm of the gradient counts the vector
+        once, as the one parameter that it is.
+        """
+        grad_a_FD, grad_b_FD, n = self.w_dec_a.grad, self.w_dec_b.grad, self.config.n_designated
+        if self.config.tie == "vectors" and grad_a_FD is not None and grad_b_FD is not None:
+            grad_a_FD[:n] += grad_b_FD[:n]
+            grad_b_FD[:n] = 0
+
+    @torch.no_grad()
+    def tie(self) -> None:
+        """After the optimizer's step: B's rows are A's (vectors), or both have the mean of their two norms (norms)."""
+        rows_a_nD, rows_b_nD = self.w_dec_a[: self.config.n_designated], self.w_dec_b[: self.config.n_designated]
+        if self.config.tie == "vectors":
+            rows_b_nD.copy_(rows_a_nD)
+        elif self.config.tie == "norms":
+            norm_a_n1, norm_b_n1 = rows_a_nD.norm(dim=1, keepdim=True), rows_b_nD.norm(dim=1, keepdim=True)
+            mean_n1, tiny = (norm_a_n1 + norm_b_n1) / 2, torch.finfo(norm_a_n1.dtype).tiny
+            rows_a_nD *= mean_n1 / norm_a_n1.clamp_min(tiny)
+            rows_b_nD *= mean_n1 / norm_b_n1.clamp_min(tiny)
 
     def set_threshold(self, threshold: float, designated: float | None = None) -> None:
         """Set the score above which a feature is active at inference; `designated`: another one for those features."""

@@ -166,7 +166,6 @@ class _Steps:
         config = scaled(self._job.part, features)
         zeros = torch.zeros(config.width_a), torch.zeros(config.width_b)
         crosscoder = Crosscoder.initialised(config, *zeros, seed=0).to(self._device)
-        crosscoder.coarse = self._job.precision == "screened"
         crosscoder.matmul_dtype = torch.bfloat16 if self._job.precision == "bfloat16" else torch.float32
         trainer = Trainer(crosscoder, self._job.recipe, warn=False)
         trainer.step = 1  # the first step is logged, which costs more

@@ -94,10 +94,8 @@ class TrainSettings(OnDevice):
     fill one half, from which pairs are drawn, while the next ones are read into the other."""
     log_every: int | None = setting(default=None, least=1)
     """Steps between two lines of training.jsonl; 1/200 of all steps if left out."""
-    precision: Literal["auto", "float32", "bfloat16", "screened"] = setting(default="auto", result=False)
-    """What matrices are multiplied in (weights stay float32); auto is bfloat16 on CUDA, float32 elsewhere. screened
-    finds the active entries by products in bfloat16 and computes these in float32: the same entries as float32, in
-    less time where the processor multiplies bfloat16 (AVX512-BF16, AMX)."""
+    precision: Literal["auto", "float32", "bfloat16"] = setting(default="auto", result=False)
+    """What matrices are multiplied in (weights stay float32); auto is bfloat16 on CUDA, float32 elsewhere."""
     checkpoint_seconds: float = setting(default=60.0, result=False, least=0)
     """Seconds between two checkpoints; longer where writing one takes more than a twentieth of that."""
 

@@ -18,8 +18,7 @@ from scipy import sparse
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.bags import Bags, bag_dot
-from modeldiff.crosscoder.fast.inference import ActiveEntries, thresholds
-from modeldiff.crosscoder.selection import score_weights
+from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
@@ -118,14 +117,14 @@ class Encoder:
         bag_K = np.repeat(np.arange(len(row_EW)), np.diff(start_E1))
         bags = Bags(*(torch.from_numpy(one).to(device) for one in (row_EW[inside_EW], bag_K, start_E1)))
         feature = torch.from_numpy(feature_E).to(device)
-        weights_F = score_weights(crosscoder)
-        with torch.inference_mode():
+        weights_F = crosscoder.score_weights()
+        with torch.no_grad():
             pre_K = crosscoder.b_enc.to(device)[feature][bags.bag_K]
             for side, scale in zip(SIDES, (crosscoder.config.scale_a, crosscoder.config.scale_b), strict=True):
                 encoder_ED = self._encoder_rows(side, feature.to(crosscoder.b_enc.device)).to(device)
                 pre_K += bag_dot(encoder_ED, raw[side].to(device).float() * scale, bags)
             score_K = pre_K if weights_F is None else pre_K * weights_F.to(device)[feature][bags.bag_K]
-            active_K = (score_K > thresholds(crosscoder).to(device)[feature][bags.bag_K]) & kept_B[bags.index_K]
+            active_K = (score_K > crosscoder.thresholds().to(device)[feature][bags.bag_K]) & kept_B[bags.index_K]
             value_K = torch.where(active_K, pre_K, 0.0)
         value_EW = np.zeros(row_EW.shape, np.float32)
         value_EW[inside_EW] = value_K.cpu().numpy()
@@ -138,7 +137,7 @@ class Encoder:
         seen, shared = crosscoder.sees(side), crosscoder.slices["shared"]
         if not len(weights):
             return weights.new_zeros(len(feature), weights.shape[1])
-        share = torch.where((feature >= shared.start) & (feature < shared.stop), crosscoder.share, 1.0)
+        share = torch.where((feature >= shared.start) & (feature < shared.stop), crosscoder.encoder_share, 1.0)
         share *= (feature >= seen.start) & (feature < seen.stop)
         return weights[(feature - seen.start).clamp(0, len(weights) - 1)] * share[:, None]
 

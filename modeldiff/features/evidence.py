@@ -46,7 +46,7 @@ REFERENCE_FIRINGS = 50
 # Stretches are long enough that neighbouring tokens of one text rarely fall in different parts.
 _MAX_STRETCH, _MIN_STRETCHES = 512, 20
 # Pairs whose products are summed in float32 at once, and values of such sums.
-_FLOAT32_ROWS, _PIECE_VALUES = 4096, 1 << 18
+_FLOAT32_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -265,12 +265,7 @@ def add_targets(part: Moments, x_nD: torch.Tensor, f_nG: sparse.csr_matrix) -> N
     index_K, start_G1 = (torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr))
     bag_K = torch.from_numpy(np.repeat(np.arange(n_targets), np.diff(columns.indptr))).to(device)
     weight_K = torch.from_numpy(columns.data.astype(np.float32, copy=False)).to(device)
-    bags, x_nD = Bags(index_K, bag_K, start_G1), x_nD.float()
-    # Some targets at a time: what is added is still in the cache.
-    step = max(1, _PIECE_VALUES // x_nD.shape[1])
-    for first in range(0, n_targets, step):
-        entries, some = bags.part(first, min(first + step, n_targets))
-        part.fx_GD[first : first + step] += bag_sum(x_nD, some, weight_K[entries]).cpu()
+    part.fx_GD += bag_sum(x_nD.float(), Bags(index_K, bag_K, start_G1), weight_K).cpu()
     f_K = f_nG.data.astype(np.float64)
     part.f_G += torch.from_numpy(np.bincount(f_nG.indices, f_K, n_targets))
     part.ff_G += torch.from_numpy(np.bincount(f_nG.indices, f_K * f_K, n_targets))

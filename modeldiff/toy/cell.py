@@ -17,7 +17,6 @@ import torch
 
 from modeldiff.crosscoder.audits.judging import judge, sample
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.selection import score_weights
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.metrics import Quality, by_partition
 from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
@@ -210,7 +209,7 @@ def _verdict(
 
 
 def by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torch.Tensor, float]]:
-    weights_F = score_weights(crosscoder)
+    weights_F = crosscoder.score_weights()
 
     def select(pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
         score_BF = pre_BF if weights_F is None else pre_BF * weights_F

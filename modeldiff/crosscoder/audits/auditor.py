@@ -14,18 +14,17 @@ Legend: B pairs of a batch, N pairs, D width of one model, F features, G feature
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from modeldiff.crosscoder.audits.candidates import SAME_COSINE, Candidates, prospect, prospect_shared
 from modeldiff.crosscoder.audits.judging import Evidence, Sample, judge, sample
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
+from modeldiff.crosscoder.fast.step import Both
 from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
-
-if TYPE_CHECKING:
-    from modeldiff.crosscoder.training.trainer import Trainer
 
 # Directions looked for, for each slot that is free, and besides.
 _PER_SLOT, _BESIDES = 4, 64
@@ -49,32 +48,38 @@ class _Decision:
 
 
 class Auditor:
-    """Collects the pairs before each audit, and audits."""
+    """Collects the pairs before each audit, and audits: a `Callback` of the trainer."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._most = {"a": trainer.recipe.n_a_only, "b": trainer.recipe.n_b_only}
+    def __init__(self) -> None:
+        self._batches: list[Both] = []
 
     @property
     def collecting(self) -> bool:
         """True while pairs for the next audit are held: a checkpoint at this moment would lose them."""
         return bool(self._batches)
 
-    def take(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> dict[str, Any] | None:
+    def __call__(self, trainer: Trainer, x: Both) -> dict[str, Any] | None:
         """After every step: its batch, in normalised units. Returns what an audit did, when the step ended in one."""
-        recipe, step = self._trainer.recipe, self._trainer.step
+        recipe, step = trainer.recipe, trainer.step
         due = recipe.next_audit(step)
         if due is None or due - step >= recipe.audit_batches:
             return None
-        self._batches.append((x_a_BDa.clone(), x_b_BDb.clone()))  # their memory is used again
+        self._batches.append(x)
         if due > step:
             return None
         batches, self._batches = self._batches, []
-        return self.audit(batches, last=recipe.next_audit(step + 1) is None)
+        return _Audit(trainer).audit(batches, last=recipe.next_audit(step + 1) is None)
+
+
+class _Audit:
+    """One audit of a training run."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._most = {"a": trainer.recipe.n_a_only, "b": trainer.recipe.n_b_only}
 
     @torch.no_grad()
-    def audit(self, batches: list[tuple[torch.Tensor, torch.Tensor]], *, last: bool) -> dict[str, Any]:
+    def audit(self, batches: list[Both], *, last: bool) -> dict[str, Any]:
         """Judge, move, plant. The last audit, at the end of the run, only moves."""
         trainer = self._trainer
         crosscoder = trainer.crosscoder
@@ -220,7 +225,7 @@ class _Newcomers:
             w_enc = crosscoder.encoder(other)
             mean_D = torch.cat(sampled.x(other)).mean(dim=0)
             rows = torch.tensor(one.promoted, dtype=torch.long, device=w_enc.device) - crosscoder.sees(other).start
-            self._lost_bias[side] = crosscoder.share * (w_enc[rows] @ mean_D)
+            self._lost_bias[side] = crosscoder.encoder_share * (w_enc[rows] @ mean_D)
 
     def fill(self) -> None:
         crosscoder, order = self._trainer.crosscoder, self._order
@@ -230,11 +235,11 @@ class _Newcomers:
         for side, one in self._decisions.items():
             start = shared_start if side == "a" else fresh_start - len(one.moved)
             moved = slice(start, start + len(one.moved))
-            self._rows("w_enc", side, moved).div_(crosscoder.share)
+            self._rows("w_enc", side, moved).div_(crosscoder.encoder_share)
             self._rows("w_dec", OTHER[side], moved).copy_(self._moved_rows[side])
             first = crosscoder.slices[EXCLUSIVE[side]].start + len(one.kept)
             promoted = slice(first, first + len(one.promoted))
-            self._rows("w_enc", side, promoted).mul_(crosscoder.share)
+            self._rows("w_enc", side, promoted).mul_(crosscoder.encoder_share)
             crosscoder.b_enc.data[promoted] += self._lost_bias[side]
             planted = slice(promoted.stop, promoted.stop + len(one.planted))
             self._rows("w_enc", side, planted).copy_(one.planted.encoder_MD)
@@ -255,7 +260,7 @@ class _Newcomers:
         width_a = crosscoder.config.width_a
         for side, columns in (("a", slice(width_a)), ("b", slice(width_a, None))):
             self._rows("w_dec", side, filled).copy_(found.decoder_MD[:, columns])
-            self._rows("w_enc", side, filled).copy_(found.encoder_MD[:, columns] / crosscoder.share)
+            self._rows("w_enc", side, filled).copy_(found.encoder_MD[:, columns] / crosscoder.encoder_share)
         crosscoder.b_enc.data[filled] = found.bias_M
 
     def _rows(self, name: str, side: str, features: slice) -> torch.Tensor:

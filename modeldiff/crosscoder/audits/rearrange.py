@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.training.adam import Adam
+from modeldiff.crosscoder.training.adam import Adam, Moments
 
 FRESH = -1
 """In place of a feature's number: a new one, with zero weights and moments."""
@@ -51,13 +51,9 @@ def _replace(crosscoder: Crosscoder, optimizer: Adam, name: str, rows: torch.Ten
     old = getattr(crosscoder, name)
     new = nn.Parameter(_taken(old.data, rows))
     setattr(crosscoder, name, new)
-    for group in optimizer.param_groups:
-        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
-    if old in optimizer.state:
-        state = optimizer.state.pop(old)
-        optimizer.state[new] = {
-            key: _taken(value, rows) if value.shape == old.shape else value for key, value in state.items()
-        }
+    optimizer.parameters = [new if parameter is old else parameter for parameter in optimizer.parameters]
+    state = optimizer.state.pop(old)
+    optimizer.state[new] = Moments(_taken(state.first, rows), _taken(state.second, rows), state.step)
 
 
 def _taken(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 
 from modeldiff.crosscoder.fast.bags import bag_dot
-from modeldiff.crosscoder.fast.entries import Kept
+from modeldiff.crosscoder.fast.entries import Entries
+from modeldiff.crosscoder.fast.scores import Scores, guess_bound, largest, where_above
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.products import product_into
-from modeldiff.crosscoder.selection import Scores, guess_bound, largest, score_weights, where_above
 
 # 2 u + u² with u = 2^-8, and room for the rounding of the norms themselves and of sums in float32. A's product is
 # rounded once more, before B's is added to it.
@@ -53,8 +53,8 @@ class CoarseScores(Scores):
         self._x = (x_a_BDa, x_b_BDb)
         x_a, x_b = _bounded(x_a_BDa, _ROUNDING_A), _bounded(x_b_BDb, _ROUNDING_B)
         w_a, w_b = bounded_encoders(crosscoder) if encoders is None else encoders
-        product_into(out_BF, x_a, x_b, w_a, w_b, crosscoder.share)
-        super().__init__(out_BF, crosscoder.b_enc, score_weights(crosscoder))
+        product_into(out_BF, x_a, x_b, w_a, w_b, crosscoder.encoder_share)
+        super().__init__(out_BF, crosscoder.b_enc, crosscoder.score_weights())
         self._known: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +89,7 @@ class CoarseScores(Scores):
         crosscoder = self._crosscoder
         x_a, x_b = (x_BD[:: max(1, len(self.pre_BF) // _SAMPLE_ROWS)] for x_BD in self._x)
         score_RF = x_a.new_empty(len(x_a), crosscoder.n_features)
-        product_into(score_RF, x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.share)
+        product_into(score_RF, x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.encoder_share)
         score_RF += crosscoder.b_enc
         return score_RF if self.weight_F is None else score_RF * self.weight_F
 
@@ -106,7 +106,7 @@ class CoarseScores(Scores):
     def _exact(self, flat_K: torch.Tensor) -> torch.Tensor:
         """Pre-activations, bias included, in float32."""
         crosscoder = self._crosscoder
-        entries = Kept(flat_K, len(self.pre_BF), crosscoder.n_features)
+        entries = Entries(flat_K, len(self.pre_BF), crosscoder.n_features)
         pre_K = torch.zeros(len(flat_K), device=flat_K.device)
         if crosscoder.n_features <= len(self.pre_BF):
             return self._exact_by_pair(entries, pre_K)
@@ -114,24 +114,20 @@ class CoarseScores(Scores):
         for side, x_BD, w_enc in zip("ab", self._x, (crosscoder.w_enc_a, crosscoder.w_enc_b), strict=True):
             found, bags = entries.of_features(crosscoder.sees(side))
             pre_K[found] += bag_dot(w_enc, x_BD, bags)
-        if crosscoder.share != 1:
-            pre_K[entries.of_features(crosscoder.slices["shared"])[0]] *= crosscoder.share
+        if crosscoder.encoder_share != 1:
+            pre_K[entries.of_features(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share
         pre_K += crosscoder.b_enc[entries.feature_K]
         return pre_K[entries.by_pair_K]
 
-    def _exact_by_pair(self, entries: Kept, pre_K: torch.Tensor) -> torch.Tensor:
+    def _exact_by_pair(self, entries: Entries, pre_K: torch.Tensor) -> torch.Tensor:
         """The same of zeros `pre_K`, in the order that the entries are listed in: nothing is sorted."""
         crosscoder, column_K = self._crosscoder, entries.column_K
         for side, x_BD, w_enc in zip("ab", self._x, (crosscoder.w_enc_a, crosscoder.w_enc_b), strict=True):
-            places, bags = entries.of_pairs(crosscoder.sees(side))
-            product_K = bag_dot(x_BD, w_enc, bags)
-            if places is None:
-                pre_K += product_K
-            else:
-                pre_K.index_add_(0, places, product_K)
-        if crosscoder.share != 1:
+            indices, bags = entries.of_pairs(crosscoder.sees(side))
+            pre_K[indices] += bag_dot(x_BD, w_enc, bags)
+        if crosscoder.encoder_share != 1:
             shared = crosscoder.slices["shared"]
-            pre_K[(column_K >= shared.start) & (column_K < shared.stop)] *= crosscoder.share
+            pre_K[(column_K >= shared.start) & (column_K < shared.stop)] *= crosscoder.encoder_share
         return pre_K.add_(crosscoder.b_enc.index_select(0, column_K))
 
 

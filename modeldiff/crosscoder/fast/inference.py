@@ -11,19 +11,11 @@ import torch
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.coarse import CoarseScores, bounded_encoders
+from modeldiff.crosscoder.fast.scores import Scores
 from modeldiff.crosscoder.products import product_into
-from modeldiff.crosscoder.selection import Scores, score_weights
 
 # Of the matrix of products that is held at once.
 _PRODUCT_BYTES = 32 << 20
-
-
-def thresholds(crosscoder: Crosscoder) -> torch.Tensor:
-    """(F,) float32: the score that each feature's must exceed."""
-    config = crosscoder.config
-    threshold_F = torch.full((config.n_features,), config.threshold, device=crosscoder.b_enc.device)
-    threshold_F[: config.n_designated] = config.threshold_designated
-    return threshold_F
 
 
 class ActiveEntries:
@@ -43,7 +35,7 @@ class ActiveEntries:
         self._rooms = threading.local()
         self._encoders: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def of(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(flat indices (K,) int64, ascending; activations (K,) float32) of raw pairs."""
         features = self._crosscoder.n_features
@@ -68,13 +60,13 @@ class ActiveEntries:
             self._encoders = self._encoders or bounded_encoders(crosscoder)
             scores: Scores = CoarseScores(crosscoder, x_a, x_b, out_BF, self._encoders)
         else:
-            product_into(out_BF, x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.share)
-            scores = Scores(out_BF, crosscoder.b_enc, score_weights(crosscoder))
+            product_into(out_BF, x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.encoder_share)
+            scores = Scores(out_BF, crosscoder.b_enc, crosscoder.score_weights())
         if not config.n_designated:
             flat_K, score_K = scores.above(config.threshold)
         else:
             flat_K, score_K = scores.above(min(config.threshold, config.threshold_designated))
-            over_K = score_K > thresholds(crosscoder)[flat_K % config.n_features]
+            over_K = score_K > crosscoder.thresholds()[flat_K % config.n_features]
             flat_K, score_K = flat_K[over_K], score_K[over_K]
         return flat_K, score_K if scores.weight_F is None else scores.pre(flat_K)
 

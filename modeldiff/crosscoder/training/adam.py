@@ -1,63 +1,60 @@
-"""Adam over a crosscoder's parameters, by torch's fused kernel.
+"""Adam over a crosscoder's parameters (Kingma & Ba 2015), without weight decay.
 
-torch.optim.Adam calls the same kernel, but its first use imports torch's compiler: nearly two seconds and some 75 MiB
-for every training, however short.
+By the function that torch.optim.Adam calls, whose state is these plain tensors: audits rearrange them, checkpoints
+write them, and a small crosscoder's step is not mostly the optimizer's own bookkeeping.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.optim.adam import adam
 
-from modeldiff.crosscoder.fast.rooms import lasting
+
+@dataclass
+class Moments:
+    """Of one parameter's gradient: averages of it and of its square, and the steps taken (float32 number)."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+    step: torch.Tensor
 
 
 class Adam:
-    """Adam without weight decay (Kingma & Ba 2015), in the form of torch.optim.Adam as far as it is used here.
-
-    Attributes:
-        param_groups: one, with "params" and "lr".
-        state: by parameter, `step` (float32 number) and the moments `exp_avg`, `exp_avg_sq`; made at the first step.
+    """Attributes:
+    lr: of the next step.
+    state: by parameter.
     """
 
     def __init__(self, parameters: Iterable[torch.Tensor], lr: float, betas: tuple[float, float]) -> None:
-        self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": lr}]
-        self.state: defaultdict[torch.Tensor, dict[str, torch.Tensor]] = defaultdict(dict)
-        self._betas = betas
-
-    def start(self, parameter: torch.Tensor) -> None:
-        """Give a parameter the state that it has before its first step."""
-        shape, dtype, device = parameter.shape, parameter.dtype, parameter.device
-        moments = {name: lasting(shape, dtype, device).zero_() for name in ("exp_avg", "exp_avg_sq")}
-        self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+        self.parameters, self.lr, self._betas = list(parameters), lr, betas
+        self.state = {
+            one: Moments(torch.zeros_like(one), torch.zeros_like(one), torch.zeros((), device=one.device))
+            for one in self.parameters
+        }
+        self._fused = all(one.device.type in ("cpu", "cuda") for one in self.parameters)
 
     @torch.no_grad()
     def step(self) -> None:
         """One step by the gradients in `grad`; parameters without one stay."""
-        (group,) = self.param_groups
-        moving = [parameter for parameter in group["params"] if parameter.grad is not None]
-        for parameter in moving:
-            if not self.state[parameter]:
-                self.start(parameter)
+        moving = [parameter for parameter in self.parameters if parameter.grad is not None]
         states = [self.state[parameter] for parameter in moving]
-        firsts, seconds, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        gradients = [parameter.grad for parameter in moving if parameter.grad is not None]
-        settings: dict[str, Any] = {
-            "amsgrad": False,
-            "beta1": self._betas[0],
-            "beta2": self._betas[1],
-            "lr": group["lr"],
-            "weight_decay": 0.0,
-            "eps": 1e-8,
-            "maximize": False,
-        }
-        if all(parameter.device.type in ("cpu", "cuda") for parameter in moving):
-            # What `adam` comes to on one device, after checks that take longer than the step of a small crosscoder.
-            torch._foreach_add_(steps, 1)
-            torch._fused_adam_(moving, gradients, firsts, seconds, [], steps, **settings)
-        else:
-            adam(moving, gradients, firsts, seconds, [], steps, foreach=False, **settings)
+        adam(
+            moving,
+            [parameter.grad for parameter in moving if parameter.grad is not None],
+            [state.first for state in states],
+            [state.second for state in states],
+            [],
+            [state.step for state in states],
+            foreach=False,
+            fused=self._fused,
+            amsgrad=False,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            lr=self.lr,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )

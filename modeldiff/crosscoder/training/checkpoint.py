@@ -26,16 +26,15 @@ _NUMBERS |= {"threshold_total", "threshold_weight", "designated_total", "designa
 # Audits change them: they need not be those that the run began with.
 _SIZES = {"A": "n_a_only", "shared": "n_shared", "B": "n_b_only"}
 _NUMBERS |= set(_SIZES.values())
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = {"exp_avg": "first", "exp_avg_sq": "second"}
 
 
 def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
     """Write the state of a run; `log_bytes` is the length of its log at this step.
 
-    Not while its auditor is collecting: the pairs that it holds are not part of the state. Of several ranks each calls
-    it, and rank 0 writes: any number of them can go on from the file.
+    Not while an audit is collecting: the pairs that it holds are not part of the state. Of several ranks each calls it,
+    and rank 0 writes: any number of them can go on from the file.
     """
-    assert not trainer.auditor.collecting
     shards = trainer.shards
     tensors = {}
     for name, value in _tensors(trainer).items():
@@ -72,7 +71,6 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
         shards = trainer.shards
         if shards.alone:
             _resize(trainer, numbers, path)
-        _start_moments(trainer)
         spans = None if shards.alone else lambda name: shards.spans(name, shards.ranks.rank)
         read_tensors(path, _tensors(trainer), spans)
     except ModeldiffError as error:
@@ -85,7 +83,7 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
     trainer.left_out = numbers["left_out"]
     trainer.auxk_nan = numbers["auxk_nan"]
     for state in trainer.optimizer.state.values():
-        state["step"].fill_(trainer.step)
+        state.step.fill_(trainer.step)
     return int(numbers["log_bytes"])
 
 
@@ -115,13 +113,7 @@ def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     """The tensors of the state themselves, not copies."""
     tensors = {name: parameter.data for name, parameter in trainer.crosscoder.named_parameters()}
     for name, parameter in trainer.crosscoder.named_parameters():
-        for moment in _MOMENTS:
-            tensors[f"{moment}.{name}"] = trainer.optimizer.state[parameter][moment]
+        for written, moment in _MOMENTS.items():
+            tensors[f"{written}.{name}"] = getattr(trainer.optimizer.state[parameter], moment)
     tensors["since_active"] = trainer.since_active_F
     return tensors
-
-
-def _start_moments(trainer: Trainer) -> None:
-    """Give every parameter the state that Adam makes at its first step, in its own layout."""
-    for parameter in trainer.crosscoder.parameters():
-        trainer.optimizer.start(parameter)

@@ -8,12 +8,11 @@ Legend: B pairs, Da, Db widths, Z dead features; Za, Zb those of them that A, B 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from modeldiff.crosscoder.distributed import Shards
-from modeldiff.crosscoder.fast.code import rows_of
+from modeldiff.crosscoder.fast.step import rows_of
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.products import decode_product, encode_product
 from modeldiff.workspace.ranks import Ranks
@@ -53,25 +52,23 @@ def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
     return torch.cat([e_RD.square().sum(dim=1) for e_RD in e_BD.split(rows)])
 
 
-def reconstruction_gradient(e_BD: torch.Tensor, kind: str, out_BD: torch.Tensor | None = None) -> torch.Tensor:
-    """The gradient of `reconstruction_loss` in one side's reconstructions, minus that in its error; in new memory or in
-    `out_BD`.
+def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
+    """The gradient of `reconstruction_loss` in one side's reconstructions, minus that in its error.
 
     To the last bit what autograd gives; written out, it takes fewer operations.
     """
     if kind == "squared":
-        return torch.mul(e_BD, -2 / len(e_BD), out=out_BD)
+        return e_BD * (-2 / len(e_BD))
     norm_B1 = torch.linalg.vector_norm(e_BD, dim=1, keepdim=True)
     # Where there is no error the norm has no gradient, and 0 stands for it.
-    return torch.div(e_BD, norm_B1.masked_fill_(norm_B1 == 0, math.inf), out=out_BD).mul_(-0.5 / len(e_BD))
+    return (e_BD / norm_B1.masked_fill_(norm_B1 == 0, math.inf)).mul_(-0.5 / len(e_BD))
 
 
 def auxk_loss(
     crosscoder: Crosscoder,
     dead_Z: torch.Tensor,
     count: int,
-    e_a_BDa: torch.Tensor,
-    e_b_BDb: torch.Tensor,
+    e: tuple[torch.Tensor, torch.Tensor],
     *,
     inputs: tuple[torch.Tensor, torch.Tensor] | None = None,
     normalised: bool = False,
@@ -84,13 +81,14 @@ def auxk_loss(
     width and sides, mean over the pairs. The error is a constant. Only the dead columns are computed.
 
     Args:
+        e: the error (B, Da), (B, Db), activations minus reconstructions.
         dead_Z: indices of the dead features, ascending, not empty (on one of several ranks they may be).
         inputs: None encodes the error without bias, as in the paper; otherwise these activations (a, b) are encoded,
             with bias, as in the public code.
         normalised: divide by the error's variance, as the public code does.
         shards: where other ranks have dead features, too.
     """
-    e_a_BDa, e_b_BDb = e_a_BDa.detach(), e_b_BDb.detach()
+    e_a_BDa, e_b_BDb = e[0].detach(), e[1].detach()
     config = crosscoder.config
     dead_Za = dead_Z[dead_Z < config.n_a]
     dead_Zb = dead_Z[dead_Z >= config.n_a_only] - config.n_a_only
@@ -100,31 +98,12 @@ def auxk_loss(
         encoded, bias_Z = (e_a_BDa, e_b_BDb), e_a_BDa.new_zeros(len(dead_Z))
     else:
         encoded, bias_Z = inputs, rows_of(crosscoder.b_enc, dead_Z)
-    pre_BZ = encode_product(*encoded, w_enc_a, w_enc_b, bias_Z, share=crosscoder.share, dtype=dtype)
+    pre_BZ = encode_product(*encoded, w_enc_a, w_enc_b, bias_Z, share=crosscoder.encoder_share, dtype=dtype)
     shards = shards or Shards(Ranks(), config)
     z_BZ = torch.relu(shards.top_per_pair(pre_BZ, count))
     w_dec_a, w_dec_b = rows_of(crosscoder.w_dec_a, dead_Za), rows_of(crosscoder.w_dec_b, dead_Zb)
     ehat_a, ehat_b = map(shards.sum, decode_product(z_BZ, w_dec_a, w_dec_b, dtype=dtype))
-    loss: torch.Tensor = _Unexplained.apply(ehat_a, ehat_b, e_a_BDa, e_b_BDb)
+    loss = reconstruction_loss(ehat_a - e_a_BDa, ehat_b - e_b_BDb, "squared")
     if not normalised:
         return loss
     return loss / reconstruction_loss(e_a_BDa - e_a_BDa.mean(dim=0), e_b_BDb - e_b_BDb.mean(dim=0), "squared")
-
-
-class _Unexplained(torch.autograd.Function):
-    """The squared loss of (ehat_a - e_a, ehat_b - e_b), which is written over ehat, and later its gradient over that:
-    these are the largest matrices of the auxiliary loss, and nothing else needs them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, ehat_a: torch.Tensor, ehat_b: torch.Tensor, e_a: torch.Tensor, e_b: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.left = ehat_a.detach().sub_(e_a), ehat_b.detach().sub_(e_b)
-        left_a, left_b = ctx.left
-        return reconstruction_loss(left_a, left_b, "squared")
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        left_a, left_b = ctx.left
-        scale = 2 * (grads[0] / len(left_a))
-        return left_a.mul_(scale), left_b.mul_(scale), None, None

@@ -88,6 +88,10 @@ class Recipe:
                 return at
         return self.steps - 1
 
+    def is_logged(self, step: int) -> bool:
+        """Every `log_every` steps, those that end with an audit, and the last one."""
+        return step % self.log_every == 0 or step in (self.steps - 1, self.next_audit(step))
+
     def k_at(self, step: int) -> float:
         """Active features per pair at a step: linear from k_start to k, then k (paper B.1.3)."""
         if step >= self.anneal_steps:

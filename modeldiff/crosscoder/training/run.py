@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from modeldiff.console import Progress, progress, say
+from modeldiff.crosscoder.audits.auditor import Auditor
 from modeldiff.crosscoder.audits.report import audit_metrics, audit_note
 from modeldiff.crosscoder.budget import Job, disk
 from modeldiff.crosscoder.config import CrosscoderConfig
@@ -146,8 +147,6 @@ class _Training:
         self.blocks, self.held_out = split(store, settings.holdout)
         self.recipe = make_recipe(settings, widths=store.widths, pairs=sum(len(block) for block in self.blocks))
         self.config = make_config(settings, self.recipe, store)
-        if self.precision == "screened" and self.config.n_designated:
-            raise InputError("--precision screened selects from one pool, designated features from two: use float32")
         if ours.world > 1 and (self.recipe.audits or self.config.n_designated):
             raise InputError("several processes train dfc and standard, without --audits: start one process for this")
         self.shards = Shards(ours, self.config)
@@ -177,7 +176,6 @@ class _Training:
         say(f"{_sizes(config)}{over}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
         say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
         self._train(trainer, work)
-        trainer.finish()
         dead = trainer.by_partition(trainer.dead())
         crosscoder = self.shards.whole(trainer.crosscoder)
         if crosscoder is None:
@@ -212,8 +210,9 @@ class _Training:
             self.config, mean["a"], mean["b"], seed=self.recipe.seed, decoder_norm=self.settings.decoder_norm
         )
         crosscoder = self.shards.part(crosscoder).to(self.device)
-        set_precision(crosscoder, self.precision)
-        return Trainer(crosscoder, self.recipe, shards=self.shards)
+        crosscoder.matmul_dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        self.auditor = Auditor() if self.recipe.audits else None
+        return Trainer(crosscoder, self.recipe, shards=self.shards, callback=self.auditor)
 
     def _train(self, trainer: Trainer, work: Work) -> None:
         """The training loop, from the last checkpoint if there is one."""
@@ -249,7 +248,8 @@ class _Training:
                 bar.advance()
                 # The pairs that an audit is collecting are in no checkpoint: one that is due waits for the audit.
                 is_due = shards.number(due.now() and shards.ranks.first) > 0
-                if (is_due and not trainer.auditor.collecting) or trainer.step == recipe.steps:
+                collecting = self.auditor is not None and self.auditor.collecting
+                if (is_due and not collecting) or trainer.step == recipe.steps:
                     log.flush()
                     if shards.ranks.first:
                         os.fsync(log.fileno())
@@ -270,12 +270,6 @@ def make_config(settings: TrainSettings, recipe: Recipe, store: ActivationStore)
         model_b=b.model,
         layer_b=b.layer,
     )
-
-
-def set_precision(crosscoder: Crosscoder, precision: str) -> None:
-    """Multiply matrices in `float32` or `bfloat16`, or find what is active in bfloat16 first (`screened`)."""
-    crosscoder.coarse = precision == "screened"
-    crosscoder.matmul_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def _precision(name: str, device: torch.device) -> str:
