@@ -7,12 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
-from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.distributed import Shards
-from modeldiff.crosscoder.fast.coarse import CoarseScores
-from modeldiff.crosscoder.fast.forward import DenseForward, Forward, Pass, Select, SparseForward
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.data import PairStream, split
@@ -24,9 +18,9 @@ from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.ranks import Ranks
 from tests.benchmarks.rows import Options, Row
 from tests.benchmarks.start import Sizes, make_start
+from tests.crosscoder.dense import DenseStep
 
 _SIZES = Sizes(width=512, features=8192, k=64, batch=2048)
 _STEPS, _PAIRS = 200, 20_000
@@ -34,28 +28,19 @@ _STEPS, _PAIRS = 200, 20_000
 
 def rows(options: Options) -> Iterator[Row]:
     """All rows."""
-    for coarse in (False, True):
-        which = ", screened" if coarse else ""
-        yield Row(
-            f"gradients against autograd on the dense path{which}", _gradients(coarse), 1e-5, "", at_least=False,
-            note=f"largest relative distance of a parameter's gradient; {_SIZES}",
-        )  # fmt: skip
-    store = _bundled_pair(options)
-    worst, swapped, kept = _losses(store)
     yield Row(
-        f"losses against the dense path over {_STEPS} steps", worst, 1e-3, "", at_least=False,
+        "gradients against autograd on the dense path", _gradients(), 1e-5, "", at_least=False,
+        note=f"largest relative distance of a parameter's gradient; {_SIZES}",
+    )  # fmt: skip
+    yield Row(
+        f"losses against the dense path over {_STEPS} steps", _losses(_bundled_pair(options)), 1e-3, "", at_least=False,
         note="largest relative distance; the demo's recipe on the bundled pair",
     )  # fmt: skip
-    yield Row(
-        "entries that the bf16 screen keeps and float32 does not", swapped, 0, "", at_least=False,
-        note=f"of {kept:,}, in the same {_STEPS} steps; equal to the last bit but one do not count",
-    )  # fmt: skip
 
 
-def _gradients(coarse: bool) -> float:
+def _gradients() -> float:
     start = make_start(_SIZES, log_every=1)
-    sparse, dense = (Trainer(*start.crosscoder(), forward=forward) for forward in (None, DenseForward()))
-    sparse.crosscoder.coarse = coarse
+    sparse, dense = (_trainer(*start.crosscoder(), dense=dense) for dense in (False, True))
     x_B2d = next(start.batches())
     for trainer in (sparse, dense):
         trainer.update(x_B2d[:, 0], x_B2d[:, 1])
@@ -74,16 +59,18 @@ def _bundled_pair(options: Options) -> ActivationStore:
     return ActivationStore(run_harvest(settings, Workspace(options.folder / "w")))
 
 
-def _losses(store: ActivationStore) -> tuple[float, int, int]:
-    """(Largest relative distance of losses, entries that the screen keeps instead of others, kept entries in all)."""
+def _losses(store: ActivationStore) -> float:
+    """Largest relative distance of losses."""
     settings = TrainSettings(features=1024, k=16, steps=_STEPS, log_every=1, device="cpu")
     blocks, _ = split(store, settings.holdout)
     recipe = make_recipe(settings, widths=store.widths, pairs=sum(len(block) for block in blocks))
     sides = store.info.sides
     norms = (sides["a"].median_norm, sides["b"].median_norm)
     config = initial_config(settings, recipe, widths=store.widths, median_norms=norms)
-    screen = _Screen()
-    sparse, dense = (_trainer(store, config, recipe, one) for one in (screen, DenseForward()))
+    sparse, dense = (
+        _trainer(Crosscoder.initialised(config, store.mean["a"], store.mean["b"], seed=0), recipe, dense=dense)
+        for dense in (False, True)
+    )
     stream = PairStream(store, blocks, batch=recipe.batch, seed=0, buffer_bytes=1 << 28)
     worst = 0.0
     for _, (x_a, x_b) in zip(range(_STEPS), stream.batches(), strict=False):
@@ -91,33 +78,8 @@ def _losses(store: ActivationStore) -> tuple[float, int, int]:
         assert found is not None
         assert expected is not None
         worst = max(worst, abs(found["loss"] / expected["loss"] - 1))
-    return worst, screen.swapped, screen.kept
+    return worst
 
 
-class _Screen(SparseForward):
-    """The sparse path; beside each selection in float32, the screened one from the same weights."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            Shards(Ranks(), CrosscoderConfig(width_a=1, width_b=1, n_a_only=0, n_shared=1, n_b_only=0, k=1))
-        )
-        self.swapped = self.kept = 0
-
-    def __call__(self, crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor, select: Select) -> Pass:
-        done = super().__call__(crosscoder, x_a, x_b, select)
-        room_BF = torch.empty(len(x_a), crosscoder.n_features, dtype=torch.bfloat16)
-        with torch.no_grad():
-            screened_K, _ = select(CoarseScores(crosscoder, x_a, x_b, room_BF))
-            mask_BF = done.kept.dense(torch.ones(len(done.f_K))).view(-1)
-            other_K = screened_K[mask_BF[screened_K] == 0]
-            pre_K = crosscoder.pre_activations(x_a, x_b).view(-1)[other_K]
-        threshold = done.smallest[0] or 0.0
-        self.kept += len(screened_K)
-        self.swapped += int(((pre_K - threshold).abs() > 2**-22 * threshold).sum())
-        return done
-
-
-def _trainer(store: ActivationStore, config: CrosscoderConfig, recipe: Recipe, forward: Forward) -> Trainer:
-    crosscoder = Crosscoder.initialised(config, store.mean["a"], store.mean["b"], seed=0)
-    assert torch.isfinite(crosscoder.b_enc).all()
-    return Trainer(crosscoder, recipe, warn=False, forward=forward)
+def _trainer(crosscoder: Crosscoder, recipe: Recipe, *, dense: bool) -> Trainer:
+    return Trainer(crosscoder, recipe, warn=False, sparse=DenseStep(crosscoder) if dense else None)

@@ -106,14 +106,14 @@ def _resident(name: str) -> int:
 
 def _planned(start: Start) -> int:
     """Bytes of a step of ours without dead features; the batch itself is the benchmark's data."""
-    from modeldiff.crosscoder.budget import Job, step_parts
+    from modeldiff.crosscoder.plan import Job, step_parts
 
     crosscoder, recipe = start.crosscoder()
     job = Job(
         config=crosscoder.config,
         recipe=replace(recipe, auxk_alpha=0.0),
         precision="float32",
-        device="cpu",
+        device=torch.device("cpu"),
         encodings=("float32", "float32"),
         pairs=0,
         block_rows=1,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -38,7 +37,6 @@ def _public(options: Options) -> Iterator[Row]:
     start = make_start(_PUBLIC, log_every=_steps(options.rounds))
     variants: dict[str, Step | str] = {
         "ours": ours_step(start),
-        "ours, screened": _screened_step(start),
         "fork": fork_step(options.peers, start),
         "dense": dense_step(start),
         "sparsify": sparsify_step(options.peers, start),
@@ -47,7 +45,6 @@ def _public(options: Options) -> Iterator[Row]:
     yield race.row("training step against the fork", "fork", 5)
     yield race.row("training step against clean dense PyTorch", "dense", 4)
     yield race.row("training step against sparsify's TopK", "sparsify", 1.8)
-    yield race.row("training step with the bf16 screen against the fork", "fork", 6.5, ours="ours, screened")
     share = race.row("share of the encoder's product in the training step", "encode", 0.6)
     yield Row(share.what, share.measured, share.target, unit="", note=share.note)
 
@@ -66,11 +63,9 @@ def _toy(options: Options) -> Iterator[Row]:
     yield race.row("training step of toy size against the fork", "fork", 2.5)
 
 
-def ours_step(start: Start, prepare: Callable[[Trainer], None] | None = None) -> Step:
-    """`Trainer.update`; `prepare` may change the trainer first."""
+def ours_step(start: Start) -> Step:
+    """`Trainer.update`."""
     trainer = Trainer(*start.crosscoder())
-    if prepare:
-        prepare(trainer)
 
     def step(x_B2d: torch.Tensor) -> float | None:
         line = trainer.update(x_B2d[:, 0], x_B2d[:, 1])
@@ -78,23 +73,6 @@ def ours_step(start: Start, prepare: Callable[[Trainer], None] | None = None) ->
         return None if line is None else line["loss"]
 
     return step
-
-
-def _screened_step(start: Start) -> Step | str:
-    if not _multiplies_bf16():
-        return "this CPU has neither AVX512-BF16 nor AMX"
-    return ours_step(start, _screened)
-
-
-def _screened(trainer: Trainer) -> None:
-    """Turn the bf16 screen on."""
-    trainer.crosscoder.coarse = True
-
-
-def _multiplies_bf16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16"})
 
 
 def _encode_product(start: Start) -> Step:

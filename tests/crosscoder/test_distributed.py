@@ -81,9 +81,7 @@ def assert_same(found: Artifact, expected: Artifact) -> None:
     assert found.metrics["held_out"]["fve"] == pytest.approx(expected.metrics["held_out"]["fve"], abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "values", [{}, {"selection": "l2", "auxk": 2}, {"precision": "screened", "loss": "norm", "auxk_input": "input"}]
-)
+@pytest.mark.parametrize("values", [{}, {"selection": "l2", "auxk": 2}, {"loss": "norm", "auxk_input": "input"}])
 def test_two_processes_train_to_what_one_does(workspace: Workspace, values: dict[str, Any]) -> None:
     assert in_two(workspace, {**SHORT, **values}) == [(0, ""), (0, "")]
     sharded = workspace.find("crosscoder")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
-from modeldiff.crosscoder.config import SELECTIONS
+from modeldiff.crosscoder.config import Selection
 from modeldiff.crosscoder.part import part_of
 
 CONFIGS: list[dict[str, Any]] = [
-    *({"n_a_only": 5, "n_shared": 8, "n_b_only": 5, "selection": selection} for selection in SELECTIONS),
+    *({"n_a_only": 5, "n_shared": 8, "n_b_only": 5, "selection": selection} for selection in get_args(Selection)),
     {"n_a_only": 0, "n_shared": 18, "n_b_only": 0, "combine": "sum"},
     {"n_a_only": 0, "n_shared": 18, "n_b_only": 0, "n_designated": 6, "tie": "norms", "threshold_designated": 1.2},
 ]

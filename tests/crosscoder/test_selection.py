@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.crosscoder import selection as selection_module
-from modeldiff.crosscoder.selection import Scores, ThresholdAverage, batch_topk, score_weights
+from modeldiff.crosscoder.fast import scores as selection_module
+from modeldiff.crosscoder.fast.scores import Scores, batch_topk
+from modeldiff.crosscoder.selection import ThresholdAverage
 from tests.crosscoder.made import random_crosscoder
 
 
@@ -80,10 +81,10 @@ def test_scores() -> None:
         "mean": torch.cat([a_F[:2], (a_F[2:7] + b_F[2:7]) / 2, b_F[7:]]),
     }
     for selection, weights in expected.items():
-        found = score_weights(random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, selection=selection))
+        found = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, selection=selection).score_weights()
         assert found is not None
         torch.testing.assert_close(found, weights)
-    assert score_weights(crosscoder) is None
+    assert crosscoder.score_weights() is None
 
 
 @pytest.mark.parametrize("selection", ["activation", "sum"])
@@ -91,7 +92,7 @@ def test_inference_keeps_activations_whose_score_exceeds_the_threshold(selection
     crosscoder = random_crosscoder(selection=selection, threshold=0.7)
     x_a, x_b = torch.randn(50, 6), torch.randn(50, 9)
     pre_BF = crosscoder.pre_activations(x_a, x_b)
-    score_BF = pre_BF * (score_weights(crosscoder) if selection == "sum" else 1.0)
+    score_BF = pre_BF * (crosscoder.score_weights() if selection == "sum" else 1.0)
     expected = torch.where(score_BF > 0.7, pre_BF, 0.0)
     assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), expected)
     assert 0 < (expected > 0).float().mean() < 1

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
-from modeldiff.crosscoder.selection import Scores, batch_topk, pooled_topk, score_weights
+from modeldiff.crosscoder.fast.scores import Scores, batch_topk
+from modeldiff.crosscoder.selection import pooled_topk
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.checkpoint import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.training.recipe import make_recipe
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
-from modeldiff.crosscoder.tying import tie_gradients
 from modeldiff.errors import InputError
 from modeldiff.workspace import Workspace
 from tests.crosscoder.made import random_crosscoder
@@ -105,7 +105,7 @@ def test_the_gradient_of_a_tied_vector_is_that_of_one_parameter() -> None:
     (expected_nD,) = torch.autograd.grad(loss, one_nD)
     xhat_a, xhat_b = crosscoder.reconstruct(f_BF)
     ((target_a - xhat_a).square().sum() + (target_b - xhat_b).square().sum()).backward()
-    tie_gradients(crosscoder)
+    crosscoder.tie_gradients()
     grad_a, grad_b = crosscoder.w_dec_a.grad, crosscoder.w_dec_b.grad
     assert grad_a is not None
     assert grad_b is not None
@@ -176,7 +176,7 @@ def test_k_is_exact_while_it_falls(selection: str) -> None:
     used_F = torch.zeros(FEATURES)
     for step, (x_a, x_b) in enumerate(batches(10)):
         pre_BF = trainer.crosscoder.pre_activations(*trainer.crosscoder.normalise(x_a, x_b)).detach()
-        kept_K, _ = trainer._select(Scores(pre_BF, None, score_weights(trainer.crosscoder)))
+        kept_K = trainer.code(pre_BF)[0].flatten().nonzero()[:, 0]
         counts_F = torch.bincount(kept_K % FEATURES, minlength=FEATURES)
         k = 6 - 3 * step / 5 if step < 5 else 3
         assert counts_F.sum() == round(k * BATCH)

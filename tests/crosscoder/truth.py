@@ -35,7 +35,7 @@ def true_crosscoder(planted: Planted, concepts: Partitions, **config: Any) -> Cr
     is_shared_F[crosscoder.slices["shared"]] = True
     had_F = sum((directions[side][concept_F].norm(dim=1) > 0).long() for side in "ab")
     # A shared feature adds up what the models that have its concept say.
-    parts_F = torch.where(is_shared_F, crosscoder.share * had_F, 1.0)
+    parts_F = torch.where(is_shared_F, crosscoder.encoder_share * had_F, 1.0)
     with torch.no_grad():
         for side, w_enc, w_dec in (
             ("a", crosscoder.w_enc_a, crosscoder.w_dec_a),

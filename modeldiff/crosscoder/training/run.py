@@ -20,11 +20,10 @@ import torch
 from modeldiff.console import Progress, progress, say
 from modeldiff.crosscoder.audits.auditor import Auditor
 from modeldiff.crosscoder.audits.report import audit_metrics, audit_note
-from modeldiff.crosscoder.budget import Job, disk
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.distributed import Shards
-from modeldiff.crosscoder.forecast import forecast, processes_here
 from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.plan import Job, disk, forecast
 from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME, write_weights
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.checkpoint import read_checkpoint, write_checkpoint
@@ -78,7 +77,7 @@ def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None
             torchrun started, where they are, if left out.
 
     Returns:
-        What `forecast.forecast` gives, and what the run is: activations, features by partition, parameters, k, batch,
+        What `plan.forecast` gives, and what the run is: activations, features by partition, parameters, k, batch,
         steps, pairs (counting repeats), device, precision, processes, processes_per_machine.
 
     Raises:
@@ -89,13 +88,13 @@ def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None
     world = processes or started.world
     training = _Training(settings, ActivationStore(source), Ranks(0, world, started.local_rank))
     if world != started.world:
-        local = processes_here(world, training.device)
+        local = min(world, torch.cuda.device_count()) if training.device.type == "cuda" else 1
     config, recipe, info = training.config, training.recipe, training.store.info
     job = Job(
         config=config,
         recipe=recipe,
         precision=training.precision,
-        device=training.device.type,
+        device=training.device,
         encodings=(info.sides["a"].encoding, info.sides["b"].encoding),
         pairs=sum(len(block) for block in training.blocks),
         block_rows=max(len(block) for block in training.held_out),
@@ -115,7 +114,7 @@ def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None
         "precision": training.precision,
         "processes": world,
         "processes_per_machine": local,
-        **forecast(job, training.device, workspace.folder),
+        **forecast(job, workspace.folder),
     }
 
 

@@ -44,19 +44,6 @@ def test_without_entries_sums_are_zero_and_there_are_no_products() -> None:
     assert bag_dot(left_GD, rows_ND, bags).shape == (0,)
 
 
-@pytest.mark.parametrize("lengths", [[3, 0, 5, 1, 0, 2, 0], [0, 0, 0], [7]])
-@pytest.mark.parametrize("values", [1, 10, 1000])
-def test_a_result_in_given_memory_is_made_piece_by_piece(
-    monkeypatch: pytest.MonkeyPatch, lengths: list[int], values: int
-) -> None:
-    monkeypatch.setattr(module, "_PIECE_VALUES", values)
-    bags = made_bags(lengths, 9)
-    _, rows_ND, weight_K = drawn(bags, 9, 5)
-    out_GD = torch.full((len(lengths), 5), torch.nan)
-    assert bag_sum(rows_ND, bags, weight_K, out_GD) is out_GD
-    assert torch.equal(out_GD, bag_sum(rows_ND, bags, weight_K))
-
-
 def test_an_empty_bag_is_zero_between_others() -> None:
     bags = made_bags([2, 0, 3, 0], 4)
     _, rows_ND, weight_K = drawn(bags, 4, 5)

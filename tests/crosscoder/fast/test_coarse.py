@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.coarse import CoarseScores
-from modeldiff.crosscoder.selection import batch_topk, score_weights
+from modeldiff.crosscoder.fast.scores import batch_topk
 from tests.crosscoder.made import random_crosscoder
 
 
@@ -22,8 +22,8 @@ def exact_scores(crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor) -
     from_b = x_b.double() @ crosscoder.w_enc_b.detach().double().T
     pre_BF[:, : config.n_a_only] += from_a[:, : config.n_a_only]
     pre_BF[:, config.n_a :] += from_b[:, config.n_shared :]
-    pre_BF[:, both] += crosscoder.share * (from_a[:, config.n_a_only :] + from_b[:, : config.n_shared])
-    weights_F = score_weights(crosscoder)
+    pre_BF[:, both] += crosscoder.encoder_share * (from_a[:, config.n_a_only :] + from_b[:, : config.n_shared])
+    weights_F = crosscoder.score_weights()
     return pre_BF if weights_F is None else pre_BF * weights_F
 
 
@@ -57,7 +57,7 @@ def test_the_kept_scores_are_the_largest_ones(
     flat, tiny = score_BF.view(-1), 1e-5 * float(score_BF.abs().max())
     assert torch.equal(kept_K, kept_K.unique())
     torch.testing.assert_close(kept_score_K.double(), flat[kept_K], rtol=0, atol=tiny)
-    weights_F = score_weights(crosscoder)
+    weights_F = crosscoder.score_weights()
     weight_K = 1.0 if weights_F is None else weights_F[kept_K % crosscoder.n_features]
     torch.testing.assert_close(pre_K * weight_K, kept_score_K)
     positive = flat[flat > 0]

@@ -1,4 +1,4 @@
-"""Training with gradients at the kept entries only is training: the dense formula gives the same."""
+"""Training with gradients at the active entries only is training: the dense formula gives the same."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.fast.forward import DenseForward
+from modeldiff.crosscoder.audits.auditor import Auditor
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
+from tests.crosscoder.dense import DenseStep
 from tests.crosscoder.planted import plant
 
 BATCH = 128
@@ -25,8 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "designated features": {"architecture": "dsf-vectors"},
     "audits": {"audits": 3, "audit_pairs": 512, "exclusive": 0.2},
     "the auxiliary loss encodes the input": {"auxk_input": "input"},
-    "screened": {"precision": "screened"},
-    "screened, scores with decoder norms": {"precision": "screened", "selection": "mean"},
 }
 
 
@@ -39,8 +38,8 @@ def make_trainer(dense: bool, **values: Any) -> Trainer:
     recipe = make_recipe(settings, widths=widths, pairs=10**5)
     config = initial_config(settings, recipe, widths=widths, median_norms=(4.0, 4.0))
     crosscoder = Crosscoder.initialised(config, torch.zeros(widths[0]), torch.zeros(widths[1]), seed=0)
-    crosscoder.coarse = settings.precision == "screened"
-    return Trainer(crosscoder, recipe, warn=False, forward=DenseForward() if dense else None)
+    callback = Auditor() if recipe.audits else None
+    return Trainer(crosscoder, recipe, warn=False, sparse=DenseStep(crosscoder) if dense else None, callback=callback)
 
 
 def batches(count: int, width: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

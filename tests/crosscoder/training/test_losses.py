@@ -92,8 +92,7 @@ def test_auxk_value_against_dense_formula(combine: str, count: int, encodes: str
         crosscoder,
         dead_Z,
         count,
-        e_a,
-        e_b,
+        (e_a, e_b),
         inputs=batch(crosscoder) if encodes == "input" else None,
         normalised=normalised,
     )
@@ -119,7 +118,7 @@ def test_auxk_reaches_encoder_and_decoder_of_dead_features_only(encodes: str) ->
     crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
     e_a, e_b, _ = errors(crosscoder)
     dead_Z = torch.tensor([1, 4, 7, 8])  # A | shared, shared | B
-    auxk_loss(crosscoder, dead_Z, 100, e_a, e_b, inputs=batch(crosscoder) if encodes == "input" else None).backward()
+    auxk_loss(crosscoder, dead_Z, 100, (e_a, e_b), inputs=batch(crosscoder) if encodes == "input" else None).backward()
     assert touched(crosscoder.w_enc_a) == touched(crosscoder.w_dec_a) == [1, 4, 7]
     assert touched(crosscoder.w_enc_b) == touched(crosscoder.w_dec_b) == [1, 4, 5]
     assert touched(crosscoder.b_enc) == ([1, 4, 7, 8] if encodes == "input" else [])
@@ -141,12 +140,12 @@ def test_auxk_gradients_against_autograd_on_the_formula(normalised: bool) -> Non
     )
     leaves = [weight.detach()[dead_Z - 3].requires_grad_() for weight in weights]
     enc_a, enc_b, dec_a, dec_b = leaves
-    z_BZ = torch.relu((e_a @ enc_a.T + e_b @ enc_b.T) * crosscoder.share)
+    z_BZ = torch.relu((e_a @ enc_a.T + e_b @ enc_b.T) * crosscoder.encoder_share)
     loss = ((e_a - z_BZ @ dec_a) ** 2).sum(1).mean() + ((e_b - z_BZ @ dec_b) ** 2).sum(1).mean()
     if normalised:
         loss = loss / (((e_a - e_a.mean(0)) ** 2).sum(1) + ((e_b - e_b.mean(0)) ** 2).sum(1)).mean()
     (0.25 * loss).backward()
-    (0.25 * auxk_loss(crosscoder, dead_Z, 100, e_a, e_b, normalised=normalised)).backward()
+    (0.25 * auxk_loss(crosscoder, dead_Z, 100, (e_a, e_b), normalised=normalised)).backward()
     found = crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b
     for leaf, weight, first in zip(leaves, found, (0, 3, 0, 3), strict=True):
         assert weight.grad is not None
@@ -159,7 +158,7 @@ def test_auxk_takes_no_more_than_its_count_per_pair() -> None:
     crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
     e_a, e_b, _ = errors(crosscoder)
     dead_Z = torch.arange(11)
-    auxk_loss(crosscoder, dead_Z, 1, e_a[:1], e_b[:1]).backward()
+    auxk_loss(crosscoder, dead_Z, 1, (e_a[:1], e_b[:1])).backward()
     assert len(set(touched(crosscoder.w_dec_a)) | {i + 3 for i in touched(crosscoder.w_dec_b)}) == 1
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
-from modeldiff.crosscoder.training import trainer as trainer_module
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training import trainer as trainer_module
 from modeldiff.crosscoder.training.recipe import make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError, InputError
@@ -58,7 +58,7 @@ def test_exactly_k_per_pair_are_kept_while_k_falls(selection: str) -> None:
 
 def test_an_outlier_pair_changes_nothing() -> None:
     (x_a, x_b), *_ = batches(1)
-    inside = make_trainer()._without_outliers(3 * x_a / x_a.norm(dim=1, keepdim=True), x_b / x_b.norm(dim=1)[:, None])
+    inside = make_trainer()._inliers(3 * x_a / x_a.norm(dim=1, keepdim=True), x_b / x_b.norm(dim=1)[:, None])
     plain, disturbed = make_trainer(), make_trainer()
     plain.update(*inside)
     far = torch.cat([inside[0], inside[0][:1] * 100]), torch.cat([inside[1], inside[1][:1]])

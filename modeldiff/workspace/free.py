@@ -17,7 +17,7 @@ def free_memory() -> int:
     Where the system does not say what is available (macOS), all the memory that there is.
     """
     available = _available()
-    for limit in _container_rooms():
+    for limit in _container_limits():
         available = min(available, limit)
     return available
 
@@ -42,35 +42,21 @@ def _available() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _container_rooms() -> list[int]:
-    """What each limit on this process's groups leaves, in both versions of Linux's control groups."""
+def _container_limits() -> list[int]:
+    """What each limit on this process's control groups leaves."""
     if not _OWN_CGROUP.exists():
         return []
-    rooms = []
+    found = []
     for line in _OWN_CGROUP.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, limit, used = _CGROUPS, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            root, limit, used = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        group = root / path.lstrip("/")
+        group = _CGROUPS / path.lstrip("/")
         # In a container the path may be that of the host, and the files those of the root.
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(root):
-                rooms += _room(folder, limit, used)
-    return rooms
-
-
-def _room(folder: Path, limit_name: str, used_name: str) -> list[int]:
-    try:
-        limit, used = (folder / limit_name).read_text().strip(), int((folder / used_name).read_text())
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return []
-    if limit == "max":
-        return []
-    # Pages of files that were read are given back when they are needed. Version 1 counts subgroups in "total_...".
-    files = sum(int(statistics.get(f"total_{name}", statistics.get(name, 0))) for name in _FILES)
-    return [int(limit) - used + files]
+        for folder in (group, *group.parents) if not controllers else ():
+            try:
+                limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no limit ("max")
+                continue
+            # Pages of files that were read are given back when they are needed.
+            found.append(limit - used + sum(int(statistics.get(name, 0)) for name in _FILES))
+    return found

@@ -1,0 +1,70 @@
+"""The active entries of a code: both orders hold each once; products over them against dense ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeldiff.crosscoder.distributed import Shards
+from modeldiff.crosscoder.fast.entries import Entries
+from modeldiff.crosscoder.fast.step import SparseStep
+from modeldiff.workspace.ranks import Ranks
+from tests.crosscoder.dense import DenseStep
+from tests.crosscoder.made import random_crosscoder
+
+PAIRS = 23
+
+
+def some_entries(pairs: int, features: int, count: int, seed: int) -> torch.Tensor:
+    order = torch.randperm(pairs * features, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
+
+
+@given(
+    pairs=st.integers(1, 20),
+    features=st.integers(1, 15),
+    share=st.floats(0, 1),
+    cut=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_both_orders_hold_every_entry_once(pairs: int, features: int, share: float, cut: float, seed: int) -> None:
+    flat_K = some_entries(pairs, features, int(share * pairs * features), seed)
+    entries = Entries(flat_K, pairs, features)
+    expected = sorted((i % features, i // features) for i in flat_K.tolist())
+    assert list(zip(entries.feature_K.tolist(), entries.pair_K.tolist(), strict=True)) == expected
+    assert torch.equal(entries.row_K * features + entries.column_K, flat_K)
+    assert torch.equal((entries.pair_K * features + entries.feature_K)[entries.by_pair_K], flat_K)
+    assert torch.equal(flat_K[entries.by_feature_K], entries.pair_K * features + entries.feature_K)
+    assert entries.start_F1.diff().tolist() == torch.bincount(entries.feature_K, minlength=features).tolist()
+    seen = slice(int(cut * features), features)
+    mine, bags = entries.of_features(seen)
+    assert torch.equal(bags.bag_K + seen.start, entries.feature_K[mine])
+    places, by_pair = entries.of_pairs(seen)
+    places = torch.arange(len(flat_K))[places]
+    assert places.tolist() == sorted(entries.by_feature_K[mine].tolist())
+    assert torch.equal(by_pair.index_K + seen.start, entries.column_K[places])
+    assert torch.equal(by_pair.bag_K, entries.row_K[places])
+    assert torch.equal(by_pair.start_G1.diff(), torch.bincount(by_pair.bag_K, minlength=pairs))
+
+
+@pytest.mark.parametrize("sizes", [(3, 7, 2), (0, 9, 0), (4, 1, 0), (0, 1, 4)])
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+@pytest.mark.parametrize("count", [0, 1, 60, 10_000])
+def test_a_step_equals_the_dense_one(sizes: tuple[int, int, int], combine: str, count: int) -> None:
+    a, shared, b = sizes
+    crosscoders = [random_crosscoder(n_a_only=a, n_shared=shared, n_b_only=b, k=1, combine=combine) for _ in range(2)]
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(PAIRS, 6, generator=generator), torch.randn(PAIRS, 9, generator=generator)
+    goal = torch.randn(PAIRS, 6, generator=generator), torch.randn(PAIRS, 9, generator=generator)
+    steps = SparseStep(crosscoders[0], Shards(Ranks(), crosscoders[0].config)), DenseStep(crosscoders[1])
+    found = []
+    for step, crosscoder in zip(steps, crosscoders, strict=True):
+        for _ in range(2):  # the second time over the gradients of the first
+            done = step.forward(*x, count)
+            step.backward(x, done, (2 * (done.xhat[0] - goal[0]), 2 * (done.xhat[1] - goal[1])))
+        gradients = [parameter.grad for parameter in crosscoder.parameters()]
+        found.append([done.f_K, *done.xhat, *step.decode(done.entries, done.f_K), *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
