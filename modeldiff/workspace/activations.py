@@ -11,7 +11,7 @@ Legend: N rows (pairs), Da, Db widths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from modeldiff.errors import DamagedError, InputError
@@ -29,7 +28,7 @@ from modeldiff.sides import SIDES
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.bits import bits_of, empty_rows, encoding_of, read_into
 from modeldiff.workspace.files import read_json
-from modeldiff.workspace.places import Piece, RowPlaces, Scattered, read_pieces, read_scattered
+from modeldiff.workspace.places import Piece, RowPlaces, read_pieces
 from modeldiff.workspace.plan import ShardPlan, read_plan
 
 STORE_NAME = "store.json"
@@ -178,26 +177,6 @@ class ActivationStore:
                 pieces += places.pieces(block.start, bits_of(rows_ND).data.cast("B"))
         with self._reading():
             read_pieces(pieces)
-
-    def read_scattered(self, blocks: Sequence[Block], x: Mapping[str, torch.Tensor], at_N: NDArray[np.int64]) -> None:
-        """Read blocks of both sides, each of their rows to a place of its own.
-
-        Args:
-            x: by side, the memory (M, D), as `empty_rows` gives it.
-            at_N: the row of `x` that each row goes to, one block after the other. Of several that go to one, any.
-        """
-        parts: list[Scattered] = []
-        for side in SIDES:
-            bits_MD = bits_of(x[side])
-            memory_M = bits_MD.view(f"V{bits_MD.itemsize * bits_MD.shape[1]}")[:, 0]
-            for block, rows in _in_file_order(blocks):
-                places = self._rows(side, block.shard)
-                if places is None:
-                    bits_MD[at_N[rows]] = bits_of(self.read_side(side, block))
-                else:
-                    parts += places.scattered(block.start, memory_M, at_N[rows])
-        with self._reading():
-            read_scattered(parts)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

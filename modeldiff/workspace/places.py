@@ -3,7 +3,7 @@
 HDF5 reads one chunk after the other, and waits for the disk each time. Its chunks without filters are plain bytes at
 known places, so they can be asked for all at once and come straight into their destination.
 
-Legend: R rows that are next to each other in a file, M rows of the memory that they go to.
+Legend: C chunks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,6 @@ _READ_BYTES = 128 << 10
 _READERS = 4
 # Less than this is read in the caller's thread.
 _WORTH_THREADS = 4 << 20
-# Of rows that go to places of their own: as many bytes pass through the processor's cache on their way.
-_STAGE_BYTES = 512 << 10
-# Reading files into the page cache, those of both models at once. 16 to 64 KiB, 4 to 16 readers: 0.9 to 1.1 of the
-# speed of reading in order, these most evenly; 128 KiB to 2 MiB: 0.9 to 0.6 of it.
-_PULL_BYTES = 32 << 10
-_PULLERS = 4
-_PROBE_BYTES = 4 << 10
 
 
 @dataclass(frozen=True)
@@ -42,26 +35,6 @@ class Piece:
     offset: int
     into: memoryview
     """As many bytes as are read."""
-
-
-@dataclass(frozen=True)
-class Scattered:
-    """Rows that are next to each other in a file, and the place of each in memory.
-
-    Attributes:
-        memory_M: one element a row, of as many bytes.
-        at_R: the element of `memory_M` that each row goes to.
-    """
-
-    path: Path
-    offset: int
-    memory_M: NDArray[np.void]
-    at_R: NDArray[np.int64]
-
-    @property
-    def stop(self) -> int:
-        """Where in the file the rows end."""
-        return self.offset + len(self.at_R) * self.memory_M.itemsize
 
 
 @dataclass(frozen=True)
@@ -99,11 +72,6 @@ class RowPlaces:
             size = (rows.stop - rows.start) * self.row_bytes
             yield Piece(self.path, offset, into[rows.start * self.row_bytes :][:size])
 
-    def scattered(self, start: int, memory_M: NDArray[np.void], at_N: NDArray[np.int64]) -> Iterator[Scattered]:
-        """The rows from `start` on, and where in `memory_M` each goes."""
-        for offset, rows in self._spans(start, len(at_N)):
-            yield Scattered(self.path, offset, memory_M, at_N[rows])
-
     def _spans(self, start: int, count: int) -> Iterator[tuple[int, slice]]:
         """Of `count` rows from `start` on, those that are next to each other: place in the file, and which they are."""
         done = 0
@@ -130,26 +98,6 @@ def read_pieces(pieces: Sequence[Piece]) -> None:
                 done.result()
 
 
-def read_scattered(parts: Sequence[Scattered]) -> None:
-    """Bring every row to its place.
-
-    What is not in the page cache is pulled into it by several threads, and copied from there by the caller's, which is
-    the fastest where all is in it.
-
-    Raises:
-        OSError: a file, which is named, cannot be read or is shorter.
-    """
-    with _opened(part.path for part in parts) as files, ThreadPoolExecutor(_PULLERS, "pull rows") as pullers:
-        pulled = [
-            None if _is_cached(files[part.path], part) else pullers.submit(_pull, files[part.path], part)
-            for part in parts
-        ]
-        for part, pull in zip(parts, pulled, strict=True):
-            if pull:
-                pull.result()
-            _scatter(files[part.path], part)
-
-
 @contextmanager
 def _opened(paths: Iterable[Path]) -> Iterator[dict[Path, int]]:
     with ExitStack() as stack:
@@ -158,38 +106,6 @@ def _opened(paths: Iterable[Path]) -> Iterator[dict[Path, int]]:
             files[path] = os.open(path, os.O_RDONLY)
             stack.callback(os.close, files[path])
         yield files
-
-
-def _is_cached(descriptor: int, part: Scattered) -> bool:
-    """Whether its first and last bytes are in the page cache; not known everywhere."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    probe = bytearray(_PROBE_BYTES)
-    try:
-        for offset in (part.offset, max(part.offset, part.stop - _PROBE_BYTES)):
-            os.preadv(descriptor, [probe], offset, os.RWF_NOWAIT)
-    except OSError:  # it would wait, or this file system cannot say
-        return False
-    return True
-
-
-def _pull(descriptor: int, part: Scattered) -> None:
-    """Read into the page cache, as far as that goes: who copies the rows will meet what is wrong."""
-    buffer = bytearray(_PULL_BYTES)
-    with suppress(OSError):
-        for offset in range(part.offset, part.stop, _PULL_BYTES):
-            os.preadv(descriptor, [buffer], offset)
-
-
-def _scatter(descriptor: int, part: Scattered) -> None:
-    size = part.memory_M.itemsize
-    rows = max(1, _STAGE_BYTES // size)
-    stage_R = np.empty(min(rows, len(part.at_R)), part.memory_M.dtype)
-    for start in range(0, len(part.at_R), rows):
-        at_R = part.at_R[start : start + rows]
-        into = stage_R[: len(at_R)].view(np.uint8).data
-        _fill(descriptor, Piece(part.path, part.offset + start * size, into), _STAGE_BYTES)
-        part.memory_M[at_R] = stage_R[: len(at_R)]
 
 
 def _fill(descriptor: int, piece: Piece, read_bytes: int) -> None:

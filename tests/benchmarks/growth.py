@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import device
+
 from tests.benchmarks.start import Sizes, Start, Step, make_start
 
 BASE = Sizes(width=256, features=4096, k=32, batch=2048)
@@ -113,7 +115,7 @@ def _planned(start: Start) -> int:
         config=crosscoder.config,
         recipe=replace(recipe, auxk_alpha=0.0),
         precision="float32",
-        device=torch.device("cpu"),
+        device=device("cpu"),
         encodings=("float32", "float32"),
         pairs=0,
         block_rows=1,

@@ -33,26 +33,6 @@ def test_blocks_of_several_shards_come_in_the_asked_order(store: ActivationStore
     assert torch.equal(store.read_side("b", Block(1, 1, 3)), X_B[5:7].bfloat16())
 
 
-@pytest.mark.parametrize("cached", [True, False, None])
-@pytest.mark.parametrize("stage_bytes", [1, 12, 1 << 20])
-def test_rows_of_both_sides_go_to_places_of_their_own(
-    store: ActivationStore, cached: bool | None, stage_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether all is in the page cache, nothing, or as it is; places that nobody asked for stay as they are."""
-    monkeypatch.setattr(places, "_STAGE_BYTES", stage_bytes)
-    monkeypatch.setattr(places, "_PULL_BYTES", 3)
-    if cached is not None:
-        monkeypatch.setattr(places, "_is_cached", lambda *_: cached)
-    blocks = [Block(2, 0, 2), Block(0, 3, 4), Block(0, 0, 2), Block(1, 1, 3)]
-    rows, at_N = [8, 9, 3, 0, 1, 5, 6], np.array([1, 6, 4, 8, 3, 0, 7])
-    x = {side: store.empty_rows(side, 9).fill_(99) for side in ("a", "b")}
-    store.read_scattered(blocks, x, at_N)
-    for side, all_ND in (("a", X_A), ("b", X_B)):
-        expected_MD = torch.full((9, all_ND.shape[1]), 99).bfloat16()
-        expected_MD[at_N] = all_ND[rows].bfloat16()
-        assert torch.equal(x[side], expected_MD)
-
-
 @pytest.mark.parametrize("threads_from", [0, 1 << 30])
 @pytest.mark.parametrize("read_bytes", [1, 4, 1 << 20])
 def test_parts_of_chunks_are_found(
@@ -81,10 +61,6 @@ def test_what_only_hdf5_can_read_is_left_to_it(store: ActivationStore, kind: dic
         file.create_dataset("activations", data=rows, **kind).attrs.update(attributes)
     store._checked.add("shards/00001.a.h5")  # the digest is another one now
     assert torch.equal(store.read_side("a", Block(1, 1, 4)), X_A[5:8].bfloat16())
-    x = {side: store.empty_rows(side, 3) for side in ("a", "b")}
-    store.read_scattered([Block(1, 1, 4)], x, np.array([2, 0, 1]))
-    assert torch.equal(x["a"], X_A[[6, 7, 5]].bfloat16())
-    assert torch.equal(x["b"], X_B[[6, 7, 5]].bfloat16())
 
 
 def test_a_file_that_became_shorter_is_named(store: ActivationStore) -> None:
@@ -93,9 +69,6 @@ def test_a_file_that_became_shorter_is_named(store: ActivationStore) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DamagedError, match=r"00000\.a\.h5: cannot be read \(ends before byte .*\); "):
         store.read_side("a", Block(0, 0, 4))
-    x = {side: store.empty_rows(side, 4) for side in ("a", "b")}
-    with pytest.raises(DamagedError, match=r"00000\.a\.h5: cannot be read \(ends before byte .*\); "):
-        store.read_scattered([Block(0, 0, 4)], x, np.arange(4))
 
 
 @pytest.mark.parametrize("threads_from", [0, 1 << 30])
@@ -105,9 +78,6 @@ def test_a_disk_that_fails_is_named(store: ActivationStore, threads_from: int, m
 
     monkeypatch.setattr(places, "_WORTH_THREADS", threads_from)
     monkeypatch.setattr(places.os, "preadv", fail)
-    x = {side: store.empty_rows(side, 4) for side in ("a", "b")}
-    with pytest.raises(DamagedError, match=r"00000\.a\.h5: cannot be read \(Input/output error\); "):
-        store.read_scattered([Block(0, 0, 4)], x, np.arange(4))
     with pytest.raises(DamagedError, match=r"00000\.a\.h5: cannot be read \(Input/output error\); "):
         store.read_side("a", Block(0, 0, 4))
 

@@ -1,10 +1,9 @@
 """Pairs for training, read in whole blocks and shuffled in memory; and the blocks that are kept for evaluation.
 
 Blocks in random order fill half of a buffer (a group); pairs are drawn from it in random order while the next group is
-read into the other half. Pairs are brought to their places in their batches as they are read, so a batch is there when
-its group is. Where all pairs fit into the buffer they are one group, read once, and batches are copied out of it. A
-batch may begin in one group and end in the next, so every pair is used exactly once per pass, and the stream is a
-function of the seed and the number of the step alone: a resumed run needs no other cursor.
+read into the other half. Where all pairs fit into the buffer they are one group, read once. A batch may begin in one
+group and end in the next, so every pair is used exactly once per pass, and the stream is a function of the seed and the
+number of the step alone: a resumed run needs no other cursor.
 
 Reading single rows at random is 50 to 70 times slower than reading whole blocks.
 
@@ -14,8 +13,8 @@ Legend: N rows of a group, B rows of a batch, Da, Db widths.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -23,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modeldiff.crosscoder.training.batch_memory import BatchMemory
 from modeldiff.errors import InputError
 from modeldiff.sides import SIDES
+from modeldiff.threads import prefetched
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.bits import bytes_per_value, chunk_rows
 
@@ -33,6 +32,8 @@ from modeldiff.workspace.bits import bytes_per_value, chunk_rows
 _LEAST_BLOCKS = 64
 # Keep apart the random numbers for the order of blocks and those for the order of rows.
 _BLOCKS, _ROWS = 0, 1
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""(x_a (B, Da), x_b (B, Db))."""
 
 
 def split(store: ActivationStore, holdout: float) -> tuple[list[Block], list[Block]]:
@@ -68,11 +69,6 @@ class _Group:
     def __len__(self) -> int:
         return sum(len(block) for block in self.blocks)
 
-    @property
-    def used(self) -> int:
-        """Rows that the stream has of it."""
-        return len(self) - self.skip
-
 
 class PairStream:
     """Batches of pairs without end, over and over the blocks, in an order that depends on the seed.
@@ -80,7 +76,7 @@ class PairStream:
     Args:
         buffer_bytes: all the memory for pairs as stored: one group of them all where they fit, else two groups, of
             which one is used while the other is read. A block that is larger than half of it is held all the same.
-            Batches that are given out or begun come on top.
+            Batches come on top.
         device: where batches are wanted. For CUDA they go through pinned memory, one batch ahead, and their copying
             does not wait for the device.
     """
@@ -106,81 +102,53 @@ class PairStream:
         self._in_one = self.rows_per_epoch <= rows
         self._group_rows = self.rows_per_epoch if self._in_one else max(1, rows // 2)
 
-    def batches(self, first_step: int = 0) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the device. The
-        memory of a batch is used again once nobody holds its tensors, or views of them."""
+    def batches(self, first_step: int = 0) -> Generator[Batch, None, None]:
+        """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the device."""
         return self._ahead(first_step) if self._device.type == "cuda" else self._on_cpu(first_step)
 
-    def _on_cpu(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        return self._drawn(first_step) if self._in_one else self._placed(first_step)
+    def _on_cpu(self, first_step: int) -> Generator[Batch, None, None]:
+        batch, filled = self._empty(self._batch), 0
+        with closing(self._read(first_step * self._batch)) as groups:
+            for group, x in groups:
+                order_N = self._row_order(group)
+                at = group.skip
+                while at < len(order_N):
+                    rows = order_N[at : at + self._batch - filled]
+                    for side in SIDES:
+                        _take(x[side], rows, batch[side][filled : filled + len(rows)])
+                    at += len(rows)
+                    filled += len(rows)
+                    if filled == self._batch:
+                        yield batch["a"], batch["b"]
+                        batch, filled = self._empty(self._batch), 0
 
-    def _drawn(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """Out of memory that holds all pairs."""
-        x_ND = {side: self._store.empty_rows(side, self.rows_per_epoch) for side in SIDES}
-        for side in SIDES:
-            self._store.read_into(side, self._blocks, x_ND[side])
-        memory = BatchMemory(self._store, self._batch, 1)
-        slot, filled = memory.take(), 0
-        for group in self._groups(first_step * self._batch):
-            order_N = self._row_order(group)
-            at = group.skip
-            while at < len(order_N):
-                rows = order_N[at : at + self._batch - filled]
-                first = memory.first_row(slot) + filled
-                for side in SIDES:
-                    _take(x_ND[side], rows, memory.x[side][first : first + len(rows)])
-                at += len(rows)
-                filled += len(rows)
-                if filled == self._batch:
-                    yield memory.give_out(slot)
-                    slot, filled = memory.take(), 0
-
-    def _placed(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """As their pairs were placed while they were read, one group ahead."""
+    def _read(self, first_row: int) -> Generator[tuple[_Group, dict[str, torch.Tensor]], None, None]:
+        """The groups from the one on that holds a row of the stream, with their pairs; each is read while the one
+        before it is used."""
+        if self._in_one:
+            x = self._into(self._empty(self.rows_per_epoch), self._blocks)
+            yield from ((group, x) for group in self._groups(first_row))
+            return
         rows = max(self._group_rows, *(len(block) for block in self._blocks))
-        # Those that rows of two groups belong to, which begin and end anywhere.
-        memory = BatchMemory(self._store, self._batch, -(-2 * rows // self._batch) + 1)
-        slots: dict[int, int] = {}  # of the batches, by their numbers
-        with ThreadPoolExecutor(1, "read pairs") as reader:
+        halves = itertools.cycle([self._empty(rows), self._empty(rows)])
+        numbered = zip(self._groups(first_row), halves, strict=False)
+        for (group, _), x in prefetched(lambda one: self._into(one[1], one[0].blocks), numbered):
+            yield group, x
 
-            def begin(group: _Group, first_row: int) -> Future[None]:
-                """Read a group, whose first row in use is this row of the stream."""
-                numbers = range(first_row // self._batch, -(-(first_row + group.used) // self._batch))
-                for number in numbers:
-                    if number not in slots:
-                        slots[number] = memory.take()
-                first_row_S = np.array([memory.first_row(slots[number]) for number in numbers])
-                return reader.submit(self._place, group, first_row % self._batch, memory, first_row_S)
+    def _empty(self, rows: int) -> dict[str, torch.Tensor]:
+        return {side: self._store.empty_rows(side, rows) for side in SIDES}
 
-            plan = self._groups(first_step * self._batch)
-            group, first_row = next(plan), first_step * self._batch
-            pending = begin(group, first_row)
-            while True:
-                pending.result()
-                last_row = first_row + group.used
-                following = next(plan)
-                pending = begin(following, last_row)
-                for number in range(first_row // self._batch, last_row // self._batch):
-                    yield memory.give_out(slots.pop(number))
-                group, first_row = following, last_row
+    def _into(self, x: dict[str, torch.Tensor], blocks: Sequence[Block]) -> dict[str, torch.Tensor]:
+        count = sum(len(block) for block in blocks)
+        for side in SIDES:
+            self._store.read_into(side, blocks, x[side][:count])
+        return x
 
-    def _place(self, group: _Group, begun: int, memory: BatchMemory, first_row_S: NDArray[np.int64]) -> None:
-        """Read a group, every pair to its place.
-
-        Args:
-            begun: rows that the first batch has already.
-            first_row_S: where in the memory its batches begin.
-        """
-        at_N = np.full(len(group), memory.nowhere)
-        batch_N, row_N = np.divmod(np.arange(begun, begun + group.used), self._batch)
-        at_N[self._row_order(group)[group.skip :]] = first_row_S[batch_N] + row_N
-        self._store.read_scattered(group.blocks, memory.x, at_N)
-
-    def _ahead(self, first_step: int) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    def _ahead(self, first_step: int) -> Generator[Batch, None, None]:
         """The same on the device, each batch under way before it is asked for."""
         with closing(self._on_cpu(first_step)) as batches, ThreadPoolExecutor(1, "copy pairs") as worker:
 
-            def copied() -> tuple[torch.Tensor, torch.Tensor]:
+            def copied() -> Batch:
                 x_a, x_b = next(batches)
                 return self._copy(x_a), self._copy(x_b)
 
