@@ -220,6 +220,7 @@ def stage_command(
     show: Callable[..., None],
     data: Callable[..., dict[str, Any]] = lambda _artifact, **_shown: {},
     options: Sequence[click.Option] = (),
+    instead: Callable[..., bool] | None = None,
     short_help: str | None = None,
     help: str,
     lines: Sequence[str],
@@ -230,6 +231,8 @@ def stage_command(
         stage: the module with `run(settings, workspace, *, name, force)`, imported when the command runs.
         show: prints the artifact; data: what `--json` prints besides the artifact itself.
         options: what only concerns what is shown, given to both.
+        instead: called before the stage with the settings, the workspace, `as_json` and the options; True: it has done
+            what was asked for, and nothing is made.
         lines: examples of the command.
     """
 
@@ -238,6 +241,8 @@ def stage_command(
     ) -> None:
         workspace = open_workspace(ctx, workspace_folder or ctx.meta.get("modeldiff.workspace"))
         made = make_settings(settings, values)
+        if instead is not None and instead(made, workspace, as_json=as_json, **values):
+            return
         artifact: Artifact = importlib.import_module(stage).run(made, workspace, name=name, force=force)
         if muted():  # one process of the run speaks
             return

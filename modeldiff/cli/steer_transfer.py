@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from modeldiff.cli.common import (
-    Command,
-    artifact_json,
-    examples,
-    make_settings,
-    open_workspace,
-    produce_options,
-    settings_options,
-)
-from modeldiff.format import console, print_json, table
+from modeldiff.cli.common import stage_command
+from modeldiff.format import console, table
 from modeldiff.steer.transfer_settings import TransferSettings
 
 if TYPE_CHECKING:
@@ -26,22 +17,16 @@ if TYPE_CHECKING:
 _MOST_ROWS = 30
 
 
-def _transfer(
-    ctx: click.Context, name: str | None, force: bool, workspace_folder: Path | None, as_json: bool, **values: Any
-) -> None:
-    workspace = open_workspace(ctx, workspace_folder or ctx.meta.get("modeldiff.workspace"))
-    settings = make_settings(TransferSettings, values)
-    from modeldiff.steer.transfer import TRANSFER_NAME, run
+def _info(artifact: Artifact) -> dict[str, Any]:
+    from modeldiff.steer.transfer import TRANSFER_NAME
     from modeldiff.workspace.files import read_json
 
-    artifact = run(settings, workspace, name=name, force=force)
-    info = read_json(artifact.file(TRANSFER_NAME))
-    generations = read_generations(artifact)
-    if as_json:
-        print_json({**artifact_json(artifact), **info, "generations": generations})
-    else:
-        print_transfer(artifact.ref, info)
-        print_generations(generations)
+    return read_json(artifact.file(TRANSFER_NAME))
+
+
+def _show(artifact: Artifact) -> None:
+    print_transfer(artifact.ref, _info(artifact))
+    print_generations(read_generations(artifact))
 
 
 def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
@@ -133,20 +118,22 @@ def print_generations(generations: list[dict[str, Any]]) -> None:
         console().print(made)
 
 
-command = Command(
+command = stage_command(
     "transfer",
-    params=[*settings_options(TransferSettings), *produce_options()],
-    callback=click.pass_context(_transfer),
+    TransferSettings,
+    "modeldiff.steer.transfer",
+    show=_show,
+    data=lambda artifact: {**_info(artifact), "generations": read_generations(artifact)},
     help="Move a direction from one model to the other and measure how well it arrives.\n\nTwo rules beside each "
     "other: stitch (the matrix of `features stitch`) and paper (mean of the shared features whose decoders are "
     "nearest, eq. 13-17). With prompts, the same contrast is made in the target model and compared, beside "
     "random directions.",
-    epilog=examples(
+    lines=[
         "modeldiff steer transfer --from A --from-prompts positive.jsonl negative.jsonl",
         "modeldiff steer transfer --from A --to B --vector persona.npy --json",
         "modeldiff steer transfer --from B --vector-from-feature 412 \\",
         '    --prompt "I think" --strength 1 4',
         "modeldiff steer transfer --from A --vector v.safetensors:evil \\",
         "    --truth-prompts evil.txt good.txt",
-    ),
+    ],
 )
