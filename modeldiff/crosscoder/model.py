@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.products import decode_product, encode_product
+from modeldiff.crosscoder.fast.products import decode_product, encode_product
 from modeldiff.errors import InputError
 from modeldiff.sides import EXCLUSIVE, OTHER
 

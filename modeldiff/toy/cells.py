@@ -24,7 +24,7 @@ from modeldiff.toy.plan import Planned
 from modeldiff.workspace.files import read_json, sha256_json, write_json
 
 # Counted up when the same cell would give another result than before.
-SCHEMA = 4
+SCHEMA = 5
 _FIELDS = {"spec", "result", "digest"}
 
 Compute = Callable[[CellSpec], dict[str, Any]]

@@ -21,7 +21,8 @@ from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError
-from modeldiff.linear.ridge import Moments, ridge_weights
+from modeldiff.linear.maps import LinearMap
+from modeldiff.linear.ridge import RIDGE, Moments
 from modeldiff.toy.stream import ConceptStream
 from modeldiff.toy.world import World
 
@@ -29,26 +30,6 @@ _CHUNK = 2048
 # Pairs that the maps are fitted on: at least this many, and this many for every dimension of the wider model. Fitted
 # on n times as many pairs as there are dimensions, a map adds 1/n to the variance it leaves unexplained.
 _FIT_PAIRS, _FIT_PAIRS_PER_DIMENSION = 16_384, 128
-
-
-@dataclass(frozen=True)
-class AffineMap:
-    """x -> x W + bias, the ridge regression of one model's activations on the other's. float64."""
-
-    w_DG: torch.Tensor
-    bias_G: torch.Tensor
-
-    @classmethod
-    def fitted(cls, x_ND: torch.Tensor, y_NG: torch.Tensor) -> AffineMap:
-        """The map from x to y (RIDGE of crosscoder/predictability.py, no penalty on the bias)."""
-        moments = Moments.empty(x_ND.shape[1], y_NG.shape[1], x_ND.device)
-        moments.add_dense(x_ND, y_NG)
-        w_DG = ridge_weights(moments)
-        return cls(w_DG, (moments.f_G - moments.x_D @ w_DG) / moments.n)
-
-    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """(N, G) in the dtype of x."""
-        return torch.addmm(self.bias_G.to(x_ND), x_ND, self.w_DG.to(x_ND))
 
 
 @dataclass(frozen=True)
@@ -60,17 +41,24 @@ class Stitch:
         b_to_a: the reverse.
     """
 
-    a_to_b: AffineMap
-    b_to_a: AffineMap
+    a_to_b: LinearMap
+    b_to_a: LinearMap
 
     @classmethod
     def fitted(cls, x_a_NDa: torch.Tensor, x_b_NDb: torch.Tensor) -> Stitch:
         """Both maps, from the same pairs."""
-        return cls(AffineMap.fitted(x_a_NDa, x_b_NDb), AffineMap.fitted(x_b_NDb, x_a_NDa))
+        return cls(_fitted(x_a_NDa, x_b_NDb), _fitted(x_b_NDb, x_a_NDa))
 
     def residuals(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(r_a (B, Da), r_b (B, Db)): what the other model does not predict."""
-        return x_a_BDa - self.b_to_a(x_b_BDb), x_b_BDb - self.a_to_b(x_a_BDa)
+        return x_a_BDa - self.b_to_a.apply(x_b_BDb), x_b_BDb - self.a_to_b.apply(x_a_BDa)
+
+
+def _fitted(x_ND: torch.Tensor, y_NG: torch.Tensor) -> LinearMap:
+    """The map from x to y."""
+    moments = Moments.empty(x_ND.shape[1], y_NG.shape[1], x_ND.device)
+    moments.add_dense(x_ND, y_NG)
+    return LinearMap.fitted(moments, RIDGE)
 
 
 def stitch_r2(

@@ -1,6 +1,9 @@
-"""The sparse products that training is made of, each a plain function over a fast implementation.
+"""What makes training and encoding fast, behind few doors; the dense formula is the reference of the tests.
 
-bags.py     weighted sums of rows, products of pairs of rows
-kept.py     which entries of a code are kept, in the orders that these need
-code.py     encoder and decoder of such a code for autograd
+step.py       a training batch through the crosscoder and back (`SparseStep`)
+scores.py     BatchTopK without a matrix of scores
+entries.py    the active entries of a code, in the orders that sums over them need
+bags.py       these sums and products; triton_bags.py: on a GPU
+products.py   encoder and decoder over the partition, dense, with autograd
+inference.py  the active entries at inference; coarse.py: found by products in bfloat16
 """

@@ -16,9 +16,9 @@ import torch
 
 from modeldiff.crosscoder.fast.bags import bag_dot
 from modeldiff.crosscoder.fast.entries import Entries
+from modeldiff.crosscoder.fast.products import product_into
 from modeldiff.crosscoder.fast.scores import Scores, guess_bound, largest, where_above
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.products import product_into
 
 # 2 u + u² with u = 2^-8, and room for the rounding of the norms themselves and of sums in float32. A's product is
 # rounded once more, before B's is added to it.

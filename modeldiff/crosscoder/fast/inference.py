@@ -11,8 +11,8 @@ import torch
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.coarse import CoarseScores, bounded_encoders
+from modeldiff.crosscoder.fast.products import product_into
 from modeldiff.crosscoder.fast.scores import Scores
-from modeldiff.crosscoder.products import product_into
 
 # Of the matrix of products that is held at once.
 _PRODUCT_BYTES = 32 << 20

@@ -17,9 +17,9 @@ import torch
 from modeldiff.crosscoder.distributed import Shards
 from modeldiff.crosscoder.fast.bags import bag_sum, bag_sum_and_dot
 from modeldiff.crosscoder.fast.entries import Entries
+from modeldiff.crosscoder.fast.products import product_into
 from modeldiff.crosscoder.fast.scores import Scores
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.products import product_into
 from modeldiff.sides import SIDES
 
 Both = tuple[torch.Tensor, torch.Tensor]

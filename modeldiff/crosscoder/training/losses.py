@@ -12,9 +12,9 @@ import math
 import torch
 
 from modeldiff.crosscoder.distributed import Shards
+from modeldiff.crosscoder.fast.products import decode_product, encode_product
 from modeldiff.crosscoder.fast.step import rows_of
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.products import decode_product, encode_product
 from modeldiff.workspace.ranks import Ranks
 
 # Of errors that are squared at once: 1 MiB.

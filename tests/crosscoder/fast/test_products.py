@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modeldiff.crosscoder.products import decode_product, encode_product, product_into
+from modeldiff.crosscoder.fast.products import decode_product, encode_product, product_into
 
 
 def inputs(n_a: int, n_shared: int, n_b: int) -> list[torch.Tensor]:
