@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modeldiff.cli.features import print_evidence
+from modeldiff.cli.feature_list import print_evidence
 from modeldiff.features.measures import MEASURES, measures
 from modeldiff.features.missing import PREDICTABILITY, Evidence, evidence_about, made_about
 from modeldiff.features.run import run as run_features

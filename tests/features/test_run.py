@@ -17,7 +17,7 @@ import modeldiff.features.codes as codes_module
 import modeldiff.features.context as context_module
 import modeldiff.features.scan as scan_module
 import tests.made_activations as made_activations_module
-from modeldiff.cli.features import listing_json, print_feature, print_listing
+from modeldiff.cli.feature_list import listing_json, print_feature, print_listing
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings

@@ -1,0 +1,277 @@
+"""How `modeldiff features` prints its list and `features show` one feature, in 80 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modeldiff.features.measures import measures
+from modeldiff.format import console, fixed, percent, wrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.text import Text
+
+    from modeldiff.features.example import Example
+    from modeldiff.features.missing import Evidence
+    from modeldiff.features.table import FeatureRow, FeatureTable
+    from modeldiff.linear.verdict import Calls
+
+_VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: "-"}
+_MOST_LINES = 5
+# Characters of context around the word in a listing.
+_BEFORE, _AFTER = 20, 14
+
+
+def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
+    """What `--json` prints: the artifact, what was left out, and one object per feature."""
+    selection = table.select(**chosen)
+    return {
+        "ref": table.artifact.ref,
+        "folder": str(table.artifact.folder),
+        "crosscoder": table.info["crosscoder"],
+        "activations": table.info["activations"],
+        "pairs": table.info["pairs"],
+        "sort": chosen["sort"],
+        "candidates": selection.candidates,
+        "dead": selection.dead,
+        "left_out_as_rare": selection.rare,
+        "without_evidence": selection.without_evidence,
+        "scales": {
+            side: {
+                **scale.to_json(),
+                "bar": scale.bar,
+                "predictable_from": scale.predictable_from,
+                "false_exclusive": scale.false_exclusive,
+            }
+            for side, scale in table.scales.items()
+        },
+        "calls": {side: calls.to_json() for side, calls in table.calls.items()},
+        "random_directions": table.info["random_directions"],
+        "features": [table.row(feature).to_json() for feature in selection.ids],
+    }
+
+
+def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chosen: Any) -> None:
+    """The features in 80 columns, two lines each: numbers and text sources, then where it fires most; then what other
+    evidence there is about them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    selection = table.select(**chosen)
+    which = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}[chosen["exclusive"]]
+    if not selection.candidates:
+        click.echo(f"{table.artifact.ref}: {table.info['crosscoder']} has no {which} features")
+        return
+    alive = selection.candidates - selection.dead
+    ids = [i for i in selection.ids if table.statistics["firing_count"][i] > 0]  # the dead are counted below
+    which += " and nearer shared" if chosen.get("anywhere") else ""
+    title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"
+    listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin"):
+        listing.add_column(column, justify="right", no_wrap=True)
+    listing.add_column("where (share of activation), strongest example", ratio=1)
+    for feature in ids:
+        row = table.row(feature, examples=1)
+        listing.add_row(
+            f"{row.id}{'s' if row.partition == 'shared' and chosen['exclusive'] in ('A', 'B') else ''}",
+            f"{row.density:.2%}",
+            fixed(row.r2_own),
+            fixed(row.r2_other),
+            fixed(row.r2_null),
+            f"{_VERDICTS[row.verdict]}{'*' if table.mostly_differ_F[feature] else ' '}",
+            percent(row.tokens_differ),
+            _twin(row),
+            Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
+        )
+    if ids:
+        console().print(listing)
+    else:
+        click.echo(f"{title}: nothing to list")
+    notes = [f"{selection.dead} of {selection.candidates} never fire"]
+    if selection.rare:
+        notes.append(f"{selection.rare} fire too seldom for --min-density")
+    if selection.without_evidence:
+        notes.append(f"{selection.without_evidence} fire too seldom for R²")
+    click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
+    click.echo("R²: held-out share of the activation that a linear map of the owner's / the")
+    click.echo("other model's residual stream explains; null: the other's in permuted pairs.")
+    click.echo("twin: highest correlation with a feature of another partition; ! from 0.7 on:")
+    click.echo("probably the same concept, there twice.")
+    click.echo("differ: share of the strongest examples at which the two models' tokens begin")
+    click.echo("or end at other characters; * more than half: the tokenizers may explain it.")
+    _print_calls(table, chosen["exclusive"])
+    _print_controls(table)
+    if evidence:
+        print_evidence(evidence)
+    if ids:
+        click.echo(f"next: modeldiff features show {ids[0]}")
+
+
+def _print_calls(table: FeatureTable, exclusive: str | None) -> None:
+    """What the verdicts are held against, and how many of the exclusive features listed are called what."""
+    if not table.scales:
+        return
+    click.echo("verdict: other / own, against shared features read from one model alone; excl.:")
+    click.echo("below half of their median and below all but 5 % of them; pred.: above both:")
+    for side, scale in table.scales.items():
+        click.echo(
+            f"  {side.upper()}: excl. up to {scale.bar:.2f}, pred. from {scale.predictable_from:.2f} "
+            f"(of {scale.references} features {scale.called_exclusive} are excl., {scale.called_predictable} pred.)"
+        )
+    for side, calls in table.calls.items():
+        if exclusive in (None, side.upper()):
+            for line in wrapped(f"{side.upper()}: {_calls(calls)}."):
+                click.echo(line)
+
+
+def _calls(calls: Calls) -> str:
+    judged = (
+        f"{calls.exclusive} of {calls.judged} are called excl. ({calls.undecided} undec., {calls.predictable} pred.; "
+        f"{calls.unknown} more are ?: nothing can be said)"
+    )
+    if calls.false_exclusive is None or calls.by_chance is None:
+        return f"{judged}; no shared feature can be read from this model alone, so what chance gives is unknown"
+    chance = (
+        f"{judged}; the same rule calls {calls.false_exclusive:.1%} of shared features so (reference: "
+        f"{calls.references}), so chance gives {calls.by_chance:.1f}"
+    )
+    if calls.p is None:
+        return chance
+    return f"{chance}: {'more' if calls.beyond_chance else 'not more'} than chance (p {calls.p:.1g})"
+
+
+def _print_controls(table: FeatureTable) -> None:
+    """What random directions show, under the list."""
+    if not table.controls:
+        return
+    click.echo("random directions, read as if they were features: R² own, other, null (medians);")
+    click.echo("other / own [5 % to 95 %]; how many would be excl./undec./pred./?:")
+    for side, one in table.controls.items():
+        if one.ratio_median is None:
+            click.echo(f"  {side.upper()}: none fires often enough and can be read from its own model")
+            continue
+        called = "/".join(str(one.verdicts.get(name, 0)) for name in _VERDICTS if name)
+        click.echo(
+            f"  {side.upper()}: {fixed(one.own)}, {fixed(one.other)}, {fixed(one.null)}; {fixed(one.ratio_median)} "
+            f"[{fixed(one.ratio_low)} to {fixed(one.ratio_high)}]; {called}"
+        )
+
+
+def _twin(row: FeatureRow) -> str:
+    if not row.twins:
+        return "-"
+    return f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}"
+
+
+def _sources(row: FeatureRow, most: int) -> str:
+    return ", ".join(f"{label} {share:.0%}" for label, share in list(row.sources.items())[:most]) or "(no texts)"
+
+
+def _snippet(found: list[Example]) -> Text:
+    from rich.text import Text
+
+    if not found:
+        return Text("(never fires)", style="dim")
+    first = found[0]
+    if first.word is None:
+        return Text(f"row {first.row}", style="dim")
+    before, after = first.before or "", first.after or ""
+    cut = "…" if len(before) > _BEFORE else ""
+    return Text.assemble(cut + before[-_BEFORE:], (f"[{first.word}]", "bold"), after[:_AFTER], style="dim")
+
+
+def print_evidence(found: Sequence[Evidence]) -> None:
+    """Which evidence is there, which is missing, and the commands that make that, in at most five lines."""
+    there = [one.kind if (one.ref or "").startswith("features:") else one.ref or "" for one in found if one.ref]
+    missing = [one for one in found if not one.ref]
+    lines = wrapped(f"evidence: {', '.join(there) or 'none'}")
+    if missing:
+        lines += wrapped(f"missing: {', '.join(one.kind for one in missing)}; to have it:")
+        room = _MOST_LINES - len(lines)
+        shown = missing if len(missing) <= room else missing[: room - 1]
+        lines += [f"  {one.command}" for one in shown]
+        if len(shown) < len(missing):
+            lines.append(f"  and {len(missing) - len(shown)} more commands (--json has all)")
+    for line in lines:
+        click.echo(line)
+
+
+def print_feature(
+    table: FeatureTable,
+    row: FeatureRow,
+    known: dict[str, dict[str, Any] | None] | None = None,
+) -> None:
+    """One feature with everything that is known about it; `known`: what measures say, by name."""
+    from rich.text import Text
+
+    partition = "shared" if row.partition == "shared" else f"{row.partition}-exclusive"
+    click.echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {partition}")
+    click.echo(f"fires on      {row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})")
+    click.echo(f"activation    mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}")
+    click.echo(f"relative norm {row.relative_norm:.3f} (1: only in A's decoder, 0.5: alike, 0: only in B's)")
+    click.echo(
+        f"predictable   R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)"
+    )
+    if row.verdict:
+        click.echo(
+            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
+            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
+        )
+    if row.tokens_differ is not None:
+        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
+        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
+    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins)
+    note = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
+    click.echo(f"twins         {twins or 'none'} (correlation with features of other partitions{note})")
+    click.echo(f"sources       {_sources(row, 6)}")
+    words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words)
+    click.echo(f"words         {words or '-'} (of its top examples)")
+    for measure in measures():
+        if found := (known or {}).get(measure.name):
+            for line in measure.lines(found):
+                console().print(Text(line))
+    if row.partition != "B":
+        _steer_hint("A", row)
+    if row.partition != "A":
+        _steer_hint("B", row)
+    click.echo(f"\n{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
+    for number, example in enumerate(row.examples, start=1):
+        _print_example(number, example)
+
+
+def _steer_hint(side: str, row: FeatureRow) -> None:
+    click.echo(f'push it       modeldiff steer --model {side} --feature {row.id} --strength 1 --prompt "..."')
+
+
+def _print_example(number: int, example: Example) -> None:
+    from rich.text import Text
+
+    where = f"document {example.document}, {example.source}" if example.source is not None else f"row {example.row}"
+    where += ", tokens differ" if example.tokens_differ else ""
+    console().print(Text(f"\n{number}. activation {example.activation:.2f}  ({where})", style="bold"))
+    if example.pieces is None or example.tokens is None:
+        return
+    text = Text()
+    for index, piece in enumerate(example.pieces):
+        if index == example.centre:
+            text.append(f"[[{piece.text}]]", style="bold reverse")
+        elif piece.activation > 0:
+            text.append(f"[{piece.text}]", style="bold")
+        else:
+            text.append(piece.text)
+    console().print(text)
+    for side in ("a", "b"):
+        console().print(Text(f"   {side.upper()}: {_around(example, side)}", style="dim"))
+
+
+def _around(example: Example, side: str) -> str:
+    """The model's own tokens around the example, separated by |, the firing ones in brackets."""
+    assert example.tokens is not None
+    tokens = example.tokens[side]
+    firing = [i for i, one in enumerate(tokens) if one.activation > 0]
+    centre = max(firing, key=lambda i: (tokens[i].activation == example.activation, -i), default=len(tokens) // 2)
+    near = range(max(0, centre - 6), min(len(tokens), centre + 5))
+    return "|".join(f"[{tokens[i].text}]" if tokens[i].activation > 0 else tokens[i].text for i in near)
