@@ -40,7 +40,7 @@ class CrosscoderConfig:
     n_designated: int = bounded(default=0, least=0)
     """Shared features whose two decoder rows are tied and which have a selection of their own."""
     tie: Tie = "none"
-    """What designated features have in common in both decoders (see tying.py)."""
+    """What designated features have in common in both decoders."""
     k: int = bounded(least=1)
     """Active features per pair, on average over a batch."""
     designated_k: float = bounded(default=1.0, above=0)
