@@ -84,22 +84,13 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if hint is Any or hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = (arg for arg in args if arg is not type(None))
-        return fitting(value, hint, name, bounds)
+        return _optional(value, args, name, bounds)
     if origin is Literal:
         if value not in args:
             raise InputError(f"{name} expects {_either(args)}, found '{value}'")
         return value
     if origin is tuple or origin is list:
-        if not isinstance(value, tuple | list):
-            raise InputError(f"{name} must be a list, found {value!r}")
-        if origin is tuple and args[-1] is not ...:
-            if len(args) != len(value):
-                raise InputError(f"{name} must be {len(args)} values, found {len(value)}")
-            return tuple(fitting(one, arg, name, bounds) for one, arg in zip(value, args, strict=True))
-        return origin(fitting(one, args[0], name, bounds) for one in value)
+        return _sequence(value, origin, args, name, bounds)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise InputError(f"{name} must be a table of names and values, found {value!r}")
@@ -107,6 +98,23 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _made(hint, value, name)
     return _plain(value, hint, name, bounds)
+
+
+def _optional(value: Any, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
+    if value is None and type(None) in args:
+        return None
+    (hint,) = (arg for arg in args if arg is not type(None))
+    return fitting(value, hint, name, bounds)
+
+
+def _sequence(value: Any, origin: type, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
+    if not isinstance(value, tuple | list):
+        raise InputError(f"{name} must be a list, found {value!r}")
+    if origin is tuple and args[-1] is not ...:
+        if len(args) != len(value):
+            raise InputError(f"{name} must be {len(args)} values, found {len(value)}")
+        return tuple(fitting(one, arg, name, bounds) for one, arg in zip(value, args, strict=True))
+    return origin(fitting(one, args[0], name, bounds) for one in value)
 
 
 def _plain(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:

@@ -215,14 +215,7 @@ def print_feature(
     click.echo(
         f"predictable   R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)"
     )
-    if row.verdict:
-        click.echo(
-            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
-            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
-        )
-    if row.tokens_differ is not None:
-        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
-        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
+    _print_verdict(table, row)
     twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins)
     note = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
     click.echo(f"twins         {twins or 'none'} (correlation with features of other partitions{note})")
@@ -233,17 +226,23 @@ def print_feature(
         if found := (known or {}).get(measure.name):
             for line in measure.lines(found):
                 console().print(Text(line))
-    if row.partition != "B":
-        _steer_hint("A", row)
-    if row.partition != "A":
-        _steer_hint("B", row)
+    for side, other in (("A", "B"), ("B", "A")):
+        if row.partition != other:
+            click.echo(f'push it       modeldiff steer --model {side} --feature {row.id} --strength 1 --prompt "..."')
     click.echo(f"\n{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
     for number, example in enumerate(row.examples, start=1):
         _print_example(number, example)
 
 
-def _steer_hint(side: str, row: FeatureRow) -> None:
-    click.echo(f'push it       modeldiff steer --model {side} --feature {row.id} --strength 1 --prompt "..."')
+def _print_verdict(table: FeatureTable, row: FeatureRow) -> None:
+    if row.verdict:
+        click.echo(
+            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
+            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
+        )
+    if row.tokens_differ is not None:
+        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
+        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
 
 
 def _print_example(number: int, example: Example) -> None:

@@ -62,22 +62,14 @@ def _labelled(one: dict[str, Any]) -> Text:
 
 def print_dose(steering: dict[str, Any]) -> None:
     """Effect and coherence by strength, each beside that of random directions, in 80 columns."""
-    rows = {(row["strength"], row["model"], row["direction"]): row for row in steering["dose"]}
     sides, count = steering["sides"], steering["random_directions"]
-    lines = []
-    for strength in sorted(steering["strengths"]):
-        for place, model in enumerate(sides):
-            row, random = rows[strength, model, "feature"], rows.get((strength, model, "random"))
-            pairs = (("kl_first", _nats), ("kl", _nats), ("perplexity_ratio", _times), ("repeated", _percent))
-            cells = [(form(row[key]), "" if random is None else form(random[key])) for key, form in pairs]
-            lines.append([_strength(strength) if not place else "", model, *(cell for both in cells for cell in both)])
     names = ("KL 1st", "KL", "perpl.", "repeated")
     columns: list[tuple[str, Literal["left", "right"]]] = [
         (name, "right") for pair in ((one, "random") for one in names) for name in pair
     ]
     prompts = len(steering["prompts"])
     title = f"feature {steering['feature']} ({_partition(steering)}), {prompts} prompt{'s' if prompts > 1 else ''}"
-    table(f"{title}, seed {steering['seed']}", [("strength", "right"), ("", "left"), *columns], lines)
+    table(f"{title}, seed {steering['seed']}", [("strength", "right"), ("", "left"), *columns], _dose_lines(steering))
     for model, side in sides.items():
         click.echo(f"{model}: {_pushed_by(side)}; strength 1: {side['unit_norm_in_medians']:.2g} median norms.")
     click.echo("KL: of the steered next token from the unsteered one, nats, at the end of the")
@@ -93,6 +85,18 @@ def print_dose(steering: dict[str, Any]) -> None:
     limits = steering["coherent_limits"]
     click.echo(f"coherent: perplexity below {limits['perplexity_ratio']:g}x, and repeated not more than")
     click.echo(f"{100 * limits['repeated_change']:.0f} percentage points above that of the unsteered texts.")
+
+
+def _dose_lines(steering: dict[str, Any]) -> list[list[str]]:
+    rows = {(row["strength"], row["model"], row["direction"]): row for row in steering["dose"]}
+    lines = []
+    for strength in sorted(steering["strengths"]):
+        for place, model in enumerate(steering["sides"]):
+            row, random = rows[strength, model, "feature"], rows.get((strength, model, "random"))
+            pairs = (("kl_first", _nats), ("kl", _nats), ("perplexity_ratio", _times), ("repeated", _percent))
+            cells = [(form(row[key]), "" if random is None else form(random[key])) for key, form in pairs]
+            lines.append([_strength(strength) if not place else "", model, *(cell for both in cells for cell in both)])
+    return lines
 
 
 def coherent_line(model: str, reach: dict[str, float]) -> str:

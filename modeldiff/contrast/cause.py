@@ -14,7 +14,7 @@ Legend: K places of an entry, P planned places, D width of a model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -152,39 +152,49 @@ def generate_variants(
 
 def _sample(lm: LanguageModel, side: str, plan: CausePlan, batch: list[int], seed: int, made: list[list[str]]) -> None:
     """All variants of some places, appended to what was made of them."""
-    places = [plan.places[i] for i in batch]
-    edits = [one.edit[side] for one in places]
-    pushed = [plan.pushed[one.entry].get(side) for one in places]
-    after_B = torch.tensor([edit.after for edit in edits], dtype=torch.float32)
-    layer = plan.layer[side]
-
-    def keep(edited: AbstractContextManager[None], which: list[bool]) -> None:
+    ids = [plan.places[i].edit[side].ids for i in batch]
+    for edited, which in _edited(lm, side, plan, batch):
         with edited:
             texts = continue_tokens(
-                lm,
-                [edit.ids for edit in edits],
-                max_new_tokens=plan.tokens,
-                temperature=1.0,
-                seed=seed,
-                batch_size=len(batch),
+                lm, ids, max_new_tokens=plan.tokens, temperature=1.0, seed=seed, batch_size=len(batch)
             )
         for i, wanted, one in zip(batch, which, texts, strict=True):
             if wanted:
                 made[i].append(one.text)
 
-    keep(nullcontext(), [True] * len(batch))
+
+def _edited(
+    lm: LanguageModel, side: str, plan: CausePlan, batch: list[int]
+) -> Iterator[tuple[AbstractContextManager[None], list[bool]]]:
+    """The model as it is and with each edit, and at which of the places the edit means something."""
+    pushed = [plan.pushed[plan.places[i].entry].get(side) for i in batch]
+    seeds = [_seed_of(plan, side, i) for i in batch]
+    yield nullcontext(), [True] * len(batch)
     if any(pushed):
-        own_BD = torch.stack([one.direction_D if one else torch.zeros(lm.width) for one in pushed])
-        rows = zip(batch, own_BD, strict=True)
-        random_BD = torch.cat([random_directions(1, row_D, _seed_of(plan, side, i)) for i, row_D in rows])
-        for directions_BD in (own_BD, random_BD):
-            along = add_along(lm, layer, directions_BD, [edit.along_T for edit in edits], after_B)
-            keep(along, [one is not None for one in pushed])
-    if places[0].removes and any(one and one.together for one in pushed):
-        shown = [(one and one.together) or _nothing(lm.width) for one in pushed]
-        at_random = [_random(one, _seed_of(plan, side, i)) for i, one in zip(batch, shown, strict=True)]
-        for features in (shown, at_random):
-            keep(take_off(lm, layer, features), [bool(one and one.together) for one in pushed])
+        which = [one is not None for one in pushed]
+        edits = [plan.places[i].edit[side] for i in batch]
+        after_B = torch.tensor([edit.after for edit in edits], dtype=torch.float32)
+        for directions_BD in _own_and_random(pushed, seeds, lm.width):
+            yield add_along(lm, plan.layer[side], directions_BD, [edit.along_T for edit in edits], after_B), which
+    if plan.places[batch[0]].removes:
+        groups = [one.together if one else None for one in pushed]
+        for features in _groups_and_random(groups, seeds, lm.width):
+            yield take_off(lm, plan.layer[side], features), [group is not None for group in groups]
+
+
+def _own_and_random(pushed: list[Pushed | None], seeds: list[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, D) what is added at each place, zeros where nothing is, and the same in random directions."""
+    own_BD = torch.stack([one.direction_D if one else torch.zeros(width) for one in pushed])
+    rows = zip(own_BD, seeds, strict=True)
+    return own_BD, torch.cat([random_directions(1, own_D, seed) for own_D, seed in rows])
+
+
+def _groups_and_random(groups: list[Shown | None], seeds: list[int], width: int) -> list[list[Shown]]:
+    """What is removed together at each place, and the same in random directions; none where no place has a group."""
+    if not any(groups):
+        return []
+    shown = [group or _nothing(width) for group in groups]
+    return [shown, [_random(one, seed) for one, seed in zip(shown, seeds, strict=True)]]
 
 
 def _nothing(width: int) -> Shown:
@@ -218,14 +228,7 @@ def _cause(plan: CausePlan, number: int, places: list[PlannedPlace], texts: dict
     assert entry.feature is not None
     owner, other = (entry.side, OTHER[entry.side])
     words = frozenset(entry.words[owner])
-    said: dict[str, dict[str, Floats]] = {side: {} for side in SIDES}
-    documents = {}
-    for names, removes in ((REMOVED, True), (ADDED, False)):
-        at = [k for k, one in enumerate(places) if one.removes == removes]
-        documents[removes] = np.array([places[k].document for k in at])
-        for side in SIDES:
-            for v, name in enumerate(_variants(names, removes, plan.pushed[number].get(side))):
-                said[side][name] = np.array([_says(texts[side][k][v], words, places[k].begins) for k in at], float)
+    said, documents = _said(plan.pushed[number], places, texts, words)
     own, gap_K = said[owner], said[owner]["unchanged"] - said[other]["unchanged"]
     gap = _mean(gap_K, documents[True])
     closed_removed = closed_random = closed_added = removed_beyond = added_beyond = together = None
@@ -263,6 +266,21 @@ def _cause(plan: CausePlan, number: int, places: list[PlannedPlace], texts: dict
         settled=settled,
         together=together,
     )
+
+
+def _said(
+    pushed: Mapping[str, Pushed], places: list[PlannedPlace], texts: dict[str, list[list[str]]], words: frozenset[str]
+) -> tuple[dict[str, dict[str, Floats]], dict[bool, Longs]]:
+    """By side and variant, at which places a word is said; by whether the feature is removed there, their documents."""
+    said: dict[str, dict[str, Floats]] = {side: {} for side in SIDES}
+    documents = {}
+    for names, removes in ((REMOVED, True), (ADDED, False)):
+        at = [k for k, one in enumerate(places) if one.removes == removes]
+        documents[removes] = np.array([places[k].document for k in at])
+        for side in SIDES:
+            for v, name in enumerate(_variants(names, removes, pushed.get(side))):
+                said[side][name] = np.array([_says(texts[side][k][v], words, places[k].begins) for k in at], float)
+    return said, documents
 
 
 def _variants(names: tuple[str, ...], removes: bool, pushed: Pushed | None) -> tuple[str, ...]:

@@ -230,15 +230,7 @@ def candidates_of(
     # Gap times strength: by the gap alone the luck of few places would lead, by the strength alone what holds in many.
     # Ties go to the simpler kind of context, which costs nothing: contexts come in that order.
     contexts.sort(key=lambda c: -max(0.0, told[c].clearness) * standardised_C[c])
-    places_C = np.asarray(on_CP.sum(axis=1))[:, 0]
-    found: list[Candidate] = []
-    for c in contexts:
-        top = top_words(z_CV[c])
-        same = next((one for one in found if _says_the_same(c, top, one, on_CP, places_C)), None)
-        if same:
-            same.same.append(c)
-        elif top and len(found) < CANDIDATES:
-            found.append(Candidate(c, float(standardised_C[c]), top, told[c].words))
+    found = _folded(contexts, z_CV, standardised_C, told, on_CP)
     clear = [one.context for one in found if told[one.context].clearness > smallest]
     outside_P = np.asarray(on_CP[clear].sum(axis=0))[0] == 0
     if outside_P.mean() < OUTSIDE:
@@ -252,6 +244,22 @@ def candidates_of(
             words = telling(z_V, said_everywhere, on_CP[c].toarray()[0] > 0).words
             found.append(Candidate(c, float(strength), top_words(z_V), words))
     return found, len(beyond)
+
+
+def _folded(
+    contexts: list[int], z_CV: Floats, standardised_C: Floats, told: dict[int, Telling], on_CP: sparse.csr_matrix
+) -> list[Candidate]:
+    """The first contexts of the list that do not say the same as one before, with those that do."""
+    places_C = np.asarray(on_CP.sum(axis=1))[:, 0]
+    found: list[Candidate] = []
+    for c in contexts:
+        top = top_words(z_CV[c])
+        same = next((one for one in found if _says_the_same(c, top, one, on_CP, places_C)), None)
+        if same:
+            same.same.append(c)
+        elif top and len(found) < CANDIDATES:
+            found.append(Candidate(c, float(standardised_C[c]), top, told[c].words))
+    return found
 
 
 def top_words(z_V: Floats, count: int = SUMS[-1]) -> list[int]:
@@ -277,13 +285,9 @@ def telling(z_V: Floats, said: Said, on_P: Bools) -> Telling:
     A word that is said elsewhere all the time hides the others, and looks better on the half that it was chosen on than
     it is. So the words come from those that are rare elsewhere, unless all words tell the models apart much better.
     """
-    elsewhere = ~on_P if not on_P.all() else on_P
     pool = top_words(z_V, 4 * POOL)
     columns = {side: said.by_side[side][:, [w if w >= 0 else -1 - w for w in pool]].toarray() for side in SIDES}
-    # Everywhere has no elsewhere: there the model that says a word less shows how common it is.
-    rates = [columns[side][elsewhere].mean(axis=0) for side in SIDES]
-    common = np.mean(rates, axis=0) if not on_P.all() else np.min(rates, axis=0)
-    rare = np.flatnonzero(common <= COMMON)[:POOL].tolist()
+    rare = np.flatnonzero(_common(list(columns.values()), on_P) <= COMMON)[:POOL].tolist()
     chosen, low = {}, -1.0
     for side, other in (("a", "b"), ("b", "a")):
         of_side = [i for i, w in enumerate(pool) if (w >= 0) == (side == "a")]
@@ -293,6 +297,13 @@ def telling(z_V: Floats, said: Said, on_P: Bools) -> Telling:
         chosen[side] = [pool[i] if side == "a" else -1 - pool[i] for i in best.columns]
         low = max(low, best.gap - CLEAR * best.error)
     return Telling(chosen, low)
+
+
+def _common(columns: list[Floats], on_P: Bools) -> Floats:
+    """How common each word is elsewhere. Everywhere has no elsewhere: there the model that says it less shows that."""
+    if on_P.all():
+        return np.min([one.mean(axis=0) for one in columns], axis=0)
+    return np.mean([one[~on_P].mean(axis=0) for one in columns], axis=0)
 
 
 @dataclass(frozen=True)

@@ -141,13 +141,17 @@ def plan_record(
     alignment = align(record.text, tokens, readers, settings)
     pieces = cut(record.text, tokens, alignment, context) if len(alignment.char_end) else []
     if counts:
-        counted = pieces[-1].stop if pieces else 0
-        kept = alignment.kept & (np.arange(len(alignment.kept)) < counted)
-        last = {side: int(alignment.ordinal[side][counted - 1]) if counted else -1 for side in SIDES}
-        lost = {side: len(alignment.content[side].token) - 1 - last[side] for side in SIDES}
-        counts.add(record.text, alignment, kept, lost)
+        _count(counts, record.text, alignment, pieces[-1].stop if pieces else 0)
     planned = (_planned(record.text, piece, alignment, source, index) for piece in pieces)
     return [piece for piece in planned if len(piece)]
+
+
+def _count(counts: Counts, text: str, alignment: Alignment, counted: int) -> None:
+    """Take in a document of which the first `counted` positions are in pieces."""
+    kept = alignment.kept & (np.arange(len(alignment.kept)) < counted)
+    last = {side: int(alignment.ordinal[side][counted - 1]) if counted else -1 for side in SIDES}
+    lost = {side: len(alignment.content[side].token) - 1 - last[side] for side in SIDES}
+    counts.add(text, alignment, kept, lost)
 
 
 def align(text: str, tokens: dict[str, Tokens], readers: dict[str, Reader], settings: HarvestSettings) -> Alignment:

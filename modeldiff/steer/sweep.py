@@ -62,7 +62,8 @@ def sweep(
     chat_path = resume / f"{push.target.side}-chat.json"
     missing = [(path, start) for path, start in chunks if not path.exists()]
     bar.advance(len(wanted) - sum(len(wanted[start : start + step]) for _, start in missing))
-    if missing:
+
+    def write_missing() -> None:
         lm = push.target.open(device, dtype)
         chat = uses_chat(lm.tokenizer, settings.chat)
         write_json(chat_path, {"chat": chat})
@@ -80,6 +81,9 @@ def sweep(
                 ) from None
             write_json(path, {"texts": found})
             bar.advance(len(found))
+
+    if missing:
+        write_missing()
     measured = [texts for path, _ in chunks for texts in _read(path)]
     records = [
         record(push.model, direction, strength, prompt, one, plain)

@@ -70,11 +70,7 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
     inputs = find_inputs(settings, workspace)
     source, target = settings.sides
     vectors_ND = _given_vectors(settings, inputs)
-    pair = truth = None
-    if settings.from_prompts:
-        pair = read_prompt_pair(settings.from_prompts, "--from-prompts")
-    if settings.truth:
-        truth = pair or read_prompt_pair(settings.truth, "--truth-prompts")
+    pair, truth = _prompts(settings)
     if truth and vectors_ND is not None and len(vectors_ND) > 1:
         raise InputError(f"--truth-prompts are compared with one direction, and {settings.vector} holds several")
     models = {source: inputs.model(source, settings)} if pair else {}
@@ -102,6 +98,14 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
     resolved = {"dtype": str(dtype).removeprefix("torch.") if models else None, "compared": truth is not None}
     order = Order("transfer", settings, made_from, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
+
+
+def _prompts(settings: TransferSettings) -> tuple[PromptPair | None, PromptPair | None]:
+    """(those that make the direction, those that make the one it is compared with)."""
+    pair = read_prompt_pair(settings.from_prompts, "--from-prompts") if settings.from_prompts else None
+    if not settings.truth:
+        return pair, None
+    return pair, pair or read_prompt_pair(settings.truth, "--truth-prompts")
 
 
 def _given_vectors(settings: TransferSettings, inputs: TransferInputs) -> Tensor | None:

@@ -90,12 +90,7 @@ def make_contrast(
     spoken = [one for one in responses if one is not None]
     n_positive = len(pair.positive)
     counts = [sum(one is not None for one in part) for part in (responses[:n_positive], responses[n_positive:])]
-    if min(counts) < 2:
-        which = "positive" if counts[0] < 2 else "negative"
-        raise InputError(
-            f"model {side.upper()} ended the text at once after all but {min(counts)} of the {which} prompts: "
-            "give the responses in .jsonl files, or prompts that it answers"
-        )
+    _check_enough(counts, side)
     if lm and not means_path.exists():
         with progress(f"contrast in {side.upper()}: read", len(spoken), "responses") as bar:
             mean_ND = mean_residuals(lm, layer, spoken, bar=bar)
@@ -104,6 +99,16 @@ def make_contrast(
         replace_into(temporary, means_path)
     mean_ND = load_file(means_path)["mean"]
     return Contrast(mean_ND[: counts[0]], mean_ND[counts[0] :], responses, kept["texts"], n_positive)
+
+
+def _check_enough(counts: list[int], side: str) -> None:
+    """Of the responses of either class there have to be two."""
+    if min(counts) < 2:
+        which = "positive" if counts[0] < 2 else "negative"
+        raise InputError(
+            f"model {side.upper()} ended the text at once after all but {min(counts)} of the {which} prompts: "
+            "give the responses in .jsonl files, or prompts that it answers"
+        )
 
 
 def answer(

@@ -57,14 +57,7 @@ def parse_source(entry: str) -> Source:
     Raises:
         InputError: no such file, a suffix that is not read, or a weight that is no positive number.
     """
-    rest, label, weight = entry, None, 1.0
-    if not Path(entry).is_file():
-        head, equals, tail = entry.partition("=")
-        if equals and head and "/" not in head and not Path(entry.rpartition("@")[0]).is_file():
-            label, rest = head, tail
-        if not Path(rest).is_file() and "@" in rest:
-            rest, _, number = rest.rpartition("@")
-            weight = _weight(number, entry)
+    label, rest, weight = _label_and_weight(entry)
     if rest.startswith(HUB_PREFIX):
         name = rest.removeprefix(HUB_PREFIX)
         if not name or name.startswith(":"):
@@ -80,6 +73,20 @@ def parse_source(entry: str) -> Source:
     if path.stat().st_size == 0:
         raise InputError(f"text file {rest} is empty")
     return Source(label or path.stem, rest, weight, hub=False)
+
+
+def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
+    """(label, what is left, weight)."""
+    label, rest = None, entry
+    if Path(entry).is_file():
+        return label, rest, 1.0
+    head, equals, tail = entry.partition("=")
+    if equals and head and "/" not in head and not Path(entry.rpartition("@")[0]).is_file():
+        label, rest = head, tail
+    if Path(rest).is_file() or "@" not in rest:
+        return label, rest, 1.0
+    rest, _, number = rest.rpartition("@")
+    return label, rest, _weight(number, entry)
 
 
 def parse_sources(entries: tuple[str, ...]) -> list[Source]:

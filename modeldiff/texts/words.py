@@ -99,6 +99,10 @@ def _base_classes(classes: NDArray[np.int16]) -> NDArray[np.int16]:
     return classes[base]
 
 
+def _unspaced(code: int) -> bool:
+    return any(low <= code <= high for low, high in _UNSPACED_RANGES)
+
+
 def _char_class(char: str) -> int:
     category = unicodedata.category(char)
     code = ord(char)
@@ -110,7 +114,7 @@ def _char_class(char: str) -> int:
         return _EXTEND
     if category == "Nd":
         return _DIGIT
-    if category[0] in "LN" and any(low <= code <= high for low, high in _UNSPACED_RANGES):
+    if category[0] in "LN" and _unspaced(code):
         return _UNSPACED
     if category[0] == "L" or char == "_":
         return _LETTER

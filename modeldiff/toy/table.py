@@ -46,14 +46,7 @@ def printed_tables(rows: Sequence[Row]) -> list[Printed]:
     tables = []
     sizes = [row for row in rows if row["table"] == "sizes"]
     for map_name in dict.fromkeys(row["map"] for row in sizes):
-        of_map = [row for row in sizes if row["map"] == map_name]
-        title = f"map {map_name}, stitch R² {_stitch(of_map):.2f}, {_seeds(of_map)}"
-        if of_map[0]["exclusive_ratio"] == 0:
-            tables.append(_nothing_exclusive(title, of_map))
-        else:
-            tables.append(_sizes(title, of_map))
-            judged = [row for row in of_map if row["architecture"] in WITH_VERDICT]
-            tables += [_verdict(f"verdict, {title}", judged)] if judged else []
+        tables += _of_map(map_name, [row for row in sizes if row["map"] == map_name])
     for name, made in (("dial", _dial), ("selection", _selection)):
         of_table = [row for row in rows if row["table"] == name]
         if of_table:
@@ -63,6 +56,14 @@ def printed_tables(rows: Sequence[Row]) -> list[Printed]:
         title = f"self-diff, {_at(self_diff)}, {_seeds(self_diff)}"
         tables.append(_nothing_exclusive(title, self_diff))
     return tables
+
+
+def _of_map(name: str, rows: Sequence[Row]) -> list[Printed]:
+    title = f"map {name}, stitch R² {_stitch(rows):.2f}, {_seeds(rows)}"
+    if rows[0]["exclusive_ratio"] == 0:
+        return [_nothing_exclusive(title, rows)]
+    judged = [row for row in rows if row["architecture"] in WITH_VERDICT]
+    return [_sizes(title, rows), *([_verdict(f"verdict, {title}", judged)] if judged else [])]
 
 
 def _sizes(title: str, rows: Iterable[Row]) -> Printed:

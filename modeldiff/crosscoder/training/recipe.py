@@ -158,12 +158,7 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
     features = settings.features or round(_EXPANSION * mean_width)
     n_exclusive = _exclusive(settings, features)
     tie = _TIES[settings.architecture]
-    k = settings.k or min(features, max(_LEAST_K, round(mean_width / _WIDTH_PER_K)))
-    if k > features:
-        raise InputError(f"--k must be at most the number of features ({features}), found {k}")
-    k_start = settings.k_start if settings.k_start is not None else _K_START * k
-    if k_start < k:
-        raise InputError(f"--k-start must be at least k ({k}), found {k_start}")
+    k, k_start = _k(settings, features, mean_width)
     if settings.batch > pairs:
         raise InputError(
             f"--batch must be at most the pairs there are to train on ({pairs}), found {settings.batch}: "
@@ -171,9 +166,6 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
         )
     steps = _steps(settings, pairs)
     anneal = settings.anneal_steps if settings.anneal_steps is not None else round(_ANNEAL_SHARE * steps)
-    start = settings.threshold_start if settings.threshold_start is not None else max(anneal, steps // 10)
-    if start >= steps:
-        raise InputError(f"--threshold-start must be below the number of steps ({steps}), found {start}")
     return Recipe(
         n_a_only=n_exclusive,
         n_shared=features - 2 * n_exclusive,
@@ -198,12 +190,30 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
         auxk_input=settings.auxk_input,
         outlier_factor=settings.outlier_factor or math.inf,
         dead_pairs=min(settings.dead_tokens, round(settings.dead_share * steps * settings.batch)),
-        threshold_start=start,
+        threshold_start=_threshold_start(settings, steps, anneal),
         threshold_window=steps / 10,
         log_every=settings.log_every or max(1, steps // _LOG_LINES),
         seed=settings.seed,
         **_audits(settings, n_exclusive, steps, max(widths)),
     )
+
+
+def _k(settings: TrainSettings, features: int, mean_width: float) -> tuple[int, int]:
+    """(k, the k to start with)."""
+    k = settings.k or min(features, max(_LEAST_K, round(mean_width / _WIDTH_PER_K)))
+    if k > features:
+        raise InputError(f"--k must be at most the number of features ({features}), found {k}")
+    k_start = settings.k_start if settings.k_start is not None else _K_START * k
+    if k_start < k:
+        raise InputError(f"--k-start must be at least k ({k}), found {k_start}")
+    return k, k_start
+
+
+def _threshold_start(settings: TrainSettings, steps: int, anneal: int) -> int:
+    start = settings.threshold_start if settings.threshold_start is not None else max(anneal, steps // 10)
+    if start >= steps:
+        raise InputError(f"--threshold-start must be below the number of steps ({steps}), found {start}")
+    return start
 
 
 def _exclusive(settings: TrainSettings, features: int) -> int:

@@ -63,12 +63,7 @@ def ask_all(judge: Judge, questions: Sequence[Question], *, with_null: bool) -> 
     """
     to_explain = [one for one in questions if one.examples]
     prompts = [ask_explanation(f"feature {one.id}", one.examples) for one in to_explain]
-    detections = sum(bool(one.texts) for one in to_explain) * (2 if with_null and len(to_explain) > 1 else 1)
-    new = judge.planned(prompts)
-    say(
-        f"judge {judge.name}: {new} explanations to ask for ({len(prompts) - new} are kept), then at most {detections} "
-        f"detections; at most {new + detections} calls if every answer can be read"
-    )
+    _say_cost(judge, prompts, to_explain, with_null)
     explained = dict(zip([one.id for one in to_explain], ask_parsed(judge, prompts, read_explanation), strict=True))
     known = {id: judged.value.text for id, judged in explained.items() if judged.value is not None}
     testable = [one for one in to_explain if one.id in known and one.texts]
@@ -76,6 +71,15 @@ def ask_all(judge: Judge, questions: Sequence[Question], *, with_null: bool) -> 
     others = _others(list(known)) if with_null else {}
     null = _detect(judge, [(one, known[others[one.id]]) for one in testable if one.id in others])
     return {one.id: _verdict(one, explained, own, null, others, with_null) for one in questions}
+
+
+def _say_cost(judge: Judge, prompts: Sequence[Prompt], asked: Sequence[Question], with_null: bool) -> None:
+    detections = sum(bool(one.texts) for one in asked) * (2 if with_null and len(asked) > 1 else 1)
+    new = judge.planned(prompts)
+    say(
+        f"judge {judge.name}: {new} explanations to ask for ({len(prompts) - new} are kept), then at most {detections} "
+        f"detections; at most {new + detections} calls if every answer can be read"
+    )
 
 
 def _others(ids: list[int]) -> dict[int, int]:
