@@ -65,7 +65,8 @@ def run(settings, workspace, *, name=None, force=False):
     def build(work):
         top = FeatureTable(features).statistics["max_activation"]
         return {"peaks": [settings.times * float(one) for one in top]}
-    return produce(workspace, Order("peak", settings, {"features": features.as_input()}, 1), build, name=name, force=force)
+    order = Order("peak", settings, {"features": features.as_input()}, 1)
+    return produce(workspace, order, build, name=name, force=force)
 '''
 ENTERED = """
 import sys
