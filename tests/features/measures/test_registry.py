@@ -55,7 +55,7 @@ class PeakMeasure(Measure):
 
 MEASURE = PeakMeasure()
 '''
-RUN = '''
+RUN = """
 from modeldiff.features.table import FeatureTable
 from modeldiff.workspace import Order, produce
 
@@ -67,7 +67,7 @@ def run(settings, workspace, *, name=None, force=False):
         return {"peaks": [settings.times * float(one) for one in top]}
     order = Order("peak", settings, {"features": features.as_input()}, 1)
     return produce(workspace, order, build, name=name, force=force)
-'''
+"""
 ENTERED = """
 import sys
 import modeldiff.features.measures as registry
