@@ -157,6 +157,7 @@ command.add_command(
             json_option(),
         ],
         callback=click.pass_context(_show),
+        short_help="One feature: its numbers, twins, sources and examples.",
         help="One feature: its numbers, twins, text sources, and its strongest examples in context.",
         epilog=examples("modeldiff features show 17", "modeldiff features show 17 --top 20 --json"),
     )

@@ -13,17 +13,17 @@ from modeldiff import __version__
 from modeldiff.cli.common import Context
 from modeldiff.errors import ModeldiffError
 
-# name -> (module, one-line help). The help stands here so that `modeldiff --help` imports no command.
+# name, also of the module -> one-line help. The help stands here so that `modeldiff --help` imports no command.
 _COMMANDS = {
-    "diff": ("diff", "Two models + texts -> what one does that the other does not: all stages, one list."),
-    "demo": ("demo", "The diff of the bundled pair of small models, held against the truth: a few minutes."),
-    "harvest": ("harvest", "Texts + two models -> paired activations."),
-    "train": ("train", "Activations -> a crosscoder with features of A only, shared, and of B only."),
-    "features": ("features", "Crosscoder -> its features, listed and shown in context."),
-    "contrast": ("contrast", "What each model says that the other does not, where, and whether it holds."),
-    "steer": ("steer", "A feature + a model -> what the model writes when the feature is pushed."),
-    "toy": ("toy", "A benchmark on data whose truth is known: what dictionaries find, and what they miss."),
-    "workspace": ("workspace", "List, show, verify, remove and clean artifacts."),
+    "diff": "Two models + texts -> what one does that the other does not.",
+    "demo": "The diff of a bundled pair of small models, with the truth.",
+    "harvest": "Texts + two models -> paired activations.",
+    "train": "Activations -> a crosscoder: features of A, shared, of B.",
+    "features": "Crosscoder -> its features, listed and shown in context.",
+    "contrast": "What each model says that the other does not, and where.",
+    "steer": "What a model writes when a feature is pushed.",
+    "toy": "A benchmark of dictionaries on data whose truth is known.",
+    "workspace": "List, show, verify, remove and clean artifacts.",
 }
 
 _EPILOG = """\b
@@ -45,13 +45,13 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"modeldiff.cli.{_COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"modeldiff.cli.{cmd_name}")
         command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
 @click.group(cls=_Lazy, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

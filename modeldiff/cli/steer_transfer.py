@@ -124,6 +124,7 @@ command = stage_command(
     "modeldiff.steer.transfer",
     show=_show,
     data=lambda artifact: {**_info(artifact), "generations": read_generations(artifact)},
+    short_help="Move a direction from one model to the other.",
     help="Move a direction from one model to the other and measure how well it arrives.\n\nTwo rules beside each "
     "other: stitch (the matrix of `features stitch`) and paper (mean of the shared features whose decoders are "
     "nearest, eq. 13-17). With prompts, the same contrast is made in the target model and compared, beside "

@@ -22,7 +22,7 @@ def command() -> None:
     """List, show, verify, remove and clean artifacts."""
 
 
-def _add(function: Any, *params: click.Parameter, help: str, epilog: str) -> None:
+def _add(function: Any, *params: click.Parameter, help: str, epilog: str, short_help: str | None = None) -> None:
     options = [*params, workspace_option(), json_option()]
     command.add_command(
         click.Command(
@@ -30,6 +30,7 @@ def _add(function: Any, *params: click.Parameter, help: str, epilog: str) -> Non
             params=options,
             callback=click.pass_context(function),
             help=help,
+            short_help=short_help,
             epilog=epilog,
         )
     )
@@ -218,6 +219,7 @@ _add(
 _add(
     _verify,
     click.Argument(["refs"], **_REFS),  # type: ignore[arg-type]
+    short_help="Read every byte and compare with the digests.",
     help="Read every byte and compare with the digests in the manifests (all artifacts unless some are named). "
     "Exit code 1 when something is damaged.",
     epilog=examples("modeldiff workspace verify", "modeldiff workspace verify activations:1 crosscoder:1"),
@@ -233,6 +235,7 @@ _add(
 _add(
     _clean,
     _YES,
+    short_help="Delete unfinished work, and the cells kept by toy.",
     help="Delete unfinished work of interrupted commands, and the cells that toy benchmarks keep for later ones. What "
     "another process works on is left alone; artifacts stay whole.",
     epilog=examples("modeldiff workspace clean --yes"),

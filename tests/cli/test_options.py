@@ -64,6 +64,14 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
             assert f"modeldiff {name} {inner.name}" in (inner.epilog or ""), inner.name
 
 
+@pytest.mark.parametrize("group", [[], ["features"], ["steer"], ["workspace"]])
+def test_the_list_of_commands_says_each_in_one_line(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run([*group, "--help"])
+    commands = capsys.readouterr().out.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert all(line[2] != " " and line.endswith(".") and "..." not in line and len(line) <= 80 for line in commands)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
