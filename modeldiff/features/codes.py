@@ -20,6 +20,7 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.bags import Bags, bag_dot
 from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.sides import SIDES
+from modeldiff.splits import evenly_spread
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 
@@ -39,7 +40,7 @@ def spread(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
     if pairs is None or pairs >= total:
         return list(blocks)
     wanted = max(1, round(len(blocks) * pairs / total))
-    return [blocks[(2 * i + 1) * len(blocks) // (2 * wanted)] for i in range(wanted)]
+    return [blocks[i] for i in evenly_spread(len(blocks), wanted)]
 
 
 def by_shard(blocks: Sequence[Block], shards: int) -> list[list[Block]]:

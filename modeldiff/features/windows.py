@@ -20,6 +20,7 @@ from modeldiff.errors import InputError
 from modeldiff.features.codes import spread
 from modeldiff.lm.batches import padded
 from modeldiff.sides import SIDES
+from modeldiff.splits import evenly_spread
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.plan import ShardPlan
 
@@ -65,7 +66,7 @@ def spread_shards(shards: list[int], pairs: int) -> list[int]:
     """Shards, evenly spaced, that hold `pairs` pairs if all together do."""
     enough = math.ceil(pairs * len(shards) / sum(shards))
     count = min(len(shards), max(_MOST_SHARDS, enough))
-    return [(2 * i + 1) * len(shards) // (2 * count) for i in range(count)]
+    return evenly_spread(len(shards), count)
 
 
 def _window(store: ActivationStore, plan: ShardPlan, rows: Block) -> Window:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
 from modeldiff.sides import SIDES
+from modeldiff.splits import evenly_spread
 from modeldiff.threads import prefetched
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.bits import bytes_per_value, chunk_rows
@@ -53,7 +54,7 @@ def split(store: ActivationStore, holdout: float) -> tuple[list[Block], list[Blo
         raise InputError(
             f"{store.artifact.ref} has {store.pairs} pairs, too few to hold out {holdout:.0%} of them: harvest more"
         )
-    held = {int((i + 0.5) * len(blocks) / count) for i in range(count)}
+    held = set(evenly_spread(len(blocks), count))
     return [b for i, b in enumerate(blocks) if i not in held], [blocks[i] for i in sorted(held)]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.measures.score.result import ScoreRow
 from modeldiff.linear.stitch import PARTS, Stitch, Stretches
+from modeldiff.splits import evenly_spread
 from modeldiff.workspace.activations import ActivationStore, Block
 
 # Held-out pairs that are read for this, at most: a bounded time, whatever the size of the harvest.
@@ -48,7 +49,7 @@ def _bounded(stretches: Stretches) -> Stretches:
     ranges = stretches.ranges("report")
     total = sum(stop - first for first, stop in ranges)
     wanted = max(1, min(len(ranges), len(ranges) * _MOST_PAIRS // max(1, total)))
-    chosen = [ranges[(2 * i + 1) * len(ranges) // (2 * wanted)] for i in range(wanted)]
+    chosen = [ranges[i] for i in evenly_spread(len(ranges), wanted)]
     share = max(1, _MOST_PAIRS // wanted)  # a single long one may hold more
     first_S = np.array([first for first, _ in chosen], np.int64)
     stop_S = np.array([min(stop, first + share) if total > _MOST_PAIRS else stop for first, stop in chosen], np.int64)

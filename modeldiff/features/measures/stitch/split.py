@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
 from modeldiff.linear.stitch import PARTS, Stretches
+from modeldiff.splits import evenly_spread
 from modeldiff.workspace.activations import ActivationStore, Block
 
 _BLOCK_ROWS = 1024
@@ -34,9 +35,7 @@ def sample(store: ActivationStore, pairs: int) -> list[Block]:
     if pairs >= store.pairs:
         return blocks
     wanted = pairs // rows
-    return (
-        [blocks[(2 * i + 1) * len(blocks) // (2 * wanted)] for i in range(wanted)] if wanted < len(blocks) else blocks
-    )
+    return [blocks[i] for i in evenly_spread(len(blocks), wanted)]
 
 
 def split(store: ActivationStore, blocks: Sequence[Block]) -> Stretches:
