@@ -28,7 +28,6 @@ GROUPS = (
     "exact",
     "partition",
     "selection",
-    "kernels",
     "train",
     "harvest",
     "store",

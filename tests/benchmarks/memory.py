@@ -1,14 +1,12 @@
 """Peak memory of `modeldiff train` against the sum of what it cannot do without.
 
-What a process that has only imported the same modules takes is subtracted. Where the peak stands is told by a second
-run that is watched (see memory_places.py).
+What a process that has only imported the same modules takes is subtracted.
 
 Legend: N pairs, D width of one model, C concepts.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,10 +38,22 @@ print(used.ru_maxrss)
 sys.exit(abs(os.waitstatus_to_exitcode(status)))
 """
 
-# Imports the modules named in a file, in order, and multiplies two small matrices.
+# Runs a command of modeldiff and prints the modules that were loaded, in order.
+_MODULES = """
+import json, sys
+from modeldiff.cli.main import run
+try:
+    run(sys.argv[1:])
+except SystemExit as end:
+    if end.code:
+        raise
+print(json.dumps(list(sys.modules)))
+"""
+
+# Imports the modules named, in order, and multiplies two small matrices.
 _ONLY_IMPORTS = """
 import importlib, json, sys
-for name in json.load(open(sys.argv[1]))["modules"]:
+for name in json.load(open(sys.argv[1])):
     try:
         importlib.import_module(name)
     except Exception:
@@ -69,13 +79,13 @@ def rows(options: Options) -> Iterator[Row]:
     """The peak's share of the sum that is needed anyway."""
     what = f"modeldiff train, peak memory: d {_WIDTH}+{_WIDTH}, {_FEATURES} features, k {_K}, batch {_BATCH}"
     if not sys.platform.startswith("linux"):
-        yield Row(what, None, _TARGET, "", False, "places are looked up in /proc: needs Linux")
+        yield Row(what, None, _TARGET, "", False, "needs Linux")
         return
-    workspace, watched = _activations(options.folder), options.folder / "places.json"
+    workspace, modules = _activations(options.folder), options.folder / "modules.json"
     train = _train(workspace)
     peak_bytes = peak([sys.executable, "-m", "modeldiff", *train], _CODE)
-    _python("-m", "tests.benchmarks.memory_places", str(watched), *train, "--force")
-    imports = peak([sys.executable, "-c", _ONLY_IMPORTS, str(watched)], _CODE)
+    modules.write_text(_run([sys.executable, "-c", _MODULES, *train, "--force"], _CODE).splitlines()[-1])
+    imports = peak([sys.executable, "-c", _ONLY_IMPORTS, str(modules)], _CODE)
 
     needed = _needed(Workspace(workspace).find("crosscoder").metrics["parameters"])
     total = sum(needed.values())
@@ -86,8 +96,7 @@ def rows(options: Options) -> Iterator[Row]:
         _TARGET,
         unit="",
         at_least=False,
-        note=f"{_mib(peak_bytes)} - {_mib(imports)} MiB of imports, against {_mib(total)} ({parts}); "
-        f"highest in {_highest(watched)}",
+        note=f"{_mib(peak_bytes)} - {_mib(imports)} MiB of imports, against {_mib(total)} ({parts})",
     )
 
 
@@ -141,11 +150,6 @@ def _run(command: list[str], cwd: Path, launcher: Sequence[str] = ()) -> str:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
     return done.stdout
-
-
-def _highest(watched: Path) -> str:
-    """The place of the watched run with the largest resident memory."""
-    return str(json.loads(watched.read_text())["places"][0]["place"])
 
 
 def _mib(size: int) -> str:
