@@ -1,4 +1,4 @@
-"""How much disk a harvest takes, and what the texts will give, from a look at the first documents."""
+"""How much disk a harvest takes, and how many pairs the texts will give, from a look at the first documents."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from modeldiff.errors import InputError
 from modeldiff.harvest.planner import plan_record
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.texts.readers import COMPRESSED
 from modeldiff.texts.sources import Source, mix
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.bits import bytes_per_value
@@ -26,10 +27,8 @@ _BYTES_PER_TOKEN, _BYTES_PER_PAIR, _BYTES_PER_DOCUMENT = 12, 24, 40  # see works
 class Look:
     """What the first documents say about the rest."""
 
-    documents: int
-    pairs: int
     pairs_in_texts: int | None
-    """Estimate for all the texts; None where a data set on the hub does not tell its size."""
+    """Estimate for all the texts; None where the size of a source does not tell how much text it holds."""
     plan_bytes_per_pair: float
     shares: dict[str, Any]
     """Shares kept, see report.Counts.shares."""
@@ -42,23 +41,22 @@ def look(settings: HarvestSettings, sources: list[Source], readers: dict[str, Re
         InputError: a text cannot be used, or no pair was found.
     """
     counts = Counts()
-    pairs = documents = plan_bytes = text_bytes = 0
+    pairs = plan_bytes = text_bytes = 0
     stream = mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)
     for record in itertools.islice(stream, _LOOK_DOCUMENTS):
-        documents += 1
         text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
-        for piece in plan_record(record, readers, settings, context, counts):
-            pairs += len(piece)
-            tokens = sum(len(one.ids) for one in piece.document.tokens.values())
-            text = len(piece.document.text.encode("utf-8", "surrogatepass"))
-            plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(piece) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
-    if not documents:
+        for document, found in plan_record(record, readers, settings, context, counts):
+            pairs += len(found)
+            tokens = sum(len(one.ids) for one in document.tokens.values())
+            text = len(document.text.encode("utf-8", "surrogatepass"))
+            plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(found) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
+    if not text_bytes:
         raise InputError("--sample left no document: choose a larger share")
     in_texts = None
-    if not any(source.hub or source.location.endswith(".parquet") for source in sources):
+    if not any(source.hub or Path(source.location).suffix.lower() in COMPRESSED for source in sources):
         size = sum(Path(source.location).stat().st_size for source in sources)
         in_texts = int(pairs * size * settings.sample / max(text_bytes, 1))
-    return Look(documents, pairs, in_texts, plan_bytes / max(pairs, 1), counts.shares())
+    return Look(in_texts, plan_bytes / max(pairs, 1), counts.shares())
 
 
 def bytes_needed(pairs: int, widths: dict[str, int], encoding: str, plan_bytes_per_pair: float) -> int:

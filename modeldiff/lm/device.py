@@ -1,4 +1,4 @@
-"""Which device and which number format a model runs with, from the words a user gives."""
+"""The device and the dtype that a user's words mean."""
 
 from __future__ import annotations
 
@@ -25,20 +25,16 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     if not valid:
         raise InputError(f"--device expects auto, cpu, cuda, cuda:N or mps, but got '{name}'")
     if kind == "cuda":
-        return _cuda_device(int(number or 0))
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(number or 0) >= count:
+            found = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
+            raise MachineError(
+                f"cuda:{number or 0} was asked for, but PyTorch finds {found} on this machine: use --device auto or cpu"
+            )
+        return torch.device("cuda", int(number or 0))
     if kind == "mps" and not torch.backends.mps.is_available():
         raise MachineError("mps was asked for, but PyTorch finds none on this machine: use --device auto or cpu")
     return torch.device(kind)
-
-
-def _cuda_device(number: int) -> torch.device:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if number >= count:
-        found = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
-        raise MachineError(
-            f"cuda:{number} was asked for, but PyTorch finds {found} on this machine: use --device auto or cpu"
-        )
-    return torch.device("cuda", number)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from modeldiff.errors import InputError
-from modeldiff.texts.hub import dataset_identity, read_dataset
-from modeldiff.texts.readers import read_jsonl, read_parquet, read_txt, split_long
+from modeldiff.texts.readers import READERS, SUFFIXES, Row, dataset_identity, read_dataset, split_long
 from modeldiff.workspace.files import sha256_json
 
 HUB_PREFIX = "hf:"
 # A longer text is read as several documents.
 MOST_CHARS = 100_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,13 @@ class Record:
     """The messages of a chat; empty for a plain text."""
 
 
+def parse_sources(entries: tuple[str, ...]) -> list[Source]:
+    """All sources of a harvest, in the order given. Raises as `parse_source`."""
+    return [parse_source(entry) for entry in entries]
+
+
 def parse_source(entry: str) -> Source:
-    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means. A file that exists under the name as it stands is taken as it
-    is.
+    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means; a file of that very name is taken as it is.
 
     Raises:
         InputError: no such file, a suffix that is not read, or a weight that is no positive number.
@@ -65,11 +67,11 @@ def parse_source(entry: str) -> Source:
         return Source(label or name.split(":")[0], name, weight, hub=True)
     path = Path(rest)
     if path.is_dir():
-        raise InputError(f"text source {rest} is a folder: expected .txt, .jsonl or .parquet files (try {rest}/*.txt)")
+        raise InputError(f"text source {rest} is a folder: expected {SUFFIXES} files (try {rest}/*.txt)")
     if not path.is_file():
-        raise InputError(f"there is no text file {rest}: expected a .txt, .jsonl or .parquet file, or hf:NAME")
-    if path.suffix.lower() not in FILE_SUFFIXES:
-        raise InputError(f"text file {rest} ends in '{path.suffix}': expected .txt, .jsonl or .parquet")
+        raise InputError(f"there is no text file {rest}: expected a {SUFFIXES} file, or hf:NAME")
+    if path.suffix.lower() not in READERS:
+        raise InputError(f"text file {rest} ends in '{path.suffix}': expected {SUFFIXES}")
     if path.stat().st_size == 0:
         raise InputError(f"text file {rest} is empty")
     return Source(label or path.stem, rest, weight, hub=False)
@@ -86,12 +88,16 @@ def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
     if Path(rest).is_file() or "@" not in rest:
         return label, rest, 1.0
     rest, _, number = rest.rpartition("@")
-    return label, rest, _weight(number, entry)
-
-
-def parse_sources(entries: tuple[str, ...]) -> list[Source]:
-    """All sources of a harvest, in the order given. Raises as `parse_source`."""
-    return [parse_source(entry) for entry in entries]
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < float("inf"):
+        raise InputError(
+            f"text source '{entry}': '{number}' after @ is no weight: there is no such file, "
+            "and a weight is a positive number"
+        )
+    return label, rest, weight
 
 
 def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
@@ -109,10 +115,13 @@ def read_source(source: Source, text_field: str) -> Iterator[Record]:
     """
     found = False
     for where, fields in _rows(source, text_field):
-        for record in _parts(_record(fields, where, text_field, source.label)):
-            if record.text.strip():
+        record = _record(fields, where, text_field, source.label)
+        # A tokenizer holds hundreds of bytes for each token of a text. A chat cannot be cut.
+        parts = [record.text] if record.messages else split_long(record.text, MOST_CHARS)
+        for text in parts:
+            if text.strip():
                 found = True
-                yield record
+                yield Record(record.source, text, record.messages)
     if not found:
         raise InputError(f"text source {source.location} holds no text")
 
@@ -147,15 +156,11 @@ def _sampled(records: Iterator[Record], source: int, sample: float, seed: int) -
             yield record
 
 
-def _rows(source: Source, text_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place for messages, fields) of each record."""
+def _rows(source: Source, text_field: str) -> Iterator[Row]:
     if source.hub:
         return read_dataset(source.location)
     path = Path(source.location)
-    suffix = path.suffix.lower()
-    if suffix == ".txt":
-        return ((where, {text_field: text}) for where, text in read_txt(path))
-    return read_jsonl(path) if suffix == ".jsonl" else read_parquet(path, text_field)
+    return READERS[path.suffix.lower()](path, text_field)
 
 
 def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> Record:
@@ -173,15 +178,6 @@ def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> 
         raise InputError(f"{where}: field '{text_field}' must be a text, found {type(text).__name__}")
     names = ", ".join(sorted(fields)) or "none"
     raise InputError(f"{where}: field '{text_field}' is missing (fields: {names}); choose one with --text-field")
-
-
-def _parts(record: Record) -> Iterator[Record]:
-    """The record, or several of a very long one: a tokenizer holds hundreds of bytes for each token of a text."""
-    if record.messages or len(record.text) <= MOST_CHARS:
-        yield record
-        return
-    for text in split_long(record.text, MOST_CHARS):
-        yield Record(record.source, text)
 
 
 def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
@@ -202,16 +198,3 @@ def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
 def characters(text: str) -> str:
     """The text with U+FFFD for lone surrogates: JSON can spell them, but tokenizers refuse them."""
     return _LONE_SURROGATE.sub("\ufffd", text)
-
-
-def _weight(number: str, entry: str) -> float:
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < float("inf"):
-        raise InputError(
-            f"text source '{entry}': '{number}' after @ is no weight: there is no such file, "
-            "and a weight is a positive number"
-        )
-    return weight

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import open_answer, render_chat
-from modeldiff.lm.tokens import encode, encode_plain
-from modeldiff.texts.greedy import Decode, locate
+from modeldiff.texts.align import Decode, locate
 from modeldiff.texts.sources import Record
 from modeldiff.workspace.plan import Tokens
 
@@ -18,6 +18,9 @@ from modeldiff.workspace.plan import Tokens
 @dataclass(frozen=True)
 class Reader:
     """One side's tokenizer, and how it gives offsets.
+
+    Tokenizers differ in the starts they give: a byte-level token for " word" starts at the blank or at the word.
+    Several tokens that spell the bytes of one character all carry its start and end. Use ends, which agree.
 
     Attributes:
         tokenizer: of the transformers package.
@@ -41,8 +44,7 @@ class Reader:
         if not record.messages:
             return self._encode(record.text, add_special_tokens=True)
         rendered, spans = render_chat(self.tokenizer, list(record.messages))
-        tokens = self._encode(rendered, add_special_tokens=False)
-        return _into_document(tokens, record, rendered, spans)
+        return _into_document(self._encode(rendered, add_special_tokens=False), record, rendered, spans)
 
     def read_opened(self, record: Record) -> Tokens:
         """The tokens of a chat that ends with a user's message, up to where the answer begins (`open_answer`).
@@ -68,13 +70,22 @@ class Reader:
         return spans if closed[:stop] == rendered[:stop] else []
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> Tokens:
-        if self.needs_offsets or self.tokenizer.is_fast:
-            encoded = encode(self.tokenizer, text, add_special_tokens=add_special_tokens)
-            special = np.array(encoded.special, bool)
-            starts, ends = (np.array(offsets, np.int32) for offsets in (encoded.starts, encoded.ends))
-            return Tokens(np.array(encoded.ids, np.int32), np.where(special, -1, starts), np.where(special, -1, ends))
-        ids, flags, _ = encode_plain(self.tokenizer, text, add_special_tokens=add_special_tokens)
-        starts, ends = locate(text, ids, flags, self.decode)
+        tokenizer = self.tokenizer
+        if self.needs_offsets and not tokenizer.is_fast:
+            name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+            raise InputError(f"tokenizer of {name} gives no character offsets: use --align greedy")
+        asked = {"return_offsets_mapping": True, "return_special_tokens_mask": True} if tokenizer.is_fast else {}
+        encoded = tokenizer(
+            text, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False, **asked
+        )
+        ids = encoded["input_ids"]
+        special_ids = _special_ids(tokenizer)
+        special = [i in special_ids for i in ids]
+        if not tokenizer.is_fast:
+            return Tokens(np.array(ids, np.int32), *locate(text, ids, special, self.decode))
+        outside = np.array(special, bool) | np.array(encoded["special_tokens_mask"], bool)
+        starts_ends = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+        starts, ends = np.where(outside[:, None], np.int32(-1), starts_ends).T
         return Tokens(np.array(ids, np.int32), starts, ends)
 
 
@@ -97,3 +108,18 @@ def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tu
                 ends[i] = min(end, stop) + shift
         offset += len(content) + 1
     return Tokens(tokens.ids, starts, ends)
+
+
+@lru_cache(maxsize=8)
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of tokens that mark structure. The token for unknown text is none, unless it has a second use."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = {
+        name: tokenizer.convert_tokens_to_ids(token)
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str)
+    }
+    unknown = named.pop("unk_token", None)
+    if unknown not in named.values():
+        added.discard(unknown)
+    return frozenset(added | set(named.values()))

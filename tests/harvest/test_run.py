@@ -76,20 +76,8 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(
     assert artifact.problems() == []
 
 
-def test_a_finished_side_is_not_captured_again(
-    make_settings, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    commit = Work.commit
-
-    def stop_at_b(work: Work, temporary: Path, name: str) -> None:
-        if name.endswith(".b.h5"):
-            raise KeyboardInterrupt
-        commit(work, temporary, name)
-
-    monkeypatch.setattr(Work, "commit", stop_at_b)
-    with pytest.raises(KeyboardInterrupt):
-        run(make_settings(), workspace)
-    monkeypatch.setattr(Work, "commit", commit)
+def test_a_finished_side_is_not_captured_again(make_settings, workspace: Workspace, interrupted_at, capsys) -> None:
+    interrupted_at(lambda: run(make_settings(), workspace), ".b.h5")
     capsys.readouterr()
     run(make_settings(), workspace)
     said = capsys.readouterr().err
@@ -117,35 +105,22 @@ def test_chats_with_each_models_own_template(make_settings, workspace: Workspace
     assert len(words) >= 5
 
 
-def test_greedy_makes_the_same_kind_of_artifact(make_settings, workspace: Workspace) -> None:
-    artifact = run(make_settings(align="greedy", pairs=100), workspace)
-    assert ActivationStore(artifact).pairs == 100
-
-
-def test_estimate_reads_no_weights_and_writes_nothing(make_settings, workspace: Workspace, monkeypatch) -> None:
-    monkeypatch.setattr("modeldiff.harvest.run.load_model", None)
-    planned = estimate(make_settings(), workspace)
-    assert planned["pairs"] == 500
-    assert planned["fits"]
-    assert planned["bytes_needed"] > 500 * (16 + 24) * 4
-    assert (planned["a"]["width"], planned["a"]["layers"], planned["a"]["layer"]) == (16, 3, 1)
-    assert 0 < planned["b"]["kept"] < 1
-    assert not workspace.folder.exists()
-    pairs = run_pairs(make_settings, workspace, monkeypatch)
-    assert 0.5 < planned["pairs_in_texts"] / pairs < 2
-
-
-def run_pairs(make_settings, workspace: Workspace, monkeypatch) -> int:
-    monkeypatch.undo()
-    return run(make_settings(pairs=10**5), workspace).metrics["pairs"]
-
-
-def test_the_estimate_of_bytes_is_near_the_truth(make_settings, workspace: Workspace) -> None:
-    chosen = make_settings(pairs=1000, shard_pairs=1000)
-    needed = estimate(chosen, workspace)["bytes_needed"]
-    artifact = run(chosen, workspace)
+def test_the_estimate_reads_no_weights_writes_nothing_and_is_near_the_truth(
+    make_settings, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("modeldiff.harvest.run.load_model", None)
+        planned = estimate(make_settings(pairs=1000, shard_pairs=1000), workspace)
+        assert planned["pairs"] == 1000
+        assert planned["fits"]
+        assert (planned["a"]["width"], planned["a"]["layers"], planned["a"]["layer"]) == (16, 3, 1)
+        assert 0 < planned["b"]["kept"] < 1
+        assert not workspace.folder.exists()
+    artifact = run(make_settings(pairs=1000, shard_pairs=1000), workspace)
     written = sum(artifact.manifest.files[name].size for name in artifact.files("shards/"))
-    assert 0.7 < written / needed < 1.3
+    assert 0.7 < written / planned["bytes_needed"] < 1.3
+    pairs = run(make_settings(pairs=10**5), workspace).metrics["pairs"]
+    assert 0.5 < planned["pairs_in_texts"] / pairs < 2
 
 
 def test_too_little_disk_is_refused_before_a_model_is_loaded(make_settings, workspace: Workspace, monkeypatch) -> None:

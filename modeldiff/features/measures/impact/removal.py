@@ -31,7 +31,7 @@ from modeldiff.features.windows import Window, padded_windows
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.scores import sampled_scores
+from modeldiff.lm.residual import sampled_scores
 from modeldiff.workspace.files import replace_into, temporary_path
 
 # Fewer tokens than a harvest's batches: the blocks above the layer keep what their backward pass needs. A batch's
