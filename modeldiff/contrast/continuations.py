@@ -238,7 +238,7 @@ class _Build:
     def read(self) -> tuple[list[Document], list[Record]]:
         """The documents that have a place, with the records that they are from."""
         settings = self.settings
-        readers = {side: Reader(load_tokenizer(self.refs[side]), True) for side in SIDES}
+        readers = {side: Reader(load_tokenizer(self.refs[side])) for side in SIDES}
         context = {}
         for side in SIDES:
             positions = read_geometry(self.refs[side]).max_positions or settings.context + settings.tokens

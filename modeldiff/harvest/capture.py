@@ -34,28 +34,22 @@ PART_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Capture:
-    """What to read from one model, and how to keep it."""
+    """What to read from one model, and how to keep it; the labels of the sources are for messages."""
 
     side: str
     layer: int
     encoding: str
     batch_tokens: int | None
     sources: list[str]
-    """Labels, for messages."""
 
 
 def capture_side(
     work: Work, capture: Capture, shards: list[int], missing: Sequence[int], load: Callable[[], LanguageModel]
 ) -> None:
-    """Write the rows of the shards that one side still lacks, or of this process's part of them.
+    """Write the rows of one side for the missing shards.
 
-    Args:
-        shards: number of pairs of each shard.
-        missing: the shards to capture.
-        load: gives the model; called only when a shard is missing.
-
-    Raises:
-        MachineError: activations are not finite, or a batch does not fit into memory.
+    shards: number of pairs of each shard; load: gives the model; called only when a shard is missing.
+    Raises MachineError when activations are not finite, or a batch does not fit into memory.
     """
     if not missing:
         return
@@ -143,7 +137,14 @@ def _capture_documents(
         rows = np.concatenate([np.arange(first_row[i], first_row[i + 1]) for i in batch])
         place_of = np.repeat(np.arange(len(batch)), [first_row[i + 1] - first_row[i] for i in batch])
         flat = torch.from_numpy(place_of * length + token_N[rows])
-        x_RD = _forward(lm, capture, ids_BT, mask_BT, flat)
+        try:
+            with torch.inference_mode():
+                x_RD = residual_after(lm, capture.layer, ids_BT, mask_BT).flatten(0, 1)[flat.to(lm.device)]
+        except torch.OutOfMemoryError:
+            raise MachineError(
+                f"a batch of {ids_BT.numel()} tokens does not fit into the memory of {lm.device} with model "
+                f"{capture.side.upper()} ({lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
+            ) from None
         stored_RD = x_RD.to(x_ND.dtype).cpu()
         if not torch.isfinite(stored_RD).all():
             _refuse(plan, capture, lm, rows, x_RD, stored_RD)
@@ -152,21 +153,6 @@ def _capture_documents(
         if bar:
             bar.advance(len(rows))
     return x_ND, read
-
-
-def _forward(
-    lm: LanguageModel, capture: Capture, ids_BT: torch.Tensor, mask_BT: torch.Tensor, flat: torch.Tensor
-) -> torch.Tensor:
-    """Rows (R, D) of the residual stream at the flat positions b * T + t."""
-    try:
-        with torch.inference_mode():
-            x_BTD = residual_after(lm, capture.layer, ids_BT, mask_BT)
-            return x_BTD.flatten(0, 1)[flat.to(x_BTD.device)]
-    except torch.OutOfMemoryError:
-        raise MachineError(
-            f"a batch of {ids_BT.numel()} tokens does not fit into the memory of {lm.device} with model "
-            f"{capture.side.upper()} ({lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
-        ) from None
 
 
 def _refuse(
@@ -182,8 +168,6 @@ def _refuse(
     )
     if torch.isfinite(x_RD[bad]).all():
         raise MachineError(f"{what} are too large for {capture.encoding}: use --storage bfloat16 or float32")
-    if lm.dtype == torch.float32:
-        raise MachineError(
-            f"{what} are not finite in float32: the model itself gives NaN or infinity there: check its weights"
-        )
-    raise MachineError(f"{what} are not finite in {str(lm.dtype).removeprefix('torch.')}: use --dtype float32")
+    dtype = str(lm.dtype).removeprefix("torch.")
+    mend = "check its weights" if dtype == "float32" else "use --dtype float32"
+    raise MachineError(f"{what} are not finite in {dtype}: {mend}")

@@ -19,14 +19,13 @@ from safetensors import SafetensorError, safe_open
 
 from modeldiff.console import progress
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.harvest.planner import Piece, write_shard
+from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.sizes import bytes_needed
 from modeldiff.harvest.store import RunningStatistics, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_jsonl
 from modeldiff.workspace.activations import DATASET, plan_name, rows_name
-from modeldiff.workspace.bits import ENCODING_ATTRIBUTE, ENCODINGS, create_dataset, read_rows, write_rows
+from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
 from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import require_free, sha256_json
 from modeldiff.workspace.manifest import Input
@@ -210,12 +209,7 @@ def _opened(path: Path, key: str | None) -> Iterator[tuple[tuple[int, ...], Call
         else:
             with h5py.File(path, "r") as file:
                 dataset = file[key]
-                # modeldiff's own encoding is understood; other files hold plain numbers.
-                own = ENCODING_ATTRIBUTE in dataset.attrs
-                yield (
-                    dataset.shape,
-                    lambda start, stop: read_rows(dataset, start, stop) if own else _tensor(dataset[start:stop]),
-                )
+                yield dataset.shape, lambda start, stop: _tensor(dataset[start:stop])
 
 
 def _tensor(array: Any) -> torch.Tensor:

@@ -1,11 +1,14 @@
 """Planning: read, tokenize and align documents, and write the plan file of each shard. No model is in memory.
 
+Before that, a look at the first documents tells how many pairs the texts will give, and how much disk they take.
+
 A shard is closed at the first piece of text with which it has its pairs, so no piece is split. After each shard a small
 file says how far the texts were read; an interrupted plan reads up to there without tokenizing and goes on.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,15 +22,65 @@ from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment, align
+from modeldiff.texts.readers import COMPRESSED
 from modeldiff.texts.sources import Record, Source, mix
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import plan_name
+from modeldiff.workspace.bits import bytes_per_value
 from modeldiff.workspace.files import write_json
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 from modeldiff.workspace.stage import Work
 
+# Enough for a share of kept tokens within a few percent, in well under a second.
+_LOOK_DOCUMENTS = 64
+# For the uncertainty of the look, HDF5's own structures and the last chunk of each file.
+_MARGIN = 1.05
+_BYTES_PER_TOKEN, _BYTES_PER_PAIR, _BYTES_PER_DOCUMENT = 12, 24, 40  # see workspace/plan.py
+
 # A text that both models read at once, and its pairs.
 Piece = tuple[Document, PairTable]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first documents say about the rest."""
+
+    pairs: int
+    """The pairs asked for, or what the texts are likely to give if that is clearly less."""
+    pairs_in_texts: int | None
+    """Estimate for all the texts; None where the size of a source does not tell how much text it holds."""
+    plan_bytes_per_pair: float
+    shares: dict[str, Any]
+    """Shares kept, see report.Counts.shares."""
+
+
+def look(settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]) -> Look:
+    """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
+    counts = Counts()
+    pairs = plan_bytes = text_bytes = 0
+    stream = mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)
+    for record in itertools.islice(stream, _LOOK_DOCUMENTS):
+        text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
+        for document, found in plan_record(record, readers, settings, context, counts):
+            pairs += len(found)
+            tokens = sum(len(one.ids) for one in document.tokens.values())
+            text = len(document.text.encode("utf-8", "surrogatepass"))
+            plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(found) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
+    if not text_bytes:
+        raise InputError("--sample left no document: choose a larger share")
+    expected, in_texts = settings.pairs, None
+    if not any(source.hub or Path(source.location).suffix.lower() in COMPRESSED for source in sources):
+        size = sum(Path(source.location).stat().st_size for source in sources)
+        in_texts = int(pairs * size * settings.sample / text_bytes)
+        # JSON fields and uneven texts make the estimate rough.
+        expected = min(expected, 2 * in_texts)
+    return Look(expected, in_texts, plan_bytes / max(pairs, 1), counts.shares())
+
+
+def bytes_needed(pairs: int, widths: dict[str, int], encoding: str, plan_bytes_per_pair: float) -> int:
+    """Bytes on disk of a store with so many pairs: rows of both sides, the plan, and 5 %."""
+    rows = sum(widths.values()) * bytes_per_value(encoding)
+    return int(pairs * (rows + plan_bytes_per_pair) * _MARGIN)
 
 
 @dataclass

@@ -11,10 +11,9 @@ import torch
 from modeldiff.console import say
 from modeldiff.harvest.capture import Capture, capture_side
 from modeldiff.harvest.imports import build_import, find_arrays, import_bytes, import_inputs
-from modeldiff.harvest.planner import Cursor, make_plan
+from modeldiff.harvest.planner import Cursor, Look, bytes_needed, look, make_plan
 from modeldiff.harvest.report import ALIGNMENT_NAME, Counts, alignment_report
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.sizes import Look, bytes_needed, expected_pairs, look
 from modeldiff.harvest.store import write_store
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import Geometry, LanguageModel, load_model, load_tokenizer, read_geometry
@@ -88,9 +87,9 @@ def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
     else:
         sources = parse_sources(settings.texts)
         pair = open_pair(settings)
-        seen = look(settings, sources, open_readers(settings, pair), pair.context)
+        seen = look(settings, sources, open_readers(pair), pair.context)
         pairs, in_texts = settings.pairs, seen.pairs_in_texts
-        needed = bytes_needed(expected_pairs(settings, seen), pair.widths, settings.storage, seen.plan_bytes_per_pair)
+        needed = bytes_needed(seen.pairs, pair.widths, settings.storage, seen.plan_bytes_per_pair)
         sides = {
             side: {
                 "model": pair.ref[side].name,
@@ -120,9 +119,9 @@ def open_pair(settings: HarvestSettings) -> Pair:
     return Pair(ref, geometry, layer, context)
 
 
-def open_readers(settings: HarvestSettings, pair: Pair) -> dict[str, Reader]:
+def open_readers(pair: Pair) -> dict[str, Reader]:
     """Both tokenizers."""
-    return {side: Reader(load_tokenizer(pair.ref[side]), settings.align == "offsets") for side in SIDES}
+    return {side: Reader(load_tokenizer(pair.ref[side])) for side in SIDES}
 
 
 def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
@@ -188,9 +187,9 @@ def _plan(
     work: Work, settings: HarvestSettings, sources: list[Source], pair: Pair
 ) -> tuple[Cursor, dict[str, list[int]]]:
     """The plan, and by side the shards whose rows are still to be captured."""
-    readers = open_readers(settings, pair)
+    readers = open_readers(pair)
     seen = look(settings, sources, readers, pair.context)
-    _require_disk(work, settings, pair, expected_pairs(settings, seen), seen)
+    _require_disk(work, settings, pair, seen.pairs, seen)
     cursor = make_plan(work, settings, sources, readers, pair.context)
     _say_plan(settings, cursor)
     _require_disk(work, settings, pair, cursor.pairs, seen)

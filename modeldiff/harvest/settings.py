@@ -54,7 +54,7 @@ class HarvestSettings(Settings):
     """Block of model B after which the residual stream is read, counted from 0; default: the middle one."""
     align: Literal["offsets", "greedy"] = setting(default="offsets")
     """How tokens of A and B are paired: `offsets` pairs tokens that end at the same character; `greedy` is the paper's
-    Algorithm 1 on decoded text, for comparison and for tokenizers without character offsets."""
+    Algorithm 1 on decoded text, for comparison."""
     pair_at: Literal["words", "tokens"] = setting(default="words")
     """`words` keeps only pairs where both tokens end a word, a number or a punctuation mark; `tokens` keeps all. Inside
     words the tokenizations differ, which shows up as features that only the tokenizers explain."""

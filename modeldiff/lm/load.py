@@ -76,7 +76,7 @@ def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model, the fast one where there is one. Raises as `load_model`."""
     location = locate(ref)
     if location.local and not location.gguf_file:
-        _check_json(Path(location.source))
+        _check_files(Path(location.source))
     with _one_line_errors(ref, location, "tokenizer"), quiet(bars=not location.local):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_from_pretrained_arguments(ref, location))
     # Without its files, some classes of tokenizer are made empty, and no error is raised.
@@ -96,8 +96,6 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
     location = locate(ref)
     tokenizer = load_tokenizer(ref)
     arguments = _from_pretrained_arguments(ref, location)
-    if location.local and not location.gguf_file:
-        _check_weights(Path(location.source))
     with _one_line_errors(ref, location, "model"), quiet(bars=not location.local):
         if location.gguf_file:
             from transformers import GgufConfig  # newer than the oldest release that serves otherwise
@@ -137,34 +135,16 @@ def _from_pretrained_arguments(ref: ModelRef, location: Location) -> dict[str, A
     return arguments
 
 
-def _check_json(folder: Path) -> None:
-    for file in sorted(folder.glob("*.json")):
+def _check_files(folder: Path) -> None:
+    """Raise DamagedError for JSON that is cut off, and for weights of another length than their header says."""
+    for file in sorted(folder.iterdir()):
         try:
-            json.loads(file.read_bytes())
-        except ValueError as error:
-            raise DamagedError(f"{file} is not valid JSON ({error}): copy the model again") from error
-
-
-def _check_weights(folder: Path) -> None:
-    """Read the header of every weights file of a local folder; it says how long the file has to be."""
-    index = folder / "model.safetensors.index.json"
-    files = [folder / "model.safetensors"]
-    if not files[0].is_file() and index.is_file():
-        try:
-            files = sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{index} is not an index of weights: copy the model again") from error
-    elif not files[0].is_file():
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
-            raise InputError(f"folder {folder} has only pickled weights, which are not read: save them as safetensors")
-        raise InputError(f"folder {folder} has no model.safetensors: expected a model saved by save_pretrained")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except FileNotFoundError as error:
-            raise DamagedError(f"{file} is missing, but {index.name} lists it: copy the model again") from error
-        except (SafetensorError, OSError) as error:
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+        except (SafetensorError, OSError, ValueError) as error:
             raise DamagedError(f"{file} is damaged ({_brief(error)}): copy the model again") from error
 
 

@@ -6,6 +6,8 @@ Shapes: B batch, T tokens, D width of the residual stream, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -129,6 +131,17 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any], *, with_kwargs: bool = False) -> Iterator[None]:
+    """While the context is open, the modules have this forward hook; it is removed also on an error."""
+    handles = [module.register_forward_hook(hook, with_kwargs=with_kwargs) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _probe(model: transformers.PreTrainedModel, modules: list[nn.Module]) -> dict[nn.Module, list[tuple[Any, Any]]]:
     """What each module took and gave in a short pass, per call."""
     calls: dict[nn.Module, list[tuple[Any, Any]]] = {module: [] for module in modules}
@@ -137,14 +150,9 @@ def _probe(model: transformers.PreTrainedModel, modules: list[nn.Module]) -> dic
         taken = args[0] if args else kwargs.get("hidden_states")
         calls[module].append((taken, output[0] if isinstance(output, (tuple, list)) and output else output))
 
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in calls]
     ids_BT = probe_ids(model)
-    try:
-        with torch.inference_mode():
-            model.base_model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(calls, note, with_kwargs=True), torch.inference_mode():
+        model.base_model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False)
     return calls
 
 

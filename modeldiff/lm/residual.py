@@ -8,7 +8,7 @@ V vocabulary, P = B * T positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from modeldiff.console import Progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.batches import chunks, padded
-from modeldiff.lm.model import LanguageModel, hidden_of, probe_ids
+from modeldiff.lm.model import LanguageModel, hidden_of, hooked, probe_ids
 
 
 class _LayerReached(Exception):  # noqa: N818 - a signal that ends a pass early, not an error
@@ -41,14 +41,8 @@ def residual_after(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
         seen.append(hidden_of(output))
         raise _LayerReached
 
-    handle = lm.blocks[layer].register_forward_hook(take)
-    try:
-        with torch.inference_mode():
-            lm.body(input_ids=ids_BT.to(lm.device), attention_mask=mask_BT.to(lm.device), use_cache=False)
-    except _LayerReached:
-        pass
-    finally:
-        handle.remove()
+    with suppress(_LayerReached), hooked([lm.blocks[layer]], take), torch.inference_mode():
+        lm.body(input_ids=ids_BT.to(lm.device), attention_mask=mask_BT.to(lm.device), use_cache=False)
     if not seen:
         raise InputError(f"block {layer} of model {lm.name} was not run in a forward pass: it cannot be read")
     return seen[0]
@@ -105,11 +99,8 @@ def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -
         changed_BTD = change(hidden_BTD).to(hidden_BTD.dtype)
         return changed_BTD if isinstance(output, Tensor) else (changed_BTD, *output[1:])
 
-    handle = lm.blocks[layer].register_forward_hook(replace)
-    try:
+    with hooked([lm.blocks[layer]], replace):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -238,34 +229,29 @@ def verify_hook(lm: LanguageModel, layer: int) -> None:
     Raises InputError if the architecture hands out something else, MachineError if the values are not finite.
     """
     lm.check_layer(layer)
-    hooked: list[Tensor] = []
+    given_on: list[Tensor] = []
     outside: list[tuple[Tensor, Tensor]] = []
     in_blocks = {module for block in lm.blocks for module in block.modules()}
 
     def take(_module: nn.Module, _args: Any, output: Any) -> None:
         # A copy, so that a later change in place would show.
-        hooked.append(hidden_of(output).clone())
+        given_on.append(hidden_of(output).clone())
 
     def note(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
             outside.append((args[0], output))
 
-    handles = [lm.blocks[layer].register_forward_hook(take)]
-    handles += [m.register_forward_hook(note) for m in lm.body.modules() if m not in in_blocks]
+    others = [module for module in lm.body.modules() if module not in in_blocks]
     ids_BT = probe_ids(lm.model)
     mask_BT = torch.ones_like(ids_BT)
-    try:
-        with torch.inference_mode():
-            output = lm.body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_hidden_states=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked([lm.blocks[layer]], take), hooked(others, note), torch.inference_mode():
+        output = lm.body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_hidden_states=True)
     states = output.hidden_states or ()
     if len(states) != lm.n_layers + 1:
         raise InputError(
             f"model {lm.name} gives {len(states)} hidden states: expected {lm.n_layers + 1}, one more than blocks"
         )
-    x_BTD, state_BTD = hooked[0], states[layer + 1]
+    x_BTD, state_BTD = given_on[0], states[layer + 1]
     if not torch.isfinite(x_BTD).all():
         raise MachineError(
             f"block {layer} of model {lm.name} gives values that are not finite in {lm.dtype}: "

@@ -5,8 +5,8 @@ and it finds its way back after a mismatch. Tokenizers differ in where a token b
 only ends count, and white space at a token's end is left out of it. The bytes of one character may be spread over
 several tokens that share its offsets: the last one counts.
 
-Greedily: the paper's Algorithm 1 on decoded text (paper §2.7), for comparison and for tokenizers without offsets. Its
-`normalize` is not specified in the paper; here it is Unicode NFKC without white space.
+Greedily: the paper's Algorithm 1 on decoded text (paper §2.7), for comparison. Its `normalize` is not specified in the
+paper; here it is Unicode NFKC without white space.
 
 Legend: T content tokens of one side, N matches. Positions are indices into the document's text.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from modeldiff.sides import SIDES
 from modeldiff.texts.words import is_space, word_ends
-from modeldiff.workspace.plan import Ints, Tokens
+from modeldiff.workspace.plan import Tokens
 
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -134,7 +134,7 @@ def _greedily(tokens: dict[str, Tokens], content: dict[str, Content], decode: di
     start = dict.fromkeys(SIDES, 0)
 
     def read(side: str) -> str:
-        return normalize(decode[side](ids[side][start[side] : stop[side]].tolist()))
+        return _normalize(decode[side](ids[side][start[side] : stop[side]].tolist()))
 
     parted = False
     while not parted and all(start[side] < len(ids[side]) for side in SIDES):
@@ -164,48 +164,7 @@ def _grows(texts: dict[str, str], possible: dict[str, bool]) -> str | None:
     return "b" if possible["b"] else None
 
 
-def locate(text: str, ids: Sequence[int], special: Sequence[bool], decode: Decode) -> tuple[Ints, Ints]:
-    """Character offsets (starts, ends) of tokens whose tokenizer gives none, by following their decoded text.
-
-    Tokens that spell a character together share its offsets. -1 for special tokens, and from where the decoded text no
-    longer is the text.
-    """
-    starts = np.full(len(ids), -1, np.int32)
-    ends = np.full(len(ids), -1, np.int32)
-    position, first = 0, 0
-    for last in range(len(ids)):
-        if special[last]:
-            first = last + 1
-            continue
-        piece = normalize(decode(ids[first : last + 1]))
-        if not piece:
-            first = last + 1  # white space: nothing to find
-            continue
-        span = _find(text, position, piece)
-        if span is None:
-            if _unfinished(piece) and last + 1 - first < MAX_WINDOW:
-                continue
-            return starts, ends
-        starts[first : last + 1], ends[first : last + 1] = span
-        position, first = span[1], last + 1
-    return starts, ends
-
-
-def _find(text: str, position: int, piece: str) -> tuple[int, int] | None:
-    """The span at `position`, white space aside, whose normal form is `piece`."""
-    while position < len(text) and not normalize(text[position]):
-        position += 1
-    for end in range(position + 1, len(text) + 1):
-        seen = normalize(text[position:end])
-        if seen == piece:
-            return position, end
-        if len(seen) > len(piece):
-            return None
-    return None
-
-
-def normalize(text: str) -> str:
-    """NFKC, without white space."""
+def _normalize(text: str) -> str:
     return "".join(unicodedata.normalize("NFKC", text).split())
 
 

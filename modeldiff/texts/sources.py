@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modeldiff.errors import InputError
-from modeldiff.texts.readers import READERS, SUFFIXES, Row, dataset_identity, read_dataset, split_long
+from modeldiff.texts.readers import READERS, SUFFIXES, dataset_identity, read_dataset, split_long
 from modeldiff.workspace.files import sha256_json
 
 HUB_PREFIX = "hf:"
@@ -49,7 +49,7 @@ class Record:
 
 
 def parse_sources(entries: tuple[str, ...]) -> list[Source]:
-    """All sources of a harvest, in the order given. Raises as `parse_source`."""
+    """Sources in the order given. Raises as `parse_source`."""
     return [parse_source(entry) for entry in entries]
 
 
@@ -101,10 +101,10 @@ def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
 
 
 def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
-    """What identifies the content of a source: the digest of its file, or the commit of its data set."""
-    if not source.hub:
-        return digest_file(Path(source.location))
-    return sha256_json(dataset_identity(source.location, digest_file))
+    """What identifies the content of a source."""
+    if source.hub:
+        return sha256_json(dataset_identity(source.location, digest_file))
+    return digest_file(Path(source.location))
 
 
 def read_source(source: Source, text_field: str) -> Iterator[Record]:
@@ -114,7 +114,9 @@ def read_source(source: Source, text_field: str) -> Iterator[Record]:
         InputError: naming the file and the line or row that cannot be used, or that there are no documents at all.
     """
     found = False
-    for where, fields in _rows(source, text_field):
+    path = Path(source.location)
+    rows = read_dataset(source.location) if source.hub else READERS[path.suffix.lower()](path, text_field)
+    for where, fields in rows:
         record = _record(fields, where, text_field, source.label)
         # A tokenizer holds hundreds of bytes for each token of a text. A chat cannot be cut.
         parts = [record.text] if record.messages else split_long(record.text, MOST_CHARS)
@@ -129,22 +131,18 @@ def read_source(source: Source, text_field: str) -> Iterator[Record]:
 def mix(sources: list[Source], text_field: str, *, sample: float = 1.0, seed: int = 0) -> Iterator[Record]:
     """The documents of all sources, interleaved so that their characters keep the proportion of the weights.
 
-    Args:
-        sample: share of the documents that is used; the others are read and passed over.
-        seed: decides which.
+    sample: share of the documents that is used, chosen by the seed; the others are read and passed over.
     """
     streams = [_sampled(read_source(s, text_field), i, sample, seed) for i, s in enumerate(sources)]
     waiting = {i: record for i, stream in enumerate(streams) if (record := next(stream, None)) is not None}
     given = [0.0] * len(sources)  # characters per weight so far
     while waiting:
         i = min(waiting, key=lambda one: (given[one], one))
-        record = waiting[i]
+        record = waiting.pop(i)
         yield record
         given[i] += len(record.text) / sources[i].weight
         following = next(streams[i], None)
-        if following is None:
-            del waiting[i]
-        else:
+        if following is not None:
             waiting[i] = following
 
 
@@ -154,13 +152,6 @@ def _sampled(records: Iterator[Record], source: int, sample: float, seed: int) -
         draw = hashlib.blake2b(f"{seed}:{source}:{number}".encode(), digest_size=8).digest()
         if sample >= 1 or int.from_bytes(draw, "big") < sample * 2**64:
             yield record
-
-
-def _rows(source: Source, text_field: str) -> Iterator[Row]:
-    if source.hub:
-        return read_dataset(source.location)
-    path = Path(source.location)
-    return READERS[path.suffix.lower()](path, text_field)
 
 
 def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> Record:
@@ -185,8 +176,7 @@ def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
         raise InputError(f"{where}: field 'messages' must be a list of {{role, content}} with at least one")
     found = []
     for message in messages:
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
+        role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
         if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
             content = "\n".join(part["text"] for part in content)
         if not isinstance(role, str) or not isinstance(content, str):

@@ -89,7 +89,7 @@ def test_what_is_not_finite_is_refused_and_the_place_is_named(models, store: Act
     place = r"model A \(a\): activations of document \d+ \(source words\), token \d+ "
     cases = [
         (1e6, torch.float32, "float16", "are too large for float16: use --storage bfloat16 or float32"),
-        (float("nan"), torch.float32, "float32", "are not finite in float32: the model itself gives NaN"),
+        (float("nan"), torch.float32, "float32", "are not finite in float32: check its weights"),
         (float("nan"), torch.bfloat16, "bfloat16", "are not finite in bfloat16: use --dtype float32"),
     ]
     for value, dtype, storage, message in cases:

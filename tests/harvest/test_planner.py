@@ -71,8 +71,8 @@ def test_in_a_chat_only_the_contents_are_paired() -> None:
         ({"role": "user", "content": "The quick fox?"}, {"role": "assistant", "content": "  It was 1989."}),
     )
     both = {
-        "a": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True),
-        "b": Reader(tiny_tokenizer(vocab_size=280), True),  # without a template
+        "a": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE)),
+        "b": Reader(tiny_tokenizer(vocab_size=280)),  # without a template
     }
     ((document, pairs),) = planned(chat, both)
     words = [chat.text[:end].split()[-1] for end in pairs.char_end.tolist()]
@@ -94,7 +94,7 @@ def test_a_chat_longer_than_the_context_loses_its_end() -> None:
 
 def test_shares_by_script_and_lost_tails() -> None:
     counts = Counts()
-    both = {"a": Reader(bytes_trimmed(), False), "b": Reader(lower_case(), False)}
+    both = {"a": Reader(bytes_trimmed()), "b": Reader(lower_case())}
     planned(Record("s", "the quick brown Fox jumps"), both, counts=counts, align="greedy", pair_at="tokens")
     lost = counts.data["lost_tails"]
     assert lost["documents"] == 1

@@ -152,10 +152,3 @@ def test_wrong_settings_are_one_line(make_settings, workspace: Workspace, change
         run(make_settings(**changes), workspace)
     assert "\n" not in str(caught.value)
     assert workspace.partials() == []
-
-
-def test_a_tokenizer_without_offsets_names_the_way_out(make_settings, workspace: Workspace, monkeypatch) -> None:
-    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.is_fast", property(lambda _: False))
-    with pytest.raises(InputError, match="gives no character offsets: use --align greedy"):
-        run(make_settings(), workspace)
-    assert run(make_settings(align="greedy", pairs=50), workspace).metrics["pairs"] == 50

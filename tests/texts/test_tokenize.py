@@ -14,6 +14,7 @@ from modeldiff.errors import InputError
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import Tokens
+from tests.texts.tokenizers_for_tests import pieces
 from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -22,8 +23,8 @@ UNTRIMMED = tiny_tokenizer(trim_offsets=False)
 SPECIALS = ("<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>")
 
 
-def read(tokenizer, text: str, needs_offsets: bool = True) -> Tokens:
-    return Reader(tokenizer, needs_offsets).read(Record("s", text))
+def read(tokenizer, text: str) -> Tokens:
+    return Reader(tokenizer).read(Record("s", text))
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,21 +62,13 @@ def test_special_tokens_have_no_offsets_wherever_they_stand() -> None:
 
 
 def test_the_token_for_unknown_text_is_not_special() -> None:
-    byte_tokenizer = transformers.ByT5Tokenizer(unk_token="<unk>")
-    byte_tokenizer.add_tokens(["<unk>"])
-    tokens = read(byte_tokenizer, "a<unk>", needs_offsets=False)
-    assert tokens.ids[1] == byte_tokenizer.unk_token_id
-    assert tokens.ends.tolist() == [1, 6, -1]
+    tokens = read(pieces(), "a<unk>b")
+    assert (tokens.starts >= 0).all()
 
 
-def test_a_tokenizer_without_offsets_is_read_where_they_are_not_needed() -> None:
-    tokens = read(transformers.ByT5Tokenizer(), "e a", needs_offsets=False)
-    assert tokens.starts.tolist() == [0, -1, 2, -1]
-    assert tokens.ends.tolist() == [1, -1, 3, -1]
-    with pytest.raises(
-        InputError, match=r"^tokenizer of ByT5Tokenizer gives no character offsets: use --align greedy$"
-    ):
-        read(transformers.ByT5Tokenizer(), "text")
+def test_a_tokenizer_without_offsets_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^tokenizer of ByT5Tokenizer gives no character offsets"):
+        Reader(transformers.ByT5Tokenizer())
 
 
 def test_long_texts_are_neither_cut_nor_warned_about(caplog: pytest.LogCaptureFixture) -> None:

@@ -62,7 +62,7 @@ def lower_case():
 
 
 def readers(a, b) -> dict[str, Reader]:
-    return {"a": Reader(a, True), "b": Reader(b, True)}
+    return {"a": Reader(a), "b": Reader(b)}
 
 
 def aligned(text: str, a, b, pair_at: str = "tokens", method: str = "offsets"):
