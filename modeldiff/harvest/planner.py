@@ -96,11 +96,9 @@ class Cursor:
     labels: list[str] = field(default_factory=list)
     """Source labels, in order of first appearance."""
     pairs_by_source: dict[str, int] = field(default_factory=dict)
-    """Pairs so far, by label."""
     counts: dict[str, Any] = field(default_factory=dict)
     """See report.Counts."""
     finished: bool = False
-    """True after the last shard."""
     ran_out: bool = False
     """True when the texts ended before the pairs asked for were there."""
 

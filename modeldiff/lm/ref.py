@@ -77,26 +77,21 @@ def _hub_commit(ref: ModelRef) -> str:
     """The commit that a hub name and revision stand for, from the hub or, without it, from its local cache."""
     from huggingface_hub import errors, hf_hub_download
 
+    revision = f" (revision '{ref.revision}')" if ref.revision else ""
+    # In this order: the later ones are more general.
+    explained = {
+        errors.GatedRepoError: f"model '{ref.name}' is gated: accept its terms on its hub page, then run `hf auth login`",
+        errors.RepositoryNotFoundError: f"there is no local folder and no model on the hub named '{ref.name}' "
+        "(if it is private: `hf auth login`)",
+        errors.RevisionNotFoundError: f"model '{ref.name}' has no revision '{ref.revision}' on the hub",
+        errors.LocalEntryNotFoundError: f"model '{ref.name}'{revision} is neither a local folder nor in the hub's local "
+        "cache, and the hub cannot be reached: check the name, the network and HF_HUB_OFFLINE",
+        errors.EntryNotFoundError: f"'{ref.name}' on the hub has no config.json: it is not a transformers model",
+    }
     try:
         config = hf_hub_download(ref.name, "config.json", revision=ref.revision)
-    except errors.GatedRepoError as error:
-        raise InputError(
-            f"model '{ref.name}' is gated: accept its terms on its hub page, then run `hf auth login`"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"there is no local folder and no model on the hub named '{ref.name}' (if it is private: `hf auth login`)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"model '{ref.name}' has no revision '{ref.revision}' on the hub") from error
-    except errors.LocalEntryNotFoundError as error:
-        revision = f" (revision '{ref.revision}')" if ref.revision else ""
-        raise InputError(
-            f"model '{ref.name}'{revision} is neither a local folder nor in the hub's local cache, and the hub cannot "
-            "be reached: check the name, the network and HF_HUB_OFFLINE"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise InputError(f"'{ref.name}' on the hub has no config.json: it is not a transformers model") from error
+    except tuple(explained) as error:
+        raise InputError(next(text for kind, text in explained.items() if isinstance(error, kind))) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise MachineError(f"the hub gave no answer for '{ref.name}': {str(error).strip().splitlines()[0]}") from error
     # The cache keeps each commit in a folder of that name.
