@@ -35,11 +35,7 @@ class Harvested:
         return Input(self.ref.name, identity.get("digest") or identity["commit"])
 
     def open(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-        """Load it.
-
-        Raises:
-            InputError: it has another width or too few blocks, so it is not what was harvested.
-        """
+        """Load it. Raises InputError when it has another width or too few blocks: it is not what was harvested."""
         lm = load_model(self.ref, device, dtype)
         if lm.width != self.width:
             raise InputError(

@@ -80,12 +80,13 @@ def _hub_commit(ref: ModelRef) -> str:
     revision = f" (revision '{ref.revision}')" if ref.revision else ""
     # In this order: the later ones are more general.
     explained = {
-        errors.GatedRepoError: f"model '{ref.name}' is gated: accept its terms on its hub page, then run `hf auth login`",
+        errors.GatedRepoError: f"model '{ref.name}' is gated: accept its terms on its hub page, then run "
+        "`hf auth login`",
         errors.RepositoryNotFoundError: f"there is no local folder and no model on the hub named '{ref.name}' "
         "(if it is private: `hf auth login`)",
         errors.RevisionNotFoundError: f"model '{ref.name}' has no revision '{ref.revision}' on the hub",
-        errors.LocalEntryNotFoundError: f"model '{ref.name}'{revision} is neither a local folder nor in the hub's local "
-        "cache, and the hub cannot be reached: check the name, the network and HF_HUB_OFFLINE",
+        errors.LocalEntryNotFoundError: f"model '{ref.name}'{revision} is neither a local folder nor in the hub's "
+        "local cache, and the hub cannot be reached: check the name, the network and HF_HUB_OFFLINE",
         errors.EntryNotFoundError: f"'{ref.name}' on the hub has no config.json: it is not a transformers model",
     }
     try:

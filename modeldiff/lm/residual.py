@@ -107,9 +107,8 @@ def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -
 def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[None]:
     """While the context is open, add a vector to the residual stream after block `layer` at every token.
 
-    vector: (D,), or (B, D) with one for each sequence of the batch; any float dtype and device, in the model's own
-    units. Raises InputError for a layer out of range, a vector that does not fit or is not finite, and (in the pass)
-    for a batch of another size. Otherwise as `changed`.
+    vector: (D,), or (B, D) with one for each sequence; any float dtype and device, in the model's own units. Raises
+    InputError for a vector that does not fit or is not finite, and (in the pass) for a batch of another size.
     """
     if vector.ndim not in (1, 2) or vector.shape[-1] != lm.width:
         raise InputError(
@@ -138,8 +137,8 @@ def replace_in_residual(
 
     sequence_R, position_R: int64 (R,), which sequence of the batch and which of its tokens (padding is on the right);
     x_RD: any float dtype and device, in the model's own units. R may be 0. For passes over one batch, not for
-    generation. Raises InputError for a layer out of range, shapes that do not fit, values that are not finite, or (in
-    the pass) a position outside the batch. Otherwise as `changed`.
+    generation. Raises InputError for shapes that do not fit, values that are not finite, or (in the pass) a position
+    outside the batch.
     """
     rows = len(sequence_R)
     if sequence_R.shape != (rows,) or position_R.shape != (rows,) or x_RD.shape != (rows, lm.width):

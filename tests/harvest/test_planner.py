@@ -137,12 +137,6 @@ def test_shards_end_with_a_piece_and_the_last_one_with_the_pairs_asked_for(tmp_p
     assert sorted(found) == list(range(plans[-1].documents[-1].index + 1))
 
 
-def test_texts_that_run_out_give_what_there_is(tmp_path: Path, texts: Path) -> None:
-    cursor, _ = plan(tmp_path / "work", texts, pairs=10**6, shard_pairs=200)
-    assert cursor.ran_out
-    assert 500 < cursor.pairs < 5000
-
-
 def test_texts_without_pairs_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "\\u200b"}\n')

@@ -93,18 +93,6 @@ def test_too_few_texts_are_said(make_settings, workspace: Workspace, capsys) -> 
     assert f"only {artifact.metrics['pairs']:,} of the 100,000 pairs asked for" in capsys.readouterr().err
 
 
-def test_chats_with_each_models_own_template(make_settings, workspace: Workspace, tmp_path: Path) -> None:
-    path = tmp_path / "chats.jsonl"
-    messages = [{"role": "user", "content": "abc gah?"}, {"role": "assistant", "content": "bed cab 3.14."}]
-    path.write_text(json.dumps({"messages": messages}) + "\n")
-    store = ActivationStore(run(make_settings(texts=(str(path),)), workspace))
-    plan = store.plan(0)
-    assert plan.documents[0].text == "abc gah?\nbed cab 3.14."
-    words = {plan.documents[0].text[:end].split()[-1] for end in plan.pairs.char_end.tolist()}
-    assert words <= {"abc", "gah", "gah?", "bed", "cab", "3.14", "3.14."}
-    assert len(words) >= 5
-
-
 def test_the_estimate_reads_no_weights_writes_nothing_and_is_near_the_truth(
     make_settings, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

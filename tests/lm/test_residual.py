@@ -117,7 +117,9 @@ def test_steering_adds_exactly_the_vectors_and_changes_what_comes_after(lm: Lang
 
 
 def test_putting_back_what_is_there_changes_no_bit(lm: LanguageModel) -> None:
-    plain_BTV = _logits(lm)
+    plain_BTV, none = _logits(lm), torch.zeros(0, dtype=torch.long)
+    with replace_in_residual(lm, 1, none, none, torch.zeros(0, lm.width)):
+        assert torch.equal(_logits(lm), plain_BTV)
     for layer in range(lm.n_layers):
         x_RD = residual_after(lm, layer, *_batch())[SEQUENCE_R, POSITION_R]
         with replace_in_residual(lm, layer, SEQUENCE_R, POSITION_R, x_RD):
@@ -138,13 +140,6 @@ def test_only_the_given_positions_are_replaced_and_only_what_comes_after_changes
         changed_T = (found_BTV[sequence, first:length] - plain_BTV[sequence, first:length]).abs().amax(dim=-1)
         assert (changed_T > 1e-3).all()
     assert torch.equal(_logits(lm), plain_BTV)
-
-
-def test_no_position_is_no_change(lm_of: Callable[[str], LanguageModel]) -> None:
-    lm, none = lm_of("llama"), torch.zeros(0, dtype=torch.long)
-    plain_BTV = _logits(lm)
-    with replace_in_residual(lm, 1, none, none, torch.zeros(0, lm.width)):
-        assert torch.equal(_logits(lm), plain_BTV)
 
 
 def test_changes_are_rounded_once_to_the_models_dtype(half: LanguageModel) -> None:
