@@ -79,7 +79,7 @@ def _hub_commit(ref: ModelRef) -> str:
 
     revision = f" (revision '{ref.revision}')" if ref.revision else ""
     # In this order: the later ones are more general.
-    explained = {
+    explained: dict[type[Exception], str] = {
         errors.GatedRepoError: f"model '{ref.name}' is gated: accept its terms on its hub page, then run "
         "`hf auth login`",
         errors.RepositoryNotFoundError: f"there is no local folder and no model on the hub named '{ref.name}' "

@@ -2,7 +2,7 @@
 
 Removing feature i subtracts f_i(t) d_i from the stream at the tokens t of a window's pairs. To second order the KL from
 the model's own predictions to what is left of them, summed over the window, is the mean over draws of a_i² / 2 with
-a_i = sum_t f_i(t) d_i . score_t (see modeldiff/lm/scores.py; scores have mean zero, so places that follow from one
+a_i = sum_t f_i(t) d_i . score_t (see modeldiff/lm/residual.py; scores have mean zero, so places that follow from one
 another need no cross terms). Nothing is measured feature by feature: a window's scores serve all of them.
 
 A direction that the stitch moves here, d M, is not moved: score . (d M) = (score M^T) . d, so the scores are. In memory
