@@ -75,7 +75,7 @@ def read_texts(continuations: Continuations, device: torch.device) -> Readings:
     refs = continuations.refs()
     models = {side: load_model(refs[side], device, resolve_dtype("auto", device)) for side in SIDES}
     buckets = common_buckets({side: token_strings(models[side].tokenizer) for side in SIDES})
-    readers = {side: Reader(models[side].tokenizer, True) for side in SIDES}
+    readers = {side: Reader(models[side].tokenizer) for side in SIDES}
     of_document: list[list[int]] = [[] for _ in continuations.documents]
     for i, place in enumerate(continuations.places):
         of_document[place.document].append(i)

@@ -34,10 +34,8 @@ from modeldiff.errors import DamagedError, InputError
 from modeldiff.lm.buckets import common_buckets, token_strings
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.generate import continue_tokens
-from modeldiff.lm.geometry import read_geometry
-from modeldiff.lm.load import load_model, load_tokenizer, model_identity
+from modeldiff.lm.load import load_model, load_tokenizer, model_identity, quiet, read_geometry
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.quiet import quiet
 from modeldiff.lm.ref import ModelRef
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Record, Source, mix, parse_sources, source_digest
@@ -240,7 +238,7 @@ class _Build:
     def read(self) -> tuple[list[Document], list[Record]]:
         """The documents that have a place, with the records that they are from."""
         settings = self.settings
-        readers = {side: Reader(load_tokenizer(self.refs[side]), True) for side in SIDES}
+        readers = {side: Reader(load_tokenizer(self.refs[side])) for side in SIDES}
         context = {}
         for side in SIDES:
             positions = read_geometry(self.refs[side]).max_positions or settings.context + settings.tokens

@@ -20,7 +20,7 @@ import numpy as np
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
+from modeldiff.texts.align import Alignment, align
 from modeldiff.texts.readers import read_jsonl, read_lines
 from modeldiff.texts.sources import Record, characters
 from modeldiff.texts.tokenize import Reader
@@ -86,8 +86,7 @@ def drawn_documents(records: Iterable[Record], wanted: int, seed: int) -> list[t
 
 def aligned(tokens: dict[str, Tokens], text: str) -> Alignment:
     """Where both models' tokens end with a word."""
-    content = {side: content_of(text, tokens[side]) for side in SIDES}
-    return finish(text, content, match_offsets(content), "words")
+    return align(text, tokens)
 
 
 def open_document(
@@ -195,7 +194,7 @@ def read_prompts(path: Path, text_field: str) -> list[str]:
                 raise InputError(f"{where}: field '{text_field}' is missing or no text; choose one with --text-field")
             found.append(characters(record[text_field]))
     elif path.suffix.lower() == ".txt":
-        found = list(read_lines(path))
+        found = [line.rstrip("\r\n") for line in read_lines(path)]
     else:
         raise InputError(f"file of prompts {path} ends in '{path.suffix}': expected .txt (one a line) or .jsonl")
     found = [prompt for prompt in found if prompt.strip()]

@@ -17,8 +17,7 @@ from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.features import PairsBefore, pairs_before, read_rows
 from modeldiff.contrast.words import Said, said_words
 from modeldiff.errors import InputError
-from modeldiff.lm.geometry import read_geometry
-from modeldiff.lm.load import load_model, load_tokenizer, model_identity
+from modeldiff.lm.load import load_model, load_tokenizer, model_identity, read_geometry
 from modeldiff.lm.model import LanguageModel
 from modeldiff.sides import SIDES
 from modeldiff.texts.tokenize import Reader
@@ -74,7 +73,7 @@ class Reading:
 
     @cached_property
     def readers(self) -> dict[str, Reader]:
-        return {side: Reader(load_tokenizer(self.refs[side]), True) for side in SIDES}
+        return {side: Reader(load_tokenizer(self.refs[side])) for side in SIDES}
 
     @cached_property
     def pairs(self) -> PairsBefore:

@@ -23,8 +23,7 @@ from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.windows import Window, padded_windows
 from modeldiff.lm.batches import batches, chunks, token_budget
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.replace import replace_in_residual
-from modeldiff.lm.residual import residual_after
+from modeldiff.lm.residual import replace_in_residual, residual_after
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import Block
 

@@ -19,7 +19,7 @@ import torch
 
 from modeldiff.console import Progress, progress
 from modeldiff.errors import MachineError
-from modeldiff.harvest.statistics import RunningStatistics
+from modeldiff.harvest.store import RunningStatistics
 from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.load import LanguageModel
 from modeldiff.lm.residual import residual_after, verify_hook
@@ -34,28 +34,22 @@ PART_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Capture:
-    """What to read from one model, and how to keep it."""
+    """What to read from one model, and how to keep it; the labels of the sources are for messages."""
 
     side: str
     layer: int
     encoding: str
     batch_tokens: int | None
     sources: list[str]
-    """Labels, for messages."""
 
 
 def capture_side(
     work: Work, capture: Capture, shards: list[int], missing: Sequence[int], load: Callable[[], LanguageModel]
 ) -> None:
-    """Write the rows of the shards that one side still lacks, or of this process's part of them.
+    """Write the rows of one side for the missing shards.
 
-    Args:
-        shards: number of pairs of each shard.
-        missing: the shards to capture.
-        load: gives the model; called only when a shard is missing.
-
-    Raises:
-        MachineError: activations are not finite, or a batch does not fit into memory.
+    shards: number of pairs of each shard; load: gives the model; called only when a shard is missing.
+    Raises MachineError when activations are not finite, or a batch does not fit into memory.
     """
     if not missing:
         return
@@ -63,12 +57,44 @@ def capture_side(
     verify_hook(lm, capture.layer)
     done = sum(pairs for shard, pairs in enumerate(shards) if work.has(rows_name(shard, capture.side)))
     total = done + sum(shards[shard] for shard in missing)
+    log = work.folder / "logs" / (f"capture-{work.rank:05d}.jsonl" if work.rank else "capture.jsonl")
+    log.parent.mkdir(exist_ok=True)
     with progress(f"capture {capture.side.upper()}", total, "pairs", done=done) as bar:
         for shard in missing:
             started = time.monotonic()
             plan = read_plan(work.folder / plan_name(shard))
             tokens = _write(work, shard, capture, lm, plan, bar)
-            _log(work, shard, capture, len(plan.pairs), tokens, time.monotonic() - started)
+            seconds = max(time.monotonic() - started, 1e-9)
+            line = {
+                "side": capture.side,
+                "shard": shard,
+                "pairs": len(plan.pairs),
+                "tokens": tokens,
+                "seconds": round(seconds, 3),
+                "pairs_per_second": round(len(plan.pairs) / seconds, 1),
+            }
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _write(work: Work, shard: int, capture: Capture, lm: LanguageModel, plan: ShardPlan, bar: Progress) -> int:
+    """Capture one shard into its file; tokens read."""
+    name = rows_name(shard, capture.side)
+    temporary = work.temporary(name)
+    statistics = RunningStatistics(lm.width)
+    start = tokens = 0
+    with h5py.File(temporary, "w") as file:
+        dataset = create_dataset(file, DATASET, len(plan.pairs), lm.width, capture.encoding)
+        for x_ND, read in capture_shard(lm, plan, capture, bar):
+            write_rows(dataset, start, x_ND)
+            statistics.add(x_ND)
+            start += len(x_ND)
+            tokens += read
+            del x_ND  # before the next part takes its place
+    # Before the rows are committed: whoever finds the rows finds their statistics.
+    statistics.save(work.resume, shard, capture.side)
+    work.commit(temporary, name)
+    return tokens
 
 
 def capture_shard(
@@ -111,7 +137,14 @@ def _capture_documents(
         rows = np.concatenate([np.arange(first_row[i], first_row[i + 1]) for i in batch])
         place_of = np.repeat(np.arange(len(batch)), [first_row[i + 1] - first_row[i] for i in batch])
         flat = torch.from_numpy(place_of * length + token_N[rows])
-        x_RD = _forward(lm, capture, ids_BT, mask_BT, flat)
+        try:
+            with torch.inference_mode():
+                x_RD = residual_after(lm, capture.layer, ids_BT, mask_BT).flatten(0, 1)[flat.to(lm.device)]
+        except torch.OutOfMemoryError:
+            raise MachineError(
+                f"a batch of {ids_BT.numel()} tokens does not fit into the memory of {lm.device} with model "
+                f"{capture.side.upper()} ({lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
+            ) from None
         stored_RD = x_RD.to(x_ND.dtype).cpu()
         if not torch.isfinite(stored_RD).all():
             _refuse(plan, capture, lm, rows, x_RD, stored_RD)
@@ -122,83 +155,19 @@ def _capture_documents(
     return x_ND, read
 
 
-def _forward(
-    lm: LanguageModel, capture: Capture, ids_BT: torch.Tensor, mask_BT: torch.Tensor, flat: torch.Tensor
-) -> torch.Tensor:
-    """Rows (R, D) of the residual stream at the flat positions b * T + t."""
-    try:
-        with torch.inference_mode():
-            x_BTD = residual_after(lm, capture.layer, ids_BT, mask_BT)
-            return x_BTD.flatten(0, 1)[flat.to(x_BTD.device)]
-    except torch.OutOfMemoryError:
-        raise MachineError(
-            f"a batch of {ids_BT.numel()} tokens does not fit into the memory of {lm.device} with model "
-            f"{capture.side.upper()} ({lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
-        ) from None
-
-
 def _refuse(
-    plan: ShardPlan,
-    capture: Capture,
-    lm: LanguageModel,
-    rows: np.ndarray,
-    x_RD: torch.Tensor,
-    stored_RD: torch.Tensor,
+    plan: ShardPlan, capture: Capture, lm: LanguageModel, rows: np.ndarray, x_RD: torch.Tensor, stored_RD: torch.Tensor
 ) -> None:
     """Raise MachineError about the first row that is not finite."""
     bad = int(torch.nonzero(~torch.isfinite(stored_RD).all(dim=1))[0])
     row = int(rows[bad])
     document = plan.documents[plan.pairs.document[row]]
-    place = (
-        f"document {document.index} (source {capture.sources[document.source]}), "
-        f"token {plan.pairs.token[capture.side][row]}"
+    what = (
+        f"model {capture.side.upper()} ({lm.name}): activations of document {document.index} "
+        f"(source {capture.sources[document.source]}), token {plan.pairs.token[capture.side][row]}"
     )
     if torch.isfinite(x_RD[bad]).all():
-        raise MachineError(
-            f"model {capture.side.upper()} ({lm.name}): activations of {place} are too large for {capture.encoding}: "
-            "use --storage bfloat16 or float32"
-        )
+        raise MachineError(f"{what} are too large for {capture.encoding}: use --storage bfloat16 or float32")
     dtype = str(lm.dtype).removeprefix("torch.")
-    mend = (
-        "use --dtype float32"
-        if dtype != "float32"
-        else "the model itself gives NaN or infinity there: check its weights"
-    )
-    raise MachineError(
-        f"model {capture.side.upper()} ({lm.name}): activations of {place} are not finite in {dtype}: {mend}"
-    )
-
-
-def _write(work: Work, shard: int, capture: Capture, lm: LanguageModel, plan: ShardPlan, bar: Progress | None) -> int:
-    """Capture one shard into its file; tokens read."""
-    name = rows_name(shard, capture.side)
-    temporary = work.temporary(name)
-    statistics = RunningStatistics(lm.width)
-    start = tokens = 0
-    with h5py.File(temporary, "w") as file:
-        dataset = create_dataset(file, DATASET, len(plan.pairs), lm.width, capture.encoding)
-        for x_ND, read in capture_shard(lm, plan, capture, bar):
-            write_rows(dataset, start, x_ND)
-            statistics.add(x_ND)
-            start += len(x_ND)
-            tokens += read
-            del x_ND  # before the next part takes its place
-    # Before the rows are committed: whoever finds the rows finds their statistics.
-    statistics.save(work.resume, shard, capture.side)
-    work.commit(temporary, name)
-    return tokens
-
-
-def _log(work: Work, shard: int, capture: Capture, pairs: int, tokens: int, seconds: float) -> None:
-    path = work.folder / "logs" / (f"capture-{work.rank:05d}.jsonl" if work.rank else "capture.jsonl")
-    path.parent.mkdir(exist_ok=True)
-    line = {
-        "side": capture.side,
-        "shard": shard,
-        "pairs": pairs,
-        "tokens": tokens,
-        "seconds": round(seconds, 3),
-        "pairs_per_second": round(pairs / max(seconds, 1e-9), 1),
-    }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    mend = "check its weights" if dtype == "float32" else "use --dtype float32"
+    raise MachineError(f"{what} are not finite in {dtype}: {mend}")

@@ -1,52 +1,75 @@
 """Import: activations captured elsewhere become the same artifact, checked and copied in blocks.
 
-Legend: N rows, D width.
+They are (N, D) arrays in .npy, .safetensors or HDF5 files. Legend: N rows, D width.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from modeldiff.console import progress
-from modeldiff.errors import InputError
-from modeldiff.harvest.arrays import ArrayFile, find_array
+from modeldiff.errors import DamagedError, InputError
+from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.sizes import bytes_needed
-from modeldiff.harvest.statistics import RunningStatistics
-from modeldiff.harvest.store import model_name, write_store
+from modeldiff.harvest.store import RunningStatistics, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_jsonl
 from modeldiff.workspace.activations import DATASET, plan_name, rows_name
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
 from modeldiff.workspace.digest_cache import DigestCache
-from modeldiff.workspace.files import free_bytes, require_free, sha256_json
+from modeldiff.workspace.files import require_free, sha256_json
 from modeldiff.workspace.manifest import Input
-from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
-from modeldiff.workspace.stage import Order, Work
-from modeldiff.workspace.workspace import Workspace
+from modeldiff.workspace.plan import Document, PairTable, Tokens
+from modeldiff.workspace.stage import Work
 
+_HDF5_SUFFIXES = (".h5", ".hdf5")
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _BLOCK_ROWS = 4096
 _DEFAULT_LABEL = "imported"
 # A token whose id was not given.
 UNKNOWN_ID = -1
 
 
-def prepare_import(
-    settings: HarvestSettings, digest: DigestCache, *, kind: str, schema: int
-) -> tuple[Order, Callable[[Work], dict[str, Any]]]:
-    """The `activations` artifact made of two arrays, and of texts if there are any: the order, and what builds it.
+@dataclass(frozen=True)
+class ArrayFile:
+    """Where an array is."""
 
-    Raises as `harvest.run`.
+    path: Path
+    key: str | None
+    """Tensor or data set in the file; None for .npy."""
+    rows: int
+    width: int
+
+
+def find_arrays(settings: HarvestSettings) -> dict[str, ArrayFile]:
+    """Both arrays, by side.
+
+    Raises:
+        InputError: no such file or key, not two-dimensional, empty, not of a floating type, or different numbers of
+            rows.
+        DamagedError: a file cannot be read.
     """
-    arrays = find_arrays(settings)
+    arrays = {side: _find_array(str(getattr(settings, f"import_{side}")), f"--import-{side}") for side in SIDES}
+    if arrays["a"].rows != arrays["b"].rows:
+        raise InputError(
+            f"row i of A must belong with row i of B, but {arrays['a'].path} has {arrays['a'].rows:,} rows "
+            f"and {arrays['b'].path} has {arrays['b'].rows:,}"
+        )
+    return arrays
+
+
+def import_inputs(settings: HarvestSettings, arrays: dict[str, ArrayFile], digest: DigestCache) -> dict[str, Input]:
+    """What an import is made from, for its fingerprint."""
     inputs = {
         f"import_{side}": Input(
             str(getattr(settings, f"import_{side}")), sha256_json([digest(arrays[side].path), arrays[side].key])
@@ -57,76 +80,33 @@ def prepare_import(
         if not settings.import_texts.is_file():
             raise InputError(f"--import-texts: there is no file {settings.import_texts}")
         inputs["import_texts"] = Input(str(settings.import_texts), digest(settings.import_texts))
-    return Order(kind, settings, inputs, schema), partial(_build, settings=settings, arrays=arrays)
+    return inputs
 
 
-def estimate_import(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
-    """What `harvest.estimate` gives, for an import."""
-    arrays = find_arrays(settings)
-    needed = _needed(settings, arrays)
-    free = free_bytes(workspace.folder)
-    return {
-        "pairs": arrays["a"].rows,
-        "pairs_in_texts": None,
-        "bytes_needed": needed,
-        "bytes_free": free,
-        "fits": needed <= free,
-        "documents_looked_at": 0,
-        **{
-            side: {
-                "model": getattr(settings, f"model_{side}"),
-                "layers": None,
-                "layer": getattr(settings, f"layer_{side}"),
-                "width": arrays[side].width,
-                "context": None,
-                "kept": None,
-                "characters": None,
-            }
-            for side in SIDES
-        },
-    }
+def import_bytes(settings: HarvestSettings, arrays: dict[str, ArrayFile]) -> int:
+    """Bytes on disk of the artifact."""
+    texts, rows = settings.import_texts, arrays["a"].rows
+    per_pair = texts.stat().st_size / rows + 64 if texts else 0.0
+    return bytes_needed(rows, _widths(arrays), settings.storage, per_pair)
 
 
-def find_arrays(settings: HarvestSettings) -> dict[str, ArrayFile]:
-    """Both arrays, by side. Raises InputError when they cannot be read or their rows differ in number."""
-    arrays = {side: find_array(str(getattr(settings, f"import_{side}")), f"--import-{side}") for side in SIDES}
-    if arrays["a"].rows != arrays["b"].rows:
-        raise InputError(
-            f"row i of A must belong with row i of B, but {arrays['a'].path} has {arrays['a'].rows:,} rows "
-            f"and {arrays['b'].path} has {arrays['b'].rows:,}"
-        )
-    return arrays
-
-
-def _needed(settings: HarvestSettings, arrays: dict[str, ArrayFile]) -> int:
-    texts = settings.import_texts
-    per_pair = texts.stat().st_size / arrays["a"].rows + 64 if texts else 0.0
-    return bytes_needed(arrays["a"].rows, {side: arrays[side].width for side in SIDES}, settings.storage, per_pair)
-
-
-def _build(work: Work, *, settings: HarvestSettings, arrays: dict[str, ArrayFile]) -> dict[str, Any]:
+def build_import(work: Work, settings: HarvestSettings, arrays: dict[str, ArrayFile]) -> dict[str, Any]:
+    """Copy both arrays and the texts, if there are any; give the metrics."""
     rows = arrays["a"].rows
-    require_free(work.folder, _needed(settings, arrays), f"an import of {rows:,} pairs")
+    require_free(work.folder, import_bytes(settings, arrays), f"an import of {rows:,} pairs")
+    shards = [min(settings.shard_pairs, rows - start) for start in range(0, rows, settings.shard_pairs)]
+    labels: list[str] = []
     if settings.import_texts is not None:
         shards, labels = _write_plans(work, settings.import_texts, rows, settings.shard_pairs)
-    else:
-        shards = [min(settings.shard_pairs, rows - start) for start in range(0, rows, settings.shard_pairs)]
-        labels = []
     for side in SIDES:
         _copy(work, side, arrays[side], shards, settings.storage)
-    sides = {
-        side: {
-            "width": arrays[side].width,
-            "encoding": settings.storage,
-            "model": model_name(model) if (model := getattr(settings, f"model_{side}")) else None,
-            "revision": getattr(settings, f"revision_{side}"),
-            "layer": getattr(settings, f"layer_{side}"),
-            "trust_remote_code": settings.trust_remote_code,
-        }
-        for side in SIDES
-    }
-    store = write_store(work, sides, shards, labels, has_texts=settings.import_texts is not None)
-    return {"pairs": rows, "median_norm": {side: store.sides[side].median_norm for side in SIDES}}
+    layers = {"a": settings.layer_a, "b": settings.layer_b}
+    has_texts = settings.import_texts is not None
+    return write_store(work, settings, _widths(arrays), layers, shards, labels, has_texts=has_texts)
+
+
+def _widths(arrays: dict[str, ArrayFile]) -> dict[str, int]:
+    return {side: array.width for side, array in arrays.items()}
 
 
 def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: str) -> None:
@@ -134,7 +114,10 @@ def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: 
     if not missing:
         return
     done = sum(shards) - sum(shards[shard] for shard in missing)
-    with array.open() as read, progress(f"import {side.upper()}", sum(shards), "pairs", done=done) as bar:
+    with (
+        _opened(array.path, array.key) as (_, read),
+        progress(f"import {side.upper()}", sum(shards), "pairs", done=done) as bar,
+    ):
         for shard in missing:
             first = sum(shards[:shard])
             name = rows_name(shard, side)
@@ -157,64 +140,135 @@ def _stored(x_ND: torch.Tensor, first: int, path: Path, side: str, encoding: str
     stored_ND = x_ND.to(ENCODINGS[encoding][0])
     if not torch.isfinite(stored_ND).all():
         bad = int(torch.nonzero(~torch.isfinite(stored_ND).all(dim=1))[0])
+        what = f"--import-{side}: row {first + bad} of {path}"
         if torch.isfinite(x_ND[bad]).all():
-            raise InputError(
-                f"--import-{side}: row {first + bad} of {path} is too large for {encoding}: "
-                "use --storage bfloat16 or float32"
-            )
-        raise InputError(f"--import-{side}: row {first + bad} of {path} holds NaN or infinity: leave such pairs out")
+            raise InputError(f"{what} is too large for {encoding}: use --storage bfloat16 or float32")
+        raise InputError(f"{what} holds NaN or infinity: leave such pairs out")
     return stored_ND
+
+
+def _find_array(entry: str, option: str) -> ArrayFile:
+    """The array that `FILE` or `FILE:KEY` means."""
+    path, key = Path(entry), None
+    head, colon, tail = entry.rpartition(":")
+    # A colon before a separator belongs to the path.
+    if not path.exists() and colon and head and Path(head).suffix:
+        path, key = Path(head), tail
+    if not path.is_file():
+        raise InputError(f"{option}: there is no file {path}")
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        if key:
+            raise InputError(f"{option}: {path} holds one array: leave out ':{key}'")
+    elif suffix == ".safetensors" or suffix in _HDF5_SUFFIXES:
+        key = _choose_key(path, key, option)
+    else:
+        raise InputError(f"{option}: {path} ends in '{path.suffix}': expected .npy, .safetensors or .h5")
+    with _opened(path, key) as (shape, read):
+        place = f"{path}:{key}" if key else str(path)
+        if len(shape) != 2:
+            raise InputError(f"{option}: {place} has shape {tuple(shape)}: expected (pairs, width)")
+        if 0 in shape:
+            raise InputError(f"{option}: {place} is empty: its shape is {tuple(shape)}")
+        dtype = read(0, 1).dtype
+        if dtype not in _DTYPES:
+            raise InputError(f"{option}: {place} has type {dtype}: expected bfloat16, float16, float32 or float64")
+        return ArrayFile(path, key, int(shape[0]), int(shape[1]))
+
+
+def _choose_key(path: Path, key: str | None, option: str) -> str:
+    keys: list[str] = []
+    with _readable(path):
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                keys = sorted(file.keys())
+        else:
+            with h5py.File(path, "r") as file:
+                file.visititems(lambda name, item: keys.append(name) if isinstance(item, h5py.Dataset) else None)
+    found = ", ".join(sorted(keys)) or "nothing"
+    if key is None and len(keys) != 1:
+        raise InputError(f"{option}: which array of {path}? It holds {found}; choose one as {path}:KEY")
+    chosen = keys[0] if key is None else key.strip("/")
+    if chosen not in keys:
+        raise InputError(f"{option}: {path} has no '{key}': it holds {found}")
+    return chosen
+
+
+@contextmanager
+def _opened(path: Path, key: str | None) -> Iterator[tuple[tuple[int, ...], Callable[[int, int], torch.Tensor]]]:
+    """(shape, function (start, stop) -> rows as a CPU tensor in the file's dtype)."""
+    suffix = path.suffix.lower()
+    with _readable(path):
+        if suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            yield array.shape, lambda start, stop: _tensor(array[start:stop])
+        elif suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                rows: Any = file.get_slice(key)
+                yield tuple(rows.get_shape()), lambda start, stop: rows[start:stop]
+        else:
+            with h5py.File(path, "r") as file:
+                dataset = file[key]
+                yield dataset.shape, lambda start, stop: _tensor(dataset[start:stop])
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """A copy in the machine's byte order; kinds that torch lacks come out as one that is no float."""
+    array = np.array(array)
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        return torch.zeros(0, dtype=torch.int64 if array.dtype.kind in "iu" else torch.bool)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DamagedError(f"{path}: cannot be read ({reason})") from None
 
 
 def _write_plans(work: Work, path: Path, rows: int, shard_pairs: int) -> tuple[list[int], list[str]]:
     """Write the plan files from the texts; give (pairs of each shard, labels). A shard ends with a document."""
     labels: list[str] = []
     shards: list[int] = []
-    waiting: list[tuple[Document, np.ndarray]] = []
-    for document, ends in _documents(path, labels):
-        waiting.append((document, ends))
-        if sum(len(one) for _, one in waiting) >= shard_pairs:
-            shards.append(_write_plan(work, len(shards), waiting))
-            waiting = []
-    if waiting:
-        shards.append(_write_plan(work, len(shards), waiting))
+    pieces: list[Piece] = []
+
+    def close() -> None:
+        if not work.has(plan_name(len(shards))):
+            write_shard(work, len(shards), pieces)
+        shards.append(sum(len(pairs) for _, pairs in pieces))
+        pieces.clear()
+
+    for index, (where, record) in enumerate(read_jsonl(path)):
+        pieces.append(_piece(record, where, index, labels))
+        if sum(len(pairs) for _, pairs in pieces) >= shard_pairs:
+            close()
+    if pieces:
+        close()
     if sum(shards) != rows:
         raise InputError(f"{path}: its documents have {sum(shards):,} 'ends', but the activations have {rows:,} rows")
     return shards, labels
 
 
-def _write_plan(work: Work, shard: int, documents: list[tuple[Document, np.ndarray]]) -> int:
-    counts = [len(ends) for _, ends in documents]
-    name = plan_name(shard)
-    if not work.has(name):
-        token = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-        pairs = PairTable(
-            document=np.repeat(np.arange(len(documents), dtype=np.int32), counts),
-            token=dict.fromkeys(SIDES, token),
-            char_end=np.concatenate([ends for _, ends in documents]).astype(np.int32),
-            window=dict.fromkeys(SIDES, np.ones(len(token), np.int32)),
-        )
-        temporary = work.temporary(name)
-        write_plan(temporary, ShardPlan([document for document, _ in documents], pairs))
-        work.commit(temporary, name)
-    return sum(counts)
-
-
-def _documents(path: Path, labels: list[str]) -> Iterator[tuple[Document, np.ndarray]]:
-    """Documents and the ends of their pairs; the stretch between two ends stands for a token of both sides."""
-    for index, (where, record) in enumerate(read_jsonl(path)):
-        text, ends, label = record.get("text"), record.get("ends"), record.get("source", _DEFAULT_LABEL)
-        if not isinstance(text, str) or not isinstance(ends, list) or not isinstance(label, str):
-            raise InputError(f'{where}: expected {{"text": ..., "ends": [...]}} and a text "source", if any')
-        valid = all(isinstance(end, int) and 0 < end <= len(text) for end in ends)
-        if not ends or not valid or any(b <= a for a, b in itertools.pairwise(ends)):
-            raise InputError(f"{where}: 'ends' must be rising character offsets from 1 to {len(text)}, one per pair")
-        if label not in labels:
-            labels.append(label)
-        ends_N = np.array(ends, np.int32)
-        starts_N = np.concatenate([[0], ends_N[:-1]]).astype(np.int32)
-        tokens = {side: Tokens(_ids(record, f"ids_{side}", len(ends), where), starts_N, ends_N) for side in SIDES}
-        yield Document(text, labels.index(label), index, tokens), ends_N
+def _piece(record: dict[str, Any], where: str, index: int, labels: list[str]) -> Piece:
+    """A document and its pairs; the text between two ends stands for a token of both sides."""
+    text, ends, label = record.get("text"), record.get("ends"), record.get("source", _DEFAULT_LABEL)
+    if not isinstance(text, str) or not isinstance(ends, list) or not isinstance(label, str):
+        raise InputError(f'{where}: expected {{"text": ..., "ends": [...]}} and a text "source", if any')
+    valid = all(isinstance(end, int) and 0 < end <= len(text) for end in ends)
+    if not ends or not valid or any(b <= a for a, b in itertools.pairwise(ends)):
+        raise InputError(f"{where}: 'ends' must be rising character offsets from 1 to {len(text)}, one per pair")
+    if label not in labels:
+        labels.append(label)
+    count = len(ends)
+    ends_N = np.array(ends, np.int32)
+    starts_N = np.concatenate([[0], ends_N[:-1]]).astype(np.int32)
+    tokens = {side: Tokens(_ids(record, f"ids_{side}", count, where), starts_N, ends_N) for side in SIDES}
+    token, window = np.arange(count, dtype=np.int32), np.ones(count, np.int32)
+    pairs = PairTable(np.zeros(count, np.int32), dict.fromkeys(SIDES, token), ends_N, dict.fromkeys(SIDES, window))
+    return Document(text, labels.index(label), index, tokens), pairs
 
 
 def _ids(record: dict[str, Any], field: str, count: int, where: str) -> np.ndarray:

@@ -1,14 +1,17 @@
 """Planning: read, tokenize and align documents, and write the plan file of each shard. No model is in memory.
 
+Before that, a look at the first documents tells how many pairs the texts will give, and how much disk they take.
+
 A shard is closed at the first piece of text with which it has its pairs, so no piece is split. After each shard a small
 file says how far the texts were read; an interrupted plan reads up to there without tokenizing and goes on.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +20,67 @@ from modeldiff.console import progress
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.windows import Piece, cut, truncate
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
-from modeldiff.texts.greedy import match_greedy
+from modeldiff.texts.align import Alignment, align
+from modeldiff.texts.readers import COMPRESSED
 from modeldiff.texts.sources import Record, Source, mix
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import plan_name
+from modeldiff.workspace.bits import bytes_per_value
 from modeldiff.workspace.files import write_json
-from modeldiff.workspace.plan import Document, Ints, PairTable, ShardPlan, Tokens, write_plan
+from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 from modeldiff.workspace.stage import Work
+
+# Enough for a share of kept tokens within a few percent, in well under a second.
+_LOOK_DOCUMENTS = 64
+# For the uncertainty of the look, HDF5's own structures and the last chunk of each file.
+_MARGIN = 1.05
+_BYTES_PER_TOKEN, _BYTES_PER_PAIR, _BYTES_PER_DOCUMENT = 12, 24, 40  # see workspace/plan.py
+
+# A text that both models read at once, and its pairs.
+Piece = tuple[Document, PairTable]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first documents say about the rest."""
+
+    pairs: int
+    """The pairs asked for, or what the texts are likely to give if that is clearly less."""
+    pairs_in_texts: int | None
+    """Estimate for all the texts; None where the size of a source does not tell how much text it holds."""
+    plan_bytes_per_pair: float
+    shares: dict[str, Any]
+    """Shares kept, see report.Counts.shares."""
+
+
+def look(settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]) -> Look:
+    """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
+    counts = Counts()
+    pairs = plan_bytes = text_bytes = 0
+    stream = mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)
+    for record in itertools.islice(stream, _LOOK_DOCUMENTS):
+        text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
+        for document, found in plan_record(record, readers, settings, context, counts):
+            pairs += len(found)
+            tokens = sum(len(one.ids) for one in document.tokens.values())
+            text = len(document.text.encode("utf-8", "surrogatepass"))
+            plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(found) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
+    if not text_bytes:
+        raise InputError("--sample left no document: choose a larger share")
+    expected, in_texts = settings.pairs, None
+    if not any(source.hub or Path(source.location).suffix.lower() in COMPRESSED for source in sources):
+        size = sum(Path(source.location).stat().st_size for source in sources)
+        in_texts = int(pairs * size * settings.sample / text_bytes)
+        # JSON fields and uneven texts make the estimate rough.
+        expected = min(expected, 2 * in_texts)
+    return Look(expected, in_texts, plan_bytes / max(pairs, 1), counts.shares())
+
+
+def bytes_needed(pairs: int, widths: dict[str, int], encoding: str, plan_bytes_per_pair: float) -> int:
+    """Bytes on disk of a store with so many pairs: rows of both sides, the plan, and 5 %."""
+    rows = sum(widths.values()) * bytes_per_value(encoding)
+    return int(pairs * (rows + plan_bytes_per_pair) * _MARGIN)
 
 
 @dataclass
@@ -42,11 +96,9 @@ class Cursor:
     labels: list[str] = field(default_factory=list)
     """Source labels, in order of first appearance."""
     pairs_by_source: dict[str, int] = field(default_factory=dict)
-    """Pairs so far, by label."""
     counts: dict[str, Any] = field(default_factory=dict)
     """See report.Counts."""
     finished: bool = False
-    """True after the last shard."""
     ran_out: bool = False
     """True when the texts ended before the pairs asked for were there."""
 
@@ -55,30 +107,13 @@ class Cursor:
         return sum(self.shards)
 
 
-@dataclass
-class PlannedPiece:
-    """What one stretch of text, read at once by both models, adds to a shard."""
-
-    document: Document
-    token: dict[str, Ints]
-    char_end: Ints
-    window: dict[str, Ints]
-
-    def __len__(self) -> int:
-        return len(self.char_end)
-
-
 def make_plan(
-    work: Work,
-    settings: HarvestSettings,
-    sources: list[Source],
-    readers: dict[str, Reader],
-    context: dict[str, int],
+    work: Work, settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]
 ) -> Cursor:
     """Write all plan files that are missing.
 
     Args:
-        context: most tokens per window, by side.
+        context: by side, most tokens that a model reads at once.
 
     Raises:
         InputError: a text cannot be used, or no pair was found in all texts.
@@ -86,9 +121,10 @@ def make_plan(
     cursor = _resume(work)
     if cursor.finished:
         return cursor
+    counts = Counts(cursor.counts or None)
+    shard: list[Piece] = []
+    left, wanted = settings.pairs - cursor.pairs, settings.shard_pairs
     with progress("plan", settings.pairs, "pairs", done=cursor.pairs) as bar:
-        shard = _Shard()
-        counts = Counts(cursor.counts or None)
         for number, record in enumerate(mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)):
             if number < cursor.records:
                 continue
@@ -99,111 +135,21 @@ def make_plan(
                 record, readers, settings, context, None if resumed else counts,
                 source=cursor.labels.index(record.source), index=number,
             )  # fmt: skip
-            for position, piece in enumerate(pieces):
-                if position < resumed:
+            for done, (document, pairs) in enumerate(pieces[resumed:], resumed + 1):
+                shard.append((document, _first(pairs, left)))
+                taken = len(shard[-1][1])
+                bar.advance(taken)
+                left, wanted = left - taken, wanted - taken
+                if left and wanted > 0:
                     continue
-                left = settings.pairs - cursor.pairs - shard.pairs
-                shard.add(piece, left)
-                bar.advance(min(len(piece), left))
-                full = left <= len(piece)
-                if full or shard.pairs >= settings.shard_pairs:
-                    more = position + 1 < len(pieces)
-                    cursor.records, cursor.pieces = (number, position + 1) if more else (number + 1, 0)
-                    cursor.counts, cursor.finished = counts.data, full
-                    _close(work, cursor, shard)
-                    shard = _Shard()
-                if full:
+                cursor.records, cursor.pieces = (number, done) if done < len(pieces) else (number + 1, 0)
+                cursor.counts, cursor.finished = counts.data, not left
+                _close(work, cursor, shard)
+                if not left:
                     return cursor
-        return _end_of_texts(work, cursor, shard, counts)
-
-
-def plan_record(
-    record: Record,
-    readers: dict[str, Reader],
-    settings: HarvestSettings,
-    context: dict[str, int],
-    counts: Counts | None,
-    *,
-    source: int = 0,
-    index: int = 0,
-) -> list[PlannedPiece]:
-    """The pieces of one record that hold pairs.
-
-    Args:
-        counts: where to count what was kept and lost; None to count nothing.
-        source: index of the record's label; index: running number of the record.
-    """
-    tokens = {side: readers[side].read(record) for side in SIDES}
-    if record.messages:
-        if counts and any(len(tokens[side].ids) > context[side] for side in SIDES):
-            counts.data["chats_cut"] += 1
-        tokens = {side: truncate(tokens[side], context[side]) for side in SIDES}
-    alignment = align(record.text, tokens, readers, settings)
-    pieces = cut(record.text, tokens, alignment, context) if len(alignment.char_end) else []
-    if counts:
-        _count(counts, record.text, alignment, pieces[-1].stop if pieces else 0)
-    planned = (_planned(record.text, piece, alignment, source, index) for piece in pieces)
-    return [piece for piece in planned if len(piece)]
-
-
-def _count(counts: Counts, text: str, alignment: Alignment, counted: int) -> None:
-    """Take in a document of which the first `counted` positions are in pieces."""
-    kept = alignment.kept & (np.arange(len(alignment.kept)) < counted)
-    last = {side: int(alignment.ordinal[side][counted - 1]) if counted else -1 for side in SIDES}
-    lost = {side: len(alignment.content[side].token) - 1 - last[side] for side in SIDES}
-    counts.add(text, alignment, kept, lost)
-
-
-def align(text: str, tokens: dict[str, Tokens], readers: dict[str, Reader], settings: HarvestSettings) -> Alignment:
-    """The alignment of one document by the method of the settings."""
-    content = {side: content_of(text, tokens[side]) for side in SIDES}
-    if settings.align == "greedy":
-        matches = match_greedy(tokens, content, {side: readers[side].decode for side in SIDES})
-    else:
-        matches = match_offsets(content)
-    return finish(text, content, matches, settings.pair_at)
-
-
-def _planned(text: str, piece: Piece, alignment: Alignment, source: int, index: int) -> PlannedPiece:
-    rows = piece.first + np.flatnonzero(alignment.kept[piece.first : piece.stop])
-    document = Document(text[piece.char_start : piece.char_stop], source, index, piece.tokens)
-    return PlannedPiece(
-        document,
-        token={side: (alignment.token[side][rows] + piece.shift[side]).astype(np.int32) for side in SIDES},
-        char_end=(alignment.char_end[rows] - piece.char_start).astype(np.int32),
-        window={side: alignment.window[side][rows].astype(np.int32) for side in SIDES},
-    )
-
-
-class _Shard:
-    """The shard that is being filled."""
-
-    def __init__(self) -> None:
-        self.pairs = 0
-        self.pieces: list[PlannedPiece] = []
-        self.taken: list[int] = []
-
-    def add(self, piece: PlannedPiece, at_most: int) -> None:
-        self.pieces.append(piece)
-        self.taken.append(min(len(piece), at_most))
-        self.pairs += self.taken[-1]
-
-    def plan(self) -> ShardPlan:
-        def column(arrays: Iterator[Ints]) -> Ints:
-            return np.concatenate([array[:n] for array, n in zip(arrays, self.taken, strict=True)])
-
-        pairs = PairTable(
-            document=np.repeat(np.arange(len(self.pieces), dtype=np.int32), self.taken),
-            token={side: column(p.token[side] for p in self.pieces) for side in SIDES},
-            char_end=column(p.char_end for p in self.pieces),
-            window={side: column(p.window[side] for p in self.pieces) for side in SIDES},
-        )
-        return ShardPlan([p.document for p in self.pieces], pairs)
-
-
-def _end_of_texts(work: Work, cursor: Cursor, shard: _Shard, counts: Counts) -> Cursor:
+                shard, wanted = [], settings.shard_pairs
     cursor.counts, cursor.finished, cursor.ran_out = counts.data, True, True
-    if shard.pairs:
+    if shard:
         _close(work, cursor, shard)
     elif cursor.shards:
         write_json(_cursor_path(work, len(cursor.shards) - 1), asdict(cursor))
@@ -213,20 +159,6 @@ def _end_of_texts(work: Work, cursor: Cursor, shard: _Shard, counts: Counts) -> 
             "check the texts, or keep pairs inside words too with --pair-at tokens"
         )
     return cursor
-
-
-def _close(work: Work, cursor: Cursor, shard: _Shard) -> None:
-    number = len(cursor.shards)
-    cursor.shards.append(shard.pairs)
-    for piece, taken in zip(shard.pieces, shard.taken, strict=True):
-        label = cursor.labels[piece.document.source]
-        cursor.pairs_by_source[label] = cursor.pairs_by_source.get(label, 0) + taken
-    # The cursor first: with the plan file but without it, the shard would have to be planned again.
-    write_json(_cursor_path(work, number), asdict(cursor))
-    name = plan_name(number)
-    temporary = work.temporary(name)
-    write_plan(temporary, shard.plan())
-    work.commit(temporary, name)
 
 
 def _resume(work: Work) -> Cursor:
@@ -243,5 +175,142 @@ def _resume(work: Work) -> Cursor:
     return cursor
 
 
-def _cursor_path(work: Work, shard: int) -> Any:
+def _close(work: Work, cursor: Cursor, shard: list[Piece]) -> None:
+    number = len(cursor.shards)
+    cursor.shards.append(sum(len(pairs) for _, pairs in shard))
+    for document, pairs in shard:
+        label = cursor.labels[document.source]
+        cursor.pairs_by_source[label] = cursor.pairs_by_source.get(label, 0) + len(pairs)
+    # The cursor first: with the plan file but without it, the shard would have to be planned again.
+    write_json(_cursor_path(work, number), asdict(cursor))
+    write_shard(work, number, shard)
+
+
+def _cursor_path(work: Work, shard: int) -> Path:
     return work.resume / f"plan-{shard:05d}.json"
+
+
+def write_shard(work: Work, number: int, pieces: list[Piece]) -> None:
+    """Write the plan file of a shard."""
+    tables = [pairs for _, pairs in pieces]
+    pairs = PairTable(
+        document=np.repeat(np.arange(len(tables), dtype=np.int32), [len(one) for one in tables]),
+        token={side: np.concatenate([one.token[side] for one in tables]) for side in SIDES},
+        char_end=np.concatenate([one.char_end for one in tables]),
+        window={side: np.concatenate([one.window[side] for one in tables]) for side in SIDES},
+    )
+    name = plan_name(number)
+    temporary = work.temporary(name)
+    write_plan(temporary, ShardPlan([document for document, _ in pieces], pairs))
+    work.commit(temporary, name)
+
+
+def _first(pairs: PairTable, n: int) -> PairTable:
+    """The first `n` pairs."""
+    token, window = ({side: by_side[side][:n] for side in SIDES} for by_side in (pairs.token, pairs.window))
+    return PairTable(pairs.document[:n], token, pairs.char_end[:n], window)
+
+
+def plan_record(
+    record: Record,
+    readers: dict[str, Reader],
+    settings: HarvestSettings,
+    context: dict[str, int],
+    counts: Counts | None,
+    *,
+    source: int = 0,
+    index: int = 0,
+) -> list[Piece]:
+    """The pieces of one record that hold pairs, of at most `context` tokens per side, special tokens included.
+
+    A document that fits is one piece, and a chat that does not fit loses its end. A longer text is cut after matches,
+    at a word end where there is one. The special tokens that the tokenizer puts around a text (before its first, after
+    its last text token) stand around every piece. What comes after the last match that fits no piece is left out.
+
+    Args:
+        counts: where to count what was kept and lost; None to count nothing.
+        source: index of the record's label; index: running number of the record.
+    """
+    tokens = {side: readers[side].read(record) for side in SIDES}
+    if record.messages:
+        if counts and any(len(tokens[side].ids) > context[side] for side in SIDES):
+            counts.data["chats_cut"] += 1
+        tokens = {side: _truncated(tokens[side], context[side]) for side in SIDES}
+    decode = {side: readers[side].decode for side in SIDES} if settings.align == "greedy" else None
+    alignment = align(record.text, tokens, settings.pair_at, decode)
+    pieces, matches = _cut(record.text, tokens, alignment, context)
+    if counts:
+        counts.add(record.text, alignment, matches)
+    return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
+
+
+def _truncated(tokens: Tokens, context: int) -> Tokens:
+    return Tokens(tokens.ids[:context], tokens.starts[:context], tokens.ends[:context])
+
+
+def _cut(
+    text: str, tokens: dict[str, Tokens], alignment: Alignment, context: dict[str, int]
+) -> tuple[list[tuple[str, dict[str, Tokens], PairTable]], int]:
+    """(the pieces of a document as text, tokens by side and pairs; how many of its matches are in them)."""
+    matches = len(alignment.char_end)
+    if not matches:
+        return [], 0
+    if all(len(tokens[side].ids) <= context[side] for side in SIDES):
+        return [(text, tokens, _pairs(alignment, 0, matches, 0, dict.fromkeys(SIDES, 0)))], matches
+    bounds = {side: _text_bounds(tokens[side]) for side in SIDES}
+    room = {side: context[side] - bounds[side][0] - (len(tokens[side].ids) - bounds[side][1]) for side in SIDES}
+    pieces = []
+    begin = {side: bounds[side][0] for side in SIDES}
+    first = char_start = 0
+    while first < matches:
+        stop = _last_that_fits(alignment, first, begin, room)
+        if stop == first:
+            break
+        end = {side: int(alignment.token[side][stop - 1]) + 1 for side in SIDES}
+        char_stop = int(alignment.char_end[stop - 1])
+        if stop == matches and all(bounds[side][1] - begin[side] <= room[side] for side in SIDES):
+            end, char_stop = {side: bounds[side][1] for side in SIDES}, len(text)
+        read = {
+            side: _slice(tokens[side], bounds[side], begin[side], end[side], char_start, char_stop) for side in SIDES
+        }
+        shift = {side: bounds[side][0] - begin[side] for side in SIDES}
+        pieces.append((text[char_start:char_stop], read, _pairs(alignment, first, stop, char_start, shift)))
+        first, begin, char_start = stop, end, char_stop
+    return pieces, first
+
+
+def _text_bounds(tokens: Tokens) -> tuple[int, int]:
+    """Index of the first text token and after the last one."""
+    of_text = np.flatnonzero(tokens.starts >= 0)
+    return int(of_text[0]), int(of_text[-1]) + 1
+
+
+def _last_that_fits(alignment: Alignment, first: int, begin: dict[str, int], room: dict[str, int]) -> int:
+    """The match to cut after (exclusive): the last word end that fits, else the last match that fits."""
+    fits = min(int(np.searchsorted(alignment.token[s], begin[s] + room[s], side="left")) for s in SIDES)
+    if fits == len(alignment.char_end):
+        return fits
+    at_word_end = np.flatnonzero(alignment.at_word_end[first:fits])
+    return first + int(at_word_end[-1]) + 1 if len(at_word_end) else max(fits, first)
+
+
+def _slice(tokens: Tokens, bounds: tuple[int, int], begin: int, end: int, char_start: int, char_stop: int) -> Tokens:
+    """The tokens begin..end between the special ones; offsets count from `char_start`."""
+    chosen = np.concatenate([np.arange(bounds[0]), np.arange(begin, end), np.arange(bounds[1], len(tokens.ids))])
+    outside = tokens.starts[chosen] < 0
+    starts, ends = (
+        np.where(outside, -1, np.clip(offsets[chosen] - char_start, 0, char_stop - char_start)).astype(np.int32)
+        for offsets in (tokens.starts, tokens.ends)
+    )
+    return Tokens(tokens.ids[chosen], starts, ends)
+
+
+def _pairs(alignment: Alignment, first: int, stop: int, char_start: int, shift: dict[str, int]) -> PairTable:
+    """The pairs among the matches first..stop; shift: by side, what to add to a token's index in the document."""
+    rows = first + np.flatnonzero(alignment.kept[first:stop])
+    return PairTable(
+        document=np.zeros(len(rows), np.int32),
+        token={side: (alignment.token[side][rows] + shift[side]).astype(np.int32) for side in SIDES},
+        char_end=(alignment.char_end[rows] - char_start).astype(np.int32),
+        window={side: alignment.window[side][rows].astype(np.int32) for side in SIDES},
+    )

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment
-from modeldiff.texts.chars import CharTable
-from modeldiff.texts.words import is_space
+from modeldiff.texts.words import CharTable, is_space
 
+ALIGNMENT_NAME = "alignment.json"
 # Longer windows are counted together.
 MAX_WINDOW = 32
 _SCRIPTS: list[str] = []
@@ -23,32 +23,25 @@ class Counts:
     """Running sums over documents; `data` is JSON, so that an interrupted harvest goes on counting."""
 
     def __init__(self, data: Mapping[str, Any] | None = None) -> None:
-        self.data: dict[str, Any] = (
-            dict(data)
-            if data
-            else {
-                "documents": 0,
-                "documents_without_pairs": 0,
-                "chats_cut": 0,
-                "characters": {},
-                "sides": {side: {"tokens": {}, "kept": {}, "characters_kept": {}, "windows": {}} for side in SIDES},
-                "lost_tails": {"documents": 0, "tokens_a": 0, "tokens_b": 0},
-            }
-        )
+        self.data: dict[str, Any] = dict(data or {}) or {
+            "documents": 0,
+            "documents_without_pairs": 0,
+            "chats_cut": 0,
+            "characters": {},
+            "sides": {side: {"tokens": {}, "kept": {}, "characters_kept": {}, "windows": {}} for side in SIDES},
+            "lost_tails": {"documents": 0, "tokens_a": 0, "tokens_b": 0},
+        }
 
-    def add(self, text: str, alignment: Alignment, kept: NDArray[np.bool_], lost: dict[str, int]) -> None:
-        """Count one document.
-
-        Args:
-            kept: (N,) which matches became pairs (a piece that was left out takes its matches with it).
-            lost: by side, content tokens after the last match.
-        """
+    def add(self, text: str, alignment: Alignment, matches: int) -> None:
+        """Count one document, of whose alignment the first `matches` are in pieces."""
         data = self.data
+        kept = alignment.kept & (np.arange(len(alignment.kept)) < matches)
         data["documents"] += 1
         data["documents_without_pairs"] += int(not kept.any())
         scripts = _scripts(text)
         visible = ~is_space(text)
         _count(data["characters"], scripts[visible])
+        lost_any = False
         for side in SIDES:
             content, counts = alignment.content[side], data["sides"][side]
             chosen = alignment.ordinal[side][kept]
@@ -61,8 +54,10 @@ class Counts:
             lengths, numbers = np.unique(np.minimum(alignment.window[side][kept], MAX_WINDOW), return_counts=True)
             for length, number in zip(lengths.tolist(), numbers.tolist(), strict=True):
                 _more(counts["windows"], str(length) if length < MAX_WINDOW else f"{MAX_WINDOW}+", number)
-            data["lost_tails"][f"tokens_{side}"] += lost[side]
-        data["lost_tails"]["documents"] += int(any(lost.values()))
+            lost = len(content.token) - 1 - (int(alignment.ordinal[side][matches - 1]) if matches else -1)
+            data["lost_tails"][f"tokens_{side}"] += lost
+            lost_any |= lost > 0
+        data["lost_tails"]["documents"] += int(lost_any)
 
     def shares(self) -> dict[str, Any]:
         """Share of tokens and of characters kept, by side: over all and by script."""
@@ -82,6 +77,25 @@ class Counts:
                 },
             }
         return found
+
+
+def alignment_report(
+    align: str, pair_at: str, pairs: int, pairs_by_source: dict[str, int], counts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of alignment.json."""
+    return {
+        "align": align,
+        "pair_at": pair_at,
+        "pairs": pairs,
+        "pairs_by_source": _sorted(pairs_by_source),
+        "shares_kept": Counts(counts).shares(),
+        **_sorted(counts),
+    }
+
+
+def _sorted(value: Any) -> Any:
+    """The same data with sorted keys, so that the file does not depend on which character came first."""
+    return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, Mapping) else value
 
 
 def _count(counts: dict[str, int], scripts: NDArray[np.int16]) -> None:

@@ -7,8 +7,14 @@ from typing import Literal
 
 from modeldiff.errors import InputError
 from modeldiff.settings import Settings, setting, settings
+from modeldiff.texts.readers import SUFFIXES
 
 Encoding = Literal["bfloat16", "float16", "float32"]
+_EXPECTED = {
+    "model": "a hub name, a model folder or a .gguf file",
+    "texts": f"one or more {SUFFIXES} files or hf:NAME",
+    "import": "activations of both sides",
+}
 
 
 @settings
@@ -48,7 +54,7 @@ class HarvestSettings(Settings):
     """Block of model B after which the residual stream is read, counted from 0; default: the middle one."""
     align: Literal["offsets", "greedy"] = setting(default="offsets")
     """How tokens of A and B are paired: `offsets` pairs tokens that end at the same character; `greedy` is the paper's
-    Algorithm 1 on decoded text, for comparison and for tokenizers without character offsets."""
+    Algorithm 1 on decoded text, for comparison."""
     pair_at: Literal["words", "tokens"] = setting(default="words")
     """`words` keeps only pairs where both tokens end a word, a number or a punctuation mark; `tokens` keeps all. Inside
     words the tokenizations differ, which shows up as features that only the tokenizers explain."""
@@ -78,32 +84,16 @@ class HarvestSettings(Settings):
 
     def check(self) -> None:
         """What concerns several values."""
-        if self.importing:
-            self._check_import()
-        else:
-            self._check_models()
+        needed = ("import_a", "import_b") if self.importing else ("model_a", "model_b", "texts")
+        for name in needed:
+            if not getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')} is missing: expected {_EXPECTED[name.split('_')[0]]}")
+        if self.importing and self.texts:
+            raise InputError("--texts cannot be used with --import-a: give the texts of the rows with --import-texts")
+        if not self.importing and self.import_texts is not None:
+            raise InputError("--import-texts goes with --import-a and --import-b; give texts to read as --texts")
 
     @property
     def importing(self) -> bool:
         """True when the activations come from files."""
         return self.import_a is not None or self.import_b is not None
-
-    def _check_models(self) -> None:
-        for name in ("model_a", "model_b"):
-            if not getattr(self, name):
-                raise InputError(f"{_option(name)} is missing: expected a hub name, a model folder or a .gguf file")
-        if not self.texts:
-            raise InputError("--texts is missing: expected one or more .txt, .jsonl or .parquet files or hf:NAME")
-        if self.import_texts is not None:
-            raise InputError("--import-texts goes with --import-a and --import-b; give texts to read as --texts")
-
-    def _check_import(self) -> None:
-        for name in ("import_a", "import_b"):
-            if getattr(self, name) is None:
-                raise InputError(f"{_option(name)} is missing: activations are imported for both sides")
-        if self.texts:
-            raise InputError("--texts cannot be used with --import-a: give the texts of the rows with --import-texts")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -1,40 +1,110 @@
-"""The last files of a store: statistics.safetensors and store.json (see workspace/activations.py)."""
+"""The last files of a store: statistics.safetensors and store.json (see workspace/activations.py).
+
+Mean and norms are of the rows as they are stored, in float64; nothing is computed in the storage dtype.
+Legend: N rows, D width.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
 
-from modeldiff.harvest.statistics import combine
+from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.records import to_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo
+from modeldiff.workspace.files import write_bytes
 from modeldiff.workspace.stage import Work
+
+QUANTILES = ("0", "0.01", "0.25", "0.5", "0.75", "0.99", "1")
+# Rows converted to float64 at once, and fewer of wide ones.
+_BLOCK_ROWS, _BLOCK_VALUES = 4096, 1 << 22
+
+
+class RunningStatistics:
+    """Sum and norms of a shard's rows, which come in blocks. The same blocks in the same order give the same bits."""
+
+    def __init__(self, width: int) -> None:
+        self._sum_D = torch.zeros(width, dtype=torch.float64)
+        self._norms: list[NDArray[np.float32]] = []
+
+    def add(self, x_ND: torch.Tensor) -> None:
+        """Take rows (N, D) in the stored dtype."""
+        for block_ND in x_ND.split(max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // x_ND.shape[1]))):
+            wide_ND = block_ND.to(torch.float64)
+            self._sum_D += wide_ND.sum(dim=0)
+            # Norms are kept for the exact median: 4 bytes per row.
+            self._norms.append(wide_ND.norm(dim=1).to(torch.float32).numpy())
+
+    def save(self, folder: Path, shard: int, side: str) -> None:
+        """Write them, atomically, for `combine`."""
+        norms = np.concatenate(self._norms) if self._norms else np.zeros(0, np.float32)
+        write_bytes(_path(folder, shard, side), save({"sum": self._sum_D.numpy(), "norms": norms}))
+
+
+def combine(folder: Path, shards: int, side: str) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """(mean (D,), exact norm quantiles with linear interpolation) of one side over all shards."""
+    parts = [load_file(_path(folder, shard, side)) for shard in range(shards)]
+    norms_N = np.concatenate([part["norms"] for part in parts])
+    norms_N.sort()
+    mean_D = sum((part["sum"] for part in parts), np.zeros(())) / len(norms_N)
+    return mean_D, {quantile: _quantile(norms_N, float(quantile)) for quantile in QUANTILES}
+
+
+def _quantile(sorted_N: NDArray[np.float32], wanted: float) -> float:
+    """As np.quantile gives it in float64, without a copy of all numbers in float64."""
+    last = len(sorted_N) - 1
+    low = int(last * wanted)
+    around = sorted_N[[low, min(low + 1, last)]].astype(np.float64)
+    return float(np.quantile(around, last * wanted - low))
+
+
+def _path(folder: Path, shard: int, side: str) -> Path:
+    return folder / f"statistics-{shard:05d}.{side}.safetensors"
 
 
 def write_store(
-    work: Work, sides: dict[str, dict[str, Any]], shards: list[int], labels: list[str], *, has_texts: bool
-) -> StoreInfo:
-    """Write the statistics of all rows and store.json.
+    work: Work,
+    settings: HarvestSettings,
+    widths: dict[str, int],
+    layers: dict[str, int | None],
+    shards: list[int],
+    labels: list[str],
+    *,
+    has_texts: bool,
+) -> dict[str, Any]:
+    """Write the statistics of all rows and store.json; give the metrics of the manifest that follow from them.
 
     Args:
-        sides: by side, the fields of SideInfo but for the norms.
+        widths, layers: by side.
         shards: pairs of each shard; their statistics were saved while the rows were written.
         labels: of the text sources.
     """
-    means, infos = {}, {}
+    means, sides = {}, {}
     for side in SIDES:
-        means[f"mean_{side}"], median, quantiles = combine(work.resume, len(shards), side)
-        infos[side] = SideInfo(**sides[side], median_norm=median, norm_quantiles=quantiles)
-    info = StoreInfo(sum(shards), shards, labels, has_texts, infos)
+        means[f"mean_{side}"], quantiles = combine(work.resume, len(shards), side)
+        model = getattr(settings, f"model_{side}")
+        sides[side] = SideInfo(
+            width=widths[side],
+            encoding=settings.storage,
+            model=_absolute(model) if model else None,
+            revision=getattr(settings, f"revision_{side}"),
+            layer=layers[side],
+            trust_remote_code=settings.trust_remote_code,
+            median_norm=quantiles["0.5"],
+            norm_quantiles=quantiles,
+        )
     work.write_bytes(STATISTICS_NAME, save(means))
-    work.write_json(STORE_NAME, to_json(info))
-    return info
+    work.write_json(STORE_NAME, to_json(StoreInfo(sum(shards), shards, labels, has_texts, sides)))
+    return {"pairs": sum(shards), "median_norm": {side: sides[side].median_norm for side in SIDES}}
 
 
-def model_name(name: str) -> str:
+def _absolute(name: str) -> str:
     """A model's name for store.json: later commands may run in another folder, so a path is made absolute."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name

@@ -1,4 +1,4 @@
-"""Batches of sequences for a model: which go together, how many tokens at a time, and padding.
+"""Batches for a model: which sequences go together, how many tokens at a time, and padding.
 
 Shapes: B sequences of a batch, T tokens.
 """
@@ -24,16 +24,14 @@ def token_budget(
 ) -> int:
     """How many padded tokens a batch of a model may have.
 
-    Args:
-        logit_values: at most so many logits; None: none are made.
-        by_device: tokens by kind of device; one that is not named is taken for a CPU.
+    logit_values: at most so many logits (None: none are made); by_device: tokens by kind of device.
     """
     tokens = by_device.get(lm.device.type, by_device["cpu"])
     return tokens if logit_values is None else min(tokens, logit_values // lm.vocabulary)
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Numbers of the sequences, by length and grouped: a padded batch has at most `budget` tokens, or one sequence."""
+    """Indices of the sequences, by length, in batches of at most `budget` tokens with padding, or of one sequence."""
     found: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if not found or (len(found[-1]) + 1) * lengths[i] > budget:
@@ -50,6 +48,6 @@ def padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
-    """Parts of so many positions whose logits are turned into probabilities at once."""
+    """Slices of the positions whose logits are turned into probabilities at once."""
     step = max(1, CHUNK_VALUES // vocabulary)
     return (slice(start, start + step) for start in range(0, positions, step))

@@ -22,13 +22,12 @@ def render_chat(
     The text has no prompt for a next answer, and holds every special token the tokenizer wants: encode it with
     add_special_tokens=False. Where the template strips white space around a content, so does its span. A
     tokenizer without a template gets "User: ...\\n\\nAssistant: ...\\n\\n", after its token for begin of text if it
-    usually adds one. Raises InputError for messages that are not {"role": str, "content": str}, that the template
-    refuses, or whose content it changes so that it cannot be found.
+    usually adds one. Raises InputError for messages that the template refuses, or whose content it changes.
+
+    messages: each {"role": ..., "content": ...}; at least one.
     """
-    _check_messages(messages)
     text = _render(tokenizer, messages)
-    contents = [message["content"] for message in messages]
-    spans = _spans_by_marks(tokenizer, messages, text) or _spans_by_search(text, contents)
+    spans = _spans(tokenizer, messages, text)
     if spans is None:
         raise InputError(
             f"the chat template of {_name(tokenizer)} changes the messages: their contents cannot be found in its text"
@@ -56,20 +55,14 @@ def uses_chat(tokenizer: transformers.PreTrainedTokenizerBase, chat: Literal["au
     return chat == "yes" or (chat == "auto" and bool(tokenizer.chat_template))
 
 
-def _check_messages(messages: list[dict[str, Any]]) -> None:
-    if not messages:
-        raise InputError("a chat has no messages: expected a list of {role, content}")
-    for i, message in enumerate(messages, 1):
-        if not (isinstance(message, dict) and all(isinstance(message.get(k), str) for k in ("role", "content"))):
-            raise InputError(f"message {i} of a chat is not an object with the texts 'role' and 'content'")
-
-
 def _render(
     tokenizer: transformers.PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, answer: bool = False
 ) -> str:
     if not getattr(tokenizer, "chat_template", None):
+        begin = tokenizer.bos_token_id
+        bos = str(tokenizer.bos_token) if begin is not None and begin in tokenizer("")["input_ids"][:1] else ""
         turns = [f"{message['role'].capitalize()}: {message['content']}\n\n" for message in messages]
-        return _begin_of_text(tokenizer) + "".join(turns) + ("Assistant:" if answer else "")
+        return bos + "".join(turns) + ("Assistant:" if answer else "")
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
     except (jinja2.TemplateError, ValueError, TypeError) as error:
@@ -77,12 +70,7 @@ def _render(
         raise InputError(f"the chat template of {_name(tokenizer)} refuses the messages: {reason}") from error
 
 
-def _begin_of_text(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    begin = tokenizer.bos_token_id
-    return str(tokenizer.bos_token) if begin is not None and begin in tokenizer("")["input_ids"][:1] else ""
-
-
-def _spans_by_marks(
+def _spans(
     tokenizer: transformers.PreTrainedTokenizerBase, messages: list[dict[str, Any]], text: str
 ) -> list[tuple[int, int]] | None:
     """Spans from a second rendering with marks for contents: what stands between marks is the template's own text.
@@ -112,17 +100,6 @@ def _written_at(text: str, position: int, content: str, marked_rest: str) -> str
         if text.startswith(form + follows, position):
             return form
     return None
-
-
-def _spans_by_search(text: str, contents: list[str]) -> list[tuple[int, int]] | None:
-    """Spans of contents that, stripped, each occur exactly once in the text, in order; None otherwise."""
-    spans: list[tuple[int, int]] = []
-    for content in (content.strip() for content in contents):
-        start = text.find(content)
-        if not content or start < 0 or text.find(content, start + 1) >= 0 or (spans and start < spans[-1][1]):
-            return None
-        spans.append((start, start + len(content)))
-    return spans
 
 
 def _name(tokenizer: transformers.PreTrainedTokenizerBase) -> str:

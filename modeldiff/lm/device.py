@@ -1,4 +1,4 @@
-"""Which device and which number format a model runs with, from the words a user gives."""
+"""The device and the dtype that a user's words mean."""
 
 from __future__ import annotations
 
@@ -16,29 +16,20 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     one with number `local_rank` takes the CUDA device of that number (around again where there are fewer devices).
     Raises InputError for an unknown word, MachineError for a device that this machine lacks.
     """
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = int(torch.backends.mps.is_available())
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", local_rank % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda", local_rank % cuda) if cuda else torch.device("mps" if mps else "cpu")
     kind, colon, number = name.partition(":")
-    valid = (kind in ("cpu", "mps") and not colon) or (kind == "cuda" and (not colon or number.isdecimal()))
-    if not valid:
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and number.isdecimal())):
         raise InputError(f"--device expects auto, cpu, cuda, cuda:N or mps, but got '{name}'")
-    if kind == "cuda":
-        return _cuda_device(int(number or 0))
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise MachineError("mps was asked for, but PyTorch finds none on this machine: use --device auto or cpu")
-    return torch.device(kind)
-
-
-def _cuda_device(number: int) -> torch.device:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if number >= count:
-        found = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
+    there = {"cpu": 1, "cuda": cuda, "mps": mps}[kind]
+    if int(number or 0) >= there:
         raise MachineError(
-            f"cuda:{number} was asked for, but PyTorch finds {found} on this machine: use --device auto or cpu"
+            f"{name} was asked for, but PyTorch finds {there or 'no'} {kind} device{'s' * (there > 1)} on this "
+            "machine: use --device auto or cpu"
         )
-    return torch.device("cuda", number)
+    return torch.device("cuda", int(number or 0)) if kind == "cuda" else torch.device(kind)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,22 +1,21 @@
-"""Edit the residual stream after a block along whole sequences while they are continued: add a direction to each
-sequence, with a strength for each of its tokens, or take features off wherever the stream itself shows them.
+"""Change the residual stream along whole sequences while they are continued: add a direction to each sequence, with a
+strength for each of its tokens, or remove features wherever the stream itself shows them.
 
 Shapes: B sequences of a batch, T tokens of a prompt, G features of a sequence, D width of the model's residual stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeldiff.errors import InputError
-from modeldiff.lm.blocks import hidden_of
 from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.residual import changed
 
 
 @contextmanager
@@ -26,8 +25,7 @@ def add_along(
     """While the context is open, one batch of prompts is continued with directions added after block `layer`.
 
     Open it around one call of `continue_tokens` whose batch_size is B, or around one pass over the prompts, padded on
-    the left. With and without a cache of keys and values the result is the same. The sum is rounded once to the
-    stream's dtype; the hook is removed when the context closes, also on an error.
+    the left. With and without a cache of keys and values the result is the same. Otherwise as `residual.changed`.
 
     Args:
         directions_BD: (B, D), any float dtype and device, in the model's own units.
@@ -38,7 +36,6 @@ def add_along(
         InputError: a layer out of range, shapes that do not fit, values that are not finite, or (in the pass) other
             sequences than one batch of prompts of these lengths.
     """
-    lm.check_layer(layer)
     rows = len(along)
     if not rows or directions_BD.shape != (rows, lm.width) or after_B.shape != (rows,):
         raise InputError(
@@ -62,7 +59,7 @@ def add_along(
         calls += 1
         return hidden_BTD + now_BT[:, :, None] * directions_BD[:, None]
 
-    with _edited(lm, layer, add):
+    with changed(lm, layer, add):
         yield
 
 
@@ -83,12 +80,11 @@ def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[
     every token, written ones too.
 
     Args:
-        shown: of each sequence of the batch.
+        shown: for each sequence of the batch.
 
     Raises:
         InputError: a layer out of range, or (in the pass) another number of sequences.
     """
-    lm.check_layer(layer)
 
     def stacked(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
         # Sequences with fewer features get some that are never active.
@@ -105,24 +101,8 @@ def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[
         f_BTG = torch.where(pre_BTG > threshold_BG[:, None], pre_BTG, 0.0)
         return hidden_BTD - torch.einsum("btg,bgd->btd", f_BTG, decoder_BGD)
 
-    with _edited(lm, layer, subtract):
+    with changed(lm, layer, subtract):
         yield
-
-
-@contextmanager
-def _edited(lm: LanguageModel, layer: int, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put what `edit` makes of the stream in its place, in the stream's dtype."""
-
-    def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden_BTD = hidden_of(output)
-        edited_BTD = edit(hidden_BTD).to(hidden_BTD.dtype)
-        return edited_BTD if isinstance(output, Tensor) else (edited_BTD, *output[1:])
-
-    handle = lm.blocks[layer].register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _strengths(shape: tuple[int, int], strength_BT: Tensor, after_BT: Tensor, calls: int) -> Tensor:

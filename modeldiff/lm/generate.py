@@ -1,8 +1,12 @@
-"""Continue prompts in batches, greedily or by sampling; works inside `add_to_residual`."""
+"""Continue prompts in batches, greedily or by sampling; works inside `residual.changed`.
+
+Shapes: B prompts of a batch, T tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
@@ -14,8 +18,8 @@ from transformers import (
 )
 
 from modeldiff.errors import InputError
+from modeldiff.lm.load import quiet
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -30,60 +34,22 @@ class Generated:
     """The continuation alone, without special tokens."""
 
 
-def generate(
-    lm: LanguageModel,
-    prompts: list[str],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    add_special_tokens: bool = True,
-    batch_size: int = 32,
-) -> list[str]:
-    """The continuation of each prompt, as text. Arguments and errors as `generate_tokens`."""
-    made = generate_tokens(
-        lm,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        add_special_tokens=add_special_tokens,
-        batch_size=batch_size,
-    )
-    return [one.text for one in made]
+def generate(lm: LanguageModel, prompts: list[str], **options: Any) -> list[str]:
+    """The continuation of each prompt, as text. Options and errors as `generate_tokens`."""
+    return [one.text for one in generate_tokens(lm, prompts, **options)]
 
 
 def generate_tokens(
-    lm: LanguageModel,
-    prompts: list[str],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    add_special_tokens: bool = True,
-    batch_size: int = 32,
+    lm: LanguageModel, prompts: list[str], *, add_special_tokens: bool = True, **options: Any
 ) -> list[Generated]:
-    """Continue each prompt by up to `max_new_tokens` tokens, ending early at an end-of-text token.
+    """Continue each prompt. Options and errors as `continue_tokens`.
 
-    temperature 0 takes the likeliest token; otherwise tokens are drawn from the whole distribution, or from its
-    likeliest part of mass `top_p`. What the model's own generation settings recommend (penalties, top-k) is not
-    applied, so that steered and unsteered texts differ by the steering alone. The same call gives the same texts, also
-    beside others in other threads, with the same model or another; the global random state is left as it was. Give
-    add_special_tokens=False for prompts that hold them (`render_chat`).
-    Raises InputError for an empty prompt, one too long for the model, or settings out of range.
+    Give add_special_tokens=False for prompts that hold them (`render_chat`). Raises InputError for an empty prompt.
     """
-    return continue_tokens(
-        lm,
-        [_prompt_ids(lm, prompt, add_special_tokens) for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    ids = [lm.tokenizer(one, add_special_tokens=add_special_tokens, verbose=False)["input_ids"] for one in prompts]
+    if not all(ids):
+        raise InputError(f"a prompt is empty, and model {lm.name} has no token to begin with: give it some text")
+    return continue_tokens(lm, ids, **options)
 
 
 def continue_tokens(
@@ -96,15 +62,23 @@ def continue_tokens(
     seed: int = 0,
     batch_size: int = 32,
 ) -> list[Generated]:
-    """As `generate_tokens`, for prompts that are token ids already, special tokens included."""
-    _check_settings(max_new_tokens, temperature, top_p, batch_size)
+    """Continue each prompt (token ids, special tokens included) by up to `max_new_tokens` tokens, ending early at an
+    end-of-text token.
+
+    temperature 0 takes the likeliest token; otherwise tokens are drawn from the whole distribution, or from its
+    likeliest part of mass `top_p`. What the model's own generation settings recommend (penalties, top-k) is not
+    applied, so that steered and unsteered texts differ by the steering alone. The same call gives the same texts, also
+    beside others in other threads, with the same model or another; the global random state is left as it was.
+    Raises InputError for a prompt too long for the model.
+    """
     for ids in prompts:
         lm.check_length(len(ids) + max_new_tokens)
     ends = _end_ids(lm)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        pad_token_id=_pad_id(lm, ends),
+        # Padding is masked, so any valid id serves.
+        pad_token_id=next((i for i in (lm.tokenizer.pad_token_id, *ends) if i is not None), 0),
         eos_token_id=ends or None,
         # Compiled code may leave out hooks.
         disable_compile=True,
@@ -118,17 +92,19 @@ def continue_tokens(
     # transformers drops a mask without padding and then warns that there is none.
     with torch.inference_mode(), quiet(bars=True):
         for start in range(0, len(prompts), batch_size):
-            made += _generate_batch(lm, prompts[start : start + batch_size], settings, ends, drawn)
+            batch = prompts[start : start + batch_size]
+            for ids, row in zip(batch, _new_tokens(lm, batch, settings, drawn), strict=True):
+                stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
+                new_ids = row[: stop + 1]
+                made.append(Generated(ids, new_ids, _continuation(lm, ids, new_ids)))
     return made
 
 
 class _Drawn(LogitsProcessor):
-    """Scores of which only one is finite: a token drawn from the distribution that the logits give, by its cumulative
-    sums.
+    """Leaves one token with a finite score: one that is drawn from the distribution that the logits give.
 
     transformers samples with torch's global random numbers, which the threads of a process share: two models that
-    generate at the same time would change each other's texts. These come from a generator of the call's own, one for
-    each token that is drawn.
+    generate at the same time would change each other's texts. These come from a generator of the call's own.
     """
 
     def __init__(self, temperature: float, generator: torch.Generator) -> None:
@@ -142,55 +118,25 @@ class _Drawn(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token_B1, 0.0)
 
 
-def _check_settings(max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
-    if max_new_tokens < 1 or batch_size < 1:
-        raise InputError(
-            f"the numbers of new tokens and of prompts at a time must be at least 1, not {max_new_tokens}, {batch_size}"
-        )
-    if not (0 <= temperature < float("inf") and 0 < top_p <= 1):
-        raise InputError(f"expected temperature >= 0 and 0 < top-p <= 1, found {temperature} and {top_p}")
-
-
-def _prompt_ids(lm: LanguageModel, prompt: str, add_special_tokens: bool) -> list[int]:
-    ids: list[int] = lm.tokenizer(prompt, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
-    if not ids:
-        raise InputError(f"a prompt is empty, and model {lm.name} has no token to begin with: give it some text")
-    return ids
-
-
 def _end_ids(lm: LanguageModel) -> list[int]:
     """The tokens that end a text: the model's own settings may name several, such as the end of a chat turn."""
     named = getattr(lm.recommended, "eos_token_id", None)
-    ids = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return list(dict.fromkeys([*ids, *([lm.tokenizer.eos_token_id] if lm.tokenizer.eos_token_id is not None else [])]))
+    ids = [named] if named is None or isinstance(named, int) else list(named)
+    return list(dict.fromkeys(i for i in (*ids, lm.tokenizer.eos_token_id) if i is not None))
 
 
-def _pad_id(lm: LanguageModel, ends: list[int]) -> int:
-    # Padding is masked, so any valid id serves.
-    return lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else ends[0] if ends else 0
-
-
-def _generate_batch(
-    lm: LanguageModel,
-    prompts: list[list[int]],
-    settings: GenerationConfig,
-    ends: list[int],
-    drawn: LogitsProcessorList,
-) -> list[Generated]:
-    """Generate for some prompts at once, padded on the left so that all continue at the same position."""
+def _new_tokens(
+    lm: LanguageModel, prompts: list[list[int]], settings: GenerationConfig, drawn: LogitsProcessorList
+) -> list[list[int]]:
+    """The tokens after some prompts, which are padded on the left so that all continue at the same position."""
     longest = max(map(len, prompts))
     gaps = [longest - len(ids) for ids in prompts]
-    ids_BT = torch.tensor(
-        [[settings.pad_token_id] * gap + ids for gap, ids in zip(gaps, prompts, strict=True)], device=lm.device
-    )
+    padded = [[settings.pad_token_id] * gap + ids for gap, ids in zip(gaps, prompts, strict=True)]
+    ids_BT = torch.tensor(padded, device=lm.device)
     mask_BT = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=lm.device)
     out_BT = lm.model.generate(ids_BT, attention_mask=mask_BT, generation_config=settings, logits_processor=drawn)
-    made = []
-    for ids, row in zip(prompts, out_BT[:, longest:].tolist(), strict=True):
-        stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
-        new_ids = row[: stop + 1]
-        made.append(Generated(ids, new_ids, _continuation(lm, ids, new_ids)))
-    return made
+    new: list[list[int]] = out_BT[:, longest:].tolist()
+    return new
 
 
 def _continuation(lm: LanguageModel, prompt_ids: list[int], new_ids: list[int]) -> str:

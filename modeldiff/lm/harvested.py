@@ -1,4 +1,4 @@
-"""A model of the pair, as the activations recorded it: where it is, which layer was read, and loading it again."""
+"""A model as the activations recorded it: where it is, which layer was read, and loading it again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class Harvested:
     """One side's model, not loaded yet."""
 
     side: str
-    """a or b."""
     ref: ModelRef
     layer: int
     """Activations are the residual stream after this block, counted from 0."""
@@ -36,11 +35,7 @@ class Harvested:
         return Input(self.ref.name, identity.get("digest") or identity["commit"])
 
     def open(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-        """Load it.
-
-        Raises:
-            InputError: it has another width or too few blocks, so it is not what was harvested.
-        """
+        """Load it. Raises InputError when it has another width or too few blocks: it is not what was harvested."""
         lm = load_model(self.ref, device, dtype)
         if lm.width != self.width:
             raise InputError(
@@ -55,9 +50,7 @@ def harvested(side: str, info: SideInfo, artifact: str, path: str | None, option
     """The model of one side.
 
     Args:
-        side: "a" or "b".
-        info: of the activations, or as a features artifact repeats it.
-        artifact: reference of what `info` is from, for messages.
+        info: from the activations, or as a features artifact repeats it; artifact: its reference, for messages.
         path: where the model is now (a folder, a GGUF file or a hub name); None: where it was harvested from.
         option: the option that `path` comes from; None: --model-path-a or -b.
 

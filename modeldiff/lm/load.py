@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer: from the hub, a local folder or a GGUF file.
+"""Load a causal language model, its tokenizer or its configuration alone: from the hub, a local folder or a GGUF file.
 
 Only safetensors and GGUF weights are read, never pickled ones. What goes wrong becomes a one-line error.
 """
@@ -9,6 +9,7 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,66 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
+from modeldiff.console import muted
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
-from modeldiff.lm.blocks import probe_ids
-from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.quiet import quiet
+from modeldiff.lm.model import LanguageModel, probe_ids
 from modeldiff.lm.ref import Location, ModelRef, locate, model_identity
 from modeldiff.lm.residual import residual_after
 
-__all__ = ["LanguageModel", "ModelRef", "load_model", "load_tokenizer", "model_identity"]
+__all__ = ["LanguageModel", "ModelRef", "load_model", "load_tokenizer", "model_identity", "quiet", "read_geometry"]
+
+
+@contextmanager
+def quiet(*, bars: bool = False) -> Iterator[None]:
+    """No warnings of transformers inside, and no progress bars unless `bars` (nor where the console is muted): this
+    package checks for itself what they would say."""
+    log = transformers.logging
+    verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    if not bars or muted():
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if had_bars:
+            log.enable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The numbers of a model that a harvest is planned with, from its configuration alone."""
+
+    name: str
+    n_layers: int
+    width: int
+    max_positions: int | None
+
+    def layer(self, asked: int | None, option: str) -> int:
+        """The block to read, by default the middle one (paper §2.6). Raises InputError when it is out of range."""
+        layer = self.n_layers // 2 if asked is None else asked
+        if not 0 <= layer < self.n_layers:
+            raise InputError(f"{option} {layer} is out of range: model {self.name} has blocks 0 to {self.n_layers - 1}")
+        return layer
+
+
+def read_geometry(ref: ModelRef) -> Geometry:
+    """The geometry of a model. Raises as `load_model`; no weights are read."""
+    location = locate(ref)
+    with _one_line_errors(ref, location, "configuration of model"):
+        config = transformers.AutoConfig.from_pretrained(**_from_pretrained_arguments(ref, location))
+    config = config.get_text_config(decoder=True)
+    n_layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    if not n_layers or not width:
+        raise InputError(f"model {ref.short_name} has no num_hidden_layers and hidden_size: expected a language model")
+    return Geometry(ref.short_name, n_layers, width, getattr(config, "max_position_embeddings", None))
 
 
 def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model, the fast one where there is one. Raises as `load_model`."""
     location = locate(ref)
-    _require_gguf_packages(location)
     if location.local and not location.gguf_file:
-        _check_json(Path(location.source))
+        _check_files(Path(location.source))
     with _one_line_errors(ref, location, "tokenizer"), quiet(bars=not location.local):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_from_pretrained_arguments(ref, location))
     # Without its files, some classes of tokenizer are made empty, and no error is raised.
@@ -51,18 +96,22 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
     location = locate(ref)
     tokenizer = load_tokenizer(ref)
     arguments = _from_pretrained_arguments(ref, location)
-    if location.gguf_file:
-        arguments["quantization_config"] = _unpack_gguf()
-    else:
-        arguments["use_safetensors"] = True
-        if location.local:
-            _check_weights(Path(location.source))
     with _one_line_errors(ref, location, "model"), quiet(bars=not location.local):
+        if location.gguf_file:
+            from transformers import GgufConfig  # newer than the oldest release that serves otherwise
+
+            arguments["quantization_config"] = GgufConfig(dequantize=True)
+        else:
+            arguments["use_safetensors"] = True
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **arguments, dtype=dtype, output_loading_info=True
         )
         model = model.to(device)
-    _check_complete(ref, report)
+    if missing := sorted(report["missing_keys"]):
+        raise DamagedError(
+            f"the weights of model {ref.short_name} lack {len(missing)} tensors that its configuration asks for, "
+            f"such as {missing[0]}: it is incomplete, or not a causal language model"
+        )
     lm = LanguageModel(model, tokenizer, ref)
     _check_causal(lm)
     return lm
@@ -78,65 +127,25 @@ def _from_pretrained_arguments(ref: ModelRef, location: Location) -> dict[str, A
     }
     if location.gguf_file:
         arguments["gguf_file"] = location.gguf_file
+        missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise MachineError(
+                f"reading {location.gguf_file} needs {' and '.join(missing)}: run `pip install 'modeldiff[gguf]'`"
+            )
     return arguments
 
 
-def _require_gguf_packages(location: Location) -> None:
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if location.gguf_file and missing:
-        raise MachineError(
-            f"reading {location.gguf_file} needs {' and '.join(missing)}: run `pip install 'modeldiff[gguf]'`"
-        )
-
-
-def _unpack_gguf() -> Any:
-    try:
-        from transformers import GgufConfig
-    except ImportError as error:
-        raise MachineError(
-            f"transformers {transformers.__version__} cannot unpack GGUF weights: run `pip install -U transformers`"
-        ) from error
-    return GgufConfig(dequantize=True)
-
-
-def _check_json(folder: Path) -> None:
-    for file in sorted(folder.glob("*.json")):
+def _check_files(folder: Path) -> None:
+    """Raise DamagedError for JSON that is cut off, and for weights of another length than their header says."""
+    for file in sorted(folder.iterdir()):
         try:
-            json.loads(file.read_bytes())
-        except ValueError as error:
-            raise DamagedError(f"{file} is not valid JSON ({error}): copy the model again") from error
-
-
-def _check_weights(folder: Path) -> None:
-    """Read the header of every weights file of a local folder; it says how long the file has to be."""
-    index = folder / "model.safetensors.index.json"
-    files = [folder / "model.safetensors"]
-    if not files[0].is_file() and index.is_file():
-        try:
-            files = sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{index} is not an index of weights: copy the model again") from error
-    elif not files[0].is_file():
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
-            raise InputError(f"folder {folder} has only pickled weights, which are not read: save them as safetensors")
-        raise InputError(f"folder {folder} has no model.safetensors: expected a model saved by save_pretrained")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except FileNotFoundError as error:
-            raise DamagedError(f"{file} is missing, but {index.name} lists it: copy the model again") from error
-        except (SafetensorError, OSError) as error:
+            if file.suffix == ".json":
+                json.loads(file.read_bytes())
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+        except (SafetensorError, OSError, ValueError) as error:
             raise DamagedError(f"{file} is damaged ({_brief(error)}): copy the model again") from error
-
-
-def _check_complete(ref: ModelRef, report: dict[str, Any]) -> None:
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise DamagedError(
-            f"the weights of model {ref.short_name} lack {len(missing)} tensors that its configuration asks for, "
-            f"such as {missing[0]}: it is incomplete, or not a causal language model"
-        )
 
 
 def _check_causal(lm: LanguageModel) -> None:

@@ -1,7 +1,4 @@
-"""Where a model comes from: a name on the hub, a local folder or a GGUF file, and what identifies its contents.
-
-Nothing here imports torch or transformers, so that settings can hold a ModelRef at no cost.
-"""
+"""Where a model comes from (a name on the hub, a local folder or a GGUF file), and what identifies its contents."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from modeldiff.errors import InputError, MachineError
 # Taking one too many costs a recomputation, taking one too few would reuse results of another model.
 _CONTENT_SUFFIXES = {".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".py"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,16 +35,16 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class Location:
-    """A ModelRef made definite: what `from_pretrained` is given."""
+    """What `from_pretrained` is given for a ModelRef."""
 
     source: str
     """The local folder, or the hub name."""
     local: bool
     """True when nothing may be asked of the hub."""
     gguf_file: str | None = None
-    """Name of the GGUF file inside the folder, if the model is one."""
+    """Name of the GGUF file in the folder."""
     revision: str | None = None
-    """The commit on the hub, if the model is there."""
+    """The commit on the hub."""
 
 
 def locate(ref: ModelRef) -> Location:
@@ -64,7 +60,11 @@ def locate(ref: ModelRef) -> Location:
             raise InputError(f"there is no GGUF file {ref.name}")
         return Location(str(path.parent), local=True, gguf_file=path.name)
     if path.is_dir():
-        _check_folder(path)
+        if not (path / "config.json").is_file():
+            gguf = sorted(path.glob("*.gguf"))
+            if gguf:
+                raise InputError(f"folder {path} has no config.json; give the path of the GGUF file, {gguf[0]}")
+            raise InputError(f"folder {path} has no config.json: expected a model saved by save_pretrained")
         return Location(str(path), local=True)
     if path.exists():
         raise InputError(f"{ref.name} is a file: expected a model folder, a .gguf file or a name on the hub")
@@ -73,37 +73,26 @@ def locate(ref: ModelRef) -> Location:
     return Location(ref.name, local=False, revision=_hub_commit(ref))
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        gguf = sorted(folder.glob("*.gguf"))
-        mend = f"; give the path of the GGUF file, {gguf[0]}" if gguf else ": expected a model saved by save_pretrained"
-        raise InputError(f"folder {folder} has no config.json{mend}")
-
-
 def _hub_commit(ref: ModelRef) -> str:
     """The commit that a hub name and revision stand for, from the hub or, without it, from its local cache."""
     from huggingface_hub import errors, hf_hub_download
 
+    revision = f" (revision '{ref.revision}')" if ref.revision else ""
+    # In this order: the later ones are more general.
+    explained: dict[type[Exception], str] = {
+        errors.GatedRepoError: f"model '{ref.name}' is gated: accept its terms on its hub page, then run "
+        "`hf auth login`",
+        errors.RepositoryNotFoundError: f"there is no local folder and no model on the hub named '{ref.name}' "
+        "(if it is private: `hf auth login`)",
+        errors.RevisionNotFoundError: f"model '{ref.name}' has no revision '{ref.revision}' on the hub",
+        errors.LocalEntryNotFoundError: f"model '{ref.name}'{revision} is neither a local folder nor in the hub's "
+        "local cache, and the hub cannot be reached: check the name, the network and HF_HUB_OFFLINE",
+        errors.EntryNotFoundError: f"'{ref.name}' on the hub has no config.json: it is not a transformers model",
+    }
     try:
         config = hf_hub_download(ref.name, "config.json", revision=ref.revision)
-    except errors.GatedRepoError as error:
-        raise InputError(
-            f"model '{ref.name}' is gated: accept its terms on its hub page, then run `hf auth login`"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"there is no local folder and no model on the hub named '{ref.name}' (if it is private: `hf auth login`)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"model '{ref.name}' has no revision '{ref.revision}' on the hub") from error
-    except errors.LocalEntryNotFoundError as error:
-        revision = f" (revision '{ref.revision}')" if ref.revision else ""
-        raise InputError(
-            f"model '{ref.name}'{revision} is neither a local folder nor in the hub's local cache, and the hub cannot "
-            "be reached: check the name, the network and HF_HUB_OFFLINE"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise InputError(f"'{ref.name}' on the hub has no config.json: it is not a transformers model") from error
+    except tuple(explained) as error:
+        raise InputError(next(text for kind, text in explained.items() if isinstance(error, kind))) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise MachineError(f"the hub gave no answer for '{ref.name}': {str(error).strip().splitlines()[0]}") from error
     # The cache keeps each commit in a folder of that name.
@@ -111,22 +100,21 @@ def _hub_commit(ref: ModelRef) -> str:
 
 
 def model_identity(ref: ModelRef, digest_file: Callable[[Path], str] | None = None) -> dict[str, str]:
-    """What identifies the contents of a model, as plain strings for a fingerprint.
+    """What identifies the contents of a model, for a fingerprint.
 
     Local folder or GGUF file: {"name": its name, "digest": SHA-256 over names and contents of its configuration,
-    weights and tokenizer files}; the place of the folder does not matter. Hub: {"name", "commit"}.
-    `digest_file(path) -> str` may supply the digest of one file (for instance a cached one). Raises as `locate`.
+    weights and tokenizer files}; where the folder lies does not matter. Hub: {"name", "commit"}.
+    `digest_file` may supply the digest of a file (for instance a cached one). Raises as `locate`.
     """
     location = locate(ref)
     if not location.local:
         return {"name": location.source, "commit": str(location.revision)}
     folder = Path(location.source)
     if location.gguf_file:
-        files = [folder / location.gguf_file]
-        name = location.gguf_file
+        name, files = location.gguf_file, [folder / location.gguf_file]
     else:
-        files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _CONTENT_SUFFIXES)
         name = folder.resolve().name
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _CONTENT_SUFFIXES)
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.name}\0{(digest_file or _sha256)(file)}\n".encode())
@@ -134,8 +122,5 @@ def model_identity(ref: ModelRef, digest_file: Callable[[Path], str] | None = No
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

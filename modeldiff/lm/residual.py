@@ -1,21 +1,24 @@
-"""Read the residual stream after a block, and add a vector to it, the same or one for each sequence.
+"""The residual stream after a block: read it, change it, take gradients by it.
 
 Layer index: `layer` L is the residual stream after block L, counted from 0, that is `hidden_states[L + 1]`.
-Shapes: B batch, T tokens, D width of the model's residual stream.
+Shapes: B batch, T tokens, D width of the model's residual stream, R replaced positions, N responses, S draws,
+V vocabulary, P = B * T positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modeldiff.console import Progress
 from modeldiff.errors import InputError, MachineError
-from modeldiff.lm.blocks import hidden_of, probe_ids
-from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.batches import chunks, padded
+from modeldiff.lm.model import LanguageModel, hidden_of, hooked, probe_ids
 
 
 class _LayerReached(Exception):  # noqa: N818 - a signal that ends a pass early, not an error
@@ -27,7 +30,7 @@ def residual_after(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
 
     ids_BT: int64 token ids, padded on the right with any valid id; mask_BT: 1 at tokens, 0 at padding (rows of x at
     padding have no meaning). Blocks after `layer` and the logits are not computed. The result is an inference
-    tensor: clone it before using it in autograd. Inside `add_to_residual` on the same layer the vector is included.
+    tensor: clone it before using it in autograd. Inside `changed` on the same layer the change is included.
     Raises InputError for a layer out of range or a sequence longer than the model's positions.
     """
     lm.check_layer(layer)
@@ -38,141 +41,226 @@ def residual_after(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
         seen.append(hidden_of(output))
         raise _LayerReached
 
-    handle = lm.blocks[layer].register_forward_hook(take)
-    try:
-        with torch.inference_mode():
-            lm.body(input_ids=ids_BT.to(lm.device), attention_mask=mask_BT.to(lm.device), use_cache=False)
-    except _LayerReached:
-        pass
-    finally:
-        handle.remove()
+    with suppress(_LayerReached), hooked([lm.blocks[layer]], take), torch.inference_mode():
+        lm.body(input_ids=ids_BT.to(lm.device), attention_mask=mask_BT.to(lm.device), use_cache=False)
     if not seen:
         raise InputError(f"block {layer} of model {lm.name} was not run in a forward pass: it cannot be read")
     return seen[0]
 
 
-@contextmanager
-def add_to_residual(lm: LanguageModel, layer: int, vector_D: Tensor) -> Iterator[None]:
-    """While the context is open, add `vector_D` to the residual stream after block `layer` at every position.
+@dataclass(frozen=True)
+class Response:
+    """A prompt and what is said after it, as one model's tokens; at least one of each."""
 
-    vector_D: (D,), any float dtype and device, in the model's own units; the sum is rounded once to the stream's dtype.
-    The model itself is not changed and the hook is removed when the context closes, also on an error. Contexts may
-    be nested; their vectors add up. Raises InputError for a layer out of range or a vector that does not fit.
+    prompt_ids: list[int]
+    """Special tokens included."""
+    ids: list[int]
+
+
+def mean_residuals(
+    lm: LanguageModel, layer: int, responses: Sequence[Response], *, batch_size: int = 16, bar: Progress | None = None
+) -> Tensor:
+    """The residual stream after block `layer`, averaged over the tokens of each response: (N, D) float32 on the CPU.
+
+    The prompt is read, but not averaged over. Raises InputError for a sequence too long for the model.
     """
-    if vector_D.shape != (lm.width,):
-        raise InputError(
-            f"a steering vector for model {lm.name} must have shape ({lm.width},), but has {tuple(vector_D.shape)}"
-        )
-    with _added(lm, layer, vector_D):
-        yield
+    for one in responses:
+        if not one.prompt_ids or not one.ids:
+            raise InputError("a prompt or a response has no tokens")
+    ids = [torch.tensor(one.prompt_ids + one.ids) for one in responses]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    mean_ND = torch.empty(len(ids), lm.width)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        ids_BT, mask_BT = padded([ids[row] for row in rows])
+        x_BTD = residual_after(lm, layer, ids_BT, mask_BT).float()
+        prompt_B1 = torch.tensor([[len(responses[row].prompt_ids)] for row in rows])
+        said_BT = (mask_BT.bool() & (torch.arange(mask_BT.shape[1]) >= prompt_B1)).to(x_BTD.device)
+        # Not a product with a mask: what stands at padding may not be finite.
+        sum_BD = x_BTD.masked_fill(~said_BT[..., None], 0.0).sum(dim=1)
+        mean_ND[rows] = (sum_BD / said_BT.sum(dim=1, keepdim=True)).cpu()
+        if bar:
+            bar.advance(len(rows))
+    return mean_ND
 
 
 @contextmanager
-def add_rows_to_residual(lm: LanguageModel, layer: int, vectors_BD: Tensor) -> Iterator[None]:
-    """As `add_to_residual`, with a vector for each sequence of the batch: row i is added to sequence i.
+def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While the context is open, the residual stream after block `layer` is what `change` makes of it.
 
-    Meant for batches whose sequences keep their places, as in `generate_tokens` with batch_size=B. Raises InputError
-    as `add_to_residual` does, and (in the pass) for a batch of another size.
+    `change` takes (B, T, D) in the model's dtype and gives (B, T, D), which is rounded once to that dtype. The model
+    itself is not changed, and the hook is removed when the context closes, also on an error. Contexts may be nested.
+    Raises InputError for a layer out of range.
     """
-    if vectors_BD.ndim != 2 or vectors_BD.shape[1] != lm.width:
-        raise InputError(
-            f"steering vectors for model {lm.name} must have shape (batch, {lm.width}), but have "
-            f"{tuple(vectors_BD.shape)}"
-        )
-    with _added(lm, layer, vectors_BD[:, None]):
-        yield
-
-
-@contextmanager
-def _added(lm: LanguageModel, layer: int, addend: Tensor) -> Iterator[None]:
-    """Add (D,), or (B, 1, D) to a batch of B."""
     lm.check_layer(layer)
-    if not torch.isfinite(addend).all():
-        raise InputError(f"the steering vector for model {lm.name} holds values that are not finite")
-    addend = addend.detach().to(lm.device, torch.float32)
 
-    def add(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden_BTD = hidden_of(output)
-        if addend.ndim == 3 and hidden_BTD.shape[0] != addend.shape[0]:
-            raise InputError(f"{addend.shape[0]} steering vectors were given for {hidden_BTD.shape[0]} sequences")
-        steered_BTD = (hidden_BTD + addend).to(hidden_BTD.dtype)
-        return steered_BTD if isinstance(output, Tensor) else (steered_BTD, *output[1:])
+        changed_BTD = change(hidden_BTD).to(hidden_BTD.dtype)
+        return changed_BTD if isinstance(output, Tensor) else (changed_BTD, *output[1:])
 
-    handle = lm.blocks[layer].register_forward_hook(add)
-    try:
+    with hooked([lm.blocks[layer]], replace):
         yield
-    finally:
-        handle.remove()
+
+
+@contextmanager
+def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[None]:
+    """While the context is open, add a vector to the residual stream after block `layer` at every token.
+
+    vector: (D,), or (B, D) with one for each sequence; any float dtype and device, in the model's own units. Raises
+    InputError for a vector that does not fit or is not finite, and (in the pass) for a batch of another size.
+    """
+    if vector.ndim not in (1, 2) or vector.shape[-1] != lm.width:
+        raise InputError(
+            f"a steering vector for model {lm.name} must have shape ({lm.width},), or (batch, {lm.width}) for a batch, "
+            f"but has {tuple(vector.shape)}"
+        )
+    if not torch.isfinite(vector).all():
+        raise InputError(f"the steering vector for model {lm.name} holds values that are not finite")
+    # (D,), or (B, 1, D).
+    addend = (vector if vector.ndim == 1 else vector[:, None]).detach().to(lm.device, torch.float32)
+
+    def add(hidden_BTD: Tensor) -> Tensor:
+        if addend.ndim == 3 and len(hidden_BTD) != len(addend):
+            raise InputError(f"{len(addend)} steering vectors were given for {len(hidden_BTD)} sequences")
+        return hidden_BTD + addend
+
+    with changed(lm, layer, add):
+        yield
+
+
+@contextmanager
+def replace_in_residual(
+    lm: LanguageModel, layer: int, sequence_R: Tensor, position_R: Tensor, x_RD: Tensor
+) -> Iterator[None]:
+    """While the context is open, the residual stream after block `layer` is `x_RD` at the given positions.
+
+    sequence_R, position_R: int64 (R,), which sequence of the batch and which of its tokens (padding is on the right);
+    x_RD: any float dtype and device, in the model's own units. R may be 0. For passes over one batch, not for
+    generation. Raises InputError for shapes that do not fit, values that are not finite, or (in the pass) a position
+    outside the batch.
+    """
+    rows = len(sequence_R)
+    if sequence_R.shape != (rows,) or position_R.shape != (rows,) or x_RD.shape != (rows, lm.width):
+        raise InputError(
+            f"replacing {rows} positions in model {lm.name} needs as many positions and values of shape "
+            f"({rows}, {lm.width}), but they have {tuple(position_R.shape)} and {tuple(x_RD.shape)}"
+        )
+    if not torch.isfinite(x_RD).all():
+        raise InputError(f"the values to put into model {lm.name} are not all finite")
+    index = (sequence_R.to(lm.device), position_R.to(lm.device))
+    sequences, tokens = (int(sequence_R.max()) + 1, int(position_R.max()) + 1) if rows else (0, 0)
+    values_RD = x_RD.detach().to(lm.device)
+
+    def put(hidden_BTD: Tensor) -> Tensor:
+        if hidden_BTD.shape[0] < sequences or hidden_BTD.shape[1] < tokens:
+            raise InputError(
+                f"a batch of {hidden_BTD.shape[0]} sequences of {hidden_BTD.shape[1]} tokens has no position "
+                f"({sequences - 1}, {tokens - 1}) to replace"
+            )
+        replaced_BTD = hidden_BTD.clone()
+        replaced_BTD[index] = values_RD.to(hidden_BTD.dtype)
+        return replaced_BTD
+
+    with changed(lm, layer, put):
+        yield
+
+
+def sampled_scores(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tensor, uniform_SBT: Tensor) -> Tensor:
+    """Scores (S, B, T, D) float32, by the residual stream after block `layer`, on the model's device.
+
+    A score is the gradient, by the residual stream, of the log-probabilities of next tokens that were drawn from the
+    model's own distribution. Its mean is zero and its covariance the Fisher information: for a small change v of the
+    stream, KL(unchanged || changed), summed over the positions, is half the expected square of score . v.
+
+    ids_BT, mask_BT: as for `residual_after`; uniform_SBT: numbers above 0 and up to 1 that decide which token is drawn
+    at each position (the last one of a sequence too). Scores at padding are zero. One forward pass and S backward
+    passes through the blocks above `layer`; four arrays of the size of the logits are in memory.
+    Raises InputError for a layer out of range or a sequence longer than the model's positions.
+    """
+    lm.check_length(ids_BT.shape[1])
+    leaves: list[Tensor] = []
+
+    def cut(hidden_BTD: Tensor) -> Tensor:
+        leaves.append(hidden_BTD.detach().requires_grad_(True))
+        return leaves[-1]
+
+    mask_BT = mask_BT.to(lm.device)
+    with changed(lm, layer, cut), torch.enable_grad():
+        logits_BTV = lm.logits(ids_BT, mask_BT)
+    if len(leaves) != 1:
+        raise InputError(f"block {layer} of model {lm.name} was run {len(leaves)} times in a forward pass, not once")
+    with torch.no_grad():
+        probability_BTV = logits_BTV.float().softmax(dim=-1)
+    drawn_SBT = _draw(probability_BTV, uniform_SBT.to(lm.device))
+    scores = []
+    for number, drawn_BT in enumerate(drawn_SBT, 1):
+        # The gradient of a log-probability by the logits: 1 at the token drawn, minus the probabilities.
+        by_logits_BTV = -probability_BTV
+        by_logits_BTV.scatter_add_(2, drawn_BT[..., None], torch.ones_like(by_logits_BTV[..., :1]))
+        by_logits_BTV *= mask_BT[..., None]
+        (score_BTD,) = torch.autograd.grad(
+            logits_BTV, leaves, by_logits_BTV.to(logits_BTV.dtype), retain_graph=number < len(drawn_SBT)
+        )
+        scores.append(score_BTD.float())
+    return torch.stack(scores)
+
+
+@torch.no_grad()
+def _draw(probability_BTV: Tensor, uniform_SBT: Tensor) -> Tensor:
+    """Token ids (S, B, T): the first at which the summed probabilities reach the number given."""
+    probability_PV = probability_BTV.flatten(0, 1)
+    uniform_PS = uniform_SBT.flatten(1).T.to(probability_PV.dtype)
+    drawn = []
+    for part in chunks(*probability_PV.shape):
+        summed_PV = probability_PV[part].cumsum(dim=-1)
+        # Times the sum of all, which rounding leaves a little beside 1: a token of no probability is never drawn.
+        wanted_PS = (uniform_PS[part] * summed_PV[:, -1:]).contiguous()
+        drawn.append(torch.searchsorted(summed_PV, wanted_PS))
+    return torch.cat(drawn).T.reshape(uniform_SBT.shape)
 
 
 def verify_hook(lm: LanguageModel, layer: int) -> None:
     """Check in a short pass that the hook on block `layer` sees `hidden_states[layer + 1]`.
 
     transformers gives the last of the hidden states after the final norm; for the last block the check is therefore
-    that some module behind the blocks takes the hooked tensor and gives `hidden_states[-1]`.
-    Raises InputError if the architecture hands out something else, or if stopping early changes the tensor.
+    that some module outside the blocks takes the hooked tensor and gives `hidden_states[-1]`.
+    Raises InputError if the architecture hands out something else, MachineError if the values are not finite.
     """
     lm.check_layer(layer)
-    ids_BT = probe_ids(lm.model)
-    mask_BT = torch.ones_like(ids_BT)
-    early_BTD = residual_after(lm, layer, ids_BT, mask_BT)
-    hooked_BTD, states, behind = _full_pass(lm, layer, ids_BT, mask_BT)
-    if len(states) != lm.n_layers + 1:
-        raise InputError(
-            f"model {lm.name} gives {len(states)} hidden states: expected {lm.n_layers + 1}, one more than blocks"
-        )
-    if not torch.isfinite(hooked_BTD).all():
-        raise MachineError(
-            f"block {layer} of model {lm.name} gives values that are not finite in {lm.dtype}: "
-            "use --dtype float32 or bfloat16, or check the weights"
-        )
-    if not _close(hooked_BTD, early_BTD):
-        raise InputError(f"block {layer} of model {lm.name} gives something else when the pass stops there")
-    state_BTD = states[layer + 1]
-    if _same(hooked_BTD, state_BTD):
-        return
-    is_last = layer == lm.n_layers - 1
-    if is_last and any(_same(hooked_BTD, taken) and _same(given, state_BTD) for taken, given in behind):
-        return
-    raise InputError(
-        f"the output of block {layer} of model {lm.name} is not its hidden_states[{layer + 1}]: "
-        "this architecture cannot be read at that layer"
-    )
-
-
-def _full_pass(
-    lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...], list[tuple[Tensor, Tensor]]]:
-    """One pass to the end: the hooked tensor, all hidden states, (taken, given) of the modules outside the blocks."""
-    hooked: list[Tensor] = []
-    behind: list[tuple[Tensor, Tensor]] = []
+    given_on: list[Tensor] = []
+    outside: list[tuple[Tensor, Tensor]] = []
     in_blocks = {module for block in lm.blocks for module in block.modules()}
 
     def take(_module: nn.Module, _args: Any, output: Any) -> None:
         # A copy, so that a later change in place would show.
-        hooked.append(hidden_of(output).clone())
+        given_on.append(hidden_of(output).clone())
 
     def note(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            behind.append((args[0], output))
+            outside.append((args[0], output))
 
-    handles = [lm.blocks[layer].register_forward_hook(take)]
-    handles += [m.register_forward_hook(note) for m in lm.body.modules() if m not in in_blocks]
-    try:
-        with torch.inference_mode():
-            output = lm.body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_hidden_states=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return hooked[0], output.hidden_states or (), behind
-
-
-def _close(one_BTD: Tensor, other_BTD: Tensor) -> bool:
-    # Two passes of the same shape differ at most by the order of sums in a device's atomic additions, which is less
-    # than one step of bfloat16 (2^-8) of a token's norm.
-    gap_BT = torch.linalg.vector_norm((one_BTD - other_BTD).float(), dim=-1)
-    return bool((gap_BT <= 2**-8 * torch.linalg.vector_norm(one_BTD.float(), dim=-1)).all())
-
-
-def _same(one_BTD: Tensor, other_BTD: Tensor) -> bool:
-    return one_BTD is other_BTD or torch.equal(one_BTD, other_BTD)
+    others = [module for module in lm.body.modules() if module not in in_blocks]
+    ids_BT = probe_ids(lm.model)
+    mask_BT = torch.ones_like(ids_BT)
+    with hooked([lm.blocks[layer]], take), hooked(others, note), torch.inference_mode():
+        output = lm.body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_hidden_states=True)
+    states = output.hidden_states or ()
+    if len(states) != lm.n_layers + 1:
+        raise InputError(
+            f"model {lm.name} gives {len(states)} hidden states: expected {lm.n_layers + 1}, one more than blocks"
+        )
+    x_BTD, state_BTD = given_on[0], states[layer + 1]
+    if not torch.isfinite(x_BTD).all():
+        raise MachineError(
+            f"block {layer} of model {lm.name} gives values that are not finite in {lm.dtype}: "
+            "use --dtype float32 or bfloat16, or check the weights"
+        )
+    normed = layer == lm.n_layers - 1 and any(
+        torch.equal(x_BTD, taken) and torch.equal(given, state_BTD) for taken, given in outside
+    )
+    if not (normed or torch.equal(x_BTD, state_BTD)):
+        raise InputError(
+            f"the output of block {layer} of model {lm.name} is not its hidden_states[{layer + 1}]: "
+            "this architecture cannot be read at that layer"
+        )

@@ -21,8 +21,7 @@ from modeldiff.errors import InputError
 from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate_tokens
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.response import Response, mean_residuals
-from modeldiff.lm.tokens import encode_plain
+from modeldiff.lm.residual import Response, mean_residuals
 from modeldiff.steer.transfer_prompts import Prompt, PromptPair
 from modeldiff.steer.transfer_settings import TransferSettings
 from modeldiff.workspace.files import read_json, replace_into, temporary_path, write_json
@@ -121,8 +120,8 @@ def answer(
     texts = [one.response or "" for one in prompts]
     for index, one in enumerate(prompts):
         if one.response is not None:
-            prompt_ids = encode_plain(lm.tokenizer, rendered[index], add_special_tokens=not chat)[0]
-            ids = encode_plain(lm.tokenizer, one.response, add_special_tokens=False)[0]
+            prompt_ids = lm.tokenizer(rendered[index], add_special_tokens=not chat, verbose=False)["input_ids"]
+            ids = lm.tokenizer(one.response, add_special_tokens=False, verbose=False)["input_ids"]
             answers[index] = Response(prompt_ids, ids)
     asked = [index for index, one in enumerate(prompts) if one.response is None]
     if asked:

@@ -11,7 +11,7 @@ import torch
 
 from modeldiff.lm.generate import Generated, generate_tokens
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.residual import add_rows_to_residual, add_to_residual
+from modeldiff.lm.residual import add_to_residual
 
 
 def write(
@@ -45,6 +45,6 @@ def write(
     flat: list[Generated] = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        with add_rows_to_residual(lm, layer, vectors_SD[[vector for vector, _ in part]]):
+        with add_to_residual(lm, layer, vectors_SD[[vector for vector, _ in part]]):
             flat += generate_tokens(lm, [prompt for _, prompt in part], batch_size=len(part), **options)
     return [flat[i : i + len(prompts)] for i in range(0, len(flat), len(prompts))]

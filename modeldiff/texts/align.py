@@ -1,17 +1,20 @@
 """Which token of A stands for the same place in the text as which token of B.
 
-`match_offsets`: a pair exists wherever a token of A and a token of B end at the same character. Linear, exact, and it
-finds its way back after a mismatch. (`greedy.py` holds the paper's algorithm, for comparison.)
+By offsets (the default): a pair exists wherever a token of A and a token of B end at the same character. Linear, exact,
+and it finds its way back after a mismatch. Tokenizers differ in where a token begins (before or after the blank), so
+only ends count, and white space at a token's end is left out of it. The bytes of one character may be spread over
+several tokens that share its offsets: the last one counts.
 
-Tokenizers differ in where a token begins (before or after the blank), so only ends count, and white space at a token's
-end is left out of it. The bytes of one character may be spread over several tokens that share its offsets: the last one
-counts.
+Greedily: the paper's Algorithm 1 on decoded text (paper §2.7), for comparison. Its `normalize` is not specified in the
+paper; here it is Unicode NFKC without white space.
 
-Legend: T content tokens of one side, N pairs. Positions are indices into the document's text.
+Legend: T content tokens of one side, N matches. Positions are indices into the document's text.
 """
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +26,13 @@ from modeldiff.workspace.plan import Tokens
 
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Decode = Callable[[Sequence[int]], str]
+
+# The paper sets no bound. Where no window of this many tokens matches, the texts have parted for good (a tokenizer that
+# rewrites letters), and growing on would only cost time.
+MAX_WINDOW = 64
+# What a decoder writes for the bytes of an unfinished character.
+_REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -40,22 +50,13 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Matches:
-    """Places where both tokenizations end, as rising indices into the content tokens of each side, (N,)."""
-
-    content: dict[str, Longs]
-    """By side."""
-
-    def __len__(self) -> int:
-        return len(self.content["a"])
-
-
-@dataclass(frozen=True)
 class Alignment:
-    """All matches of a document, and which of them are kept as pairs."""
+    """All matches of a document, in order, and which of them are pairs."""
 
     content: dict[str, Content]
     """By side."""
+    ordinal: dict[str, Longs]
+    """By side, (N,): index into `content`."""
     token: dict[str, Longs]
     """By side, (N,): index among all tokens of the document."""
     char_end: Longs
@@ -66,8 +67,31 @@ class Alignment:
     """(N,): whether a word, number or punctuation mark ends there."""
     kept: Bools
     """(N,): whether the match is a pair of the harvest."""
-    ordinal: dict[str, Longs]
-    """By side, (N,): index into `content`."""
+
+
+def align(
+    text: str, tokens: dict[str, Tokens], pair_at: str = "words", decode: dict[str, Decode] | None = None
+) -> Alignment:
+    """The alignment of one document.
+
+    Args:
+        tokens: by side.
+        pair_at: "words" keeps matches at word ends only (see words.py), "tokens" all.
+        decode: by side, token ids to text: align greedily; None: by offsets.
+    """
+    content = {side: content_of(text, tokens[side]) for side in SIDES}
+    matches = _by_offsets(content) if decode is None else _greedily(tokens, content, decode)
+    char_end = content["a"].end[matches["a"]]
+    at_word_end = word_ends(text)[char_end]
+    return Alignment(
+        content=content,
+        ordinal=matches,
+        token={side: content[side].token[matches[side]] for side in SIDES},
+        char_end=char_end,
+        window={side: np.diff(matches[side], prepend=-1) for side in SIDES},
+        at_word_end=at_word_end,
+        kept=at_word_end if pair_at == "words" else np.ones(len(char_end), bool),
+    )
 
 
 def content_of(text: str, tokens: Tokens) -> Content:
@@ -83,42 +107,66 @@ def content_of(text: str, tokens: Tokens) -> Content:
     starts = np.where(of_text, tokens.starts, 0).astype(np.int64)
     ends = np.where(of_text, tokens.ends, 0).astype(np.int64)
     trimmed_ends = visible_before[ends]
-    visible = of_text & (trimmed_ends > starts)
-    token = np.flatnonzero(visible)
+    token = np.flatnonzero(of_text & (trimmed_ends > starts))
     end = trimmed_ends[token]
     next_start = np.append(starts[token][1:], length)
     whole = next_start >= end
     highest_before = np.maximum.accumulate(np.concatenate([[0], np.where(whole, end, 0)]))[:-1]
-    return Content(
-        token=token,
-        start=visible_from[starts[token]],
-        end=end,
-        complete=whole & (end > highest_before),
-    )
+    return Content(token, visible_from[starts[token]], end, whole & (end > highest_before))
 
 
-def match_offsets(content: dict[str, Content]) -> Matches:
-    """Matches wherever complete tokens of both sides end at the same character."""
+def _by_offsets(content: dict[str, Content]) -> dict[str, Longs]:
+    """Indices into both sides' content, (N,): where complete tokens of both end at the same character."""
     complete = {side: np.flatnonzero(content[side].complete) for side in SIDES}
     ends = {side: content[side].end[complete[side]] for side in SIDES}
     _, in_a, in_b = np.intersect1d(ends["a"], ends["b"], assume_unique=True, return_indices=True)
-    return Matches({"a": complete["a"][in_a], "b": complete["b"][in_b]})
+    return {"a": complete["a"][in_a], "b": complete["b"][in_b]}
 
 
-def finish(text: str, content: dict[str, Content], matches: Matches, pair_at: str) -> Alignment:
-    """The alignment that follows from the matches.
+def _greedily(tokens: dict[str, Tokens], content: dict[str, Content], decode: dict[str, Decode]) -> dict[str, Longs]:
+    """Algorithm 1: the final tokens of the shortest windows whose normalised decoded texts are equal are matched.
 
-    Args:
-        pair_at: "words" keeps matches at word ends only (see words.py), "tokens" all.
+    Where they differ, the window with the shorter text grows; ties, and growth that is impossible for A, go to B. A
+    window that ends inside a character grows first. If no match can be found, what has been aligned so far is returned.
     """
-    char_end = content["a"].end[matches.content["a"]]
-    at_word_end = word_ends(text)[char_end]
-    return Alignment(
-        content=content,
-        token={side: content[side].token[matches.content[side]] for side in SIDES},
-        char_end=char_end,
-        window={side: np.diff(matches.content[side], prepend=-1) for side in SIDES},
-        at_word_end=at_word_end,
-        kept=at_word_end if pair_at == "words" else np.ones(len(matches), bool),
-        ordinal=matches.content,
-    )
+    ids = {side: tokens[side].ids[content[side].token] for side in SIDES}
+    found: dict[str, list[int]] = {side: [] for side in SIDES}
+    start = dict.fromkeys(SIDES, 0)
+
+    def read(side: str) -> str:
+        return _normalize(decode[side](ids[side][start[side] : stop[side]].tolist()))
+
+    parted = False
+    while not parted and all(start[side] < len(ids[side]) for side in SIDES):
+        stop = {side: start[side] + 1 for side in SIDES}
+        texts = {side: read(side) for side in SIDES}
+        while texts["a"] != texts["b"] or not texts["a"] or _unfinished(texts["a"]):
+            side = _grows(texts, {s: stop[s] - start[s] < MAX_WINDOW and stop[s] < len(ids[s]) for s in SIDES})
+            if side is None:
+                parted = True
+                break
+            stop[side] += 1
+            texts[side] = read(side)
+        else:
+            for side in SIDES:
+                found[side].append(stop[side] - 1)
+            start = stop
+    return {side: np.array(found[side], np.int64) for side in SIDES}
+
+
+def _grows(texts: dict[str, str], possible: dict[str, bool]) -> str | None:
+    """The side whose window grows; None: neither can."""
+    unfinished = [side for side in SIDES if _unfinished(texts[side]) and possible[side]]
+    if unfinished:
+        return min(unfinished, key=lambda side: len(texts[side]))
+    if len(texts["a"]) < len(texts["b"]) and possible["a"]:
+        return "a"
+    return "b" if possible["b"] else None
+
+
+def _normalize(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _unfinished(text: str) -> bool:
+    return text.endswith(_REPLACEMENT)

@@ -1,13 +1,17 @@
-"""Reading text files, one record at a time, with errors that name the place."""
+"""Reading texts, one record at a time, with errors that name the place. A kind of file is added here: its reader, and
+its suffix in READERS."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from modeldiff.errors import DamagedError, InputError, MachineError
+
+# Place for messages, and fields.
+Row = tuple[str, dict[str, Any]]
 
 # A .txt file is cut at the first blank line after this many characters: about one window of 512 tokens.
 TXT_DOCUMENT_CHARS = 2000
@@ -15,52 +19,40 @@ TXT_DOCUMENT_CHARS = 2000
 TXT_MOST_CHARS = 2 * TXT_DOCUMENT_CHARS
 
 
-def read_txt(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, text) of each document of a plain text file: paragraphs, grouped up to about 2,000 characters.
+def read_txt(path: Path, text_field: str) -> Iterator[Row]:
+    """The documents of a plain text file: paragraphs, grouped up to about 2,000 characters.
 
     Without blank lines a document ends at a line end, or at a blank, before 4,000 characters. Line ends are kept as
-    they are in the file.
-
-    Raises:
-        InputError: the file is not UTF-8.
+    they are in the file. Raises InputError when the file is not UTF-8.
     """
     lines: list[str] = []
     size, first = 0, 1
-    for number, line in enumerate(_lines(path), 1):
+
+    def documents() -> Iterator[Row]:
+        for text in split_long("".join(lines), TXT_MOST_CHARS):
+            yield f"{path}, from line {first}", {text_field: text}
+
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip() and size >= TXT_DOCUMENT_CHARS:
-            yield from _documents(path, first, lines)
+            yield from documents()
             lines, size, first = [], 0, number + 1
         elif line.strip() or lines:
             if size >= TXT_DOCUMENT_CHARS and size + len(line) > TXT_MOST_CHARS:
-                yield from _documents(path, first, lines)
+                yield from documents()
                 lines, size, first = [], 0, number
             lines.append(line)
             size += len(line)
         else:
             first = number + 1
-    yield from _documents(path, first, lines)
+    yield from documents()
 
 
-def split_long(text: str, most: int) -> Iterator[str]:
-    """The text in stretches of at most `most` characters, cut after a line end, else after a blank, else anywhere."""
-    start = 0
-    while len(text) - start > most:
-        stop = start + most
-        cut = text.rfind("\n", start, stop)
-        if cut < start:
-            cut = next((i for i in range(stop - 1, start, -1) if text[i].isspace()), stop - 1)
-        yield text[start : cut + 1]
-        start = cut + 1
-    yield text[start:]
+def read_jsonl(path: Path, _text_field: str = "") -> Iterator[Row]:
+    """The objects of a JSONL file; blank lines are passed over.
 
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line of a JSONL file; blank lines are passed over.
-
-    Raises:
-        InputError: a line is not a JSON object (named by its number), or the file is not UTF-8.
+    Raises InputError when a line is not a JSON object (named by its number), or the file is not UTF-8.
     """
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -73,18 +65,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text file without their ends; a byte-order mark is no part of the first.
-
-    Raises:
-        InputError: the file is not UTF-8.
-    """
-    for line in _lines(path):
-        yield line.rstrip("\r\n")
-
-
-def read_parquet(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, fields) of each row of a Parquet file; of its columns only the text, `messages` and `source` are read.
+def read_parquet(path: Path, text_field: str) -> Iterator[Row]:
+    """The rows of a Parquet file; of its columns only the text, `messages` and `source` are read.
 
     Raises:
         MachineError: pyarrow is not installed.
@@ -113,12 +95,22 @@ def read_parquet(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, A
         raise DamagedError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
 
 
-def _documents(path: Path, first: int, lines: list[str]) -> Iterator[tuple[str, str]]:
-    for text in split_long("".join(lines), TXT_MOST_CHARS):
-        yield f"{path}, from line {first}", text
+READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    ".txt": read_txt,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}
+"""By suffix: (path, text field) -> rows."""
+COMPRESSED = {".parquet"}
+"""Suffixes of files whose size does not tell how much text they hold."""
+SUFFIXES = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file, with their ends; a byte-order mark is no part of the first.
+
+    Raises InputError when the file is not UTF-8.
+    """
     number = 0
     try:
         # newline="\n": a carriage return stays in the text, where both models shall read it.
@@ -131,6 +123,76 @@ def _lines(path: Path) -> Iterator[str]:
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def split_long(text: str, most: int) -> Iterator[str]:
+    """The text in parts of at most `most` characters, cut after a line end, else after a blank, else anywhere."""
+    start = 0
+    while len(text) - start > most:
+        stop = start + most
+        cut = text.rfind("\n", start, stop)
+        if cut < start:
+            cut = next((i for i in range(stop - 1, start, -1) if text[i].isspace()), stop - 1)
+        yield text[start : cut + 1]
+        start = cut + 1
+    yield text[start:]
+
+
+def read_dataset(location: str) -> Iterator[Row]:
+    """The rows of a data set NAME[:CONFIG[:SPLIT]], streamed; NAME is of the hub, or a local folder of the same layout.
+
+    Raises:
+        MachineError: the package `datasets` is not installed, or the hub does not answer.
+        InputError: it cannot open the data set.
+    """
+    name, config, split = _name_config_split(location)
+    try:
+        import datasets
+    except ImportError:
+        raise MachineError(f"data set '{location}' needs a package: run `pip install 'modeldiff[datasets]'`") from None
+    commit = _commit(name)
+    try:
+        rows = datasets.load_dataset(name, config, split=split, streaming=True, revision=commit)
+    except Exception as error:  # it passes on whatever its readers and its network library raise
+        raise InputError(f"data set '{location}' cannot be opened: {_first_line(error)}") from error
+    for number, row in enumerate(rows, 1):
+        yield f"data set {location}, row {number}", row
+
+
+def dataset_identity(location: str, digest_file: Callable[[Path], str]) -> dict[str, Any]:
+    """What identifies the content of a data set: its commit on the hub, or the digests of its folder's files.
+
+    Raises:
+        InputError: there is no such data set; MachineError: the hub does not answer.
+    """
+    name, config, split = _name_config_split(location)
+    content: Any = [name, _commit(name)]
+    if Path(name).is_dir():
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        content = {path.relative_to(name).as_posix(): digest_file(path) for path in files}
+    return {"config": config, "split": split, "content": content}
+
+
+def _name_config_split(location: str) -> tuple[str, str | None, str]:
+    parts = location.split(":")
+    if len(parts) > 3:
+        raise InputError(f"data set '{location}' has too many parts: expected hf:NAME[:CONFIG[:SPLIT]]")
+    name, config, split = parts + [""] * (3 - len(parts))
+    return name, config or None, split or "train"
+
+
+def _commit(name: str) -> str | None:
+    """The newest commit of a data set on the hub; None for a local folder."""
+    if Path(name).is_dir():
+        return None
+    from huggingface_hub import HfApi, errors
+
+    try:
+        return str(HfApi().dataset_info(name).sha)
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise InputError(f"there is no local folder and no data set on the hub named '{name}'") from None
+    except Exception as error:  # the client passes on what its network library raises
+        raise MachineError(f"the hub gave no answer for data set '{name}': {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

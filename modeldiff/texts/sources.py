@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from modeldiff.errors import InputError
-from modeldiff.texts.hub import dataset_identity, read_dataset
-from modeldiff.texts.readers import read_jsonl, read_parquet, read_txt, split_long
+from modeldiff.texts.readers import READERS, SUFFIXES, dataset_identity, read_dataset, split_long
 from modeldiff.workspace.files import sha256_json
 
 HUB_PREFIX = "hf:"
 # A longer text is read as several documents.
 MOST_CHARS = 100_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,13 @@ class Record:
     """The messages of a chat; empty for a plain text."""
 
 
+def parse_sources(entries: tuple[str, ...]) -> list[Source]:
+    """Sources in the order given. Raises as `parse_source`."""
+    return [parse_source(entry) for entry in entries]
+
+
 def parse_source(entry: str) -> Source:
-    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means. A file that exists under the name as it stands is taken as it
-    is.
+    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means; a file of that very name is taken as it is.
 
     Raises:
         InputError: no such file, a suffix that is not read, or a weight that is no positive number.
@@ -65,11 +67,11 @@ def parse_source(entry: str) -> Source:
         return Source(label or name.split(":")[0], name, weight, hub=True)
     path = Path(rest)
     if path.is_dir():
-        raise InputError(f"text source {rest} is a folder: expected .txt, .jsonl or .parquet files (try {rest}/*.txt)")
+        raise InputError(f"text source {rest} is a folder: expected {SUFFIXES} files (try {rest}/*.txt)")
     if not path.is_file():
-        raise InputError(f"there is no text file {rest}: expected a .txt, .jsonl or .parquet file, or hf:NAME")
-    if path.suffix.lower() not in FILE_SUFFIXES:
-        raise InputError(f"text file {rest} ends in '{path.suffix}': expected .txt, .jsonl or .parquet")
+        raise InputError(f"there is no text file {rest}: expected a {SUFFIXES} file, or hf:NAME")
+    if path.suffix.lower() not in READERS:
+        raise InputError(f"text file {rest} ends in '{path.suffix}': expected {SUFFIXES}")
     if path.stat().st_size == 0:
         raise InputError(f"text file {rest} is empty")
     return Source(label or path.stem, rest, weight, hub=False)
@@ -86,19 +88,23 @@ def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
     if Path(rest).is_file() or "@" not in rest:
         return label, rest, 1.0
     rest, _, number = rest.rpartition("@")
-    return label, rest, _weight(number, entry)
-
-
-def parse_sources(entries: tuple[str, ...]) -> list[Source]:
-    """All sources of a harvest, in the order given. Raises as `parse_source`."""
-    return [parse_source(entry) for entry in entries]
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < float("inf"):
+        raise InputError(
+            f"text source '{entry}': '{number}' after @ is no weight: there is no such file, "
+            "and a weight is a positive number"
+        )
+    return label, rest, weight
 
 
 def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
-    """What identifies the content of a source: the digest of its file, or the commit of its data set."""
-    if not source.hub:
-        return digest_file(Path(source.location))
-    return sha256_json(dataset_identity(source.location, digest_file))
+    """What identifies the content of a source."""
+    if source.hub:
+        return sha256_json(dataset_identity(source.location, digest_file))
+    return digest_file(Path(source.location))
 
 
 def read_source(source: Source, text_field: str) -> Iterator[Record]:
@@ -108,11 +114,16 @@ def read_source(source: Source, text_field: str) -> Iterator[Record]:
         InputError: naming the file and the line or row that cannot be used, or that there are no documents at all.
     """
     found = False
-    for where, fields in _rows(source, text_field):
-        for record in _parts(_record(fields, where, text_field, source.label)):
-            if record.text.strip():
+    path = Path(source.location)
+    rows = read_dataset(source.location) if source.hub else READERS[path.suffix.lower()](path, text_field)
+    for where, fields in rows:
+        record = _record(fields, where, text_field, source.label)
+        # A tokenizer holds hundreds of bytes for each token of a text. A chat cannot be cut.
+        parts = [record.text] if record.messages else split_long(record.text, MOST_CHARS)
+        for text in parts:
+            if text.strip():
                 found = True
-                yield record
+                yield Record(record.source, text, record.messages)
     if not found:
         raise InputError(f"text source {source.location} holds no text")
 
@@ -120,22 +131,18 @@ def read_source(source: Source, text_field: str) -> Iterator[Record]:
 def mix(sources: list[Source], text_field: str, *, sample: float = 1.0, seed: int = 0) -> Iterator[Record]:
     """The documents of all sources, interleaved so that their characters keep the proportion of the weights.
 
-    Args:
-        sample: share of the documents that is used; the others are read and passed over.
-        seed: decides which.
+    sample: share of the documents that is used, chosen by the seed; the others are read and passed over.
     """
     streams = [_sampled(read_source(s, text_field), i, sample, seed) for i, s in enumerate(sources)]
     waiting = {i: record for i, stream in enumerate(streams) if (record := next(stream, None)) is not None}
     given = [0.0] * len(sources)  # characters per weight so far
     while waiting:
         i = min(waiting, key=lambda one: (given[one], one))
-        record = waiting[i]
+        record = waiting.pop(i)
         yield record
         given[i] += len(record.text) / sources[i].weight
         following = next(streams[i], None)
-        if following is None:
-            del waiting[i]
-        else:
+        if following is not None:
             waiting[i] = following
 
 
@@ -145,17 +152,6 @@ def _sampled(records: Iterator[Record], source: int, sample: float, seed: int) -
         draw = hashlib.blake2b(f"{seed}:{source}:{number}".encode(), digest_size=8).digest()
         if sample >= 1 or int.from_bytes(draw, "big") < sample * 2**64:
             yield record
-
-
-def _rows(source: Source, text_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place for messages, fields) of each record."""
-    if source.hub:
-        return read_dataset(source.location)
-    path = Path(source.location)
-    suffix = path.suffix.lower()
-    if suffix == ".txt":
-        return ((where, {text_field: text}) for where, text in read_txt(path))
-    return read_jsonl(path) if suffix == ".jsonl" else read_parquet(path, text_field)
 
 
 def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> Record:
@@ -175,22 +171,12 @@ def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> 
     raise InputError(f"{where}: field '{text_field}' is missing (fields: {names}); choose one with --text-field")
 
 
-def _parts(record: Record) -> Iterator[Record]:
-    """The record, or several of a very long one: a tokenizer holds hundreds of bytes for each token of a text."""
-    if record.messages or len(record.text) <= MOST_CHARS:
-        yield record
-        return
-    for text in split_long(record.text, MOST_CHARS):
-        yield Record(record.source, text)
-
-
 def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{where}: field 'messages' must be a list of {{role, content}} with at least one")
     found = []
     for message in messages:
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
+        role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
         if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
             content = "\n".join(part["text"] for part in content)
         if not isinstance(role, str) or not isinstance(content, str):
@@ -202,16 +188,3 @@ def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
 def characters(text: str) -> str:
     """The text with U+FFFD for lone surrogates: JSON can spell them, but tokenizers refuse them."""
     return _LONE_SURROGATE.sub("\ufffd", text)
-
-
-def _weight(number: str, entry: str) -> float:
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < float("inf"):
-        raise InputError(
-            f"text source '{entry}': '{number}' after @ is no weight: there is no such file, "
-            "and a weight is a positive number"
-        )
-    return weight

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import open_answer, render_chat
-from modeldiff.lm.tokens import encode, encode_plain
-from modeldiff.texts.greedy import Decode, locate
+from modeldiff.texts.align import Decode
 from modeldiff.texts.sources import Record
 from modeldiff.workspace.plan import Tokens
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One side's tokenizer, and how it gives offsets.
+    """One side's tokenizer, of the transformers package.
 
-    Attributes:
-        tokenizer: of the transformers package.
-        needs_offsets: True: a tokenizer without character offsets is an error (which names --align greedy); False: its
-            offsets are found by following the decoded text.
+    Tokenizers differ in the starts they give: a byte-level token for " word" starts at the blank or at the word.
+    Several tokens that spell the bytes of one character all carry its start and end. Use ends, which agree.
+    Raises InputError for a tokenizer that gives no character offsets.
     """
 
     tokenizer: Any
-    needs_offsets: bool
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            name = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
+            raise InputError(f"tokenizer of {name} gives no character offsets: a fast tokenizer is needed")
 
     @property
     def decode(self) -> Decode:
@@ -41,41 +44,41 @@ class Reader:
         if not record.messages:
             return self._encode(record.text, add_special_tokens=True)
         rendered, spans = render_chat(self.tokenizer, list(record.messages))
-        tokens = self._encode(rendered, add_special_tokens=False)
-        return _into_document(tokens, record, rendered, spans)
+        return _into_document(self._encode(rendered, add_special_tokens=False), record, rendered, spans)
 
     def read_opened(self, record: Record) -> Tokens:
         """The tokens of a chat that ends with a user's message, up to where the answer begins (`open_answer`).
 
         Offsets are -1 for tokens that are not part of the messages; for all of them where the messages cannot be found
-        in what the template makes of them, or the tokenizer has no offsets.
+        in what the template makes of them.
         """
         rendered = open_answer(self.tokenizer, record.messages)
-        spans = self._spans(record, rendered) if self.tokenizer.is_fast else []
-        if spans:
-            return _into_document(self._encode(rendered, add_special_tokens=False), record, rendered, spans)
-        ids = self.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
-        nowhere = np.full(len(ids), -1, np.int32)
-        return Tokens(np.array(ids, np.int32), nowhere, nowhere.copy())
-
-    def _spans(self, record: Record, rendered: str) -> list[tuple[int, int]]:
-        """Where the messages stand in a text that goes on after them; none where they cannot be found."""
+        tokens = self._encode(rendered, add_special_tokens=False)
         try:
             closed, spans = render_chat(self.tokenizer, list(record.messages))
         except InputError:
-            return []
-        stop = spans[-1][1]
-        return spans if closed[:stop] == rendered[:stop] else []
+            closed, spans = "", []
+        if spans and rendered.startswith(closed[: spans[-1][1]]):
+            return _into_document(tokens, record, rendered, spans)
+        nowhere = np.full(len(tokens.ids), -1, np.int32)
+        return Tokens(tokens.ids, nowhere, nowhere.copy())
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> Tokens:
-        if self.needs_offsets or self.tokenizer.is_fast:
-            encoded = encode(self.tokenizer, text, add_special_tokens=add_special_tokens)
-            special = np.array(encoded.special, bool)
-            starts, ends = (np.array(offsets, np.int32) for offsets in (encoded.starts, encoded.ends))
-            return Tokens(np.array(encoded.ids, np.int32), np.where(special, -1, starts), np.where(special, -1, ends))
-        ids, flags, _ = encode_plain(self.tokenizer, text, add_special_tokens=add_special_tokens)
-        starts, ends = locate(text, ids, flags, self.decode)
-        return Tokens(np.array(ids, np.int32), starts, ends)
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids = np.array(encoded["input_ids"], np.int32)
+        special_ids = _special_ids(self.tokenizer)
+        special = np.array([i in special_ids for i in encoded["input_ids"]], bool)
+        outside = special | np.array(encoded["special_tokens_mask"], bool)
+        offsets = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+        starts, ends = np.where(outside[:, None], np.int32(-1), offsets).T
+        return Tokens(ids, starts, ends)
 
 
 def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tuple[int, int]]) -> Tokens:
@@ -97,3 +100,18 @@ def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tu
                 ends[i] = min(end, stop) + shift
         offset += len(content) + 1
     return Tokens(tokens.ids, starts, ends)
+
+
+@lru_cache(maxsize=8)
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of tokens that mark structure. The token for unknown text is none, unless it has a second use."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = {
+        name: tokenizer.convert_tokens_to_ids(token)
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str)
+    }
+    unknown = named.pop("unk_token", None)
+    if unknown not in named.values():
+        added.discard(unknown)
+    return frozenset(added | set(named.values()))

@@ -15,11 +15,10 @@ boundaries (UAX 29) but without its tables:
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-
-from modeldiff.texts.chars import CharTable
 
 _SPACE, _LETTER, _DIGIT, _UNSPACED, _OTHER, _EXTEND, _JOINER, _FLAG = range(8)
 
@@ -46,6 +45,27 @@ _INVISIBLE_SPACES = "\u200b\u2060\ufeff"  # zero-width space, word joiner, byte 
 _VOWELS_AFTER = "\u0e33\u0eb3"  # Thai and Lao sara am: letters by category, marks by use
 _APOSTROPHES = "'\u2019"
 _DECIMAL_MARKS = ".,\u066b\u066c"
+_UNKNOWN = -1
+
+
+class CharTable:
+    """Call it with a text for the number of each character, (len(text),) int16.
+
+    number_of: the number of one character, at least 0. It is asked once for each character that is met.
+    """
+
+    def __init__(self, number_of: Callable[[str], int]) -> None:
+        self._number_of = number_of
+        self._table = np.full(0x110000, _UNKNOWN, np.int16)
+
+    def __call__(self, text: str) -> NDArray[np.int16]:
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
+        numbers = self._table[codes]
+        new = np.unique(codes[numbers == _UNKNOWN])
+        if not len(new):
+            return numbers
+        self._table[new] = [self._number_of(chr(code)) for code in new.tolist()]
+        return self._table[codes]
 
 
 def word_ends(text: str) -> NDArray[np.bool_]:
@@ -54,16 +74,16 @@ def word_ends(text: str) -> NDArray[np.bool_]:
     if not text:
         return ends
     classes = char_classes(text)
-    before = _base_classes(classes)
+    # Marks and joiners count as the character that they belong to.
+    attached = (classes == _EXTEND) | (classes == _JOINER)
+    before = classes[np.maximum.accumulate(np.where(attached, 0, np.arange(len(classes))))]
     after = np.append(classes[1:], _SPACE)
-    alphanumeric_before = (before == _LETTER) | (before == _DIGIT)
-    alphanumeric_after = (after == _LETTER) | (after == _DIGIT)
     inside = (
         (before == _SPACE)
         | (after == _EXTEND)
         | (after == _JOINER)
         | ((classes == _JOINER) & (after != _SPACE))
-        | (alphanumeric_before & alphanumeric_after)
+        | (((before == _LETTER) | (before == _DIGIT)) & ((after == _LETTER) | (after == _DIGIT)))
         | ((before == _FLAG) & (after == _FLAG))
     )
     ends[1:] = ~inside
@@ -77,11 +97,6 @@ def word_ends(text: str) -> NDArray[np.bool_]:
     return ends
 
 
-def is_word_end(text: str, end: int) -> bool:
-    """Whether a word, a number or a punctuation mark of `text` ends before position `end`."""
-    return bool(word_ends(text)[end])
-
-
 def is_space(text: str) -> NDArray[np.bool_]:
     """For each character, whether it is white space (zero-width spaces included); shape (len(text),)."""
     return char_classes(text) == _SPACE
@@ -90,17 +105,6 @@ def is_space(text: str) -> NDArray[np.bool_]:
 def is_unspaced(text: str) -> NDArray[np.bool_]:
     """For each character, whether it is of a script written without spaces between words; shape (len(text),)."""
     return char_classes(text) == _UNSPACED
-
-
-def _base_classes(classes: NDArray[np.int16]) -> NDArray[np.int16]:
-    """The class of each character, marks and joiners taking that of the character they belong to."""
-    attached = (classes == _EXTEND) | (classes == _JOINER)
-    base = np.maximum.accumulate(np.where(attached, 0, np.arange(len(classes))))
-    return classes[base]
-
-
-def _unspaced(code: int) -> bool:
-    return any(low <= code <= high for low, high in _UNSPACED_RANGES)
 
 
 def _char_class(char: str) -> int:
@@ -114,7 +118,7 @@ def _char_class(char: str) -> int:
         return _EXTEND
     if category == "Nd":
         return _DIGIT
-    if category[0] in "LN" and _unspaced(code):
+    if category[0] in "LN" and any(low <= code <= high for low, high in _UNSPACED_RANGES):
         return _UNSPACED
     if category[0] == "L" or char == "_":
         return _LETTER

@@ -17,8 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from modeldiff.harvest.capture import Capture, capture_shard
-from modeldiff.lm.blocks import hidden_of
-from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.model import LanguageModel, hidden_of
 from modeldiff.lm.ref import ModelRef
 from modeldiff.lm.residual import residual_after
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens

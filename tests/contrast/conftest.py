@@ -50,7 +50,7 @@ def lm_b(models: dict[str, Path]) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def readers(models: dict[str, Path]) -> dict[str, Reader]:
-    return {side: Reader(load_tokenizer(ModelRef(str(folder))), True) for side, folder in models.items()}
+    return {side: Reader(load_tokenizer(ModelRef(str(folder)))) for side, folder in models.items()}
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def _readers(**arguments: Any) -> dict[str, Reader]:
     made = {"a": tiny_tokenizer(vocab_size=320, **arguments), "b": tiny_tokenizer(vocab_size=280, add_bos=True)}
     if arguments.get("chat_template"):
         made["b"].chat_template = arguments["chat_template"].replace("<|im_end|>", "<|im_end|> ")
-    return {side: Reader(tokenizer, True) for side, tokenizer in made.items()}
+    return {side: Reader(tokenizer) for side, tokenizer in made.items()}
 
 
 def _continuations(records: list[Record], ends: list[list[int]]) -> Any:

@@ -24,13 +24,13 @@ from modeldiff.contrast.documents import (
 from modeldiff.errors import InputError
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
-from modeldiff.texts.words import is_word_end
+from modeldiff.texts.words import word_ends
 from tests.contrast.conftest import make_texts
 from tests.texts.tokenizers_for_tests import bytes_trimmed, bytes_untrimmed
 from tests.tiny_models import CHAT_TEMPLATE, TEXTS, tiny_tokenizer
 
 # The second begins every text with <s> and counts the blank before a word to its token.
-READERS = {"a": Reader(bytes_trimmed(), True), "b": Reader(bytes_untrimmed(), True)}
+READERS = {"a": Reader(bytes_trimmed()), "b": Reader(bytes_untrimmed())}
 CONTEXT = {"a": 512, "b": 512}
 
 
@@ -107,7 +107,7 @@ def test_a_place_is_where_both_models_have_read_the_same_and_a_word_ends(words: 
     assert 0 < len(document.ends) <= CANDIDATES
     assert document.ends == sorted(set(document.ends))
     for i, end in enumerate(document.ends):
-        assert is_word_end(text, end)
+        assert word_ends(text)[end]
         assert text[end:].strip()  # something follows
         for side in "ab":
             assert decoded(document, side, i) == text[:end]
@@ -147,7 +147,7 @@ def test_a_place_beyond_the_last_is_an_error() -> None:
 @pytest.fixture(scope="module")
 def chatting() -> dict[str, Reader]:
     """B has a chat template, A has none."""
-    return {"a": Reader(tiny_tokenizer(), True), "b": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True)}
+    return {"a": Reader(tiny_tokenizer()), "b": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE))}
 
 
 def chat(*messages: tuple[str, str]) -> Record:

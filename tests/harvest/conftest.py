@@ -1,12 +1,14 @@
 """Two tiny models of different architecture, width and tokenizer, and texts for them."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Workspace
+from modeldiff.workspace.stage import Work
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
 
@@ -43,7 +45,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "ws")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_settings(models, texts_file):
     """Settings of a small harvest, with changes."""
 
@@ -62,3 +64,23 @@ def make_settings(models, texts_file):
         return HarvestSettings(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call it with what to run and the ending of a file's name: the run is interrupted before the file is there."""
+
+    def interrupt(run: Callable[[], object], ending: str) -> None:
+        commit = Work.commit
+
+        def stop(work: Work, temporary: Path, name: str) -> None:
+            if name.endswith(ending):
+                raise KeyboardInterrupt
+            commit(work, temporary, name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Work, "commit", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run()
+
+    return interrupt

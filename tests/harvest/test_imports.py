@@ -14,7 +14,6 @@ from modeldiff.harvest.run import estimate, run
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.bits import create_dataset, write_rows
 
 GENERATOR = torch.Generator().manual_seed(3)
 X_A = torch.randn(50, 4, generator=GENERATOR)
@@ -22,6 +21,7 @@ X_B = torch.randn(50, 6, generator=GENERATOR) * 100
 
 
 def write(path: Path, x: torch.Tensor) -> str:
+    """The file, as an option names its array."""
     if path.suffix == ".npy":
         np.save(path, x.numpy())
     elif path.suffix == ".safetensors":
@@ -41,11 +41,20 @@ def rows(store: ActivationStore, side: str) -> torch.Tensor:
     return torch.cat([store.read_side(side, block) for block in store.blocks(7)])
 
 
+@pytest.fixture
+def five(tmp_path: Path) -> tuple[str, str]:
+    """Five rows of each side."""
+    return write(tmp_path / "a.npy", X_A[:5]), write(tmp_path / "b.npy", X_B[:5])
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".h5"])
 def test_each_format(tmp_path: Path, workspace: Workspace, suffix: str) -> None:
     a, b = write(tmp_path / f"a{suffix}", X_A), write(tmp_path / f"b{suffix}", X_B)
-    artifact = run(settings(a, b, model_a="org/one", layer_a=7), workspace)
-    store = ActivationStore(artifact)
+    planned = estimate(settings(a, b), workspace)
+    assert (planned["pairs"], planned["a"]["width"], planned["b"]["width"]) == (50, 4, 6)
+    assert planned["bytes_needed"] >= 50 * 10 * 4
+    assert not workspace.folder.exists()
+    store = ActivationStore(run(settings(a, b, model_a="org/one", layer_a=7), workspace))
     assert torch.equal(rows(store, "a"), X_A)
     assert torch.equal(rows(store, "b"), X_B)
     assert store.info.shards == [20, 20, 10]
@@ -57,30 +66,25 @@ def test_each_format(tmp_path: Path, workspace: Workspace, suffix: str) -> None:
 
 
 def test_the_storage_dtype_is_rounded_to(tmp_path: Path, workspace: Workspace) -> None:
-    a, b = write(tmp_path / "a.npy", X_A.double()), write(tmp_path / "b.npy", X_B.half())
-    store = ActivationStore(run(settings(a, b, storage="bfloat16"), workspace))
-    assert torch.equal(rows(store, "a"), X_A.to(torch.bfloat16))
-    assert torch.equal(rows(store, "b"), X_B.half().to(torch.bfloat16))
+    changed = {
+        "double.npy": (X_A.double(), X_A),
+        "half.npy": (X_A.half(), X_A.half()),
+        "bfloat16.safetensors": (X_A.to(torch.bfloat16), X_A),
+    }
+    for name, (given, expected) in changed.items():
+        entry = write(tmp_path / name, given)
+        store = ActivationStore(run(settings(entry, entry, storage="bfloat16"), workspace))
+        assert torch.equal(rows(store, "a"), expected.to(torch.bfloat16))
 
 
-def test_bfloat16_of_safetensors_and_of_this_projects_own_files(tmp_path: Path, workspace: Workspace) -> None:
-    a = write(tmp_path / "a.safetensors", X_A.to(torch.bfloat16))
-    with h5py.File(tmp_path / "b.h5", "w") as file:
-        write_rows(create_dataset(file, "activations", 50, 6, "bfloat16"), 0, X_B)
-    store = ActivationStore(run(settings(a, f"{tmp_path / 'b.h5'}:activations", storage="bfloat16"), workspace))
-    assert torch.equal(rows(store, "a"), X_A.to(torch.bfloat16))
-    assert torch.equal(rows(store, "b"), X_B.to(torch.bfloat16))
-
-
-def test_texts_give_the_places_of_the_rows(tmp_path: Path, workspace: Workspace) -> None:
-    a, b = write(tmp_path / "a.npy", X_A[:5]), write(tmp_path / "b.npy", X_B[:5])
+def test_texts_give_the_places_of_the_rows(tmp_path: Path, workspace: Workspace, five: tuple[str, str]) -> None:
     texts = tmp_path / "texts.jsonl"
     records = [
         {"text": "one two", "ends": [3, 7], "source": "x", "ids_a": [5, 6]},
         {"text": "a b c", "ends": [1, 3, 5]},
     ]
     texts.write_text("".join(json.dumps(record) + "\n" for record in records))
-    store = ActivationStore(run(settings(a, b, import_texts=texts, shard_pairs=2), workspace))
+    store = ActivationStore(run(settings(*five, import_texts=texts, shard_pairs=2), workspace))
     assert store.info.has_texts
     assert store.info.shards == [2, 3]
     assert store.info.sources == ["x", "imported"]
@@ -103,11 +107,12 @@ def test_texts_give_the_places_of_the_rows(tmp_path: Path, workspace: Workspace)
         ({"text": "one", "ends": [3], "ids_a": [1, 2]}, "line 1: 'ids_a' must be a list of 1 token ids"),
     ],
 )
-def test_texts_that_do_not_fit(tmp_path: Path, workspace: Workspace, record: dict, message: str) -> None:
-    a, b = write(tmp_path / "a.npy", X_A[:5]), write(tmp_path / "b.npy", X_B[:5])
+def test_texts_that_do_not_fit(
+    tmp_path: Path, workspace: Workspace, five: tuple[str, str], record: dict, message: str
+) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps(record))
     with pytest.raises(InputError, match=message):
-        run(settings(a, b, import_texts=tmp_path / "t.jsonl"), workspace)
+        run(settings(*five, import_texts=tmp_path / "t.jsonl"), workspace)
 
 
 def broken(x: torch.Tensor, row: int, value: float) -> torch.Tensor:
@@ -117,26 +122,22 @@ def broken(x: torch.Tensor, row: int, value: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "error", "message"),
+    ("a", "b", "message"),
     [
-        (X_A, X_B[:49], InputError, "has 50 rows and .* has 49"),
-        (broken(X_A, 33, float("nan")), X_B, InputError, "--import-a: row 33 of .* NaN"),
-        (X_A, broken(X_B, 7, float("-inf")), InputError, "--import-b: row 7 of .* infinity"),
-        (X_A[0], X_B, InputError, r"has shape \(4,\): expected \(pairs, width\)"),
-        (X_A[:0], X_B, InputError, r"is empty: its shape is \(0, 4\)"),
-        (X_A.to(torch.int32), X_B, InputError, "has type torch.int64: expected"),
+        (X_A, X_B[:49], "has 50 rows and .* has 49"),
+        (broken(X_A, 33, float("nan")), X_B, "--import-a: row 33 of .* NaN"),
+        (X_A, broken(X_B, 7, float("-inf")), "--import-b: row 7 of .* infinity"),
+        (X_A, broken(X_B, 2, 1e6), "row 2 of .* is too large for float16: use --storage bfloat16 or float32"),
+        (X_A[0], X_B, r"has shape \(4,\): expected \(pairs, width\)"),
+        (X_A[:0], X_B, r"is empty: its shape is \(0, 4\)"),
+        (X_A.to(torch.int32), X_B, "has type torch.int64: expected"),
     ],
 )
-def test_arrays_that_cannot_be_used(tmp_path: Path, workspace: Workspace, a, b, error, message: str) -> None:
-    with pytest.raises(error, match=message) as caught:
-        run(settings(write(tmp_path / "a.npy", a), write(tmp_path / "b.npy", b)), workspace)
+def test_arrays_that_cannot_be_used(tmp_path: Path, workspace: Workspace, a, b, message: str) -> None:
+    given = (write(tmp_path / "a.npy", a), write(tmp_path / "b.npy", b))
+    with pytest.raises(InputError, match=message) as caught:
+        run(settings(*given, storage="float16"), workspace)
     assert "\n" not in str(caught.value)
-
-
-def test_values_too_large_for_the_storage_are_refused(tmp_path: Path, workspace: Workspace) -> None:
-    a, b = write(tmp_path / "a.npy", X_A), write(tmp_path / "b.npy", broken(X_B, 2, 1e6))
-    with pytest.raises(InputError, match=r"row 2 of .* is too large for float16: use --storage bfloat16 or float32"):
-        run(settings(a, b, storage="float16"), workspace)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,9 @@ def test_values_too_large_for_the_storage_are_refused(tmp_path: Path, workspace:
         ("{folder}/objects.npy", DamagedError, "objects.npy: cannot be read"),
     ],
 )
-def test_files_that_cannot_be_used(tmp_path: Path, workspace: Workspace, entry: str, error, message: str) -> None:
+def test_files_that_cannot_be_used(
+    tmp_path: Path, workspace: Workspace, five: tuple[str, str], entry: str, error, message: str
+) -> None:
     (tmp_path / "a.txt").write_text("text")
     write(tmp_path / "s.safetensors", X_A)
     for name in ("torn.npy", "torn.safetensors", "torn.h5"):
@@ -161,26 +164,15 @@ def test_files_that_cannot_be_used(tmp_path: Path, workspace: Workspace, entry: 
         (tmp_path / name).write_bytes(content[: len(content) - 300])
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     with pytest.raises(error, match=message) as caught:
-        run(settings(entry.format(folder=tmp_path), write(tmp_path / "b.npy", X_B)), workspace)
+        run(settings(entry.format(folder=tmp_path), five[1]), workspace)
     assert "\n" not in str(caught.value)
 
 
-def test_other_content_under_the_same_name_is_imported_anew(tmp_path: Path, workspace: Workspace) -> None:
-    a, b = write(tmp_path / "a.npy", X_A), write(tmp_path / "b.npy", X_B)
-    assert run(settings(a, b), workspace).ref == "activations:1"
-    assert run(settings(a, b), workspace).ref == "activations:1"
-    write(tmp_path / "a.npy", X_A * 2)
-    assert run(settings(a, b), workspace).ref == "activations:2"
-
-
-def test_estimate(tmp_path: Path, workspace: Workspace) -> None:
-    a, b = write(tmp_path / "a.npy", X_A), write(tmp_path / "b.npy", X_B)
-    planned = estimate(settings(a, b), workspace)
-    assert (planned["pairs"], planned["a"]["width"], planned["b"]["width"]) == (50, 4, 6)
-    assert planned["bytes_needed"] >= 50 * 10 * 4
-    assert not workspace.folder.exists()
-
-
-def test_both_sides_are_needed() -> None:
+def test_other_content_under_the_same_name_is_imported_anew(
+    tmp_path: Path, workspace: Workspace, five: tuple[str, str]
+) -> None:
+    assert run(settings(*five), workspace).ref == run(settings(*five), workspace).ref == "activations:1"
+    write(tmp_path / "a.npy", X_A[:5] * 2)
+    assert run(settings(*five), workspace).ref == "activations:2"
     with pytest.raises(InputError, match="--import-b is missing"):
         HarvestSettings(import_a="a.npy")

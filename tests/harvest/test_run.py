@@ -76,20 +76,8 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(
     assert artifact.problems() == []
 
 
-def test_a_finished_side_is_not_captured_again(
-    make_settings, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    commit = Work.commit
-
-    def stop_at_b(work: Work, temporary: Path, name: str) -> None:
-        if name.endswith(".b.h5"):
-            raise KeyboardInterrupt
-        commit(work, temporary, name)
-
-    monkeypatch.setattr(Work, "commit", stop_at_b)
-    with pytest.raises(KeyboardInterrupt):
-        run(make_settings(), workspace)
-    monkeypatch.setattr(Work, "commit", commit)
+def test_a_finished_side_is_not_captured_again(make_settings, workspace: Workspace, interrupted_at, capsys) -> None:
+    interrupted_at(lambda: run(make_settings(), workspace), ".b.h5")
     capsys.readouterr()
     run(make_settings(), workspace)
     said = capsys.readouterr().err
@@ -105,47 +93,22 @@ def test_too_few_texts_are_said(make_settings, workspace: Workspace, capsys) -> 
     assert f"only {artifact.metrics['pairs']:,} of the 100,000 pairs asked for" in capsys.readouterr().err
 
 
-def test_chats_with_each_models_own_template(make_settings, workspace: Workspace, tmp_path: Path) -> None:
-    path = tmp_path / "chats.jsonl"
-    messages = [{"role": "user", "content": "abc gah?"}, {"role": "assistant", "content": "bed cab 3.14."}]
-    path.write_text(json.dumps({"messages": messages}) + "\n")
-    store = ActivationStore(run(make_settings(texts=(str(path),)), workspace))
-    plan = store.plan(0)
-    assert plan.documents[0].text == "abc gah?\nbed cab 3.14."
-    words = {plan.documents[0].text[:end].split()[-1] for end in plan.pairs.char_end.tolist()}
-    assert words <= {"abc", "gah", "gah?", "bed", "cab", "3.14", "3.14."}
-    assert len(words) >= 5
-
-
-def test_greedy_makes_the_same_kind_of_artifact(make_settings, workspace: Workspace) -> None:
-    artifact = run(make_settings(align="greedy", pairs=100), workspace)
-    assert ActivationStore(artifact).pairs == 100
-
-
-def test_estimate_reads_no_weights_and_writes_nothing(make_settings, workspace: Workspace, monkeypatch) -> None:
-    monkeypatch.setattr("modeldiff.harvest.run.load_model", None)
-    planned = estimate(make_settings(), workspace)
-    assert planned["pairs"] == 500
-    assert planned["fits"]
-    assert planned["bytes_needed"] > 500 * (16 + 24) * 4
-    assert (planned["a"]["width"], planned["a"]["layers"], planned["a"]["layer"]) == (16, 3, 1)
-    assert 0 < planned["b"]["kept"] < 1
-    assert not workspace.folder.exists()
-    pairs = run_pairs(make_settings, workspace, monkeypatch)
-    assert 0.5 < planned["pairs_in_texts"] / pairs < 2
-
-
-def run_pairs(make_settings, workspace: Workspace, monkeypatch) -> int:
-    monkeypatch.undo()
-    return run(make_settings(pairs=10**5), workspace).metrics["pairs"]
-
-
-def test_the_estimate_of_bytes_is_near_the_truth(make_settings, workspace: Workspace) -> None:
-    chosen = make_settings(pairs=1000, shard_pairs=1000)
-    needed = estimate(chosen, workspace)["bytes_needed"]
-    artifact = run(chosen, workspace)
+def test_the_estimate_reads_no_weights_writes_nothing_and_is_near_the_truth(
+    make_settings, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("modeldiff.harvest.run.load_model", None)
+        planned = estimate(make_settings(pairs=1000, shard_pairs=1000), workspace)
+        assert planned["pairs"] == 1000
+        assert planned["fits"]
+        assert (planned["a"]["width"], planned["a"]["layers"], planned["a"]["layer"]) == (16, 3, 1)
+        assert 0 < planned["b"]["kept"] < 1
+        assert not workspace.folder.exists()
+    artifact = run(make_settings(pairs=1000, shard_pairs=1000), workspace)
     written = sum(artifact.manifest.files[name].size for name in artifact.files("shards/"))
-    assert 0.7 < written / needed < 1.3
+    assert 0.7 < written / planned["bytes_needed"] < 1.3
+    pairs = run(make_settings(pairs=10**5), workspace).metrics["pairs"]
+    assert 0.5 < planned["pairs_in_texts"] / pairs < 2
 
 
 def test_too_little_disk_is_refused_before_a_model_is_loaded(make_settings, workspace: Workspace, monkeypatch) -> None:
@@ -177,10 +140,3 @@ def test_wrong_settings_are_one_line(make_settings, workspace: Workspace, change
         run(make_settings(**changes), workspace)
     assert "\n" not in str(caught.value)
     assert workspace.partials() == []
-
-
-def test_a_tokenizer_without_offsets_names_the_way_out(make_settings, workspace: Workspace, monkeypatch) -> None:
-    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.is_fast", property(lambda _: False))
-    with pytest.raises(InputError, match="gives no character offsets: use --align greedy"):
-        run(make_settings(), workspace)
-    assert run(make_settings(align="greedy", pairs=50), workspace).metrics["pairs"] == 50

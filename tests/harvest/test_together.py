@@ -12,7 +12,6 @@ from modeldiff.harvest.run import run
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.ranks import Ranks, ranks
-from modeldiff.workspace.stage import Work
 from tests.processes import DEADLINE, two
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -91,19 +90,9 @@ def test_a_killed_process_ends_the_run_and_the_same_command_continues(
 
 
 def test_two_processes_continue_what_one_began(
-    settings: HarvestSettings, workspace: Workspace, straight: Artifact, tmp_path: Path, monkeypatch
+    settings: HarvestSettings, workspace: Workspace, straight: Artifact, tmp_path: Path, interrupted_at
 ) -> None:
-    commit = Work.commit
-
-    def stop(work: Work, temporary: Path, name: str) -> None:
-        if name == "shards/00002.a.h5":
-            raise KeyboardInterrupt
-        commit(work, temporary, name)
-
-    monkeypatch.setattr(Work, "commit", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, workspace)
-    monkeypatch.undo()
+    interrupted_at(lambda: run(settings, workspace), "00002.a.h5")
     assert [code for code, _ in two(command(settings, workspace), tmp_path, {})] == [0, 0]
     assert content(workspace.find("activations")) == content(straight)
     # And now that it is there, nobody works.
@@ -124,17 +113,7 @@ def test_an_error_of_rank_0_is_said_once(settings: HarvestSettings, workspace: W
     assert "another process of this run ended" in other_lines[0]
 
 
-def test_without_a_launcher_there_is_one_rank() -> None:
-    alone = ranks()
-    assert alone == Ranks(0, 1, 0)
-    assert alone.first
-    assert alone.broadcast("x") == "x"
-    assert alone.mine([1, 2, 3]) == [1, 2, 3]
-    alone.barrier()
-    alone.close()
-
-
 def test_every_piece_of_work_is_somebodys() -> None:
-    work = list(range(7))
-    parts = [Ranks(rank, 3).mine(work) for rank in range(3)]
-    assert parts == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [Ranks(rank, 3).mine(list(range(7))) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert ranks() == Ranks(0, 1, 0)  # without a launcher
+    assert ranks().broadcast("x") == "x"

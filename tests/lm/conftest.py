@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import socket
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,8 @@ import torch
 
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,15 +54,16 @@ def lm_of(folder_of: Callable[[str], Path]) -> Callable[[str], LanguageModel]:
 
 
 @pytest.fixture
-def connections(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Addresses that something tried to reach, with the hub's offline mode switched off."""
-    tried: list[object] = []
+def llama(folder_of: Callable[[str], Path], tmp_path: Path) -> Path:
+    """The folder of a model that a test may change."""
+    return Path(shutil.copytree(folder_of("llama"), tmp_path / "llama"))
 
-    def refuse(*args: object, **_kwargs: object) -> None:
-        tried.append(args)
-        raise OSError("no network in tests")
 
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    return tried
+@pytest.fixture
+def small_on_the_hub(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local cache of the hub that holds COMMIT of the model org/small."""
+    repo = tmp_path / "cache" / "models--org--small"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(llama, repo / "snapshots" / COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,8 +12,6 @@ from hypothesis import strategies as st
 from modeldiff.lm import batches as batches_module
 from modeldiff.lm.batches import BATCH_TOKENS, batches, chunks, padded, token_budget
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.ref import ModelRef
-from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 @given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 200))
@@ -26,11 +26,10 @@ def test_sequences_of_like_length_go_together_and_a_long_one_alone() -> None:
     assert batches([5, 9, 2, 40, 5], 20) == [[2, 0, 4], [1], [3]]
 
 
-def test_the_budget_is_the_devices_or_what_the_logits_allow() -> None:
-    lm = LanguageModel(tiny_model("llama", 320, width=32), tiny_tokenizer(), ModelRef("llama"))
-    assert token_budget(lm) == BATCH_TOKENS["cpu"]
-    assert token_budget(lm, logit_values=1 << 40) == BATCH_TOKENS["cpu"]
-    assert token_budget(lm, logit_values=10 * 320 + 319) == 10
+def test_the_budget_is_the_devices_or_what_the_logits_allow(lm_of: Callable[[str], LanguageModel]) -> None:
+    lm = lm_of("llama")
+    assert token_budget(lm) == token_budget(lm, logit_values=1 << 40) == BATCH_TOKENS["cpu"]
+    assert token_budget(lm, logit_values=11 * lm.vocabulary - 1) == 10
     assert token_budget(lm, by_device={"cpu": 7}) == 7
 
 

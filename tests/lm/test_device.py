@@ -16,28 +16,25 @@ def _machine(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool = False) -> N
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "expected"), [(2, False, "cuda:0"), (1, True, "cuda:0"), (0, True, "mps"), (0, False, "cpu")]
+    ("name", "rank", "cuda", "mps", "expected"),
+    [
+        ("auto", 0, 2, False, "cuda:0"),
+        ("auto", 0, 1, True, "cuda:0"),
+        ("auto", 0, 0, True, "mps"),
+        ("auto", 0, 0, False, "cpu"),
+        # Each process of a machine takes its own device, unless the launcher shows it one only.
+        ("auto", 3, 4, False, "cuda:3"),
+        ("auto", 3, 1, False, "cuda:0"),
+        ("cpu", 1, 2, False, "cpu"),
+        ("cuda", 1, 2, False, "cuda:0"),
+        ("cuda:1", 0, 2, False, "cuda:1"),
+    ],
 )
-def test_auto_takes_the_best_device_there_is(
-    monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, expected: str
+def test_the_device_of_a_word(
+    monkeypatch: pytest.MonkeyPatch, name: str, rank: int, cuda: int, mps: bool, expected: str
 ) -> None:
     _machine(monkeypatch, cuda, mps)
-    assert str(resolve_device("auto")) == expected
-
-
-def test_each_process_of_a_machine_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    _machine(monkeypatch, 4)
-    assert [str(resolve_device("auto", rank)) for rank in (0, 1, 3)] == ["cuda:0", "cuda:1", "cuda:3"]
-    # A launcher that shows each process one device only.
-    _machine(monkeypatch, 1)
-    assert str(resolve_device("auto", 3)) == "cuda:0"
-
-
-def test_a_named_device_is_taken_as_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    _machine(monkeypatch, 2)
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("cuda") == torch.device("cuda", 0)
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert str(resolve_device(name, rank)) == expected
 
 
 @pytest.mark.parametrize(("name", "cuda"), [("cuda", 0), ("cuda:2", 2), ("mps", 0)])
@@ -58,7 +55,6 @@ def test_an_unknown_device_word_is_the_users_mistake(name: str) -> None:
 def test_auto_dtype_is_bfloat16_on_cuda_and_float32_elsewhere() -> None:
     assert resolve_dtype("auto", torch.device("cuda", 0)) is torch.bfloat16
     assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
-    assert resolve_dtype("auto", torch.device("mps")) is torch.float32
     assert resolve_dtype("float16", torch.device("cpu")) is torch.float16
     with pytest.raises(InputError, match="--dtype expects auto, float32, bfloat16, float16, but got 'fp8'"):
         resolve_dtype("fp8", torch.device("cpu"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.texts.words import is_word_end, word_ends
+from modeldiff.texts.words import word_ends
 
 
 def marked(text: str) -> str:
@@ -32,8 +32,8 @@ def marked(text: str) -> str:
         "a|\r\nb|\r\n",
         "cafe\u0301|!|",
         "東|京|都| is| 日|本|",
-        "かな|カナ|".replace("かな", "か|な").replace("カナ", "カ|ナ"),
-        "ไ|ท|ย|".replace("ไ|", "ไ|"),
+        "か|な|カ|ナ|",
+        "ไ|ท|ย|",
         "กำ|",
         "ผี|",
         "안녕| 세상|",
@@ -63,7 +63,6 @@ def test_no_word_ends_in_white_space_or_before_a_mark(text: str) -> None:
         if ends[position]:
             assert not text[position - 1].isspace()
             assert position == len(text) or unicodedata.category(text[position])[0] != "M"
-        assert is_word_end(text, position) == ends[position]
 
 
 @given(st.text(alphabet=st.characters(categories=["Lu", "Ll", "Nd"], max_codepoint=0x24F), min_size=1))

@@ -1,13 +1,14 @@
 """Tokenizers that cut texts in different ways and report offsets in different ways."""
 
+import json
 from functools import cache
 
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import content_of, finish, match_offsets
-from modeldiff.texts.greedy import match_greedy
+from modeldiff.texts.align import align
+from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
 from tests.tiny_models import TEXTS, tiny_tokenizer
 
@@ -39,10 +40,7 @@ def pieces():
     tokenizer.train_from_iterator(
         ascii_only, trainers.BpeTrainer(vocab_size=420, special_tokens=specials[:2], show_progress=False)
     )
-    state = tokenizer.to_str()
-    import json
-
-    data = json.loads(state)
+    data = json.loads(tokenizer.to_str())
     vocabulary = data["model"]["vocab"]
     for name in specials[2:]:
         vocabulary.setdefault(name, len(vocabulary))
@@ -64,18 +62,12 @@ def lower_case():
 
 
 def readers(a, b) -> dict[str, Reader]:
-    return {"a": Reader(a, True), "b": Reader(b, True)}
+    return {"a": Reader(a), "b": Reader(b)}
 
 
 def aligned(text: str, a, b, pair_at: str = "tokens", method: str = "offsets"):
     """(tokens by side, alignment) of a plain text."""
-    from modeldiff.texts.sources import Record
-
     both = readers(a, b)
     tokens = {side: both[side].read(Record("s", text)) for side in SIDES}
-    content = {side: content_of(text, tokens[side]) for side in SIDES}
-    if method == "offsets":
-        matches = match_offsets(content)
-    else:
-        matches = match_greedy(tokens, content, {side: both[side].decode for side in SIDES})
-    return tokens, finish(text, content, matches, pair_at)
+    decode = {side: both[side].decode for side in SIDES} if method == "greedy" else None
+    return tokens, align(text, tokens, pair_at, decode)

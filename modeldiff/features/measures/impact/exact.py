@@ -20,8 +20,7 @@ from modeldiff.features.measures.impact.removal import Directions, scores_of, wi
 from modeldiff.features.splice import next_token_losses
 from modeldiff.features.windows import Window
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.replace import replace_in_residual
-from modeldiff.lm.residual import residual_after
+from modeldiff.lm.residual import replace_in_residual, residual_after
 
 FEATURES, WINDOWS, DRAWS = 32, 4, 8
 

@@ -2,7 +2,7 @@
 
 Removing feature i subtracts f_i(t) d_i from the stream at the tokens t of a window's pairs. To second order the KL from
 the model's own predictions to what is left of them, summed over the window, is the mean over draws of a_i² / 2 with
-a_i = sum_t f_i(t) d_i . score_t (see modeldiff/lm/scores.py; scores have mean zero, so places that follow from one
+a_i = sum_t f_i(t) d_i . score_t (see modeldiff/lm/residual.py; scores have mean zero, so places that follow from one
 another need no cross terms). Nothing is measured feature by feature: a window's scores serve all of them.
 
 A direction that the stitch moves here, d M, is not moved: score . (d M) = (score M^T) . d, so the scores are. In memory
@@ -31,7 +31,7 @@ from modeldiff.features.windows import Window, padded_windows
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.scores import sampled_scores
+from modeldiff.lm.residual import sampled_scores
 from modeldiff.workspace.files import replace_into, temporary_path
 
 # Fewer tokens than a harvest's batches: the blocks above the layer keep what their backward pass needs. A batch's

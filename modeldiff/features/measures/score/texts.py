@@ -16,7 +16,7 @@ from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.residual import add_rows_to_residual
+from modeldiff.lm.residual import add_to_residual
 from modeldiff.workspace.files import read_json, write_json
 
 UNSTEERED = 0.0
@@ -81,7 +81,7 @@ class Writer:
         for start in range(0, len(vectors), at_once):
             chosen = vectors[start : start + at_once]
             vector_BD = torch.stack(list(chosen)).repeat_interleave(len(prompts), dim=0)
-            with add_rows_to_residual(lm, self.target.layer, vector_BD):
+            with add_to_residual(lm, self.target.layer, vector_BD):
                 made = generate(
                     lm,
                     prompts * len(chosen),

@@ -18,9 +18,7 @@ from modeldiff.features.measures.impact.removal import Directions, Sums, measure
 from modeldiff.features.windows import Window
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
-from modeldiff.lm.replace import replace_in_residual
-from modeldiff.lm.residual import residual_after
-from modeldiff.lm.scores import sampled_scores
+from modeldiff.lm.residual import replace_in_residual, residual_after, sampled_scores
 from modeldiff.workspace.activations import Block
 from tests.tiny_models import save_tiny
 
