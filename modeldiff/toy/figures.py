@@ -53,7 +53,6 @@ def draw_figures(cells: Sequence[Record], rows: Sequence[Row]) -> dict[str, byte
             if "sizes" in cell.tables and cell.size == largest and cell.result["limit"] is not None
         ]
         drawn["training"] = training_figure(shown)
-        drawn["frequency"] = frequency_figure(shown)
     dial = [row for row in rows if row["table"] == "dial" and "exclusive_recall" in row["figures"]]
     if dial:
         drawn["dial"] = dial_figure(dial)
@@ -133,8 +132,9 @@ def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[st
 
 
 def training_figure(cells: Sequence[Record]) -> bytes:
-    """Recall over the pairs seen, shared and exclusive (the paper's figure 15), one row of panels for each map."""
-    points: dict[tuple[str, str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Recall over the pairs seen (the paper's figure 15), one row of panels for each map: recovered by any feature, and
+    by one of the right class; shared concepts solid, exclusive ones dashed."""
+    recalls: dict[tuple[str, str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         for snapshot in cell.result["curve"]:
             for kind in ("any", "right"):
@@ -143,53 +143,20 @@ def training_figure(cells: Sequence[Record]) -> bytes:
                 classes = {"shared": recall.get("shared"), "exclusive": fmean(exclusive) if exclusive else None}
                 for name, value in classes.items():
                     if value is not None:
-                        key = (*_place(cell), kind, name)
-                        points[key][snapshot["pairs"] / 1e6].append(value)
-    means = {key: sorted((x, fmean(found)) for x, found in by_x.items()) for key, by_x in points.items()}
-    return _classes_figure(means, _title(cells), "pairs seen (millions)", lambda axes: axes.set_xlim(left=0))
-
-
-def frequency_figure(cells: Sequence[Record]) -> bytes:
-    """Share of the concepts recovered against how often they occur, likewise. Bins are pooled over the seeds."""
-    found: dict[tuple[str, str, str, str], dict[float, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    for cell in cells:
-        for one in cell.result["by_frequency"]:
-            for kind in ("any", "right"):
-                middle = (one["low"] * one["high"]) ** 0.5
-                pooled = found[(*_place(cell), kind, one["class"])][middle]
-                pooled[0] += one[kind]
-                pooled[1] += one["concepts"]
-    means = {key: sorted((x, hit / n) for x, (hit, n) in by_x.items() if n) for key, by_x in found.items()}
-    return _classes_figure(means, _title(cells), "probability of the concept in a pair", _logarithmic)
-
-
-def _logarithmic(axes: Axes) -> None:
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _classes_figure(
-    means: Mapping[tuple[str, str, str, str], Sequence[tuple[float, float]]],
-    title: str,
-    xlabel: str,
-    adjust: Callable[[Axes], Any],
-) -> bytes:
-    """Panels "any feature" and "right class" for each map; shared solid, exclusive dashed."""
-    maps = list(dict.fromkeys(key[0] for key in means))
+                        key = (cell.spec["world"]["map"], cell.spec["architecture"], kind, name)
+                        recalls[key][snapshot["pairs"] / 1e6].append(value)
+    maps = list(dict.fromkeys(key[0] for key in recalls))
     figure = _figure(12, 1.2 + 3.6 * len(maps))
-    figure.suptitle(title)
+    spec = cells[0].spec
+    figure.suptitle(f"{spec['train']['features']} features for {spec['world']['concepts']} concepts")
     panels = figure.subplots(len(maps), 2, squeeze=False, sharey=True)
-    names = {"any": "recovered by any feature", "right": "recovered by a feature of the right class"}
+    kinds = {"any": "recovered by any feature", "right": "recovered by a feature of the right class"}
     for row, map_name in zip(panels, maps, strict=True):
-        for axes, (kind, words) in zip(row, names.items(), strict=True):
-            for (of_map, architecture, of_kind, of_class), points in means.items():
-                if (of_map, of_kind) == (map_name, kind) and points:
+        for axes, (kind, words) in zip(row, kinds.items(), strict=True):
+            for (of_map, architecture, of_kind, of_class), by_pairs in recalls.items():
+                if (of_map, of_kind) == (map_name, kind):
                     axes.plot(
-                        *zip(*points, strict=True),
+                        *zip(*sorted((pairs, fmean(found)) for pairs, found in by_pairs.items()), strict=True),
                         color=COLOURS[architecture],
                         linestyle="-" if of_class == "shared" else "--",
                         marker="o",
@@ -197,9 +164,13 @@ def _classes_figure(
                         label=architecture if of_class == "exclusive" else None,
                     )
             axes.set_title(f"map {map_name}: {words}", loc="left", fontsize="medium")
-            axes.set(xlabel=xlabel, ylabel="share of the concepts" if kind == "any" else "", ylim=(-0.03, 1.03))
+            axes.set(
+                xlabel="pairs seen (millions)",
+                ylabel="share of the concepts" if kind == "any" else "",
+                ylim=(-0.03, 1.03),
+            )
             axes.grid(alpha=0.3)
-            adjust(axes)
+            axes.set_xlim(left=0)
     panels[0][0].plot([], [], color=_GREY, linestyle="-", label="shared concepts")
     panels[0][0].plot([], [], color=_GREY, linestyle="--", label="exclusive concepts")
     _legend(figure, panels[0][0])
@@ -256,15 +227,6 @@ def _legend(figure: Figure, axes: Axes) -> None:
     entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] not in COLOURS)
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), fontsize="small")
-
-
-def _place(cell: Record) -> tuple[str, str]:
-    return cell.spec["world"]["map"], cell.spec["architecture"]
-
-
-def _title(cells: Sequence[Record]) -> str:
-    spec = cells[0].spec
-    return f"{spec['train']['features']} features for {spec['world']['concepts']} concepts"
 
 
 def _distinct(rows: Iterable[Row], name: str) -> list[Any]:

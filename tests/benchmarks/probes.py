@@ -47,8 +47,8 @@ from modeldiff.console import progress
 from modeldiff.crosscoder.audits.judging import read_alone, sample
 from modeldiff.linear.ridge import Moments, held_out_r2, ridge_weights
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
-from modeldiff.toy.cell import JUDGE, CellSpec, by_threshold, normalised_pairs, trained
-from modeldiff.toy.plan import plan
+from modeldiff.toy.cell import JUDGE, CellSpec, by_threshold, train_cell
+from modeldiff.toy.cells import plan
 from modeldiff.toy.recovery import COSINE
 from modeldiff.toy.settings import ToySettings
 from modeldiff.toy.world import A_ONLY, B_ONLY, SHARED, World
@@ -268,11 +268,9 @@ def toy(arguments: argparse.Namespace) -> list[list[str]]:
 
 
 def _add_cell(cell: CellSpec, size: float, tallies: dict[tuple[float, str], Tally], pairs: int) -> None:
-    world = World.drawn(cell.world, cell.seed)
-    crosscoder = trained(cell, world, cell.recipe, torch.device("cpu"), lambda _: None)
-    drawn = normalised_pairs(cell, world, crosscoder, None, JUDGE, torch.device("cpu"))
-    batches = [drawn() for _ in range(-(-pairs // 2048))]
-    sampled = sample(crosscoder, batches, by_threshold(crosscoder))
+    trained = train_cell(cell)
+    world, crosscoder = trained.world, trained.crosscoder
+    sampled = sample(crosscoder, list(trained.pairs(JUDGE, pairs)), by_threshold(crosscoder))
     for side in SIDES:
         own = crosscoder.slices[EXCLUSIVE[side]]
         numbers = sampled.judged[side]

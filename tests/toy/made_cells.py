@@ -44,34 +44,24 @@ def made_cell(cell: CellSpec) -> dict[str, Any]:
     limit = (min(1.0, slots / own) if slots else 1.0) if own else None
     skill, shared, nothing = _SKILL[cell.architecture]
     stitch = _STITCH.get(world.map) or _STITCH["independent"] + 0.74 * float(world.map.partition(":")[2])
-    if cell.architecture == "stitch-residual":
-        skill *= stitch
-    best = (
-        None if limit is None else max(0.0, min(limit, limit * skill * min(1, 0.5 + size / 2) + noise.gauss(0, 0.03)))
-    )
+    best = None if limit is None else max(0.0, min(limit, limit * skill * (0.5 + size / 2) + noise.gauss(0, 0.03)))
     recall = {"shared": min(0.99, size * 0.8), "A": best, "B": best}
-    counts = _counts(
-        slots or (2 * own if cell.architecture == "stitch-residual" else round(features * 0.02)), shared, nothing
-    )
+    counts = _counts(slots or round(features * 0.02) + own, shared, nothing)
     fve = min(0.98, 0.5 + 0.3 * size**0.5) + noise.gauss(0, 0.005)
     return {
         "recall": {"any": recall, "right": recall},
         "exclusive": {"A": counts | {"dead": 1}, "B": counts | {"dead": 0}},
-        "wrong_shared": 1,
         "fve": {"a": fve, "b": fve - 0.01},
         "fve_shared": {"a": fve - 0.02, "b": fve - 0.02},
         "gain_exclusive": {"a": 0.02, "b": 0.02},
         "l0": {"A": 0.2, "shared": 4.0, "B": 0.2},
-        "sizes": {"A": slots, "shared": features - 2 * slots, "B": slots},
         "dead": {"A": 1, "shared": 2, "B": 0},
         "limit": limit,
-        "curve": [_snapshot(cell, point, recall) for point in range(1, cell.snapshots + 1)],
-        "by_frequency": [_bin(kind, low, recall) for kind in ("shared", "exclusive") for low in range(4)],
+        "curve": [{"step": step, "pairs": 64 * step, "any": recall, "right": recall} for step in (1, 2)],
         "stitch": {"a_to_b": stitch - 0.02, "b_to_a": stitch + 0.02},
         "verdict": {
             side: {"called": counts["true"], "true": counts["true"], "shared": 0, "nothing": 0} for side in ("A", "B")
         },
-        "seconds": noise.random(),
     }
 
 
@@ -90,20 +80,3 @@ def _counts(features: int, shared: float, nothing: float) -> dict[str, int]:
         "shared": of_shared,
         "nothing": of_nothing,
     }
-
-
-def _snapshot(cell: CellSpec, point: int, recall: dict[str, float | None]) -> dict[str, Any]:
-    step = cell.train["steps"] * point // cell.snapshots
-    share = point / cell.snapshots
-    shared = {"shared": recall["shared"]}
-    late = {side: None if recall[side] is None else recall[side] * share**2 for side in ("A", "B")}
-    now = {name: value * share**0.3 for name, value in shared.items() if value is not None} | late
-    return {"step": step, "pairs": step * cell.train["batch"], "any": now, "right": now}
-
-
-def _bin(kind: str, number: int, recall: dict[str, float | None]) -> dict[str, Any]:
-    concepts = 100 if kind == "shared" else 6
-    top = recall["shared"] if kind == "shared" else recall["A"]
-    found = round(concepts * (top or 0.0) * (number + 1) / 4)
-    low = 1e-3 * 2**number
-    return {"class": kind, "low": low, "high": 2 * low, "concepts": concepts, "any": found, "right": found}

@@ -50,19 +50,15 @@ def tilted(direction: torch.Tensor, cosine: float) -> torch.Tensor:
     return 3 * (cosine * unit + (1 - cosine**2) ** 0.5 * other / other.norm())
 
 
-@pytest.mark.parametrize("name", ["gaussian", "rotation", "independent", "mixed:0.5"])
-def test_the_truth_recovers_everything_and_has_no_false_positive(name: str) -> None:
-    made = world(map=name)
+@pytest.mark.parametrize(("name", "width_b"), [("gaussian", 64), ("rotation", 64), ("independent", 48)])
+def test_the_truth_recovers_everything_and_has_no_false_positive(name: str, width_b: int) -> None:
+    made = world(map=name, width_b=width_b)
     found = recovery(made, truth(made))
     assert found.recall(made) == {"any": EVERYTHING, "right": EVERYTHING}
     for side in ("A", "B"):
         assert found.exclusive[side] == {"features": 10, "true": 10, "shared": 0, "nothing": 0, "dead": 0}
-    assert found.shared_recovering_exclusive == 0
-
-
-def test_widths_may_differ() -> None:
-    made = world(width_b=48)
-    assert recovery(made, truth(made)).recall(made) == {"any": EVERYTHING, "right": EVERYTHING}
+    none = world(map=name, width_b=width_b, exclusive_ratio=0.0)
+    assert recovery(none, truth(none)).recall(none)["right"] == {"shared": 1.0, "A": None, "B": None}
 
 
 def test_random_directions_recover_nothing() -> None:
@@ -75,7 +71,6 @@ def test_random_directions_recover_nothing() -> None:
     assert found.recall(made) == {"any": NOTHING, "right": NOTHING}
     for side in ("A", "B"):
         assert found.exclusive[side] == {"features": 10, "true": 0, "shared": 0, "nothing": 10, "dead": 0}
-    assert found.shared_recovering_exclusive == 0
 
 
 def test_exclusive_features_on_shared_concepts_are_false_positives() -> None:
@@ -105,7 +100,6 @@ def test_a_shared_feature_on_an_exclusive_concept_recovers_it_but_is_not_of_its_
     found = recovery(made, dictionary([feature]))
     assert found.any_C.nonzero()[:, 0].tolist() == [OWN_A]
     assert not found.right_C.any()
-    assert found.shared_recovering_exclusive == 1
 
 
 def test_a_shared_concept_is_right_only_if_one_feature_recovers_it_in_both_models() -> None:
@@ -146,11 +140,6 @@ def test_a_cosine_above_four_fifths_recovers(cosine: float, recovered: bool) -> 
     assert bool(found.any_C[OWN_A]) == bool(found.right_C[OWN_A]) == recovered
     assert found.exclusive["A"]["true"] == int(recovered)
     assert found.exclusive["A"]["nothing"] == int(not recovered)
-
-
-def test_without_exclusive_concepts_there_is_no_recall_of_them() -> None:
-    made = world(exclusive_ratio=0.0)
-    assert recovery(made, truth(made)).recall(made)["right"] == {"shared": 1.0, "A": None, "B": None}
 
 
 def test_features_of_a_standard_crosscoder_are_classed_by_relative_norm() -> None:
