@@ -13,7 +13,7 @@ from modeldiff.lm.generate import Generated, generate_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
 from modeldiff.lm.residual import add_to_residual
-from modeldiff.steer.writing import write
+from modeldiff.steer.sweep import write
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 PROMPTS = ["The quick brown fox jumps", "It", "I love"]
