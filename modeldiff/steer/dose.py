@@ -26,9 +26,8 @@ _GREY = "#777777"
 def dose_rows(records: Sequence[Row]) -> list[Row]:
     """One row for each model, kind of direction (random ones together) and strength, in the order of the records.
 
-    Nats count over all tokens together, shares of repetition as means over the texts. What is missing (not finite; a
-    text too short to repeat itself) is left out; None where nothing is left. `coherent` says whether what is written
-    under the push stays close enough to the unsteered texts.
+    Nats are over all tokens together, repetition is the mean over the texts. What is missing (not finite; a text too
+    short to repeat itself) is left out; None where nothing is left.
     """
     groups: dict[tuple[str, str, float], list[Row]] = {}
     for one in records:
@@ -36,7 +35,7 @@ def dose_rows(records: Sequence[Row]) -> list[Row]:
     rows: list[Row] = []
     for (model, kind, strength), group in groups.items():
         repeated = [one["repeated"] for one in group if one["repeated"] is not None]
-        row = {
+        row: Row = {
             "model": model,
             "direction": kind,
             "strength": strength,
@@ -79,15 +78,8 @@ def coherent_range(rows: Sequence[Row], model: str) -> dict[str, float]:
 
 
 def dose_figure(rows: Sequence[Row], labels: dict[str, str], title: str) -> bytes:
-    """PNG: KL, perplexity and repetition over the strength; solid the feature, dashed random directions.
-
-    Hollow points are strengths at which the model is not coherent any more, dotted lines the limits. The same rows give
-    the same bytes.
-
-    Args:
-        rows: `dose_rows` of all generations.
-        labels: what to call each model, in the order in which they are drawn.
-    """
+    """PNG: KL, perplexity and repetition over the strength; solid the feature, dashed random directions, dotted the
+    limits of coherence; points beyond them are hollow. The same rows give the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,6 +1,4 @@
-"""What a push does to a model's predictions, and what becomes of its texts: all without a judge.
-
-Predictions are teacher-forced over continuations that are already written, in nats.
+"""What a push does to a model's predictions (teacher-forced, in nats), and what becomes of its texts: without a judge.
 
 Legend: B texts of a batch, T tokens, P predictions of a batch (one for each token of the continuations), V vocabulary,
 S vectors, D width.
@@ -38,10 +36,7 @@ def repeated_share(text: str) -> float | None:
 
 
 def surprisal(lm: LanguageModel, texts: Sequence[Generated]) -> list[list[float]]:
-    """For each text, -log p of every token of its continuation, given the prompt and the tokens before; in nats.
-
-    The exponential of the mean is the perplexity of the continuation.
-    """
+    """For each text, -log p of every token of its continuation; the exponential of the mean is its perplexity."""
     found: list[list[float]] = []
     for batch in _batches(lm, texts):
         logits_PV = _predictions(lm, batch)

@@ -12,11 +12,10 @@ Layout (normative; null: no number, because a format overflowed or a text is too
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from modeldiff.console import progress, say
-from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.crosscoder import load
 from modeldiff.crosscoder.direction import Direction, direction_of
 from modeldiff.errors import InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
@@ -25,7 +24,7 @@ from modeldiff.lm.harvested import Harvested, harvested, side_info
 from modeldiff.sides import OTHER
 from modeldiff.steer.dose import COHERENT_RATIO, COHERENT_REPETITION, coherent_range, dose_figure, dose_rows
 from modeldiff.steer.settings import SteerSettings
-from modeldiff.steer.sweep import Push, pushes, sweep
+from modeldiff.steer.sweep import Push, json_lines, pushes, sweep
 from modeldiff.texts.readers import read_lines
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, sha256_json
@@ -60,10 +59,17 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
 
     sides = [Push(target(side), direction.unit_D)]
     if settings.both:
-        stitch = None
-        if settings.other_by == "stitch" or (settings.other_by == "auto" and direction.partition != "shared"):
+        other = target(OTHER[side])
+        if settings.other_by == "stitch" or direction.partition != "shared":
             stitch = find_stitch(workspace, source.manifest.inputs["activations"], settings.stitch)
-        sides.append(_other_push(settings, target(OTHER[side]), direction, crosscoder, features, stitch))
+            there = load_stitch(stitch).from_side(side)
+            moved_D = there.direction(direction.unit_D, bias=settings.stitch_bias)
+            sides.append(Push(other, moved_D, stitch, settings.stitch_bias, there.r2))
+        elif settings.stitch_bias:
+            raise InputError("--stitch-bias is about a direction that is moved: add --other-by stitch")
+        else:
+            own = direction_of(crosscoder, features, settings.feature, other.side)
+            sides.append(Push(other, own.unit_D))
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     dtype_name = str(dtype).removeprefix("torch.")
@@ -108,25 +114,6 @@ def _prompts(settings: SteerSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prompts))
 
 
-def _other_push(
-    settings: SteerSettings,
-    target: Harvested,
-    direction: Direction,
-    crosscoder: Crosscoder,
-    features: Artifact,
-    stitch: Artifact | None,
-) -> Push:
-    """How the model that was not named is steered: by its own decoder row, or by the direction of the named model moved
-    through the stitch, W only or W and the constant (eq. 18)."""
-    if stitch is None:
-        if settings.stitch_bias:
-            raise InputError("--stitch-bias is about a direction that is moved: add --other-by stitch")
-        return Push(target, direction_of(crosscoder, features, settings.feature, target.side).unit_D)
-    maps, source = load_stitch(stitch), OTHER[target.side]
-    moved_D = maps.from_side(source).direction(direction.unit_D, bias=settings.stitch_bias)
-    return Push(target, moved_D, stitch, settings.stitch_bias, maps.from_side(source).r2)
-
-
 def _publish(
     settings: SteerSettings,
     sides: list[Push],
@@ -137,9 +124,7 @@ def _publish(
     work: Work,
 ) -> dict[str, Any]:
     """Write the artifact's files; returns its metrics."""
-    # ASCII: no line separator of Unicode can break a line of the file.
-    lines = "".join(json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n" for record in records)
-    work.write_bytes(GENERATIONS_NAME, lines.encode())
+    work.write_bytes(GENERATIONS_NAME, json_lines(records))
     rows = dose_rows(records)
     coherent = {push.model: coherent_range(rows, push.model) for push in sides}
     labels = {
@@ -157,7 +142,20 @@ def _publish(
             "feature": settings.feature,
             "partition": direction.partition,
             "max_activation": direction.max_activation,
-            "sides": {push.model: {**_described(push), "chat": chat[push.model]} for push in sides},
+            "sides": {
+                push.model: {
+                    "model_name": push.target.ref.name,
+                    "revision": push.target.ref.revision,
+                    "layer": push.target.layer,
+                    "stitch": push.stitch.ref if push.stitch else None,
+                    "stitch_bias": push.bias,
+                    "stitch_r2": push.r2,
+                    "unit_norm": float(push.unit_D.norm()),
+                    "unit_norm_in_medians": push.in_medians,
+                    "chat": chat[push.model],
+                }
+                for push in sides
+            },
             "strengths": list(dict.fromkeys(row["strength"] for row in rows)),
             "random_directions": settings.random_directions,
             "prompts": list(prompts),
@@ -171,16 +169,3 @@ def _publish(
         },
     )
     return {"prompts": len(prompts), "partition": direction.partition, "coherent": coherent}
-
-
-def _described(push: Push) -> dict[str, Any]:
-    return {
-        "model_name": push.target.ref.name,
-        "revision": push.target.ref.revision,
-        "layer": push.target.layer,
-        "stitch": push.stitch.ref if push.stitch else None,
-        "stitch_bias": push.bias,
-        "stitch_r2": push.r2,
-        "unit_norm": float(push.unit_D.norm()),
-        "unit_norm_in_medians": push.in_medians,
-    }

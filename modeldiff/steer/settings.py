@@ -13,7 +13,31 @@ _MOST_STRENGTHS = 1000
 
 
 @settings
-class SteerSettings(Drawing, HarvestedModels):
+class Steering(Drawing, HarvestedModels):
+    """Settings of what pushes a model along a direction."""
+
+    strength: tuple[float, ...] = setting(default=(1.0,), variadic=True)
+    """How hard: 1 adds a feature's direction at its maximum activation, or a moved direction as it is; negative values
+    push against it. `steer` also takes ranges, FROM:TO:STEP."""
+
+    seed: int = setting(default=0, least=0)
+    """Of the drawing, the same for every strength; and of the random directions."""
+
+    # References are inputs with digests.
+    features: str | None = setting(default=None, result=False)
+    """The features artifact, whose crosscoder is used. Default: the latest."""
+
+    stitch: str | None = setting(default=None, result=False)
+    """The stitch that moves directions. Default: the latest of the activations behind the crosscoder."""
+
+    def check(self) -> None:
+        """There is a strength."""
+        if not self.strength:
+            raise InputError("--strength expects one or more finite numbers, e.g. `--strength -2 1 4`")
+
+
+@settings
+class SteerSettings(Steering):
     """Which feature is pushed in which model, how hard, and what the model is asked to continue."""
 
     model: Literal["A", "B"] = setting()
@@ -22,16 +46,12 @@ class SteerSettings(Drawing, HarvestedModels):
     feature: int = setting(least=0)
     """Number of the feature, as `modeldiff features` lists it."""
 
-    strength: tuple[float, ...] = setting(default=(1.0,), variadic=True)
-    """How hard: 1 adds the feature's direction at its maximum activation, negative values push against it. On the
-    command line also ranges, FROM:TO:STEP."""
-
     both: bool = setting(default=False)
     """Steer the other model as well, side by side."""
 
-    other_by: Literal["auto", "stitch", "decoder"] = setting(default="auto")
-    """With --both: what pushes the other model, the direction moved through the stitch, or its own decoder row (shared
-    features only); auto: its own decoder row where it has one."""
+    other_by: Literal["auto", "stitch"] = setting(default="auto")
+    """With --both: what pushes the other model; auto: its own decoder row of a shared feature, else the direction moved
+    through the stitch; stitch: that in any case."""
 
     stitch_bias: bool = setting(default=False)
     """With --both: add the map's constant to the direction that is moved, as the DFC paper does (eq. 18). It is the
@@ -48,33 +68,21 @@ class SteerSettings(Drawing, HarvestedModels):
     prompts: Path | None = setting(default=None, result=False)
     """A file with one prompt per line, in place of --prompt."""
 
-    features: str | None = setting(default=None, result=False)
-    """The features artifact that the number refers to. Default: the latest."""
-
-    stitch: str | None = setting(default=None, result=False)
-    """With --both: the stitch artifact. Default: the latest of the activations behind the crosscoder."""
-
-    seed: int = setting(default=0, least=0)
-    """Of the drawing, the same for every strength; and of the random directions."""
-
     # When drawing, the run adds it to the fingerprint: the random numbers are dealt out by batch.
     batch: int = setting(default=32, result=False, least=1)
     """Texts written at a time; several strengths share a batch."""
 
     def check(self) -> None:
         """There is something to push and to continue, and the other model's options go with --both."""
-        if not self.strength:
-            raise InputError("--strength expects one or more finite numbers, e.g. `--strength -2 1 4`")
+        super().check()
         if bool(self.prompt) == bool(self.prompts):
             raise InputError("give what is to be continued in one way: --prompt TEXT or --prompts FILE")
         if not self.both and (self.other_by != "auto" or self.stitch_bias or self.stitch):
             raise InputError("--other-by, --stitch-bias and --stitch are about the other model: add --both")
-        if self.other_by == "decoder" and (self.stitch_bias or self.stitch):
-            raise InputError("--other-by decoder moves nothing: leave out --stitch-bias and --stitch")
 
 
 @settings
-class TransferSettings(Drawing, HarvestedModels):
+class TransferSettings(Steering):
     """Which direction is moved from which model to the other, and what the other is asked to continue."""
 
     source: Literal["A", "B"] = setting(flag="--from")
@@ -97,20 +105,9 @@ class TransferSettings(Drawing, HarvestedModels):
     prompt: tuple[str, ...] = setting(default=(), variadic=True)
     """Texts for the other model to continue, unsteered and steered by each rule's direction."""
 
-    strength: tuple[float, ...] = setting(default=(1.0,), variadic=True)
-    """For --prompt: multiples of the moved direction."""
-
-    seed: int = setting(default=0, least=0)
-    """Of the drawing, and of the random directions."""
-
-    features: str | None = setting(default=None, result=False)
-    """The features artifact, whose crosscoder is used. Default: the latest."""
-
-    stitch: str | None = setting(default=None, result=False)
-    """The stitch. Default: the latest of the activations behind the crosscoder."""
-
     def check(self) -> None:
         """One direction, and prompts in pairs."""
+        super().check()
         given = [self.vector is not None, bool(self.from_prompts), self.vector_from_feature is not None]
         if sum(given) != 1:
             raise InputError(
@@ -119,8 +116,6 @@ class TransferSettings(Drawing, HarvestedModels):
             )
         if self.from_prompts and len(self.from_prompts) != 2:
             raise InputError(f"--from-prompts expects two files, POSITIVE and NEGATIVE, found {len(self.from_prompts)}")
-        if not self.strength:
-            raise InputError("--strength expects one or more finite numbers, e.g. `--strength 1 4`")
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:

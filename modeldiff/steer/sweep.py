@@ -5,6 +5,7 @@ Legend: S vectors (0 first: unsteered), D width.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_rows_to_residual, add_to_residual
 from modeldiff.steer.dose import FEATURE, RANDOM
 from modeldiff.steer.effect import divergence, repeated_share, surprisal
-from modeldiff.steer.settings import SteerSettings
+from modeldiff.steer.settings import SteerSettings, TransferSettings
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json, write_json
 
@@ -90,7 +91,9 @@ def sweep(
         lm = push.target.open(device, dtype)
         chat = uses_chat(lm.tokenizer, settings.chat)
         rendered = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in prompts]
-        vectors_SD = _vectors(settings, push, wanted)
+        random_ND = random_directions(settings.random_directions, push.unit_D, settings.seed)
+        units = {FEATURE: push.unit_D} | {f"{RANDOM} {i}": unit_D for i, unit_D in enumerate(random_ND, 1)}
+        vectors_SD = torch.stack([strength * units[direction] for direction, strength in wanted])
         for start in missing:
             plain = read_json(paths[0])["texts"][0] if start else None
             try:
@@ -116,13 +119,6 @@ def sweep(
     return records, bool(written[0]["chat"])
 
 
-def _vectors(settings: SteerSettings, push: Push, wanted: list[tuple[str, float]]) -> torch.Tensor:
-    """(S, D) what each push adds."""
-    random_ND = random_directions(settings.random_directions, push.unit_D, settings.seed)
-    units = {FEATURE: push.unit_D} | {f"{RANDOM} {i}": unit_D for i, unit_D in enumerate(random_ND, 1)}
-    return torch.stack([strength * units[direction] for direction, strength in wanted])
-
-
 def _measured(
     settings: SteerSettings,
     lm: LanguageModel,
@@ -137,18 +133,7 @@ def _measured(
     Args:
         plain: those of the unsteered texts; None: the first vector is 0, so they are the first here.
     """
-    written = write(
-        lm,
-        layer,
-        rendered,
-        vectors_SD,
-        batch=settings.batch,
-        temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        add_special_tokens=not chat,
-    )
+    written = write(settings, lm, layer, rendered, vectors_SD, chat=chat, batch=settings.batch)
     unsteered = written[0] if plain is None else [Generated(one["prompt_ids"], one["new_ids"], "") for one in plain]
     nats = iter(surprisal(lm, [one for texts in written for one in texts]))
     return [
@@ -176,14 +161,14 @@ def _finite_mean(values: list[float]) -> float | None:
 
 
 def write(
+    settings: SteerSettings | TransferSettings,
     lm: LanguageModel,
     layer: int,
     prompts: list[str],
     vectors_SD: torch.Tensor,
     *,
+    chat: bool,
     batch: int,
-    temperature: float,
-    **options: Any,
 ) -> list[list[Generated]]:
     """The continuations, by vector and prompt.
 
@@ -192,11 +177,11 @@ def write(
 
     Args:
         vectors_SD: each is added to the residual stream after block `layer` at every position.
+        chat: whether the prompts are in the model's chat format.
         batch: texts written at a time.
-        options: of `generate_tokens`.
     """
-    options["temperature"] = temperature
-    if temperature > 0:
+    options = generation_options(settings, chat=chat)
+    if settings.temperature > 0:
         made = []
         for vector_D in vectors_SD:
             with add_to_residual(lm, layer, vector_D):
@@ -209,3 +194,14 @@ def write(
         with add_rows_to_residual(lm, layer, vectors_SD[[vector for vector, _ in part]]):
             flat += generate_tokens(lm, [prompt for _, prompt in part], batch_size=len(part), **options)
     return [flat[i : i + len(prompts)] for i in range(0, len(flat), len(prompts))]
+
+
+def generation_options(settings: SteerSettings | TransferSettings, *, chat: bool) -> dict[str, Any]:
+    """What `generate_tokens` takes beside the prompts."""
+    names = ("max_new_tokens", "temperature", "top_p", "seed")
+    return {name: getattr(settings, name) for name in names} | {"add_special_tokens": not chat}
+
+
+def json_lines(records: list[dict[str, Any]]) -> bytes:
+    """One JSON object a line. ASCII: no line separator of Unicode can break a line of the file."""
+    return "".join(json.dumps(one, ensure_ascii=True, allow_nan=False) + "\n" for one in records).encode()

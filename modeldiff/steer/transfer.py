@@ -2,13 +2,12 @@
 
 Layout (normative):
     transfer.json           what was moved and with which settings; `moved`: by rule, for each direction, its norm and
-                            the features used; `truth`: the comparison with the target's own contrast (`_compared`),
-                            null where there is none
+                            the features used; `prompts`: by side, how many have an answer, and the answers, those of
+                            the positive prompts first; `truth`: the comparison with the target's own contrast
+                            (`_compared`), null where there is none
     vectors.safetensors     source (N, Ds), and (N, Dt) of each rule: paper, stitch; own (1, Dt) where the target has
                             made the contrast too; float32, raw units, at the norm that strength 1 adds: as many median
                             norms of the target as it has of the source
-    answers.jsonl           one object per prompt and model of a contrast: side, positive, prompt, text, given; absent
-                            without prompts
     generations.jsonl       one object per line: prompt, rule ("unsteered" first, "random" last: a direction of the same
                             norm), vector (index), strength, text; absent without --prompt
 
@@ -19,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +26,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save
 from torch import Tensor
 
-from modeldiff.console import progress, say
+from modeldiff.console import say
 from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
@@ -40,17 +38,16 @@ from modeldiff.lm.harvested import harvested, side_info
 from modeldiff.lm.model import LanguageModel
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.steer.settings import TransferSettings
-from modeldiff.steer.sweep import write
+from modeldiff.steer.sweep import json_lines, write
 from modeldiff.steer.transfer_contrast import Contrast, Prompt, make_contrast, read_prompts, render
 from modeldiff.steer.transfer_rules import Decoders, cosine, paper_rule, read_vectors, unit
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.files import read_json, sha256_json, write_json
+from modeldiff.workspace.files import read_json, sha256_json
 
 SCHEMA = 4
 FORMAT = 3
 TRANSFER_NAME = "transfer.json"
 VECTORS_NAME = "vectors.safetensors"
-ANSWERS_NAME = "answers.jsonl"
 GENERATIONS_NAME = "generations.jsonl"
 UNSTEERED, OWN, RANDOM = "unsteered", "own", "random"
 _RANDOM_DIRECTIONS = 100
@@ -133,8 +130,6 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
                 random_ND = random_directions(1, tensors["stitch"][0], settings.seed)
                 _generate(settings, lm, models[target].layer, tensors | {RANDOM: random_ND}, work)
         work.write_bytes(VECTORS_NAME, save({key: x.contiguous() for key, x in {"source": v_ND, **tensors}.items()}))
-        if prompts:
-            _write_answers(prompts, contrasts, work)
 
         def norms(x_ND: Tensor, side: str) -> list[dict[str, Any]]:
             median = info[side].median_norm
@@ -156,21 +151,18 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
             "stitch": stitch.ref,
             "stitch_r2": there.r2,
             "shared_features": len(decoders.ids_F),
-            "layers": {side: one.layer for side, one in info.items()},
             "median_norms": {side: one.median_norm for side, one in info.items()},
-            "top": settings.top,
             "source_norms": norms(v_ND, source),
             "prompts": {
                 side: {"positive": len(one.positive_PD), "negative": len(one.negative_QD), "silent": one.silent}
+                | {"answers": one.texts}
                 for side, one in contrasts.items()
             },
-            "random": _RANDOM_DIRECTIONS,
             "moved": moved,
             "truth": truth and {**truth, **norms(tensors[OWN], target)[0]},
         }
         work.write_json(TRANSFER_NAME, described)
-        cosines = {"cosine": {rule: one["cosine"] for rule, one in truth["rules"].items()}} if truth else {}
-        return {"directions": len(v_ND), **cosines}
+        return {"directions": len(v_ND)} | ({"rules": truth["rules"]} if truth else {})
 
     # Without a model nothing depends on the device or its number format.
     order = Order("transfer", settings, inputs, SCHEMA, {"dtype": dtype_name if models else None})
@@ -204,51 +196,15 @@ def _generate(
     for rule, x_ND in directions.items():
         strengths = dict.fromkeys(settings.strength)
         pushes += [(rule, i, strength, strength * x_D) for i, x_D in enumerate(x_ND) for strength in strengths]
-    records = []
-    with progress("generate", len(pushes), "directions") as bar:
-        for number, (rule, index, strength, x_D) in enumerate(pushes):
-            path = work.resume / f"generated-{number:04d}.json"
-            if not path.exists():
-                (made,) = write(
-                    lm,
-                    layer,
-                    rendered,
-                    x_D[None],
-                    batch=_BATCH,
-                    temperature=settings.temperature,
-                    max_new_tokens=settings.max_new_tokens,
-                    top_p=settings.top_p,
-                    seed=settings.seed,
-                    add_special_tokens=not chat,
-                )
-                write_json(path, {"texts": [one.text for one in made]})
-            records += [
-                {"prompt": prompt, "rule": rule, "vector": index, "strength": strength, "text": text}
-                for prompt, text in zip(settings.prompt, read_json(path)["texts"], strict=True)
-            ]
-            bar.advance(1)
-    _write_lines(GENERATIONS_NAME, records, work)
-
-
-def _write_answers(prompts: tuple[list[Prompt], list[Prompt]], contrasts: dict[str, Contrast], work: Work) -> None:
+    say(f"{len(pushes)} texts of each prompt: unsteered, and along every direction")
+    vectors_SD = torch.stack([x_D for *_, x_D in pushes])
+    made = write(settings, lm, layer, rendered, vectors_SD, chat=chat, batch=_BATCH)
     records = [
-        {
-            "side": side.upper(),
-            "positive": index < len(prompts[0]),
-            "system": prompt.system,
-            "prompt": prompt.prompt,
-            "text": text,
-            "given": prompt.response is not None,
-        }
-        for side, one in contrasts.items()
-        for index, (prompt, text) in enumerate(zip([*prompts[0], *prompts[1]], one.texts, strict=True))
+        {"prompt": prompt, "rule": rule, "vector": index, "strength": strength, "text": one.text}
+        for (rule, index, strength, _), texts in zip(pushes, made, strict=True)
+        for prompt, one in zip(settings.prompt, texts, strict=True)
     ]
-    _write_lines(ANSWERS_NAME, records, work)
-
-
-def _write_lines(name: str, records: list[dict[str, Any]], work: Work) -> None:
-    # ASCII: no line separator of Unicode can break a line of the file.
-    work.write_bytes(name, "".join(json.dumps(one, ensure_ascii=True) + "\n" for one in records).encode())
+    work.write_bytes(GENERATIONS_NAME, json_lines(records))
 
 
 def _compared(rules: Rules, v_ND: Tensor, source: Contrast, own: Contrast, seed: int) -> dict[str, Any]:
@@ -262,10 +218,7 @@ def _compared(rules: Rules, v_ND: Tensor, source: Contrast, own: Contrast, seed:
 
     return {
         "rules": {
-            rule: {
-                "cosine": float(cosine(move(v_ND)[0], own_D)),
-                "random": absolute_95(move(random_ND)),
-            }
+            rule: {"cosine": float(cosine(move(v_ND)[0], own_D)), "random": absolute_95(move(random_ND))}
             for rule, move in rules.items()
         },
         "random_in_target": absolute_95(random_directions(_RANDOM_DIRECTIONS, own_D, seed + 1)),

@@ -24,6 +24,7 @@ from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.response import Response, mean_residuals
 from modeldiff.lm.tokens import encode_plain
 from modeldiff.steer.settings import TransferSettings
+from modeldiff.steer.sweep import generation_options
 from modeldiff.texts.readers import read_jsonl, read_lines
 from modeldiff.workspace.files import read_json, write_json
 
@@ -43,8 +44,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a .jsonl file (prompt, and if wanted system and response), or of a text file, one per line.
 
     Raises:
-        InputError: the file cannot be read as UTF-8 text or holds fewer than two prompts; a line of .jsonl is no such
-            object.
+        InputError: the file cannot be read or holds fewer than two prompts; a line of .jsonl is no such object.
     """
     if path.suffix == ".jsonl":
         prompts = [_prompt(where, record) for where, record in read_jsonl(path)]
@@ -61,7 +61,7 @@ def _prompt(where: str, record: dict[str, Any]) -> Prompt:
         raise InputError(f"{where}: field '{unknown[0]}' is unknown: expected prompt, and if wanted system, response")
     found = Prompt(record.get("prompt", ""), record.get("system"), record.get("response"))
     for field, value in vars(found).items():
-        if value is not None and not (isinstance(value, str) and value.strip()):
+        if not (value is None or isinstance(value, str)) or (field != "system" and value == ""):
             raise InputError(f"{where}: field '{field}' is missing, empty or not a text")
     return found
 
@@ -103,9 +103,8 @@ def make_contrast(
     """The contrast in a model.
 
     Args:
-        opened: gives the model; not called when all is there.
+        opened: gives the model; not called when `kept` exists, into which an earlier run has written the contrast.
         prompts: positive and negative ones.
-        kept: a file; where it exists, an earlier run has written the contrast into it.
 
     Raises:
         InputError: a prompt is too long for the model, or it says nothing to all but one prompt of a class.
@@ -141,15 +140,7 @@ def _answers(
     chat = uses_chat(lm.tokenizer, settings.chat)
     rendered = [render(lm, one, chat) for one in prompts]
     asked = [text for text, one in zip(rendered, prompts, strict=True) if one.response is None]
-    written = generate_tokens(
-        lm,
-        asked,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        add_special_tokens=not chat,
-    )
+    written = generate_tokens(lm, asked, **generation_options(settings, chat=chat))
     special = set(lm.tokenizer.all_special_ids)
     answers: list[tuple[Response | None, str]] = []
     for text, one in zip(rendered, prompts, strict=True):

@@ -51,16 +51,14 @@ _SNAPSHOTS, _ALIVE_BATCHES = 12, 50
 
 @dataclass(frozen=True, kw_only=True)
 class CellSpec:
-    """What a cell is computed from."""
+    """What a cell is computed from. The seed is that of the world, of its pairs and of the initial weights."""
 
     world: WorldSpec
     seed: int
-    """Of the world, of its pairs and of the initial weights."""
     architecture: Architecture
     train: dict[str, Any]
     """Settings of `modeldiff train` other than its defaults."""
     device: str = "cpu"
-    """Random numbers differ between devices."""
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -68,21 +66,19 @@ class CellSpec:
         return self.world.width_a, self.world.width_b
 
     @property
-    def settings(self) -> TrainSettings:
-        """The complete settings of the training.
+    def cost(self) -> int:
+        """How long the training takes, in proportion."""
+        train = self.train
+        return int(train["steps"] * train["batch"] * (train["features"] + sum(self.widths)))
 
-        Raises:
-            InputError: a setting makes no sense.
-        """
+    @property
+    def settings(self) -> TrainSettings:
+        """The complete settings of the training. Raises InputError for one that makes no sense."""
         return TrainSettings(**{"seed": self.seed, **_TRAIN[self.architecture], **self.train})
 
     @property
     def recipe(self) -> Recipe:
-        """The training in numbers.
-
-        Raises:
-            InputError: settings that do not fit together, such as a dictionary smaller than its partitions.
-        """
+        """The training in numbers. Raises InputError for settings that do not fit together."""
         if self.architecture == "stitch-residual":
             return residual_recipe(self.settings, self.widths)
         return make_recipe(self.settings, widths=self.widths, pairs=UNLIMITED_PAIRS)
@@ -132,9 +128,11 @@ def run_cell(cell: CellSpec) -> dict[str, Any]:
             curve.append({"step": trainer.step, "pairs": trainer.step * recipe.batch, **recall})
 
     trained = train_cell(cell, after_step)
+    own = cell.world.n_exclusive
     return {
         **_measured(trained),
-        "limit": _limit(trained.world, recipe),
+        # Most of the exclusive concepts that the slots given at the start allow to recover.
+        "limit": None if not own else min(1.0, recipe.n_a_only / own) if recipe.n_a_only else 1.0,
         "curve": curve,
         "stitch": stitch_r2(*_calibration(cell, trained.world, _CALIBRATION_PAIRS_PER_WIDTH)),
     }
@@ -218,12 +216,3 @@ def by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torch
         return torch.where(score_BF > crosscoder.config.threshold, pre_BF, 0.0), crosscoder.config.threshold
 
     return select
-
-
-def _limit(world: World, recipe: Recipe) -> float | None:
-    """Most of the exclusive concepts that the slots given at the start allow to recover."""
-    if not world.spec.n_exclusive:
-        return None
-    if recipe.n_a_only == 0:
-        return 1.0
-    return min(1.0, recipe.n_a_only / world.spec.n_exclusive)

@@ -29,21 +29,13 @@ from modeldiff.workspace.files import read_json, sha256_json, write_json
 # Counted up when the same cell would give another result than before.
 SCHEMA = 6
 # From models without anything in common to the paper's map, whose models a linear map can stitch.
-DIAL_MAPS = (
-    "independent",
-    *(f"mixed:{share}" for share in (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)),
-    "gaussian",
-)
+DIAL_MAPS = ("independent", *(f"mixed:{share}" for share in (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)), "gaussian")
 # What the table `selection` compares; the first of each is the default of `train`: every score with either way to
 # combine the encoders, and other dead windows.
+_SCORES = ("activation", "l2", "sum", "mean")
 _SELECTION: tuple[dict[str, Any], ...] = (
-    *(
-        {"combine": combine, "selection": score}
-        for combine in ("sum", "mean")
-        for score in ("activation", "l2", "sum", "mean")
-    ),
-    {"dead_share": 0.02},
-    {"dead_share": 0.5},
+    *({"combine": combine, "selection": score} for combine in ("sum", "mean") for score in _SCORES),
+    *({"dead_share": share} for share in (0.02, 0.5)),
 )
 # The architectures of the other tables than `sizes`. Scores and the dead window matter most to partitions.
 _COMPARED: tuple[Architecture, ...] = ("standard", "dfc", "dfc-audited", "stitch-residual")
@@ -66,24 +58,26 @@ class Planned:
 
 
 def plan(settings: ToySettings, device: str) -> list[Planned]:
-    """Every cell of every table, table by table, rows in the order of the settings, seeds together.
-
-    A cell that stands in two tables is listed twice; it is the same cell.
-
-    Args:
-        settings: filled settings (`ToySettings.filled`).
-        device: where the cells run, resolved.
+    """Every cell of every table of filled settings, rows in their order, seeds together; a cell of two tables twice.
 
     Raises:
         InputError: settings that do not fit together, found before anything runs.
     """
     planned = []
+    default = TrainSettings()
+    train = {name: getattr(settings, name) for name in ("k", "exclusive", "steps", "batch")}
+    train |= {name: getattr(default, name) for name in ("selection", "combine", "dead_share")}
+    train |= {} if settings.lr is None else {"lr": settings.lr}
     for table, size, architecture, world_values, train_values in _rows(settings):
         of_world = {field.name: getattr(settings, field.name) for field in dataclasses.fields(WorldSpec)}
         world = WorldSpec(**{**of_world, **world_values})
-        train = _train(settings, size, world.concepts) | train_values
+        # Rounded down, as the paper's dictionary sizes are (20 % of 2048 is 409 there).
+        features = int(size * world.concepts + 1e-9)
+        if features < 1:
+            raise InputError(f"--sizes {size:g} of {world.concepts} concepts is no feature at all: ask for more")
         for seed in range(settings.seeds or 1):
-            cell = CellSpec(world=world, seed=seed, architecture=architecture, train=train, device=device)
+            values = {"features": features, **train, **train_values}
+            cell = CellSpec(world=world, seed=seed, architecture=architecture, train=values, device=device)
             cell.check()
             planned.append(Planned(table, size, cell))
     if not planned:
@@ -113,21 +107,6 @@ def _rows(settings: ToySettings) -> Iterator[tuple[Table, float, Architecture, d
                 yield table, one_size, architecture, {"map": "rotation", "exclusive_ratio": 0.0}, {}
 
 
-def _train(settings: ToySettings, size: float, concepts: int) -> dict[str, Any]:
-    """The settings of a cell's training."""
-    # Rounded down, as the paper's dictionary sizes are (20 % of 2048 is 409 there).
-    features = int(size * concepts + 1e-9)
-    if features < 1:
-        raise InputError(f"--sizes {size:g} of {concepts} concepts is no feature at all: ask for a larger share")
-    default = TrainSettings()
-    return {
-        "features": features,
-        **{name: getattr(settings, name) for name in ("k", "exclusive", "steps", "batch")},
-        **{name: getattr(default, name) for name in ("selection", "combine", "dead_share")},
-        **({} if settings.lr is None else {"lr": settings.lr}),
-    }
-
-
 def distinct(planned: Iterable[Planned]) -> dict[str, list[Planned]]:
     """The places of each distinct cell, by its fingerprint, in the order of the plan."""
     cells: dict[str, list[Planned]] = {}
@@ -143,7 +122,6 @@ def run_cells(
     """The result of every cell. A finished cell is in the folder at once: whatever happens, only running ones are lost.
 
     Args:
-        cells: as `distinct` gives them.
         folder: of finished cells, shared by all toy runs of a workspace: one JSON file each, whole or absent, checked.
         jobs: processes; with one, cells run in this process.
 
@@ -152,11 +130,13 @@ def run_cells(
         Exception: whatever a cell raised. The other processes end at once then, and when Ctrl-C is pressed.
     """
     results = {key: found for key in cells if (found := _kept(folder, key)) is not None}
-    to_do = sorted((key for key in cells if key not in results), key=lambda key: _order(cells[key][0].cell))
+    specs = {key: planned[0].cell for key, planned in cells.items() if key not in results}
+    # Seed after seed, so that every row soon has something; within a seed the longest first.
+    to_do = sorted(specs, key=lambda key: (specs[key].seed, -specs[key].cost))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with progress("toy", len(cells), "cells", done=len(results)) as bar:
-            for number, computed in _computed([cells[key][0].cell for key in to_do], compute, jobs):
+            for number, computed in _computed([specs[key] for key in to_do], compute, jobs):
                 # As it will be read, so that a fresh result and a kept one are the same.
                 result = json.loads(json.dumps(computed, allow_nan=False))
                 key = to_do[number]
@@ -171,12 +151,6 @@ def run_cells(
             "the same command continues with the cells that are missing"
         ) from None
     return results
-
-
-def _order(cell: CellSpec) -> tuple[int, float]:
-    """Seed after seed, so that every row soon has something; within a seed the longest first."""
-    train = cell.train
-    return cell.seed, -float(train["steps"] * train["batch"] * (train["features"] + sum(cell.widths)))
 
 
 def _kept(folder: Path, key: str) -> dict[str, Any] | None:
@@ -196,12 +170,8 @@ def _kept(folder: Path, key: str) -> dict[str, Any] | None:
         return None
 
 
-def default_jobs(device: str) -> int:
-    """One process per core; on a GPU one, which keeps it busy."""
-    return _cores() if device == "cpu" else 1
-
-
-def _cores() -> int:
+def available_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -212,7 +182,7 @@ def _computed(cells: Sequence[CellSpec], compute: Compute, jobs: int) -> Iterato
         return
     others = set(multiprocessing.active_children())
     # Started anew, not forked: torch and CUDA do not survive a fork.
-    spawn, threads = multiprocessing.get_context("spawn"), max(1, _cores() // jobs)
+    spawn, threads = multiprocessing.get_context("spawn"), max(1, available_cores() // jobs)
     with ProcessPoolExecutor(min(jobs, len(cells)), spawn, _begin, (threads,)) as pool:
         try:
             numbers = {pool.submit(compute, cell): number for number, cell in enumerate(cells)}

@@ -22,17 +22,14 @@ _EXCLUSIVE_NORM = 0.8
 
 @dataclass(frozen=True)
 class Dictionary:
-    """What recovery is measured on.
-
-    Attributes:
-        decoders: by side, (F, D); zero rows where a feature does not exist.
-        classes_F: int64, SHARED, A_ONLY or B_ONLY.
-        alive_F: bool, features that fire.
-    """
+    """What recovery is measured on."""
 
     decoders: dict[str, torch.Tensor]
+    """By side, (F, D); zero rows where a feature does not exist."""
     classes_F: torch.Tensor
+    """int64: SHARED, A_ONLY or B_ONLY."""
     alive_F: torch.Tensor
+    """bool: features that fire."""
 
 
 def dictionary_of(crosscoder: Crosscoder, alive_F: torch.Tensor) -> Dictionary:

@@ -14,7 +14,7 @@ from modeldiff.console import say
 from modeldiff.lm.device import resolve_device
 from modeldiff.toy.cell import run_cell
 from modeldiff.toy.cells import SCHEMA as CELL_SCHEMA
-from modeldiff.toy.cells import default_jobs, distinct, plan, run_cells
+from modeldiff.toy.cells import available_cores, distinct, plan, run_cells
 from modeldiff.toy.figures import draw_figures
 from modeldiff.toy.settings import ToySettings
 from modeldiff.toy.summary import cells_csv, records, summary
@@ -28,12 +28,8 @@ SUMMARY_NAME = "summary.json"
 def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
     """Run the benchmark, or answer with the one that these settings gave before.
 
-    Cells that an earlier run of any settings finished are taken from the workspace. More than one job starts
-    processes: a script needs the usual `if __name__ == "__main__"`.
-
-    Args:
-        name: a name for the artifact.
-        force: compute every cell, even those that exist.
+    Cells that an earlier run of any settings finished are taken from the workspace, unless `force`. More than one job
+    starts processes: a script needs the usual `if __name__ == "__main__"`.
 
     Raises:
         InputError: settings that do not fit together.
@@ -42,7 +38,8 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
     settings = settings.filled()
     device = str(resolve_device(settings.device))
     cells = distinct(plan(settings, device))
-    jobs = settings.jobs or default_jobs(device)
+    # One process keeps a GPU busy.
+    jobs = settings.jobs or (available_cores() if device == "cpu" else 1)
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=device, jobs=jobs)
@@ -60,18 +57,7 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
         work.write_json(SUMMARY_NAME, {"rows": rows})
         for figure, image in draw_figures(done, rows).items():
             work.write_bytes(f"figures/{figure}.png", image)
-        return {"cells": len(cells), "exclusive_recall": _recalls(rows)}
+        return {"cells": len(cells)}
 
     order = Order("toy", settings, {}, SCHEMA, {"device": device, "cells": CELL_SCHEMA})
     return produce(workspace, order, build, name=name, force=force)
-
-
-def _recalls(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Exclusive recall by map and size, then architecture, of the benchmark's first table."""
-    found: dict[str, dict[str, float]] = {}
-    for row in rows:
-        recall = row["figures"].get("exclusive_recall")
-        if row["table"] == rows[0]["table"] and recall is not None:
-            by_architecture = found.setdefault(f"{row['map']} {100 * row['size']:.3g}%", {})
-            by_architecture[row["architecture"]] = round(recall["mean"], 4)
-    return found

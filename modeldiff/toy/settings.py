@@ -12,12 +12,9 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 Table = Literal["sizes", "dial", "selection", "self-diff"]
 TABLES: tuple[Table, ...] = get_args(Table)
 
-# Everything that a preset decides, in one place.
-#   paper   the paper's sizes: its table 6, the twelve dictionary sizes of its figure 4, 800 M pairs, five seeds.
-#   laptop  concepts, widths and k_target divided by 8 and decay multiplied by 8, so that the concepts per dimension
-#           (8), the share of concepts that are active (1 %) and the spread of their frequencies stay; three sizes and
-#           0.77 M pairs. mixed:0.7 has about the stitch R² of a real pair.
-#   quick   divided by 32 (the widths by 16), for a first look and for tests.
+# Everything that a preset decides. `paper` has the values of the paper's table 6 and figure 4. In `laptop` the concepts
+# per dimension, the share of concepts that are active and the spread of their frequencies are the same, and mixed:0.7
+# has about the stitch R² of a real pair.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "concepts": 64,

@@ -1,8 +1,7 @@
 """What a linear map from the other model explains of a model, and the baseline that looks only at the rest of it.
 
-The map is a ridge regression from one model's activations to the other's (a stitch). Its held-out R² says how much of a
-pair is linearly the same. What it leaves over holds the concepts that only one model has, in full: the other model's
-activations do not depend on them.
+What a stitch (a ridge regression from one model's activations to the other's) leaves over holds the concepts that only
+one model has, in full: the other model's activations do not depend on them.
 
 Legend: N, B pairs, Da, Db widths, D width of the model predicted from, G width of the model predicted.
 """
@@ -49,11 +48,8 @@ def _fitted(x_ND: torch.Tensor, y_NG: torch.Tensor) -> LinearMap:
 
 
 def stitch_r2(x_a_NDa: torch.Tensor, x_b_NDb: torch.Tensor) -> dict[str, float]:
-    """R² of the stitch fitted on the first half of the pairs, on the other half: `a_to_b` and `b_to_a`.
-
-    Pooled over dimensions: 1 - sum of squared residuals / sum of squares about the held-out mean. 0: no better than
-    that mean; below 0: worse; NaN where the activations do not vary.
-    """
+    """R² of the stitch fitted on the first half of the pairs, on the other half, pooled over dimensions: `a_to_b` and
+    `b_to_a`. 0: no better than the held-out mean; NaN where the activations do not vary."""
     half = len(x_a_NDa) // 2
     x_a, x_b = x_a_NDa[half:].double(), x_b_NDb[half:].double()
     r_a, r_b = Stitch.fitted(x_a_NDa[:half], x_b_NDb[:half]).residuals(x_a, x_b)
@@ -82,8 +78,7 @@ def residual_recipe(settings: TrainSettings, widths: tuple[int, int]) -> Residua
 
     They are the two exclusive partitions of a crosscoder without shared features, each as large as in a DFC of these
     settings, with one BatchTopK over both. A feature is active as often as a DFC's are on average: where features must
-    be active more often than concepts occur, they learn mixtures of concepts. The baseline says nothing about shared
-    concepts, and its FVE is that of the residuals: not comparable with that of a dictionary of the activations.
+    be active more often than concepts occur, they learn mixtures of concepts. The FVE is that of the residuals.
 
     Args:
         settings: `features` and `exclusive` give the size. `k_start` is that of a whole dictionary and not used. Nor

@@ -23,19 +23,15 @@ ROW_FIELDS = ("table", "map", "exclusive_ratio", "size", "architecture", *_TRAIN
 
 @dataclass(frozen=True)
 class Record:
-    """A distinct cell with its result, as in cells.json.
-
-    Attributes:
-        tables: the tables it stands in.
-        size: of the dictionary, as a share of the concepts.
-        spec: the `CellSpec` as JSON data.
-        result: what `run_cell` returned.
-    """
+    """A distinct cell with its result, as in cells.json."""
 
     tables: tuple[str, ...]
     size: float
+    """Size of the dictionary, as a share of the concepts."""
     spec: dict[str, Any]
+    """The `CellSpec` as JSON data."""
     result: dict[str, Any]
+    """What `run_cell` returned."""
 
 
 def records(cells: Mapping[str, Sequence[Planned]], results: Mapping[str, dict[str, Any]]) -> list[Record]:
@@ -52,11 +48,8 @@ def records(cells: Mapping[str, Sequence[Planned]], results: Mapping[str, dict[s
 
 
 def exclusive_recall(result: Mapping[str, Any], kind: str = "right") -> float | None:
-    """Share of the exclusive concepts of both models (equally many) that are recovered; None where there are none.
-
-    Args:
-        kind: "right", by a feature of the model's own class, or "any".
-    """
+    """Share of the exclusive concepts of both models (equally many) that are recovered, by a feature of the model's own
+    class ("right") or by "any"; None where there are none."""
     found = [value for side in ("A", "B") if (value := result["recall"][kind][side]) is not None]
     return fmean(found) if found else None
 
@@ -99,7 +92,7 @@ def cells_csv(cells: Iterable[Record]) -> bytes:
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, standard error (sample standard deviation / sqrt(n); None for one value) and n."""
+    """Mean, standard error (None for one value) and n."""
     error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": fmean(values), "se": error, "n": len(values)}
 
@@ -107,17 +100,12 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
 def summary(cells: Iterable[Record]) -> list[dict[str, Any]]:
     """Mean, standard error and number of seeds of every figure, for every row of every table.
 
-    Returns:
-        One object per row: ROW_FIELDS, `features`, `concepts`, and `figures` by name, without those that no seed has.
-        `fve_over_standard` is the FVE minus that of the standard crosscoder on the same world: without the differences
-        between worlds.
+    A row has ROW_FIELDS, `features`, `concepts`, and `figures` by name, without those that no seed has.
+    `fve_over_standard` is the FVE minus that of the standard crosscoder on the same world: without the differences
+    between worlds.
     """
     cells = list(cells)
-    standard = {
-        _twin_key(record): fmean(record.result["fve"].values())
-        for record in cells
-        if record.spec["architecture"] == "standard"
-    }
+    fve = {_key(record.spec): fmean(record.result["fve"].values()) for record in cells}
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in cells:
         world, train = record.spec["world"], record.spec["train"]
@@ -130,20 +118,19 @@ def summary(cells: Iterable[Record]) -> list[dict[str, Any]]:
             **dict(zip(ROW_FIELDS, key, strict=True)),
             "features": group[0].spec["train"]["features"],
             "concepts": group[0].spec["world"]["concepts"],
-            "figures": _over_seeds([figures(record.result) | _over_standard(record, standard) for record in group]),
+            "figures": _over_seeds([figures(record.result) | _over_standard(record, fve) for record in group]),
         }
         for key, group in sorted(groups.items(), key=lambda item: TABLES.index(item[0][0]))
     ]
 
 
-def _twin_key(record: Record) -> str:
-    """What a cell shares with the standard crosscoder of the same world, size and training."""
-    return json.dumps({**record.spec, "architecture": ""}, sort_keys=True)
+def _key(spec: Mapping[str, Any]) -> str:
+    return json.dumps(spec, sort_keys=True)
 
 
-def _over_standard(record: Record, standard: Mapping[str, float]) -> dict[str, float]:
-    twin = standard.get(_twin_key(record))
-    return {} if twin is None else {"fve_over_standard": fmean(record.result["fve"].values()) - twin}
+def _over_standard(record: Record, fve: Mapping[str, float]) -> dict[str, float]:
+    standard = fve.get(_key({**record.spec, "architecture": "standard"}))
+    return {} if standard is None else {"fve_over_standard": fve[_key(record.spec)] - standard}
 
 
 def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

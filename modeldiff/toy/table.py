@@ -65,7 +65,7 @@ def printed_tables(rows: Sequence[Row]) -> list[Printed]:
 def _printed(
     title: str, rows: Sequence[Row], leading: int, columns: Sequence[Column], legend: tuple[str, ...]
 ) -> Printed:
-    """Args: leading: so many first cells are left empty where they repeat the row above."""
+    """The `leading` first cells are left empty where they repeat the row above."""
     above: list[str] = []
     lines = []
     for row in rows:

@@ -31,7 +31,7 @@ _STREAM = 7919
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSpec:
-    """What a world is drawn from (paper table 6, whose values are the defaults of the `paper` preset).
+    """What a world is drawn from (paper table 6; `ToySettings` says what each is).
 
     Raises:
         InputError: more concepts are to be active than there are, or there is no such map.
@@ -41,16 +41,13 @@ class WorldSpec:
     width_a: int
     width_b: int
     exclusive_ratio: float = 0.05
-    """Share of the concepts that only one model has; half of it each."""
     k_target: float = 5.0
-    """Concepts active in a pair, on average."""
     correlation_rank: int = 10
     decay: float = 0.001
     translation: float = 0.1
     noise: float = 0.01
     min_probability: float = 1e-4
     map: str = "gaussian"
-    """gaussian (the paper's), rotation, independent, or mixed:SHARE with the share of gaussian in it."""
 
     def __post_init__(self) -> None:
         if self.k_target > self.concepts:
@@ -167,10 +164,7 @@ class Active(NamedTuple):
 
 
 class ConceptStream:
-    """Batches of paired activations of a world, without end and without keeping any.
-
-    The work is in proportion to the concepts that are active, not to all concepts: their number is drawn for each
-    concept, then the pairs, and activations are sums of the few directions concerned.
+    """Batches of paired activations of a world, without end. The work is in proportion to the concepts that are active.
 
     Args:
         part: streams of the same seed and another part are independent (training, evaluation).

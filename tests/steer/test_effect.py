@@ -14,6 +14,7 @@ from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
 from modeldiff.lm.residual import add_to_residual
 from modeldiff.steer.sweep import write
+from tests.steer.made import steer
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 PROMPTS = ["The quick brown fox jumps", "It", "I love"]
@@ -83,7 +84,7 @@ def test_a_batch_of_pushes_writes_what_each_writes_alone(lm: LanguageModel, temp
     vectors_SD = torch.randn(4, lm.width, generator=torch.Generator().manual_seed(0))
     vectors_SD[0] = 0
     options = {"max_new_tokens": 6, "temperature": temperature, "seed": 3}
-    found = write(lm, 1, PROMPTS, vectors_SD, batch=batch, **options)
+    found = write(steer(**options), lm, 1, PROMPTS, vectors_SD, chat=False, batch=batch)
     expected = []
     for vector_D in vectors_SD:
         with add_to_residual(lm, 1, vector_D):
