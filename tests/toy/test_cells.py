@@ -12,7 +12,6 @@ import pytest
 from modeldiff.errors import InputError, MachineError
 from modeldiff.toy.cell import CellSpec, run_cell
 from modeldiff.toy.cells import DIAL_MAPS, Planned, distinct, plan, run_cells
-from modeldiff.toy.settings import ToySettings
 from modeldiff.toy.summary import figures
 from tests.toy.made_cells import failing_cell, made_cell, tiny
 
@@ -27,22 +26,10 @@ def cells_of(**values: Any) -> Cells:
     return distinct(planned_of(**values))
 
 
-def test_the_papers_dictionary_sizes() -> None:
-    planned = plan(ToySettings(preset="paper", seeds=1, architectures=("standard",)).filled(), "cpu")
-    sizes = [204, 409, 614, 819, 1024, 1228, 1433, 1638, 1843, 2048, 3072, 4096]  # the ticks of its figure 4
-    assert [one.cell.train["features"] for one in planned] == sizes
-
-
-def test_sizes_is_every_combination() -> None:
-    planned = planned_of(map=("gaussian", "rotation"), seeds=3, sizes=(0.5, 0.75, 1.0))
-    assert len(planned) == 2 * 3 * 2 * 3
-    assert {one.cell.world.map for one in planned} == {"gaussian", "rotation"}
-    assert {one.cell.seed for one in planned} == {0, 1, 2}
-    assert {one.cell.train["features"] for one in planned} == {32, 48, 64}
-    assert all(one.cell.device == "cpu" and one.cell.train["k"] == 2 for one in planned)
-
-
-def test_the_other_tables() -> None:
+def test_the_rows_of_every_table() -> None:
+    planned = planned_of(map=("gaussian", "rotation"), seeds=3, sizes=(0.5, 0.75, 0.1 + 0.2))
+    assert len({(one.cell.world.map, one.cell.seed, one.size, one.cell.architecture) for one in planned}) == 36
+    assert {one.cell.train["features"] for one in planned} == {32, 48, 19}, "rounded down, as in the paper"
     planned = planned_of(tables=("dial", "selection", "self-diff"), sizes=(0.3, 0.6, 1.0))
     assert {one.size for one in planned} == {0.6}  # the one nearest to 0.5
     assert Counter(one.table for one in planned) == {"dial": 2 * len(DIAL_MAPS), "selection": 10, "self-diff": 2}

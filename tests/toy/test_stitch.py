@@ -24,25 +24,6 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_an_affine_image_is_predicted_exactly() -> None:
-    x_a = normal(600, 6, seed=0)
-    x_b = x_a @ normal(6, 6, seed=1) + 5 * normal(6, seed=2)
-    assert stitch_r2(x_a, x_b) == pytest.approx({"a_to_b": 1.0, "b_to_a": 1.0}, abs=1e-3)
-    for residual, x in zip(Stitch.fitted(x_a, x_b).residuals(x_a, x_b), (x_a, x_b), strict=True):
-        assert residual.shape == x.shape
-        assert residual.dtype == torch.float32
-        assert float(residual.norm()) < 0.03 * float(x.norm())
-
-
-def test_independent_activations_predict_nothing_of_each_other() -> None:
-    pairs = [(normal(2000, 8, seed=seed) + 3, normal(2000, 12, seed=100 + seed)) for seed in range(8)]
-    found = torch.tensor([list(stitch_r2(x_a, x_b).values()) for x_a, x_b in pairs])
-    # A map fitted to chance adds width / 1000 to the error, and the two parts' means differ. This varies by 0.001.
-    expected = -torch.tensor([8 + 2, 12 + 2]) / 1000
-    torch.testing.assert_close(found.mean(0), expected, rtol=0, atol=0.003)
-    assert float(found.max()) < 0
-
-
 def test_r2_equals_scikit_learns() -> None:
     x_a = normal(600, 4, seed=0) + 2
     x_b = torch.cat([x_a[:, :3] @ normal(3, 3, seed=1), torch.zeros(600, 2)], 1) + 0.7 * normal(600, 5, seed=2)

@@ -1,7 +1,5 @@
 """Figures of cells and of rows on numbers that can be checked by hand, and the pictures."""
 
-import csv
-import io
 import math
 from typing import Any
 
@@ -10,7 +8,7 @@ import pytest
 from modeldiff.toy.cells import distinct, plan
 from modeldiff.toy.figures import COLOURS, draw_figures
 from modeldiff.toy.settings import ARCHITECTURES
-from modeldiff.toy.summary import Record, cells_csv, exclusive_recall, figures, mean_and_error, records, summary
+from modeldiff.toy.summary import Record, exclusive_recall, figures, mean_and_error, records, summary
 from modeldiff.toy.table import printed_tables
 from tests.toy.made_cells import made_cell, tiny
 
@@ -23,7 +21,7 @@ def made_records(**values: Any) -> list[Record]:
 def test_figures_of_both_models_together() -> None:
     result = made_records()[0].result
     result["recall"]["right"] = {"shared": 1.0, "A": 0.2, "B": 0.4}
-    result["exclusive"]["A"]["shared"], result["exclusive"]["B"]["shared"] = 3, 4
+    result["exclusive"]["A"] = result["exclusive"]["A"] | {"shared": 5}
     result["fve"] = {"a": 0.5, "b": 0.7}
     found = figures(result)
     assert found["exclusive_recall"] == exclusive_recall(result) == pytest.approx(0.3)
@@ -64,27 +62,6 @@ def test_fve_is_compared_with_the_standard_crosscoder_of_the_same_world() -> Non
     assert dfc["figures"]["fve"]["se"] > 0.04
 
 
-def test_a_world_without_exclusive_concepts_has_no_recall() -> None:
-    cells = made_records(map=("rotation",), exclusive_ratio=0.0)
-    assert exclusive_recall(cells[0].result) is None
-    rows = summary(cells)
-    assert all("exclusive_recall" not in row["figures"] for row in rows)
-    (table,) = printed_tables(rows)
-    assert [name for name, _ in table.columns][2:4] == ["by place", "by verdict"]
-
-
-def test_the_csv_has_one_row_per_distinct_cell() -> None:
-    cells = made_records(tables=("sizes", "dial", "self-diff"), seeds=2)
-    rows = list(csv.DictReader(io.StringIO(cells_csv(cells).decode())))
-    assert len(rows) == len(cells)
-    shared = [row for row in rows if row["tables"] == "sizes dial"]
-    assert {(row["map"], row["size"]) for row in shared} == {("gaussian", "0.5")}
-    for row, cell in zip(rows, cells, strict=True):
-        assert float(row["fve_a"]) == cell.result["fve"]["a"]
-        assert (int(row["seed"]), row["architecture"]) == (cell.spec["seed"], cell.spec["architecture"])
-        assert row["noise"] == "0.01"
-
-
 def test_the_printed_tables() -> None:
     cells = made_records(
         tables=("sizes", "dial", "selection", "self-diff"), seeds=2, map=("gaussian", "independent"), sizes=(1.0, 0.5)
@@ -116,5 +93,11 @@ def test_the_same_cells_give_the_same_pictures() -> None:
 
 def test_only_what_the_cells_allow_is_drawn() -> None:
     assert drawn(tables=("self-diff",)) == {}
-    assert drawn(map=("rotation",), exclusive_ratio=0.0) == {}
     assert drawn(tables=("dial",)).keys() == {"dial"}
+    # Without exclusive concepts there is no recall of them.
+    cells = made_records(map=("rotation",), exclusive_ratio=0.0)
+    rows = summary(cells)
+    assert all("exclusive_recall" not in row["figures"] for row in rows)
+    assert draw_figures(cells, rows) == {}
+    (table,) = printed_tables(rows)
+    assert [name for name, _ in table.columns][2:4] == ["by place", "by verdict"]
