@@ -84,8 +84,8 @@ def _limits(axes: Axes, rows: Sequence[Row]) -> None:
         limits[row["size"]] = min(row["figures"]["limit"]["mean"], limits.get(row["size"], 1.0))
     if min(limits.values()) < 1:
         sizes = sorted(limits)
-        style = {"color": _GREY, "linestyle": "--", "linewidth": 1, "label": "limit of the exclusive slots"}
-        axes.plot([100 * size for size in sizes], [limits[size] for size in sizes], **style)
+        x, y = [100 * size for size in sizes], [limits[size] for size in sizes]
+        axes.plot(x, y, color=_GREY, linestyle="--", linewidth=1, label="limit of the exclusive slots")
 
 
 def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[str]) -> None:

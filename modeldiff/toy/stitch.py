@@ -66,7 +66,7 @@ class ResidualRecipe(Recipe):
     """A run in which less than one feature per pair may be active: concepts of one model alone are rare."""
 
     per_pair: float
-    """Active features per pair on average, both models together."""
+    """On average, both models together."""
 
     def k_at(self, step: int) -> float:
         """As in any recipe, in proportion to `per_pair`."""

@@ -63,11 +63,7 @@ class WorldSpec:
 
 
 def map_share(name: str) -> float:
-    """Share of the gaussian map in B's directions; the rest is drawn anew.
-
-    Raises:
-        InputError: no such map.
-    """
+    """Share of the gaussian map in B's directions; the rest is drawn anew. Raises InputError for another map."""
     plain = {"gaussian": 1.0, "rotation": 1.0, "independent": 0.0}
     if name in plain:
         return plain[name]
