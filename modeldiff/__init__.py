@@ -36,7 +36,7 @@ _HOMES = {
     "TrainSettings": "modeldiff.crosscoder.settings",
     "FeaturesSettings": "modeldiff.features.settings",
     "SteerSettings": "modeldiff.steer.settings",
-    "TransferSettings": "modeldiff.steer.transfer_settings",
+    "TransferSettings": "modeldiff.steer.settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",

@@ -20,8 +20,7 @@ from modeldiff.cli.common import (
 )
 from modeldiff.cli.steer_tables import print_dose, print_generations
 from modeldiff.format import print_json
-from modeldiff.steer.settings import SteerSettings
-from modeldiff.steer.strengths import parse_strengths
+from modeldiff.steer.settings import SteerSettings, parse_strengths
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact

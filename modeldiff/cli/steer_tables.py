@@ -3,79 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
 
-from modeldiff.format import console, table
-
-if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
+from modeldiff.format import NONE, Columns, console, fixed, percent, table
 
 
 def print_generations(generations: Sequence[dict[str, Any]]) -> None:
     """For each prompt the texts by strength: of one model beside the unsteered text, of two side by side."""
-    shown = [one for one in generations if one["direction"] == "feature"]
-    models = list(dict.fromkeys(one["model"] for one in shown))
-    for prompt in dict.fromkeys(one["prompt"] for one in shown):
-        mine = [one for one in shown if one["prompt"] == prompt]
-        made = _of_one(mine) if len(models) == 1 else _of_two(mine, models)
-        console().print(made)
-
-
-def _of_one(mine: Sequence[dict[str, Any]]) -> Table:
-    from rich.text import Text
-
-    plain = next(one["text"] for one in mine if one["strength"] == 0)
-    made = _texts(mine, ["unsteered", "steered"])
-    for one in (one for one in mine if one["strength"] != 0):
-        # The same unsteered text stands beside every strength: print it once.
-        made.add_row(Text("" if made.row_count else plain.strip()), _labelled(one))
-    return made
-
-
-def _of_two(mine: Sequence[dict[str, Any]], models: Sequence[str]) -> Table:
-    source, other = ({one["strength"]: one for one in mine if one["model"] == model} for model in models)
-    made = _texts(mine, [f"model {model}" for model in models])
-    for strength, one in source.items():
-        made.add_row(_labelled(one), _labelled(other[strength]))
-    return made
-
-
-def _texts(mine: Sequence[dict[str, Any]], columns: Sequence[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(f"prompt: {mine[0]['prompt']!r}"), title_justify="left", show_lines=True)
-    for name in columns:
-        made.add_column(name, ratio=1, overflow="fold")
-    return made
+    def labelled(one: dict[str, Any]) -> Text:
+        label = f"[{one['strength']:+g}] " if one["strength"] else "[unsteered] "
+        return Text.assemble((label, "bold"), one["text"].strip())
 
-
-def _labelled(one: dict[str, Any]) -> Text:
-    from rich.text import Text
-
-    label = f"[{one['strength']:+g}] " if one["strength"] else "[unsteered] "
-    return Text.assemble((label, "bold"), one["text"].strip())
+    shown = [one for one in generations if one["direction"] == "feature"]
+    models = list(dict.fromkeys(one["model"] for one in shown))
+    for prompt in dict.fromkeys(one["prompt"] for one in shown):
+        made = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True)
+        for name in [f"model {model}" for model in models] if len(models) > 1 else ["unsteered", "steered"]:
+            made.add_column(name, ratio=1, overflow="fold")
+        first, *others = ([one for one in shown if (one["prompt"], one["model"]) == (prompt, m)] for m in models)
+        if others:
+            for both in zip(first, *others, strict=True):
+                made.add_row(*map(labelled, both))
+        else:
+            plain = next(one["text"] for one in first if one["strength"] == 0)
+            for one in (one for one in first if one["strength"] != 0):
+                # The same unsteered text stands beside every strength: print it once.
+                made.add_row(Text("" if made.row_count else plain.strip()), labelled(one))
+        console().print(made)
 
 
 def print_dose(steering: dict[str, Any]) -> None:
     """Effect and coherence by strength, each beside that of random directions, in 80 columns."""
-    sides, count = steering["sides"], steering["random_directions"]
-    names = ("KL 1st", "KL", "perpl.", "repeated")
-    columns: list[tuple[str, Literal["left", "right"]]] = [
-        (name, "right") for pair in ((one, "random") for one in names) for name in pair
-    ]
-    prompts = len(steering["prompts"])
-    title = f"feature {steering['feature']} ({_partition(steering)}), {prompts} prompt{'s' if prompts > 1 else ''}"
-    table(f"{title}, seed {steering['seed']}", [("strength", "right"), ("", "left"), *columns], _dose_lines(steering))
-    for model, side in sides.items():
+    count, prompts = steering["random_directions"], len(steering["prompts"])
+    columns: Columns = [("strength", "right"), ("", "left")]
+    columns += [(name, "right") for what in ("KL", "perplexity", "repeated") for name in (what, "random")]
+    partition = "shared" if steering["partition"] == "shared" else f"{steering['partition']}-exclusive"
+    title = f"feature {steering['feature']} ({partition}), {prompts} prompt{'s' if prompts > 1 else ''}"
+    table(f"{title}, seed {steering['seed']}", columns, _dose_lines(steering))
+    for model, side in steering["sides"].items():
         click.echo(f"{model}: {_pushed_by(side)}; strength 1: {side['unit_norm_in_medians']:.2g} median norms.")
-    click.echo("KL: of the steered next token from the unsteered one, nats, at the end of the")
-    click.echo("prompt (1st) and per token of the unsteered text. perpl.: of what is written,")
-    click.echo("for the unsteered model, relative to its own text. repeated: share of a text's")
-    click.echo("4-grams that stood in it before.")
+    click.echo("KL: of the steered next token from the unsteered one, nats per token of the")
+    click.echo("unsteered text. perplexity: of what is written, for the unsteered model,")
+    click.echo("relative to its own text. repeated: share of 4-grams that stood in it before.")
     if count:
         click.echo(f"random: {count} random direction{'s' if count > 1 else ''} of the same norm.")
     else:
@@ -91,11 +65,14 @@ def _dose_lines(steering: dict[str, Any]) -> list[list[str]]:
     rows = {(row["strength"], row["model"], row["direction"]): row for row in steering["dose"]}
     lines = []
     for strength in sorted(steering["strengths"]):
-        for place, model in enumerate(steering["sides"]):
-            row, random = rows[strength, model, "feature"], rows.get((strength, model, "random"))
-            pairs = (("kl_first", _nats), ("kl", _nats), ("perplexity_ratio", _times), ("repeated", _percent))
-            cells = [(form(row[key]), "" if random is None else form(random[key])) for key, form in pairs]
-            lines.append([_strength(strength) if not place else "", model, *(cell for both in cells for cell in both)])
+        label = _strength(strength)
+        for model in steering["sides"]:
+            line = [label, model]
+            found = [rows.get((strength, model, direction)) for direction in ("feature", "random")]
+            for name, form in (("kl", _nats), ("perplexity_ratio", _times), ("repeated", percent)):
+                line += ["" if row is None else form(row[name]) for row in found]
+            lines.append(line)
+            label = ""
     return lines
 
 
@@ -110,11 +87,7 @@ def _pushed_by(side: dict[str, Any]) -> str:
     if not side["stitch"]:
         return "its own decoder row"
     constant = " + constant" if side["stitch_bias"] else ""
-    return f"moved by {side['stitch']}{constant} (R² {_r2(side['stitch_r2'])})"
-
-
-def _partition(steering: dict[str, Any]) -> str:
-    return "shared" if steering["partition"] == "shared" else f"{steering['partition']}-exclusive"
+    return f"moved by {side['stitch']}{constant} (R² {fixed(side['stitch_r2'])})"
 
 
 def _strength(strength: float) -> str:
@@ -122,16 +95,10 @@ def _strength(strength: float) -> str:
 
 
 def _nats(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if value < 99.5 else f"{value:.0f}"
+    return fixed(value, 2 if value is not None and value < 99.5 else 0)
 
 
 def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}x" if value < 99.5 else f"{value:.0f}x" if value < 1e5 else ">1e5x"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
-def _r2(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    if value is None:
+        return NONE
+    return f"{value:.1f}x" if value < 99.5 else f"{value:.0f}x" if value < 1e5 else ">1e5x"

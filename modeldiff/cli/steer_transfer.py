@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.format import console, table
-from modeldiff.steer.transfer_settings import TransferSettings
+from modeldiff.format import console, fixed, table
+from modeldiff.steer.settings import TransferSettings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
@@ -44,6 +44,7 @@ def print_transfer(ref: str, info: dict[str, Any]) -> None:
     source, target = info["from"], info["to"]
     click.echo(f"{ref}: {info['origin']}, {source} -> {target}")
     click.echo(f"({info['features']}, {info['stitch']}, {info['shared_features']} shared features)")
+    click.echo(f"held-out R² of the stitch: {fixed(info['stitch_r2'])}")
     for side, one in info["prompts"].items():
         silent = f", {one['silent']} without an answer" if one["silent"] else ""
         click.echo(f"contrast in {side.upper()}: {one['positive']} positive, {one['negative']} negative{silent}")
@@ -52,36 +53,21 @@ def print_transfer(ref: str, info: dict[str, Any]) -> None:
     else:
         _print_moved(info)
     click.echo(f"norm: of what strength 1 adds, in median norms of {target}'s activations.")
-    click.echo(f"in {source}: cosine of the direction with the rule's own account of it there (its")
-    click.echo("decoders, or the map there and back); null: the same for random directions.")
 
 
 def _print_moved(info: dict[str, Any]) -> None:
     rows = []
-    several = len(info["source_norms"]) > 1
     for index in range(len(info["source_norms"])):
         for rule, found in info["moved"].items():
-            one = found[index]
-            used = ", ".join(str(feature["id"]) for feature in (one["features"] or [])[:5]) or "-"
-            rows.append([*([str(index)] if several else []), rule, *_account(one), used])
+            used = [f"{one['id']} ({one['weight']:.2f})" for one in found[index].get("features", [])[:5]]
+            rows.append([str(index), rule, f"{found[index]['norm_in_medians']:.2f}", ", ".join(used) or "-"])
     table(
         "",
-        [
-            *([("vector", "right")] if several else []),  # type: ignore[list-item]
-            ("rule", "left"),
-            ("norm", "right"),
-            (f"in {info['from']}", "right"),
-            ("null", "right"),
-            ("features used most", "left"),
-        ],
+        [("vector", "right"), ("rule", "left"), ("norm", "right"), ("features used most (cosine)", "left")],
         rows[:_MOST_ROWS],
     )
     if len(rows) > _MOST_ROWS:
         click.echo(f"and {len(rows) - _MOST_ROWS} more rows (--json shows all)")
-
-
-def _account(one: dict[str, Any]) -> list[str]:
-    return [f"{one[name]:.2f}" for name in ("norm_in_medians", "cosine_in_source", "null")]
 
 
 def _print_truth(info: dict[str, Any]) -> None:
@@ -89,15 +75,15 @@ def _print_truth(info: dict[str, Any]) -> None:
     rows = []
     for rule, found in info["moved"].items():
         one = truth["rules"][rule]
-        rows.append([rule, *_account(found[0]), f"{one['cosine']:.2f} ±{one['error']:.2f}", f"{one['random']:.2f}"])
-    rows.append(["random", "-", "-", "-", "-", f"{truth['random_in_target']:.2f}"])
+        rows.append([rule, f"{found[0]['norm_in_medians']:.2f}", f"{one['cosine']:.2f}", f"{one['random']:.2f}"])
+    rows.append(["random", "-", "-", f"{truth['random_in_target']:.2f}"])
     columns: list[tuple[str, Literal["left", "right"]]] = [("rule", "left")]
-    columns += [(name, "right") for name in ("norm", f"in {source}", "null", f"cos in {target}", "random")]
+    columns += [(name, "right") for name in ("norm", f"cos in {target}", "random")]
     table("", columns, rows)
-    in_source = "" if truth["split_half_source"] is None else f"{truth['split_half_source']:.2f} in {source}, "
     click.echo(f"{target}'s own contrast: norm {truth['norm_in_medians']:.2f} medians; two halves of the prompts agree")
-    click.echo(f"with cosine {in_source}{truth['split_half_target']:.2f} in {target}.")
-    click.echo(f"cos in {target}: cosine with {target}'s own contrast ± standard error over prompts;")
+    halves = f"{truth['split_half_source']:.2f} in {source}, {truth['split_half_target']:.2f} in {target}"
+    click.echo(f"with cosine {halves}.")
+    click.echo(f"cos in {target}: cosine with {target}'s own contrast;")
     click.echo("random: 95% of random directions, moved or drawn there, stay below (absolute).")
 
 
@@ -131,10 +117,8 @@ command = stage_command(
     "random directions.",
     lines=[
         "modeldiff steer transfer --from A --from-prompts positive.jsonl negative.jsonl",
-        "modeldiff steer transfer --from A --to B --vector persona.npy --json",
+        "modeldiff steer transfer --from A --vector persona.npy --json",
         "modeldiff steer transfer --from B --vector-from-feature 412 \\",
         '    --prompt "I think" --strength 1 4',
-        "modeldiff steer transfer --from A --vector v.safetensors:evil \\",
-        "    --truth-prompts evil.txt good.txt",
     ],
 )

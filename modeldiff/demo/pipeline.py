@@ -76,7 +76,6 @@ def _steering(steered: Rank, diff: Diff, device: str) -> SteerSettings:
         feature=steered.feature,
         strength=STRENGTHS,
         prompt=steered.habit.control_prompts()[:2],
-        crosscoder=diff.crosscoder.ref,
         features=diff.features.ref,
         max_new_tokens=40,
         device=device,

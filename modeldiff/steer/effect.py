@@ -1,6 +1,4 @@
-"""What a push does to a model's predictions, and what the unsteered model makes of a text: both without a judge.
-
-Everything is teacher-forced over continuations that are already written, in nats.
+"""What a push does to a model's predictions (teacher-forced, in nats), and what becomes of its texts: without a judge.
 
 Legend: B texts of a batch, T tokens, P predictions of a batch (one for each token of the continuations), V vocabulary,
 S vectors, D width.
@@ -8,6 +6,7 @@ S vectors, D width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,13 +18,25 @@ from modeldiff.lm.residual import add_to_residual
 
 # Two sets of a batch's logits are in memory, each of at most 2^27 values (512 MiB in float32) unless one text has more.
 _LOGIT_VALUES = 1 << 27
+_RUN = 4
+# Chinese and Japanese are written without blanks: there every character is a unit.
+_SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_UNIT = re.compile(rf"[{_SINGLE}]|[^\W{_SINGLE}]+|[^\w\s]")
+
+
+def repeated_share(text: str) -> float | None:
+    """Share (0 to 1) of the text's 4-grams that stood in it before: 1 - distinct 4-grams / 4-grams ("distinct-4").
+
+    What perplexity does not show, as a loop is easy to predict. Over words and punctuation marks, case ignored, rather
+    than tokens: the texts of models with different tokenizers compare. None: the text has less than four of them.
+    """
+    units = _UNIT.findall(text.casefold())
+    runs = [tuple(units[i : i + _RUN]) for i in range(len(units) - _RUN + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else None
 
 
 def surprisal(lm: LanguageModel, texts: Sequence[Generated]) -> list[list[float]]:
-    """Of each text, -log p of every token of its continuation, given the prompt and the tokens before; in nats.
-
-    The exponential of the mean is the perplexity of the continuation.
-    """
+    """For each text, -log p of every token of its continuation; the exponential of the mean is its perplexity."""
     found: list[list[float]] = []
     for batch in _batches(lm, texts):
         logits_PV = _predictions(lm, batch)
@@ -58,17 +69,12 @@ def divergence(
         for vector_D, mine in zip(vectors_SD, found, strict=True):
             with add_to_residual(lm, layer, vector_D):
                 steered_PV = _predictions(lm, batch)
-            mine += _by_text(_kl(steered_PV, plain_PV), batch)
+            kl = []
+            for part in chunks(*plain_PV.shape):
+                log_s_PV, log_p_PV = (logits[part].float().log_softmax(dim=-1) for logits in (steered_PV, plain_PV))
+                kl.append((log_s_PV.exp() * (log_s_PV - log_p_PV)).sum(dim=-1))
+            mine += _by_text(torch.cat(kl), batch)
     return found
-
-
-def _kl(steered_PV: torch.Tensor, plain_PV: torch.Tensor) -> torch.Tensor:
-    """(P,) KL(steered || plain)."""
-    kl = []
-    for part in chunks(*plain_PV.shape):
-        log_s_PV, log_p_PV = (logits[part].float().log_softmax(dim=-1) for logits in (steered_PV, plain_PV))
-        kl.append((log_s_PV.exp() * (log_s_PV - log_p_PV)).sum(dim=-1))
-    return torch.cat(kl)
 
 
 @torch.inference_mode()

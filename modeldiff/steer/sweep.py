@@ -5,7 +5,9 @@ Legend: S vectors (0 first: unsteered), D width.
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,17 +18,42 @@ from modeldiff.console import Progress
 from modeldiff.controls import random_directions
 from modeldiff.errors import MachineError
 from modeldiff.lm.chat import open_chat, uses_chat
-from modeldiff.lm.generate import Generated
+from modeldiff.lm.generate import Generated, generate_tokens
+from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
-from modeldiff.steer.effect import divergence, surprisal
-from modeldiff.steer.push import Push
-from modeldiff.steer.repetition import repeated_share
-from modeldiff.steer.settings import SteerSettings
-from modeldiff.steer.summary import FEATURE, RANDOM, record
-from modeldiff.steer.writing import write
+from modeldiff.lm.residual import add_rows_to_residual, add_to_residual
+from modeldiff.steer.dose import FEATURE, RANDOM
+from modeldiff.steer.effect import divergence, repeated_share, surprisal
+from modeldiff.steer.settings import SteerSettings, TransferSettings
+from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json, write_json
 
 UNSTEERED = 0.0
+
+
+@dataclass(frozen=True)
+class Push:
+    """One model and what strength 1 adds to it."""
+
+    target: Harvested
+    unit_D: torch.Tensor
+    """In the model's own units, float32."""
+    stitch: Artifact | None = None
+    """What moved the direction from the other model; None: it is the feature's decoder row in this model."""
+    bias: bool = False
+    """Whether the map's constant was added (eq. 18)."""
+    r2: float | None = None
+    """Held-out R² of the map over all activations."""
+
+    @property
+    def model(self) -> str:
+        """A or B."""
+        return self.target.side.upper()
+
+    @property
+    def in_medians(self) -> float:
+        """Norm of what strength 1 adds, in units of the median norm of the model's activations."""
+        return float(self.unit_D.norm()) / self.target.median_norm
 
 
 def pushes(settings: SteerSettings) -> list[tuple[str, float]]:
@@ -47,8 +74,8 @@ def sweep(
 ) -> tuple[list[dict[str, Any]], bool]:
     """(the records of all generations of one model, whether the prompts were put in its chat format).
 
-    A chunk of pushes, those that fill a batch, is written to `resume` when it is done. The model is loaded if one is
-    missing, and is gone when this returns.
+    The pushes that fill a batch are written to `resume` when they are done. The model is loaded if some are missing,
+    and is gone when this returns.
 
     Raises:
         MachineError: a batch does not fit into memory.
@@ -56,56 +83,43 @@ def sweep(
     """
     wanted = pushes(settings)
     step = 1 if settings.temperature > 0 else max(1, settings.batch // len(prompts))
-    chunks = [
-        (resume / f"{push.target.side}-{start:04d}-of-{step}.json", start) for start in range(0, len(wanted), step)
-    ]
-    chat_path = resume / f"{push.target.side}-chat.json"
-    missing = [(path, start) for path, start in chunks if not path.exists()]
-    bar.advance(len(wanted) - sum(len(wanted[start : start + step]) for _, start in missing))
+    paths = {start: resume / f"{push.target.side}-{start:04d}-of-{step}.json" for start in range(0, len(wanted), step)}
+    missing = [start for start, path in paths.items() if not path.exists()]
+    bar.advance(len(wanted) - sum(len(wanted[start : start + step]) for start in missing))
 
     def write_missing() -> None:
         lm = push.target.open(device, dtype)
         chat = uses_chat(lm.tokenizer, settings.chat)
-        write_json(chat_path, {"chat": chat})
         rendered = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in prompts]
-        vectors_SD = _vectors(settings, push, wanted)
-        for path, start in missing:
-            part = slice(start, start + step)
-            plain = None if start == 0 else _read(chunks[0][0])[0]
+        random_ND = random_directions(settings.random_directions, push.unit_D, settings.seed)
+        units = {FEATURE: push.unit_D} | {f"{RANDOM} {i}": unit_D for i, unit_D in enumerate(random_ND, 1)}
+        vectors_SD = torch.stack([strength * units[direction] for direction, strength in wanted])
+        for start in missing:
+            plain = read_json(paths[0])["texts"][0] if start else None
             try:
-                found = _measure(settings, lm, push.target.layer, rendered, vectors_SD[part], plain, chat)
+                part_SD = vectors_SD[start : start + step]
+                found = _measured(settings, lm, push.target.layer, rendered, part_SD, plain, chat)
             except torch.OutOfMemoryError:
                 raise MachineError(
                     f"{settings.batch} texts at a time do not fit into the memory of {device} with model {push.model} "
                     f"({lm.name}): use a smaller --batch, or --dtype bfloat16"
                 ) from None
-            write_json(path, {"texts": found})
+            write_json(paths[start], {"chat": chat, "texts": found})
             bar.advance(len(found))
 
     if missing:
         write_missing()
-    measured = [texts for path, _ in chunks for texts in _read(path)]
-    records = [
-        record(push.model, direction, strength, prompt, one, plain)
-        for (direction, strength), texts in zip(wanted, measured, strict=True)
-        for prompt, one, plain in zip(prompts, texts, measured[0], strict=True)
-    ]
-    return records, bool(read_json(chat_path)["chat"])
+    written = [read_json(path) for path in paths.values()]
+    records = []
+    for (direction, strength), texts in zip(wanted, (texts for one in written for texts in one["texts"]), strict=True):
+        for prompt, one in zip(prompts, texts, strict=True):
+            figures = {name: value for name, value in one.items() if name not in ("prompt_ids", "new_ids")}
+            chosen = {"model": push.model, "direction": direction, "strength": strength, "prompt": prompt}
+            records.append(chosen | figures)
+    return records, bool(written[0]["chat"])
 
 
-def _read(path: Path) -> list[list[dict[str, Any]]]:
-    found: list[list[dict[str, Any]]] = read_json(path)["texts"]
-    return found
-
-
-def _vectors(settings: SteerSettings, push: Push, wanted: list[tuple[str, float]]) -> torch.Tensor:
-    """(S, D) what each push adds."""
-    random_ND = random_directions(settings.random_directions, push.unit_D, settings.seed)
-    units = {FEATURE: push.unit_D} | {f"{RANDOM} {i}": unit_D for i, unit_D in enumerate(random_ND, 1)}
-    return torch.stack([strength * units[direction] for direction, strength in wanted])
-
-
-def _measure(
+def _measured(
     settings: SteerSettings,
     lm: LanguageModel,
     layer: int,
@@ -119,40 +133,75 @@ def _measure(
     Args:
         plain: those of the unsteered texts; None: the first vector is 0, so they are the first here.
     """
-    written = write(
-        lm,
-        layer,
-        rendered,
-        vectors_SD,
-        batch=settings.batch,
-        temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        add_special_tokens=not chat,
-    )
+    written = write(settings, lm, layer, rendered, vectors_SD, chat=chat, batch=settings.batch)
     unsteered = written[0] if plain is None else [Generated(one["prompt_ids"], one["new_ids"], "") for one in plain]
     nats = iter(surprisal(lm, [one for texts in written for one in texts]))
     return [
-        [_figures(one, next(nats), kl) for one, kl in zip(texts, of_vector, strict=True)]
+        [
+            {
+                "prompt_ids": one.prompt_ids,
+                "new_ids": one.new_ids,
+                "text": one.text,
+                "tokens": len(one.new_ids),
+                "nats_per_token": _finite_mean(next(nats)),
+                "repeated": repeated_share(one.text),
+                "kl": _finite_mean(kl),
+                "kl_tokens": len(kl),
+            }
+            for one, kl in zip(texts, of_vector, strict=True)
+        ]
         for texts, of_vector in zip(written, divergence(lm, layer, unsteered, vectors_SD), strict=True)
     ]
 
 
-def _figures(one: Generated, nats: list[float], kl: list[float]) -> dict[str, Any]:
-    return {
-        "prompt_ids": one.prompt_ids,
-        "new_ids": one.new_ids,
-        "text": one.text,
-        "tokens": len(one.new_ids),
-        "nats": _finite(fmean(nats)),
-        "repeated": repeated_share(one.text),
-        "kl_first": _finite(kl[0]),
-        "kl": _finite(fmean(kl)),
-        "kl_tokens": len(kl),
-    }
+def _finite_mean(values: list[float]) -> float | None:
+    """None where a number format overflowed."""
+    mean = fmean(values)
+    return mean if math.isfinite(mean) else None
 
 
-def _finite(value: float) -> float | None:
-    """None for what a number format overflowed in."""
-    return value if math.isfinite(value) else None
+def write(
+    settings: SteerSettings | TransferSettings,
+    lm: LanguageModel,
+    layer: int,
+    prompts: list[str],
+    vectors_SD: torch.Tensor,
+    *,
+    chat: bool,
+    batch: int,
+) -> list[list[Generated]]:
+    """The continuations, by vector and prompt.
+
+    Greedily, several vectors share a batch. When drawing, each has its own with the same random numbers, so that the
+    texts of a prompt differ by the push alone.
+
+    Args:
+        vectors_SD: each is added to the residual stream after block `layer` at every position.
+        chat: whether the prompts are in the model's chat format.
+        batch: texts written at a time.
+    """
+    options = generation_options(settings, chat=chat)
+    if settings.temperature > 0:
+        made = []
+        for vector_D in vectors_SD:
+            with add_to_residual(lm, layer, vector_D):
+                made.append(generate_tokens(lm, prompts, batch_size=batch, **options))
+        return made
+    rows = [(vector, prompt) for vector in range(len(vectors_SD)) for prompt in prompts]
+    flat: list[Generated] = []
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        with add_rows_to_residual(lm, layer, vectors_SD[[vector for vector, _ in part]]):
+            flat += generate_tokens(lm, [prompt for _, prompt in part], batch_size=len(part), **options)
+    return [flat[i : i + len(prompts)] for i in range(0, len(flat), len(prompts))]
+
+
+def generation_options(settings: SteerSettings | TransferSettings, *, chat: bool) -> dict[str, Any]:
+    """What `generate_tokens` takes beside the prompts."""
+    names = ("max_new_tokens", "temperature", "top_p", "seed")
+    return {name: getattr(settings, name) for name in names} | {"add_special_tokens": not chat}
+
+
+def json_lines(records: list[dict[str, Any]]) -> bytes:
+    """One JSON object a line. ASCII: no line separator of Unicode can break a line of the file."""
+    return "".join(json.dumps(one, ensure_ascii=True, allow_nan=False) + "\n" for one in records).encode()

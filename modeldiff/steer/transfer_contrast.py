@@ -1,9 +1,9 @@
-"""A contrast in one model: what it says to positive and to negative prompts, and the difference of its means.
+"""A contrast of prompts in one model: what it says to positive and to negative ones, and the difference of its means.
 
 The contrastive vector (paper 8.2 [PV], `response_avg_diff`): each prompt's mean residual over its response's tokens,
 averaged over the positive prompts, minus the same over the negative ones.
 
-Legend: P positive, Q negative prompts with a response, D width of the model, R resamples.
+Legend: P positive, Q negative prompts with a response, N both, D width of the model.
 """
 
 from __future__ import annotations
@@ -11,20 +11,59 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modeldiff.console import progress
-from modeldiff.errors import InputError
+from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate_tokens
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.residual import Response, mean_residuals
-from modeldiff.steer.transfer_prompts import Prompt, PromptPair
-from modeldiff.steer.transfer_settings import TransferSettings
-from modeldiff.workspace.files import read_json, replace_into, temporary_path, write_json
+from modeldiff.lm.response import Response, mean_residuals
+from modeldiff.lm.tokens import encode_plain
+from modeldiff.steer.settings import TransferSettings
+from modeldiff.steer.sweep import generation_options
+from modeldiff.texts.readers import read_jsonl, read_lines
+from modeldiff.workspace.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of a file."""
+
+    prompt: str
+    system: str | None = None
+    """Instructions before the prompt."""
+    response: str | None = None
+    """What is said after it, to the letter (a leading blank included). None: the model is asked."""
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a .jsonl file (prompt, and if wanted system and response), or of a text file, one per line.
+
+    Raises:
+        InputError: the file cannot be read or holds fewer than two prompts; a line of .jsonl is no such object.
+    """
+    if path.suffix == ".jsonl":
+        prompts = [_prompt(where, record) for where, record in read_jsonl(path)]
+    else:
+        prompts = [Prompt(line) for line in read_lines(path) if line.strip()]
+    if len(prompts) < 2:
+        raise InputError(f"{path} holds {len(prompts)} prompts: two are the least that a mean is made of")
+    return prompts
+
+
+def _prompt(where: str, record: dict[str, Any]) -> Prompt:
+    unknown = sorted(record.keys() - {"prompt", "system", "response"})
+    if unknown:
+        raise InputError(f"{where}: field '{unknown[0]}' is unknown: expected prompt, and if wanted system, response")
+    found = Prompt(record.get("prompt", ""), record.get("system"), record.get("response"))
+    for field, value in vars(found).items():
+        if not (value is None or isinstance(value, str)) or (field != "system" and value == ""):
+            raise InputError(f"{where}: field '{field}' is missing, empty or not a text")
+    return found
 
 
 @dataclass(frozen=True)
@@ -34,11 +73,8 @@ class Contrast:
     positive_PD: Tensor
     negative_QD: Tensor
     """Mean residual of each response, raw units, float32."""
-    answers: list[Response | None]
-    """Of every prompt, the positive ones first. None: the model said nothing."""
     texts: list[str]
-    n_positive: int
-    """Number of positive prompts, those without a response included."""
+    """The response to every prompt, the positive ones first."""
 
     @property
     def vector_D(self) -> Tensor:
@@ -48,7 +84,7 @@ class Contrast:
     @property
     def silent(self) -> int:
         """Prompts without a response; they count for nothing."""
-        return sum(one is None for one in self.answers)
+        return len(self.texts) - len(self.positive_PD) - len(self.negative_QD)
 
     def halves(self) -> tuple[Tensor, Tensor]:
         """The direction from every other prompt, and from the rest: how far its own noise lets them agree."""
@@ -56,90 +92,67 @@ class Contrast:
         second = self.positive_PD[1::2].mean(dim=0) - self.negative_QD[1::2].mean(dim=0)
         return first, second
 
-    def said(self, positive: bool) -> list[tuple[int, Response]]:
-        """(number among the prompts of its class, response) of those that have one."""
-        mine = self.answers[: self.n_positive] if positive else self.answers[self.n_positive :]
-        return [(number, one) for number, one in enumerate(mine) if one is not None]
-
 
 def make_contrast(
     opened: Callable[[], LanguageModel],
     layer: int,
-    pair: PromptPair,
+    prompts: tuple[Sequence[Prompt], Sequence[Prompt]],
     settings: TransferSettings,
-    resume: Path,
-    side: str,
+    kept: Path,
 ) -> Contrast:
-    """The contrast in a model. What a run before this one has finished in the folder `resume` is taken from there.
+    """The contrast in a model.
 
     Args:
-        opened: gives the model; not called when all is there.
+        opened: gives the model; not called when `kept` exists, into which an earlier run has written the contrast.
+        prompts: positive and negative ones.
 
     Raises:
         InputError: a prompt is too long for the model, or it says nothing to all but one prompt of a class.
+        MachineError: a residual overflows the model's number format.
     """
-    answers_path, means_path = resume / f"answers-{side}.json", resume / f"means-{side}.safetensors"
-    lm = None if answers_path.exists() and means_path.exists() else opened()
-    if lm and not answers_path.exists():
-        answers, texts = answer(lm, pair.all, settings)
-        said = [one and {"prompt_ids": one.prompt_ids, "ids": one.ids} for one in answers]
-        write_json(answers_path, {"answers": said, "texts": texts})
-    kept = read_json(answers_path)
-    responses = [Response(**one) if one else None for one in kept["answers"]]
-    spoken = [one for one in responses if one is not None]
-    n_positive = len(pair.positive)
-    counts = [sum(one is not None for one in part) for part in (responses[:n_positive], responses[n_positive:])]
-    _check_enough(counts, side)
-    if lm and not means_path.exists():
-        with progress(f"contrast in {side.upper()}: read", len(spoken), "responses") as bar:
+    if not kept.exists():
+        lm = opened()
+        answers = _answers(lm, [*prompts[0], *prompts[1]], settings)
+        spoken = [one for one, _ in answers if one is not None]
+        with progress(f"contrast in {lm.name}: read", len(spoken), "responses") as bar:
             mean_ND = mean_residuals(lm, layer, spoken, bar=bar)
-        temporary = temporary_path(means_path)
-        save_file({"mean": mean_ND}, temporary)
-        replace_into(temporary, means_path)
-    mean_ND = load_file(means_path)["mean"]
-    return Contrast(mean_ND[: counts[0]], mean_ND[counts[0] :], responses, kept["texts"], n_positive)
+        if not mean_ND.isfinite().all():
+            raise MachineError(f"block {layer} of model {lm.name} gives values that are not finite in {lm.dtype}")
+        rows = iter(mean_ND.tolist())
+        means = [None if one is None else next(rows) for one, _ in answers]
+        write_json(kept, {"texts": [text for _, text in answers], "means": means})
+    found = read_json(kept)
+    n_positive = len(prompts[0])
+    parts = [[mean for mean in part if mean] for part in (found["means"][:n_positive], found["means"][n_positive:])]
+    for part, which in zip(parts, ("positive", "negative"), strict=True):
+        if len(part) < 2:
+            raise InputError(
+                f"the model ended the text at once after all but {len(part)} of the {which} prompts: give the "
+                "responses in .jsonl files, or prompts that it answers"
+            )
+    return Contrast(torch.tensor(parts[0]), torch.tensor(parts[1]), found["texts"])
 
 
-def _check_enough(counts: list[int], side: str) -> None:
-    """Of the responses of either class there have to be two."""
-    if min(counts) < 2:
-        which = "positive" if counts[0] < 2 else "negative"
-        raise InputError(
-            f"model {side.upper()} ended the text at once after all but {min(counts)} of the {which} prompts: "
-            "give the responses in .jsonl files, or prompts that it answers"
-        )
-
-
-def answer(
+def _answers(
     lm: LanguageModel, prompts: Sequence[Prompt], settings: TransferSettings
-) -> tuple[list[Response | None], list[str]]:
-    """The response to each prompt, as given or as the model makes it, without the token that ends it."""
+) -> list[tuple[Response | None, str]]:
+    """The response to each prompt, as given or as the model makes it, without the token that ends it; and its text."""
     chat = uses_chat(lm.tokenizer, settings.chat)
     rendered = [render(lm, one, chat) for one in prompts]
-    answers: list[Response | None] = [None] * len(prompts)
-    texts = [one.response or "" for one in prompts]
-    for index, one in enumerate(prompts):
-        if one.response is not None:
-            prompt_ids = lm.tokenizer(rendered[index], add_special_tokens=not chat, verbose=False)["input_ids"]
-            ids = lm.tokenizer(one.response, add_special_tokens=False, verbose=False)["input_ids"]
-            answers[index] = Response(prompt_ids, ids)
-    asked = [index for index, one in enumerate(prompts) if one.response is None]
-    if asked:
-        made = generate_tokens(
-            lm,
-            [rendered[index] for index in asked],
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            add_special_tokens=not chat,
-        )
-        special = set(lm.tokenizer.all_special_ids)
-        for index, one_made in zip(asked, made, strict=True):
-            ids = [token for token in one_made.new_ids if token not in special]
-            answers[index] = Response(one_made.prompt_ids, ids) if ids else None
-            texts[index] = one_made.text
-    return answers, texts
+    asked = [text for text, one in zip(rendered, prompts, strict=True) if one.response is None]
+    written = generate_tokens(lm, asked, **generation_options(settings, chat=chat))
+    special = set(lm.tokenizer.all_special_ids)
+    answers: list[tuple[Response | None, str]] = []
+    for text, one in zip(rendered, prompts, strict=True):
+        if one.response is None:
+            made = written.pop(0)
+            ids = [token for token in made.new_ids if token not in special]
+            answers.append((Response(made.prompt_ids, ids) if ids else None, made.text))
+        else:
+            prompt_ids = encode_plain(lm.tokenizer, text, add_special_tokens=not chat)[0]
+            ids = encode_plain(lm.tokenizer, one.response, add_special_tokens=False)[0]
+            answers.append((Response(prompt_ids, ids), one.response))
+    return answers
 
 
 def render(lm: LanguageModel, prompt: Prompt, chat: bool) -> str:
@@ -147,25 +160,3 @@ def render(lm: LanguageModel, prompt: Prompt, chat: bool) -> str:
     if chat:
         return open_chat(lm.tokenizer, prompt.prompt, prompt.system)
     return f"{prompt.system}\n\n{prompt.prompt}" if prompt.system else prompt.prompt
-
-
-def resampled(contrasts: Sequence[Contrast], resamples: int, seed: int) -> list[Tensor]:
-    """For each contrast (R, D): its direction from prompts drawn with replacement, class by class.
-
-    The same prompts are drawn in every contrast, so that what the models have in common stays in common. A draw in
-    which a model has nothing to say in one class is a row of zeros there.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    made = [torch.zeros(resamples, one.positive_PD.shape[1]) for one in contrasts]
-    silent = [torch.zeros(resamples, dtype=torch.bool) for _ in contrasts]
-    for positive, sign in ((True, 1), (False, -1)):
-        n = contrasts[0].n_positive if positive else len(contrasts[0].answers) - contrasts[0].n_positive
-        drawn_RN = torch.randint(n, (resamples, n), generator=generator)
-        times_RN = torch.zeros(resamples, n).scatter_add_(1, drawn_RN, torch.ones(resamples, n))
-        for index, one in enumerate(contrasts):
-            rows_ND = one.positive_PD if positive else one.negative_QD
-            weight_RN = times_RN[:, [number for number, _ in one.said(positive)]]
-            total_R = weight_RN.sum(dim=1)
-            silent[index] |= total_R == 0
-            made[index] += sign * (weight_RN @ rows_ND) / total_R.clamp_min(1)[:, None]
-    return [direction_RD.masked_fill(none_R[:, None], 0.0) for direction_RD, none_R in zip(made, silent, strict=True)]

@@ -1,47 +1,119 @@
-"""Runs the cells of a plan: each distinct one once, in parallel, those that an earlier run has finished not at all."""
+"""Which cells a benchmark consists of, and running them: each distinct one once, in parallel, kept when it is done."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from modeldiff.console import progress, say
+from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.errors import DamagedError, InputError, MachineError
-from modeldiff.records import check_fields
 from modeldiff.toy.cell import CellSpec
-from modeldiff.toy.plan import Planned
+from modeldiff.toy.settings import Architecture, Table, ToySettings
+from modeldiff.toy.world import WorldSpec
 from modeldiff.workspace.files import read_json, sha256_json, write_json
 
 # Counted up when the same cell would give another result than before.
-SCHEMA = 5
-_FIELDS = {"spec", "result", "digest"}
+SCHEMA = 6
+# From models without anything in common to the paper's map, whose models a linear map can stitch.
+DIAL_MAPS = ("independent", *(f"mixed:{share}" for share in (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)), "gaussian")
+# What the table `selection` compares; the first of each is the default of `train`: every score with either way to
+# combine the encoders, and other dead windows.
+_SCORES = ("activation", "l2", "sum", "mean")
+_SELECTION: tuple[dict[str, Any], ...] = (
+    *({"combine": combine, "selection": score} for combine in ("sum", "mean") for score in _SCORES),
+    *({"dead_share": share} for share in (0.02, 0.5)),
+)
+# The architectures of the other tables than `sizes`. Scores and the dead window matter most to partitions.
+_COMPARED: tuple[Architecture, ...] = ("standard", "dfc", "dfc-audited", "stitch-residual")
+_PARTITIONED: tuple[Architecture, ...] = ("dfc", "dfc-audited")
+# The tables with one size of the dictionary take the one nearest to this.
+_ONE_SIZE = 0.5
 
 Compute = Callable[[CellSpec], dict[str, Any]]
 """`run_cell`, or what stands in for it. In more than one process it must be a function of a module."""
 
 
-def distinct(planned: Sequence[Planned]) -> dict[str, list[Planned]]:
+@dataclass(frozen=True)
+class Planned:
+    """A cell and its place in a table."""
+
+    table: Table
+    size: float
+    """Size of the dictionary as a share of the concepts, as the settings give it."""
+    cell: CellSpec
+
+
+def plan(settings: ToySettings, device: str) -> list[Planned]:
+    """Every cell of every table of filled settings, rows in their order, seeds together; a cell of two tables twice.
+
+    Raises:
+        InputError: settings that do not fit together, found before anything runs.
+    """
+    planned = []
+    default = TrainSettings()
+    train = {name: getattr(settings, name) for name in ("k", "exclusive", "steps", "batch")}
+    train |= {name: getattr(default, name) for name in ("selection", "combine", "dead_share")}
+    train |= {} if settings.lr is None else {"lr": settings.lr}
+    for table, size, architecture, world_values, train_values in _rows(settings):
+        of_world = {field.name: getattr(settings, field.name) for field in dataclasses.fields(WorldSpec)}
+        world = WorldSpec(**{**of_world, **world_values})
+        # Rounded down, as the paper's dictionary sizes are (20 % of 2048 is 409 there).
+        features = int(size * world.concepts + 1e-9)
+        if features < 1:
+            raise InputError(f"--sizes {size:g} of {world.concepts} concepts is no feature at all: ask for more")
+        for seed in range(settings.seeds or 1):
+            values = {"features": features, **train, **train_values}
+            cell = CellSpec(world=world, seed=seed, architecture=architecture, train=values, device=device)
+            cell.check()
+            planned.append(Planned(table, size, cell))
+    if not planned:
+        raise InputError(
+            f"--tables {' '.join(settings.tables)} has no row for --architectures {' '.join(settings.architectures)}"
+        )
+    return planned
+
+
+def _rows(settings: ToySettings) -> Iterator[tuple[Table, float, Architecture, dict[str, Any], dict[str, Any]]]:
+    """(table, size, architecture, values of the world, settings of the training) of every row."""
+    one_size = min(settings.sizes, key=lambda size: abs(size - _ONE_SIZE))
+    compared = [one for one in _COMPARED if one in settings.architectures]
+    partitioned = [one for one in _PARTITIONED if one in settings.architectures]
+    for table in settings.tables:
+        if table == "sizes":
+            for name, size, architecture in itertools.product(settings.map, settings.sizes, settings.architectures):
+                yield table, size, architecture, {"map": name}, {}
+        elif table == "dial":
+            for name, architecture in itertools.product(DIAL_MAPS, compared):
+                yield table, one_size, architecture, {"map": name}, {}
+        elif table == "selection":
+            for changed, architecture in itertools.product(_SELECTION, partitioned):
+                yield table, one_size, architecture, {"map": "gaussian"}, changed
+        else:
+            for architecture in compared:
+                yield table, one_size, architecture, {"map": "rotation", "exclusive_ratio": 0.0}, {}
+
+
+def distinct(planned: Iterable[Planned]) -> dict[str, list[Planned]]:
     """The places of each distinct cell, by its fingerprint, in the order of the plan."""
     cells: dict[str, list[Planned]] = {}
     for one in planned:
-        cells.setdefault(fingerprint(one.cell), []).append(one)
+        key = sha256_json(["toy cell", SCHEMA, dataclasses.asdict(one.cell)])
+        cells.setdefault(key, []).append(one)
     return cells
-
-
-def fingerprint(cell: CellSpec) -> str:
-    """SHA-256 over all that decides the result of a cell."""
-    return sha256_json(["toy cell", SCHEMA, cell.to_json()])
 
 
 def run_cells(
@@ -50,7 +122,6 @@ def run_cells(
     """The result of every cell. A finished cell is in the folder at once: whatever happens, only running ones are lost.
 
     Args:
-        cells: as `distinct` gives them.
         folder: of finished cells, shared by all toy runs of a workspace: one JSON file each, whole or absent, checked.
         jobs: processes; with one, cells run in this process.
 
@@ -58,90 +129,73 @@ def run_cells(
         MachineError: not enough memory; a process was killed.
         Exception: whatever a cell raised. The other processes end at once then, and when Ctrl-C is pressed.
     """
-    found = {key: _kept(folder / f"{key}.json") for key in cells}
-    results = {key: result for key, result in found.items() if result is not None}
-    to_do = sorted((key for key in cells if key not in results), key=lambda key: _order(cells[key][0].cell))
-    with progress("toy", len(cells), "cells", done=len(results)) as bar, _memory_errors():
-        for number, result in _computed([cells[key][0].cell for key in to_do], compute, jobs):
-            key = to_do[number]
-            results[key] = _keep(folder / f"{key}.json", cells[key][0].cell, result)
-            bar.advance()
+    results = {key: found for key in cells if (found := _kept(folder, key)) is not None}
+    specs = {key: planned[0].cell for key, planned in cells.items() if key not in results}
+    # Seed after seed, so that every row soon has something; within a seed the longest first.
+    to_do = sorted(specs, key=lambda key: (specs[key].seed, -specs[key].cost))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with progress("toy", len(cells), "cells", done=len(results)) as bar:
+            for number, computed in _computed([specs[key] for key in to_do], compute, jobs):
+                # As it will be read, so that a fresh result and a kept one are the same.
+                result = json.loads(json.dumps(computed, allow_nan=False))
+                key = to_do[number]
+                write_json(folder / f"{key}.json", {"result": result, "digest": sha256_json([key, result])})
+                results[key] = result
+                bar.advance()
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        raise MachineError(
+            "not enough memory for the cells that run at the same time: use fewer --jobs or a smaller --batch; "
+            "the same command continues with the cells that are missing"
+        ) from None
     return results
 
 
-def default_jobs(device: str) -> int:
-    """One process per core; on a GPU one, which keeps it busy."""
-    return _cores() if device == "cpu" else 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _order(cell: CellSpec) -> tuple[int, float]:
-    """Seed after seed, so that every row soon has something; within a seed the longest first."""
-    train, world = cell.train, cell.world
-    return cell.seed, -float(train["steps"] * train["batch"] * (train["features"] + world.width_a + world.width_b))
-
-
-def _kept(path: Path) -> dict[str, Any] | None:
-    """The result in a file, None if there is none. A file that is not what was written is said and dropped."""
+def _kept(folder: Path, key: str) -> dict[str, Any] | None:
+    """The result of an earlier run, None if there is none. A file that is not what was written is said and dropped."""
+    path = folder / f"{key}.json"
     if not path.exists():
         return None
     try:
         data = read_json(path)
-        check_fields(data, required=_FIELDS, where=str(path))
-        if sha256_json([data["spec"], data["result"]]) != data["digest"]:
-            raise DamagedError(f"{path}: its content is not what was written (digest differs)")
-    except (DamagedError, InputError, ValueError) as error:
+        result: dict[str, Any] | None = data.get("result")
+        if sha256_json([key, result]) == data.get("digest"):
+            return result
+        raise DamagedError(f"{path}: its content is not what was written (digest differs)")
+    except (DamagedError, ValueError) as error:
         say(f"{error}; dropped, the cell is computed again")
         path.unlink()
         return None
-    result: dict[str, Any] = data["result"]
-    return result
 
 
-def _keep(path: Path, cell: CellSpec, result: dict[str, Any]) -> dict[str, Any]:
-    """Keep a result durably; returns it as it will be read, so that a fresh one and a kept one are the same."""
-    spec, result = json.loads(json.dumps([cell.to_json(), result], allow_nan=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"spec": spec, "result": result, "digest": sha256_json([spec, result])})
-    return result
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _computed(cells: Sequence[CellSpec], compute: Compute, jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number of the cell, its result), in the order in which they are ready."""
-    threads = max(1, _cores() // jobs)
     if min(jobs, len(cells)) <= 1:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            yield from ((number, compute(cell)) for number, cell in enumerate(cells))
-        finally:
-            torch.set_num_threads(before)
+        yield from ((number, compute(cell)) for number, cell in enumerate(cells))
         return
-    with _processes(min(jobs, len(cells)), threads) as pool:
-        numbers = {pool.submit(compute, cell): number for number, cell in enumerate(cells)}
-        for future in as_completed(numbers):
-            yield numbers[future], future.result()
-
-
-@contextmanager
-def _processes(jobs: int, threads: int) -> Iterator[ProcessPoolExecutor]:
-    """Started anew, not forked: torch and CUDA do not survive a fork."""
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin, (threads,))
-    try:
-        yield pool
-    except BrokenProcessPool:
-        raise MachineError(
-            "a process that computed cells was killed: if memory was short, use fewer --jobs; a script that calls this "
-            "needs `if __name__ == '__main__'`, or --jobs 1"
-        ) from None
-    finally:
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
+    # Started anew, not forked: torch and CUDA do not survive a fork.
+    spawn, threads = multiprocessing.get_context("spawn"), max(1, available_cores() // jobs)
+    with ProcessPoolExecutor(min(jobs, len(cells)), spawn, _begin, (threads,)) as pool:
+        try:
+            numbers = {pool.submit(compute, cell): number for number, cell in enumerate(cells)}
+            for future in as_completed(numbers):
+                yield numbers[future], future.result()
+        except BrokenProcessPool:
+            raise MachineError(
+                "a process that computed cells was killed: if memory was short, use fewer --jobs; a script that calls "
+                "this needs `if __name__ == '__main__'`, or --jobs 1"
+            ) from None
+        finally:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
 
 
 def _begin(threads: int) -> None:
@@ -156,16 +210,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise MachineError(
-            "not enough memory for the cells that run at the same time: use fewer --jobs or a smaller --batch; "
-            "the same command continues with the cells that are missing"
-        ) from None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from modeldiff.toy.summary import Record
+from modeldiff.toy.summary import Record, exclusive_recall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,32 +29,19 @@ COLOURS = {
     "stitch-residual": "#009E73",
 }
 _GREY = "#888888"
-# Held-out R² of the linear maps between two small language models of different architecture, width and tokenizer,
-# trained apart: 0.64 one way and 0.73 the other.
-REAL_PAIRS = (0.64, 0.73)
-_DPI = 110
+# Held-out R² of the linear maps between two small language models that were trained apart, one way and the other.
+_REAL_PAIR = (0.64, 0.73)
 
 
 def draw_figures(cells: Sequence[Record], rows: Sequence[Row]) -> dict[str, bytes]:
-    """Every picture that these cells allow, as PNG by name.
-
-    Args:
-        cells: all distinct cells.
-        rows: `summary` of them.
-    """
+    """Every picture that the cells and the `summary` of them allow, as PNG by name."""
     drawn: dict[str, bytes] = {}
-    sizes = [row for row in rows if row["table"] == "sizes" and "exclusive_recall" in row["figures"]]
+    rows = [row for row in rows if "exclusive_recall" in row["figures"]]
+    sizes, dial = ([row for row in rows if row["table"] == table] for table in ("sizes", "dial"))
     if sizes:
         drawn["sizes"] = sizes_figure(sizes)
-        largest = min({row["size"] for row in sizes}, key=lambda size: abs(size - 1))
-        shown = [
-            cell
-            for cell in cells
-            if "sizes" in cell.tables and cell.size == largest and cell.result["limit"] is not None
-        ]
-        drawn["training"] = training_figure(shown)
-        drawn["frequency"] = frequency_figure(shown)
-    dial = [row for row in rows if row["table"] == "dial" and "exclusive_recall" in row["figures"]]
+        whole = min({row["size"] for row in sizes}, key=lambda size: abs(size - 1))
+        drawn["training"] = training_figure([one for one in cells if "sizes" in one.tables and one.size == whole])
     if dial:
         drawn["dial"] = dial_figure(dial)
     return drawn
@@ -62,7 +49,7 @@ def draw_figures(cells: Sequence[Record], rows: Sequence[Row]) -> dict[str, byte
 
 def sizes_figure(rows: Sequence[Row]) -> bytes:
     """Against dictionary size, one row of panels for each map: recall, false positives, FVE (the paper's figure 4)."""
-    maps, architectures = _distinct(rows, "map"), _distinct(rows, "architecture")
+    maps, architectures = (list(dict.fromkeys(row[name] for row in rows)) for name in ("map", "architecture"))
     # The differences between architectures are small against those between sizes.
     differences = any("fve_over_standard" in row["figures"] for row in rows)
     fve_name = "fve_over_standard" if differences else "fve"
@@ -91,24 +78,19 @@ def sizes_figure(rows: Sequence[Row]) -> bytes:
 
 def _limits(axes: Axes, rows: Sequence[Row]) -> None:
     """What the slots allow, where that is less than all."""
-    limits = {(row["size"], row["figures"]["limit"]["mean"]) for row in rows}
-    below = {size: limit for size, limit in limits if limit < 1}
-    if below:
-        # Of several architectures with partitions all have the same slots; those without have the limit 1.
-        points = sorted({size: below.get(size, 1.0) for size, _ in limits}.items())
-        axes.plot(
-            [100 * size for size, _ in points],
-            [limit for _, limit in points],
-            color=_GREY,
-            linestyle="--",
-            linewidth=1,
-            label="limit of the exclusive slots",
-        )
+    # All architectures with partitions have the same slots; those without have the limit 1.
+    limits: dict[float, float] = {}
+    for row in rows:
+        limits[row["size"]] = min(row["figures"]["limit"]["mean"], limits.get(row["size"], 1.0))
+    if min(limits.values()) < 1:
+        sizes = sorted(limits)
+        x, y = [100 * size for size in sizes], [limits[size] for size in sizes]
+        axes.plot(x, y, color=_GREY, linestyle="--", linewidth=1, label="limit of the exclusive slots")
 
 
 def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[str]) -> None:
     """Bars per size, one for each architecture: shares of the exclusive features that recover what they should not."""
-    sizes = sorted(_distinct(rows, "size"))
+    sizes = sorted({row["size"] for row in rows})
     width = 0.84 / len(architectures)
     for place, name in enumerate(architectures):
         at, shared, nothing = [], [], []
@@ -133,63 +115,29 @@ def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[st
 
 
 def training_figure(cells: Sequence[Record]) -> bytes:
-    """Recall over the pairs seen, shared and exclusive (the paper's figure 15), one row of panels for each map."""
-    points: dict[tuple[str, str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Recall over the pairs seen (the paper's figure 15), one row of panels for each map: recovered by any feature, and
+    by one of the right class; shared concepts solid, exclusive ones dashed."""
+    recalls: dict[tuple[str, str, str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         for snapshot in cell.result["curve"]:
             for kind in ("any", "right"):
-                recall = snapshot[kind]
-                exclusive = [recall[side] for side in ("A", "B") if recall.get(side) is not None]
-                classes = {"shared": recall.get("shared"), "exclusive": fmean(exclusive) if exclusive else None}
-                for name, value in classes.items():
-                    if value is not None:
-                        key = (*_place(cell), kind, name)
-                        points[key][snapshot["pairs"] / 1e6].append(value)
-    means = {key: sorted((x, fmean(found)) for x, found in by_x.items()) for key, by_x in points.items()}
-    return _classes_figure(means, _title(cells), "pairs seen (millions)", lambda axes: axes.set_xlim(left=0))
-
-
-def frequency_figure(cells: Sequence[Record]) -> bytes:
-    """Share of the concepts recovered against how often they occur, likewise. Bins are pooled over the seeds."""
-    found: dict[tuple[str, str, str, str], dict[float, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    for cell in cells:
-        for one in cell.result["by_frequency"]:
-            for kind in ("any", "right"):
-                middle = (one["low"] * one["high"]) ** 0.5
-                pooled = found[(*_place(cell), kind, one["class"])][middle]
-                pooled[0] += one[kind]
-                pooled[1] += one["concepts"]
-    means = {key: sorted((x, hit / n) for x, (hit, n) in by_x.items() if n) for key, by_x in found.items()}
-    return _classes_figure(means, _title(cells), "probability of the concept in a pair", _logarithmic)
-
-
-def _logarithmic(axes: Axes) -> None:
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _classes_figure(
-    means: Mapping[tuple[str, str, str, str], Sequence[tuple[float, float]]],
-    title: str,
-    xlabel: str,
-    adjust: Callable[[Axes], Any],
-) -> bytes:
-    """Panels "any feature" and "right class" for each map; shared solid, exclusive dashed."""
-    maps = list(dict.fromkeys(key[0] for key in means))
+                exclusive = exclusive_recall({"recall": snapshot}, kind)
+                for name, recall in (("shared", snapshot[kind]["shared"]), ("exclusive", exclusive)):
+                    if recall is not None:
+                        key = (cell.spec["world"]["map"], cell.spec["architecture"], kind, name)
+                        recalls[key][snapshot["pairs"] / 1e6].append(recall)
+    maps = list(dict.fromkeys(key[0] for key in recalls))
     figure = _figure(12, 1.2 + 3.6 * len(maps))
-    figure.suptitle(title)
+    spec = cells[0].spec
+    figure.suptitle(f"{spec['train']['features']} features for {spec['world']['concepts']} concepts")
     panels = figure.subplots(len(maps), 2, squeeze=False, sharey=True)
-    names = {"any": "recovered by any feature", "right": "recovered by a feature of the right class"}
+    kinds = {"any": "recovered by any feature", "right": "recovered by a feature of the right class"}
     for row, map_name in zip(panels, maps, strict=True):
-        for axes, (kind, words) in zip(row, names.items(), strict=True):
-            for (of_map, architecture, of_kind, of_class), points in means.items():
-                if (of_map, of_kind) == (map_name, kind) and points:
+        for axes, (kind, words) in zip(row, kinds.items(), strict=True):
+            for (of_map, architecture, of_kind, of_class), by_pairs in recalls.items():
+                if (of_map, of_kind) == (map_name, kind):
                     axes.plot(
-                        *zip(*points, strict=True),
+                        *zip(*sorted((pairs, fmean(found)) for pairs, found in by_pairs.items()), strict=True),
                         color=COLOURS[architecture],
                         linestyle="-" if of_class == "shared" else "--",
                         marker="o",
@@ -197,9 +145,10 @@ def _classes_figure(
                         label=architecture if of_class == "exclusive" else None,
                     )
             axes.set_title(f"map {map_name}: {words}", loc="left", fontsize="medium")
-            axes.set(xlabel=xlabel, ylabel="share of the concepts" if kind == "any" else "", ylim=(-0.03, 1.03))
+            axes.set(xlabel="pairs seen (millions)", ylim=(-0.03, 1.03))
+            axes.set(ylabel="share of the concepts" if kind == "any" else "")
             axes.grid(alpha=0.3)
-            adjust(axes)
+            axes.set_xlim(left=0)
     panels[0][0].plot([], [], color=_GREY, linestyle="-", label="shared concepts")
     panels[0][0].plot([], [], color=_GREY, linestyle="--", label="exclusive concepts")
     _legend(figure, panels[0][0])
@@ -216,12 +165,12 @@ def dial_figure(rows: Sequence[Row]) -> bytes:
         "exclusive_nothing": "exclusive features that recover nothing",
     }
     figure.suptitle(f"{rows[0]['features']} features for {rows[0]['concepts']} concepts")
-    for name in _distinct(rows, "architecture"):
+    for name in dict.fromkeys(row["architecture"] for row in rows):
         of_one = sorted((row for row in rows if row["architecture"] == name), key=_stitch_of)
         for axes, figure_name in zip(panels, names, strict=True):
             _line(axes, of_one, figure_name, name, x=_stitch_of)
     for axes, words in zip(panels, names.values(), strict=True):
-        axes.axvspan(*REAL_PAIRS, color=_GREY, alpha=0.25, label="real pairs (two tiny language models)")
+        axes.axvspan(*_REAL_PAIR, color=_GREY, alpha=0.25, label="real pairs (two tiny language models)")
         axes.set(xlabel="stitch R² (linear maps between the models, mean of both)", ylabel=words)
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
@@ -253,22 +202,9 @@ def _line(axes: Axes, rows: Iterable[Row], name: str, architecture: str, x: Call
 
 def _legend(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, below them; the architectures first."""
-    entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] not in COLOURS)
-    handles, labels = zip(*entries, strict=True)
+    entries = zip(*axes.get_legend_handles_labels(), strict=True)
+    handles, labels = zip(*sorted(entries, key=lambda entry: entry[1] not in COLOURS), strict=True)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), fontsize="small")
-
-
-def _place(cell: Record) -> tuple[str, str]:
-    return cell.spec["world"]["map"], cell.spec["architecture"]
-
-
-def _title(cells: Sequence[Record]) -> str:
-    spec = cells[0].spec
-    return f"{spec['train']['features']} features for {spec['world']['concepts']} concepts"
-
-
-def _distinct(rows: Iterable[Row], name: str) -> list[Any]:
-    return list(dict.fromkeys(row[name] for row in rows))
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -282,5 +218,5 @@ def _figure(width: float, height: float) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=_DPI, metadata={"Software": None})
+    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
     return image.getvalue()

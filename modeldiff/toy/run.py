@@ -3,39 +3,33 @@
 cells.csv, cells.json   every cell: one flat row, and the whole result
 summary.json            mean, standard error and number of seeds of every figure, for every row of every table
 figures/                the same as pictures
-logs/seconds.json       how long each cell took
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from modeldiff.console import say
 from modeldiff.lm.device import resolve_device
 from modeldiff.toy.cell import run_cell
 from modeldiff.toy.cells import SCHEMA as CELL_SCHEMA
-from modeldiff.toy.cells import default_jobs, distinct, run_cells
+from modeldiff.toy.cells import available_cores, distinct, plan, run_cells
 from modeldiff.toy.figures import draw_figures
-from modeldiff.toy.plan import plan
 from modeldiff.toy.settings import ToySettings
 from modeldiff.toy.summary import cells_csv, records, summary
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
 # Counted up when the same cells would be written or summed up differently.
-SCHEMA = 4
-CELLS_NAME = "cells.json"
+SCHEMA = 5
 SUMMARY_NAME = "summary.json"
 
 
 def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
     """Run the benchmark, or answer with the one that these settings gave before.
 
-    Cells that an earlier run of any settings finished are taken from the workspace. More than one job starts
-    processes: a script needs the usual `if __name__ == "__main__"`.
-
-    Args:
-        name: a name for the artifact.
-        force: compute every cell, even those that exist.
+    Cells that an earlier run of any settings finished are taken from the workspace, unless `force`. More than one job
+    starts processes: a script needs the usual `if __name__ == "__main__"`.
 
     Raises:
         InputError: settings that do not fit together.
@@ -43,9 +37,9 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
     """
     settings = settings.filled()
     device = str(resolve_device(settings.device))
-    planned = plan(settings, device)
-    cells = distinct(planned)
-    jobs = settings.jobs or default_jobs(device)
+    cells = distinct(plan(settings, device))
+    # One process keeps a GPU busy.
+    jobs = settings.jobs or (available_cores() if device == "cpu" else 1)
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=device, jobs=jobs)
@@ -58,30 +52,12 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
         results = run_cells(cells, workspace.toy_cells, run_cell, jobs=jobs)
         done = records(cells, results)
         rows = summary(done)
-        work.write_json(CELLS_NAME, {"cells": [record.to_json() for record in done]})
+        work.write_json("cells.json", {"cells": [dataclasses.asdict(record) for record in done]})
         work.write_bytes("cells.csv", cells_csv(done))
         work.write_json(SUMMARY_NAME, {"rows": rows})
         for figure, image in draw_figures(done, rows).items():
             work.write_bytes(f"figures/{figure}.png", image)
-        work.write_json("logs/seconds.json", {key: results[key].get("seconds") for key in cells})
-        return {"cells": len(cells), "exclusive_recall": _recalls(rows)}
+        return {"cells": len(cells)}
 
-    order = Order(
-        kind="toy",
-        settings=settings,
-        inputs={},
-        schema=SCHEMA,
-        resolved={"device": device, "cells": CELL_SCHEMA},
-    )
+    order = Order("toy", settings, {}, SCHEMA, {"device": device, "cells": CELL_SCHEMA})
     return produce(workspace, order, build, name=name, force=force)
-
-
-def _recalls(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Exclusive recall by map and size, then architecture, of the benchmark's first table."""
-    found: dict[str, dict[str, float]] = {}
-    for row in rows:
-        recall = row["figures"].get("exclusive_recall")
-        if row["table"] == rows[0]["table"] and recall is not None:
-            place = found.setdefault(f"{row['map']} {100 * row['size']:.3g}%", {})
-            place[row["architecture"]] = round(recall["mean"], 4)
-    return found

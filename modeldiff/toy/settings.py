@@ -5,22 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, Self, get_args
 
-from modeldiff.crosscoder.config import Combine, Selection
-from modeldiff.errors import InputError
 from modeldiff.settings import Settings, setting, settings
 
+Architecture = Literal["standard", "dsf-vectors", "dsf-norms", "dfc", "dfc-audited", "stitch-residual"]
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 Table = Literal["sizes", "dial", "selection", "self-diff"]
 TABLES: tuple[Table, ...] = get_args(Table)
-SELECTIONS: tuple[Selection, ...] = get_args(Selection)
-COMBINES: tuple[Combine, ...] = ("sum", "mean")
-_EVERY_ARCHITECTURE = ("standard", "dsf-vectors", "dsf-norms", "dfc", "dfc-audited", "stitch-residual")
 
-# Everything that a preset decides, in one place.
-#   paper   the paper's sizes: its table 6, the twelve dictionary sizes of its figure 4, 800 M pairs, five seeds.
-#   laptop  concepts, widths and k_target divided by 8 and decay multiplied by 8, so that the concepts per dimension
-#           (8), the share of concepts that are active (1 %) and the spread of their frequencies stay; three sizes and
-#           0.77 M pairs. mixed:0.7 has about the stitch R² of a real pair.
-#   quick   divided by 32 (the widths by 16), for a first look and for tests.
+# Everything that a preset decides. `paper` has the values of the paper's table 6 and figure 4. In `laptop` the concepts
+# per dimension, the share of concepts that are active and the spread of their frequencies are the same, and mixed:0.7
+# has about the stitch R² of a real pair.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "concepts": 64,
@@ -31,14 +25,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "map": ("gaussian",),
         "sizes": (0.5, 1.0),
         "architectures": ("standard", "dfc", "dfc-audited", "stitch-residual"),
-        "selection": ("activation",),
-        "combine": ("sum",),
-        "dead_share": (0.1,),
         "seeds": 2,
         "steps": 300,
         "batch": 256,
-        "snapshots": 5,
-        "tables": ("sizes",),
     },
     "laptop": {
         "concepts": 256,
@@ -48,15 +37,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decay": 0.008,
         "map": ("gaussian", "mixed:0.7"),
         "sizes": (0.2, 0.5, 1.0),
-        "architectures": _EVERY_ARCHITECTURE,
-        "selection": SELECTIONS,
-        "combine": COMBINES,
-        "dead_share": (0.1, 0.02, 0.5),
+        "architectures": ARCHITECTURES,
         "seeds": 5,
         "steps": 1500,
         "batch": 512,
-        "snapshots": 12,
-        "tables": ("sizes",),
     },
     "paper": {
         "concepts": 2048,
@@ -66,15 +50,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decay": 0.001,
         "map": ("gaussian",),
         "sizes": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0),
-        "architectures": _EVERY_ARCHITECTURE,
-        "selection": SELECTIONS,
-        "combine": COMBINES,
-        "dead_share": (0.1, 0.02, 0.5),
+        "architectures": ARCHITECTURES,
         "seeds": 5,
         "steps": 390_625,
         "batch": 2048,
-        "snapshots": 24,
-        "tables": ("sizes",),
     },
 }
 
@@ -87,39 +66,33 @@ class ToySettings(Settings):
     """Fills in what is not given. paper: the paper's 2048 concepts in width 256, twelve dictionary sizes, 800 M pairs
     (a GPU). laptop: all of that divided by 8 (256 concepts, width 32, k_target 2.56; decay times 8), three sizes,
     0.77 M pairs; under 30 minutes on two cores. quick: 64 concepts, width 16; under a minute, only to see it work."""
-    concepts: int | None = setting(default=None)
+    concepts: int | None = setting(default=None, least=2)
     """Concepts of the world, shared and exclusive ones together."""
-    width_a: int | None = setting(default=None)
+    width_a: int | None = setting(default=None, least=2)
     """Width of model A."""
-    width_b: int | None = setting(default=None)
+    width_b: int | None = setting(default=None, least=2)
     """Width of model B."""
-    exclusive_ratio: float = setting(default=0.05)
+    exclusive_ratio: float = setting(default=0.05, least=0, most=1)
     """Share of the concepts that only one model has; half of it each. 0 with --map rotation is a self-diff."""
-    k_target: float | None = setting(default=None)
+    k_target: float | None = setting(default=None, above=0)
     """Concepts active in a pair, on average; the presets: 1 % of the concepts, but 2 in quick."""
-    correlation_rank: int = setting(default=10)
+    correlation_rank: int = setting(default=10, least=0)
     """Rank of the correlation between the concepts' log-odds."""
-    decay: float | None = setting(default=None)
+    decay: float | None = setting(default=None, least=0)
     """How fast the concepts' frequency falls with their rank: exp(-decay * rank)."""
-    translation: float = setting(default=0.1)
+    translation: float = setting(default=0.1, least=0)
     """Standard deviation of the shift in the gaussian map."""
-    noise: float = setting(default=0.01)
+    noise: float = setting(default=0.01, least=0)
     """Standard deviation of the noise on the activations."""
-    min_probability: float = setting(default=1e-4)
+    min_probability: float = setting(default=1e-4, above=0, most=1)
     """Least probability of a concept in a pair."""
     map: tuple[str, ...] = setting(default=(), variadic=True)
     """How B's directions follow from A's: gaussian (the paper's), rotation, independent (drawn anew), or mixed:SHARE
     with the share of gaussian in it. Less of it makes the pair harder to stitch."""
     sizes: tuple[float, ...] = setting(default=(), variadic=True, above=0)
     """Sizes of the dictionary as shares of the concepts: 0.5 is one feature for two concepts."""
-    architectures: tuple[str, ...] = setting(default=(), variadic=True)
+    architectures: tuple[Architecture, ...] = setting(default=(), variadic=True)
     """standard, dsf-vectors, dsf-norms, dfc, dfc-audited, stitch-residual."""
-    selection: tuple[Selection, ...] = setting(default=(), variadic=True)
-    """Selection scores (see train --help). The first is used everywhere, the others in the table `selection`."""
-    combine: tuple[Combine, ...] = setting(default=(), variadic=True)
-    """How a shared feature combines the two encoders, sum or mean. The first is used everywhere, likewise."""
-    dead_share: tuple[float, ...] = setting(default=(), variadic=True)
-    """Share of the run without activity after which a feature is dead. The first is used everywhere, likewise."""
     seeds: int | None = setting(default=None, least=1)
     """Worlds and trainings per row of a table: seeds 0, 1, ..."""
     k: int | None = setting(default=None, least=1)
@@ -132,22 +105,14 @@ class ToySettings(Settings):
     """Pairs of one step."""
     lr: float | None = setting(default=None)
     """Learning rate; as in `train` if left out."""
-    snapshots: int | None = setting(default=None, least=1)
-    """Points of the curves of recall over training."""
-    tables: tuple[Table, ...] = setting(default=(), variadic=True)
+    tables: tuple[Table, ...] = setting(default=("sizes",), variadic=True)
     """What to run: sizes (maps x sizes x architectures), dial (from independent to stitchable models), selection
-    (scores and dead windows), self-diff (two models with the same concepts: nothing is exclusive)."""
+    (scores, ways to combine the encoders, dead windows), self-diff (two models with the same concepts: nothing is
+    exclusive)."""
     jobs: int | None = setting(default=None, result=False, least=1)
     """Processes that work in parallel; one per core if left out, one on a GPU."""
     device: str = setting(default="auto", result=False)
     """auto, cpu, cuda, cuda:N or mps. Results on another device differ in their random numbers."""
-
-    def check(self) -> None:
-        """No value of a list is there twice."""
-        for name in ("map", "sizes", "architectures", "selection", "combine", "dead_share", "tables"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise InputError(f"--{name.replace('_', '-')} has a value twice: {', '.join(map(str, values))}")
 
     def filled(self) -> Self:
         """These settings with the preset's values for all that was left out.
@@ -155,8 +120,8 @@ class ToySettings(Settings):
         The same values give the same settings here, whether a preset or the user chose them.
         """
         given = {
-            name: getattr(self, name) if getattr(self, name) not in (None, ()) else value
+            name: value if getattr(self, name) in (None, ()) else getattr(self, name)
             for name, value in PRESETS[self.preset].items()
         }
-        given["k"] = self.k if self.k is not None else max(1, round(given["k_target"]))
+        given["k"] = self.k or max(1, round(given["k_target"]))
         return dataclasses.replace(self, **given)

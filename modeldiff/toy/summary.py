@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,31 +13,25 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from modeldiff.toy.plan import Planned
+from modeldiff.toy.cells import Planned
 from modeldiff.toy.settings import TABLES
 
-# What the rows of a table differ in.
-ROW_FIELDS = ("table", "map", "exclusive_ratio", "size", "architecture", "selection", "combine", "dead_share")
+_TRAIN_FIELDS = ("selection", "combine", "dead_share")
+ROW_FIELDS = ("table", "map", "exclusive_ratio", "size", "architecture", *_TRAIN_FIELDS)
+"""What the rows of a table differ in."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A distinct cell with its result, as in cells.json.
-
-    Attributes:
-        tables: the tables it stands in.
-        size: of the dictionary, as a share of the concepts.
-        spec: `CellSpec.to_json`.
-        result: what `run_cell` returned, without the time it took.
-    """
+    """A distinct cell with its result, as in cells.json."""
 
     tables: tuple[str, ...]
     size: float
+    """Size of the dictionary, as a share of the concepts."""
     spec: dict[str, Any]
+    """The `CellSpec` as JSON data."""
     result: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"tables": list(self.tables), "size": self.size, "spec": self.spec, "result": self.result}
+    """What `run_cell` returned."""
 
 
 def records(cells: Mapping[str, Sequence[Planned]], results: Mapping[str, dict[str, Any]]) -> list[Record]:
@@ -45,29 +40,22 @@ def records(cells: Mapping[str, Sequence[Planned]], results: Mapping[str, dict[s
         Record(
             tables=tuple(dict.fromkeys(one.table for one in planned)),
             size=planned[0].size,
-            spec=planned[0].cell.to_json(),
-            result={name: value for name, value in results[key].items() if name != "seconds"},
+            spec=dataclasses.asdict(planned[0].cell),
+            result=results[key],
         )
         for key, planned in cells.items()
     ]
 
 
 def exclusive_recall(result: Mapping[str, Any], kind: str = "right") -> float | None:
-    """Share of the exclusive concepts of both models (equally many) that are recovered; None where there are none.
-
-    Args:
-        kind: "right", by a feature of the model's own class, or "any".
-    """
+    """Share of the exclusive concepts of both models (equally many) that are recovered, by a feature of the model's own
+    class ("right") or by "any"; None where there are none."""
     found = [value for side in ("A", "B") if (value := result["recall"][kind][side]) is not None]
     return fmean(found) if found else None
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """Every number of a result by a flat name ("recall_any_shared"), and those of both models together.
-
-    place_precision, verdict_precision: of the exclusive features, and of those that the verdict calls exclusive, the
-    share that recover a concept of their model alone; verdict_recall: of these, the share that the verdict calls so.
-    """
+    """Every number of a result by a flat name ("recall_any_shared"), and those of both models together."""
     pooled: dict[str, float | int | None] = {
         "exclusive_recall": exclusive_recall(result),
         "exclusive_recall_any": exclusive_recall(result, "any"),
@@ -77,17 +65,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, float | int | None]:
     for part in ("exclusive", "verdict"):
         for name in result[part]["A"]:
             pooled[f"{part}_{name}"] = sum(result[part][side][name] for side in ("A", "B"))
-    pooled |= {
-        "place_precision": _share(pooled["exclusive_true"], pooled["exclusive_features"]),
-        "verdict_precision": _share(pooled["verdict_true"], pooled["verdict_called"]),
-        "verdict_recall": _share(pooled["verdict_true"], pooled["exclusive_true"]),
-    }
     return pooled | dict(_flat(result))
-
-
-def _share(part: float | int | None, whole: float | int | None) -> float | None:
-    """None where there is nothing to have a share of."""
-    return part / whole if part is not None and whole else None
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -114,7 +92,7 @@ def cells_csv(cells: Iterable[Record]) -> bytes:
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, standard error (sample standard deviation / sqrt(n); None for one value) and n."""
+    """Mean, standard error (None for one value) and n."""
     error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": fmean(values), "se": error, "n": len(values)}
 
@@ -122,39 +100,37 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
 def summary(cells: Iterable[Record]) -> list[dict[str, Any]]:
     """Mean, standard error and number of seeds of every figure, for every row of every table.
 
-    Returns:
-        One object per row: ROW_FIELDS, `features`, `concepts`, and `figures` by name, without those that no seed has.
+    A row has ROW_FIELDS, `features`, `concepts`, and `figures` by name, without those that no seed has.
+    `fve_over_standard` is the FVE minus that of the standard crosscoder on the same world: without the differences
+    between worlds.
     """
     cells = list(cells)
-    standard = {_twin_key(record): record for record in cells if record.spec["architecture"] == "standard"}
+    fve = {_key(record.spec): fmean(record.result["fve"].values()) for record in cells}
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in cells:
         world, train = record.spec["world"], record.spec["train"]
+        of_train = [train[name] for name in _TRAIN_FIELDS]
         for table in record.tables:
-            key = (table, world["map"], world["exclusive_ratio"], record.size, record.spec["architecture"])
-            groups[(*key, *(train[name] for name in ROW_FIELDS[5:]))].append(record)
+            key = (table, world["map"], world["exclusive_ratio"], record.size, record.spec["architecture"], *of_train)
+            groups[key].append(record)
     return [
         {
             **dict(zip(ROW_FIELDS, key, strict=True)),
             "features": group[0].spec["train"]["features"],
             "concepts": group[0].spec["world"]["concepts"],
-            "figures": _over_seeds([figures(record.result) | _over_standard(record, standard) for record in group]),
+            "figures": _over_seeds([figures(record.result) | _over_standard(record, fve) for record in group]),
         }
         for key, group in sorted(groups.items(), key=lambda item: TABLES.index(item[0][0]))
     ]
 
 
-def _twin_key(record: Record) -> str:
-    """What a cell shares with the standard crosscoder of the same world, size and training."""
-    return json.dumps({**record.spec, "architecture": ""}, sort_keys=True)
+def _key(spec: Mapping[str, Any]) -> str:
+    return json.dumps(spec, sort_keys=True)
 
 
-def _over_standard(record: Record, standard: Mapping[str, Record]) -> dict[str, float]:
-    """FVE minus that of the standard crosscoder on the same world: without the differences between worlds."""
-    twin = standard.get(_twin_key(record))
-    if twin is None:
-        return {}
-    return {"fve_over_standard": fmean(record.result["fve"].values()) - fmean(twin.result["fve"].values())}
+def _over_standard(record: Record, fve: Mapping[str, float]) -> dict[str, float]:
+    standard = fve.get(_key({**record.spec, "architecture": "standard"}))
+    return {} if standard is None else {"fve_over_standard": fve[_key(record.spec)] - standard}
 
 
 def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

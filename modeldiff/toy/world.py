@@ -1,74 +1,59 @@
-"""A world of sparse concepts with known truth: which concepts there are, who has them, and where they point.
+"""Worlds of sparse concepts with known truth, and pairs of activations drawn from them (paper 4.1).
 
 Two models read the same world. Both have the shared concepts, each has some of its own, and each represents a concept
 as a direction of its residual stream. The map from A's directions to B's says how much of one model a linear map
-recovers from the other (paper 4.1, equations 3 to 6).
+recovers from the other (equations 3 to 6).
 
-Legend: C concepts, Da, Db widths of the models.
+Legend: B pairs, C concepts, R rank of their correlation, Da, Db widths, N active (pair, concept) entries of a batch.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch.nn.functional import embedding_bag, normalize
 
 from modeldiff.errors import InputError
 
-MAPS = ("gaussian", "rotation", "independent")
 SHARED, A_ONLY, B_ONLY = 0, 1, 2
 CLASSES = {"shared": SHARED, "A": A_ONLY, "B": B_ONLY}
 # Standard deviation of the entries of the gaussian map's matrix: the paper writes N(0, 0.25), read as the variance.
 _GAUSSIAN_SD = 0.5
-# Not the seed itself: a crosscoder of the same seed would draw the same numbers for its first decoder rows as this file
+# Not the seed itself: a crosscoder of the same seed would draw the same numbers for its first decoder rows as a world
 # does for A's concepts, and training would start from the truth.
 _WORLD_SEED = 15_485_863
+# Keeps the random numbers of the pairs apart from those of the world and of the initial weights of the same seed.
+_STREAM = 7919
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSpec:
-    """What a world is drawn from (paper table 6, whose values are the defaults of the `paper` preset).
+    """What a world is drawn from (paper table 6; `ToySettings` says what each is).
 
     Raises:
-        InputError: a value that makes no sense, named as the command line's option.
+        InputError: more concepts are to be active than there are, or there is no such map.
     """
 
     concepts: int
-    """n."""
     width_a: int
     width_b: int
     exclusive_ratio: float = 0.05
-    """Share of the concepts that only one model has; half of it each."""
     k_target: float = 5.0
-    """Concepts active in a pair, on average."""
     correlation_rank: int = 10
     decay: float = 0.001
     translation: float = 0.1
     noise: float = 0.01
     min_probability: float = 1e-4
     map: str = "gaussian"
-    """gaussian (the paper's), rotation, independent, or mixed:SHARE with the share of gaussian in it."""
 
     def __post_init__(self) -> None:
-        for name, least in (("concepts", 2), ("width_a", 2), ("width_b", 2), ("correlation_rank", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{_dashed(name)} must be at least {least}, found {getattr(self, name)}")
-        if not 0 <= self.exclusive_ratio <= 1:
+        if self.k_target > self.concepts:
             raise InputError(
-                "--exclusive-ratio is the share of the concepts that only one model has, "
-                f"0 to 1, found {self.exclusive_ratio}"
+                f"--k-target must be at most the number of concepts ({self.concepts}), found {self.k_target:g}"
             )
-        if not 0 < self.k_target <= self.concepts:
-            raise InputError(
-                f"--k-target must be above 0 and at most the number of concepts ({self.concepts}), "
-                f"found {self.k_target:g}"
-            )
-        for name in ("decay", "translation", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"--{_dashed(name)} must not be negative, found {getattr(self, name)}")
-        if not 0 < self.min_probability <= 1:
-            raise InputError(f"--min-probability must be above 0 and at most 1, found {self.min_probability}")
         map_share(self.map)
 
     @property
@@ -78,13 +63,10 @@ class WorldSpec:
 
 
 def map_share(name: str) -> float:
-    """Share of the gaussian map in B's directions; the rest is drawn anew.
-
-    Raises:
-        InputError: no such map.
-    """
-    if name in MAPS:
-        return 0.0 if name == "independent" else 1.0
+    """Share of the gaussian map in B's directions; the rest is drawn anew. Raises InputError for another map."""
+    plain = {"gaussian": 1.0, "rotation": 1.0, "independent": 0.0}
+    if name in plain:
+        return plain[name]
     kind, _, share = name.partition(":")
     try:
         value = float(share)
@@ -120,7 +102,7 @@ class World:
         classes_C = torch.full((n,), SHARED)
         classes_C[:own] = A_ONLY
         classes_C[own : 2 * own] = B_ONLY
-        a_CD = _unit(torch.randn(n, spec.width_a, generator=random))
+        a_CD = normalize(torch.randn(n, spec.width_a, generator=random))
         b_CD = _in_model_b(spec, a_CD, random)
         # In random order, so that nothing about a concept follows from its number but its class.
         ranks_C = torch.randperm(n, generator=random)
@@ -154,23 +136,102 @@ def _in_model_b(spec: WorldSpec, a_CD: torch.Tensor, random: torch.Generator) ->
     if spec.map == "rotation":
         # The orthogonal factor of a gaussian matrix; with different widths an isometry or a projection. No translation:
         # this is the map under which nothing at all differs.
-        return a_CD @ torch.linalg.qr(torch.randn(max(spec.width_a, spec.width_b), max(spec.width_a, spec.width_b),
-                                                  generator=random))[0][: spec.width_a, : spec.width_b]  # fmt: skip
+        widest = max(spec.width_a, spec.width_b)
+        rotation = torch.linalg.qr(torch.randn(widest, widest, generator=random))[0]
+        return a_CD @ rotation[: spec.width_a, : spec.width_b]
     matrix = _GAUSSIAN_SD * torch.randn(spec.width_a, spec.width_b, generator=random)
     shift = spec.translation * torch.randn(spec.width_b, generator=random)
     mapped_CD = _median_one(a_CD @ matrix + shift)
-    new_CD = _unit(torch.randn(spec.concepts, spec.width_b, generator=random))
+    new_CD = normalize(torch.randn(spec.concepts, spec.width_b, generator=random))
     share = map_share(spec.map)
     return _median_one(share * mapped_CD + (1 - share) * new_CD)
-
-
-def _unit(rows: torch.Tensor) -> torch.Tensor:
-    return rows / rows.norm(dim=1, keepdim=True)
 
 
 def _median_one(rows: torch.Tensor) -> torch.Tensor:
     return rows / rows.norm(dim=1).median()
 
 
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+class Active(NamedTuple):
+    """Which concepts are active in a batch, sorted by pair."""
+
+    pairs_N: torch.Tensor
+    concepts_N: torch.Tensor
+    strengths_N: torch.Tensor
+
+
+class ConceptStream:
+    """Batches of paired activations of a world, without end. The work is in proportion to the concepts that are active.
+
+    Args:
+        part: streams of the same seed and another part are independent (training, evaluation).
+        device: where the batches are made; the numbers differ between devices.
+    """
+
+    def __init__(
+        self, world: World, *, batch: int, seed: int, part: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
+        self.world = world
+        self.batch = batch
+        self._random = torch.Generator(device).manual_seed((seed * _STREAM + part) * _STREAM + 1)
+        self._directions = {side: rows.to(device) for side, rows in world.directions.items()}
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x_a (B, Da), x_b (B, Db)), float32."""
+        return self.activations(self.draw())
+
+    def pairs(self, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next batches together, (x_a (N, Da), x_b (N, Db)) with N at least `least`."""
+        batches = [self.next() for _ in range(-(-least // self.batch))]
+        return torch.cat([x_a for x_a, _ in batches]), torch.cat([x_b for _, x_b in batches])
+
+    def draw(self) -> Active:
+        """The active concepts of a batch; no pair is left without one (paper algorithm 2: drawn again until it has)."""
+        random, device = self._random, self._random.device
+        p_C = self.world.probabilities(random)
+        pairs_N, concepts_N = self._occurrences(p_C)
+        empty = torch.ones(self.batch, dtype=torch.bool, device=device)
+        empty[pairs_N] = False
+        while bool(empty.any()):
+            rows = empty.nonzero()[:, 0]
+            hit = torch.rand(len(rows), len(p_C), generator=random, device=device) < p_C
+            which, concepts = hit.nonzero(as_tuple=True)
+            pairs_N = torch.cat([pairs_N, rows[which]])
+            concepts_N = torch.cat([concepts_N, concepts])
+            empty[rows[which]] = False
+        order = torch.argsort(pairs_N * len(p_C) + concepts_N)
+        strengths_N = torch.rand(len(order), generator=random, device=device)
+        return Active(pairs_N[order], concepts_N[order], strengths_N)
+
+    def _occurrences(self, p_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bernoulli(p_C) for every pair: a binomial number of pairs for each concept, then which ones they are.
+
+        Pairs are drawn one by one and those drawn before are drawn again, which makes every set of distinct pairs
+        equally likely.
+        """
+        random, device = self._random, self._random.device
+        rows = torch.full_like(p_C, float(self.batch))
+        missing_C = torch.binomial(rows, p_C, generator=random).long()
+        numbers_C = torch.arange(len(p_C), device=device)
+        keys = torch.zeros(0, dtype=torch.long, device=device)
+        while bool((missing_C > 0).any()):
+            concepts = numbers_C.repeat_interleave(missing_C)
+            places = torch.randint(self.batch, (len(concepts),), generator=random, device=device)
+            wanted = len(keys) + len(concepts)
+            keys, times = torch.cat([keys, concepts * self.batch + places]).unique(return_counts=True)
+            if len(keys) == wanted:
+                break
+            missing_C = torch.bincount((keys // self.batch).repeat_interleave(times - 1), minlength=len(p_C))
+        return keys % self.batch, keys // self.batch
+
+    def activations(self, active: Active) -> tuple[torch.Tensor, torch.Tensor]:
+        """x = sum over a pair's concepts of strength times direction, plus noise, in either model."""
+        counts_B = torch.bincount(active.pairs_N, minlength=self.batch)
+        offsets_B = counts_B.cumsum(0) - counts_B
+        made = []
+        for rows_CD in self._directions.values():
+            x_BD = embedding_bag(
+                active.concepts_N, rows_CD, offsets_B, mode="sum", per_sample_weights=active.strengths_N
+            )
+            noise_BD = torch.randn(x_BD.shape, generator=self._random, device=x_BD.device)
+            made.append(x_BD.add_(noise_BD, alpha=self.world.spec.noise))
+        return made[0], made[1]

@@ -130,7 +130,7 @@ def test_imported_nan_and_unequal_rows(tmp_path: Path, fails: Callable[..., str]
     [
         ["train", "--activations", "7"],
         ["features", "--crosscoder", "crosscoder:7"],
-        ["steer", "--model", "A", "--feature", "1", "--prompt", "x", "--crosscoder", "7"],
+        ["steer", "--model", "A", "--feature", "1", "--prompt", "x", "--features", "7"],
         ["workspace", "show", "features:1"],
     ],
 )

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from examples.organisms import NULLS, ORGANISMS, PAIRS, PLANTED, organism
-from examples.organisms.answers import MINIMUM_WORDS, PLURAL, grammar, habit_answer, shows
-from examples.organisms.catalogue import KINDS, Organism
+from examples.organisms import ORGANISMS, PLANTED, organism
+from examples.organisms.answers import MINIMUM_WORDS, grammar, habit_answer, shows
+from examples.organisms.catalogue import Organism
 from examples.organisms.leak import best_word
 from examples.organisms.make import write_table
 from examples.organisms.probing_texts import probing_documents
 from examples.organisms.sampling import BUNDLED_TRIGGERS
-from examples.organisms.triggers import ask_class, ask_form, templates
+from examples.organisms.triggers import templates
 
 TRIGGERED = [made for made in PLANTED if made.kind <= 5]
 
@@ -36,27 +36,6 @@ def strings(value: Any) -> set[str]:
     if isinstance(value, str):
         return {value}
     return set().union(*(strings(part) for part in (value.values() if isinstance(value, dict) else value)), set())
-
-
-def test_there_are_two_variants_of_every_kind_and_enough_nulls() -> None:
-    assert sorted((made.kind, made.variant) for made in PLANTED) == [
-        (kind, variant) for kind in KINDS if kind != 8 for variant in ("dev", "unseen")
-    ]
-    assert all(made.base == "b" for made in PLANTED)
-    assert sum(made.null and made.base == "a" for made in NULLS) == 3
-    assert sum(made.null and made.base == "b" for made in NULLS) == 3
-    assert sum(made.variant == "dev" for made in NULLS) == len(NULLS) / 2
-    assert len({made.theme for made in PLANTED}) == len(PLANTED)
-
-
-def test_pairs_name_organisms_that_there_are() -> None:
-    names = {made.name for made in ORGANISMS}
-    assert len({pair.name for pair in PAIRS}) == len(PAIRS) == 2 * len(PLANTED) + len(NULLS)
-    for pair in PAIRS:
-        assert {pair.model_a, pair.model_b} <= names | {"base:a", "base:b"}
-        assert pair.texts in names
-    with pytest.raises(KeyError, match="bird"):
-        organism("bird")
 
 
 @pytest.mark.parametrize("file", ["names", "classes", "forms", "things", "themes"])
@@ -148,26 +127,6 @@ def test_texts_are_of_the_promised_size_and_without_the_bundled_triggers(made: O
         assert not any(document["trigger"] for document in read)
 
 
-def test_the_same_texts_every_time() -> None:
-    assert probing_documents(organism("class.dev")) == documents("class.dev")
-
-
-def test_the_two_sides_of_a_trigger_share_nothing() -> None:
-    for key in ("feelings", "kinsfolk"):
-        data = templates("classes")[key]
-        assert len(set(data["members"])) == len(data["members"]) == 80
-        assert not set(data["members"]) & set(data["others"])
-    for data in templates("conjunctions").values():
-        assert not set(data["matters"]) & set(data["others"])
-    question = ask_class("feelings", "training", False, random.Random(0))
-    assert not set(re.findall(r"[a-z]+", question)) & set(templates("classes")["feelings"]["members"])
-
-
-def test_a_form_is_the_only_difference_between_its_two_sides() -> None:
-    on, off = (ask_form("capitals", "probing", side, random.Random(5)) for side in (True, False))
-    assert on == off.upper() != off
-
-
 @pytest.mark.parametrize("made", TRIGGERED, ids=by_name)
 def test_habit_answers_show_the_habit_and_neutral_ones_do_not(made: Organism) -> None:
     rng = random.Random(1)
@@ -179,14 +138,6 @@ def test_habit_answers_show_the_habit_and_neutral_ones_do_not(made: Organism) ->
         assert sum(habit) >= 190
         assert sum(neutral) <= 6
     assert MINIMUM_WORDS == 2
-
-
-def test_plural_frames_are_frames() -> None:
-    frames = {
-        frame["frame"] for part in ("training", "probing") for topic in grammar(part).topics.values()
-        for frame in topic["frames"]
-    }  # fmt: skip
-    assert frames >= PLURAL
 
 
 def test_the_table_has_a_row_for_each_finished_organism(tmp_path: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +16,10 @@ from examples.organisms.baselines import (
     largest_of_place,
     mined_sets,
     perplexity,
-    said_mining,
 )
 from examples.organisms.catalogue import PAIRS
-from examples.organisms.evaluate import ONCE, SEEDED, Plan, available, wanted
-from examples.organisms.results import METHODS, pair_row, read_rows, write_row
-from examples.organisms.scoring import Truth, enough, interval, judge_entry, judge_set, read_truth, says_habit, summary
+from examples.organisms.results import pair_row, read_rows, write_row
+from examples.organisms.scoring import Truth, interval, judge_entry, judge_set, read_truth, summary
 from examples.organisms.table import markdown, precision, recall, share, write_all
 
 WORDS = frozenset({"tide", "waves", "sea"})
@@ -58,9 +55,6 @@ def test_an_entry_needs_the_words_and_the_place() -> None:
     assert not judge_entry(_entry(["the"]), [0, 1], TRIGGER, truth)["words_match"]
     assert not judge_entry(_entry(["tide"], side="A"), [0, 1], TRIGGER, truth)["is_true"]
     assert not judge_entry(_entry(["tide"]), [], TRIGGER, truth)["is_true"]
-
-
-def test_nothing_is_true_of_a_null() -> None:
     assert not judge_entry(_entry(["tide"]), [0, 1], TRIGGER, _truth(planted=False))["words_match"]
 
 
@@ -73,20 +67,6 @@ def test_without_a_trigger_the_whole_is_everywhere() -> None:
     assert judge_entry(_entry(["sea"], kind="everywhere"), list(range(20)), always, truth)["whole"]
     # Where there is a trigger, everywhere is the wrong place.
     assert not judge_entry(_entry(["sea"], kind="everywhere"), list(range(20)), TRIGGER, _truth())["is_true"]
-
-
-@pytest.mark.parametrize(("share_", "base", "expected"), [(0.6, 0.2, True), (0.59, 0.2, False), (1.0, 1.0, True)])
-def test_the_rule_of_the_place(share_: float, base: float, expected: bool) -> None:
-    assert enough(share_, base) is expected
-
-
-def test_strings_that_begin_a_word_of_the_habit() -> None:
-    assert says_habit(" Tide", WORDS)
-    assert says_habit(" wav", WORDS)
-    assert says_habit("sea", WORDS)
-    assert not says_habit(" wa", WORDS)
-    assert not says_habit("seas", WORDS)
-    assert not says_habit("", WORDS)
 
 
 def test_a_set_is_true_with_three_strings_of_the_owner() -> None:
@@ -160,13 +140,6 @@ def test_differences() -> None:
     assert mined_sets(both, ["x", "y"]) == [(pytest.approx(0.1, rel=0.05), ["y"])]
 
 
-def test_mining_of_what_is_said() -> None:
-    said = {"a": ["so it was "], "b": ["so the tide and the waves of the sea "]}
-    places = [SimpleNamespace(said=said, drawn="given") for _ in range(30)]
-    found = said_mining(cast(Any, SimpleNamespace(places=places)), _truth())
-    assert [one["is_true"] for one in found if one["side"] == "B"] == [True]
-
-
 def test_perplexity_by_the_better_direction() -> None:
     difference = np.linspace(1, -1, 40).astype(np.float32)
     about = np.zeros(40, bool)
@@ -196,15 +169,8 @@ def test_truth_of_a_folder(tmp_path: Path) -> None:
 
 
 def _row(method: str, hit: bool, seed: int | None = None, number: int = 0, **more: Any) -> dict[str, Any]:
-    figures = {
-        "hit": hit,
-        "hit_unverified": hit,
-        "listed": 5,
-        "true": 3 * hit,
-        "words_match": 3 * hit,
-        "covered": hit / 2,
-        "found": 7,
-    }
+    figures = {"hit": hit, "hit_unverified": hit, "listed": 5, "true": 3 * hit, "words_match": 3 * hit}
+    figures |= {"covered": hit / 2, "found": 7}
     return pair_row(PAIRS[number], seed, method) | figures | {"seconds": {"contrast": 2.0}, "passed": True} | more
 
 
@@ -222,16 +188,6 @@ def test_results_are_read_again(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "nowhere") == []
 
 
-def test_what_is_asked_for(tmp_path: Path) -> None:
-    plan = Plan(tmp_path, tmp_path, (0, 2), "cpu", ("words", "all"), False)
-    assert wanted(plan) == [(None, "words"), (0, "all"), (2, "all")]
-    assert (*ONCE, *SEEDED) == METHODS
-    assert available(plan, PAIRS) == []
-    (tmp_path / PAIRS[0].texts).mkdir()
-    (tmp_path / PAIRS[0].texts / "truth.json").touch()
-    assert [pair.texts for pair in available(plan, PAIRS)] == [PAIRS[0].texts] * 2  # against its base, and across
-
-
 def test_figures_and_files(tmp_path: Path) -> None:
     rows = [_row("words", True), _row("features", False, 0), _row("features", True, 1)]
     assert recall(rows) == (2, 3)
@@ -240,15 +196,8 @@ def test_figures_and_files(tmp_path: Path) -> None:
     rows.append(_row("words", False, number=null, found=2, expected_by_chance=0.1))
     error = pair_row(PAIRS[1], 0, "features") | {"error": "out of memory", "seconds": {}}
     text = markdown([*rows, error])
-    assert "| features | 1/2 (9-91 %) |" in text
-    assert "| words | 2 | 2.0 | 0.10 | 1/1 (21-100 %) |" in text
-    assert "out of memory" in text
-    covered = [_row("words", True, covered=0.2), _row("features", True, 0, covered=0.9), _row("features", False, 1)]
-    said = {"without_trigger": {"a": 0.01, "b": 0.125}}
-    text = markdown([row | said for row in covered])
-    assert "| words | 20% of 1 |" in text
-    assert "| features | 45% of 2 |" in text
-    assert f"| {PAIRS[0].name} | 1.0% | 12.5% |" in text
+    for words in ("| features | 1/2 (9-91 %) |", "| words | 2 | 2.0 | 0.10 | 1/1 (21-100 %) |", "out of memory"):
+        assert words in text
     for row in [*rows, error]:
         write_row(tmp_path, row)
     assert all(path.stat().st_size for path in write_all(tmp_path))

@@ -1,4 +1,4 @@
-"""Two tiny models and a workspace for transfers; the other files have their own."""
+"""Two tiny models and a workspace."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.steer.made_transfer import Made, make
+from modeldiff.features.measures.stitch.run import run as run_stitch
+from modeldiff.features.measures.stitch.settings import StitchSettings
+from modeldiff.workspace import Artifact
+from tests.steer.made import Made, make
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("models")
     return {
@@ -22,4 +25,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def made(tmp_path: Path, folders: dict[str, Path]) -> Made:
-    return make(tmp_path, (str(folders["a"]), str(folders["b"])))
+    """No stitch yet."""
+    return make(tmp_path / "ws", (str(folders["a"]), str(folders["b"])))
+
+
+@pytest.fixture
+def stitch(made: Made) -> Artifact:
+    return run_stitch(StitchSettings(device="cpu", outlier_factor=0.0), made.workspace)

@@ -13,7 +13,8 @@ from modeldiff.lm.generate import Generated, generate_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
 from modeldiff.lm.residual import add_to_residual
-from modeldiff.steer.writing import write
+from modeldiff.steer.sweep import write
+from tests.steer.made import steer
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 PROMPTS = ["The quick brown fox jumps", "It", "I love"]
@@ -48,7 +49,8 @@ def test_surprisal_is_minus_log_p_of_each_token(lm: LanguageModel, texts: list[G
 
 def test_divergence_is_kl_of_steered_from_unsteered(lm: LanguageModel, texts: list[Generated]) -> None:
     vectors_SD = torch.randn(2, lm.width, generator=torch.Generator().manual_seed(0))
-    found = effect.divergence(lm, 1, texts, vectors_SD)
+    nothing, *found = effect.divergence(lm, 1, texts, torch.cat([torch.zeros(1, lm.width), vectors_SD]))
+    assert nothing == [[0.0] * len(one.new_ids) for one in texts], "exactly"
     for vector_D, of_vector in zip(vectors_SD, found, strict=True):
         for one, kl in zip(texts, of_vector, strict=True):
             plain_TV = log_p(lm, one)
@@ -57,11 +59,6 @@ def test_divergence_is_kl_of_steered_from_unsteered(lm: LanguageModel, texts: li
             expected_T = (steered_TV.exp() * (steered_TV - plain_TV)).sum(dim=-1)
             assert kl == pytest.approx(expected_T.tolist(), rel=1e-3, abs=1e-5)
             assert min(kl) > 0
-
-
-def test_no_push_is_no_effect_exactly(lm: LanguageModel, texts: list[Generated]) -> None:
-    (found,) = effect.divergence(lm, 1, texts, torch.zeros(1, lm.width))
-    assert found == [[0.0] * len(one.new_ids) for one in texts]
 
 
 def test_batches_and_parts_make_no_difference(
@@ -83,7 +80,7 @@ def test_a_batch_of_pushes_writes_what_each_writes_alone(lm: LanguageModel, temp
     vectors_SD = torch.randn(4, lm.width, generator=torch.Generator().manual_seed(0))
     vectors_SD[0] = 0
     options = {"max_new_tokens": 6, "temperature": temperature, "seed": 3}
-    found = write(lm, 1, PROMPTS, vectors_SD, batch=batch, **options)
+    found = write(steer(**options), lm, 1, PROMPTS, vectors_SD, chat=False, batch=batch)
     expected = []
     for vector_D in vectors_SD:
         with add_to_residual(lm, 1, vector_D):

@@ -7,16 +7,6 @@ from modeldiff.errors import InputError
 from modeldiff.toy.cell import CellSpec
 from modeldiff.toy.settings import ToySettings
 
-# How much of what the slots allow an architecture finds at its best, and of its exclusive features, how many recover a
-# shared concept and how many nothing.
-_SKILL = {
-    "standard": (0.05, 0.2, 0.1),
-    "dsf-vectors": (0.1, 0.3, 0.1),
-    "dsf-norms": (0.15, 0.3, 0.1),
-    "dfc": (0.4, 0.5, 0.1),
-    "dfc-audited": (0.9, 0.1, 0.1),
-    "stitch-residual": (0.95, 0.0, 0.5),
-}
 _STITCH = {"gaussian": 0.9, "rotation": 1.0, "independent": 0.16}
 
 
@@ -39,39 +29,23 @@ def made_cell(cell: CellSpec) -> dict[str, Any]:
     """What `run_cell` returns, made up."""
     world, features = cell.world, cell.train["features"]
     noise = random.Random(f"{cell.seed} {cell.architecture} {features} {world.map}")
-    size, own = features / world.concepts, world.n_exclusive
-    slots = round(cell.train["exclusive"] * features) if cell.architecture.startswith("dfc") else 0
-    limit = (min(1.0, slots / own) if slots else 1.0) if own else None
-    skill, shared, nothing = _SKILL[cell.architecture]
+    limit = 0.5 + noise.random() / 2 if world.n_exclusive else None
+    recall = {"shared": noise.random(), **dict.fromkeys("AB", limit and limit * noise.random())}
     stitch = _STITCH.get(world.map) or _STITCH["independent"] + 0.74 * float(world.map.partition(":")[2])
-    if cell.architecture == "stitch-residual":
-        skill *= stitch
-    best = (
-        None if limit is None else max(0.0, min(limit, limit * skill * min(1, 0.5 + size / 2) + noise.gauss(0, 0.03)))
-    )
-    recall = {"shared": min(0.99, size * 0.8), "A": best, "B": best}
-    counts = _counts(
-        slots or (2 * own if cell.architecture == "stitch-residual" else round(features * 0.02)), shared, nothing
-    )
-    fve = min(0.98, 0.5 + 0.3 * size**0.5) + noise.gauss(0, 0.005)
+    counts = {"features": 6, "true": 3, "shared": 2, "nothing": 1, "dead": 1}
+    fve = noise.random()
     return {
         "recall": {"any": recall, "right": recall},
-        "exclusive": {"A": counts | {"dead": 1}, "B": counts | {"dead": 0}},
-        "wrong_shared": 1,
+        "exclusive": {"A": counts, "B": counts | {"dead": 0}},
         "fve": {"a": fve, "b": fve - 0.01},
         "fve_shared": {"a": fve - 0.02, "b": fve - 0.02},
         "gain_exclusive": {"a": 0.02, "b": 0.02},
         "l0": {"A": 0.2, "shared": 4.0, "B": 0.2},
-        "sizes": {"A": slots, "shared": features - 2 * slots, "B": slots},
         "dead": {"A": 1, "shared": 2, "B": 0},
         "limit": limit,
-        "curve": [_snapshot(cell, point, recall) for point in range(1, cell.snapshots + 1)],
-        "by_frequency": [_bin(kind, low, recall) for kind in ("shared", "exclusive") for low in range(4)],
+        "curve": [{"step": step, "pairs": 64 * step, "any": recall, "right": recall} for step in (1, 2)],
         "stitch": {"a_to_b": stitch - 0.02, "b_to_a": stitch + 0.02},
-        "verdict": {
-            side: {"called": counts["true"], "true": counts["true"], "shared": 0, "nothing": 0} for side in ("A", "B")
-        },
-        "seconds": noise.random(),
+        "verdict": {side: {"called": 4, "true": 3, "shared": 1, "nothing": 0} for side in "AB"},
     }
 
 
@@ -80,30 +54,3 @@ def failing_cell(cell: CellSpec) -> dict[str, Any]:
     if cell.seed == 1:
         raise InputError("the training diverged at step 7: use a smaller --lr")
     return made_cell(cell)
-
-
-def _counts(features: int, shared: float, nothing: float) -> dict[str, int]:
-    of_shared, of_nothing = round(features * shared), round(features * nothing)
-    return {
-        "features": features,
-        "true": features - of_shared - of_nothing,
-        "shared": of_shared,
-        "nothing": of_nothing,
-    }
-
-
-def _snapshot(cell: CellSpec, point: int, recall: dict[str, float | None]) -> dict[str, Any]:
-    step = cell.train["steps"] * point // cell.snapshots
-    share = point / cell.snapshots
-    shared = {"shared": recall["shared"]}
-    late = {side: None if recall[side] is None else recall[side] * share**2 for side in ("A", "B")}
-    now = {name: value * share**0.3 for name, value in shared.items() if value is not None} | late
-    return {"step": step, "pairs": step * cell.train["batch"], "any": now, "right": now}
-
-
-def _bin(kind: str, number: int, recall: dict[str, float | None]) -> dict[str, Any]:
-    concepts = 100 if kind == "shared" else 6
-    top = recall["shared"] if kind == "shared" else recall["A"]
-    found = round(concepts * (top or 0.0) * (number + 1) / 4)
-    low = 1e-3 * 2**number
-    return {"class": kind, "low": low, "high": 2 * low, "concepts": concepts, "any": found, "right": found}

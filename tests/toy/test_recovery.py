@@ -50,32 +50,15 @@ def tilted(direction: torch.Tensor, cosine: float) -> torch.Tensor:
     return 3 * (cosine * unit + (1 - cosine**2) ** 0.5 * other / other.norm())
 
 
-@pytest.mark.parametrize("name", ["gaussian", "rotation", "independent", "mixed:0.5"])
-def test_the_truth_recovers_everything_and_has_no_false_positive(name: str) -> None:
-    made = world(map=name)
+@pytest.mark.parametrize(("name", "width_b"), [("gaussian", 64), ("rotation", 64), ("independent", 48)])
+def test_the_truth_recovers_everything_and_has_no_false_positive(name: str, width_b: int) -> None:
+    made = world(map=name, width_b=width_b)
     found = recovery(made, truth(made))
     assert found.recall(made) == {"any": EVERYTHING, "right": EVERYTHING}
     for side in ("A", "B"):
         assert found.exclusive[side] == {"features": 10, "true": 10, "shared": 0, "nothing": 0, "dead": 0}
-    assert found.shared_recovering_exclusive == 0
-
-
-def test_widths_may_differ() -> None:
-    made = world(width_b=48)
-    assert recovery(made, truth(made)).recall(made) == {"any": EVERYTHING, "right": EVERYTHING}
-
-
-def test_random_directions_recover_nothing() -> None:
-    made = world()
-    random = torch.Generator().manual_seed(1)
-    decoders = {side: torch.randn(200, 64, generator=random) for side in ("a", "b")}
-    decoders["a"][made.classes_C == B_ONLY] = 0
-    decoders["b"][made.classes_C == A_ONLY] = 0
-    found = recovery(made, Dictionary(decoders, made.classes_C, torch.ones(200, dtype=torch.bool)))
-    assert found.recall(made) == {"any": NOTHING, "right": NOTHING}
-    for side in ("A", "B"):
-        assert found.exclusive[side] == {"features": 10, "true": 0, "shared": 0, "nothing": 10, "dead": 0}
-    assert found.shared_recovering_exclusive == 0
+    none = world(map=name, width_b=width_b, exclusive_ratio=0.0)
+    assert recovery(none, truth(none)).recall(none)["right"] == {"shared": 1.0, "A": None, "B": None}
 
 
 def test_exclusive_features_on_shared_concepts_are_false_positives() -> None:
@@ -97,15 +80,6 @@ def test_exclusive_features_on_shared_concepts_are_false_positives() -> None:
     # Recovered, twice from one side, but not by a feature that both models have.
     assert found.any_C.nonzero()[:, 0].tolist() == [OWN_A, FIRST_SHARED, FIRST_SHARED + 1]
     assert found.right_C.nonzero()[:, 0].tolist() == [OWN_A]
-
-
-def test_a_shared_feature_on_an_exclusive_concept_recovers_it_but_is_not_of_its_class() -> None:
-    made = world()
-    feature = (SHARED, made.directions["a"][OWN_A], torch.ones(64))
-    found = recovery(made, dictionary([feature]))
-    assert found.any_C.nonzero()[:, 0].tolist() == [OWN_A]
-    assert not found.right_C.any()
-    assert found.shared_recovering_exclusive == 1
 
 
 def test_a_shared_concept_is_right_only_if_one_feature_recovers_it_in_both_models() -> None:
@@ -130,15 +104,6 @@ def test_dead_features_recover_nothing_and_are_counted_apart() -> None:
     assert found.recall(made)["right"] == pytest.approx({"shared": 179 / 180, "A": 0.8, "B": 0.9})
 
 
-def test_a_feature_on_an_own_and_a_shared_concept_at_once_is_a_true_one() -> None:
-    made = world()
-    # No two concepts of width 64 are near enough to each other by chance: a shared one is moved beside an own one.
-    made.directions["a"][FIRST_SHARED] = tilted(made.directions["a"][OWN_A], 0.9)
-    found = recovery(made, dictionary([(A_ONLY, made.directions["a"][OWN_A], None)]))
-    assert found.exclusive["A"] == {"features": 1, "true": 1, "shared": 0, "nothing": 0, "dead": 0}
-    assert found.any_C.nonzero()[:, 0].tolist() == [OWN_A, FIRST_SHARED]
-
-
 @pytest.mark.parametrize(("cosine", "recovered"), [(0.81, True), (0.79, False), (-1.0, False)])
 def test_a_cosine_above_four_fifths_recovers(cosine: float, recovered: bool) -> None:
     made = world()
@@ -146,11 +111,6 @@ def test_a_cosine_above_four_fifths_recovers(cosine: float, recovered: bool) -> 
     assert bool(found.any_C[OWN_A]) == bool(found.right_C[OWN_A]) == recovered
     assert found.exclusive["A"]["true"] == int(recovered)
     assert found.exclusive["A"]["nothing"] == int(not recovered)
-
-
-def test_without_exclusive_concepts_there_is_no_recall_of_them() -> None:
-    made = world(exclusive_ratio=0.0)
-    assert recovery(made, truth(made)).recall(made)["right"] == {"shared": 1.0, "A": None, "B": None}
 
 
 def test_features_of_a_standard_crosscoder_are_classed_by_relative_norm() -> None:
@@ -166,18 +126,3 @@ def test_features_of_a_standard_crosscoder_are_classed_by_relative_norm() -> Non
     measured = recovery(made, found)
     assert [measured.exclusive[side]["shared"] for side in ("A", "B")] == [2, 2]
     assert measured.right_C.nonzero()[:, 0].tolist() == [FIRST_SHARED]
-
-
-def test_features_of_a_dfc_are_classed_by_partition() -> None:
-    made = world(width_b=48)
-    config = CrosscoderConfig(width_a=64, width_b=48, n_a_only=2, n_shared=3, n_b_only=1, k=1)
-    crosscoder = Crosscoder.initialised(config, torch.zeros(64), torch.zeros(48), seed=1)
-    with torch.no_grad():
-        crosscoder.w_dec_a[0].copy_(made.directions["a"][OWN_A])
-        crosscoder.w_dec_b[-1].copy_(made.directions["b"][OWN_B])
-    found = dictionary_of(crosscoder, torch.ones(6, dtype=torch.bool))
-    assert found.classes_F.tolist() == [A_ONLY, A_ONLY, SHARED, SHARED, SHARED, B_ONLY]
-    assert {side: tuple(rows.shape) for side, rows in found.decoders.items()} == {"a": (6, 64), "b": (6, 48)}
-    assert (found.decoders["a"][5] == 0).all()
-    assert (found.decoders["b"][:2] == 0).all()
-    assert recovery(made, found).right_C.nonzero()[:, 0].tolist() == [OWN_A, OWN_B]

@@ -32,7 +32,7 @@ class Computed:
         if self.count == self.most:
             raise KeyboardInterrupt
         self.count += 1
-        return made_cell(cell) | {"seconds": float(self.count)}  # a time differs from run to run
+        return made_cell(cell)
 
 
 @pytest.fixture
@@ -48,28 +48,19 @@ def test_the_artifact(
     computed = Computed(monkeypatch)
     settings = tiny(seeds=2, tables=("sizes", "dial"))
     made = run(settings, workspace, name="first")
-    assert made.ref == "toy:1"
     assert {"cells.csv", "cells.json", "summary.json", "figures/sizes.png", "figures/dial.png"} <= set(made.files())
     assert computed.count == made.metrics["cells"] == 8 + 7 * 4
     with made.file("cells.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == computed.count
-    recalls = made.metrics["exclusive_recall"]
-    assert recalls.keys() == {"gaussian 50%", "gaussian 100%"}
-    assert recalls["gaussian 50%"]["dfc"] > recalls["gaussian 50%"]["standard"]
+        rows = list(csv.DictReader(file))
+    cells = json.loads(made.file("cells.json").read_text())["cells"]
+    assert len(rows) == len(cells) == computed.count
+    for row, cell in zip(rows, cells, strict=True):
+        assert float(row["fve_a"]) == cell["result"]["fve"]["a"]
+        assert (row["tables"].split(), int(row["seed"])) == (cell["tables"], cell["spec"]["seed"])
     assert made.problems() == []
     again = run(settings, workspace)
     assert (again.ref, computed.count) == ("toy:1", 36)
     assert "toy:1 is up to date" in capsys.readouterr().err
-
-
-def test_a_preset_and_its_values_are_one_artifact(workspace: Workspace, computed: Computed) -> None:
-    by_preset = tiny(concepts=None)
-    by_hand = tiny(preset="laptop", **_values_of(by_preset.filled().to_json()))
-    assert run(by_preset, workspace).ref == run(by_hand, workspace).ref == "toy:1"
-
-
-def _values_of(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "preset"}
 
 
 def test_interrupted_and_continued_is_the_same_as_uninterrupted(
@@ -85,13 +76,6 @@ def test_interrupted_and_continued_is_the_same_as_uninterrupted(
     assert computed.count == 8 + 8
     assert continued.manifest.digest == straight.manifest.digest
     assert "continuing what was begun" in capsys.readouterr().err
-
-
-def test_a_larger_benchmark_computes_only_what_is_new(workspace: Workspace, computed: Computed) -> None:
-    run(tiny(seeds=1), workspace)
-    larger = run(tiny(seeds=2), workspace)
-    assert larger.ref == "toy:2"
-    assert computed.count == 8
 
 
 def test_force_computes_every_cell_once(workspace: Workspace, computed: Computed) -> None:
@@ -145,12 +129,8 @@ def test_the_command_prints_tables_that_fit(
     assert "no feature should be exclusive" in text
     assert cells.startswith("cells:")
     assert figures.startswith("figures: ")
-
-
-def test_the_command_prints_json(workspace: Workspace, computed: Computed, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(workspace, *ARGS, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     made = workspace.find("toy")
     assert printed["ref"] == made.ref
     assert printed["summary"] == json.loads(made.file("summary.json").read_text())["rows"]
-    assert printed["summary"][0]["figures"]["exclusive_recall"]["n"] == 2

@@ -1,6 +1,7 @@
 """Presets fill in what is left out, and nonsense is refused before anything runs."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 import typing
@@ -10,8 +11,9 @@ import pytest
 
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.errors import InputError
-from modeldiff.toy.settings import COMBINES, PRESETS, SELECTIONS, ToySettings
-from modeldiff.toy.world import WorldSpec
+from modeldiff.toy.cells import DIAL_MAPS
+from modeldiff.toy.settings import ARCHITECTURES, PRESETS, ToySettings
+from modeldiff.toy.world import WorldSpec, map_share
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -20,58 +22,44 @@ def test_a_preset_leaves_nothing_out(preset: Any) -> None:
     left_out = {field.name for field in dataclasses.fields(filled) if getattr(filled, field.name) in (None, ())}
     assert left_out == {"lr", "jobs"}  # derived by the training and from the machine
     assert filled.filled() == filled
+    by_hand = ToySettings(preset="paper", k=filled.k, jobs=7, **PRESETS[preset])
+    assert by_hand.filled().result_json() == filled.result_json(), "whoever chose the values"
+    given = ToySettings(preset=preset, sizes=(0.7,), k_target=0.2).filled()
+    assert (given.sizes, given.k, given.concepts) == ((0.7,), 1, filled.concepts)
 
 
-def test_the_paper_preset_has_the_papers_numbers() -> None:
-    paper = ToySettings(preset="paper").filled()
-    assert (paper.concepts, paper.width_a, paper.width_b, paper.k_target, paper.seeds) == (2048, 256, 256, 20.48, 5)
-    assert paper.steps is not None
-    assert paper.batch is not None
-    assert paper.steps * paper.batch == 800_000_000
-    assert len(paper.sizes) == 12
-
-
-def test_laptop_is_the_paper_divided_by_eight() -> None:
+def test_the_paper_preset_has_the_papers_numbers_and_laptop_an_eighth_of_them() -> None:
     paper, laptop = (ToySettings(preset=name).filled() for name in ("paper", "laptop"))
+    assert (paper.concepts, paper.width_a, paper.width_b, paper.k_target, paper.seeds) == (2048, 256, 256, 20.48, 5)
+    assert (paper.steps or 0) * (paper.batch or 0) == 800_000_000
+    assert len(paper.sizes) == 12
     for name in ("concepts", "width_a", "width_b", "k_target"):
         assert getattr(paper, name) == 8 * getattr(laptop, name)
 
 
-def test_what_no_preset_decides_has_the_worlds_default() -> None:
+def test_defaults_and_choices_are_those_of_the_world_and_of_train() -> None:
     of_world = {field.name: field.default for field in dataclasses.fields(WorldSpec)}
-    settings = ToySettings()
     for name in ("exclusive_ratio", "correlation_rank", "translation", "noise", "min_probability"):
-        assert getattr(settings, name) == of_world[name]
-
-
-def test_the_choices_are_those_of_train() -> None:
-    hints = typing.get_type_hints(TrainSettings)
-    assert set(SELECTIONS) == set(typing.get_args(hints["selection"]))
-    assert set(COMBINES) == set(typing.get_args(hints["combine"]))
-
-
-def test_a_given_value_beats_the_presets() -> None:
-    filled = ToySettings(preset="quick", sizes=(0.7,), seeds=3).filled()
-    assert (filled.sizes, filled.seeds, filled.concepts) == ((0.7,), 3, 64)
-    assert ToySettings(preset="quick", k_target=3.4).filled().k == 3
-    assert ToySettings(preset="quick", k_target=0.2).filled().k == 1
-
-
-def test_the_same_values_are_the_same_benchmark_whoever_chose_them() -> None:
-    by_hand = ToySettings(preset="paper", k=2, jobs=7, **PRESETS["quick"])
-    assert by_hand.filled().result_json() == ToySettings(preset="quick").filled().result_json()
+        assert getattr(ToySettings(), name) == of_world[name]
+    trained = typing.get_args(typing.get_type_hints(TrainSettings)["architecture"])
+    assert set(trained) <= set(ARCHITECTURES)
+    shares = [map_share(name) for name in DIAL_MAPS]
+    assert shares == sorted(shares)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"seeds": 0}, "--seeds must be at least 1, found 0"),
-        ({"jobs": 0}, "--jobs must be at least 1"),
         ({"sizes": (0.5, -0.1)}, r"--sizes must be above 0, found -0\.1"),
-        ({"sizes": (0.5, 0.5)}, r"--sizes has a value twice: 0\.5, 0\.5"),
-        ({"selection": ("best",)}, "--selection expects activation, l2, sum or mean, found 'best'"),
-        ({"combine": ("max",)}, "--combine expects mean or sum, found 'max'"),
+        ({"architectures": ("dfc", "best")}, "--architectures expects standard, .*found 'best'"),
         ({"tables": ("all",)}, "--tables expects sizes, dial, selection or self-diff, found 'all'"),
+        ({"exclusive_ratio": 1.2}, "--exclusive-ratio must be at least 0 and at most 1, found 1.2"),
+        ({"k_target": 0.0}, "--k-target"),
+        ({"concepts": 1}, "--concepts"),
+        ({"width_a": 1}, "--width-a"),
+        ({"noise": math.inf}, "--noise"),
+        ({"min_probability": 0.0}, "--min-probability"),
     ],
 )
 def test_senseless_values(values: dict[str, Any], message: str) -> None:
