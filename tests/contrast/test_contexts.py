@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from modeldiff.contrast.contexts import WORDS_BEFORE, Context, Contexts, everywhere, joined, sources, words
 
@@ -52,8 +53,6 @@ def test_a_word_must_stand_before_enough_places() -> None:
 
 
 def made(rows: list[list[int]], kinds: list[str] | None = None) -> Contexts:
-    from scipy import sparse
-
     which = [Context(kind, str(c)) for c, kind in enumerate(kinds or ["word"] * len(rows))]
     return Contexts(which, sparse.csr_matrix(np.array(rows, np.float32)))
 

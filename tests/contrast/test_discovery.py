@@ -98,7 +98,7 @@ def test_a_word_that_is_said_all_the_time_does_not_hide_the_others() -> None:
     z = np.zeros(120)
     z[0], z[1] = 6, 5
     made = type(world.said)(world.said.names, {side: type(world.said.by_side["a"])(one) for side, one in said.items()})
-    assert telling(z, made, on).words["a"] == [1]
+    assert telling(z, made, on)[0]["a"] == [1]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def opened(lm_a: LanguageModel) -> tuple[list[Document], tuple[np.ndarray, np.nd
     plain = [Reading([5, 9, 30, 31, 40, 41, 42], [3, 5, 7])]
     chat = [Reading([8, 9, 10], [3]), Reading([8, 9, 10, 11, 12], [5])]
     documents = [
-        Document("x", "made", i, [1] * sum(len(r.cuts) for r in readings), {"a": readings, "b": readings})
+        Document("x", "made", i, list(range(sum(len(r.cuts) for r in readings))), {"a": readings, "b": readings})
         for i, readings in enumerate((plain, chat))
     ]
     buckets = common_buckets(dict.fromkeys("ab", token_strings(lm_a.tokenizer)))

@@ -17,7 +17,7 @@ from modeldiff.contrast.documents import (
     Document,
     drawn_documents,
     open_document,
-    open_prompts,
+    open_given,
     passage,
     read_prompts,
 )
@@ -89,9 +89,9 @@ def test_a_text_without_blanks_has_passages_too() -> None:
     assert len(passage(text, random.Random(0))) == PASSAGE_CHARS
 
 
-def decoded(document: Document, side: str, place: int) -> str:
+def decoded(document: Document, side: str, end: int) -> str:
     tokenizer = READERS[side].tokenizer
-    return tokenizer.decode(document.prompt(side, place), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(document.prompt(side, end), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @given(
@@ -106,12 +106,12 @@ def test_a_place_is_where_both_models_have_read_the_same_and_a_word_ends(words: 
         return
     assert 0 < len(document.ends) <= CANDIDATES
     assert document.ends == sorted(set(document.ends))
-    for i, end in enumerate(document.ends):
+    for end in document.ends:
         assert is_word_end(text, end)
         assert text[end:].strip()  # something follows
         for side in "ab":
-            assert decoded(document, side, i) == text[:end]
-    assert document.prompt("b", 0)[0] == READERS["b"].tokenizer.bos_token_id
+            assert decoded(document, side, end) == text[:end]
+    assert document.prompt("b", document.ends[0])[0] == READERS["b"].tokenizer.bos_token_id
 
 
 def test_a_place_has_words_before_it() -> None:
@@ -126,7 +126,7 @@ def test_a_place_is_within_what_the_models_may_read() -> None:
     for context in ({"a": 20, "b": 512}, {"a": 512, "b": 20}):
         document = open_document(Record("made", text), 0, READERS, context, 0)
         assert document is not None
-        assert all(len(document.prompt(side, i)) <= context[side] for side in "ab" for i in range(len(document.ends)))
+        assert all(len(document.prompt(side, end)) <= context[side] for side in "ab" for end in document.ends)
     assert open_document(Record("made", text), 0, READERS, {"a": 3, "b": 512}, 0) is None
 
 
@@ -135,13 +135,6 @@ def test_the_places_of_a_document_depend_on_the_seed_and_its_number_alone() -> N
     assert open_document(record, 3, READERS, CONTEXT, 0) == open_document(record, 3, READERS, CONTEXT, 0)
     ends = {tuple(open_document(record, n, READERS, CONTEXT, seed).ends) for n, seed in ((3, 0), (4, 0), (3, 1))}
     assert len(ends) == 3
-
-
-def test_a_place_beyond_the_last_is_an_error() -> None:
-    document = open_document(Record("made", make_texts()[0]), 0, READERS, CONTEXT, 0)
-    assert document is not None
-    with pytest.raises(IndexError):
-        document.prompt("a", len(document.ends))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +158,9 @@ def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens
     assert [document.text[:end] for end in document.ends] == [
         "Be brief.\nA fox?", "Be brief.\nA fox?\nYes, a fox.\nAnd a dog?",
     ]  # fmt: skip
-    read = {side: [chatting[side].tokenizer.decode(document.prompt(side, i)) for i in range(2)] for side in "ab"}
+    read = {
+        side: [chatting[side].tokenizer.decode(document.prompt(side, end)) for end in document.ends] for side in "ab"
+    }
     assert read["a"][0] == "System: Be brief.\n\nUser: A fox?\n\nAssistant:"
     assert read["a"][1] == read["a"][0] + " Yes, a fox.\n\nUser: And a dog?\n\nAssistant:"
     assert read["b"][0] == (
@@ -177,7 +172,7 @@ def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens
 def test_a_chat_that_grows_too_long_keeps_its_first_places(chatting) -> None:
     document = open_document(CHAT, 0, chatting, CONTEXT, 0)
     assert document is not None
-    first = len(document.prompt("b", 0))
+    first = len(document.prompt("b", document.ends[0]))
     short = open_document(CHAT, 0, chatting, {"a": 512, "b": first}, 0)
     assert short is not None
     assert short.ends == document.ends[:1]
@@ -188,23 +183,27 @@ def test_a_chat_without_a_user_has_no_place(chatting) -> None:
     assert open_document(chat(("assistant", "Hello there, you.")), 0, chatting, CONTEXT, 0) is None
 
 
+def prompts(path: Path, text_field: str) -> list[str]:
+    return [record.text for record in read_prompts(path, text_field)]
+
+
 def test_prompts_of_a_text_file_are_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffWho?\r\n\r\n  Why\u2028not? \n \t\nCafé\x0b?".encode())
-    assert read_prompts(path, "text") == ["Who?", "  Why\u2028not? ", "Café\x0b?"]
+    assert prompts(path, "text") == ["Who?", "  Why\u2028not? ", "Café\x0b?"]
 
 
 def test_prompts_of_a_jsonl_file_are_the_field_of_its_records(tmp_path: Path) -> None:
     path = tmp_path / "prompts.JSONL"
     rows = [{"q": "Who?\nWhy?"}, {"q": "  "}, {"q": "東京", "text": 3}]
     path.write_text("\ufeff" + "\r\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert read_prompts(path, "q") == ["Who?\nWhy?", "東京"]
+    assert prompts(path, "q") == ["Who?\nWhy?", "東京"]
 
 
 def test_half_a_character_in_a_prompt_is_one_that_every_tokenizer_takes(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"text": "a fox \\ud83d"}')
-    assert read_prompts(path, "text") == ["a fox \ufffd"]
+    assert prompts(path, "text") == ["a fox \ufffd"]
 
 
 @pytest.mark.parametrize(
@@ -234,15 +233,15 @@ def test_a_file_of_prompts_that_cannot_be_used_is_an_error_in_one_line(
 
 
 def test_a_prompt_is_a_users_message_for_a_model_with_a_template_and_a_text_for_the_other(chatting) -> None:
-    (document,) = open_prompts(["A fox?"], 7, chatting, CONTEXT)
+    document = open_given(Record("prompts", "A fox?"), 7, chatting, CONTEXT)
+    assert document is not None
     assert (document.text, document.source, document.number, document.ends) == ("A fox?", "prompts", 7, [6])
     assert document.given
-    assert chatting["a"].tokenizer.decode(document.prompt("a", 0)) == "A fox?"
-    assert chatting["b"].tokenizer.decode(document.prompt("b", 0)) == (
+    assert chatting["a"].tokenizer.decode(document.prompt("a", 6)) == "A fox?"
+    assert chatting["b"].tokenizer.decode(document.prompt("b", 6)) == (
         "<s><|im_start|>user\nA fox?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
 def test_a_prompt_that_is_too_long_for_a_model_is_left_out(chatting) -> None:
-    found = open_prompts(["A fox? " * 200, "A dog?"], 0, chatting, {"a": 512, "b": 100})
-    assert [(document.text, document.number) for document in found] == [("A dog?", 1)]
+    assert open_given(Record("prompts", "A fox? " * 200), 0, chatting, {"a": 512, "b": 100}) is None

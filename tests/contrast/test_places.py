@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeldiff.contrast.documents import Document, Reading
-from modeldiff.contrast.places import Place, choose_places
+from modeldiff.contrast.documents import Document, Place, Reading, choose_places
 
 
 def plain(number: int, candidates: int) -> Document:
@@ -38,16 +37,16 @@ def test_every_document_gives_as_many_places_as_any_other(places: int, each: int
 
 def test_a_document_gives_no_place_twice_and_no_more_than_it_has() -> None:
     found = chosen([plain(0, 3), plain(1, 8)], places=12)
-    assert [(p.document, p.candidate) for p in found if p.document == 0] == [(0, 0), (0, 1), (0, 2)]
-    assert len({(p.document, p.candidate) for p in found}) == len(found) == 9
+    assert [(p.document, p.end) for p in found if p.document == 0] == [(0, 0), (0, 1), (0, 2)]
+    assert len({(p.document, p.end) for p in found}) == len(found) == 9
 
 
 def test_places_are_in_order_with_the_divergence_of_their_candidates() -> None:
     documents = [plain(i, 4) for i in range(20)]
     divergence = (np.arange(80) / 100).tolist()
     found = chosen(documents, divergence, places=40)
-    assert [(p.document, p.candidate) for p in found] == sorted((p.document, p.candidate) for p in found)
-    np.testing.assert_allclose([p.divergence for p in found], [divergence[4 * p.document + p.candidate] for p in found])
+    assert [(p.document, p.end) for p in found] == sorted((p.document, p.end) for p in found)
+    np.testing.assert_allclose([p.divergence for p in found], [divergence[4 * p.document + p.end] for p in found])
 
 
 @pytest.mark.parametrize(("uniform", "even"), [(0.0, 0), (0.25, 50), (0.5, 100), (1.0, 200)])
@@ -60,7 +59,7 @@ def test_the_share_that_is_drawn_evenly_is_kept_over_the_documents(uniform: floa
 def test_the_others_are_drawn_in_proportion_to_the_square_of_the_divergence() -> None:
     documents, divergence = [plain(i, 4) for i in range(3000)], [0.1, 0.2, 0.3, 0.4]
     found = chosen(documents, divergence * 3000, uniform=0.0)
-    counts = Counter(place.candidate for place in found)
+    counts = Counter(place.end for place in found)
     expected = 3000 * np.square(divergence) / np.square(divergence).sum()
     assert stats.chisquare([counts[i] for i in range(4)], expected).pvalue > 1e-3
     assert {place.drawn for place in found} == {"divergence"}
@@ -68,7 +67,7 @@ def test_the_others_are_drawn_in_proportion_to_the_square_of_the_divergence() ->
 
 def test_even_places_do_not_depend_on_the_divergence() -> None:
     found = chosen([plain(i, 4) for i in range(3000)], [0.0, 0.1, 0.5, 1.0] * 3000, uniform=1.0)
-    counts = Counter(place.candidate for place in found)
+    counts = Counter(place.end for place in found)
     assert stats.chisquare([counts[i] for i in range(4)]).pvalue > 1e-3
 
 
@@ -78,7 +77,7 @@ def test_models_that_never_differ_have_places_too() -> None:
 
 def test_ends_of_prompts_and_of_users_messages_are_given() -> None:
     found = chosen([given(0, 1), given(1, 3), plain(2, 8)], places=9)
-    assert [(p.document, p.candidate, p.drawn) for p in found[:4]] == [
+    assert [(p.document, p.end, p.drawn) for p in found[:4]] == [
         (0, 0, "given"), (1, 0, "given"), (1, 1, "given"), (1, 2, "given"),
     ]  # fmt: skip
     assert "given" not in {p.drawn for p in found[4:]}
@@ -92,5 +91,5 @@ def test_the_same_seed_draws_the_same_places_whatever_documents_stand_around() -
     documents = [plain(i, 8) for i in range(40)]
     assert chosen(documents) == chosen(documents)
     assert chosen(documents) != chosen(documents, seed=1)
-    of_one = [p.candidate for p in chosen(documents, uniform=0.0) if p.document == 7]
-    assert [p.candidate for p in chosen(documents[7:8], uniform=0.0)] == of_one
+    of_one = [p.end for p in chosen(documents, uniform=0.0) if p.document == 7]
+    assert [p.end for p in chosen(documents[7:8], uniform=0.0)] == of_one

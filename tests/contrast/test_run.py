@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-import modeldiff.contrast.reading as reading_module
 import modeldiff.contrast.run as module
 from modeldiff.contrast.continuations import run as run_continuations
-from modeldiff.contrast.reading import Reading
 from modeldiff.contrast.run import crosscoder_for, features_of, largest_norms, run
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.contrast.statistics import halves
@@ -240,21 +237,6 @@ def test_an_interrupted_contrast_does_not_read_the_features_again(
     assert again.manifest.digest == straight.manifest.digest
 
 
-def test_a_reading_serves_several_contrasts_of_its_continuations_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device, dtype = torch.device("cpu"), torch.float32
-    straight = run(settings_of(least=5), world.workspace)
-    reading = Reading(world.continuations, world.workspace, device=device, dtype=dtype, trust_remote_code=False)
-    for _ in range(2):
-        again = run(settings_of(least=5), world.workspace, force=True, reading=reading)
-        assert again.manifest.digest == straight.manifest.digest
-        monkeypatch.setattr(reading_module, "read_rows", None)  # what was read is kept
-    reading.dtype = torch.bfloat16
-    with pytest.raises(InputError, match="make a Reading of these continuations"):
-        run(settings_of(least=6), world.workspace, reading=reading)
-
-
 def test_the_latest_crosscoder_of_these_models_is_used_unless_another_is_named(world: World) -> None:
     workspace, source = world.workspace, world.continuations
     first, second = world.crosscoders
@@ -267,16 +249,12 @@ def test_the_latest_crosscoder_of_these_models_is_used_unless_another_is_named(w
         crosscoder_for(workspace, source, "crosscoder:99")
 
 
-def test_features_must_be_of_the_crosscoder(world: World) -> None:
-    workspace = world.workspace
+def test_features_are_those_of_the_crosscoder(world: World) -> None:
     first, second = world.crosscoders
-    assert features_of(workspace, first, None).ref == world.features.ref
-    assert features_of(workspace, second, None) is None
-    assert features_of(workspace, None, None) is None
-    assert features_of(workspace, first, world.features.ref).ref == world.features.ref
-    for crosscoder in (second, None):
-        with pytest.raises(InputError, match=f"{world.features.ref} was not made from the crosscoder"):
-            features_of(workspace, crosscoder, world.features.ref)
+    found = features_of(world.workspace, first)
+    assert found is not None
+    assert found.ref == world.features.ref
+    assert features_of(world.workspace, second) is None
 
 
 def test_no_crosscoder_of_these_models_leaves_the_other_contexts(tmp_path: Path, capsys) -> None:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from scipy import sparse
 
-from modeldiff.contrast.contexts import Context
-from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import open_prompts
-from modeldiff.contrast.features import (
+from modeldiff.contrast.contexts import (
     PAIRS_BEFORE,
+    Context,
     PairsBefore,
     activations,
     feature_contexts,
     pairs_before,
     read_rows,
 )
+from modeldiff.contrast.continuations import Continuations
+from modeldiff.contrast.documents import open_given
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after
@@ -66,10 +66,11 @@ def test_a_prompt_is_read_as_a_chat_model_answers_it() -> None:
     prompt = "The lazy dog jumps"
     readers = {side: Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True) for side in "ab"}
     pairs = pairs_before(continuations([prompt], [(0, len(prompt))], drawn="given"), readers, FAR)
-    (document,) = open_prompts([prompt], 0, readers, FAR)
+    document = open_given(Record("prompts", prompt), 0, readers, FAR)
+    assert document is not None
     answered = document.readings["a"][0].ids
     assert "<|im_start|>user" in readers["a"].decode(answered)
-    read = pairs.tokens[0]["a"].ids.tolist()
+    read = pairs.ids[0]["a"].tolist()
     assert read == answered[: len(read)]
     assert readers["a"].decode(read).endswith(prompt)
     assert texts_before(pairs, [prompt], 0) == prompt.split()
@@ -81,9 +82,8 @@ def test_nothing_behind_the_last_place_of_a_document_is_read(readers: dict[str, 
     assert pairs.document_N.tolist() == [0] * 5 + [2] * 7
     for number, words in ((0, 5), (1, 0), (2, 7)):
         for side in "ab":
-            tokens = pairs.tokens[number][side]
             last = pairs.token_N[side][pairs.document_N == number]
-            assert len(tokens.ids) == (last[-1] + 1 if words else 0)
+            assert len(pairs.ids[number][side]) == (last[-1] + 1 if words else 0)
 
 
 def test_pairs_that_a_model_cannot_read_are_left_out(readers: dict[str, Reader]) -> None:
@@ -164,13 +164,6 @@ def test_a_feature_holds_where_a_pair_before_is_above_a_quarter_of_its_largest_a
     found = feature_contexts(f_NF, pairs)
     assert found.which == [Context("feature", str(i)) for i in range(3)]
     np.testing.assert_array_equal(found.on_CP.toarray(), [[1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0]])
-
-
-def test_features_to_skip_are_no_contexts() -> None:
-    f_NF = sparse.csr_matrix(np.ones((2, 3), np.float32))
-    found = feature_contexts(f_NF, made_pairs([(0, 1), (0, 2)]), np.array([False, True, False]))
-    assert [one.name for one in found.which] == ["0", "2"]
-    np.testing.assert_array_equal(found.on_CP.toarray(), np.ones((2, 2)))
 
 
 def test_a_feature_that_is_active_on_outlying_pairs_alone_is_no_context() -> None:
