@@ -15,12 +15,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
@@ -35,23 +36,25 @@ from modeldiff.contrast.documents import (
     open_given,
     read_prompts,
 )
-from modeldiff.contrast.models import Models
 from modeldiff.contrast.settings import ContinuationsSettings
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.lm.buckets import common_buckets, token_strings
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.geometry import read_geometry
-from modeldiff.lm.load import load_tokenizer, model_identity
+from modeldiff.lm.load import load_model, load_tokenizer, model_identity
+from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.quiet import quiet
 from modeldiff.lm.ref import ModelRef
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Record, Source, mix, parse_sources, source_digest
 from modeldiff.texts.tokenize import Reader
-from modeldiff.threads import shared_cores
+from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import read_json
+
+Made = TypeVar("Made")
 
 SCHEMA = 2
 FORMAT = 1
@@ -96,6 +99,34 @@ class Continuations:
         return self.documents[one.document].text[: one.end]
 
 
+class Models:
+    """The two models, loaded when first asked for. On a CPU both stay in memory; elsewhere only the latest one."""
+
+    def __init__(self, refs: dict[str, ModelRef], device: torch.device, dtype: torch.dtype) -> None:
+        self.refs, self.device, self.dtype = refs, device, dtype
+        self._loaded: dict[str, LanguageModel] = {}
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def load(self, side: str) -> LanguageModel:
+        """The model of a side."""
+        if side not in self._loaded:
+            if not self.on_cpu:
+                self._loaded.clear()
+            self._loaded[side] = load_model(self.refs[side], self.device, self.dtype)
+        return self._loaded[side]
+
+    def each_side(self, make: Callable[[str], Made]) -> dict[str, Made]:
+        """make("a") and make("b"): at the same time on a CPU, one after the other elsewhere."""
+        if not self.on_cpu:
+            return {side: make(side) for side in SIDES}
+        for side in SIDES:
+            self.load(side)
+        return by_side(make)
+
+
 def run(
     settings: ContinuationsSettings, workspace: Workspace, *, name: str | None = None, force: bool = False
 ) -> Artifact:
@@ -128,7 +159,7 @@ def run(
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype=number_format)
         models = Models(refs, device, dtype)
-        documents, records = _read(settings, refs, sources, prompts)
+        documents = _read(settings, refs, sources, prompts)
         places = choose_places(
             documents,
             _divergences(work, models, documents),
@@ -141,7 +172,7 @@ def run(
             f"tokens by each model; mean divergence {np.mean([place.divergence for place in places]):.3f} bits"
         )
         _sample(settings, work, models, documents, places)
-        return _write(work, refs, documents, records, places)
+        return _write(work, refs, documents, places)
 
     resolved = {"dtype": number_format, "sources": [[source.label, source.weight] for source in sources]}
     order = Order(KIND, settings, inputs, SCHEMA, resolved)
@@ -173,8 +204,8 @@ def with_models_of(settings: ContinuationsSettings, workspace: Workspace) -> Con
 
 def _read(
     settings: ContinuationsSettings, refs: dict[str, ModelRef], sources: list[Source], prompts: list[Record]
-) -> tuple[list[Document], list[Record]]:
-    """The documents that have a place, with the records that they are from."""
+) -> list[Document]:
+    """The documents that have a place."""
     readers = {side: Reader(load_tokenizer(refs[side]), True) for side in SIDES}
     context = {}
     for side in SIDES:
@@ -185,20 +216,20 @@ def _read(
                 f"model {refs[side].short_name} reads {positions} tokens at most: --tokens {settings.tokens} "
                 "leaves too few before a place"
             )
-    opened: list[tuple[Document | None, Record]] = []
+    opened: list[Document | None] = []
     drawn: list[tuple[int, Record]] = []
     with progress("read", settings.places, "documents") as bar:
         if sources:
             drawn = drawn_documents(mix(sources, settings.text_field), settings.places, settings.seed)
         for number, record in drawn:
-            opened.append((open_document(record, number, readers, context, settings.seed), record))
+            opened.append(open_document(record, number, readers, context, settings.seed))
             bar.advance()
     first = 1 + max((number for number, _ in drawn), default=-1)
-    opened += [(open_given(prompt, number, readers, context), prompt) for number, prompt in enumerate(prompts, first)]
-    found = [(document, record) for document, record in opened if document]
-    if not found:
+    opened += [open_given(prompt, number, readers, context) for number, prompt in enumerate(prompts, first)]
+    documents = [document for document in opened if document]
+    if not documents:
         raise InputError("the texts hold no place that both models can go on from: give longer --texts")
-    return [document for document, _ in found], [record for _, record in found]
+    return documents
 
 
 def _divergences(work: Work, models: Models, documents: list[Document]) -> NDArray[np.float32]:
@@ -285,13 +316,11 @@ def _part_name(side: str, part: int) -> str:
     return f"resume/said-{side}-{part:05d}.jsonl"
 
 
-def _write(
-    work: Work, refs: dict[str, ModelRef], documents: list[Document], records: list[Record], places: list[Place]
-) -> dict[str, Any]:
+def _write(work: Work, refs: dict[str, ModelRef], documents: list[Document], places: list[Place]) -> dict[str, Any]:
     """Write all files but what is said; returns the metrics."""
     read = [
-        {"text": d.text, "source": d.source, "number": d.number, "messages": list(r.messages) or None}
-        for d, r in zip(documents, records, strict=True)
+        {"text": one.text, "source": one.source, "number": one.number, "messages": list(one.messages) or None}
+        for one in documents
     ]
     work.write_bytes(DOCUMENTS, _jsonl(read))
     chosen = [

@@ -23,6 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from modeldiff.contrast.contexts import Contexts
+from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.statistics import (
     SUMS,
     Bools,
@@ -46,6 +47,8 @@ from modeldiff.sides import OTHER, SIDES
 
 # Permutations of the discovering half, which are the chance worlds too; and of the test on the other half.
 PERMUTATIONS, TEST_PERMUTATIONS = 40, 1999
+# Chance worlds that the whole search is done in.
+WORLDS = 20
 # Contexts whose statistic so small a share of the null reaches go on. It decides what is looked at, not what is listed.
 DISCOVERY_P = 0.01
 # Candidates that are verified at most.
@@ -147,27 +150,22 @@ def contrast(
     contexts: Contexts,
     said: Said,
     document_P: Longs,
+    settings: ContrastSettings,
     *,
-    rate: float,
-    smallest: float,
-    least: int,
-    most: float,
-    seed: int,
-    worlds: int = 20,
+    worlds: int = WORLDS,
     note: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
     """The differences.
 
     Args:
         document_P: the document of each place; places of one document stand together.
-        rate: false discovery rate of the list.
-        smallest: effects are shown to be larger than this.
-        least, most: see `Contexts.often_enough`.
+        settings: rate, smallest, least, most and seed count.
         worlds: chance worlds, at most PERMUTATIONS.
         note: told of every permutation that is done.
     """
+    seed = settings.seed
     first_P = halves(document_P, seed)
-    contexts = contexts.often_enough(first_P, least=least, most=most)
+    contexts = contexts.often_enough(first_P, least=settings.least, most=settings.most)
     always_C = np.array([one.kind == "everywhere" for one in contexts.which], bool)
     first, second = (Half(contexts.on_CP[:, p], always_C, document_P[p]) for p in (first_P, ~first_P))
     said_first, said_second = said.rows(first_P), said.rows(~first_P)
@@ -188,14 +186,14 @@ def contrast(
     test_orders_RP = np.array(list(permutations(second.document_P, TEST_PERMUTATIONS, seed + 3)))
 
     def verified(candidates: list[Candidate], said: Said, said_everywhere: Said) -> list[Verified]:
-        return verify(second, candidates, said, said_everywhere, test_orders_RP, rate, smallest, seed + 3)
+        return verify(second, candidates, said, said_everywhere, test_orders_RP, settings)
 
     z_CV = first.z(said_first, said_first)
-    candidates = candidates_of(first, z_CV, null, said_first, said_first, smallest)
+    candidates = candidates_of(first, z_CV, null, said_first, said_first, settings.smallest)
     entries = verified(candidates, said_second, said_second)
     chance = []
     for r, order_P in enumerate(permutations(second.document_P, worlds, seed + 2)):
-        candidates = candidates_of(first, z_of_world[r], null, *world(r), smallest)
+        candidates = candidates_of(first, z_of_world[r], null, *world(r), settings.smallest)
         unrelated = said_second.rows(order_P)
         listed = verified(candidates, unrelated, exchanged(unrelated, second.document_P, seed + r))
         chance.append(sum(one.verified for one in listed))
@@ -320,9 +318,7 @@ def verify(
     said: Said,
     said_everywhere: Said,
     orders_RP: Longs,
-    rate: float,
-    smallest: float,
-    seed: int,
+    settings: ContrastSettings,
 ) -> list[Verified]:
     """The candidates by what the second half says, verified ones first.
 
@@ -335,14 +331,15 @@ def verify(
         said_there, on_P = said_everywhere if half.always_C[one.context] else said, half.on(one.context)
         score_of = {side: says_any(said_there, one.words[side], side) for side in SIDES if one.words[side]}
         gaps = {side: gap_of(score_P, on_P, half.document_P) for side, score_P in score_of.items()}
-        p_of = {side: gap.p_above(smallest) for side, gap in gaps.items()}
+        p_of = {side: gap.p_above(settings.smallest) for side, gap in gaps.items()}
         for side, p in p_of.items():
-            if len(gaps) * p <= rate:  # else the dearer test cannot change the answer
-                p_of[side] = max(p, permuted_p(score_of[side], on_P, half.document_P, orders_RP, seed))
+            if len(gaps) * p <= settings.rate:  # else the dearer test cannot change the answer
+                permuted = permuted_p(score_of[side], on_P, half.document_P, orders_RP, settings.seed + 3)
+                p_of[side] = max(p, permuted)
         # Either model's words may show it: two chances.
         measured.append((one, gaps, min([1.0, *(len(gaps) * p for p in p_of.values())])))
     weight_N = np.array([one.standardised**2 for one in candidates])
-    verified_N = rejected(np.array([p for _, _, p in measured]), rate, weight_N)
+    verified_N = rejected(np.array([p for _, _, p in measured]), settings.rate, weight_N)
     entries = [
         Verified(one, gaps, p, bool(verified))
         for (one, gaps, p), verified in zip(measured, verified_N, strict=True)

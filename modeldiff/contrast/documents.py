@@ -61,6 +61,8 @@ class Document:
     readings: dict[str, list[Reading]]
     """By side: together they have N cuts, in order."""
     given: bool = False
+    messages: tuple[dict[str, str], ...] = ()
+    """Of a chat."""
 
     def prompt(self, side: str, end: int) -> list[int]:
         """The tokens that a model reads before the place at `end`."""
@@ -152,7 +154,9 @@ def open_given(record: Record, number: int, readers: dict[str, Reader], context:
         ends.append(end)
         for side in SIDES:
             readings[side].append(Reading(ids[side], [len(ids[side])]))
-    return Document(record.text, record.source, number, ends, readings, given=True) if ends else None
+    if not ends:
+        return None
+    return Document(record.text, record.source, number, ends, readings, given=True, messages=record.messages)
 
 
 def given_ends(record: Record) -> list[int]:

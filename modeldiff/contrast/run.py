@@ -27,11 +27,9 @@ from modeldiff.console import progress, say
 from modeldiff.contrast import contexts as make
 from modeldiff.contrast.cause import CauseOf, alike, cause_places, causes_of, generate_variants, shown
 from modeldiff.contrast.contexts import Contexts, PairsBefore, activations, feature_contexts, pairs_before, read_rows
-from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.discovery import PERMUTATIONS, Outcome, contrast
-from modeldiff.contrast.entries import entry_json
-from modeldiff.contrast.models import Models
-from modeldiff.contrast.represented import Represented
+from modeldiff.contrast.continuations import Continuations, Models
+from modeldiff.contrast.discovery import PERMUTATIONS, WORLDS, Outcome, contrast
+from modeldiff.contrast.entries import Represented, entry_json
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import LEAST_SAID, said_words
@@ -51,8 +49,6 @@ KIND = "contrast"
 _CODES = "resume/codes.npz"
 # In each half so many documents that they can be told from one another.
 _LEAST_DOCUMENTS = 4
-# Chance worlds that the whole search is done in.
-WORLDS = 20
 # As in training (paper B.1.4), for a crosscoder that was not trained here.
 _OUTLIER_FACTOR = 2.0
 
@@ -92,34 +88,31 @@ def crosscoder_for(workspace: Workspace, continuations: Artifact, ref: str | Non
     """
     if ref == "none":
         return None
+    models = [continuations.manifest.inputs[f"model_{side}"].digest for side in SIDES]
+    harvests = set()
+    for one in workspace.artifacts("activations"):
+        harvested = [one.manifest.inputs.get(f"model_{side}") for side in SIDES]
+        if [model and model.digest for model in harvested] == models:
+            harvests.add(one.manifest.digest)
+
+    def fits(crosscoder: Artifact) -> bool:
+        return crosscoder.manifest.inputs["activations"].digest in harvests
+
     if ref is not None:
         named = workspace.find("crosscoder", ref)
-        if not _of_models(workspace, named, continuations):
+        if not fits(named):
             raise InputError(f"{named.ref} was trained on other models than those of {continuations.ref}")
         return named
-    for found in reversed(workspace.artifacts("crosscoder")):
-        if _of_models(workspace, found, continuations):
-            say(f"features of {found.ref}")
-            return found
-    return None
-
-
-def _of_models(workspace: Workspace, crosscoder: Artifact, continuations: Artifact) -> bool:
-    trained_on = crosscoder.manifest.inputs["activations"].digest
-    wanted = {side: continuations.manifest.inputs[f"model_{side}"].digest for side in SIDES}
-    for one in workspace.artifacts("activations"):
-        if one.manifest.digest == trained_on:
-            found = {side: one.manifest.inputs.get(f"model_{side}") for side in SIDES}
-            return all(model is not None and model.digest == wanted[side] for side, model in found.items())
-    return False
+    latest = next(filter(fits, reversed(workspace.artifacts("crosscoder"))), None)
+    if latest:
+        say(f"features of {latest.ref}")
+    return latest
 
 
 def features_of(workspace: Workspace, crosscoder: Artifact) -> Artifact | None:
     """The latest features artifact of a crosscoder."""
-    for found in reversed(workspace.artifacts("features")):
-        if found.manifest.inputs["crosscoder"].digest == crosscoder.manifest.digest:
-            return found
-    return None
+    made = reversed(workspace.artifacts("features"))
+    return next((one for one in made if one.manifest.inputs["crosscoder"].digest == crosscoder.manifest.digest), None)
 
 
 def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, float]:
@@ -179,29 +172,10 @@ class _Build:
         shown = ", ".join(f"{count:,} of kind {kind}" for kind, count in compared.items())
         say(f"{len(said.names):,} words; contexts: {shown}")
         with progress("contrast", PERMUTATIONS, "permutations") as bar:
-            outcome = contrast(
-                contexts,
-                said,
-                document_P,
-                rate=settings.rate,
-                smallest=settings.smallest,
-                least=settings.least,
-                most=settings.most,
-                seed=settings.seed,
-                worlds=WORLDS,
-                note=bar.advance,
-            )
+            outcome = contrast(contexts, said, document_P, settings, note=bar.advance)
         entries = []
         for rank, one in enumerate(outcome.entries, 1):
-            entry = entry_json(
-                one,
-                rank,
-                outcome,
-                continuations=continuations,
-                said=said,
-                words_before=words_before,
-                seed=settings.seed,
-            )
+            entry = entry_json(one, rank, outcome, continuations, said, words_before, settings.seed)
             entry["represented"] = entry["cause"] = None
             if self.represented and entry["feature"] is not None:
                 entry["represented"] = self.represented.of(entry["feature"])

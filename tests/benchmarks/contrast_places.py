@@ -17,6 +17,7 @@ import numpy as np
 from modeldiff.contrast import contexts as make
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.discovery import contrast
+from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.words import said_words
 from modeldiff.demo.truth import habits
 from modeldiff.sides import SIDES
@@ -36,10 +37,8 @@ def found(made: Continuations, places: np.ndarray, share: float, splits: int) ->
     document_P = np.array([made.places[i].document for i in places])
     hits = other = 0
     for seed in range(splits):
-        outcome = contrast(
-            contexts, said_words(said, [False] * len(places), least=20), document_P,
-            rate=0.05, smallest=0.05, least=12, most=0.5, seed=seed, worlds=0,
-        )  # fmt: skip
+        words = said_words(said, [False] * len(places), least=20)
+        outcome = contrast(contexts, words, document_P, ContrastSettings(seed=seed), worlds=0)
         about = set()
         for one in (one for one in outcome.entries if one.verified):
             on = outcome.contexts.on_CP[one.candidate.context].indices

@@ -7,13 +7,13 @@ import pytest
 from scipy import sparse
 
 from modeldiff.contrast.discovery import Outcome, contrast, telling
+from modeldiff.contrast.settings import ContrastSettings
 from tests.contrast.made_worlds import World, made_world
 
-SETTINGS: dict[str, Any] = {"rate": 0.05, "smallest": 0.05, "least": 8, "most": 0.5, "worlds": 0}
 
-
-def found(world: World, seed: int = 0, **changed: Any) -> Outcome:
-    return contrast(world.contexts, world.said, world.document_P, seed=seed, **{**SETTINGS, **changed})
+def found(world: World, seed: int = 0, *, worlds: int = 0, **changed: Any) -> Outcome:
+    settings = ContrastSettings(**{"seed": seed, "least": 8, **changed})
+    return contrast(world.contexts, world.said, world.document_P, settings, worlds=worlds)
 
 
 def named(outcome: Outcome) -> set[str]:

@@ -54,7 +54,7 @@ def entry(which: Contexts | None = None, same: tuple[int, ...] = ()) -> dict[str
     places = [SimpleNamespace(document=i // 2, said={"a": [f"A{i}", "?"], "b": [f"B{i}", "?"]}) for i in range(10)]
     continuations: Any = SimpleNamespace(documents=documents, places=places, before=lambda i: f"{text}{i}")
     before = contexts(("word", "rare", [5]), ("word", "near", [0, 1, 5, 6]), ("word", "off", [2, 3, 4]))
-    return entry_json(one, 3, outcome, continuations=continuations, said=said, words_before=before, seed=0)
+    return entry_json(one, 3, outcome, continuations, said, before, 0)
 
 
 def test_rates_are_of_the_places_that_verify() -> None:
