@@ -39,16 +39,13 @@ def records(count: int) -> list[Record]:
 
 
 def test_documents_are_drawn_in_order_with_their_numbers() -> None:
-    drawn = drawn_documents(records(100), 30, seed=0)
+    drawn = drawn_documents(iter(records(100)), 30, seed=0)
     numbers = [number for number, _ in drawn]
-    assert len(drawn) == 30
+    assert len(numbers) == 30
     assert numbers == sorted(set(numbers))
     assert all(record.text == f"text {number}" for number, record in drawn)
-
-
-def test_the_same_seed_draws_the_same_documents() -> None:
-    assert drawn_documents(iter(records(100)), 30, 0) == drawn_documents(records(100), 30, 0)
-    assert drawn_documents(records(100), 30, 0) != drawn_documents(records(100), 30, 1)
+    assert drawn == drawn_documents(records(100), 30, 0)
+    assert drawn != drawn_documents(records(100), 30, 1)
 
 
 def test_every_document_is_drawn_as_often_as_any_other() -> None:
@@ -59,20 +56,12 @@ def test_every_document_is_drawn_as_often_as_any_other() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_all_are_taken_where_there_are_fewer() -> None:
+def test_all_are_taken_where_there_are_fewer_and_at_most_fifty_times_as_many_are_read() -> None:
     assert [number for number, _ in drawn_documents(records(3), 30, 0)] == [0, 1, 2]
     assert drawn_documents([], 30, 0) == []
-
-
-def test_no_more_than_fifty_times_the_wanted_documents_are_read() -> None:
     stream = iter(records(1000))
     assert max(number for number, _ in drawn_documents(stream, 2, 0)) < 100
     assert len(list(stream)) >= 899
-
-
-def test_a_short_text_is_its_own_passage() -> None:
-    text = "word " * (PASSAGE_CHARS // 5)
-    assert passage(text, random.Random(0)) == text
 
 
 @given(st.integers(0, 999))
@@ -84,9 +73,9 @@ def test_a_passage_of_a_longer_text_begins_after_a_blank(seed: int) -> None:
     assert found == passage(text, random.Random(seed))
 
 
-def test_a_text_without_blanks_has_passages_too() -> None:
-    text = "京" * (3 * PASSAGE_CHARS)
-    assert len(passage(text, random.Random(0))) == PASSAGE_CHARS
+@pytest.mark.parametrize("text", ["word " * (PASSAGE_CHARS // 5), "京" * (3 * PASSAGE_CHARS)])
+def test_a_short_text_is_its_own_passage_and_one_without_blanks_is_cut_anywhere(text: str) -> None:
+    assert passage(text, random.Random(0)) == text[:PASSAGE_CHARS]
 
 
 def decoded(document: Document, side: str, end: int) -> str:
@@ -169,7 +158,7 @@ def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens
     assert read["b"][1].endswith("<|im_start|>user\nAnd a dog?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_chat_that_grows_too_long_keeps_its_first_places(chatting) -> None:
+def test_a_chat_keeps_the_first_ends_of_users_messages_that_fit(chatting) -> None:
     document = open_document(CHAT, 0, chatting, CONTEXT, 0)
     assert document is not None
     first = len(document.prompt("b", document.ends[0]))
@@ -177,9 +166,6 @@ def test_a_chat_that_grows_too_long_keeps_its_first_places(chatting) -> None:
     assert short is not None
     assert short.ends == document.ends[:1]
     assert open_document(CHAT, 0, chatting, {"a": 512, "b": first - 1}, 0) is None
-
-
-def test_a_chat_without_a_user_has_no_place(chatting) -> None:
     assert open_document(chat(("assistant", "Hello there, you.")), 0, chatting, CONTEXT, 0) is None
 
 
@@ -195,15 +181,10 @@ def test_prompts_of_a_text_file_are_its_lines(tmp_path: Path) -> None:
 
 def test_prompts_of_a_jsonl_file_are_the_field_of_its_records(tmp_path: Path) -> None:
     path = tmp_path / "prompts.JSONL"
-    rows = [{"q": "Who?\nWhy?"}, {"q": "  "}, {"q": "東京", "text": 3}]
+    # Half a character becomes one that every tokenizer takes.
+    rows = [{"q": "Who?\nWhy?"}, {"q": "  "}, {"q": "東京 \ud83d", "text": 3}]
     path.write_text("\ufeff" + "\r\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert prompts(path, "q") == ["Who?\nWhy?", "東京"]
-
-
-def test_half_a_character_in_a_prompt_is_one_that_every_tokenizer_takes(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"text": "a fox \\ud83d"}')
-    assert prompts(path, "text") == ["a fox \ufffd"]
+    assert prompts(path, "q") == ["Who?\nWhy?", "東京 \ufffd"]
 
 
 @pytest.mark.parametrize(
@@ -211,13 +192,11 @@ def test_half_a_character_in_a_prompt_is_one_that_every_tokenizer_takes(tmp_path
     [
         ("nowhere.txt", None, "nowhere.txt"),
         ("prompts.csv", b"a,b", "ends in '.csv'"),
-        ("prompts.txt", b"", "holds no prompt"),
         ("prompts.txt", b"\n \n", "holds no prompt"),
         ("prompts.txt", b"good\n\xff\xfe\n", "not UTF-8"),
         ("prompts.jsonl", b'{"text": "x"}\n{"other": 1}', "line 2: field 'text' is missing"),
         ("prompts.jsonl", b'{"text": 3}', "--text-field"),
         ("prompts.jsonl", b'{"text": "x"}\n{', "line 2: not valid JSON"),
-        ("prompts.jsonl", b'["x"]', "expected a JSON object"),
     ],
 )
 def test_a_file_of_prompts_that_cannot_be_used_is_an_error_in_one_line(
@@ -241,7 +220,4 @@ def test_a_prompt_is_a_users_message_for_a_model_with_a_template_and_a_text_for_
     assert chatting["b"].tokenizer.decode(document.prompt("b", 6)) == (
         "<s><|im_start|>user\nA fox?<|im_end|>\n<|im_start|>assistant\n"
     )
-
-
-def test_a_prompt_that_is_too_long_for_a_model_is_left_out(chatting) -> None:
     assert open_given(Record("prompts", "A fox? " * 200), 0, chatting, {"a": 512, "b": 100}) is None

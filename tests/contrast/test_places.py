@@ -56,23 +56,16 @@ def test_the_share_that_is_drawn_evenly_is_kept_over_the_documents(uniform: floa
         assert Counter(place.drawn for place in found)["uniform"] == even * each
 
 
-def test_the_others_are_drawn_in_proportion_to_the_square_of_the_divergence() -> None:
+@pytest.mark.parametrize("uniform", [0.0, 1.0])
+def test_places_are_drawn_evenly_or_in_proportion_to_the_square_of_the_divergence(uniform: float) -> None:
     documents, divergence = [plain(i, 4) for i in range(3000)], [0.1, 0.2, 0.3, 0.4]
-    found = chosen(documents, divergence * 3000, uniform=0.0)
+    found = chosen(documents, divergence * 3000, uniform=uniform)
     counts = Counter(place.end for place in found)
-    expected = 3000 * np.square(divergence) / np.square(divergence).sum()
-    assert stats.chisquare([counts[i] for i in range(4)], expected).pvalue > 1e-3
-    assert {place.drawn for place in found} == {"divergence"}
-
-
-def test_even_places_do_not_depend_on_the_divergence() -> None:
-    found = chosen([plain(i, 4) for i in range(3000)], [0.0, 0.1, 0.5, 1.0] * 3000, uniform=1.0)
-    counts = Counter(place.end for place in found)
-    assert stats.chisquare([counts[i] for i in range(4)]).pvalue > 1e-3
-
-
-def test_models_that_never_differ_have_places_too() -> None:
-    assert len(chosen([plain(0, 4)], [0.0] * 4, places=3, uniform=0.0)) == 3
+    weights = np.ones(4) if uniform else np.square(divergence)
+    assert stats.chisquare([counts[i] for i in range(4)], 3000 * weights / weights.sum()).pvalue > 1e-3
+    assert {place.drawn for place in found} == {"uniform" if uniform else "divergence"}
+    # Models that never differ have places too.
+    assert len(chosen(documents[:1], [0.0] * 4, places=3, uniform=uniform)) == 3
 
 
 def test_ends_of_prompts_and_of_users_messages_are_given() -> None:
@@ -81,10 +74,6 @@ def test_ends_of_prompts_and_of_users_messages_are_given() -> None:
         (0, 0, "given"), (1, 0, "given"), (1, 1, "given"), (1, 2, "given"),
     ]  # fmt: skip
     assert "given" not in {p.drawn for p in found[4:]}
-
-
-def test_the_only_place_of_a_plain_text_is_drawn() -> None:
-    assert {place.drawn for place in chosen([plain(i, 1) for i in range(4)])} == {"uniform", "divergence"}
 
 
 def test_the_same_seed_draws_the_same_places_whatever_documents_stand_around() -> None:
