@@ -141,12 +141,10 @@ def test_variants_share_their_random_numbers_and_differ_by_what_is_removed() -> 
     assert [made[i][0] for i in order] == [one.text for one in plain]
 
 
-def _made(
-    rates: dict[str, tuple[float, ...]], *, places: int = 40, owner: str = "b", begins: bool = True
-) -> dict[str, Any]:
+def _made(rates: dict[str, tuple[float, ...]], *, places: int = 40, owner: str = "b") -> dict[str, Any]:
     """What follows from texts in which the models say a listed word so often, by what was done (VARIANTS)."""
     rng = np.random.default_rng(0)
-    at = [Place(i // 2, 0, 0.1, "given" if begins else "uniform") for i in range(places)]
+    at = [Place(i // 2, 0, 0.1, "given") for i in range(places)]
     texts: dict[str, list[list[str]]] = {"a": [], "b": []}
     for _ in range(places):
         u = rng.random()  # all variants of a place are drawn with the same random numbers
@@ -210,11 +208,6 @@ def test_an_owner_without_the_features_has_rates_alone() -> None:
     found = _made({"b": (0.85,), "a": (0.05,)})
     assert found["together"] is None
     assert {side: list(found["rates"][side]) for side in "ab"} == {"a": ["unchanged"], "b": ["unchanged"]}
-
-
-def test_a_word_that_does_not_begin_an_answer_may_be_the_rest_of_one() -> None:
-    """ "We" and "I" are the first words; "must" and "don't" are said inside."""
-    assert _made({"b": (1.0,), "a": (0.0,)}, begins=False)["rates"]["b"] == {"unchanged": 1.0}
 
 
 def test_features_alike_hold_at_much_the_same_places() -> None:

@@ -1,11 +1,14 @@
-"""Documents: which are drawn, which places both models can go on from, and what each of them reads there."""
+"""Documents: which are drawn, which places both models can go on from and are continued, and what is read there."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +18,9 @@ from modeldiff.contrast.documents import (
     CANDIDATES,
     PASSAGE_CHARS,
     Document,
+    Place,
+    Reading,
+    choose_places,
     drawn_documents,
     open_document,
     open_given,
@@ -221,3 +227,58 @@ def test_a_prompt_is_a_users_message_for_a_model_with_a_template_and_a_text_for_
         "<s><|im_start|>user\nA fox?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert open_given(Record("prompts", "A fox? " * 200), 0, chatting, {"a": 512, "b": 100}) is None
+
+
+def plain(number: int, candidates: int) -> Document:
+    reading = [Reading(list(range(99)), list(range(5, 5 + candidates)))]
+    return Document("text", "made", number, list(range(candidates)), {"a": reading, "b": reading})
+
+
+def chosen(documents: list[Document], divergence: list[float] | None = None, **changed: Any) -> list[Place]:
+    values = divergence or [0.5] * sum(len(document.ends) for document in documents)
+    return choose_places(
+        documents, np.array(values, np.float32), **{"places": len(documents), "uniform": 0.5, "seed": 0, **changed}
+    )
+
+
+@pytest.mark.parametrize(("places", "each"), [(11, 1), (16, 1), (17, 2), (33, 3), (1, 1), (999, 8)])
+def test_every_document_gives_as_many_places_as_any_other_in_order_and_none_twice(places: int, each: int) -> None:
+    divergence = (np.arange(83) / 100).tolist()
+    found = chosen([plain(i, 8) for i in range(10)] + [plain(10, 3)], divergence, places=places)
+    assert Counter(place.document for place in found) == dict.fromkeys(range(10), each) | {10: min(3, each)}
+    at = [(place.document, place.end) for place in found]
+    assert at == sorted(set(at))
+    np.testing.assert_allclose([place.divergence for place in found], [divergence[8 * d + end] for d, end in at])
+
+
+@pytest.mark.parametrize(("uniform", "even"), [(0.0, 0), (0.25, 50), (0.5, 100), (1.0, 200)])
+def test_the_share_that_is_drawn_evenly_is_kept_over_the_documents(uniform: float, even: int) -> None:
+    for each in (1, 2):
+        found = chosen([plain(i, 8) for i in range(200)], places=200 * each, uniform=uniform)
+        assert Counter(place.drawn for place in found)["uniform"] == even * each
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0])
+def test_places_are_drawn_evenly_or_in_proportion_to_the_square_of_the_divergence(uniform: float) -> None:
+    documents, divergence = [plain(i, 4) for i in range(3000)], [0.1, 0.2, 0.3, 0.4]
+    found = chosen(documents, divergence * 3000, uniform=uniform)
+    counts = Counter(place.end for place in found)
+    weights = np.ones(4) if uniform else np.square(divergence)
+    assert stats.chisquare([counts[i] for i in range(4)], 3000 * weights / weights.sum()).pvalue > 1e-3
+    assert {place.drawn for place in found} == {"uniform" if uniform else "divergence"}
+    # Models that never differ have places too.
+    assert len(chosen(documents[:1], [0.0] * 4, places=3, uniform=uniform)) == 3
+
+
+def test_ends_of_prompts_and_of_users_messages_are_given() -> None:
+    readings = [Reading(list(range(9)), [9])] * 3
+    chats = Document("text", "made", 0, [0, 1, 2], {"a": readings, "b": readings}, given=True)
+    assert [(p.end, p.drawn) for p in chosen([chats], places=3)] == [(i, "given") for i in range(3)]
+
+
+def test_the_same_seed_draws_the_same_places_whatever_documents_stand_around() -> None:
+    documents = [plain(i, 8) for i in range(40)]
+    assert chosen(documents) == chosen(documents)
+    assert chosen(documents) != chosen(documents, seed=1)
+    of_one = [p.end for p in chosen(documents, uniform=0.0) if p.document == 7]
+    assert [p.end for p in chosen(documents[7:8], uniform=0.0)] == of_one
