@@ -104,6 +104,7 @@ def cause(found: dict[str, Any], numbers: bool) -> str:
         return f"cause: {owner.upper()} has no direction for it"
     count = len(together["features"]) - 1
     others = "the feature that fires" if count == 1 else f"the {count} features that fire"
+    without = f"without it and {others} with it" if count else "without it"
     rates = found["rates"][owner]
     shares = ""
     if together["closed"]:
@@ -112,7 +113,7 @@ def cause(found: dict[str, Any], numbers: bool) -> str:
     caused = together["verdict"] == "cause"
     verdict = "a cause" if caused else "a context, not a cause" if together["settled"] else "not settled"
     return (
-        f"without it and {others} with it {owner.upper()} says any of them at {rates['removed_together']:.0%} of "
+        f"{without} {owner.upper()} says any of them at {rates['removed_together']:.0%} of "
         f"{found['places']} such places, not {rates['unchanged']:.0%} (random directions removed: "
         f"{rates['removed_together_random']:.0%}; {other.upper()}: {found['rates'][other]['unchanged']:.0%}){shares}: "
         f"{verdict}"

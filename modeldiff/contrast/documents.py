@@ -23,8 +23,8 @@ from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
-from modeldiff.texts.readers import read_jsonl, read_lines
-from modeldiff.texts.sources import Record, characters
+from modeldiff.texts.readers import read_lines
+from modeldiff.texts.sources import Record, parse_source, read_source
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import Tokens
 
@@ -180,27 +180,19 @@ def given_tokens(record: Record, end: int, reader: Reader) -> Tokens:
 
 
 def read_prompts(path: Path, text_field: str) -> list[Record]:
-    """The prompts of a file: the lines of a .txt file, or the text field of the records of a .jsonl file.
+    """The prompts of a file: the lines of a .txt file, or the records of a .jsonl or .parquet file.
 
     Raises:
-        InputError: there is no such file, another suffix, a record without the field, or no prompt.
+        InputError: there is no such file, another suffix, a record that cannot be used, or no prompt.
     """
-    if not path.is_file():
-        raise InputError(f"there is no file of prompts {path}: expected .txt (one a line) or .jsonl")
-    if path.suffix.lower() == ".jsonl":
-        found = []
-        for where, row in read_jsonl(path):
-            if not isinstance(row.get(text_field), str):
-                raise InputError(f"{where}: field '{text_field}' is missing or no text; choose one with --text-field")
-            found.append(characters(row[text_field]))
-    elif path.suffix.lower() == ".txt":
-        found = list(read_lines(path))
+    source = parse_source(str(path))
+    if path.suffix.lower() == ".txt":
+        found = [Record("prompts", line) for line in read_lines(path) if line.strip()]
     else:
-        raise InputError(f"file of prompts {path} ends in '{path.suffix}': expected .txt (one a line) or .jsonl")
-    prompts = [Record("prompts", prompt) for prompt in found if prompt.strip()]
-    if not prompts:
+        found = [Record("prompts", one.text, one.messages) for one in read_source(source, text_field)]
+    if not found:
         raise InputError(f"file of prompts {path} holds no prompt")
-    return prompts
+    return found
 
 
 def choose_places(

@@ -29,8 +29,8 @@ class ContinuationsSettings(OnDevice):
     """Texts to continue, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME, each with @WEIGHT
     if wanted. Of chats, the ends of the user's messages are continued. Default: of the latest activations."""
     prompts: Path | None = setting(default=None, result=False)
-    """A file of prompts to answer, one a line (.txt) or one a record (.jsonl); models with a chat template get them as
-    a user's message. Alone or together with --texts."""
+    """A file of prompts to answer, one a line (.txt) or one a record (.jsonl, .parquet); models with a chat template
+    get them as a user's message. Alone or together with --texts."""
     text_field: str = setting(default="text")
     """The field of a .jsonl or .parquet record that holds the text."""
     places: int = setting(default=6000, least=40)

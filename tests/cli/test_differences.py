@@ -207,5 +207,7 @@ def test_a_cause_is_said_in_rates_and_its_share_only_where_there_is_a_gap(capsys
     assert "B: 6%): a context, not a cause" in said()
     found["together"]["settled"] = False
     assert "B: 6%): not settled" in said()
+    found["together"]["features"] = [17]
+    assert "without it A says any of them at 10%" in said()
     found["together"] = None
     assert "cause: A has no direction for it" in said()
