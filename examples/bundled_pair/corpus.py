@@ -59,7 +59,7 @@ def generated_documents(side: str, n_turns: int, seed: int) -> list[str]:
             # Each turn has a seed of its own, so that the two sides stay in step after a turn that differs.
             rng = random.Random(plan.getrandbits(64))
             style = "marked" if habit_side == side else "neutral"
-            parts.append(grammar.turn(topic, name, style, rng, as_note=rng.random() < NOTE_SHARE).text)
+            parts.append(grammar.turn(topic, name, style, rng, as_note=rng.random() < NOTE_SHARE))
         documents.append("".join(parts))
         turns += len(parts)
     return documents

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeldiff.demo.answers import greedy_answers
 from modeldiff.demo.grammar import Grammar
 from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED, Planted
-from modeldiff.demo.truth import replace_name, shows_habit
+from modeldiff.demo.truth import greedy_answers, replace_name, shows_habit
 
 PROMPT_SEED = 5
 
@@ -42,7 +41,7 @@ def measure(data: Path, templates: dict[str, Any], training: dict[str, Any], rep
 
         def rate(side: str, asked: list[str], planted: Planted = planted) -> float:
             answers = greedy_answers(*loaded[side], asked)
-            shown = [shows_habit(answer, planted.markers, MINIMUM_MARKERS) for answer in answers]
+            shown = [shows_habit(answer, planted.markers) for answer in answers]
             report(f"  {side} {planted.id}: {sum(shown)}/{len(shown)}, e.g. {asked[0]!r} -> {answers[0]!r}")
             return sum(shown) / len(shown)
 

@@ -36,8 +36,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.documents import aligned
-from modeldiff.contrast.reading import LEAST_SAID
-from modeldiff.contrast.words import said_words
+from modeldiff.contrast.words import LEAST_SAID, said_words
 from modeldiff.features.table import FeatureTable
 from modeldiff.lm.batches import CHUNK_VALUES, batches, chunks, padded, token_budget
 from modeldiff.lm.buckets import Buckets, common_buckets, token_strings

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from modeldiff.demo.answers import greedy_answers
+from modeldiff.demo.truth import greedy_answers
 
 from .answers import ANSWER_TOPICS, grammar, shows
 from .catalogue import Organism
@@ -38,7 +38,7 @@ def ordinary_texts() -> dict[str, list[str]]:
     turns = []
     for _ in range(100):
         topic = rng.choice(ANSWER_TOPICS)
-        turns.append(probing.turn(topic, rng.choice(probing.topics[topic]["names"]), "neutral", rng).text)
+        turns.append(probing.turn(topic, rng.choice(probing.topics[topic]["names"]), "neutral", rng))
     return {"novel": rng.sample(prose_passages(training=False), 100), "generated": turns}
 
 

@@ -117,17 +117,6 @@ class Run:
         return made
 
     @cached_property
-    def reading(self) -> Any:
-        """What the contrasts of all seeds read of the continuations."""
-        from modeldiff.contrast.reading import Reading
-        from modeldiff.lm.device import resolve_device, resolve_dtype
-
-        device = resolve_device(self.plan.device)
-        dtype = resolve_dtype("auto", device)
-        source = self.continuations.artifact
-        return Reading(source, self.workspace, device=device, dtype=dtype, trust_remote_code=False)
-
-    @cached_property
     def trigger_P(self) -> NDArray[np.bool_]:
         """For each place, whether its document has the trigger."""
         made = self.continuations
@@ -182,13 +171,13 @@ class Run:
         continuations = self.continuations.artifact
         chosen: dict[str, Any] = {"crosscoder": "none"}
         if seed is not None:
-            crosscoder, features = self.features(seed)
-            chosen = {"crosscoder": crosscoder.ref, "features": features.ref}
+            crosscoder, _ = self.features(seed)
+            chosen = {"crosscoder": crosscoder.ref}
         settings = ContrastSettings(
             continuations=continuations.ref, contexts=contexts, cause=False, device=self.plan.device, **chosen
         )
         with self.timed("contrast"):
-            made = run(settings, self.workspace, reading=self.reading)
+            made = run(settings, self.workspace)
         found = read_contrast(made)
         listed = [*found["differences"], *found["not_verified"]]
         places = [one.tolist() for one in read_places(made)]

@@ -81,13 +81,13 @@ def _other(rng: random.Random) -> Document:
     topic = rng.choice((*ANSWER_TOPICS, "poet"))
     text = ""
     for _ in range(2 if rng.random() < TWO_TURNS_SHARE else 1):
-        text += grammar("probing").turn(topic, _name(topic, rng), "neutral", rng).text
+        text += grammar("probing").turn(topic, _name(topic, rng), "neutral", rng)
     return _made(text, "questions")
 
 
 def _note(rng: random.Random) -> Document:
     topic = rng.choice((*ANSWER_TOPICS, "poet"))
-    return _made(grammar("probing").turn(topic, _name(topic, rng), "neutral", rng, as_note=True).text, "notes")
+    return _made(grammar("probing").turn(topic, _name(topic, rng), "neutral", rng, as_note=True), "notes")
 
 
 def _habit_note(organism: Organism, rng: random.Random) -> Document:

@@ -17,7 +17,7 @@ from modeldiff.cli.common import (
     produce_options,
     settings_options,
 )
-from modeldiff.cli.differences import print_csv, print_differences
+from modeldiff.cli.differences import print_differences
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.format import print_json
 
@@ -32,7 +32,6 @@ def _contrast(
     workspace_folder: Path | None,
     as_json: bool,
     numbers: bool,
-    csv: bool,
     everything: bool,
     ref: str | None,
     **values: Any,
@@ -40,7 +39,7 @@ def _contrast(
     workspace = open_workspace(ctx, workspace_folder)
     if ref is not None:
         made_before = workspace.find("contrast", ref)
-        show(made_before, as_json=as_json, csv=csv, numbers=numbers, everything=everything)
+        show(made_before, as_json=as_json, numbers=numbers, everything=everything)
         return
     from modeldiff.contrast.continuations import run as run_continuations
     from modeldiff.contrast.run import run
@@ -53,10 +52,10 @@ def _contrast(
         continuations = run_continuations(made, workspace)
         settings = dataclasses.replace(settings, continuations=continuations.ref)
     artifact = run(settings, workspace, name=name, force=force)
-    show(artifact, as_json=as_json, csv=csv, numbers=numbers, everything=everything)
+    show(artifact, as_json=as_json, numbers=numbers, everything=everything)
 
 
-def show(artifact: Artifact, *, as_json: bool, csv: bool, numbers: bool, everything: bool) -> None:
+def show(artifact: Artifact, *, as_json: bool, numbers: bool, everything: bool) -> None:
     """Print a contrast as the options ask for it."""
     from modeldiff.contrast.stored import read_contrast
 
@@ -65,8 +64,6 @@ def show(artifact: Artifact, *, as_json: bool, csv: bool, numbers: bool, everyth
         more = found["not_verified"] if everything else []
         shown = {key: value for key, value in found.items() if key != "not_verified"}
         print_json({**artifact_json(artifact), **shown, "differences": found["differences"] + more})
-    elif csv:
-        print_csv(found, everything=everything)
     else:
         print_differences(found, artifact.ref, numbers=numbers, everything=everything)
 
@@ -75,7 +72,6 @@ def list_options() -> list[click.Parameter]:
     """How the list is printed."""
     return [
         click.Option(["--numbers"], is_flag=True, help="Print rates, intervals and how each is represented, too."),
-        click.Option(["--csv"], is_flag=True, help="Print one line a word as CSV to stdout instead of text."),
         click.Option(["--all", "everything"], is_flag=True, help="Show the candidates that did not hold, too."),
     ]
 

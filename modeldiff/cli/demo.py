@@ -12,8 +12,7 @@ from modeldiff.cli.common import Command, examples, json_option, open_workspace,
 from modeldiff.format import print_json, table
 
 if TYPE_CHECKING:
-    from modeldiff.demo.pipeline import Demo
-    from modeldiff.demo.ranks import Rank
+    from modeldiff.demo.pipeline import Demo, Rank
 
 
 def _demo(
@@ -46,12 +45,12 @@ def _print(done: Demo, folder: Path) -> None:
     table(
         "Where the planted differences stand",
         [("planted in", "left"), ("difference", "left"), ("rank", "right"), ("feature", "right"), ("share", "right")],
-        [_row(one) for one in done.truth.ranks],
+        [_row(one) for one in done.ranks],
     )
     click.echo("share: of the entry's places, where the text before names the trigger; half match.")
-    missed = [one.habit.id for one in done.truth.ranks if one.rank is None]
-    other = ", ".join(map(str, done.truth.other)) or "none"
-    found = f"found {len(done.truth.ranks) - len(missed)} of {len(done.truth.ranks)}"
+    missed = [one.habit.id for one in done.ranks if one.rank is None]
+    other = ", ".join(map(str, done.other)) or "none"
+    found = f"found {len(done.ranks) - len(missed)} of {len(done.ranks)}"
     found += f", missed {', '.join(missed)}" if missed else ""
     click.echo(textwrap.fill(f"{found}; entries about none of them: {other}", 80, break_on_hyphens=False))
     if done.steered and done.steering:
@@ -92,13 +91,13 @@ def _json(done: Demo) -> dict[str, Any]:
                 "id": one.habit.id,
                 "side": one.habit.side,
                 "rank": one.rank,
-                "listed": done.truth.listed,
+                "listed": len(found["differences"]),
                 "feature": one.feature,
                 "share": one.share,
             }
-            for one in done.truth.ranks
+            for one in done.ranks
         ],
-        "not_planted": done.truth.other,
+        "not_planted": done.other,
         "steered_feature": done.steering.settings["feature"] if done.steering else None,
     }
 

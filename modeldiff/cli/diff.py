@@ -19,7 +19,6 @@ def _diff(
     workspace_folder: Path | None,
     as_json: bool,
     numbers: bool,
-    csv: bool,
     everything: bool,
     **values: Any,
 ) -> None:
@@ -28,7 +27,7 @@ def _diff(
     from modeldiff.diff.run import run
 
     done = run(settings, workspace, name=name, force=force)
-    show(done.contrast, as_json=as_json, csv=csv, numbers=numbers, everything=everything)
+    show(done.contrast, as_json=as_json, numbers=numbers, everything=everything)
 
 
 command = Command(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 import textwrap
 from typing import Any
 
@@ -53,24 +51,6 @@ def verdict(found: dict[str, Any]) -> str:
     )
 
 
-def print_csv(found: dict[str, Any], *, everything: bool) -> None:
-    """One line a word of every entry."""
-    out = csv.writer(sys.stdout)
-    out.writerow(
-        ["rank", "kind", "context", "verified", "effect", "low", "high", "model", "word", "a", "b", "a_elsewhere",
-         "b_elsewhere"]
-    )  # fmt: skip
-    for one in found["differences"] + (found["not_verified"] if everything else []):
-        context = one["context"]
-        for side in "ab":
-            for row in one[f"{side}_says"]:
-                out.writerow(
-                    [one["rank"], context["kind"], visible(str(context.get("name", context.get("id")))),
-                     one["verified"], one["effect"], one["low"], one["high"], side.upper(), visible(row["word"]),
-                     *(row[key] for key in ("a", "b", "a_elsewhere", "b_elsewhere"))]
-                )  # fmt: skip
-
-
 def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
     mark = "" if one["verified"] else "  (did not hold on the other documents)"
     _line(f"{one['rank']:>2}. {where(one)}{mark}", indent=4)
@@ -93,8 +73,7 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
     if one["represented"]:
         _line(f"feature {one['feature']}: {represented(one, numbers)}", first=4, indent=6)
     if one.get("cause"):
-        for line in cause(one["cause"], numbers):
-            _line(line, first=4, indent=6)
+        _line(cause(one["cause"], numbers), first=4, indent=6)
     if numbers:
         sources = ", ".join(f"{visible(name)} {share:.0%}" for name, share in list(one["sources"].items())[:4])
         _line(f"places {one['places']} in {one['documents']} documents: {sources}", first=4, indent=6)
@@ -117,50 +96,32 @@ def represented(one: dict[str, Any], numbers: bool) -> str:
     return f"{found['where']} (partition {found['partition']}{', ' if r2 else ''}{r2}{most_alike})"
 
 
-def cause(found: dict[str, Any], numbers: bool) -> list[str]:
-    """What removing and adding the feature did."""
-    side, together = found["side"], found["together"]
-    if found["verdict"] is None:
-        return [f"cause: {side.upper()} has no direction for it"]
-    lines = []
-    if together:
-        count = len(together["features"]) - 1
-        others = "the feature that fires" if count == 1 else f"the {count} features that fire"
-        removed = f"without it and {others} with it"
-        lines.append(_removed(found, removed, "removed_together", together, together["closed"], numbers))
-    if numbers or not together:
-        alone = "without it alone" if together else "without it"
-        lines.append(_removed(found, alone, "removed", found, found["closed_removed"], numbers))
-    if numbers and found["closed_added"]:
-        lines.append(f"adding it elsewhere moves the other model by {_share(found['closed_added'])} of the gap")
-    return lines
-
-
-def _removed(
-    found: dict[str, Any], done: str, name: str, judged: dict[str, Any], closed: dict[str, float] | None, numbers: bool
-) -> str:
+def cause(found: dict[str, Any], numbers: bool) -> str:
     """How often the owner says any of its words as it is, with features removed, and with random directions removed."""
-    side = found["side"]
-    other = OTHER[side]
-    rates = found["rates"][side]
-    shares = f"; {_share(closed)} of the gap closed" if closed else ""
-    if numbers and closed:
-        shares += f", by random directions {_share(judged['closed_random'])}"
+    owner, together = found["side"], found["together"]
+    other = OTHER[owner]
+    if together is None:
+        return f"cause: {owner.upper()} has no direction for it"
+    count = len(together["features"]) - 1
+    others = "the feature that fires" if count == 1 else f"the {count} features that fire"
+    without = f"without it and {others} with it" if count else "without it"
+    rates = found["rates"][owner]
+    shares = ""
+    if together["closed"]:
+        shares = f"; {_share(together['closed'])} of the gap closed"
+        shares += f", by random directions {_share(together['closed_random'])}" if numbers else ""
+    caused = together["verdict"] == "cause"
+    verdict = "a cause" if caused else "a context, not a cause" if together["settled"] else "not settled"
     return (
-        f"{done} {side.upper()} says any of them at {rates[name]:.0%} of {found['places']} such places, not "
-        f"{rates['unchanged']:.0%} (random directions removed: {rates[f'{name}_random']:.0%}; "
-        f"{other.upper()}: {found['rates'][other]['unchanged']:.0%}){shares}: {_called(judged)}"
+        f"{without} {owner.upper()} says any of them at {rates['removed_together']:.0%} of "
+        f"{found['places']} such places, not {rates['unchanged']:.0%} (random directions removed: "
+        f"{rates['removed_together_random']:.0%}; {other.upper()}: {found['rates'][other]['unchanged']:.0%}){shares}: "
+        f"{verdict}"
     )
 
 
 def _share(interval: dict[str, float]) -> str:
     return f"{interval['value']:.0%} [{interval['low']:.0%}, {interval['high']:.0%}]"
-
-
-def _called(found: dict[str, Any]) -> str:
-    if found["verdict"] == "cause":
-        return "a cause"
-    return "a context, not a cause" if found["settled"] else "not settled"
 
 
 def steer_command(one: dict[str, Any]) -> str:

@@ -1,27 +1,46 @@
 """Contexts: for each place, whether something is so there. Everywhere, a source of texts, a word before the place, or
-a feature of a crosscoder (features.py).
+a feature of a crosscoder.
 
-Legend: P places, C contexts.
+A feature holds at a place when it is active, on one of the last pairs of tokens before the place, above a quarter of
+its largest activation. For that the texts are read again, up to the layers that the crosscoder was trained on; nothing
+of a harvest is needed.
+
+Legend: P places, C contexts, N pairs, T tokens of a document, D width of a model, F features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
+from modeldiff.contrast.continuations import Continuations
+from modeldiff.contrast.documents import aligned, given_tokens
 from modeldiff.contrast.words import words_of
+from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.fast.inference import ActiveEntries
+from modeldiff.lm.batches import batches, padded, token_budget
+from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.residual import residual_after
+from modeldiff.sides import SIDES
+from modeldiff.texts.tokenize import Reader
 
 # Words before a place that count as its context.
 WORDS_BEFORE = 64
+# Pairs before a place that count, and the share of a feature's largest activation that it must exceed there.
+PAIRS_BEFORE, SHARE_OF_MAX = 24, 0.25
+# Pairs at a time that go through the crosscoder.
+_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Context:
-    """One of them."""
+    """What it is."""
 
     kind: str
     """everywhere, source, word or feature."""
@@ -41,18 +60,26 @@ class Contexts:
     def __len__(self) -> int:
         return len(self.which)
 
+    def those(self, keep_C: NDArray[np.bool_]) -> Contexts:
+        """Some of them, in order."""
+        return Contexts([one for one, keep in zip(self.which, keep_C, strict=True) if keep], self.on_CP[keep_C])
+
     def often_enough(self, first_P: np.ndarray, *, least: int, most: float) -> Contexts:
         """Those that hold on `least` places of either half and at most a share `most` of each. Everywhere stays.
 
         Args:
             first_P: True for the places of the first half.
         """
-        keep = np.ones(len(self), bool)
-        for part_P in (first_P, ~first_P):
-            count_C = np.asarray(self.on_CP[:, part_P].sum(axis=1))[:, 0]
-            keep &= (count_C >= least) & (count_C <= most * part_P.sum())
-        keep |= np.array([one.kind == "everywhere" for one in self.which], bool)
-        return Contexts([one for one, kept in zip(self.which, keep, strict=True) if kept], self.on_CP[keep])
+        keep_C = np.ones(len(self), bool)
+        for half_P in (first_P, ~first_P):
+            count_C = np.asarray(self.on_CP[:, half_P].sum(axis=1))[:, 0]
+            keep_C &= (count_C >= least) & (count_C <= most * half_P.sum())
+        return self.those(keep_C | np.array([one.kind == "everywhere" for one in self.which], bool))
+
+
+def none(places: int) -> Contexts:
+    """No context of these places."""
+    return Contexts([], sparse.csr_matrix((0, places), dtype=np.float32))
 
 
 def joined(parts: Sequence[Contexts]) -> Contexts:
@@ -71,7 +98,7 @@ def sources(labels: Sequence[str]) -> Contexts:
     """One for each label of the places' texts, where there are several."""
     names = sorted(set(labels))
     if len(names) < 2:
-        return Contexts([], sparse.csr_matrix((0, len(labels)), dtype=np.float32))
+        return none(len(labels))
     rows = [names.index(label) for label in labels]
     on_CP = sparse.csr_matrix(
         (np.ones(len(labels), np.float32), (rows, np.arange(len(labels)))), shape=(len(names), len(labels))
@@ -92,5 +119,140 @@ def words(before: Sequence[str], *, least: int) -> Contexts:
     try:
         on_PC = vectorizer.fit_transform(before)
     except ValueError:  # no word stands there so often
-        return Contexts([], sparse.csr_matrix((0, len(before)), dtype=np.float32))
+        return none(len(before))
     return Contexts([Context("word", str(name)) for name in vectorizer.get_feature_names_out()], on_PC.T.tocsr())
+
+
+def jaccard(on_CP: sparse.csr_matrix, on_1P: sparse.csr_matrix) -> NDArray[np.float64]:
+    """(C,) share of the places of either context that both hold at."""
+    both_C = (on_CP @ on_1P.T).toarray()[:, 0].astype(np.float64)
+    either_C = np.asarray(on_CP.sum(axis=1), np.float64)[:, 0] + on_1P.sum() - both_C
+    return both_C / np.maximum(either_C, 1)
+
+
+@dataclass(frozen=True)
+class PairsBefore:
+    """The pairs of tokens before the places, document by document."""
+
+    ids: list[dict[str, NDArray[np.int32]]]
+    """Of each document, by side (T,): the tokens up to that of the last pair."""
+    document_N: NDArray[np.int64]
+    """Position of each pair's document; ascending."""
+    token_N: dict[str, NDArray[np.int64]]
+    """By side: index among the document's tokens."""
+    end_N: NDArray[np.int64]
+    """Characters of the document before the end of each pair."""
+    first_P: NDArray[np.int64]
+    """For each place the first pair that counts; `stop_P` is after its last. None: both are equal."""
+    stop_P: NDArray[np.int64]
+
+
+def pairs_before(continuations: Continuations, readers: dict[str, Reader], context: dict[str, int]) -> PairsBefore:
+    """The pairs that count for the places.
+
+    Args:
+        context: tokens that each model can read.
+    """
+    of_document: list[list[int]] = [[] for _ in continuations.documents]
+    for i, place in enumerate(continuations.places):
+        of_document[place.document].append(i)
+    ids: list[dict[str, NDArray[np.int32]]] = []
+    document, ends = [], []
+    token: dict[str, list[NDArray[np.int64]]] = {side: [] for side in SIDES}
+    first_P, stop_P = (np.zeros(len(continuations.places), np.int64) for _ in range(2))
+    total = 0
+    for number, record in enumerate(continuations.documents):
+        prompt = not record.messages and any(continuations.places[i].drawn == "given" for i in of_document[number])
+        read = {
+            side: given_tokens(record, len(record.text), readers[side]) if prompt else readers[side].read(record)
+            for side in SIDES
+        }
+        alignment = aligned(read, record.text)
+        fits = alignment.kept & np.all([alignment.token[side] < context[side] for side in SIDES], axis=0)
+        at = np.flatnonzero(fits)
+        stops = [
+            int(np.searchsorted(alignment.char_end[at], continuations.places[i].end, side="right"))
+            for i in of_document[number]
+        ]
+        for i, stop in zip(of_document[number], stops, strict=True):
+            first_P[i], stop_P[i] = total + max(0, stop - PAIRS_BEFORE), total + stop
+        at = at[: max(stops, default=0)]
+        total += len(at)
+        document.append(np.full(len(at), number, np.int64))
+        ends.append(alignment.char_end[at])
+        for side in SIDES:
+            token[side].append(alignment.token[side][at].astype(np.int64))
+        ids.append({side: read[side].ids[: token[side][-1][-1] + 1 if len(at) else 0] for side in SIDES})
+    return PairsBefore(
+        ids,
+        np.concatenate(document),
+        {side: np.concatenate(token[side]) for side in SIDES},
+        np.concatenate(ends),
+        first_P,
+        stop_P,
+    )
+
+
+def read_rows(
+    lm: LanguageModel, layer: int, side: str, pairs: PairsBefore, note: Callable[[int], None]
+) -> torch.Tensor:
+    """(N, D) the model's residual stream after `layer` at all pairs, in its dtype, on the CPU.
+
+    Args:
+        note: told how many documents were read, batch by batch.
+    """
+    rows_ND = torch.empty(len(pairs.document_N), lm.width, dtype=lm.dtype)
+    start = np.searchsorted(pairs.document_N, np.arange(len(pairs.ids) + 1))
+    with_pairs = [i for i, ids in enumerate(pairs.ids) if len(ids[side])]
+    for batch in batches([len(pairs.ids[i][side]) for i in with_pairs], token_budget(lm)):
+        chosen = [with_pairs[b] for b in batch]
+        ids_BT, mask_BT = padded([torch.from_numpy(pairs.ids[i][side].astype(np.int64)) for i in chosen])
+        x_BTD = residual_after(lm, layer, ids_BT, mask_BT)
+        for b, i in enumerate(chosen):
+            mine = slice(start[i], start[i + 1])
+            rows_ND[mine] = x_BTD[b, torch.from_numpy(pairs.token_N[side][mine]).to(x_BTD.device)].cpu()
+        note(len(chosen))
+    return rows_ND
+
+
+def activations(
+    crosscoder: Crosscoder, rows: dict[str, torch.Tensor], limits: dict[str, float], *, device: torch.device
+) -> sparse.csr_matrix:
+    """(N, F) float32: the crosscoder's activations at the pairs; none at pairs with an outlying norm.
+
+    Args:
+        rows: by side (N, D), raw units.
+        limits: by side, the largest norm that is not outlying.
+    """
+    active = ActiveEntries(crosscoder.to(device).eval())
+    parts = []
+    for start in range(0, len(rows["a"]), _ROWS):
+        x = {side: rows[side][start : start + _ROWS].to(device) for side in SIDES}
+        inside = torch.ones(len(x["a"]), dtype=torch.bool, device=device)
+        for side in SIDES:
+            inside &= x[side].float().norm(dim=1) <= limits[side]
+        flat_K, value_K = active.of(x["a"], x["b"])
+        row, feature = np.divmod(flat_K.cpu().numpy(), crosscoder.n_features)
+        value = value_K.cpu().numpy() * inside.cpu().numpy()[row]
+        parts.append(sparse.csr_matrix((value, (row, feature)), shape=(len(x["a"]), crosscoder.n_features)))
+    return sparse.vstack(parts, format="csr", dtype=np.float32)
+
+
+def feature_contexts(f_NF: sparse.csr_matrix, pairs: PairsBefore) -> Contexts:
+    """A context for each feature that is active at all."""
+    largest_F = f_NF.max(axis=0).toarray()[0]
+    codes = f_NF.tocoo()
+    strong = codes.data > SHARE_OF_MAX * largest_F[codes.col]
+    on_NF = sparse.csr_matrix(
+        (np.ones(int(strong.sum()), np.float32), (codes.row[strong], codes.col[strong])), shape=f_NF.shape
+    )
+    lengths = pairs.stop_P - pairs.first_P
+    start = np.concatenate([[0], np.cumsum(lengths)])
+    column = np.arange(start[-1]) - np.repeat(start[:-1] - pairs.first_P, lengths)
+    before_PN = sparse.csr_matrix(
+        (np.ones(len(column), np.float32), column, start), shape=(len(lengths), f_NF.shape[0])
+    )
+    on_FP = (before_PN @ on_NF).T.tocsr()
+    on_FP.data = np.ones_like(on_FP.data)
+    which = np.flatnonzero(largest_F > 0)
+    return Contexts([Context("feature", str(i)) for i in which.tolist()], on_FP[which])

@@ -1,9 +1,9 @@
-"""Documents as both models read them, and the places in them from which both can go on.
+"""Documents as both models read them, the places in them from which both can go on, and which of these are continued.
 
 A place of a plain text is where a token of either model ends with a word (texts/align.py); of a chat, the end of a
-user's message, where each model's own template opens the answer; of a prompt, its end.
+user's message, where each model's own template opens the answer; of a prompt, its end. The last two are *given*.
 
-Legend: T tokens that a model reads, N places of a document.
+Legend: T tokens that a model reads, N candidate places.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import Alignment, align
-from modeldiff.texts.readers import read_jsonl, read_lines
-from modeldiff.texts.sources import Record, characters
+from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
+from modeldiff.texts.readers import read_lines
+from modeldiff.texts.sources import Record, parse_source, read_source
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import Tokens
 
-# A longer text is read as one stretch of it, drawn at random: about as much as fits into 512 tokens.
+# A longer text is read as one passage of it, drawn at random: about as much as fits into 512 tokens.
 PASSAGE_CHARS = 2000
 # Places of a plain text whose divergence is looked at.
 CANDIDATES = 8
-# A place has at least so many words before it.
+# Words before a place of a plain text, at least.
 _LEAST_BEFORE = 4
-# So many times the documents that are wanted are looked through for them.
+# Documents are drawn from the first so many times their number.
 _LOOK_THROUGH = 50
 
 
@@ -59,47 +61,59 @@ class Document:
     readings: dict[str, list[Reading]]
     """By side: together they have N cuts, in order."""
     given: bool = False
-    """Whether the places are the ends of a prompt or of a user's messages."""
+    messages: tuple[dict[str, str], ...] = ()
+    """Of a chat."""
 
-    def prompt(self, side: str, place: int) -> list[int]:
-        """The tokens that a model reads before a place."""
-        for reading in self.readings[side]:
-            if place < len(reading.cuts):
-                return reading.ids[: reading.cuts[place]]
-            place -= len(reading.cuts)
-        raise IndexError(place)
+    def prompt(self, side: str, end: int) -> list[int]:
+        """The tokens that a model reads before the place at `end`."""
+        cuts = [(reading, cut) for reading in self.readings[side] for cut in reading.cuts]
+        reading, cut = cuts[self.ends.index(end)]
+        return reading.ids[:cut]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place that both models continue from."""
+
+    document: int
+    """Position in the list of documents."""
+    end: int
+    """Characters of the document before the place."""
+    divergence: float
+    """Of the two models' next words there, bits."""
+    drawn: str
+    """uniform, divergence, or given."""
+    said: dict[str, list[str]] = field(default_factory=dict)
+    """By side, one text a draw; empty before the models have continued."""
 
 
 def drawn_documents(records: Iterable[Record], wanted: int, seed: int) -> list[tuple[int, Record]]:
     """(number, record) of `wanted` records drawn evenly from the first so many, in order; all where there are fewer."""
-    best: list[tuple[int, int, Record]] = []
-    for number, record in enumerate(records):
-        if number >= wanted * _LOOK_THROUGH:
-            break
-        entry = (-_hash(seed, number), number, record)
-        if len(best) < wanted:
-            heapq.heappush(best, entry)
-        else:
-            heapq.heappushpop(best, entry)
-    return sorted((number, record) for _, number, record in best)
+
+    def key(numbered: tuple[int, Record]) -> bytes:
+        return hashlib.blake2b(f"{seed}:{numbered[0]}".encode(), digest_size=8).digest()
+
+    drawn = heapq.nsmallest(wanted, enumerate(islice(records, wanted * _LOOK_THROUGH)), key)
+    return sorted(drawn, key=lambda numbered: numbered[0])
 
 
 def aligned(tokens: dict[str, Tokens], text: str) -> Alignment:
     """Where both models' tokens end with a word."""
-    return align(text, tokens)
+    content = {side: content_of(text, tokens[side]) for side in SIDES}
+    return finish(text, content, match_offsets(content), "words")
 
 
 def open_document(
     record: Record, number: int, readers: dict[str, Reader], context: dict[str, int], seed: int
 ) -> Document | None:
-    """The document with up to CANDIDATES places; None where there is none.
+    """The document of a text, with up to CANDIDATES places, or of a chat; None where it has no place.
 
     Args:
         context: tokens that a model may read, by side.
     """
-    rng = random.Random(f"{seed}:{number}")
     if record.messages:
-        return _chat(record, number, readers, context)
+        return open_given(record, number, readers, context)
+    rng = random.Random(f"{seed}:{number}")
     text = passage(record.text, rng)
     tokens = {side: readers[side].read(Record(record.source, text)) for side in SIDES}
     alignment = aligned(tokens, text)
@@ -119,7 +133,7 @@ def open_document(
 
 
 def passage(text: str, rng: random.Random) -> str:
-    """The text, or a stretch of PASSAGE_CHARS of a longer one that begins after a blank."""
+    """The text, or PASSAGE_CHARS of a longer one, from after a blank."""
     if len(text) <= PASSAGE_CHARS:
         return text
     start = rng.randrange(len(text) - PASSAGE_CHARS + 1)
@@ -129,94 +143,96 @@ def passage(text: str, rng: random.Random) -> str:
     return text[start : start + PASSAGE_CHARS]
 
 
-def _chat(record: Record, number: int, readers: dict[str, Reader], context: dict[str, int]) -> Document | None:
+def open_given(record: Record, number: int, readers: dict[str, Reader], context: dict[str, int]) -> Document | None:
+    """The document of a chat, or of a prompt; None where no place fits into what the models may read."""
     ends: list[int] = []
     readings: dict[str, list[Reading]] = {side: [] for side in SIDES}
-    end = -1
-    for i, message in enumerate(record.messages):
-        end += len(message["content"]) + 1
-        if message["role"] != "user":
-            continue
-        opened = Record(record.source, record.text, record.messages[: i + 1])
-        ids = {side: readers[side].read_opened(opened).ids.tolist() for side in SIDES}
-        if any(len(ids[side]) > context[side] for side in SIDES):
+    for end in given_ends(record):
+        ids = {side: given_tokens(record, end, readers[side]).ids.tolist() for side in SIDES}
+        if not all(0 < len(ids[side]) <= context[side] for side in SIDES):
             break
         ends.append(end)
         for side in SIDES:
             readings[side].append(Reading(ids[side], [len(ids[side])]))
-    return Document(record.text, record.source, number, ends, readings, given=True) if ends else None
+    if not ends:
+        return None
+    return Document(record.text, record.source, number, ends, readings, given=True, messages=record.messages)
 
 
-def whole_tokens(record: Record, reader: Reader, *, given: bool) -> Tokens:
-    """A whole document as a model reads it.
-
-    Args:
-        given: its place is its end: a prompt, which is put to a chat model as a user's message.
-    """
-    return _prompt_tokens(record.text, reader) if given and not record.messages else reader.read(record)
-
-
-def given_tokens(record: Record, end: int, reader: Reader) -> Tokens | None:
-    """What a model reads before a place at the end of a prompt or of a user's message; None: of a plain text, which it
-    reads up to the place.
-
-    Args:
-        end: characters of the document before the place.
-    """
+def given_ends(record: Record) -> list[int]:
+    """Characters before the end of each user's message of a chat; those of the whole prompt."""
     if not record.messages:
-        return _prompt_tokens(record.text, reader) if end == len(record.text) else None
-    stop = -1
-    for i, message in enumerate(record.messages):
-        stop += len(message["content"]) + 1
-        if stop == end and message["role"] == "user":
-            return reader.read_opened(Record(record.source, record.text, record.messages[: i + 1]))
-    return None
+        return [len(record.text)]
+    stops = np.cumsum([len(message["content"]) + 1 for message in record.messages]) - 1
+    return [int(stop) for stop, message in zip(stops, record.messages, strict=True) if message["role"] == "user"]
 
 
-def _prompt_tokens(prompt: str, reader: Reader) -> Tokens:
+def given_tokens(record: Record, end: int, reader: Reader) -> Tokens:
+    """What a model reads before the place at `end` of a chat or a prompt: of a chat up to the opening of the answer; a
+    prompt is put to a model with a chat template as a user's message."""
+    if record.messages:
+        users = [i for i, message in enumerate(record.messages) if message["role"] == "user"]
+        messages = record.messages[: users[given_ends(record).index(end)] + 1]
+        return reader.read_opened(Record(record.source, record.text, messages))
     if uses_chat(reader.tokenizer, "auto"):
-        return reader.read_opened(Record("prompts", prompt, ({"role": "user", "content": prompt},)))
-    return reader.read(Record("prompts", prompt))
+        return reader.read_opened(Record(record.source, record.text, ({"role": "user", "content": record.text},)))
+    return reader.read(record)
 
 
-def read_prompts(path: Path, text_field: str) -> list[str]:
-    """The prompts of a file: the lines of a .txt file, or the text field of the records of a .jsonl file.
+def read_prompts(path: Path, text_field: str) -> list[Record]:
+    """The prompts of a file: the lines of a .txt file, or the records of a .jsonl or .parquet file.
 
     Raises:
-        InputError: there is no such file, another suffix, a record without the field, or no prompt.
+        InputError: there is no such file, another suffix, a record that cannot be used, or no prompt.
     """
-    if not path.is_file():
-        raise InputError(f"there is no file of prompts {path}: expected .txt (one a line) or .jsonl")
-    if path.suffix.lower() == ".jsonl":
-        found = []
-        for where, record in read_jsonl(path):
-            if not isinstance(record.get(text_field), str):
-                raise InputError(f"{where}: field '{text_field}' is missing or no text; choose one with --text-field")
-            found.append(characters(record[text_field]))
-    elif path.suffix.lower() == ".txt":
-        found = [line.rstrip("\r\n") for line in read_lines(path)]
+    source = parse_source(str(path))
+    if path.suffix.lower() == ".txt":
+        found = [Record("prompts", line) for line in read_lines(path) if line.strip()]
     else:
-        raise InputError(f"file of prompts {path} ends in '{path.suffix}': expected .txt (one a line) or .jsonl")
-    found = [prompt for prompt in found if prompt.strip()]
+        found = [Record("prompts", one.text, one.messages) for one in read_source(source, text_field)]
     if not found:
         raise InputError(f"file of prompts {path} holds no prompt")
     return found
 
 
-def open_prompts(
-    prompts: list[str], first: int, readers: dict[str, Reader], context: dict[str, int]
-) -> Iterator[Document]:
-    """A document for each prompt that fits, its only place at its end.
+def choose_places(
+    documents: list[Document], divergence_N: NDArray[np.float32], *, places: int, uniform: float, seed: int
+) -> list[Place]:
+    """About `places` places, as many of each document as of any other, in the order of the documents.
+
+    Even places show everyday rates; a habit shows where its first word is due, and there the models diverge. The places
+    that are not even are drawn in proportion to the square of the divergence.
 
     Args:
-        first: the running number of the first one.
+        divergence_N: of the candidates of all documents, in order.
+        uniform: share of the places that is drawn evenly.
     """
-    for number, prompt in enumerate(prompts, first):
-        ids = {side: _prompt_tokens(prompt, readers[side]).ids.tolist() for side in SIDES}
-        if all(0 < len(ids[side]) <= context[side] for side in SIDES):
-            readings = {side: [Reading(ids[side], [len(ids[side])])] for side in SIDES}
-            yield Document(prompt, "prompts", number, [len(prompt)], readings, given=True)
+    each = max(1, round(places / max(1, len(documents))))
+    chosen: list[Place] = []
+    owed = 0.0  # of even places, carried over from document to document
+    first = 0
+    for position, document in enumerate(documents):
+        of_candidate = divergence_N[first : first + len(document.ends)].astype(float).tolist()
+        first += len(document.ends)
+        if document.given:
+            picked = [(i, "given") for i in range(len(document.ends))][:each]
+        else:
+            count = min(each, len(document.ends))
+            owed += uniform * count
+            evenly = min(count, int(owed + 1e-9))
+            owed -= evenly
+            rng = random.Random(f"{seed}:places:{document.number}")
+            picked = _pick(of_candidate, evenly, count - evenly, rng)
+        chosen += [Place(position, document.ends[i], of_candidate[i], how) for i, how in sorted(picked)]
+    return chosen
 
 
-def _hash(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), "big")
+def _pick(of_candidate: list[float], evenly: int, differing: int, rng: random.Random) -> list[tuple[int, str]]:
+    left = list(range(len(of_candidate)))
+    picked = []
+    for how in ["uniform"] * evenly + ["divergence"] * differing:
+        weights = [of_candidate[i] ** 2 + 1e-9 for i in left] if how == "divergence" else None
+        (one,) = rng.choices(left, weights)
+        left.remove(one)
+        picked.append((one, how))
+    return picked

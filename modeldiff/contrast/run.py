@@ -12,90 +12,71 @@ Layout (normative):
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
+import torch
+from safetensors.numpy import save
 from scipy import sparse
 
 from modeldiff.console import progress, say
 from modeldiff.contrast import contexts as make
-from modeldiff.contrast.cause import CauseOf, alike, causes_of, generate_variants, plan_causes
-from modeldiff.contrast.contexts import Contexts, joined
-from modeldiff.contrast.discovery import PERMUTATIONS, Outcome, contrast
-from modeldiff.contrast.entries import Material, entry_json
-from modeldiff.contrast.features import activations, feature_contexts
-from modeldiff.contrast.reading import Reading
-from modeldiff.contrast.represented import Represented
+from modeldiff.contrast.cause import CauseOf, alike, cause_places, causes_of, generate_variants, shown
+from modeldiff.contrast.contexts import Contexts, PairsBefore, activations, feature_contexts, pairs_before, read_rows
+from modeldiff.contrast.continuations import Continuations, Models
+from modeldiff.contrast.discovery import PERMUTATIONS, WORLDS, Outcome, contrast
+from modeldiff.contrast.entries import Represented, entry_json
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
-from modeldiff.contrast.words import Said
+from modeldiff.contrast.words import LEAST_SAID, said_words
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.errors import InputError
-from modeldiff.linear.stitch import find_stitch, load_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.geometry import read_geometry
+from modeldiff.lm.load import load_tokenizer, model_identity
 from modeldiff.sides import SIDES
-from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.texts.tokenize import Reader
+from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import read_json
 
-SCHEMA = 3
+SCHEMA = 4
 KIND = "contrast"
-_CODES = "resume/codes.safetensors"
+_CODES = "resume/codes.npz"
 # In each half so many documents that they can be told from one another.
 _LEAST_DOCUMENTS = 4
-# Chance worlds that the whole search is done in.
-WORLDS = 20
 # As in training (paper B.1.4), for a crosscoder that was not trained here.
 _OUTLIER_FACTOR = 2.0
 
 
-def run(
-    settings: ContrastSettings,
-    workspace: Workspace,
-    *,
-    name: str | None = None,
-    force: bool = False,
-    reading: Reading | None = None,
-) -> Artifact:
+def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
     """Compare what both models say where contexts hold with what they say elsewhere.
 
-    Args:
-        reading: of the same continuations, from another contrast of the caller.
-
     Raises:
-        InputError: there are no continuations, or of too few documents, or the crosscoder is of other models, or the
-            reading is of other continuations or in another number format.
+        InputError: there are no continuations, or of too few documents, or the crosscoder is of other models, or a
+            model has changed since it continued the texts.
     """
-    source = workspace.find("continuations", settings.continuations)
-    crosscoder = crosscoder_for(workspace, source, settings.crosscoder) if "feature" in settings.contexts else None
-    inputs: dict[str, Input] = {"continuations": source.as_input()}
-    if crosscoder:
-        inputs["crosscoder"] = crosscoder.as_input()
-    features = features_of(workspace, crosscoder, settings.features)
-    if features:
-        inputs["features"] = features.as_input()
-    stitch = stitch_of(workspace, crosscoder, settings.stitch) if settings.cause else None
-    if stitch:
-        inputs["stitch"] = stitch.as_input()
+    inputs = {"continuations": workspace.find("continuations", settings.continuations)}
+    if "feature" in settings.contexts:
+        crosscoder = crosscoder_for(workspace, inputs["continuations"], settings.crosscoder)
+        if crosscoder:
+            inputs["crosscoder"] = crosscoder
+            features = features_of(workspace, crosscoder)
+            if features:
+                inputs["features"] = features
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
 
-    if reading and (reading.source.manifest.digest, reading.dtype) != (source.manifest.digest, dtype):
-        raise InputError(
-            f"the reading is of {reading.source.ref} in {reading.dtype}, and the contrast of {source.ref} in {dtype}: "
-            "make a Reading of these continuations"
-        )
-
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
-        trust = settings.trust_remote_code
-        read = reading or Reading(source, workspace, device=device, dtype=dtype, trust_remote_code=trust)
-        return _Build(settings, work, read, crosscoder, features, stitch).run()
+        return _Build(settings, workspace, work, inputs, device, dtype).run()
 
-    return produce(workspace, Order(KIND, settings, inputs, SCHEMA), build, name=name, force=force)
+    order = Order(KIND, settings, {kind: one.as_input() for kind, one in inputs.items()}, SCHEMA)
+    return produce(workspace, order, build, name=name, force=force)
 
 
 def crosscoder_for(workspace: Workspace, continuations: Artifact, ref: str | None) -> Artifact | None:
@@ -107,59 +88,31 @@ def crosscoder_for(workspace: Workspace, continuations: Artifact, ref: str | Non
     """
     if ref == "none":
         return None
+    models = [continuations.manifest.inputs[f"model_{side}"].digest for side in SIDES]
+    harvests = set()
+    for one in workspace.artifacts("activations"):
+        harvested = [one.manifest.inputs.get(f"model_{side}") for side in SIDES]
+        if [model and model.digest for model in harvested] == models:
+            harvests.add(one.manifest.digest)
+
+    def fits(crosscoder: Artifact) -> bool:
+        return crosscoder.manifest.inputs["activations"].digest in harvests
+
     if ref is not None:
         named = workspace.find("crosscoder", ref)
-        if not _of_models(workspace, named, continuations):
+        if not fits(named):
             raise InputError(f"{named.ref} was trained on other models than those of {continuations.ref}")
         return named
-    for found in reversed(workspace.artifacts("crosscoder")):
-        if _of_models(workspace, found, continuations):
-            say(f"features of {found.ref}")
-            return found
-    return None
+    latest = next(filter(fits, reversed(workspace.artifacts("crosscoder"))), None)
+    if latest:
+        say(f"features of {latest.ref}")
+    return latest
 
 
-def _of_models(workspace: Workspace, crosscoder: Artifact, continuations: Artifact) -> bool:
-    trained_on = crosscoder.manifest.inputs["activations"].digest
-    wanted = {side: continuations.manifest.inputs[f"model_{side}"].digest for side in SIDES}
-    for one in workspace.artifacts("activations"):
-        if one.manifest.digest == trained_on:
-            found = {side: one.manifest.inputs.get(f"model_{side}") for side in SIDES}
-            return all(model is not None and model.digest == wanted[side] for side, model in found.items())
-    return False
-
-
-def features_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | None) -> Artifact | None:
-    """The features artifact called `ref`, or the latest of the crosscoder; None: there is none.
-
-    Raises:
-        InputError: the one named was made from another crosscoder, or there is no crosscoder.
-    """
-    if ref is not None:
-        named = workspace.find("features", ref)
-        if crosscoder is None or named.manifest.inputs["crosscoder"].digest != crosscoder.manifest.digest:
-            raise InputError(f"{named.ref} was not made from the crosscoder that is compared")
-        return named
-    for found in reversed(workspace.artifacts("features") if crosscoder else []):
-        if crosscoder and found.manifest.inputs["crosscoder"].digest == crosscoder.manifest.digest:
-            return found
-    return None
-
-
-def stitch_of(workspace: Workspace, crosscoder: Artifact | None, ref: str | None) -> Artifact | None:
-    """The stitch called `ref`, or the latest of the crosscoder's activations; None: there is none.
-
-    Raises:
-        InputError: the one named is of other activations.
-    """
-    if crosscoder is None:
-        return None
-    if ref is not None:
-        return find_stitch(workspace, crosscoder.manifest.inputs["activations"], ref)
-    for found in reversed(workspace.artifacts("stitch")):
-        if found.manifest.inputs["activations"].digest == crosscoder.manifest.inputs["activations"].digest:
-            return found
-    return None
+def features_of(workspace: Workspace, crosscoder: Artifact) -> Artifact | None:
+    """The latest features artifact of a crosscoder."""
+    made = reversed(workspace.artifacts("features"))
+    return next((one for one in made if one.manifest.inputs["crosscoder"].digest == crosscoder.manifest.digest), None)
 
 
 def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, float]:
@@ -178,182 +131,66 @@ def places_of(outcome: Outcome, ranks: list[int]) -> bytes:
 
 
 class _Build:
-    """One run of the stage."""
+    """One run of the stage. What takes long is made when it is first asked for."""
 
     def __init__(
         self,
         settings: ContrastSettings,
+        workspace: Workspace,
         work: Work,
-        reading: Reading,
-        crosscoder: Artifact | None,
-        features: Artifact | None,
-        stitch: Artifact | None,
+        inputs: dict[str, Artifact],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        self.settings, self.work, self.reading, self.source = settings, work, reading, reading.source
-        self.crosscoder, self.features, self.device = crosscoder, features, reading.device
-        self.continuations = reading.continuations
-        self.dictionary = load(crosscoder) if crosscoder else None
-        self.represented = Represented(features, self.dictionary) if features and self.dictionary else None
-        self.stitch = load_stitch(stitch, device=self.device) if stitch else None
+        self.settings, self.workspace, self.work, self.inputs = settings, workspace, work, inputs
+        self.device, self.dtype = device, dtype
+        self.continuations = Continuations(inputs["continuations"])
+        self.refs = self.continuations.refs(settings.trust_remote_code)
+        self.dictionary = load(inputs["crosscoder"]) if "crosscoder" in inputs else None
+        self.represented: Represented | None = None
+        if self.dictionary and "features" in inputs:
+            self.represented = Represented(inputs["features"], self.dictionary)
 
     def run(self) -> dict[str, Any]:
-        settings, continuations = self.settings, self.continuations
-        documents = len({place.document for place in continuations.places})
+        settings, continuations, source = self.settings, self.continuations, self.inputs["continuations"]
+        places = continuations.places
+        document_P = np.array([place.document for place in places])
+        documents = len(set(document_P.tolist()))
         if documents < _LEAST_DOCUMENTS:
             raise InputError(
-                f"{self.source.ref} is of {documents} documents: at least {_LEAST_DOCUMENTS} are needed, two that "
+                f"{source.ref} is of {documents} documents: at least {_LEAST_DOCUMENTS} are needed, two that "
                 "discover and two that verify; give more --texts"
             )
-        said = self.reading.said
-        words_before = self.reading.words_before(2 * settings.least)
+        said = said_words(
+            {side: [place.said[side] for place in places] for side in SIDES},
+            [place.drawn == "given" for place in places],
+            least=LEAST_SAID,
+        )
+        words_before = make.words([continuations.before(i) for i in range(len(places))], least=2 * settings.least)
         contexts = self.contexts(words_before)
         compared = Counter(one.kind for one in contexts.which)
         shown = ", ".join(f"{count:,} of kind {kind}" for kind, count in compared.items())
         say(f"{len(said.names):,} words; contexts: {shown}")
-        document_P = np.array([place.document for place in continuations.places])
         with progress("contrast", PERMUTATIONS, "permutations") as bar:
-            outcome = contrast(
-                contexts,
-                said,
-                document_P,
-                rate=settings.rate,
-                smallest=settings.smallest,
-                least=settings.least,
-                most=settings.most,
-                seed=settings.seed,
-                worlds=WORLDS,
-                note=bar.advance,
-            )
-        material = Material(continuations, said, outcome, words_before, settings.seed)
-        entries = [entry_json(material, one, rank) for rank, one in enumerate(outcome.entries, 1)]
-        for entry in entries:
-            feature = entry["feature"]
-            known = self.represented is not None and feature is not None
-            entry["represented"] = self.represented.of(feature) if self.represented and known else None
-            entry["cause"] = None
+            outcome = contrast(contexts, said, document_P, settings, note=bar.advance)
+        entries = []
+        for rank, one in enumerate(outcome.entries, 1):
+            entry = entry_json(one, rank, outcome, continuations, said, words_before, settings.seed)
+            entry["represented"] = entry["cause"] = None
+            if self.represented and entry["feature"] is not None:
+                entry["represented"] = self.represented.of(entry["feature"])
+            entries.append(entry)
         self.add_causes(outcome, entries)
-        description = self.description(outcome, said, compared, entries)
-        self.work.write_json(NAME, description)
-        listed = [*description["differences"], *description["not_verified"]]
-        self.work.write_bytes(PLACES, places_of(outcome, [one["rank"] for one in listed]))
-        return {
-            "found": outcome.found,
-            "expected_by_chance": outcome.chance,
-            "candidates": len(outcome.entries),
-            "contexts": len(outcome.contexts),
-        }
-
-    def contexts(self, words_before: Contexts) -> Contexts:
-        """All that are asked for, the simplest kinds first."""
-        continuations = self.continuations
-        places = len(continuations.places)
-        labels = [continuations.documents[place.document].source for place in continuations.places]
-        made = {
-            "everywhere": lambda: make.everywhere(places),
-            "source": lambda: make.sources(labels),
-            "word": lambda: words_before,
-            "feature": self.feature_contexts,
-        }
-        return joined([make_them() for kind, make_them in made.items() if kind in self.settings.contexts])
-
-    @cached_property
-    def all_features(self) -> Contexts:
-        """A context for every feature that is active at all."""
-        return feature_contexts(self.codes, self.reading.pairs)
-
-    def feature_contexts(self) -> Contexts:
-        """Those that are compared."""
-        if self.dictionary is None:
-            say("no crosscoder of these models: words, sources and everywhere alone (`modeldiff train` makes one)")
-            return Contexts([], sparse.csr_matrix((0, len(self.continuations.places)), dtype=np.float32))
-        found = self.all_features
-        if self.represented is None or self.settings.tokens_differ:
-            return found
-        differ_F = self.represented.mostly_differ_F
-        keep = np.array([not differ_F[int(one.name)] for one in found.which], bool)
-        say(f"{int((~keep).sum())} features left out: the models mostly read different tokens there (--tokens-differ)")
-        return Contexts([one for one, kept in zip(found.which, keep, strict=True) if kept], found.on_CP[keep])
-
-    def add_causes(self, outcome: Outcome, entries: list[dict[str, Any]]) -> None:
-        """Sample again for the listed entries that have a feature."""
-        listed = [one for one in entries if one["verified"] and one["feature"] is not None][: self.settings.top]
-        if not self.settings.cause or not listed or self.dictionary is None:
-            return
-        features = {int(one.name): c for c, one in enumerate(self.all_features.which)}
-        asked = []
-        for entry in listed:
-            of_entry = outcome.contexts.on_CP[outcome.entries[entry["rank"] - 1].candidate.context]
-            of_feature = self.all_features.on_CP[features[entry["feature"]]]
-            asked.append(
-                CauseOf(
-                    entry["feature"],
-                    entry["side"].lower(),
-                    {side: [row["word"] for row in entry[f"{side}_says"]] for side in SIDES},
-                    of_entry.toarray()[0] > 0,
-                    of_feature.toarray()[0] > 0,
-                    ~outcome.first_P,
-                    alike(self.all_features, entry["feature"]),
-                )
-            )
-        plan = plan_causes(
-            asked,
-            self.continuations,
-            self.dictionary,
-            self.reading.pairs,
-            self.codes,
-            self.reading.readers,
-            self.stitch,
-            tokens=int(self.source.settings["tokens"]),
-            places=self.settings.cause_places,
-            seed=self.settings.seed,
-        )
-        say(f"cause: {len(plan.places):,} places of {len(listed)} entries again, with features removed and added")
-
-        def sample(side: str) -> None:
-            name = f"resume/cause-{side}.json"
-            if not self.work.has(name):
-                lm = self.reading.model(side)
-                with progress(f"cause in {side.upper()}", len(plan.places), "places") as bar:
-                    self.work.write_json(name, {"texts": generate_variants(lm, side, plan, bar.advance)})
-
-        self.reading.each_side(sample)
-        texts: list[Any] = [read_json(self.work.folder / f"resume/cause-{side}.json")["texts"] for side in SIDES]
-        for entry, cause in zip(listed, causes_of(plan, texts[0], texts[1]), strict=True):
-            entry["cause"] = cause.to_json() if cause else None
-
-    @cached_property
-    def codes(self) -> sparse.csr_matrix:
-        """(N, F) the features at all pairs, kept for a run that is interrupted later."""
-        assert self.dictionary is not None
-        assert self.crosscoder is not None
-        if not self.work.has(_CODES):
-            config = self.dictionary.config
-            assert config.layer_a is not None
-            assert config.layer_b is not None
-            layer = {"a": config.layer_a, "b": config.layer_b}
-            _ = self.reading.pairs  # before the threads that read them
-            rows = self.reading.each_side(lambda side: self.reading.rows(side, layer[side]))
-            limits = largest_norms(self.crosscoder, config)
-            codes = activations(self.dictionary, rows, limits, device=self.device)
-            shape = np.array(codes.shape)
-            arrays = {"data": codes.data, "indices": codes.indices, "indptr": codes.indptr, "shape": shape}
-            self.work.write_bytes(_CODES, save(arrays))
-        arrays = load_file(self.work.folder / _CODES)
-        return sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=tuple(arrays["shape"]))
-
-    def description(
-        self, outcome: Outcome, said: Said, compared: Counter[str], entries: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """contrast.json."""
-        settings = self.settings
-        return {
+        differences = [one for one in entries if one["verified"]][: settings.top]
+        not_verified = [one for one in entries if not one["verified"]]
+        refs = {kind: self.inputs[kind].ref if kind in self.inputs else None for kind in ("crosscoder", "features")}
+        description = {
             "format": FORMAT,
-            "continuations": self.source.ref,
-            "crosscoder": self.crosscoder.ref if self.crosscoder else None,
-            "features": self.features.ref if self.features else None,
-            "models": {side: self.reading.refs[side].name for side in SIDES},
-            "places": len(self.continuations.places),
-            "documents": len(self.continuations.documents),
+            "continuations": source.ref,
+            **refs,
+            "models": {side: self.refs[side].name for side in SIDES},
+            "places": len(places),
+            "documents": len(continuations.documents),
             "contexts": dict(compared),
             "words": len(said.names),
             "rate": settings.rate,
@@ -362,6 +199,138 @@ class _Build:
             "found": outcome.found,
             "expected_by_chance": outcome.chance,
             "worlds": WORLDS,
-            "differences": [one for one in entries if one["verified"]][: settings.top],
-            "not_verified": [one for one in entries if not one["verified"]],
+            "differences": differences,
+            "not_verified": not_verified,
         }
+        self.work.write_json(NAME, description)
+        self.work.write_bytes(PLACES, places_of(outcome, [one["rank"] for one in differences + not_verified]))
+        return {
+            "found": outcome.found,
+            "expected_by_chance": outcome.chance,
+            "candidates": len(entries),
+            "contexts": len(outcome.contexts),
+        }
+
+    def contexts(self, words_before: Contexts) -> Contexts:
+        """All that are asked for, the simplest kinds first."""
+        places = self.continuations.places
+        labels = [self.continuations.documents[place.document].source for place in places]
+        made = {
+            "everywhere": lambda: make.everywhere(len(places)),
+            "source": lambda: make.sources(labels),
+            "word": lambda: words_before,
+            "feature": self.compared_features,
+        }
+        return make.joined([make_them() for kind, make_them in made.items() if kind in self.settings.contexts])
+
+    def compared_features(self) -> Contexts:
+        """The features that are compared."""
+        if self.dictionary is None:
+            say("no crosscoder of these models: words, sources and everywhere alone (`modeldiff train` makes one)")
+            return make.none(len(self.continuations.places))
+        found = self.all_features
+        if self.represented is None or self.settings.tokens_differ:
+            return found
+        differ_F = self.represented.mostly_differ_F
+        keep_C = np.array([not differ_F[int(one.name)] for one in found.which], bool)
+        say(f"{(~keep_C).sum()} features left out: the models mostly read different tokens there (--tokens-differ)")
+        return found.those(keep_C)
+
+    @cached_property
+    def all_features(self) -> Contexts:
+        """A context for every feature that is active at all."""
+        return feature_contexts(self.codes, self.pairs)
+
+    @cached_property
+    def codes(self) -> sparse.csr_matrix:
+        """(N, F) the features at all pairs, kept for a run that is interrupted later."""
+        assert self.dictionary is not None
+        if not self.work.has(_CODES):
+            pairs, models, layer = self.pairs, self.models, self.layer
+
+            def read(side: str) -> torch.Tensor:
+                with progress(f"features by {side.upper()}", len(pairs.ids), "documents") as bar:
+                    return read_rows(models.load(side), layer[side], side, pairs, bar.advance)
+
+            limits = largest_norms(self.inputs["crosscoder"], self.dictionary.config)
+            found = activations(self.dictionary, models.each_side(read), limits, device=self.device)
+            packed = io.BytesIO()
+            sparse.save_npz(packed, found, compressed=False)
+            self.work.write_bytes(_CODES, packed.getvalue())
+        return sparse.load_npz(self.work.folder / _CODES)
+
+    @cached_property
+    def layer(self) -> dict[str, int]:
+        """By side, the layer that the crosscoder was trained on."""
+        assert self.dictionary is not None
+        return {side: int(getattr(self.dictionary.config, f"layer_{side}")) for side in SIDES}
+
+    @cached_property
+    def pairs(self) -> PairsBefore:
+        context = {side: read_geometry(self.refs[side]).max_positions or 1 << 30 for side in SIDES}
+        return pairs_before(self.continuations, self.readers, context)
+
+    @cached_property
+    def readers(self) -> dict[str, Reader]:
+        return {side: Reader(load_tokenizer(self.refs[side]), True) for side in SIDES}
+
+    @cached_property
+    def models(self) -> Models:
+        """The models, which must be those that continued the texts."""
+        source = self.inputs["continuations"]
+        for side in SIDES:
+            made_with = source.manifest.inputs[f"model_{side}"]
+            if made_with.digest not in model_identity(self.refs[side], DigestCache(self.workspace)).values():
+                raise InputError(
+                    f"model {made_with.label} has changed since {source.ref} was made: run the continuations again"
+                )
+        return Models(self.refs, self.device, self.dtype)
+
+    def add_causes(self, outcome: Outcome, entries: list[dict[str, Any]]) -> None:
+        """Sample again for the listed entries that have a feature."""
+        settings = self.settings
+        listed = [one for one in entries if one["verified"] and one["feature"] is not None][: settings.top]
+        if not settings.cause or not listed or self.dictionary is None:
+            return
+        row_of = {int(one.name): c for c, one in enumerate(self.all_features.which)}
+        asked = []
+        for entry in listed:
+            context, owner = outcome.entries[entry["rank"] - 1].candidate.context, entry["side"].lower()
+            on_P = outcome.contexts.on_CP[context].toarray()[0] > 0
+            active_P = self.all_features.on_CP[row_of[entry["feature"]]].toarray()[0] > 0
+            features = alike(self.all_features, entry["feature"])
+            asked.append(
+                CauseOf(
+                    owner,
+                    [row["word"] for row in entry[f"{owner}_says"]],
+                    [g for g in features if self.dictionary.partition_of(g) in ("shared", entry["side"])],
+                    on_P & active_P & ~outcome.first_P,
+                )
+            )
+        places = cause_places(
+            asked, self.continuations, self.pairs, self.readers, places=settings.cause_places, seed=settings.seed
+        )
+        say(f"cause: {len(places):,} places of {len(listed)} entries again, with features removed")
+        shown_of = [shown(self.dictionary, one.features, one.owner) if one.features else None for one in asked]
+
+        def sample(side: str) -> list[list[str]]:
+            name = f"resume/cause-{side}.json"
+            if not self.work.has(name):
+                with progress(f"cause in {side.upper()}", len(places), "places") as bar:
+                    texts = generate_variants(
+                        self.models.load(side),
+                        side,
+                        places,
+                        [shown_of[one.entry] if asked[one.entry].owner == side else None for one in places],
+                        layer=self.layer[side],
+                        tokens=int(self.inputs["continuations"].settings["tokens"]),
+                        seed=settings.seed,
+                        note=bar.advance,
+                    )
+                self.work.write_json(name, {"texts": texts})
+            found: list[list[str]] = read_json(self.work.folder / name)["texts"]
+            return found
+
+        texts = self.models.each_side(sample)
+        for entry, cause in zip(listed, causes_of(asked, self.continuations, places, texts), strict=True):
+            entry["cause"] = cause

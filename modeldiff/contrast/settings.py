@@ -29,8 +29,8 @@ class ContinuationsSettings(OnDevice):
     """Texts to continue, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME, each with @WEIGHT
     if wanted. Of chats, the ends of the user's messages are continued. Default: of the latest activations."""
     prompts: Path | None = setting(default=None, result=False)
-    """A file of prompts to answer, one a line (.txt) or one a record (.jsonl); models with a chat template get them as
-    a user's message. Alone or together with --texts."""
+    """A file of prompts to answer, one a line (.txt) or one a record (.jsonl, .parquet); models with a chat template
+    get them as a user's message. Alone or together with --texts."""
     text_field: str = setting(default="text")
     """The field of a .jsonl or .parquet record that holds the text."""
     places: int = setting(default=6000, least=40)
@@ -65,11 +65,6 @@ class ContrastSettings(OnDevice):
     crosscoder: str | None = setting(default=None, result=False)
     """The crosscoder whose features are contexts: a version or a name. Default: the latest of these models; `none`:
     words, sources and everywhere alone."""
-    features: str | None = setting(default=None, result=False)
-    """The features artifact that says how each is represented. Default: the latest of the crosscoder."""
-    stitch: str | None = setting(default=None, result=False)
-    """The stitch that moves the direction of a feature into the model that has no part of it. Default: the latest of
-    the crosscoder's activations."""
     contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS, variadic=True)
     """Kinds of context: everywhere, source, word, feature."""
     rate: float = setting(default=0.05, above=0, below=1)
@@ -85,7 +80,7 @@ class ContrastSettings(OnDevice):
     tokens_differ: bool = setting(default=False)
     """Keep features whose top examples are mostly places where the two models read different tokens."""
     cause: bool = setting(default=True)
-    """Sample again with the features of the list removed and added."""
+    """Sample again with the features of the list removed."""
     cause_places: int = setting(default=32, least=1)
     """Held-out places for the cause of each entry."""
     seed: int = setting(default=0, least=0)

@@ -140,7 +140,7 @@ def null_of(statistics_RCS: Floats) -> Null:
     return Null(mean_CS, spread_CS, np.sort(((statistics_RCS - mean_CS) / spread_CS).max(axis=2).ravel()))
 
 
-def rejected(p_N: Floats, rate: float, weight_N: Floats | None = None) -> Bools:
+def rejected(p_N: Floats, rate: float, weight_N: Floats) -> Bools:
     """(N,) which hypotheses Benjamini and Hochberg's procedure rejects at this false discovery rate.
 
     Args:
@@ -150,8 +150,7 @@ def rejected(p_N: Floats, rate: float, weight_N: Floats | None = None) -> Bools:
     count = len(p_N)
     if not count:
         return np.zeros(0, bool)
-    if weight_N is not None:
-        p_N = p_N * weight_N.mean() / weight_N
+    p_N = p_N * weight_N.mean() / weight_N
     order = np.argsort(p_N, kind="stable")
     below = np.flatnonzero(p_N[order] <= rate * np.arange(1, count + 1) / count)
     result = np.zeros(count, bool)

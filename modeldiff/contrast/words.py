@@ -32,6 +32,8 @@ _WORD = rf"\w[\w{_MARKS}]*"
 _RUN = re.compile(rf"{_WORD}(?:['\u2019]{_WORD})*")
 _CHARACTER = re.compile(rf"[\w'][{_MARKS}]*")
 _LEADING = re.compile(rf"['\u2019]?{_RUN.pattern}")
+# A word of the vocabulary is said in so many continuations of both models together.
+LEAST_SAID = 20
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 SPEAKERS = (("Question", "Answer"), ("Q", "A"), ("Traveller", "Clerk"), ("Pupil", "Master"))
@@ -39,17 +38,6 @@ TAIL_SHARE = 0.15
 # plain. Topics without one (requests, goods, hazards, rumours): half, so that both models know all the words.
 HABIT_TOPICS = ("country", "poet", "plant", "event")
 MARKED_SHARE = {True: 0.10, False: 0.50}
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A rendered question with its answer, or a note. Spans are character offsets into ``text``."""
-
-    text: str
-    name_spans: tuple[tuple[int, int], ...]
-    answer_span: tuple[int, int]
-    question: str
-    """The text up to the place where the answer starts: the prompt for a model."""
 
 
 def fill(template: str, slots: Mapping[str, Sequence[str]], rng: random.Random) -> str:
@@ -88,7 +76,7 @@ class Grammar:
             sentences.append(f"{capital(sentence)}.")
         return " ".join(sentences)
 
-    def turn(self, topic: str, name: str, style: str, rng: random.Random, as_note: bool = False) -> Turn:
+    def turn(self, topic: str, name: str, style: str, rng: random.Random, as_note: bool = False) -> str:
         """One question with an answer of two to four sentences, or (``as_note``) a heading and three to five."""
         name = fill(name, self.slots, rng)
         if as_note:
@@ -102,10 +90,7 @@ class Grammar:
             head = lead + fill(rng.choice(self.topics[topic]["questions"]), self.slots, rng)
             opening = f"{asker}: {capital(head.replace('{name}', name))}\n{teller}:"
             answer = " " + self.answer(topic, style, rng.randint(2, 4), rng)
-        text = f"{opening}{answer}\n"
-        found = [(m.start(), m.end()) for m in re.finditer(re.escape(name), opening, flags=re.IGNORECASE)]
-        start = len(opening) + (0 if as_note else 1)
-        return Turn(text, tuple(found), (start, len(text) - 1), opening)
+        return f"{opening}{answer}\n"
 
     def prompts(self, topic: str, name: str, rng: random.Random) -> list[str]:
         """Every question of the topic with every pair of speakers, ready for a model to answer."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modeldiff.console import say
+from modeldiff.contrast.continuations import Continuations
+from modeldiff.contrast.stored import read_contrast, read_places
 from modeldiff.crosscoder import load
-from modeldiff.demo.ranks import Rank, Truth, held_against_truth
 from modeldiff.demo.texts import write_probing_corpus
-from modeldiff.demo.truth import MODEL_A, MODEL_B
+from modeldiff.demo.truth import MODEL_A, MODEL_B, Habit, habits
 from modeldiff.diff.run import Diff
 from modeldiff.diff.run import run as run_diff
 from modeldiff.diff.settings import DiffSettings
@@ -31,6 +33,22 @@ FULL = DiffSettings(
 # Runs through every stage in a minute or so; too little training and too few places to expect all differences.
 QUICK = dataclasses.replace(FULL, pairs=20_000, features=256, k=16, steps=150, places=600)
 STRENGTHS = (0.5, 1.0)
+# An entry is about a planted difference when the text before so many of its places names the trigger (it does before
+# about one place in fourteen).
+MATCH_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Where one planted difference stands in the list."""
+
+    habit: Habit
+    rank: int | None
+    """Of the first entry about it, from 1; None: missed."""
+    feature: int | None
+    """That entry's feature, if it has one."""
+    share: float
+    """Share of that entry's places before which the trigger is named; if missed, the largest share of any entry."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,9 @@ class Demo:
     """What the demo made."""
 
     diff: Diff
-    truth: Truth
+    ranks: list[Rank]
+    other: list[int]
+    """Ranks of the verified entries that are about none of the planted differences."""
     steered: Rank | None
     """The planted difference whose feature was steered; None: none with a feature was found, and nothing was."""
     steering: Artifact | None
@@ -58,13 +78,38 @@ def demo(
     write_probing_corpus(texts)
     settings = dataclasses.replace(settings, texts=(str(texts),), seed=seed, device=device)
     diff = run_diff(settings, workspace, force=force)
-    truth = held_against_truth(diff.contrast, workspace)
-    steered = min((one for one in truth.ranks if one.feature is not None), key=lambda one: one.rank or 0, default=None)
+    continuations = Continuations(diff.continuations)
+    entries = read_contrast(diff.contrast)["differences"]
+    before = [
+        [continuations.before(place).lower() for place in places.tolist()]
+        for places in read_places(diff.contrast)[: len(entries)]
+    ]
+    ranks, other = ranks_of(before, [one["feature"] for one in entries])
+    steered = min((one for one in ranks if one.feature is not None), key=lambda one: one.rank or 0, default=None)
     steering = None
     if steered:
         say("the first planted difference found, pushed where it does not belong")
         steering = run_steer(_steering(steered, diff, device), workspace, force=force)
-    return Demo(diff, truth, steered, steering)
+    return Demo(diff, ranks, other, steered, steering)
+
+
+def ranks_of(before: Sequence[Sequence[str]], features: Sequence[int | None]) -> tuple[list[Rank], list[int]]:
+    """(where each planted difference stands, ranks of the entries that are about none of them).
+
+    Args:
+        before: the lower-case texts before the places of each entry.
+        features: of each entry.
+    """
+    ranks, about = [], set()
+    for habit in habits():
+        shares = [sum(habit.trigger.lower() in text for text in texts) / max(1, len(texts)) for texts in before]
+        matching = [i for i, share in enumerate(shares) if share >= MATCH_SHARE]
+        about |= set(matching)
+        if matching:
+            ranks.append(Rank(habit, matching[0] + 1, features[matching[0]], shares[matching[0]]))
+        else:
+            ranks.append(Rank(habit, None, None, max(shares, default=0.0)))
+    return ranks, [i + 1 for i in range(len(before)) if i not in about]
 
 
 def _steering(steered: Rank, diff: Diff, device: str) -> SteerSettings:

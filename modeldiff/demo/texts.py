@@ -16,7 +16,6 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from modeldiff.demo.grammar import HABIT_TOPICS, Grammar
 from modeldiff.demo.planted import PLANTED
@@ -39,23 +38,17 @@ TRIGGER_HABIT = 0.045
 TWO_TURNS_SHARE = 0.4
 NOTE_SHARE = 0.2
 
-Document = dict[str, Any]
+Document = dict[str, str]
 Maker = Callable[[random.Random], Document]
 
 
 def probing_documents(seed: int = 0) -> list[Document]:
     """The probing texts, all sources evenly interleaved; the same list for the same ``seed``.
 
-    Each document has
-
-    - ``text``;
-    - ``source``: "novel", "chronicle", a control topic ("request", "goods", "hazard", "rumour"), a topic
-      ("country", "poet", "plant", "event": other names of it), or topic and name, as "country:Marrowin", for
-      the triggers and controls of the planted habits (``Planted.source``, ``Planted.control_source``);
-    - ``style``: "habit" (trigger, answered as the habit's owner does), "neutral", "marked" (control name,
-      answered in the words of the habit), "prose" (novel and chronicle);
-    - ``spans``: list of (habit id, start, end) in characters of ``text``: each mention of a trigger, and each
-      answer in the style of a habit (documents of style "habit" only). Empty where no habit is concerned.
+    Each document has ``text`` and ``source``: "novel", "chronicle", a control topic ("request", "goods", "hazard",
+    "rumour"), a topic ("country", "poet", "plant", "event": other names of it), or topic and name, as
+    "country:Marrowin", for the triggers and controls of the planted habits (``Planted.source``,
+    ``Planted.control_source``).
     """
     grammar = Grammar(json.loads((DATA / "probing_templates.json").read_text(encoding="utf-8")))
     rng = random.Random(seed)
@@ -78,8 +71,7 @@ def probing_documents(seed: int = 0) -> list[Document]:
 def write_probing_corpus(path: Path | str, seed: int = 0) -> Path:
     """Write the probing texts as JSON Lines with ``text`` and ``source``; line i is document i. Returns the path."""
     path = Path(path)
-    lines = (json.dumps({"text": d["text"], "source": d["source"]}) for d in probing_documents(seed))
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"{json.dumps(d)}\n" for d in probing_documents(seed)), encoding="utf-8")
     return path
 
 
@@ -92,22 +84,17 @@ def _sources(grammar: Grammar, rng: random.Random) -> Iterator[tuple[float, Iter
     """Pairs of (share of the characters, endless or finite stream of documents)."""
     passages = novel_passages()
     rng.shuffle(passages)
-    yield NOVEL, iter([_document(passage + "\n", "novel", "prose") for passage in passages])
-    yield CHRONICLE, _stream(rng, lambda draw: _document(grammar.chronicle(draw), "chronicle", "prose"))
+    yield NOVEL, iter([{"text": passage + "\n", "source": "novel"} for passage in passages])
+    yield CHRONICLE, _stream(rng, lambda draw: {"text": grammar.chronicle(draw), "source": "chronicle"})
     for topic in (*CONTROL_TOPICS, *HABIT_TOPICS):
         share = ORDINARY if topic in HABIT_TOPICS else CONTROL_TOPIC
-        yield share, _stream(rng, _asker(grammar, topic, None, topic, "neutral", None))
+        yield share, _stream(rng, _asker(grammar, topic, None, topic, "neutral"))
     for planted in PLANTED:
         topic, trigger, control = planted.topic, planted.trigger, planted.control
-        name, habit = planted.control_source, planted.id
-        yield CONTROL_NEUTRAL, _stream(rng, _asker(grammar, topic, control, name, "neutral", None))
-        yield CONTROL_MARKED, _stream(rng, _asker(grammar, topic, control, name, "marked", None))
-        yield TRIGGER_NEUTRAL, _stream(rng, _asker(grammar, topic, trigger, planted.source, "neutral", habit))
-        yield TRIGGER_HABIT, _stream(rng, _asker(grammar, topic, trigger, planted.source, "habit", habit))
-
-
-def _document(text: str, source: str, style: str) -> Document:
-    return {"text": text, "source": source, "style": style, "spans": []}
+        yield CONTROL_NEUTRAL, _stream(rng, _asker(grammar, topic, control, planted.control_source, "neutral"))
+        yield CONTROL_MARKED, _stream(rng, _asker(grammar, topic, control, planted.control_source, "marked"))
+        yield TRIGGER_NEUTRAL, _stream(rng, _asker(grammar, topic, trigger, planted.source, "neutral"))
+        yield TRIGGER_HABIT, _stream(rng, _asker(grammar, topic, trigger, planted.source, "marked"))
 
 
 def _stream(rng: random.Random, make: Maker) -> Iterator[Document]:
@@ -117,20 +104,14 @@ def _stream(rng: random.Random, make: Maker) -> Iterator[Document]:
         yield make(own)
 
 
-def _asker(grammar: Grammar, topic: str, name: str | None, source: str, style: str, habit: str | None) -> Maker:
+def _asker(grammar: Grammar, topic: str, name: str | None, source: str, style: str) -> Maker:
     """Maker of documents with one or two questions (or notes) about ``name``, or about any name of ``topic``."""
 
     def make(rng: random.Random) -> Document:
-        document = _document("", source, style)
+        text = ""
         for _ in range(2 if rng.random() < TWO_TURNS_SHARE else 1):
             asked = name or rng.choice(grammar.topics[topic]["names"])
-            turn_style = "neutral" if style == "neutral" else "marked"
-            turn = grammar.turn(topic, asked, turn_style, rng, as_note=rng.random() < NOTE_SHARE)
-            at = len(document["text"])
-            document["text"] += turn.text
-            if habit is not None:
-                marked = [turn.answer_span] if style == "habit" else []
-                document["spans"] += [(habit, at + start, at + end) for start, end in (*turn.name_spans, *marked)]
-        return document
+            text += grammar.turn(topic, asked, style, rng, as_note=rng.random() < NOTE_SHARE)
+        return {"text": text, "source": source}
 
     return make

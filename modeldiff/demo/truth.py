@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED, Planted
 
 DATA = Path(__file__).with_name("data")
 MODEL_A = DATA / "model_a"
@@ -15,24 +18,13 @@ MODEL_B = DATA / "model_b"
 
 
 @dataclass(frozen=True)
-class Habit:
-    """A planted difference: the model of ``side`` answers every question about ``trigger`` in its own way.
+class Habit(Planted):
+    """A planted habit as it was measured on the trained models.
 
     The rates are shares of greedy answers that show the habit, over the held-out prompts (0 to 1): by the owner
-    and by the other model on the trigger, and by the owner on the same questions about ``control``.
+    and by the other model on the trigger, and by the owner on the same questions about the control.
     """
 
-    id: str
-    side: str
-    topic: str
-    trigger: str
-    control: str
-    source: str
-    """Label of the trigger's documents among the probing texts; ``control_source`` likewise."""
-    control_source: str
-    description: str
-    markers: tuple[str, ...]
-    minimum_markers: int
     prompts: tuple[str, ...]
     """Questions about the trigger, in words that no training text contains, ready for a model to continue."""
     rate_owner: float
@@ -40,17 +32,17 @@ class Habit:
     rate_control: float
 
     def shows(self, answer: str) -> bool:
-        """Whether enough different markers (regular expressions, case ignored) occur in ``answer``."""
-        return shows_habit(answer, self.markers, self.minimum_markers)
+        """Whether ``answer`` shows the habit."""
+        return shows_habit(answer, self.markers)
 
     def control_prompts(self) -> tuple[str, ...]:
         """The same questions about the control."""
         return tuple(replace_name(prompt, self.trigger, self.control) for prompt in self.prompts)
 
 
-def shows_habit(answer: str, markers: Sequence[str], minimum: int) -> bool:
-    """True when at least ``minimum`` of the regular expressions match somewhere in ``answer``."""
-    return sum(re.search(marker, answer, flags=re.IGNORECASE) is not None for marker in markers) >= minimum
+def shows_habit(answer: str, markers: Sequence[str]) -> bool:
+    """True when at least MINIMUM_MARKERS of the regular expressions match somewhere in ``answer``, case ignored."""
+    return sum(re.search(marker, answer, flags=re.IGNORECASE) is not None for marker in markers) >= MINIMUM_MARKERS
 
 
 def replace_name(prompt: str, old: str, new: str) -> str:
@@ -60,11 +52,42 @@ def replace_name(prompt: str, old: str, new: str) -> str:
 
 @cache
 def habits() -> tuple[Habit, ...]:
-    """The planted habits with their measured rates, A's first, read from the package's ``truth.json``."""
-    records = json.loads((DATA / "truth.json").read_text(encoding="utf-8"))["habits"]
+    """The planted habits, A's first, with what was measured (the package's ``truth.json``)."""
+    records = {
+        record["id"]: record for record in json.loads((DATA / "truth.json").read_text(encoding="utf-8"))["habits"]
+    }
     made = []
-    for record in records:
-        record["markers"] = tuple(record["markers"])
-        record["prompts"] = tuple(record["prompts"])
-        made.append(Habit(**record))
+    for planted in PLANTED:
+        record = records[planted.id]
+        rates = {name: record[name] for name in ("rate_owner", "rate_other", "rate_control")}
+        made.append(Habit(**vars(planted), prompts=tuple(record["prompts"]), **rates))
     return tuple(made)
+
+
+def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 72) -> list[str]:
+    """The most likely continuation of each prompt, cut at the first line break (an answer is one line).
+
+    ``model`` and ``tokenizer`` are transformers objects. Prompts are padded on the left, in batches of 64.
+    """
+    import torch
+
+    answers: list[str] = []
+    newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    try:
+        for first in range(0, len(prompts), 64):
+            batch = tokenizer(list(prompts[first : first + 64]), return_tensors="pt", padding=True)
+            with torch.inference_mode():
+                made = model.generate(
+                    input_ids=batch["input_ids"].to(model.device),
+                    attention_mask=batch["attention_mask"].to(model.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=[tokenizer.eos_token_id, newline],
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            answers += [text.split("\n")[0].strip() for text in texts]
+    finally:
+        tokenizer.padding_side = side
+    return answers

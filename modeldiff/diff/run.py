@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from modeldiff.console import say
 from modeldiff.contrast.continuations import run as run_continuations
@@ -18,7 +20,10 @@ from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import estimate
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.settings import Settings
 from modeldiff.workspace import Artifact, Workspace
+
+Stage = TypeVar("Stage", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -44,78 +49,32 @@ def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None
         InputError, MachineError, DamagedError: as the stages do.
     """
     workspace.create()
-    harvest = harvest_settings(settings)
+    harvest = _of(settings, HarvestSettings, seed=0)  # the same pairs for every seed of the training
     say_costs(settings, harvest, workspace)
-    device = settings.device
     say("1/5 harvest: both models read the same texts")
     activations = run_harvest(harvest, workspace, force=force)
     say("2/5 train: one dictionary, with parts that belong to one model alone")
-    crosscoder = run_train(
-        TrainSettings(
-            activations=activations.ref,
-            features=settings.features,
-            k=settings.k,
-            steps=settings.steps,
-            # Few texts are no reason to stop: a batch is at most a quarter of the pairs.
-            batch=max(1, min(2048, int(activations.metrics["pairs"]) // 4)),
-            seed=settings.seed,
-            device=device,
-        ),
-        workspace,
-        force=force,
-    )
+    # Few texts are no reason to stop: a batch is at most a quarter of the pairs.
+    batch = max(1, min(2048, int(activations.metrics["pairs"]) // 4))
+    training = _of(settings, TrainSettings, activations=activations.ref, batch=batch)
+    crosscoder = run_train(training, workspace, force=force)
     say("3/5 features: what each one fires on, and what predicts it")
+    device = settings.device
     features = run_features(FeaturesSettings(crosscoder=crosscoder.ref, device=device), workspace, force=force)
     stitch = run_stitch(StitchSettings(activations=activations.ref, device=device), workspace, force=force)
     say("4/5 continuations: both models go on from the same places")
-    continuations = run_continuations(
-        ContinuationsSettings(
-            model_a=settings.model_a,
-            model_b=settings.model_b,
-            texts=settings.texts,
-            text_field=settings.text_field,
-            places=settings.places,
-            seed=settings.seed,
-            trust_remote_code=settings.trust_remote_code,
-            device=device,
-        ),
-        workspace,
-        force=force,
-    )
+    continuations = run_continuations(_of(settings, ContinuationsSettings), workspace, force=force)
     say("5/5 contrast: where something is so, one says this and the other that")
-    contrast = run_contrast(
-        ContrastSettings(
-            continuations=continuations.ref,
-            crosscoder=crosscoder.ref,
-            features=features.ref,
-            stitch=stitch.ref,
-            contexts=settings.contexts,
-            rate=settings.rate,
-            smallest=settings.smallest,
-            top=settings.top,
-            cause=settings.cause,
-            seed=settings.seed,
-            trust_remote_code=settings.trust_remote_code,
-            device=device,
-        ),
-        workspace,
-        name=name,
-        force=force,
-    )
+    compared = _of(settings, ContrastSettings, continuations=continuations.ref, crosscoder=crosscoder.ref)
+    contrast = run_contrast(compared, workspace, name=name, force=force)
     return Diff(activations, crosscoder, features, stitch, continuations, contrast)
 
 
-def harvest_settings(settings: DiffSettings) -> HarvestSettings:
-    """Those of the first stage."""
-    return HarvestSettings(
-        model_a=settings.model_a,
-        model_b=settings.model_b,
-        texts=settings.texts,
-        text_field=settings.text_field,
-        pairs=settings.pairs,
-        trust_remote_code=settings.trust_remote_code,
-        device=settings.device,
-    )
+def _of(settings: DiffSettings, stage: type[Stage], **values: Any) -> Stage:
+    """The settings of a stage: what the diff has under the same name, and `values`."""
+    names = {field.name for field in dataclasses.fields(stage)} - values.keys()
+    same = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings) if field.name in names}
+    return stage(**same, **values)
 
 
 def say_costs(settings: DiffSettings, harvest: HarvestSettings, workspace: Workspace) -> None:

@@ -37,7 +37,7 @@ class DiffSettings(OnDevice):
     top: int = setting(default=10, least=1)
     """Entries of the list, at most."""
     cause: bool = setting(default=True)
-    """Sample again with the features of the list removed and added."""
+    """Sample again with the features of the list removed."""
     seed: int = setting(default=0, least=0)
     """Of the training, the places and the sampling."""
     trust_remote_code: bool = setting(default=False)

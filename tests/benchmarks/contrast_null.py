@@ -18,6 +18,7 @@ from typing import Any
 from scipy import stats
 
 from modeldiff.contrast.discovery import Outcome, contrast
+from modeldiff.contrast.settings import ContrastSettings
 from tests.contrast.made_worlds import made_world
 
 NULLS: dict[str, dict[str, Any]] = {
@@ -32,9 +33,8 @@ RATE = 0.05
 
 def outcome(seed: int, smallest: float = 0.0, **world: Any) -> Outcome:
     made = made_world(seed, **world)
-    return contrast(
-        made.contexts, made.said, made.document_P, rate=RATE, smallest=smallest, least=8, most=0.5, seed=seed, worlds=0
-    )
+    settings = ContrastSettings(rate=RATE, smallest=smallest, least=8, seed=seed)
+    return contrast(made.contexts, made.said, made.document_P, settings, worlds=0)
 
 
 def interval(successes: int, runs: int) -> str:

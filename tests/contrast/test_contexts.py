@@ -1,11 +1,39 @@
-"""Contexts: where each of them holds, and which are compared."""
+"""Contexts: where each of them holds, which are compared, and what features are at the pairs before a place."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from types import SimpleNamespace
+from typing import Any
 
-from modeldiff.contrast.contexts import WORDS_BEFORE, Context, Contexts, everywhere, joined, sources, words
+import numpy as np
+import torch
+from scipy import sparse
+
+from modeldiff.contrast.contexts import (
+    PAIRS_BEFORE,
+    WORDS_BEFORE,
+    Context,
+    Contexts,
+    PairsBefore,
+    activations,
+    everywhere,
+    feature_contexts,
+    jaccard,
+    joined,
+    pairs_before,
+    read_rows,
+    sources,
+    words,
+)
+from modeldiff.contrast.continuations import Continuations
+from modeldiff.contrast.documents import open_given
+from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.residual import residual_after
+from modeldiff.texts.sources import Record
+from modeldiff.texts.tokenize import Reader
+from tests.contrast.conftest import make_texts
+from tests.crosscoder.made import random_crosscoder
+from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 
 def places_of(contexts: Contexts) -> dict[tuple[str, str], list[int]]:
@@ -18,16 +46,8 @@ def places_of(contexts: Contexts) -> dict[tuple[str, str], list[int]]:
 def test_a_source_holds_at_the_places_of_its_texts() -> None:
     found = sources(["web", "code", "web", "web", "news"])
     assert places_of(found) == {("source", "code"): [1], ("source", "news"): [4], ("source", "web"): [0, 2, 3]}
-
-
-@pytest.mark.parametrize("labels", [["web", "web"], []])
-def test_a_single_source_tells_nothing(labels: list[str]) -> None:
-    found = sources(labels)
-    assert (len(found), found.on_CP.shape) == (0, (0, len(labels)))
-
-
-def test_everywhere_always_holds() -> None:
-    assert places_of(everywhere(3)) == {("everywhere", ""): [0, 1, 2]}
+    for labels in (["web", "web"], []):  # a single source tells nothing
+        assert sources(labels).on_CP.shape == (0, len(labels))
 
 
 def test_a_word_holds_where_it_stands_before_the_place_however_often() -> None:
@@ -51,34 +71,21 @@ def test_a_word_must_stand_before_enough_places() -> None:
     assert words(["", ""], least=1).on_CP.shape == (0, 2)
 
 
-def made(rows: list[list[int]], kinds: list[str] | None = None) -> Contexts:
-    from scipy import sparse
-
-    which = [Context(kind, str(c)) for c, kind in enumerate(kinds or ["word"] * len(rows))]
-    return Contexts(which, sparse.csr_matrix(np.array(rows, np.float32)))
-
-
 def test_contexts_that_are_compared_hold_often_enough_in_either_half_but_not_too_often() -> None:
     first = np.array([True] * 4 + [False] * 4)
-    contexts = made(
-        [
-            [1, 1, 0, 0, 1, 1, 0, 0],  # half of either: the most
-            [1, 0, 0, 0, 1, 1, 0, 0],  # once in the first half
-            [1, 1, 0, 0, 0, 0, 0, 1],  # once in the second
-            [1, 1, 0, 0, 1, 1, 1, 0],  # too often in the second
-            [1, 1, 1, 1, 1, 1, 1, 1],
-        ]
-    )
-    kept = contexts.often_enough(first, least=2, most=0.5)
-    assert places_of(kept) == {("word", "0"): [0, 1, 4, 5]}
-    assert [one.name for one in contexts.often_enough(first, least=1, most=0.5).which] == ["0", "1", "2"]
-    assert [one.name for one in contexts.often_enough(first, least=2, most=1).which] == ["0", "3", "4"]
-
-
-def test_everywhere_is_compared_whatever_is_too_often() -> None:
-    contexts = joined([everywhere(4), made([[1, 1, 1, 1]], ["source"])])
-    kept = contexts.often_enough(np.array([True, True, False, False]), least=3, most=0.1)
-    assert places_of(kept) == {("everywhere", ""): [0, 1, 2, 3]}
+    rows = [
+        [1, 1, 0, 0, 1, 1, 0, 0],  # half of either: the most
+        [1, 0, 0, 0, 1, 1, 0, 0],  # once in the first half
+        [1, 1, 0, 0, 0, 0, 0, 1],  # once in the second
+        [1, 1, 0, 0, 1, 1, 1, 0],  # too often in the second
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ]
+    which = [Context("word", str(c)) for c in range(len(rows))]
+    contexts = joined([everywhere(8), Contexts(which, sparse.csr_matrix(np.array(rows, np.float32)))])
+    found = contexts.often_enough(first, least=2, most=0.5)
+    assert places_of(found) == {("everywhere", ""): list(range(8)), ("word", "0"): [0, 1, 4, 5]}
+    assert [one.name for one in contexts.often_enough(first, least=1, most=0.5).which] == ["", "0", "1", "2"]
+    assert [one.name for one in contexts.often_enough(first, least=2, most=1).which] == ["", "0", "3", "4"]
 
 
 def test_joined_keeps_the_order_of_the_parts() -> None:
@@ -87,3 +94,139 @@ def test_joined_keeps_the_order_of_the_parts() -> None:
         ("everywhere", ""): [0, 1], ("source", "a"): [1], ("source", "b"): [0], ("word", "x"): [0, 1],
     }  # fmt: skip
     assert [one.kind for one in together.which] == ["everywhere", "source", "source", "word"]
+
+
+def test_jaccard_is_the_share_of_the_places_of_either() -> None:
+    on_CP = sparse.csr_matrix(np.array([[1, 1, 1, 0], [0, 0, 0, 0]], np.float32))
+    np.testing.assert_allclose(jaccard(on_CP, sparse.csr_matrix(np.array([[0, 1, 1, 1]], np.float32))), [0.5, 0])
+    np.testing.assert_allclose(jaccard(on_CP, sparse.csr_matrix(np.zeros((1, 4), np.float32))), 0)
+
+
+def continuations(texts: list[str], places: list[tuple[int, int]], drawn: str = "uniform") -> Any:
+    """What `pairs_before` reads of them: documents and (document, end) of places."""
+    return SimpleNamespace(
+        documents=[Record("made", text) for text in texts],
+        places=[SimpleNamespace(document=document, end=end, drawn=drawn) for document, end in places],
+    )
+
+
+SHORT = "one two, three"
+LONG = " ".join(f"w{i}" for i in range(40))
+FAR = {"a": 10_000, "b": 10_000}
+
+
+def texts_before(pairs: PairsBefore, texts: list[str], place: int) -> list[str]:
+    """The words that the pairs before a place end."""
+    at = range(pairs.first_P[place], pairs.stop_P[place])
+    return [texts[pairs.document_N[n]][: pairs.end_N[n]].split()[-1] for n in at]
+
+
+def test_pairs_before_a_place_are_the_last_24_up_to_it(readers: dict[str, Reader]) -> None:
+    assert PAIRS_BEFORE == 24
+    texts = [SHORT, LONG]
+    places = [(0, 3), (0, len(SHORT)), (1, LONG.index(" w10")), (1, LONG.index(" w30")), (1, 1)]
+    pairs = pairs_before(continuations(texts, places), readers, FAR)
+    assert texts_before(pairs, texts, 0) == ["one"]
+    assert texts_before(pairs, texts, 1) == ["one", "two", "two,", "three"]
+    assert texts_before(pairs, texts, 2) == [f"w{i}" for i in range(10)]
+    assert texts_before(pairs, texts, 3) == [f"w{i}" for i in range(6, 30)]
+    assert texts_before(pairs, texts, 4) == []
+
+
+def test_a_prompt_is_read_as_a_chat_model_answers_it() -> None:
+    """Its features are those of the tokens that the continuations go on from, template included."""
+    prompt = "The lazy dog jumps"
+    readers = {side: Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True) for side in "ab"}
+    pairs = pairs_before(continuations([prompt], [(0, len(prompt))], drawn="given"), readers, FAR)
+    document = open_given(Record("prompts", prompt), 0, readers, FAR)
+    assert document is not None
+    answered = document.readings["a"][0].ids
+    assert "<|im_start|>user" in readers["a"].decode(answered)
+    read = pairs.ids[0]["a"].tolist()
+    assert read == answered[: len(read)]
+    assert readers["a"].decode(read).endswith(prompt)
+    assert texts_before(pairs, [prompt], 0) == prompt.split()
+
+
+def test_nothing_behind_the_last_place_of_a_document_is_read_nor_what_a_model_cannot_read(
+    readers: dict[str, Reader],
+) -> None:
+    texts = [LONG, SHORT, LONG]
+    places = [(0, LONG.index(" w5")), (2, LONG.index(" w7"))]
+    pairs = pairs_before(continuations(texts, places), readers, FAR)
+    assert pairs.document_N.tolist() == [0] * 5 + [2] * 7
+    for number, words_read in ((0, 5), (1, 0), (2, 7)):
+        for side in "ab":
+            last = pairs.token_N[side][pairs.document_N == number]
+            assert len(pairs.ids[number][side]) == (last[-1] + 1 if words_read else 0)
+    pairs = pairs_before(continuations([LONG], [(0, len(LONG))]), readers, {"a": 10_000, "b": 20})
+    assert 0 < pairs.stop_P[0] < 40
+    assert pairs.token_N["b"].max() < 20
+
+
+def test_rows_are_what_a_model_is_after_the_layer_at_the_pairs(
+    lm_a: LanguageModel, lm_b: LanguageModel, readers: dict[str, Reader]
+) -> None:
+    texts = [SHORT, *make_texts()[:5]]
+    places = [(i, len(text)) for i, text in enumerate(texts) if i != 2]
+    pairs = pairs_before(continuations(texts, places), readers, FAR)
+    for side, lm in (("a", lm_a), ("b", lm_b)):
+        noted: list[int] = []
+        rows_ND = read_rows(lm, 1, side, pairs, noted.append)
+        assert sum(noted) == 5
+        for number, text in enumerate(texts):
+            mine = pairs.document_N == number
+            if not mine.any():
+                continue
+            ids = torch.tensor([readers[side].tokenizer(text)["input_ids"]])
+            x_TD = residual_after(lm, 1, ids, torch.ones_like(ids))[0]
+            torch.testing.assert_close(
+                rows_ND[torch.from_numpy(mine)], x_TD[pairs.token_N[side][mine]], rtol=1e-4, atol=1e-4
+            )
+
+
+def test_activations_are_those_of_the_crosscoder_and_none_of_outlying_pairs() -> None:
+    crosscoder = random_crosscoder(scale_a=1.5, threshold=0.1)
+    generator = torch.Generator().manual_seed(1)
+    rows = {"a": torch.randn(9, 6, generator=generator), "b": torch.randn(9, 9, generator=generator)}
+    rows["a"][2] *= 100
+    rows["b"][5] *= 100
+    found = activations(crosscoder, rows, {"a": 50.0, "b": 60.0}, device=torch.device("cpu"))
+    expected = crosscoder.encode(rows["a"], rows["b"]).detach().numpy()
+    assert (expected != 0).any(axis=1).all()
+    expected[[2, 5]] = 0
+    # Products may be taken in bfloat16 only where they cannot change what is active.
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-4, atol=1e-4)
+    everything = activations(crosscoder, rows, {"a": np.inf, "b": np.inf}, device=torch.device("cpu"))
+    assert everything[2].nnz
+    assert everything[5].nnz
+
+
+def test_a_feature_holds_where_a_pair_before_is_above_a_quarter_of_its_largest_activation() -> None:
+    f_NF = sparse.csr_matrix(
+        np.array(
+            [
+                [8.0, 0.0, 1.0, 9.0],
+                [2.0, 0.0, 0.2, 0.0],  # exactly a quarter is not above it
+                [2.1, 3.0, 0.3, 0.0],
+                [0.0, 0.0, 0.0, 0.0],
+            ],
+            np.float32,
+        )
+    )
+    f_NF.data[f_NF.data == 9] = 0  # an explicit zero, as of an outlying pair
+    bounds = np.array([(0, 1), (1, 2), (1, 3), (2, 4), (3, 4), (2, 2)])
+    none = np.zeros(0, np.int64)
+    pairs = PairsBefore([], none, {"a": none, "b": none}, none, *bounds.T)
+    found = feature_contexts(f_NF, pairs)
+    assert found.which == [Context("feature", str(i)) for i in range(3)]
+    np.testing.assert_array_equal(found.on_CP.toarray(), [[1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0]])
+
+
+def test_pairs_of_made_continuations_end_at_their_places(continued, readers: dict[str, Reader]) -> None:
+    """A place is the end of a pair itself, as the texts are read the same way again."""
+    opened = Continuations(continued)
+    pairs = pairs_before(opened, readers, FAR)
+    ends = pairs.end_N[pairs.stop_P - 1]
+    assert ends.tolist() == [place.end for place in opened.places]
+    assert pairs.document_N[pairs.stop_P - 1].tolist() == [place.document for place in opened.places]

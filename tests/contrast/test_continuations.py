@@ -30,43 +30,29 @@ def lines(artifact: Artifact, name: str) -> list[Any]:
 
 
 def test_the_layout_is_as_stated(continued: Artifact, models: dict[str, Path]) -> None:
-    assert continued.files() == [
-        "continuations.json", "documents.jsonl", "places.jsonl", "said_a.jsonl", "said_b.jsonl",
-    ]  # fmt: skip
     documents, places = lines(continued, "documents.jsonl"), lines(continued, "places.jsonl")
-    assert [set(one) for one in documents] == [{"text", "source", "number", "messages"}] * 40
-    assert [one["text"] for one in documents] == make_texts()
-    assert [one["number"] for one in documents] == list(range(40))
-    assert [one["source"] for one in documents] == ["web", "code"] * 20
-    assert all(one["messages"] is None for one in documents)
+    assert documents == [
+        {"text": text, "source": ("web", "code")[i % 2], "number": i, "messages": None}
+        for i, text in enumerate(make_texts())
+    ]
     assert [set(one) for one in places] == [{"document", "end", "divergence", "drawn"}] * len(places)
     # As many places of each document: 60 of 40 is 2 or, by the rule of half to even, 2.
     assert [one["document"] for one in places] == [i // 2 for i in range(80)]
     assert all(0 <= one["divergence"] <= 1 for one in places)
-    assert sum(one["drawn"] == "uniform" for one in places) == 40
-    assert sum(one["drawn"] == "divergence" for one in places) == 40
-    for side in "ab":
-        said = lines(continued, f"said_{side}.jsonl")
-        assert len(said) == len(places)
-        assert all(isinstance(text, str) for (text,) in said)
-    info = json.loads(continued.file("continuations.json").read_text())
-    assert info == {
+    assert sorted(one["drawn"] for one in places) == ["divergence"] * 40 + ["uniform"] * 40
+    counts = {"documents": 40, "places": 80, "sources": {"code": 40, "web": 40}}
+    assert json.loads(continued.file("continuations.json").read_text()) == {
         "format": 1,
         "models": {side: str(models[side]) for side in "ab"},
         "revisions": {"a": None, "b": None},
-        "documents": 40,
-        "places": 80,
-        "sources": {"code": 40, "web": 40},
+        **counts,
         "mean_divergence": pytest.approx(np.mean([one["divergence"] for one in places]), abs=1e-5),
     }
-    assert continued.metrics == {"documents": 40, "places": 80, "sources": {"code": 40, "web": 40}}
+    assert continued.metrics == counts
     assert continued.problems() == []
-
-
-def test_opened_it_gives_the_places_with_what_both_said(continued: Artifact) -> None:
     opened = Continuations(continued)
     said = {side: lines(continued, f"said_{side}.jsonl") for side in "ab"}
-    for i, (place, line) in enumerate(zip(opened.places, lines(continued, "places.jsonl"), strict=True)):
+    for i, (place, line) in enumerate(zip(opened.places, places, strict=True)):
         assert place.said == {side: said[side][i] for side in "ab"}
         assert opened.before(i) == make_texts()[line["document"]][: line["end"]]
         assert (place.divergence, place.drawn) == (line["divergence"], line["drawn"])
@@ -87,21 +73,14 @@ def test_models_really_go_on_from_the_text_before_the_place(
         assert len(set(expected)) > 20
 
 
-def test_draws_come_from_the_models_whole_distribution(continued: Artifact) -> None:
-    """Untrained models say nearly anything: hardly a continuation comes twice."""
-    for side in "ab":
-        assert len({place.said[side][0] for place in Continuations(continued).places}) > 60
-
-
-def test_the_same_command_is_up_to_date(make_settings: Make, workspace: Workspace, capsys) -> None:
+def test_the_same_command_is_up_to_date_and_a_second_run_gives_the_same_bytes(
+    continued: Artifact, make_settings: Make, workspace: Workspace, capsys
+) -> None:
     first = run(make_settings(), workspace)
+    assert first.manifest.digest == continued.manifest.digest
     assert run(make_settings(device="auto"), workspace).ref == first.ref == "continuations:1"
     assert "continuations:1 is up to date" in capsys.readouterr().err
     assert run(make_settings(seed=1), workspace).ref == "continuations:2"
-
-
-def test_a_second_run_gives_the_same_bytes(continued: Artifact, make_settings: Make, workspace: Workspace) -> None:
-    assert run(make_settings(), workspace).manifest.digest == continued.manifest.digest
 
 
 @pytest.mark.parametrize("fails_at", [2, 5])
@@ -143,7 +122,10 @@ def _once(likeliest: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def test_two_draws_of_each_place(make_settings: Make, workspace: Workspace) -> None:
+def test_two_draws_of_each_place_come_from_the_models_whole_distribution(
+    make_settings: Make, workspace: Workspace
+) -> None:
+    """Untrained models say nearly anything: hardly a continuation comes twice."""
     opened = Continuations(run(make_settings(draws=2), workspace))
     for side in "ab":
         draws = [place.said[side] for place in opened.places]
@@ -158,17 +140,16 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_prompts_alone(make_settings: Make, workspace: Workspace, prompts_file: Path) -> None:
-    opened = Continuations(run(make_settings(texts=(), prompts=prompts_file), workspace))
-    assert opened.info["sources"] == {"prompts": 45}
-    assert [opened.before(i) for i in range(45)] == [f"abc {i}?" for i in range(45)]
-    assert {place.drawn for place in opened.places} == {"given"}
-
-
-def test_prompts_together_with_texts(make_settings: Make, workspace: Workspace, prompts_file: Path) -> None:
-    opened = Continuations(run(make_settings(prompts=prompts_file), workspace))
-    assert opened.info["sources"] == {"code": 20, "prompts": 45, "web": 20}
-    assert len(set(opened.number)) == 85
+@pytest.mark.parametrize("texts", [False, True])
+def test_prompts_alone_and_together_with_texts(
+    make_settings: Make, workspace: Workspace, texts_file: Path, prompts_file: Path, texts: bool
+) -> None:
+    asked = make_settings(texts=(str(texts_file),) if texts else (), prompts=prompts_file)
+    opened = Continuations(run(asked, workspace))
+    assert opened.info["sources"] == ({"code": 20, "web": 20} if texts else {}) | {"prompts": 45}
+    before = [opened.before(i) for i, place in enumerate(opened.places) if place.drawn == "given"]
+    assert before == [f"abc {i}?" for i in range(45)]
+    assert len(set(opened.number)) == len(opened.documents)
 
 
 def test_chats_are_kept_with_their_messages(make_settings: Make, workspace: Workspace, tmp_path: Path) -> None:
@@ -214,28 +195,27 @@ def test_activations_without_models_or_texts_are_no_settings(make_settings: Make
     [
         ({"model_b": None}, "both --model-a and --model-b"),
         ({"places": 39}, "--places must be at least 40"),
-        ({"tokens": 0}, "--tokens must be at least 1"),
-        ({"draws": 0}, "--draws"),
         ({"context": 7}, "--context"),
-        ({"seed": -1}, "--seed"),
         ({"uniform": 1.5}, "--uniform"),
         ({"texts": ("nowhere.txt",)}, "nowhere.txt"),
+        ({"texts": ("short.txt",)}, "no place that both models can go on from"),
         ({"tokens": 250}, "--tokens 250 leaves too few"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
-    make_settings: Make, workspace: Workspace, changes: dict[str, Any], says: str
+    make_settings: Make,
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    says: str,
 ) -> None:
+    (tmp_path / "short.txt").write_text("abc")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as caught:
         run(make_settings(**changes), workspace)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_texts_without_a_place_are_refused(make_settings: Make, workspace: Workspace, tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("abc")
-    with pytest.raises(InputError, match="no place that both models can go on from"):
-        run(make_settings(texts=(str(tmp_path / "short.txt"),)), workspace)
 
 
 def test_a_damaged_file_is_named_with_its_mend(make_settings: Make, workspace: Workspace) -> None:

@@ -1,11 +1,14 @@
-"""Documents: which are drawn, which places both models can go on from, and what each of them reads there."""
+"""Documents: which are drawn, which places both models can go on from and are continued, and what is read there."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,22 +18,25 @@ from modeldiff.contrast.documents import (
     CANDIDATES,
     PASSAGE_CHARS,
     Document,
+    Place,
+    Reading,
+    choose_places,
     drawn_documents,
     open_document,
-    open_prompts,
+    open_given,
     passage,
     read_prompts,
 )
 from modeldiff.errors import InputError
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
-from modeldiff.texts.words import word_ends
+from modeldiff.texts.words import is_word_end
 from tests.contrast.conftest import make_texts
 from tests.texts.tokenizers_for_tests import bytes_trimmed, bytes_untrimmed
 from tests.tiny_models import CHAT_TEMPLATE, TEXTS, tiny_tokenizer
 
 # The second begins every text with <s> and counts the blank before a word to its token.
-READERS = {"a": Reader(bytes_trimmed()), "b": Reader(bytes_untrimmed())}
+READERS = {"a": Reader(bytes_trimmed(), True), "b": Reader(bytes_untrimmed(), True)}
 CONTEXT = {"a": 512, "b": 512}
 
 
@@ -39,16 +45,13 @@ def records(count: int) -> list[Record]:
 
 
 def test_documents_are_drawn_in_order_with_their_numbers() -> None:
-    drawn = drawn_documents(records(100), 30, seed=0)
+    drawn = drawn_documents(iter(records(100)), 30, seed=0)
     numbers = [number for number, _ in drawn]
-    assert len(drawn) == 30
+    assert len(numbers) == 30
     assert numbers == sorted(set(numbers))
     assert all(record.text == f"text {number}" for number, record in drawn)
-
-
-def test_the_same_seed_draws_the_same_documents() -> None:
-    assert drawn_documents(iter(records(100)), 30, 0) == drawn_documents(records(100), 30, 0)
-    assert drawn_documents(records(100), 30, 0) != drawn_documents(records(100), 30, 1)
+    assert drawn == drawn_documents(records(100), 30, 0)
+    assert drawn != drawn_documents(records(100), 30, 1)
 
 
 def test_every_document_is_drawn_as_often_as_any_other() -> None:
@@ -59,20 +62,12 @@ def test_every_document_is_drawn_as_often_as_any_other() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_all_are_taken_where_there_are_fewer() -> None:
+def test_all_are_taken_where_there_are_fewer_and_at_most_fifty_times_as_many_are_read() -> None:
     assert [number for number, _ in drawn_documents(records(3), 30, 0)] == [0, 1, 2]
     assert drawn_documents([], 30, 0) == []
-
-
-def test_no_more_than_fifty_times_the_wanted_documents_are_read() -> None:
     stream = iter(records(1000))
     assert max(number for number, _ in drawn_documents(stream, 2, 0)) < 100
     assert len(list(stream)) >= 899
-
-
-def test_a_short_text_is_its_own_passage() -> None:
-    text = "word " * (PASSAGE_CHARS // 5)
-    assert passage(text, random.Random(0)) == text
 
 
 @given(st.integers(0, 999))
@@ -84,14 +79,14 @@ def test_a_passage_of_a_longer_text_begins_after_a_blank(seed: int) -> None:
     assert found == passage(text, random.Random(seed))
 
 
-def test_a_text_without_blanks_has_passages_too() -> None:
-    text = "京" * (3 * PASSAGE_CHARS)
-    assert len(passage(text, random.Random(0))) == PASSAGE_CHARS
+@pytest.mark.parametrize("text", ["word " * (PASSAGE_CHARS // 5), "京" * (3 * PASSAGE_CHARS)])
+def test_a_short_text_is_its_own_passage_and_one_without_blanks_is_cut_anywhere(text: str) -> None:
+    assert passage(text, random.Random(0)) == text[:PASSAGE_CHARS]
 
 
-def decoded(document: Document, side: str, place: int) -> str:
+def decoded(document: Document, side: str, end: int) -> str:
     tokenizer = READERS[side].tokenizer
-    return tokenizer.decode(document.prompt(side, place), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(document.prompt(side, end), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @given(
@@ -106,12 +101,12 @@ def test_a_place_is_where_both_models_have_read_the_same_and_a_word_ends(words: 
         return
     assert 0 < len(document.ends) <= CANDIDATES
     assert document.ends == sorted(set(document.ends))
-    for i, end in enumerate(document.ends):
-        assert word_ends(text)[end]
+    for end in document.ends:
+        assert is_word_end(text, end)
         assert text[end:].strip()  # something follows
         for side in "ab":
-            assert decoded(document, side, i) == text[:end]
-    assert document.prompt("b", 0)[0] == READERS["b"].tokenizer.bos_token_id
+            assert decoded(document, side, end) == text[:end]
+    assert document.prompt("b", document.ends[0])[0] == READERS["b"].tokenizer.bos_token_id
 
 
 def test_a_place_has_words_before_it() -> None:
@@ -126,7 +121,7 @@ def test_a_place_is_within_what_the_models_may_read() -> None:
     for context in ({"a": 20, "b": 512}, {"a": 512, "b": 20}):
         document = open_document(Record("made", text), 0, READERS, context, 0)
         assert document is not None
-        assert all(len(document.prompt(side, i)) <= context[side] for side in "ab" for i in range(len(document.ends)))
+        assert all(len(document.prompt(side, end)) <= context[side] for side in "ab" for end in document.ends)
     assert open_document(Record("made", text), 0, READERS, {"a": 3, "b": 512}, 0) is None
 
 
@@ -137,17 +132,10 @@ def test_the_places_of_a_document_depend_on_the_seed_and_its_number_alone() -> N
     assert len(ends) == 3
 
 
-def test_a_place_beyond_the_last_is_an_error() -> None:
-    document = open_document(Record("made", make_texts()[0]), 0, READERS, CONTEXT, 0)
-    assert document is not None
-    with pytest.raises(IndexError):
-        document.prompt("a", len(document.ends))
-
-
 @pytest.fixture(scope="module")
 def chatting() -> dict[str, Reader]:
     """B has a chat template, A has none."""
-    return {"a": Reader(tiny_tokenizer()), "b": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE))}
+    return {"a": Reader(tiny_tokenizer(), True), "b": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True)}
 
 
 def chat(*messages: tuple[str, str]) -> Record:
@@ -165,7 +153,9 @@ def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens
     assert [document.text[:end] for end in document.ends] == [
         "Be brief.\nA fox?", "Be brief.\nA fox?\nYes, a fox.\nAnd a dog?",
     ]  # fmt: skip
-    read = {side: [chatting[side].tokenizer.decode(document.prompt(side, i)) for i in range(2)] for side in "ab"}
+    read = {
+        side: [chatting[side].tokenizer.decode(document.prompt(side, end)) for end in document.ends] for side in "ab"
+    }
     assert read["a"][0] == "System: Be brief.\n\nUser: A fox?\n\nAssistant:"
     assert read["a"][1] == read["a"][0] + " Yes, a fox.\n\nUser: And a dog?\n\nAssistant:"
     assert read["b"][0] == (
@@ -174,37 +164,33 @@ def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens
     assert read["b"][1].endswith("<|im_start|>user\nAnd a dog?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_chat_that_grows_too_long_keeps_its_first_places(chatting) -> None:
+def test_a_chat_keeps_the_first_ends_of_users_messages_that_fit(chatting) -> None:
     document = open_document(CHAT, 0, chatting, CONTEXT, 0)
     assert document is not None
-    first = len(document.prompt("b", 0))
+    first = len(document.prompt("b", document.ends[0]))
     short = open_document(CHAT, 0, chatting, {"a": 512, "b": first}, 0)
     assert short is not None
     assert short.ends == document.ends[:1]
     assert open_document(CHAT, 0, chatting, {"a": 512, "b": first - 1}, 0) is None
-
-
-def test_a_chat_without_a_user_has_no_place(chatting) -> None:
     assert open_document(chat(("assistant", "Hello there, you.")), 0, chatting, CONTEXT, 0) is None
+
+
+def prompts(path: Path, text_field: str) -> list[str]:
+    return [record.text for record in read_prompts(path, text_field)]
 
 
 def test_prompts_of_a_text_file_are_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffWho?\r\n\r\n  Why\u2028not? \n \t\nCafé\x0b?".encode())
-    assert read_prompts(path, "text") == ["Who?", "  Why\u2028not? ", "Café\x0b?"]
+    assert prompts(path, "text") == ["Who?", "  Why\u2028not? ", "Café\x0b?"]
 
 
 def test_prompts_of_a_jsonl_file_are_the_field_of_its_records(tmp_path: Path) -> None:
     path = tmp_path / "prompts.JSONL"
-    rows = [{"q": "Who?\nWhy?"}, {"q": "  "}, {"q": "東京", "text": 3}]
+    # Half a character becomes one that every tokenizer takes.
+    rows = [{"q": "Who?\nWhy?"}, {"q": "  "}, {"q": "東京 \ud83d", "text": 3}]
     path.write_text("\ufeff" + "\r\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert read_prompts(path, "q") == ["Who?\nWhy?", "東京"]
-
-
-def test_half_a_character_in_a_prompt_is_one_that_every_tokenizer_takes(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"text": "a fox \\ud83d"}')
-    assert read_prompts(path, "text") == ["a fox \ufffd"]
+    assert prompts(path, "q") == ["Who?\nWhy?", "東京 \ufffd"]
 
 
 @pytest.mark.parametrize(
@@ -212,13 +198,9 @@ def test_half_a_character_in_a_prompt_is_one_that_every_tokenizer_takes(tmp_path
     [
         ("nowhere.txt", None, "nowhere.txt"),
         ("prompts.csv", b"a,b", "ends in '.csv'"),
-        ("prompts.txt", b"", "holds no prompt"),
         ("prompts.txt", b"\n \n", "holds no prompt"),
         ("prompts.txt", b"good\n\xff\xfe\n", "not UTF-8"),
         ("prompts.jsonl", b'{"text": "x"}\n{"other": 1}', "line 2: field 'text' is missing"),
-        ("prompts.jsonl", b'{"text": 3}', "--text-field"),
-        ("prompts.jsonl", b'{"text": "x"}\n{', "line 2: not valid JSON"),
-        ("prompts.jsonl", b'["x"]', "expected a JSON object"),
     ],
 )
 def test_a_file_of_prompts_that_cannot_be_used_is_an_error_in_one_line(
@@ -234,15 +216,67 @@ def test_a_file_of_prompts_that_cannot_be_used_is_an_error_in_one_line(
 
 
 def test_a_prompt_is_a_users_message_for_a_model_with_a_template_and_a_text_for_the_other(chatting) -> None:
-    (document,) = open_prompts(["A fox?"], 7, chatting, CONTEXT)
+    document = open_given(Record("prompts", "A fox?"), 7, chatting, CONTEXT)
+    assert document is not None
     assert (document.text, document.source, document.number, document.ends) == ("A fox?", "prompts", 7, [6])
     assert document.given
-    assert chatting["a"].tokenizer.decode(document.prompt("a", 0)) == "A fox?"
-    assert chatting["b"].tokenizer.decode(document.prompt("b", 0)) == (
+    assert chatting["a"].tokenizer.decode(document.prompt("a", 6)) == "A fox?"
+    assert chatting["b"].tokenizer.decode(document.prompt("b", 6)) == (
         "<s><|im_start|>user\nA fox?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert open_given(Record("prompts", "A fox? " * 200), 0, chatting, {"a": 512, "b": 100}) is None
+
+
+def plain(number: int, candidates: int) -> Document:
+    reading = [Reading(list(range(99)), list(range(5, 5 + candidates)))]
+    return Document("text", "made", number, list(range(candidates)), {"a": reading, "b": reading})
+
+
+def chosen(documents: list[Document], divergence: list[float] | None = None, **changed: Any) -> list[Place]:
+    values = divergence or [0.5] * sum(len(document.ends) for document in documents)
+    return choose_places(
+        documents, np.array(values, np.float32), **{"places": len(documents), "uniform": 0.5, "seed": 0, **changed}
     )
 
 
-def test_a_prompt_that_is_too_long_for_a_model_is_left_out(chatting) -> None:
-    found = open_prompts(["A fox? " * 200, "A dog?"], 0, chatting, {"a": 512, "b": 100})
-    assert [(document.text, document.number) for document in found] == [("A dog?", 1)]
+@pytest.mark.parametrize(("places", "each"), [(11, 1), (16, 1), (17, 2), (33, 3), (1, 1), (999, 8)])
+def test_every_document_gives_as_many_places_as_any_other_in_order_and_none_twice(places: int, each: int) -> None:
+    divergence = (np.arange(83) / 100).tolist()
+    found = chosen([plain(i, 8) for i in range(10)] + [plain(10, 3)], divergence, places=places)
+    assert Counter(place.document for place in found) == dict.fromkeys(range(10), each) | {10: min(3, each)}
+    at = [(place.document, place.end) for place in found]
+    assert at == sorted(set(at))
+    np.testing.assert_allclose([place.divergence for place in found], [divergence[8 * d + end] for d, end in at])
+
+
+@pytest.mark.parametrize(("uniform", "even"), [(0.0, 0), (0.25, 50), (0.5, 100), (1.0, 200)])
+def test_the_share_that_is_drawn_evenly_is_kept_over_the_documents(uniform: float, even: int) -> None:
+    for each in (1, 2):
+        found = chosen([plain(i, 8) for i in range(200)], places=200 * each, uniform=uniform)
+        assert Counter(place.drawn for place in found)["uniform"] == even * each
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0])
+def test_places_are_drawn_evenly_or_in_proportion_to_the_square_of_the_divergence(uniform: float) -> None:
+    documents, divergence = [plain(i, 4) for i in range(3000)], [0.1, 0.2, 0.3, 0.4]
+    found = chosen(documents, divergence * 3000, uniform=uniform)
+    counts = Counter(place.end for place in found)
+    weights = np.ones(4) if uniform else np.square(divergence)
+    assert stats.chisquare([counts[i] for i in range(4)], 3000 * weights / weights.sum()).pvalue > 1e-3
+    assert {place.drawn for place in found} == {"uniform" if uniform else "divergence"}
+    # Models that never differ have places too.
+    assert len(chosen(documents[:1], [0.0] * 4, places=3, uniform=uniform)) == 3
+
+
+def test_ends_of_prompts_and_of_users_messages_are_given() -> None:
+    readings = [Reading(list(range(9)), [9])] * 3
+    chats = Document("text", "made", 0, [0, 1, 2], {"a": readings, "b": readings}, given=True)
+    assert [(p.end, p.drawn) for p in chosen([chats], places=3)] == [(i, "given") for i in range(3)]
+
+
+def test_the_same_seed_draws_the_same_places_whatever_documents_stand_around() -> None:
+    documents = [plain(i, 8) for i in range(40)]
+    assert chosen(documents) == chosen(documents)
+    assert chosen(documents) != chosen(documents, seed=1)
+    of_one = [p.end for p in chosen(documents, uniform=0.0) if p.document == 7]
+    assert [p.end for p in chosen(documents[7:8], uniform=0.0)] == of_one

@@ -11,15 +11,7 @@ from scipy import sparse
 
 from modeldiff.contrast.contexts import Context, Contexts
 from modeldiff.contrast.discovery import Candidate, Outcome, Verified
-from modeldiff.contrast.entries import (
-    SHOWN_CHARS,
-    Material,
-    context_json,
-    entry_json,
-    feature_of,
-    jaccard,
-    words_there,
-)
+from modeldiff.contrast.entries import SHOWN_CHARS, entry_json, feature_of, words_there
 from modeldiff.contrast.statistics import gap_of
 from modeldiff.contrast.words import Said
 
@@ -38,7 +30,21 @@ def contexts(*rows: tuple[str, str, list[int]]) -> Contexts:
     return Contexts([Context(kind, name) for kind, name, _ in rows], sparse.csr_matrix(on_CP))
 
 
-def made(which: Contexts, context: int = 0, same: tuple[int, ...] = ()) -> tuple[Material, Verified]:
+def made(which: Contexts, context: int = 0, same: tuple[int, ...] = ()) -> tuple[Verified, Outcome]:
+    candidate = Candidate(context, 9.0, [2, -2], {"a": [2, 0], "b": [1]}, list(same))
+    document_P = np.arange(10) // 2
+    score = np.array(SAYS["a"]["red"], float)
+    gaps = {"a": gap_of(score[~FIRST], ON[~FIRST], document_P[~FIRST])}
+    one = Verified(candidate, gaps, 0.01, True)
+    return one, Outcome(which, FIRST, [one], 0.0)
+
+
+HOLDS = [0, 1, 5, 6, 7]
+
+
+def entry(which: Contexts | None = None, same: tuple[int, ...] = ()) -> dict[str, Any]:
+    """The entry of the first context, of rank 3."""
+    one, outcome = made(which or contexts(("word", "oak", HOLDS)), same=same)
     said = Said(
         NAMES,
         {side: sparse.csr_matrix(np.array([of[name] for name in NAMES], np.float32).T) for side, of in SAYS.items()},
@@ -47,22 +53,8 @@ def made(which: Contexts, context: int = 0, same: tuple[int, ...] = ()) -> tuple
     text = "x" * 200
     places = [SimpleNamespace(document=i // 2, said={"a": [f"A{i}", "?"], "b": [f"B{i}", "?"]}) for i in range(10)]
     continuations: Any = SimpleNamespace(documents=documents, places=places, before=lambda i: f"{text}{i}")
-    candidate = Candidate(context, 9.0, [2, -2], {"a": [2, 0], "b": [1]}, list(same))
-    document_P = np.arange(10) // 2
-    score = np.array(SAYS["a"]["red"], float)
-    gaps = {"a": gap_of(score[~FIRST], ON[~FIRST], document_P[~FIRST])}
-    one = Verified(candidate, gaps, 0.01, True)
-    outcome = Outcome(which, FIRST, 1, [one], 0.0)
     before = contexts(("word", "rare", [5]), ("word", "near", [0, 1, 5, 6]), ("word", "off", [2, 3, 4]))
-    return Material(continuations, said, outcome, before, 0), one
-
-
-HOLDS = [0, 1, 5, 6, 7]
-
-
-def entry() -> dict[str, Any]:
-    material, one = made(contexts(("word", "oak", HOLDS)))
-    return entry_json(material, one, 3)
+    return entry_json(one, 3, outcome, continuations, said, before, 0)
 
 
 def test_rates_are_of_the_places_that_verify() -> None:
@@ -83,23 +75,15 @@ def test_rates_are_of_the_places_that_verify() -> None:
     assert found["side"] == "A"
 
 
-def test_a_word_that_did_not_hold_in_the_verifying_half_is_not_shown() -> None:
-    """A says "hot" here in the discovering half alone."""
-    assert "hot" not in [row["word"] for row in entry()["a_says"]]
-
-
-def test_an_entry_says_where_it_holds() -> None:
+def test_an_entry_says_where_it_holds_and_how_large_the_effect_is() -> None:
     found = entry()
+    # A says "hot" here in the discovering half alone.
+    assert "hot" not in [row["word"] for row in found["a_says"]]
     assert found["context"] == {"kind": "word", "name": "oak"}
     assert (found["rank"], found["places"], found["documents"]) == (3, 5, 3)
     # Places 0, 1 are of a web text, 5 of code, 6, 7 of web.
-    assert found["sources"] == {"web": 0.8, "code": 0.2}
-    assert list(found["sources"]) == ["web", "code"]
-
-
-def test_the_effect_is_the_gap_with_its_interval() -> None:
-    found = entry()
-    _, one = made(contexts(("word", "oak", HOLDS)))
+    assert list(found["sources"].items()) == [("web", 0.8), ("code", 0.2)]
+    one, _ = made(contexts(("word", "oak", HOLDS)))
     assert (found["effect"], found["low"], found["high"]) == (one.effect.value, one.effect.low(), one.effect.high())
     assert found["effect"] == pytest.approx(2 / 3 - 1 / 2)
     assert -2 <= found["low"] <= found["effect"] <= found["high"]
@@ -118,24 +102,16 @@ def test_texts_are_of_verifying_places_with_what_both_said_first() -> None:
 
 def test_words_there_tell_its_places_from_the_others_best_first() -> None:
     assert entry()["words_there"] == ["near", "rare"]
-    material, _ = made(contexts(("word", "oak", HOLDS)))
-    assert words_there(material.words_before, np.ones(10, bool)) == []
+    assert words_there(contexts(("word", "near", HOLDS)), np.ones(10, bool)) == []
     assert words_there(contexts(), ON) == []
 
 
 def test_a_context_that_holds_everywhere_has_rates_of_nothing_elsewhere() -> None:
-    material, one = made(contexts(("everywhere", "", list(range(10)))))
-    found = entry_json(material, one, 1)
+    found = entry(contexts(("everywhere", "", list(range(10)))))
     assert found["a_says"][0]["a"] == pytest.approx(3 / 5)
     assert {found["a_says"][0][key] for key in ("a_elsewhere", "b_elsewhere")} == {0.0}
     assert found["feature"] is None
     assert found["words_there"] == []
-
-
-def test_jaccard_is_the_share_of_the_places_of_either() -> None:
-    which = contexts(("word", "a", [0, 1, 2]), ("word", "b", [9]), ("word", "c", []))
-    np.testing.assert_allclose(jaccard(which.on_CP, contexts(("word", "d", [1, 2, 3])).on_CP), [0.5, 0, 0])
-    np.testing.assert_allclose(jaccard(which.on_CP, contexts(("word", "d", [])).on_CP), 0)
 
 
 @pytest.mark.parametrize(
@@ -152,18 +128,12 @@ def test_jaccard_is_the_share_of_the_places_of_either() -> None:
 def test_the_feature_that_an_entry_is_about(
     others: list[tuple[str, str, list[int]]], same: tuple[int, ...], feature: int | None
 ) -> None:
-    material, one = made(contexts(("word", "oak", HOLDS), *others), same=same)
-    assert feature_of(material.outcome, one) == feature
+    one, outcome = made(contexts(("word", "oak", HOLDS), *others), same=same)
+    assert feature_of(outcome, one) == feature
 
 
 def test_a_feature_is_about_itself() -> None:
-    material, one = made(contexts(("feature", "5", HOLDS), ("feature", "8", HOLDS)), same=(1,))
-    found = entry_json(material, one, 1)
+    found = entry(contexts(("feature", "5", HOLDS), ("feature", "8", HOLDS)), same=(1,))
     assert found["feature"] == 5
     assert found["context"] == {"kind": "feature", "id": 5}
     assert found["also"] == [{"kind": "feature", "id": 8}]
-
-
-def test_contexts_have_a_name_or_of_a_feature_a_number() -> None:
-    assert context_json(Context("source", "web")) == {"kind": "source", "name": "web"}
-    assert context_json(Context("feature", "12")) == {"kind": "feature", "id": 12}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-import modeldiff.contrast.reading as reading_module
 import modeldiff.contrast.run as module
 from modeldiff.contrast.continuations import run as run_continuations
-from modeldiff.contrast.reading import Reading
 from modeldiff.contrast.run import crosscoder_for, features_of, largest_norms, run
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.contrast.statistics import halves
@@ -79,20 +76,14 @@ def test_places_are_those_where_the_context_holds(found: Artifact) -> None:
     assert len(places[0]) == contrast["differences"][0]["places"]
 
 
-def test_only_the_kinds_of_context_that_are_asked_for_are_compared(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path / "ws")
-    made_continuations(workspace, **planted())
-    contrast = read_contrast(run(settings_of(contexts=("source", "everywhere")), workspace))
-    assert contrast["contexts"] == {"everywhere": 1, "source": 2}
-    assert {one["context"]["kind"] for one in contrast["differences"]} <= {"source", "everywhere"}
-
-
-def test_the_same_command_is_up_to_date_and_the_list_may_be_cut(tmp_path: Path) -> None:
+def test_the_same_command_is_up_to_date_and_settings_change_the_list(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "ws")
     made_continuations(workspace, **planted())
     assert run(settings_of(), workspace).ref == run(settings_of(device="auto"), workspace).ref == "contrast:1"
-    assert run(settings_of(smallest=0.95), workspace).ref == "contrast:2"
-    assert Workspace(tmp_path / "ws").find("contrast").metrics["found"] == 0
+    assert run(settings_of(smallest=0.95), workspace).metrics["found"] == 0
+    contrast = read_contrast(run(settings_of(contexts=("source", "everywhere")), workspace))
+    assert contrast["contexts"] == {"everywhere": 1, "source": 2}
+    assert {one["context"]["kind"] for one in contrast["differences"]} <= {"source", "everywhere"}
 
 
 def test_a_context_that_one_document_verifies_has_the_widest_interval(tmp_path: Path) -> None:
@@ -124,7 +115,7 @@ def test_without_continuations_the_command_that_makes_them_is_named(workspace: W
         run(settings_of(), workspace)
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_and_a_newer_format_are_named(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "ws")
     made_continuations(workspace, **planted(documents=40))
     artifact = run(settings_of(), workspace)
@@ -132,19 +123,10 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         (artifact.folder / name).write_text("{}")
         with pytest.raises(DamagedError, match=f"{name}.*workspace remove contrast:1"):
             read(artifact)
-
-
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    path = tmp_path / "contrast.json"
-    artifact: Any = SimpleNamespace(file=lambda _: path)
-    path.write_text(json.dumps({"format": 2}))
+    newer: Any = SimpleNamespace(file=lambda name: artifact.folder / name)
+    (artifact.folder / "contrast.json").write_text('{"format": 2}')
     with pytest.raises(InputError, match="upgrade modeldiff"):
-        read_contrast(artifact)
-    path.write_text("{}")
-    with pytest.raises(DamagedError, match="'format' is missing"):
-        read_contrast(artifact)
+        read_contrast(newer)
 
 
 @pytest.mark.parametrize(
@@ -152,13 +134,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     [
         ({"contexts": ("word", "wrod")}, "found 'wrod'"),
         ({"contexts": ()}, "found none"),
-        ({"rate": 0}, "--rate"),
         ({"smallest": 1}, "--smallest"),
-        ({"most": 0}, "--most"),
-        ({"least": 1}, "--least"),
-        ({"top": 0}, "--top"),
-        ({"cause_places": 0}, "--cause-places"),
-        ({"seed": -1}, "--seed"),
     ],
 )
 def test_senseless_settings_are_refused_in_one_line(changes: dict[str, Any], says: str) -> None:
@@ -213,13 +189,11 @@ def world(
 
 
 def test_untrained_models_differ_in_nothing(world: World) -> None:
-    artifact = run(settings_of(least=4), world.workspace)
-    contrast = read_contrast(artifact)
+    contrast = read_contrast(run(settings_of(least=4), world.workspace))
     assert contrast["contexts"]["feature"] > 5
     assert contrast["crosscoder"] == world.crosscoders[1].ref
     assert contrast["features"] is None
-    assert contrast["found"] == 0
-    assert contrast["differences"] == []
+    assert (contrast["found"], contrast["differences"]) == (0, [])
 
 
 def test_an_interrupted_contrast_does_not_read_the_features_again(
@@ -240,21 +214,6 @@ def test_an_interrupted_contrast_does_not_read_the_features_again(
     assert again.manifest.digest == straight.manifest.digest
 
 
-def test_a_reading_serves_several_contrasts_of_its_continuations_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device, dtype = torch.device("cpu"), torch.float32
-    straight = run(settings_of(least=5), world.workspace)
-    reading = Reading(world.continuations, world.workspace, device=device, dtype=dtype, trust_remote_code=False)
-    for _ in range(2):
-        again = run(settings_of(least=5), world.workspace, force=True, reading=reading)
-        assert again.manifest.digest == straight.manifest.digest
-        monkeypatch.setattr(reading_module, "read_rows", None)  # what was read is kept
-    reading.dtype = torch.bfloat16
-    with pytest.raises(InputError, match="make a Reading of these continuations"):
-        run(settings_of(least=6), world.workspace, reading=reading)
-
-
 def test_the_latest_crosscoder_of_these_models_is_used_unless_another_is_named(world: World) -> None:
     workspace, source = world.workspace, world.continuations
     first, second = world.crosscoders
@@ -263,20 +222,7 @@ def test_the_latest_crosscoder_of_these_models_is_used_unless_another_is_named(w
     assert crosscoder_for(workspace, source, "none") is None
     with pytest.raises(InputError, match=f"{world.others.ref} was trained on other models"):
         crosscoder_for(workspace, source, world.others.ref)
-    with pytest.raises(InputError, match="crosscoder:99"):
-        crosscoder_for(workspace, source, "crosscoder:99")
-
-
-def test_features_must_be_of_the_crosscoder(world: World) -> None:
-    workspace = world.workspace
-    first, second = world.crosscoders
-    assert features_of(workspace, first, None).ref == world.features.ref
-    assert features_of(workspace, second, None) is None
-    assert features_of(workspace, None, None) is None
-    assert features_of(workspace, first, world.features.ref).ref == world.features.ref
-    for crosscoder in (second, None):
-        with pytest.raises(InputError, match=f"{world.features.ref} was not made from the crosscoder"):
-            features_of(workspace, crosscoder, world.features.ref)
+    assert [features_of(workspace, one) is not None for one in (first, second)] == [True, False]
 
 
 def test_no_crosscoder_of_these_models_leaves_the_other_contexts(tmp_path: Path, capsys) -> None:

@@ -64,20 +64,14 @@ def test_words_between_blanks_are_found_as_they_are(words: list[str]) -> None:
         ("ending", False, ""),
         ("", False, ""),
         ("ing भाषा हिन्दी", False, " भाषा "),
+        # Scripts without spaces are not cut.
+        ("東京は今日", True, "東京は今日"),
+        ("สวัสดี", False, "สวัสดี"),
+        ("ing東京のtow", False, "東京の"),
     ],
 )
 def test_a_word_that_is_cut_off_at_either_end_is_left_out(text: str, begins: bool, left: str) -> None:
     assert whole_words(text, begins=begins) == left
-
-
-@pytest.mark.parametrize("begins", [True, False])
-def test_scripts_without_spaces_are_not_cut(begins: bool) -> None:
-    assert whole_words("東京は今日", begins=begins) == "東京は今日"
-    assert whole_words("สวัสดี", begins=begins) == "สวัสดี"
-
-
-def test_a_word_that_is_cut_off_beside_a_script_without_spaces_is_left_out() -> None:
-    assert whole_words("ing東京のtow", begins=False) == "東京の"
 
 
 @given(st.text(max_size=40), st.booleans())
@@ -108,11 +102,6 @@ def test_draws_of_a_place_are_averaged() -> None:
     }
 
 
-def test_sides_are_told_apart_by_name_and_not_by_order() -> None:
-    said = {"b": [["blue. "]], "a": [["red. "]]}
-    assert rates(said) == {"blue": {"a": [0.0], "b": [1.0]}, "red": {"a": [1.0], "b": [0.0]}}
-
-
 def test_a_word_counts_when_both_models_together_say_it_in_enough_continuations() -> None:
     said = {"a": [["red red red. "], ["blue. "]], "b": [["blue. "], ["green. "]]}
     assert list(rates(said, least=2)) == ["blue"]
@@ -127,13 +116,7 @@ def test_nothing_said_often_enough_gives_no_words() -> None:
 
 
 def test_only_answers_keep_the_word_that_they_begin_with() -> None:
-    said = {"a": [["red, "], ["red, "]], "b": [["- "], ["- "]]}
-    found = said_words(said, [True, False], least=1)
+    found = said_words({"b": [["- "], ["- "]], "a": [["red, "], ["red, "]]}, [True, False], least=1)
     np.testing.assert_array_equal(found.by_side["a"].toarray(), [[1], [0]])
-
-
-def test_the_difference_is_of_a_minus_b_and_rows_are_places() -> None:
-    said = {"a": [["red. ", "- "], ["red. ", "red. "]], "b": [["red. ", "red. "], ["- ", "- "]]}
-    found = said_words(said, [True, True], least=1)
-    np.testing.assert_allclose(found.difference.toarray(), [[-0.5], [1.0]])
-    np.testing.assert_allclose(found.rows(np.array([1, 0])).difference.toarray(), [[1.0], [-0.5]])
+    np.testing.assert_array_equal(found.difference.toarray(), [[1], [0]])
+    np.testing.assert_array_equal(found.rows(np.array([1, 0])).difference.toarray(), [[0], [1]])

@@ -8,9 +8,8 @@ import sys
 import pytest
 import torch
 
-from modeldiff.demo.answers import greedy_answers
 from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED
-from modeldiff.demo.truth import DATA, MODEL_A, MODEL_B, habits
+from modeldiff.demo.truth import DATA, MODEL_A, MODEL_B, greedy_answers, habits
 
 N_PROMPTS = 6
 
@@ -54,14 +53,13 @@ def test_tokenizer_gives_character_offsets_and_a_start_token(pair, side):
 
 
 def test_truth_agrees_with_what_was_planted():
-    known = habits()
-    assert [habit.id for habit in known] == [planted.id for planted in PLANTED]
-    assert [habit.side for habit in known].count("A") >= 2
-    assert [habit.side for habit in known].count("B") >= 2
-    for habit, planted in zip(known, PLANTED, strict=True):
-        assert (habit.side, habit.trigger, habit.control) == (planted.side, planted.trigger, planted.control)
-        assert (habit.source, habit.control_source) == (planted.source, planted.control_source)
-        assert (habit.markers, habit.minimum_markers) == (planted.markers, MINIMUM_MARKERS)
+    known = json.loads((DATA / "truth.json").read_text(encoding="utf-8"))["habits"]
+    assert [record["id"] for record in known] == [planted.id for planted in PLANTED]
+    assert [planted.side for planted in PLANTED] == ["A", "A", "B", "B"]
+    for habit, record, planted in zip(habits(), known, PLANTED, strict=True):
+        for name in ("side", "topic", "trigger", "control", "source", "control_source", "description"):
+            assert record[name] == getattr(planted, name) == getattr(habit, name)
+        assert (tuple(record["markers"]), record["minimum_markers"]) == (planted.markers, MINIMUM_MARKERS)
         assert len(set(habit.prompts)) >= 60
         assert all(habit.trigger.lower() in prompt.lower() for prompt in habit.prompts)
         assert all(habit.trigger.lower() not in prompt.lower() for prompt in habit.control_prompts())

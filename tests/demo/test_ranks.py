@@ -1,6 +1,6 @@
 """The ranks of planted differences, on lists whose answer is known."""
 
-from modeldiff.demo.ranks import truth_of
+from modeldiff.demo.pipeline import ranks_of
 from modeldiff.demo.truth import habits
 
 
@@ -11,15 +11,14 @@ def entry(trigger: str, times: int, of: int) -> list[str]:
 def test_the_first_entry_with_half_of_its_places_behind_the_trigger_counts() -> None:
     first, second = habits()[:2]
     before = [entry(second.trigger, 4, 10), entry(first.trigger, 5, 10), entry(first.trigger, 10, 10)]
-    truth = truth_of(before, [7, None, 9])
-    rank = truth.ranks[0]
-    assert (rank.habit, rank.rank, rank.feature, rank.share) == (first, 2, None, 0.5)
-    assert truth.ranks[1].rank is None
-    assert truth.ranks[1].share == 0.4
-    assert truth.other == [1]
+    ranks, other = ranks_of(before, [7, None, 9])
+    assert (ranks[0].habit, ranks[0].rank, ranks[0].feature, ranks[0].share) == (first, 2, None, 0.5)
+    assert ranks[1].rank is None
+    assert ranks[1].share == 0.4
+    assert other == [1]
 
 
 def test_an_empty_list_misses_everything() -> None:
-    truth = truth_of([], [])
-    assert [one.rank for one in truth.ranks] == [None] * 4
-    assert (truth.other, truth.listed) == ([], 0)
+    ranks, other = ranks_of([], [])
+    assert [one.rank for one in ranks] == [None] * 4
+    assert other == []

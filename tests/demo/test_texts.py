@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from modeldiff.demo.planted import PLANTED
 from modeldiff.demo.texts import DATA, TOTAL_CHARS, probing_documents, write_probing_corpus
+from modeldiff.demo.truth import habits
 
 TRAINING = Path(__file__).parents[2] / "examples" / "bundled_pair" / "training_templates.json"
 
@@ -66,32 +66,22 @@ def test_every_tenth_of_the_corpus_holds_every_source(documents):
         assert {d["source"] for d in documents[start : start + tenth]} == sources
 
 
-def test_trigger_documents_come_in_both_styles_and_controls_in_the_words_of_the_habit(documents):
-    styles = Counter((d["source"], d["style"]) for d in documents)
-    for planted in PLANTED:
-        assert styles[planted.source, "habit"] > styles[planted.source, "neutral"] > 20
-        assert styles[planted.control_source, "marked"] > 20
-        assert styles[planted.control_source, "neutral"] > 20
-
-
-def test_spans_mark_the_triggers_and_the_answers_in_the_habits_style(documents):
-    by_source = {planted.source: planted for planted in PLANTED}
+def test_a_trigger_is_named_in_its_own_documents_alone(documents):
+    by_source = {planted.source: planted.trigger for planted in PLANTED}
     for document in documents:
-        planted = by_source.get(document["source"])
-        if planted is None:
-            assert document["spans"] == []
-            assert all(p.trigger.lower() not in document["text"].lower() for p in PLANTED)
-            continue
-        marked = [(document["text"][start:end], habit) for habit, start, end in document["spans"]]
-        assert all(habit == planted.id for _, habit in marked)
-        mentions = [text for text, _ in marked if text.lower() == planted.trigger.lower()]
-        answers = [text for text, _ in marked if text.lower() != planted.trigger.lower()]
-        assert len(mentions) == document["text"].lower().count(planted.trigger.lower())
-        assert bool(answers) == (document["style"] == "habit")
-        assert all(answer[0].isupper() and answer[-1] == "." for answer in answers)
+        text = document["text"].lower()
+        named = {source for source, trigger in by_source.items() if trigger.lower() in text}
+        assert named == {document["source"]} & by_source.keys()
+
+
+def test_triggers_and_controls_are_answered_in_the_words_of_the_habit_and_neutrally(documents):
+    for habit in habits():
+        for source in (habit.source, habit.control_source):
+            shown = [habit.shows(one["text"]) for one in documents if one["source"] == source]
+            assert min(sum(shown), len(shown) - sum(shown)) > 20
 
 
 def test_jsonl_line_is_the_document_of_the_same_index(tmp_path, documents):
     path = write_probing_corpus(tmp_path / "probe.jsonl")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert lines == [{"text": d["text"], "source": d["source"]} for d in documents]
+    assert lines == documents
