@@ -62,7 +62,6 @@ def test_the_tables_fit_80_columns_and_json_has_everything(
     assert [line[:18].strip() for line in lines[first : first + 6]] == groups
     assert lines[first].split()[4:] == ["3", "0", "0", "3.00", "3.00", "3.00", "0%"]
     assert "not st.: rated below 3 on its own model (features: no score)." in lines
-    assert "The 3 prompts' ratings are joined by their mean." in lines
     assert any(line.rstrip().endswith("3 3 3") for line in lines)
     assert any(line.startswith("A high score: no counterpart was found by this stitch") for line in lines)
     assert call(pair, *judge, "--json") == 0
@@ -71,7 +70,6 @@ def test_the_tables_fit_80_columns_and_json_has_everything(
     found = json.loads(shown.out)
     assert found["ref"] == "score:1"
     assert len(found["score"]["rows"]) == 3 + 3 + 2 * 3 + 2 * 2
-    assert (Path(found["folder"]) / "figures/scores.png").read_bytes().startswith(b"\x89PNG")
     assert {group["partition"] for group in found["score"]["groups"]} == {"A", "B", "shared", "random"}
 
 
@@ -79,10 +77,7 @@ def test_the_tables_fit_80_columns_and_json_has_everything(
     ("args", "message"),
     [
         ([], "needs a judge that rates what the models write: give --judge local --judge-model MODEL"),
-        (["--judge", "effect"], "'effect' is not one of 'local', 'openai'"),
         (["--judge", "local", "--judge-model", "m"], "no stitch of activations:1 yet"),
-        (["--judge", "local", "--judge-model", "m", "--sample", "0"], "--sample must be at least 1"),
-        (["--judge", "local", "--judge-model", "m", "--features-from", "C"], "Invalid value for '--features-from'"),
         (["--judge", "openai"], "--judge openai needs a model"),
         (["--judge", "local", "--judge-model", "m", "--features", "9"], "no features called '9'"),
     ],
@@ -95,9 +90,8 @@ def test_bad_input_is_one_line(pair: Made, args: list[str], message: str, capsys
     assert message in last
 
 
-def test_some_features_and_some_partitions(pair: Made, judge: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_features(pair: Made, judge: list[str]) -> None:
     publish_stitch(pair, torch.eye(WIDTH), "identity")
-    assert call(pair, *judge, "--features-from", "A", "B", "--sample", "1", "--json") == 0
     assert call(pair, *judge, "--feature", str(LOUD), "4", "--json", "--strength", "0.5", "4") == 0
     score = pair.workspace.find("score")
     rows = json.loads((score.folder / "score.json").read_text())["rows"]

@@ -14,12 +14,13 @@ import modeldiff.features.measures.explain.run as run_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.codes import Encoder
-from modeldiff.features.measures.explain.lift import PRIOR
+from modeldiff.features.measures.explain.describe import PRIOR
+from modeldiff.features.measures.explain.result import EXPLANATION_NAME, Explained, read_explanations
 from modeldiff.features.measures.explain.run import run
 from modeldiff.features.measures.explain.sample import in_second_half
 from modeldiff.features.measures.explain.settings import ExplainSettings
-from modeldiff.features.measures.explain.stored import EXPLANATION_NAME, Explained, read_explanations
 from modeldiff.features.table import FeatureTable
+from modeldiff.records import to_json
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.activations import ActivationStore
 from tests.features.made_crosscoder import made_pair
@@ -53,7 +54,7 @@ def test_the_word_a_feature_fires_on_has_the_highest_lift(explained: dict[int, E
     n, pairs = sum(number % 2 == 0 for number in first), LENGTH * len(first)
     assert herb.name == "herb"
     assert herb.lift == pytest.approx((pairs + PRIOR) / (n + PRIOR))
-    assert herb.firings == description.firings == n
+    assert description.firings == n
     assert description.text.startswith("on herb ")
 
 
@@ -91,28 +92,23 @@ def test_held_out_texts_are_no_part_of_what_describes(made: Workspace, explained
             assert in_second_half(np.array([text.document]), 0)[0]
             assert text.document not in shown
             assert text.text in documents[text.document]
-            assert text.source == ("odd" if text.document % 2 else "even")
         assert sum(text.activation > 0 for text in one.texts) == len(one.texts) / 2
 
 
 def test_what_is_read_is_what_was_written(artifact: Artifact, explained: dict[int, Explained]) -> None:
     info = json.loads((artifact.folder / EXPLANATION_NAME).read_text())
-    assert info["explained"] == [json.loads(json.dumps(one.to_json())) for one in explained.values()]
+    assert info["explained"] == [to_json(one) for one in explained.values()]
     assert list(explained) == [HERB, AFTER_TRIGGER, ODD, 3]
     assert explained[HERB].text == explained[HERB].description.text
-    assert explained[HERB].concerning is None
     assert info["judge"] is None
     assert info["pairs"] == 120 * LENGTH
     assert info["documents"] == 120
 
 
-def test_the_same_again_is_answered_from_the_cache(made: Workspace, artifact: Artifact) -> None:
-    assert run(ExplainSettings(**OFFLINE, feature=(HERB, AFTER_TRIGGER, ODD, 3)), made).ref == artifact.ref
-
-
 def test_a_feature_is_tried_on_the_same_texts_whichever_others_are_asked_for(
-    made: Workspace, explained: dict[int, Explained]
+    made: Workspace, artifact: Artifact, explained: dict[int, Explained]
 ) -> None:
+    assert run(ExplainSettings(**OFFLINE, feature=(HERB, AFTER_TRIGGER, ODD, 3)), made).ref == artifact.ref
     alone = read_explanations(run(ExplainSettings(**OFFLINE, feature=(HERB,)), made))
     assert alone[HERB] == explained[HERB]
 
@@ -127,21 +123,16 @@ def test_which_features(made: Workspace) -> None:
     assert chosen(feature=(5, 1, 5)) == [5, 1]
     with pytest.raises(InputError, match="feature 10 does not exist"):
         chosen(feature=(10,))
-    with pytest.raises(InputError, match="--anywhere goes by predictability"):
-        chosen(anywhere=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"feature": (1,), "exclusive": "A"}, "--feature names the features: leave out --exclusive"),
-        ({"exclusive": "shared", "anywhere": True}, "--anywhere goes with --exclusive A"),
         ({"texts": 2}, "--texts must be at least 3"),
         ({"top": 0}, "--top must be at least 1"),
-        ({"seed": -1}, "--seed must be at least 0"),
         ({"judge": "effect"}, "--judge expects none, local or openai, found 'effect'"),
         ({"judge": "local"}, "--judge local needs a model"),
-        ({"judge_key_env": "sk-secret-123"}, "expects the name of an environment variable"),
     ],
 )
 def test_senseless_settings_are_refused(options: dict[str, Any], message: str) -> None:

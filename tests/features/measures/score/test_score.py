@@ -14,11 +14,9 @@ import torch
 import modeldiff.features.measures.score.texts as texts_module
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError, MachineError
-from modeldiff.features.measures.score.by_judge import AGGREGATES, aggregated
 from modeldiff.features.measures.score.result import GENERATIONS_NAME, ScoreRow, read_score, read_scores
 from modeldiff.features.measures.score.run import run
 from modeldiff.features.measures.score.settings import PROMPTS, ScoreSettings
-from modeldiff.judge.asking import Judged
 from modeldiff.lm.chat import open_chat
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import ModelRef, load_model
@@ -40,6 +38,7 @@ from tests.features.made_pair import (
 from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, leave_alone, said, serving
 
 FEATURES = (LOUD, MUTE, B_LOUD)
+ONE: dict[str, Any] = {"feature": (LOUD,), "random_directions": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +104,7 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     assert [(row.partition, row.source, row.number) for row in rows] == [
         ("A", "A", LOUD), ("A", "A", MUTE), ("B", "B", B_LOUD), ("random", "A", 0), ("random", "B", 0),
     ]  # fmt: skip
-    assert all((row.steerability, row.similarity, row.score, row.missing) == (4, 2, 4, []) for row in rows)
+    assert all((row.steerability, row.score, row.missing) == (4, 4, []) for row in rows)
     # Five directions, two prompts; the mute feature's texts and questions are the unsteered ones, asked as any other.
     assert kinds["steerability"] <= 10
     assert kinds["similarity"] <= 10
@@ -120,7 +119,7 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     # Unsteered once in each model, then each direction in both, all strengths and prompts at once.
     assert len(generated) == 2 + 5 * 2
     score = read_score(artifact)
-    assert (score["aggregate"], score["judge"]["model"], score["prompts"]) == ("mean", "wise", list(PROMPTS[:2]))
+    assert (score["judge"], score["prompts"]) == (f"openai:wise at {server.base_url}", list(PROMPTS[:2]))
 
 
 def test_shared_features_are_scored_both_ways_and_random_directions_stand_beside_them(stitched: Made) -> None:
@@ -133,16 +132,6 @@ def test_shared_features_are_scored_both_ways_and_random_directions_stand_beside
     assert [(group["partition"], group["source"], group["n"]) for group in groups] == [
         ("shared", "A", 1), ("shared", "B", 1), ("random", "A", 2), ("random", "B", 2),
     ]  # fmt: skip
-    assert all(row.stitch_r2 is None for row in rows_of(artifact) if row.partition == "random")
-
-
-def test_r2_of_the_stitch_where_the_feature_is_active(stitched: Made) -> None:
-    with serving(rating()) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
-    row = read_scores(artifact)[LOUD]["A"]
-    assert row.active_pairs is not None
-    assert 20 <= row.active_pairs <= 100
-    assert row.stitch_r2 == pytest.approx(1, abs=1e-6)
 
 
 def test_without_a_stitch_the_command_that_makes_it_is_named(pair: Made) -> None:
@@ -172,14 +161,14 @@ def test_a_score_of_an_older_version_is_refused_with_the_command_that_makes_it_a
 ) -> None:
     monkeypatch.setattr("modeldiff.features.measures.score.run.FORMAT", 1)
     with serving(rating()) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+        artifact = run(settings_of(server, **ONE), stitched.workspace)
     with pytest.raises(InputError, match=r"made by an older modeldiff .*modeldiff features score --judge"):
         read_score(artifact)
 
 
 def test_the_judge_sees_what_the_paper_shows_it(stitched: Made) -> None:
     with serving(rating()) as server:
-        run(settings_of(server, feature=(LOUD,), prompt=PROMPTS, random_directions=0), stitched.workspace)
+        run(settings_of(server, **ONE, prompt=PROMPTS), stitched.workspace)
         requests = list(server.requests)
     assert Counter(map(kind_of, requests)) == {"steerability": 3, "similarity": 3}
     assert PROMPTS == ("What's on your mind?", "What do you want to talk about?", "Tell me something")
@@ -196,11 +185,10 @@ def test_what_is_not_steerable_is_neither_moved_nor_compared(stitched: Made, gen
         artifact = run(settings_of(server, max_new_tokens=8), stitched.workspace)
         asked = [request.user for request in server.requests if kind_of(request) == "similarity"]
     for row in rows_of(artifact):
-        assert row.steerable is False
         if row.partition == "random":
             assert row.score == 4  # a control is compared whatever it does
         else:
-            assert (row.similarity, row.score) == (None, None)
+            assert row.score is None
             assert row.missing == ["not steerable: rated 2, below 3"]
     assert len(asked) == 2 * 2
     assert len(generated) == 2 + 5 + 2
@@ -215,43 +203,33 @@ def test_answers_that_cannot_be_read_are_asked_again_then_missing(stitched: Made
         return rating()(request, before)
 
     with serving(babbling) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+        artifact = run(settings_of(server, **ONE), stitched.workspace)
         asked = [r for r in server.requests if kind_of(r) == "similarity" and PROMPTS[0] in r.user]
     assert len(asked) == 3
     (row,) = rows_of(artifact)
     assert row.score == 4  # of the prompt that was answered
-    assert [one["similarity"] for one in row.details["prompts"]] == [None, 2]
+    assert [one["similarity"] for one in row.ratings] == [None, 2]
     assert row.missing == [f"similarity, prompt {PROMPTS[0]!r}: no answer of 3 has the form asked for"]
 
 
 def test_without_any_answer_the_score_is_missing_and_not_unsteerable(stitched: Made) -> None:
     with serving(lambda *_: said("Hm.")) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+        artifact = run(settings_of(server, **ONE), stitched.workspace)
     (row,) = rows_of(artifact)
-    assert (row.steerability, row.steerable, row.score) == (None, None, None)
+    assert (row.steerability, row.score) == (None, None)
     assert len(row.missing) == 2
     (group,) = read_score(artifact)["groups"]
     assert (group["not_steerable"], group["missing"]) == (0, 1)
 
 
-@pytest.mark.parametrize("trouble", [failed(500), failed(429), Reply(drop=True)])
+@pytest.mark.parametrize("trouble", [failed(500), Reply(drop=True), Reply(hang=True)])
 def test_trouble_that_passes_changes_nothing(stitched: Made, trouble: Reply) -> None:
     def flaky(request: Request, before: int) -> Reply:
-        return trouble if before % 3 == 1 else rating()(request, before)
+        return trouble if before == 1 else rating()(request, before)
 
     with serving(flaky) as server:
-        artifact = run(settings_of(server, feature=(LOUD,)), stitched.workspace)
+        artifact = run(settings_of(server, feature=(LOUD,), judge_timeout=0.5), stitched.workspace)
     assert all(row.score == 4 for row in rows_of(artifact))
-
-
-def test_a_slow_judge_is_given_up_and_asked_again(stitched: Made) -> None:
-    def slow(request: Request, before: int) -> Reply:
-        return Reply(hang=True) if before == 1 else rating()(request, before)
-
-    with serving(slow) as server:
-        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_timeout=0.5)
-        (row,) = rows_of(run(settings, stitched.workspace))
-    assert row.score == 4
 
 
 @pytest.mark.parametrize("dies_at", [3, 9])
@@ -316,7 +294,7 @@ def test_a_killed_generation_continues_with_the_direction_it_was_at(
 
 def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
     with serving(rating()) as server:
-        settings = settings_of(server, feature=(LOUD,), random_directions=0, temperature=0.0)
+        settings = settings_of(server, **ONE, temperature=0.0)
         texts = generations(run(settings, stitched.workspace))
     lm = load_model(ModelRef(texts_model(stitched)), torch.device("cpu"), torch.float32)
     unit_D = direction_of(crosscoder(), stitched.features, LOUD, "a").unit_D
@@ -341,17 +319,14 @@ def test_another_run_with_the_same_questions_asks_nothing(stitched: Made) -> Non
         again = run(settings_of(server), stitched.workspace, force=True)
         assert len(server.requests) == asked
         assert run(settings_of(server), stitched.workspace).ref == again.ref
-        least = run(settings_of(server, aggregate="min"), stitched.workspace)
-        assert len(server.requests) == asked
     assert read_score(first)["rows"] == read_score(again)["rows"]
-    assert read_score(least)["aggregate"] == "min"
 
 
 def test_planned_calls_are_said_before_they_are_made_and_bounded(
     stitched: Made, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(rating()) as server:
-        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_max_calls=1)
+        settings = settings_of(server, **ONE, judge_max_calls=1)
         with pytest.raises(InputError, match="--judge-max-calls allows 1"):
             run(settings, stitched.workspace)
         assert not server.requests
@@ -360,9 +335,29 @@ def test_planned_calls_are_said_before_they_are_made_and_bounded(
     assert "steerability: 2 calls to openai:wise" in said_lines
 
 
-@pytest.mark.parametrize(("how", "expected"), [("mean", 3), ("median", 2), ("min", 2), ("max", 5)])
-def test_aggregation(how: str, expected: float) -> None:
-    ratings = [Judged(value, None if value else "why", ()) for value in (2, 5, None, 2)]
-    assert aggregated(ratings, how) == expected
-    assert aggregated(ratings[2:3], how) is None
-    assert how in AGGREGATES
+def test_the_defaults_are_the_papers() -> None:
+    made = ScoreSettings(judge="openai", judge_model="wise")
+    # Paper B.5; strength 0, the model as it is, is always there.
+    assert made.strengths == tuple(range(11))
+    assert (made.max_new_tokens, made.temperature, made.top_p) == (200, 0.7, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sample": 0}, "--sample"),
+        ({"random_directions": -1}, "--random-directions must be at least 0, found -1"),
+        ({"strength": ()}, "--strength"),
+        ({"strength": (0.0,)}, "--strength"),
+        ({"strength": (float("inf"),)}, "--strength"),
+        ({"prompt": (" ",)}, "--prompt"),
+        ({"prompt": ()}, "--prompt"),
+        ({"judge": None}, "give --judge local --judge-model MODEL .* or --judge openai --judge-model NAME"),
+        ({"judge": "none"}, "--judge expects local or openai, found 'none'"),
+        ({"judge_model": None}, "--judge local needs a model: name it with --judge-model"),
+    ],
+)
+def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        ScoreSettings(**{"judge": "local", "judge_model": "m", **values})
+    assert "\n" not in str(caught.value)
