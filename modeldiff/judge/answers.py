@@ -36,11 +36,7 @@ class Answer:
 
 
 class AnswerCache:
-    """The answers in a folder, by key. Several threads and processes may add to it at the same time.
-
-    Args:
-        folder: made when the first answer is kept.
-    """
+    """The answers in a folder, by key. Several threads and processes may add to it at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -61,11 +57,7 @@ class AnswerCache:
         return None
 
     def add(self, key: str, prompt: Prompt, answer: Answer) -> None:
-        """Keep an answer; it is on disk when this returns.
-
-        Raises:
-            MachineError: the file cannot be written.
-        """
+        """Keep an answer; it is on disk when this returns. Raises MachineError if it cannot be written."""
         record = {"id": prompt.id, "attempt": prompt.attempt, "text": answer.text, "reason": answer.reason}
         path = self._folder / f"{key}.json"
         try:

@@ -59,12 +59,8 @@ class Endpoint:
         }
 
     def answer(self, prompts: Sequence[Prompt], keep: Callable[[int, Answer], None]) -> None:
-        """As `Backend.answer`. When one call fails for good, those under way are finished and no other begins.
-
-        Raises:
-            InputError: the server refuses a request.
-            MachineError: the server stays out of reach, or says something that is not an answer.
-        """
+        """As `Backend.answer`. When one call fails for good, those under way are finished and no other begins. Raises
+        InputError if the server refuses a request, MachineError if it stays out of reach or gives no answer."""
         waiting = deque(range(len(prompts)))
         errors: list[BaseException] = []
 

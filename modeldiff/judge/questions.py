@@ -154,12 +154,7 @@ class Explanation:
 
 
 def ask_similarity(id: str, asked: str, first: Sequence[Written], second: Sequence[Written]) -> Prompt:
-    """How alike the push is in two models, 1 to 5.
-
-    Args:
-        asked: what both models were asked.
-        first, second: what each wrote, at the same strengths in the same order.
-    """
+    """How alike the push is in two models, 1 to 5: both were `asked` the same and wrote at the same strengths."""
     labelled = [("what the models were asked", asked)]
     for (strength, one), (same, other) in zip(first, second, strict=True):
         assert strength == same, "both models need the same strengths"
@@ -175,11 +170,7 @@ def ask_steerability(id: str, asked: str, written: Sequence[Written]) -> Prompt:
 
 
 def ask_explanation(id: str, examples: Sequence[Sequence[tuple[str, float]]]) -> Prompt:
-    """What a feature responds to.
-
-    Args:
-        examples: the top examples, each in pieces of (text, activation at the piece; 0 where it does not fire).
-    """
+    """What a feature responds to, by its top examples in pieces of (text, activation there; 0: it does not fire)."""
     labelled = [(f"text {n}", marked(pieces)) for n, pieces in enumerate(examples, 1)]
     return _prompt(id, "explanation", _EXPLANATION, labelled)
 

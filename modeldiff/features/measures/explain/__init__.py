@@ -42,13 +42,9 @@ class ExplainMeasure(Measure):
 
     def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
         """The features with their words."""
-        from modeldiff.features.measures.explain.result import (
-            print_explanations,
-            read_explanation_info,
-            read_explanations,
-        )
+        from modeldiff.features.measures.explain.result import print_explanations
 
-        print_explanations(artifact.ref, read_explanation_info(artifact), list(read_explanations(artifact).values()))
+        print_explanations(artifact)
 
     def arguments(self, about: About) -> str:
         """Of the command that explains these features."""

@@ -1,15 +1,11 @@
-"""A feature described from the texts alone: its words, the words before it, its sources.
+"""A feature described from the texts alone: its words, the words before it, its sources; counted over all pairs of one
+half of the documents, not only over top examples.
 
-Everything is counted on one half of the documents, over all pairs of the sample there, not only over top examples.
+Lift: how much more of a feature's activation falls on a word (a word before, a source) than of all pairs does. With m
+the activation on the n pairs that have the word and M that on all N pairs, as if the word had been seen `PRIOR` times
+more with the average activation of a pair each time:
 
-Lift: how much more of a feature's activation falls on a word (a word before, a source) than of all pairs does,
-
-    lift = share of the activation / share of the pairs = (m / n) / (M / N)
-
-with m the activation on the n pairs that have the word, M that on all N pairs. Smoothed: as if the word had been seen
-`PRIOR` times more, with the average activation of a pair each time,
-
-    lift = ((m + PRIOR M / N) / (n + PRIOR)) / (M / N).
+    lift = ((m + PRIOR M / N) / (n + PRIOR)) / (M / N)
 
 Null: the same with the activations moved along the texts by a random number of pairs, `SHIFTS` times. Moved as a
 whole, runs of firing stay runs, and words keep to their texts; only what belongs together is taken apart.
@@ -55,8 +51,6 @@ class Lift:
     """Smoothed."""
     chance: float
     """The highest that this very word reached in the shifts."""
-    share: float
-    """Share of the feature's activation."""
     nats: float
     """How much it tells."""
 
@@ -163,8 +157,8 @@ def characteristic(
     average = total / n
     counts_K = np.bincount(category_NJ[category_NJ >= 0], minlength=len(names))
 
-    def measured(row: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """(activation, lift, nats) of each category, with the firings at these pairs."""
+    def measured(row: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(lift, nats) of each category, with the firings at these pairs."""
         found_CJ = category_NJ[row]
         inside = found_CJ >= 0
         found = found_CJ[inside]
@@ -172,18 +166,18 @@ def characteristic(
         mass_K = np.bincount(found, weights, minlength=len(names)).astype(np.float64)
         lift_K = (mass_K + PRIOR * average) / (counts_K + PRIOR) / average
         looked_at_K = (counts_K >= MIN_COUNT) & (np.bincount(found, minlength=len(names)) >= MIN_WORD_FIRINGS)
-        return mass_K, lift_K, np.where(looked_at_K, _nats(lift_K, counts_K / n), 0)
+        return lift_K, np.where(looked_at_K, _nats(lift_K, counts_K / n), 0)
 
     chance_K, most_told = np.zeros(len(names)), 0.0
     shifts = np.random.default_rng(seed).integers(n // 4, max(n // 4 + 1, 3 * n // 4), SHIFTS)
     for shift in shifts.tolist():
-        _, lift_K, nats_K = measured((row_C + shift) % n)
+        lift_K, nats_K = measured((row_C + shift) % n)
         np.maximum(chance_K, lift_K, out=chance_K)
         most_told = max(most_told, float(nats_K.max(initial=0)))
-    mass_K, lift_K, nats_K = measured(row_C)
+    lift_K, nats_K = measured(row_C)
     beyond = np.flatnonzero((nats_K > most_told) & (lift_K > chance_K))
     return [
-        Lift(names[k], float(lift_K[k]), float(chance_K[k]), float(mass_K[k] / total), float(nats_K[k]))
+        Lift(names[k], float(lift_K[k]), float(chance_K[k]), float(nats_K[k]))
         for k in beyond[np.lexsort((beyond, -nats_K[beyond]))][:MOST].tolist()
     ]
 

@@ -10,7 +10,6 @@ explanation.json (normative):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,12 +71,7 @@ class Explained:
 
 
 def read_explanation_info(artifact: Artifact) -> dict[str, Any]:
-    """explanation.json, checked.
-
-    Raises:
-        DamagedError: the file is missing, damaged, or has other fields.
-        InputError: written by a newer or by an older modeldiff.
-    """
+    """explanation.json. Raises as `read_info`."""
     return read_info(
         artifact, EXPLANATION_NAME, version=FORMAT, fields=_FIELDS, again="modeldiff features explain --force"
     )
@@ -87,20 +81,22 @@ def read_explanations(artifact: Artifact) -> dict[int, Explained]:
     """The features of an `explain` artifact, by number, in the order in which they were asked for.
 
     Raises:
-        DamagedError, InputError: as `read_explanation_info`.
+        DamagedError: explanation.json is missing, damaged, or has other fields.
+        InputError: written by a newer or by an older modeldiff.
     """
     where = f"{artifact.file(EXPLANATION_NAME)}, 'explained'"
     found = [from_json(Explained, one, where) for one in read_explanation_info(artifact)["explained"]]
     return {one.id: one for one in found}
 
 
-def print_explanations(ref: str, info: dict[str, Any], explained: Sequence[Explained]) -> None:
+def print_explanations(artifact: Artifact) -> None:
     """The features in 80 columns: how well they are detected, then what they respond to."""
+    info, explained = read_explanation_info(artifact), list(read_explanations(artifact).values())
     judge = info["judge"]
     detected: Columns = [("detected", "right")] if judge else []
     by = f"by {judge}" if judge else "from the texts, no judge"
     table(
-        f"{ref}: {len(explained)} features of {info['features']}, {by}",
+        f"{artifact.ref}: {len(explained)} features of {info['features']}, {by}",
         [("id", "right"), *detected, ("what it fires on (lift)", "left")],
         [[f"{one.id} {one.partition[0]}", *([_detected(one)] if judge else []), _lines(one)] for one in explained],
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from modeldiff.features.measures.measure import About, Measure
 from modeldiff.features.measures.score.settings import KIND, ScoreSettings
 from modeldiff.format import fixed, wrapped
@@ -36,21 +34,17 @@ class ScoreMeasure(Measure):
         "--judge openai --judge-model any --judge-base-url http://localhost:8000/v1",
     )
 
-    def options(self) -> list[click.Option]:
-        """Of the list."""
-        return [click.Option(["--top"], type=int, default=10, show_default=True, help="Number of features listed.")]
-
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
         """Everything."""
         from modeldiff.features.measures.score.result import read_score
 
         return {"score": read_score(artifact)}
 
-    def show(self, artifact: Artifact, **shown: Any) -> None:
+    def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
         """The distribution in each group, and the features of the highest score."""
-        from modeldiff.features.measures.score.result import print_score, read_score
+        from modeldiff.features.measures.score.result import print_score
 
-        print_score(artifact.ref, read_score(artifact), shown["top"])
+        print_score(artifact)
 
     def arguments(self, about: About) -> str:
         """Of the command that scores these features."""

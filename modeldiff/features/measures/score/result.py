@@ -28,6 +28,7 @@ GENERATIONS_NAME = "generations.jsonl"
 MIN_STEERABILITY = 3.0
 """A feature whose push is rated below this on its own model has no score (paper 6.1)."""
 HIGH_SCORE = 4.0
+_LISTED = 10
 _FIELDS = {
     "format", "features", "crosscoder", "activations", "stitch", "stitch_r2", "judge", "strengths", "prompts", "groups",
     "rows",
@@ -75,18 +76,18 @@ def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, 
 
 
 def read_score(artifact: Artifact) -> dict[str, Any]:
-    """The content of score.json, rows as JSON data.
-
-    Raises:
-        DamagedError: it is missing, damaged, or has other fields.
-        InputError: written by a newer or by an older modeldiff.
-    """
+    """The content of score.json, rows as JSON data. Raises as `read_info`."""
     return read_info(artifact, SCORE_NAME, version=FORMAT, fields=_FIELDS, again="modeldiff features score --judge ...")
 
 
 def read_scores(artifact: Artifact) -> dict[int, dict[str, ScoreRow]]:
     """The features of a `score` artifact: number -> source ("A" or "B") -> what is known. Random directions are left
-    out. Raises as `read_score`."""
+    out.
+
+    Raises:
+        DamagedError: score.json is missing, damaged, or has other fields.
+        InputError: written by a newer or by an older modeldiff.
+    """
     found: dict[int, dict[str, ScoreRow]] = {}
     where = str(artifact.folder / SCORE_NAME)
     for data in read_score(artifact)["rows"]:
@@ -96,11 +97,12 @@ def read_scores(artifact: Artifact) -> dict[int, dict[str, ScoreRow]]:
     return found
 
 
-def print_score(ref: str, score: dict[str, Any], top: int) -> None:
+def print_score(artifact: Artifact) -> None:
     """The distribution of the scores in each group, the controls among them, and the features of the highest score."""
+    score = read_score(artifact)
     columns = ("n", "not st.", "missing", "25 %", "median", "75 %", "≥ 4")
     table(
-        f"{ref} of {score['features']} by {score['judge']}",
+        f"{artifact.ref} of {score['features']} by {score['judge']}",
         [("group", "left"), *((name, "right") for name in columns)],
         [
             [
@@ -125,7 +127,7 @@ def print_score(ref: str, score: dict[str, Any], top: int) -> None:
         click.echo("no feature has a score")
         return
     table(
-        f"the {min(top, len(rows))} highest of {len(rows)}",
+        f"the {min(_LISTED, len(rows))} highest of {len(rows)}",
         [("id", "right"), ("group", "left"), ("score", "right"), ("steer", "right"), ("by prompt", "left")],
         [
             [
@@ -135,7 +137,7 @@ def print_score(ref: str, score: dict[str, Any], top: int) -> None:
                 fixed(row["steerability"], 1),
                 " ".join("-" if one["similarity"] is None else str(6 - one["similarity"]) for one in row["ratings"]),
             ]
-            for row in rows[:top]
+            for row in rows[:_LISTED]
         ],
     )
     click.echo("A high score: no counterpart was found by this stitch, not that there is none.")

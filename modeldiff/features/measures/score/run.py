@@ -105,10 +105,6 @@ def _score(
 ) -> tuple[list[ScoreRow], list[dict[str, Any]]]:
     """(a row for each direction, every generation)."""
     prompts = settings.prompt
-    say(
-        f"{judge.name} is asked at most {2 * len(prompts) * len(directions):,} questions (and again where an answer "
-        f"cannot be read): 2 about each of {len(prompts)} prompts and {len(directions)} directions"
-    )
     for side in SIDES:
         writers[side].write([one for one in directions if one.source == side], "source")
     written = {one: writers[one.source].read(one) for one in directions}
