@@ -98,15 +98,12 @@ class Excerpts:
 def ask_judge(
     judge: Judge, features: Sequence[Explained], examples: Mapping[int, list[Pieces]], *, with_null: bool
 ) -> list[Explained]:
-    """The features with the judge's words. What cannot be read after three tries is missing, with the reason.
+    """The features with the judge's words. What cannot be read after three tries is missing, with the reason. Raises as
+    `Judge.ask`.
 
     Args:
-        features: with the texts to try them on.
         examples: the top examples of each.
         with_null: also try each feature with the explanation of another one.
-
-    Raises:
-        InputError, MachineError: as `Judge.ask`; what was answered before is kept, and asking again continues.
     """
     shown = [one for one in features if examples[one.id]]
     prompts = [ask_explanation(f"feature {one.id}", examples[one.id]) for one in shown]

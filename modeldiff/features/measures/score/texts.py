@@ -37,14 +37,9 @@ class Writer:
     folder: Path
 
     def write(self, directions: Sequence[ScoredDirection], role: str) -> None:
-        """Make what is missing of the texts of these directions. The model is in memory only meanwhile.
-
-        Args:
-            role: what the model is to them, source or target; for people.
-
-        Raises:
-            InputError: it is not the model that was harvested, or prompt and text are too long for it.
-        """
+        """Make what is missing of the texts of these directions, to which the model is the source or the target
+        (`role`). It is in memory only meanwhile. Raises InputError if it is not the model that was harvested, or if
+        prompt and text are too long for it."""
         missing = [one for one in directions if not self._path(one.key).exists()]
         if not missing:
             return
