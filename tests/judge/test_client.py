@@ -79,6 +79,7 @@ def test_a_rerun_asks_nothing_that_was_answered_readably_or_not(tmp_path: Path) 
     judge = judge_of(backend, tmp_path, max_calls=0)
     assert (judge.planned(PROMPTS), judge.ask(PROMPTS, RATINGS)) == (0, first)
     assert backend.asked == []
+    assert judge_of(backend, tmp_path / "new").planned([*PROMPTS, *PROMPTS[:2]]) == 3
 
 
 def test_each_prompt_has_a_reader_of_its_own_and_zero_is_a_value(tmp_path: Path) -> None:

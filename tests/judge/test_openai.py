@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from modeldiff.judge.answers import AnswerCache, Prompt
 from modeldiff.judge.client import Judge, open_judge
 from modeldiff.judge.openai import Endpoint
 from modeldiff.judge.settings import JudgeSettings
-from modeldiff.settings import field_docs
 from tests.judge.fake_endpoint import Answering, Reply, Request, failed, said, serving
 
 CPU = torch.device("cpu")
@@ -77,17 +75,6 @@ def test_a_request_holds_model_messages_sampling_and_key(tmp_path: Path) -> None
         "temperature": 0,
         "max_tokens": 77,
     }
-
-
-def test_a_rerun_and_a_repeated_prompt_cost_nothing(tmp_path: Path) -> None:
-    with serving(echo) as server:
-        judge = judge_at(server.base_url, tmp_path)
-        asked = [*prompts(3), *prompts(2)]
-        assert judge.planned(asked) == 3
-        assert texts(judge, asked) == answers_to(3) + answers_to(2)
-        assert judge.planned(asked) == 0
-        assert texts(judge, asked) == texts(judge_at(server.base_url, tmp_path), asked)
-        assert len(server.requests) == 3
 
 
 def test_the_key_of_the_cache_is_the_question_and_who_is_asked(tmp_path: Path) -> None:
@@ -260,31 +247,6 @@ def test_a_server_with_other_names_for_the_limit_and_no_temperature_is_understoo
         assert server.requests[-1].body["max_completion_tokens"] == 77
 
 
-def test_ctrl_c_leaves_what_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(echo) as server:
-        judge = judge_at(server.base_url, tmp_path)
-        _interrupt_joins(monkeypatch, after=lambda: len(server.requests) >= 3)
-        with pytest.raises(KeyboardInterrupt):
-            judge.answers(prompts(50))
-        monkeypatch.undo()
-        monkeypatch.setenv("THE_KEY", KEY)
-        assert 0 < judge_at(server.base_url, tmp_path).planned(prompts(50)) < 50
-
-
-def _interrupt_joins(monkeypatch: pytest.MonkeyPatch, after: Callable[[], bool]) -> None:
-    """Waiting for a thread of the judge ends as Ctrl-C ends it, once `after` holds."""
-    join = threading.Thread.join
-
-    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
-        if not thread.name.startswith("judge-"):
-            return join(thread, timeout)
-        while not after():
-            join(thread, 0.001)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
-
-
 def test_a_killed_run_has_kept_every_answer_that_arrived(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom modeldiff.judge.answers import Prompt\n"
@@ -334,16 +296,6 @@ def test_senseless_settings_are_refused_in_one_line(options: dict[str, Any], mes
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
-
-
-def test_settings_are_described_and_load_nothing_heavy() -> None:
-    assert set(field_docs(JudgeSettings)) == {field.name for field in dataclasses.fields(JudgeSettings)}
-    code = (
-        "import sys, modeldiff.judge.settings\n"
-        "print([n for n in ('torch', 'transformers', 'numpy', 'h5py', 'rich') if n in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_the_endpoint_and_key_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

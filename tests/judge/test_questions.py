@@ -186,15 +186,3 @@ def test_runs_of_active_pieces_are_marked_once() -> None:
     pieces = [("The ", 0.0), ("quick ", 2.0), ("brown", 0.5), (" fox", 0.0), (" ", 1.0), ("⟦x⟧", 0.0), ("jumps", 3.0)]
     assert marked(pieces) == "The ⟦quick brown⟧ fox [x]⟦jumps⟧"
     assert marked([]) == ""
-
-
-def test_each_question_asks_for_the_form_that_its_reader_reads() -> None:
-    written = [(0, "a")]
-    for prompt in (ask_similarity("f", "q", written, written), ask_steerability("f", "q", written)):
-        assert re.search(r"^RATING: n$", prompt.system, re.MULTILINE)
-    assert prompt.system.count("[begin ... ") == 1
-    similarity = ask_similarity("f", "q", written, written).system
-    assert len(re.findall(r"RATING: [1-5]\b", similarity)) == 4  # worked examples
-    explanation = ask_explanation("f", [[("a", 1.0)]]).system
-    assert len(re.findall(r"^EXPLANATION: .*\nCONCERNING: (?:yes|no)\nREASON: ", explanation, re.MULTILINE)) == 3
-    assert "There are 2 texts." in ask_detection("f", "ships", ["a", "b"]).system

@@ -71,7 +71,7 @@ class Description:
 
 
 class Describer:
-    """Describes features of a sample from the half of the documents that is not held out. The `seed` draws the shifts."""
+    """Describes features of a sample from the half of the documents that is not held out. `seed` draws the shifts."""
 
     def __init__(self, sample: Sample, sources: Sequence[str], seed: int) -> None:
         self._sample = sample

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import modeldiff.features.measures.score.texts as texts_module
+from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder.direction import direction_of
-from modeldiff.errors import InputError, MachineError
+from modeldiff.errors import InputError
 from modeldiff.features.measures.score.result import GENERATIONS_NAME, ScoreRow, read_score, read_scores
 from modeldiff.features.measures.score.run import run
 from modeldiff.features.measures.score.settings import PROMPTS, ScoreSettings
@@ -122,18 +123,6 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     assert (score["judge"], score["prompts"]) == (f"openai:wise at {server.base_url}", list(PROMPTS[:2]))
 
 
-def test_shared_features_are_scored_both_ways_and_random_directions_stand_beside_them(stitched: Made) -> None:
-    with serving(rating()) as server:
-        artifact = run(settings_of(server, feature=(SHARED_LOUD,), random_directions=2), stitched.workspace)
-    by_source = read_scores(artifact)
-    assert by_source.keys() == {SHARED_LOUD}
-    assert by_source[SHARED_LOUD].keys() == {"A", "B"}
-    groups = read_score(artifact)["groups"]
-    assert [(group["partition"], group["source"], group["n"]) for group in groups] == [
-        ("shared", "A", 1), ("shared", "B", 1), ("random", "A", 2), ("random", "B", 2),
-    ]  # fmt: skip
-
-
 def test_without_a_stitch_the_command_that_makes_it_is_named(pair: Made) -> None:
     with (
         serving(rating()) as server,
@@ -154,16 +143,6 @@ def test_without_a_stitch_the_command_that_makes_it_is_named(pair: Made) -> None
 def test_what_is_not_there_is_said(stitched: Made, values: dict[str, Any], message: str) -> None:
     with serving(rating()) as server, pytest.raises(InputError, match=message):
         run(settings_of(server, **values), stitched.workspace)
-
-
-def test_a_score_of_an_older_version_is_refused_with_the_command_that_makes_it_again(
-    stitched: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("modeldiff.features.measures.score.run.FORMAT", 1)
-    with serving(rating()) as server:
-        artifact = run(settings_of(server, **ONE), stitched.workspace)
-    with pytest.raises(InputError, match=r"made by an older modeldiff .*modeldiff features score --judge"):
-        read_score(artifact)
 
 
 def test_the_judge_sees_what_the_paper_shows_it(stitched: Made) -> None:
@@ -222,16 +201,6 @@ def test_without_any_answer_the_score_is_missing_and_not_unsteerable(stitched: M
     assert (group["not_steerable"], group["missing"]) == (0, 1)
 
 
-@pytest.mark.parametrize("trouble", [failed(500), Reply(drop=True), Reply(hang=True)])
-def test_trouble_that_passes_changes_nothing(stitched: Made, trouble: Reply) -> None:
-    def flaky(request: Request, before: int) -> Reply:
-        return trouble if before == 1 else rating()(request, before)
-
-    with serving(flaky) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), judge_timeout=0.5), stitched.workspace)
-    assert all(row.score == 4 for row in rows_of(artifact))
-
-
 @pytest.mark.parametrize("dies_at", [3, 9])
 def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(
     stitched: Made, generated: list[int], dies_at: int
@@ -260,18 +229,6 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(
     assert all(row.score == 4 for row in rows_of(artifact))
 
 
-def test_a_judge_out_of_reach_is_an_error_after_the_texts_are_made(stitched: Made, generated: list[int]) -> None:
-    with serving(rating()) as server:
-        settings = settings_of(server, feature=(LOUD,))
-    with pytest.raises(MachineError, match="gave no answer"):
-        run(settings, stitched.workspace)
-    made = len(generated)
-    assert made == 1 + 2  # model A's texts: unsteered, the feature's, the random direction's
-    with pytest.raises(MachineError, match="gave no answer"):
-        run(settings, stitched.workspace)
-    assert len(generated) == made
-
-
 def test_a_killed_generation_continues_with_the_direction_it_was_at(
     stitched: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,7 +253,7 @@ def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
     with serving(rating()) as server:
         settings = settings_of(server, **ONE, temperature=0.0)
         texts = generations(run(settings, stitched.workspace))
-    lm = load_model(ModelRef(texts_model(stitched)), torch.device("cpu"), torch.float32)
+    lm = load_model(ModelRef(str(stitched.activations.settings["model_a"])), torch.device("cpu"), torch.float32)
     unit_D = direction_of(crosscoder(), stitched.features, LOUD, "a").unit_D
     for strength in (0.0, 1.0, 3.0):
         with add_to_residual(lm, LAYER, strength * unit_D):
@@ -307,31 +264,31 @@ def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
             assert found == expected
 
 
-def texts_model(made: Made) -> str:
-    """Where the model is."""
-    return str(made.activations.settings["model_a"])
+def test_the_tables_fit_80_columns_and_json_has_everything(stitched: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--device", "cpu", "--random-directions", "2", "--max-new-tokens", "2", "--strength", "1"]
 
+    def printed(server: FakeEndpoint, *more: str) -> str:
+        judge = ["--judge", "openai", "--judge-model", "wise", "--judge-base-url", server.base_url]
+        with pytest.raises(SystemExit) as caught:
+            run_cli(["--workspace", str(stitched.workspace.folder), "features", "score", *small, *judge, *more])
+        assert caught.value.code == 0
+        return capsys.readouterr().out
 
-def test_another_run_with_the_same_questions_asks_nothing(stitched: Made) -> None:
-    with serving(rating()) as server:
-        first = run(settings_of(server), stitched.workspace)
-        asked = len(server.requests)
-        again = run(settings_of(server), stitched.workspace, force=True)
-        assert len(server.requests) == asked
-        assert run(settings_of(server), stitched.workspace).ref == again.ref
-    assert read_score(first)["rows"] == read_score(again)["rows"]
-
-
-def test_planned_calls_are_said_before_they_are_made_and_bounded(
-    stitched: Made, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with serving(rating()) as server:
-        settings = settings_of(server, **ONE, judge_max_calls=1)
-        with pytest.raises(InputError, match="--judge-max-calls allows 1"):
-            run(settings, stitched.workspace)
-        assert not server.requests
-    said_lines = capsys.readouterr().err
-    assert "steerability: 2 calls to openai:wise" in said_lines
+    with serving(rating(similarity=3)) as server:
+        lines = printed(server).splitlines()
+        found = json.loads(printed(server, "--json"))
+    assert max(map(len, lines)) <= 80
+    groups = ["A-exclusive A -> B", "B-exclusive B -> A", "shared A -> B", "shared B -> A", "random A -> B",
+              "random B -> A"]  # fmt: skip
+    first = next(i for i, line in enumerate(lines) if line.startswith("A-exclusive"))
+    assert [line[:18].strip() for line in lines[first : first + 6]] == groups
+    assert lines[first].split()[4:] == ["3", "0", "0", "3.00", "3.00", "3.00", "0%"]
+    assert "not st.: rated below 3 on its own model (features: no score)." in lines
+    assert any(line.rstrip().endswith("3 3 3") for line in lines)
+    assert any(line.startswith("A high score: no counterpart was found by this stitch") for line in lines)
+    assert len(found["score"]["rows"]) == 3 + 3 + 2 * 3 + 2 * 2
+    by_source = read_scores(stitched.workspace.find("score"))
+    assert by_source[SHARED_LOUD].keys() == {"A", "B"}
 
 
 def test_the_defaults_are_the_papers() -> None:
