@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -112,11 +111,6 @@ def test_an_answer_without_a_text_is_for_this_run_only(tmp_path: Path) -> None:
     assert judge.planned(PROMPTS[:2]) == 1
 
 
-def test_nothing_to_ask_asks_nobody(tmp_path: Path) -> None:
-    assert judge_of(Saying(by_attempt()), tmp_path).ask([], []) == []
-    assert not list(tmp_path.iterdir())
-
-
 @settings(max_examples=25)
 @given(text=st.text(st.characters(exclude_categories=())), reason=st.none() | st.text())
 def test_any_text_survives(tmp_path: Path, text: str, reason: str | None) -> None:
@@ -138,23 +132,6 @@ def test_an_answer_cut_short_or_altered_is_said_and_asked_again(
         assert "key.json: is damaged; what it answered is asked again" in capsys.readouterr().err
     cache.add("key", PROMPTS[0], Answer("text 2"))
     assert cache.get("key") == Answer("text 2")
-
-
-def test_several_writers_keep_every_answer(tmp_path: Path) -> None:
-    caches = [AnswerCache(tmp_path) for _ in range(2)]  # as two processes have them
-
-    def write(number: int) -> None:
-        for n in range(10):
-            caches[number % 2].add(f"{number}-{n}", PROMPTS[0], Answer(f"{n}" * 500))
-
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
-    found = [AnswerCache(tmp_path).get(f"{number}-{n}") for number in range(4) for n in range(10)]
-    assert found == [Answer(f"{n}" * 500) for _ in range(4) for n in range(10)]
 
 
 def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -111,10 +110,7 @@ def test_trouble_that_passes_is_waited_for(tmp_path: Path, trouble: Reply) -> No
         assert len(server.requests) == RETRIES + 2
 
 
-@pytest.mark.parametrize(
-    "body", [b"{ not json", b"<html>welcome</html>", [1, 2], {}, {"choices": []}, {"choices": [{"message": None}]},
-             {"choices": [{"message": {"content": 5}}]}],
-)  # fmt: skip
+@pytest.mark.parametrize("body", [b"{ not json", b"<html>welcome</html>", [1, 2], {}, {"choices": [{"message": None}]}])
 def test_what_is_not_a_completion_is_said(tmp_path: Path, body: object) -> None:
     with serving(first(99, Reply(body=body))) as server, pytest.raises(MachineError, match="is not a chat completion"):
         judge_at(server.base_url, tmp_path).answers(prompts(1))
@@ -150,14 +146,6 @@ def test_a_server_that_dies_in_the_middle_costs_only_the_calls_that_are_missing(
         assert judge.planned(prompts(20)) == 13
         assert texts(judge, prompts(20)) == answers_to(20)
         assert sorted(server.users[before:] + served) == sorted(p.user for p in prompts(20))
-
-
-def test_a_closed_port_is_one_line_after_the_tries(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with pytest.raises(MachineError, match=r"gave no answer in 2 tries \(no connection\)"):
-            judge_at(url, tmp_path).answers(prompts(2))
 
 
 @pytest.mark.parametrize(
@@ -298,11 +286,16 @@ def test_senseless_settings_are_refused_in_one_line(options: dict[str, Any], mes
     assert "secret" not in str(caught.value)
 
 
-def test_the_endpoint_and_key_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(lambda request, _: said(request.headers["Authorization"][-3:])) as server:
+def test_the_endpoint_and_key_come_from_the_environment_unless_they_are_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda request, _: said(request.headers["Authorization"][-4:])) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+        # A server of one's own needs no key.
+        assert texts(open_judge(settings_at(server.base_url), tmp_path / "own", CPU), prompts(1)) == ["none"]
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url + "/")
         judge = open_judge(settings_at(None, judge_key_env="THE_KEY"), tmp_path, CPU)
-        assert texts(judge, prompts(1)) == ["123"]
+        assert texts(judge, prompts(1)) == ["-123"]
         assert judge.identity == {
             "judge": "openai",
             "endpoint": server.base_url,
@@ -311,14 +304,6 @@ def test_the_endpoint_and_key_come_from_the_environment(tmp_path: Path, monkeypa
             "max_tokens": 1024,
         }
         assert judge.name == f"openai:wise-model at {server.base_url}"
-
-
-def test_a_setting_beats_the_environment_and_a_server_of_ones_own_needs_no_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    with serving(lambda request, _: said(request.headers["Authorization"])) as server:
-        assert texts(open_judge(settings_at(server.base_url), tmp_path, CPU), prompts(1)) == ["Bearer none"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from scipy import sparse
 
 from modeldiff.cli.main import run as run_cli
-from modeldiff.errors import InputError, MachineError
+from modeldiff.errors import MachineError
 from modeldiff.features.measures.explain.detection import LENGTH, MIN_TEXTS, Excerpts
 from modeldiff.features.measures.explain.result import Explained, read_explanations
 from modeldiff.features.measures.explain.run import run
@@ -22,7 +22,6 @@ from modeldiff.features.measures.explain.settings import ExplainSettings
 from modeldiff.workspace import Workspace
 from tests.features.measures.explain.made_texts import AFTER_TRIGGER, HERB, ODD, made_documents, made_features
 from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, leave_alone, said, serving
-from tests.tiny_models import save_tiny
 
 FEATURES = (HERB, AFTER_TRIGGER, ODD)
 TEXT = re.compile(r"\[begin text \d+ (\w+)\]\n(.*?)\n\[end text \d+ \1\]", re.DOTALL)
@@ -165,11 +164,6 @@ def test_a_judge_that_knows(workspace: Workspace, capsys: pytest.CaptureFixture[
         assert active not in ([True] * 8 + [False] * 8, [False] * 8 + [True] * 8)
 
 
-def test_one_feature_alone_has_no_other_one_to_compare_with(workspace: Workspace) -> None:
-    found, _ = explained(workspace, lambda request, _: said(knows(request)), feature=(HERB,), detection_null=True)
-    assert (found[HERB].detection, found[HERB].null) == (1.0, None)
-
-
 def test_answers_are_kept_for_other_commands(workspace: Workspace) -> None:
     with serving(lambda request, _: said(knows(request))) as endpoint:
         first = run(settings(endpoint), workspace)
@@ -214,13 +208,6 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(workspac
     assert found[HERB].detection == 1.0
 
 
-def test_no_more_calls_than_allowed(workspace: Workspace) -> None:
-    with serving(lambda request, _: said(knows(request))) as endpoint:
-        with pytest.raises(InputError, match="--judge-max-calls allows 2"):
-            run(settings(endpoint, judge_max_calls=2), workspace)
-        assert endpoint.requests == []
-
-
 def test_a_feature_that_never_fires_is_not_asked_about(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "dead")
     made_features(workspace, made_documents(24, herb="other"))
@@ -228,13 +215,6 @@ def test_a_feature_that_never_fires_is_not_asked_about(tmp_path: Path) -> None:
     assert endpoint.requests == []
     assert found[HERB].missing == "it has no examples: it never fires"
     assert found[HERB].text.startswith("fires 0 times in the ")
-
-
-def test_a_local_judge_that_has_no_room_for_the_question_is_missing(workspace: Workspace, tmp_path: Path) -> None:
-    judge = save_tiny(tmp_path / "judge", "gpt2", texts=["a few words"], width=16)
-    given: dict[str, Any] = {"feature": (HERB,), "device": "cpu", "judge_model": str(judge), "judge_max_tokens": 8}
-    found = read_explanations(run(ExplainSettings(judge="local", **given), workspace))
-    assert "exceed the judge's" in (found[HERB].missing or "")
 
 
 def test_what_a_judge_says_is_shown_as_text(
