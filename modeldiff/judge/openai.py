@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import openai
 
 _LONGEST_REASON = 200
-# What servers on one's own machine get, which ask for no key: the package insists on one.
-_NO_KEY = "none"
 
 
 class Endpoint:
@@ -39,7 +37,7 @@ class Endpoint:
         self._settings, self._tries = settings, retries + 1
         self._client = openai.OpenAI(
             base_url=self._base_url,
-            api_key=self._key or _NO_KEY,
+            api_key=self._key or "none",  # servers on one's own machine ask for none, but the package insists on one
             timeout=settings.judge_timeout,
             max_retries=retries,
             # A redirect would take the question, and the key, to whatever host it names.

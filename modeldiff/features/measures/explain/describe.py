@@ -28,10 +28,8 @@ from numpy.typing import NDArray
 from modeldiff.features.measures.explain.sample import Sample
 
 PRIOR = 5.0
-MIN_COUNT = 5
-"""A word on fewer pairs is not looked at."""
-MIN_WORD_FIRINGS = 3
-"""Nor one on which the feature fires less often."""
+MIN_COUNT, MIN_WORD_FIRINGS = 5, 3
+"""A word on fewer pairs, or on which the feature fires less often, is not looked at."""
 SHIFTS = 100
 CONTEXT = 20
 """Pairs before a firing that count as its context."""

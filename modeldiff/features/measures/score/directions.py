@@ -41,6 +41,11 @@ class ScoredDirection:
     """By side: what strength 1 adds, raw units, float32."""
 
     @property
+    def target(self) -> str:
+        """The other model."""
+        return OTHER[self.source]
+
+    @property
     def is_random(self) -> bool:
         return self.partition == RANDOM
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from modeldiff.console import say
 from modeldiff.features.inputs import open_measured
@@ -33,7 +33,7 @@ from modeldiff.judge.questions import WORDING, Written, ask_similarity, ask_stee
 from modeldiff.linear.stitch import DIRECTIONS, find_stitch, load_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.records import to_json
-from modeldiff.sides import OTHER, SIDES
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
 SCHEMA = 5
@@ -105,28 +105,30 @@ def _score(
 ) -> tuple[list[ScoreRow], list[dict[str, Any]]]:
     """(a row for each direction, every generation)."""
     prompts = settings.prompt
-    for side in SIDES:
-        writers[side].write([one for one in directions if one.source == side], "source")
-    written = {one: writers[one.source].read(one) for one in directions}
-    steerability = _rate(judge, ask_steerability, prompts, {one: list(zip(written[one])) for one in directions})
-    steered = {one: _mean(ratings) for one, ratings in steerability.items()}
-    compared = [one for one in directions if one.is_random or (steered[one] or 0) >= MIN_STEERABILITY]
-    # The model that wrote last first.
-    for side in reversed(SIDES):
-        writers[side].write([one for one in compared if one.source != side], "target")
-    moved = {one: writers[OTHER[one.source]].read(one) for one in compared}
-    both = {one: list(zip(written[one], moved[one], strict=True)) for one in compared}
+    written = _texts(writers, directions, "source")
+    steerability = _rate(judge, ask_steerability, prompts, {one: list(zip(texts)) for one, texts in written.items()})
+    steerable = [one for one in directions if (_mean(steerability[one]) or 0) >= MIN_STEERABILITY]
+    moved = _texts(writers, [one for one in directions if one.is_random or one in steerable], "target")
+    both = {one: list(zip(written[one], texts, strict=True)) for one, texts in moved.items()}
     similarity = _rate(judge, ask_similarity, prompts, both)
     generations = [
         {"subject": one.name, "model": model, "role": role, "prompt": prompt, "strength": strength, "text": text}
         for one in directions
-        for role, side, found in (("source", one.source, written), ("target", OTHER[one.source], moved))
-        if one in found
-        for model in [side.upper()]
-        for prompt, texts in zip(prompts, found[one], strict=True)
+        for role, model, found in (("source", one.source.upper(), written), ("target", one.target.upper(), moved))
+        for prompt, texts in zip(prompts, found.get(one, ()), strict=False)
         for strength, text in texts
     ]
     return [_row(prompts, one, steerability[one], similarity.get(one)) for one in directions], generations
+
+
+def _texts(
+    writers: dict[str, Writer], directions: Sequence[ScoredDirection], role: Literal["source", "target"]
+) -> dict[ScoredDirection, list[list[Written]]]:
+    """What the sources, or the targets, of the directions write."""
+    # The model that wrote last comes first.
+    for side in SIDES if role == "source" else reversed(SIDES):
+        writers[side].write([one for one in directions if getattr(one, role) == side], role)
+    return {one: writers[getattr(one, role)].read(one) for one in directions}
 
 
 def _rate(
