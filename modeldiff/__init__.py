@@ -40,7 +40,7 @@ _HOMES = {
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
     "FeatureTable": "modeldiff.features.table",
-    "read_explanations": "modeldiff.features.measures.explain.stored",
+    "read_explanations": "modeldiff.features.measures.explain.result",
     "load_stitch": "modeldiff.linear.stitch",
     "read_scores": "modeldiff.features.measures.score.result",
     "Continuations": "modeldiff.contrast.continuations",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from modeldiff.console import say
-from modeldiff.judge.base import Answer, Keep, Prompt
+from modeldiff.judge.answers import Answer, Prompt
+from modeldiff.judge.settings import JudgeSettings
 from modeldiff.lm.chat import open_chat
 from modeldiff.lm.device import resolve_dtype
 from modeldiff.lm.generate import generate_tokens
@@ -20,27 +21,17 @@ _FORM = 1
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
-class LocalAsker:
-    """An `Asker` for any transformers chat model, at temperature 0. It is loaded when it is first asked something.
+class LocalModel:
+    """A `Backend` for any transformers chat model, at temperature 0, in bfloat16 on CUDA and float32 elsewhere. It is
+    loaded when it is first asked something. Raises InputError if there is no such model."""
 
-    Args:
-        ref: the model.
-        device: where it runs; the number format is bfloat16 on CUDA, float32 elsewhere.
-        max_tokens: longest answer.
-        batch_size: prompts at a time.
-
-    Raises:
-        InputError: there is no such model.
-    """
-
-    def __init__(self, ref: ModelRef, device: torch.device, *, max_tokens: int, batch_size: int = 4) -> None:
-        self._ref, self._device, self._max_tokens, self._batch_size = ref, device, max_tokens, batch_size
+    def __init__(self, settings: JudgeSettings, device: torch.device) -> None:
+        assert settings.judge_model is not None  # checked by the settings
+        self._ref, self._device = ModelRef(settings.judge_model), device
+        self._max_tokens, self._batch_size = settings.judge_max_tokens, settings.judge_concurrency
         self._dtype = resolve_dtype("auto", device)
-        self._model_identity = model_identity(ref)
-
-    @property
-    def name(self) -> str:
-        return f"local:{self._ref.short_name}"
+        self._model_identity = model_identity(self._ref)
+        self.name = f"local:{self._ref.short_name}"
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -52,12 +43,9 @@ class LocalAsker:
             "form": _FORM,
         }
 
-    def answer(self, prompts: Sequence[Prompt], keep: Keep) -> None:
-        """As `Asker.answer`; answers are kept batch by batch. A prompt longer than the model's context has none.
-
-        Raises:
-            InputError, DamagedError, MachineError: as `load_model`.
-        """
+    def answer(self, prompts: Sequence[Prompt], keep: Callable[[int, Answer], None]) -> None:
+        """As `Backend.answer`, batch by batch. A prompt longer than the model's context has no answer. Raises as
+        `load_model`."""
         lm = self._lm
         texts = [self._rendered(prompt) for prompt in prompts]
         lengths = [len(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts]
@@ -66,7 +54,7 @@ class LocalAsker:
         for number in sorted(range(len(prompts)), key=lambda i: lengths[i]):
             if lm.max_positions is not None and lengths[number] + self._max_tokens > lm.max_positions:
                 needed = f"{lengths[number]} tokens and up to {self._max_tokens} for the answer"
-                keep(number, Answer(None, f"{needed} exceed the judge's {lm.max_positions} positions"), False)
+                keep(number, Answer(None, f"{needed} exceed the judge's {lm.max_positions} positions"))
             else:
                 fitting.append(number)
         for start in range(0, len(fitting), self._batch_size):
@@ -80,7 +68,7 @@ class LocalAsker:
             )
             for number, one in zip(batch, made, strict=True):
                 cut = f"cut at {self._max_tokens} tokens" if len(one.new_ids) >= self._max_tokens else None
-                keep(number, Answer(one.text, cut) if one.text else Answer(None, "the answer is empty"), True)
+                keep(number, Answer(one.text, cut) if one.text else Answer(None, "the answer is empty"))
 
     @cached_property
     def _lm(self) -> LanguageModel:

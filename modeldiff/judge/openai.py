@@ -2,107 +2,80 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modeldiff.console import say
 from modeldiff.errors import InputError, MachineError, ModeldiffError
-from modeldiff.judge.base import Answer, Keep, Prompt
+from modeldiff.judge.answers import Answer, Prompt
+from modeldiff.judge.settings import BASE_URL_ENV, DEFAULT_BASE_URL, DEFAULT_KEY_ENV, JudgeSettings, check_base_url
 
 if TYPE_CHECKING:
     import openai
 
 _LONGEST_REASON = 200
-# What servers on one's own machine get, which ask for no key: the package insists on one.
-_NO_KEY = "none"
 
 
-class OpenAIAsker:
-    """An `Asker` for `POST {base_url}/chat/completions`, at temperature 0.
+class Endpoint:
+    """A `Backend` for `POST {base_url}/chat/completions`, at temperature 0.
 
     The package repeats calls while trouble may pass (timeouts, no connection, too many requests, server errors), and
-    waits as long as a server asks. The key appears in the header of requests and nowhere else.
-
-    Args:
-        base_url: checked by `check_base_url`.
-        key: None: the endpoint asks for none.
-        key_env: where the key comes from, for messages.
-        model: the endpoint's name of the model.
-        max_tokens: longest answer.
-        concurrency: calls at the same time.
-        timeout: seconds of one try.
-        retries: how often a call is repeated.
+    waits as long as a server asks. The key appears in the header of requests and nowhere else. Raises InputError if
+    the package or the key is missing.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        key: str | None,
-        key_env: str,
-        model: str,
-        *,
-        max_tokens: int,
-        concurrency: int = 4,
-        timeout: float = 120.0,
-        retries: int = 6,
-    ) -> None:
+    def __init__(self, settings: JudgeSettings, retries: int = 6) -> None:
         try:
             import openai
         except ImportError:
             raise InputError("--judge openai needs the package openai: pip install 'modeldiff[openai]'") from None
-        self._base_url, self._key, self._key_env, self._model = base_url, key, key_env, model
-        self._max_tokens, self._concurrency, self._tries = max_tokens, concurrency, retries + 1
+        self._base_url = _base_url(settings)
+        self._key = _key(settings, self._base_url)
+        self._settings, self._tries = settings, retries + 1
         self._client = openai.OpenAI(
-            base_url=base_url,
-            api_key=key or _NO_KEY,
-            timeout=timeout,
+            base_url=self._base_url,
+            api_key=self._key or "none",  # servers on one's own machine ask for none, but the package insists on one
+            timeout=settings.judge_timeout,
             max_retries=retries,
             # A redirect would take the question, and the key, to whatever host it names.
             http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
-        self._lock = threading.Lock()
-        self._answered = 0
         # Newer models of OpenAI's own endpoint take another name for the limit, and no temperature.
-        self._options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0}
-
-    @property
-    def name(self) -> str:
-        return f"openai:{self._model} at {self._base_url}"
+        self._options: dict[str, Any] = {"max_tokens": settings.judge_max_tokens, "temperature": 0}
+        self.name = f"openai:{settings.judge_model} at {self._base_url}"
 
     def identity(self) -> dict[str, Any]:
         return {
             "judge": "openai",
             "endpoint": self._base_url,
-            "model": self._model,
+            "model": self._settings.judge_model,
             "temperature": 0,
-            "max_tokens": self._max_tokens,
+            "max_tokens": self._settings.judge_max_tokens,
         }
 
-    def answer(self, prompts: Sequence[Prompt], keep: Keep) -> None:
-        """As `Asker.answer`. When one call fails for good, those under way are finished and no other begins.
-
-        Raises:
-            InputError: the server refuses a request.
-            MachineError: the server stays out of reach, or says something that is not an answer.
-        """
-        waiting, stop = iter(range(len(prompts))), threading.Event()
+    def answer(self, prompts: Sequence[Prompt], keep: Callable[[int, Answer], None]) -> None:
+        """As `Backend.answer`. When one call fails for good, those under way are finished and no other begins. Raises
+        InputError if the server refuses a request, MachineError if it stays out of reach or gives no answer."""
+        waiting = deque(range(len(prompts)))
         errors: list[BaseException] = []
 
         def work() -> None:
-            while not stop.is_set():
-                with self._lock:
-                    number = next(waiting, None)
-                if number is None:
+            while waiting:
+                try:
+                    number = waiting.popleft()
+                except IndexError:  # another thread took the last one
                     return
                 try:
-                    keep(number, *self._one(prompts[number]))
+                    keep(number, self._read(self._complete(prompts[number])))
                 except BaseException as error:  # raised again below, in the thread that asked
                     errors.append(error)
-                    stop.set()
+                    waiting.clear()
 
         # Daemons, so that Ctrl-C need not wait for a slow server: every answer that arrived is on disk.
-        count = min(self._concurrency, len(prompts))
+        count = min(self._settings.judge_concurrency, len(prompts))
         threads = [threading.Thread(target=work, daemon=True, name=f"judge-{i}") for i in range(count)]
         try:
             for thread in threads:
@@ -110,52 +83,32 @@ class OpenAIAsker:
             for thread in threads:
                 thread.join()
         finally:
-            stop.set()
+            waiting.clear()
         if errors:
             raise errors[0]
 
-    def _one(self, prompt: Prompt) -> tuple[Answer, bool]:
-        """The answer to one prompt, and whether it is final."""
-        import openai
-
-        before = self._answered
-        try:
-            answer = self._read(self._ask(prompt))
-        except openai.InternalServerError as error:
-            # While it was tried, the server has answered others: it is this prompt that it cannot take.
-            if self._answered > before:
-                return Answer(None, f"the endpoint failed on it {self._tries} times ({self._because(error)})"), False
-            raise self._failed(error) from None
-        except openai.APIError as error:
-            raise self._failed(error) from None
-        with self._lock:
-            self._answered += 1
-        return answer, True
-
-    def _ask(self, prompt: Prompt) -> Any:
+    def _complete(self, prompt: Prompt) -> Any:
         import openai
 
         messages: Any = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+        model: Any = self._settings.judge_model
         while True:
             options = self._options
             try:
-                return self._client.chat.completions.create(model=self._model, messages=messages, **options)
-            except openai.BadRequestError as error:
-                if error.param == "max_tokens" and "max_tokens" in options:
-                    others = {name: value for name, value in options.items() if name != "max_tokens"}
-                    self._options = {**others, "max_completion_tokens": self._max_tokens}
-                elif error.param == "temperature" and "temperature" in options:
-                    say(f"{self.name} takes no temperature: its answers are drawn as it draws them")
-                    self._options = {name: value for name, value in options.items() if name != "temperature"}
+                return self._client.chat.completions.create(model=model, messages=messages, **options)
+            except openai.APIError as error:
+                refused = error.param if isinstance(error, openai.BadRequestError) else None
+                if refused not in ("max_tokens", "temperature") or refused not in options:
+                    raise self._failed(error) from None
+                others = {name: value for name, value in options.items() if name != refused}
+                if refused == "max_tokens":
+                    others["max_completion_tokens"] = options["max_tokens"]
                 else:
-                    raise
+                    say(f"{self.name} takes no temperature: its answers are drawn as it draws them")
+                self._options = others
 
     def _read(self, completion: Any) -> Answer:
-        """The answer in a completion.
-
-        Raises:
-            MachineError: it is none.
-        """
+        """The answer in a completion. Raises MachineError if it is none."""
         try:
             choice = completion.choices[0]
             text, finish = choice.message.content, choice.finish_reason
@@ -163,7 +116,7 @@ class OpenAIAsker:
             text, finish = 0, None
         if not isinstance(text, str | None):
             raise MachineError(f"what the judge at {self._base_url} answers is not a chat completion")
-        cut = f"cut at {self._max_tokens} tokens" if finish == "length" else None
+        cut = f"cut at {self._settings.judge_max_tokens} tokens" if finish == "length" else None
         if not text:
             return Answer(None, f"the answer is empty{f', {cut}' if cut else ''}")
         return Answer(self._hide_key(text), cut)
@@ -173,34 +126,49 @@ class OpenAIAsker:
         import openai
 
         where = f"the judge at {self._base_url}"
-        if not isinstance(error, openai.APIStatusError):
-            said = "no connection" if type(error) is openai.APIConnectionError else self._because(error)
+        status, because = getattr(error, "status_code", None), self._because(error)
+        if status is None or status in (408, 409, 429) or status >= 500:
+            said = "no connection" if type(error) is openai.APIConnectionError else because
             return MachineError(f"{where} gave no answer in {self._tries} tries ({said})")
-        status, because = error.status_code, self._because(error)
-        if error.code == "insufficient_quota":
-            return MachineError(f"the account at {self._base_url} has used up its quota")
         if status in (401, 403):
             # Some servers repeat parts of the key in what they say, so it is left out.
             found = "is not accepted" if self._key else "is not set"
-            return InputError(f"{where} refuses access (HTTP {status}): the key in {self._key_env} {found}")
-        if 300 <= status < 400:
-            return InputError(f"{where} has moved (HTTP {status}): give its address with --judge-base-url")
-        if status == 404:
+            key_env = self._settings.judge_key_env
+            return InputError(f"{where} refuses access (HTTP {status}): the key in {key_env} {found}")
+        if 300 <= status < 400 or status == 404:
             return InputError(f"{where} was not found ({because}): check --judge-base-url and --judge-model")
-        if status in (408, 409, 429) or status >= 500:
-            return MachineError(f"{where} gave no answer in {self._tries} tries ({because})")
         return InputError(f"{where} refuses the request ({because})")
 
     def _because(self, error: openai.APIError) -> str:
         """The server's own words in one line, without the key."""
         body = error.body if isinstance(error.body, dict) else {"message": error.body or error.message}
-        said = str(body.get("message") or "")
-        words = " ".join("".join(c if c.isprintable() else " " for c in self._hide_key(said)).split())
+        said = self._hide_key(str(body.get("message") or ""))
+        words = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:_LONGEST_REASON]
         status = getattr(error, "status_code", None)
-        parts = [f"HTTP {status}"] if status else []
-        parts += [words[:_LONGEST_REASON]] if words else []
-        return ": ".join(parts)
+        return ": ".join(filter(None, [f"HTTP {status}" if status else "", words]))
 
     def _hide_key(self, text: str) -> str:
         """The text without the key, should the other side have repeated it."""
         return text.replace(self._key, "[key]") if self._key else text
+
+
+def _base_url(settings: JudgeSettings) -> str:
+    if settings.judge_base_url is not None:
+        return check_base_url(settings.judge_base_url, "--judge-base-url")
+    if from_environment := os.environ.get(BASE_URL_ENV):
+        return check_base_url(from_environment, f"the environment's {BASE_URL_ENV}")
+    return DEFAULT_BASE_URL
+
+
+def _key(settings: JudgeSettings, base_url: str) -> str | None:
+    """The endpoint's key; None: it asks for none."""
+    name = settings.judge_key_env
+    key = os.environ.get(name, "").strip() or None
+    # Servers on one's own machine need no key, so only where one is surely meant is it missed.
+    if key is None and (base_url == DEFAULT_BASE_URL or name != DEFAULT_KEY_ENV):
+        raise InputError(
+            f"the judge's key is not set: put it into {name}, or name another environment variable with --judge-key-env"
+        )
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError(f"{name} holds characters that no key has: set it again")
+    return key

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
-from urllib.parse import urlsplit
 
 from modeldiff.errors import InputError
 from modeldiff.settings import Settings, setting, settings
@@ -11,11 +11,12 @@ from modeldiff.settings import Settings, setting, settings
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 BASE_URL_ENV = "OPENAI_BASE_URL"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+_BASE_URL = re.compile(r"https?://([\w-]+(\.[\w-]+)*|\[[\da-f:.]+\])(:\d{1,5})?(/[^\s?#]*)?", re.IGNORECASE)
 
 
 @settings
 class JudgeSettings(Settings):
-    """Who judges. What decides the answers is `Judge.identity()`: a stage puts it into its fingerprint."""
+    """Who judges. What decides the answers is `Judge.identity`: a stage puts it into its fingerprint."""
 
     judge: Literal["none", "local", "openai"] = setting(default="none")
     """Who judges: none, a chat model on this machine (local), or any OpenAI-compatible endpoint (openai)."""
@@ -57,19 +58,11 @@ def check_base_url(url: str, where: str) -> str:
     """The URL without a closing slash.
 
     Raises:
-        InputError: it is no http(s) URL, or holds what may be a secret (then it is not repeated in the message).
+        InputError: it is no plain http(s) URL. What it holds may be a secret, so it is not repeated in the message.
     """
-    try:
-        parts = urlsplit(url.strip())
-        host, _ = parts.hostname, parts.port
-        (host or "").encode("idna")
-    except ValueError:
-        raise InputError(f"{where} is not a URL: expected one like {DEFAULT_BASE_URL}") from None
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if not _BASE_URL.fullmatch(url.strip()):
         raise InputError(
-            f"{where} may hold no user name, password or query, for it is written to files: "
-            "the key comes from the variable that --judge-key-env names"
+            f"{where} is not a URL like {DEFAULT_BASE_URL}; it may hold no user name, password or query, for it is "
+            "written to files: the key comes from the variable that --judge-key-env names"
         )
-    if parts.scheme not in ("http", "https") or not host or any(c.isspace() or not c.isprintable() for c in parts.path):
-        raise InputError(f"{where} is not a URL: expected one like {DEFAULT_BASE_URL}")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    return url.strip().rstrip("/")

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import socket
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from modeldiff.errors import InputError, MachineError, ModeldiffError
-from modeldiff.judge.base import Prompt
-from modeldiff.judge.cache import AnswerCache
-from modeldiff.judge.cached import CachedJudge
-from modeldiff.judge.openai import OpenAIAsker
+from modeldiff.judge.answers import AnswerCache, Prompt
+from modeldiff.judge.client import Judge, open_judge
+from modeldiff.judge.openai import Endpoint
+from modeldiff.judge.settings import JudgeSettings
 from tests.judge.fake_endpoint import Answering, Reply, Request, failed, said, serving
 
+CPU = torch.device("cpu")
 KEY = "sk-very-secret-123"
 RETRIES = 1
 
 
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", f" {KEY}\n")
+
+
 def prompts(count: int) -> list[Prompt]:
-    return [Prompt(f"feature {n}", "similarity", "Be brief.", f"question {n}") for n in range(count)]
+    return [Prompt(f"feature {n}", "Be brief.", f"question {n}") for n in range(count)]
 
 
 def echo(request: Request, before: int) -> Reply:
@@ -38,21 +48,18 @@ def first(count: int, reply: Reply) -> Answering:
     return lambda request, before: reply if before < count else echo(request, before)
 
 
-def judge_at(
-    url: str,
-    folder: Path,
-    *,
-    key: str | None = KEY,
-    concurrency: int = 1,
-    timeout: float = 5.0,
-    max_calls: int | None = None,
-) -> CachedJudge:
-    limits = {"max_tokens": 77, "concurrency": concurrency, "timeout": timeout, "retries": RETRIES}
-    return CachedJudge(OpenAIAsker(url, key, "THE_KEY", "wise-model", **limits), AnswerCache(folder), max_calls)
+def settings_at(url: str | None, **values: Any) -> JudgeSettings:
+    return JudgeSettings(judge="openai", judge_model="wise-model", judge_base_url=url, **values)
 
 
-def texts(judge: CachedJudge, asked: list[Prompt]) -> list[str | None]:
-    return [answer.text for answer in judge.ask(asked)]
+def judge_at(url: str, folder: Path, *, max_calls: int | None = None, **values: Any) -> Judge:
+    given = {"key_env": "THE_KEY", "max_tokens": 77, "concurrency": 1, "timeout": 5.0} | values
+    settings = settings_at(url, **{f"judge_{name}": value for name, value in given.items()})
+    return Judge(Endpoint(settings, RETRIES), AnswerCache(folder), max_calls)
+
+
+def texts(judge: Judge, asked: list[Prompt]) -> list[str | None]:
+    return [answer.text for answer in judge.answers(asked)]
 
 
 def test_a_request_holds_model_messages_sampling_and_key(tmp_path: Path) -> None:
@@ -69,25 +76,13 @@ def test_a_request_holds_model_messages_sampling_and_key(tmp_path: Path) -> None
     }
 
 
-def test_a_rerun_and_a_repeated_prompt_cost_nothing(tmp_path: Path) -> None:
-    with serving(echo) as server:
-        judge = judge_at(server.base_url, tmp_path)
-        asked = [*prompts(3), *prompts(2)]
-        assert judge.planned(asked) == 3
-        assert texts(judge, asked) == answers_to(3) + answers_to(2)
-        assert judge.planned(asked) == 0
-        assert texts(judge, asked) == texts(judge_at(server.base_url, tmp_path), asked)
-        assert len(server.requests) == 3
-
-
 def test_the_key_of_the_cache_is_the_question_and_who_is_asked(tmp_path: Path) -> None:
-    one = Prompt("a", "similarity", "system", "user")
+    one = Prompt("a", "system", "user")
     with serving(echo) as server, serving(echo) as other:
         judge = judge_at(server.base_url, tmp_path)
-        judge.ask([one])
-        assert judge.planned([Prompt("b", "steerability", "system", "user")]) == 0
-        for changed in ({"system": "x"}, {"user": "x"}, {"attempt": 1}):
-            assert judge.planned([Prompt(**{**one.__dict__, **changed})]) == 1
+        judge.answers([one])
+        for changed, calls in (({"id": "b"}, 0), ({"system": "x"}, 1), ({"user": "x"}, 1), ({"attempt": 1}, 1)):
+            assert judge.planned([dataclasses.replace(one, **changed)]) == calls
         assert judge_at(other.base_url, tmp_path).planned([one]) == 1
 
 
@@ -105,16 +100,9 @@ def test_calls_at_the_same_time_give_answers_in_the_order_of_the_prompts(tmp_pat
 
 @pytest.mark.parametrize(
     "trouble",
-    [
-        failed(500, message="oops"),
-        failed(503),
-        Reply(502, b"<html>bad gateway</html>"),
-        failed(408),
-        failed(429, message="slow down"),
-        Reply(drop=True),
-        Reply(hang=True),
-    ],
-)
+    [failed(500, message="oops"), Reply(502, b"<html>bad gateway</html>"), failed(408), failed(429, message="slow"),
+     Reply(drop=True), Reply(hang=True)],
+)  # fmt: skip
 def test_trouble_that_passes_is_waited_for(tmp_path: Path, trouble: Reply) -> None:
     timeout = 0.15 if trouble.hang else 5.0
     with serving(first(RETRIES, trouble)) as server:
@@ -122,19 +110,10 @@ def test_trouble_that_passes_is_waited_for(tmp_path: Path, trouble: Reply) -> No
         assert len(server.requests) == RETRIES + 2
 
 
-def test_an_empty_account_is_said(tmp_path: Path) -> None:
-    empty = first(99, failed(429, code="insufficient_quota", message="pay"))
-    with serving(empty) as server, pytest.raises(MachineError, match="used up its quota"):
-        judge_at(server.base_url, tmp_path).ask(prompts(1))
-
-
-@pytest.mark.parametrize(
-    "body", [b"{ not json", b"<html>welcome</html>", [1, 2], {}, {"choices": []}, {"choices": [{"message": None}]},
-             {"choices": [{"message": {"content": 5}}]}],
-)  # fmt: skip
+@pytest.mark.parametrize("body", [b"{ not json", b"<html>welcome</html>", [1, 2], {}, {"choices": [{"message": None}]}])
 def test_what_is_not_a_completion_is_said(tmp_path: Path, body: object) -> None:
     with serving(first(99, Reply(body=body))) as server, pytest.raises(MachineError, match="is not a chat completion"):
-        judge_at(server.base_url, tmp_path).ask(prompts(1))
+        judge_at(server.base_url, tmp_path).answers(prompts(1))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +121,6 @@ def test_what_is_not_a_completion_is_said(tmp_path: Path, body: object) -> None:
     [
         (failed(500, message="oops"), 1),
         (failed(500, message="oops"), 4),
-        (Reply(drop=True), 1),
         (Reply(drop=True), 4),
         (Reply(hang=True), 4),
         (failed(429), 4),
@@ -162,7 +140,7 @@ def test_a_server_that_dies_in_the_middle_costs_only_the_calls_that_are_missing(
     with serving(dying) as server:
         judge = judge_at(server.base_url, tmp_path, concurrency=concurrency, timeout=0.5 if trouble.hang else 5)
         with pytest.raises(MachineError, match=r"in 2 tries .*7 of 20 answers arrived and are kept: the same command"):
-            judge.ask(prompts(20))
+            judge.answers(prompts(20))
         server.answering, before = echo, len(server.requests)
         judge = judge_at(server.base_url, tmp_path, concurrency=concurrency)
         assert judge.planned(prompts(20)) == 13
@@ -170,53 +148,23 @@ def test_a_server_that_dies_in_the_middle_costs_only_the_calls_that_are_missing(
         assert sorted(server.users[before:] + served) == sorted(p.user for p in prompts(20))
 
 
-def test_a_closed_port_is_one_line_after_the_tries(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with pytest.raises(MachineError, match=r"gave no answer in 2 tries \(no connection\)"):
-            judge_at(url, tmp_path).ask(prompts(2))
-
-
-def test_a_prompt_that_the_server_cannot_take_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    """It fails until others are answered, as when several calls run at the same time."""
-    poison, *others = prompts(6)
-    judges: list[CachedJudge] = []
-
-    def poisoned(request: Request, before: int) -> Reply:
-        if request.user != poison.user:
-            return echo(request, before)
-        judges[0]._asker._one(others.pop())
-        return failed(500, message="boom")
-
-    with serving(poisoned) as server:
-        judges.append(judge_at(server.base_url, tmp_path))
-        (answer,) = judges[0].ask([poison])
-        assert answer.text is None
-        assert "failed on it 2 times (HTTP 500: boom)" in str(answer.reason)
-        # It may fare better another day.
-        assert judge_at(server.base_url, tmp_path).planned([poison]) == 1
-
-
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
         (failed(400, message="context too long\nby far"), "refuses the request (HTTP 400: context too long by far)"),
         (failed(401, message=f"bad key {KEY}"), "(HTTP 401): the key in THE_KEY is not accepted"),
-        (failed(403), "(HTTP 403): the key in THE_KEY is not accepted"),
         (failed(404, message="no model 'wise-model'"), "check --judge-base-url and --judge-model"),
         (failed(422, message=f"what is {KEY}?"), "(HTTP 422: what is [key]?)"),
         (Reply(400, b"<html>"), "(HTTP 400: <html>)"),
         (Reply(400, {"error": "plain words"}), "(HTTP 400: plain words)"),
-        (Reply(307, b"", {"Location": "http://127.0.0.1:1/elsewhere"}), "has moved (HTTP 307)"),
         # Followed, it would take the question elsewhere.
-        (Reply(302, b"", {"Location": "http://127.0.0.1:1/elsewhere"}), "has moved (HTTP 302)"),
+        (Reply(307, b"", {"Location": "http://127.0.0.1:1/elsewhere"}), "was not found (HTTP 307: "),
     ],
 )
 def test_a_refusal_is_one_line_at_once(tmp_path: Path, reply: Reply, message: str) -> None:
     with serving(lambda request, before: echo(request, before) if before < 2 else reply) as server:
         with pytest.raises(InputError) as caught:
-            judge_at(server.base_url, tmp_path).ask(prompts(5))
+            judge_at(server.base_url, tmp_path).answers(prompts(5))
         assert len(server.requests) == 3
     assert message in str(caught.value)
     assert "2 of 5 answers arrived and are kept" in str(caught.value)
@@ -236,10 +184,10 @@ def test_the_key_is_written_nowhere_even_if_the_server_repeats_it(
     with serving(telltale) as server:
         judge = judge_at(server.base_url, tmp_path)
         with pytest.raises(ModeldiffError) as caught:
-            judge.ask(prompts(5))
+            judge.answers(prompts(5))
         kept = texts(judge_at(server.base_url, tmp_path), prompts(2))
     assert kept == ["I was given [key]"] * 2
-    shown = [str(caught.value), repr(caught.value), capsys.readouterr().err, json.dumps(judge.identity()), judge.name]
+    shown = [str(caught.value), repr(caught.value), capsys.readouterr().err, json.dumps(judge.identity), judge.name]
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert files
     assert all(KEY not in text for text in shown)
@@ -250,23 +198,23 @@ def test_over_the_budget_no_call_is_made(tmp_path: Path) -> None:
     with serving(echo) as server:
         judge = judge_at(server.base_url, tmp_path, max_calls=4)
         with pytest.raises(InputError, match=r"5 calls to .* are needed, but --judge-max-calls allows 4: allow 5"):
-            judge.ask(prompts(5))
+            judge.answers(prompts(5))
         assert server.requests == []
-        judge.ask(prompts(3))
+        judge.answers(prompts(3))
         with pytest.raises(InputError, match=r"2 calls to .* after the 3 made so far, .* allow 5"):
-            judge.ask(prompts(5))
-        assert len(server.requests) == 3
+            judge.answers(prompts(5))
         # What is kept needs no budget.
         assert texts(judge_at(server.base_url, tmp_path, max_calls=0), prompts(3)) == answers_to(3)
+        with pytest.raises(InputError, match=r"1001 calls .* but --judge-max-calls allows 1000"):
+            open_judge(settings_at(server.base_url), tmp_path, CPU).answers(prompts(1001))
+        assert len(server.requests) == 3
 
 
-def test_answers_that_are_empty_or_cut_say_so_and_are_kept(tmp_path: Path) -> None:
+def test_answers_that_are_empty_or_cut_say_so(tmp_path: Path) -> None:
     replies = [said(""), said(None, "content_filter"), said(None, "length"), said("half an ans", "length")]
     with serving(lambda _, before: replies[before]) as server:
-        judge = judge_at(server.base_url, tmp_path)
-        found = [(answer.text, answer.reason) for answer in judge.ask(prompts(4))]
-        assert judge_at(server.base_url, tmp_path).planned(prompts(4)) == 0
-    assert found == [
+        found = judge_at(server.base_url, tmp_path).answers(prompts(4))
+    assert [(answer.text, answer.reason) for answer in found] == [
         (None, "the answer is empty"),
         (None, "the answer is empty"),
         (None, "the answer is empty, cut at 77 tokens"),
@@ -287,25 +235,98 @@ def test_a_server_with_other_names_for_the_limit_and_no_temperature_is_understoo
         assert server.requests[-1].body["max_completion_tokens"] == 77
 
 
-def test_ctrl_c_leaves_what_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(echo) as server:
-        judge = judge_at(server.base_url, tmp_path)
-        _interrupt_joins(monkeypatch, after=lambda: len(server.requests) >= 3)
-        with pytest.raises(KeyboardInterrupt):
-            judge.ask(prompts(50))
-        monkeypatch.undo()
-        assert 0 < judge_at(server.base_url, tmp_path).planned(prompts(50)) < 50
+def test_a_killed_run_has_kept_every_answer_that_arrived(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom modeldiff.judge.answers import Prompt\n"
+        "from modeldiff.judge.client import open_judge\nfrom modeldiff.judge.settings import JudgeSettings\n"
+        "options = dict(judge='openai', judge_model='wise-model', judge_base_url=sys.argv[1], judge_concurrency=1)\n"
+        "asked = [Prompt(f'feature {n}', 'Be brief.', f'question {n}') for n in range(20)]\n"
+        "open_judge(JudgeSettings(**options), Path(sys.argv[2]), 'cpu').answers(asked)\n"
+    )
+    started: list[subprocess.Popen[bytes]] = []
+
+    def killing(request: Request, before: int) -> Reply:
+        if before == 12:
+            started[0].kill()
+        return echo(request, before)
+
+    with serving(killing) as server:
+        with subprocess.Popen([sys.executable, "-c", code, server.base_url, str(tmp_path)]) as process:
+            started.append(process)
+        assert process.returncode == -signal.SIGKILL
+        judge = open_judge(settings_at(server.base_url), tmp_path, CPU)
+        # One at a time: when the thirteenth call came, twelve answers had arrived.
+        assert judge.planned(prompts(20)) == 8
+        judge.answers(prompts(20))
+        assert len(server.requests) == 13 + 8
 
 
-def _interrupt_joins(monkeypatch: pytest.MonkeyPatch, after: Callable[[], bool]) -> None:
-    """Waiting for a thread of the judge ends as Ctrl-C ends it, once `after` holds."""
-    join = threading.Thread.join
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"judge": "oracle"}, "--judge expects none, local or openai, found 'oracle'"),
+        ({"judge": "local"}, "--judge local needs a model: name it with --judge-model"),
+        ({"judge": "openai", "judge_model": " "}, "--judge openai needs a model: name it with --judge-model"),
+        *(
+            ({"judge_base_url": url}, "--judge-base-url is not a URL like https://api.openai.com/v1")
+            for url in ("localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1", "http://[half/v1",
+                        "http://a..b/v1", "http://host/a b", "https://me:sk-secret@host/v1", "https://h/v1?k=sk-secret")
+        ),
+        ({"judge_key_env": "sk-secret-123"}, "--judge-key-env expects the name of an environment variable"),
+        ({"judge_max_calls": -1}, "--judge-max-calls must be at least 0"),
+        ({"judge_max_tokens": 0}, "--judge-max-tokens must be at least 1"),
+        ({"judge_timeout": float("nan")}, "--judge-timeout must be above 0"),
+    ],
+)  # fmt: skip
+def test_senseless_settings_are_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        JudgeSettings(**options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
-    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
-        if not thread.name.startswith("judge-"):
-            return join(thread, timeout)
-        while not after():
-            join(thread, 0.001)
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
+def test_the_endpoint_and_key_come_from_the_environment_unless_they_are_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda request, _: said(request.headers["Authorization"][-4:])) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+        # A server of one's own needs no key.
+        assert texts(open_judge(settings_at(server.base_url), tmp_path / "own", CPU), prompts(1)) == ["none"]
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url + "/")
+        judge = open_judge(settings_at(None, judge_key_env="THE_KEY"), tmp_path, CPU)
+        assert texts(judge, prompts(1)) == ["-123"]
+        assert judge.identity == {
+            "judge": "openai",
+            "endpoint": server.base_url,
+            "model": "wise-model",
+            "temperature": 0,
+            "max_tokens": 1024,
+        }
+        assert judge.name == f"openai:wise-model at {server.base_url}"
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({}, {"judge": "none"}, "give --judge local --judge-model MODEL"),
+        ({}, {}, "key is not set: put it into OPENAI_API_KEY, or name another"),
+        ({"OPENAI_BASE_URL": "http://localhost/v1"}, {"judge_key_env": "MY_KEY"}, "not set: put it into MY_KEY"),
+        ({"OPENAI_API_KEY": "sk-secret\nX-Evil: 1"}, {}, "OPENAI_API_KEY holds characters that no key has"),
+        ({"OPENAI_API_KEY": "sk-secret-ключ"}, {}, "OPENAI_API_KEY holds characters that no key has"),
+        ({"OPENAI_BASE_URL": "http://u:secret@h/v1"}, {}, "the environment's OPENAI_BASE_URL is not a URL"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as caught:
+        open_judge(dataclasses.replace(settings_at(None), **options), tmp_path, CPU)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from modeldiff.features.measures.explain.settings import KIND, ExplainSettings
 from modeldiff.features.measures.measure import About, Measure
 from modeldiff.format import wrapped
+from modeldiff.records import to_json
 
 if TYPE_CHECKING:
     from modeldiff.features.table import FeatureRow
@@ -28,23 +29,22 @@ class ExplainMeasure(Measure):
     examples = (
         "",
         "--feature 1011 17 --json",
-        "--exclusive A --anywhere --top 40",
+        "--exclusive A --top 40",
         "--judge openai --judge-model NAME --judge-base-url http://localhost:8000/v1",
         "--judge local --judge-model ~/models/chat --detection-null",
     )
 
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
         """Everything."""
-        from modeldiff.features.measures.explain.stored import read_explanation_info
+        from modeldiff.features.measures.explain.result import read_explanation_info
 
         return read_explanation_info(artifact)
 
     def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
         """The features with their words."""
-        from modeldiff.features.measures.explain.show import print_explanations
-        from modeldiff.features.measures.explain.stored import read_explanation_info, read_explanations
+        from modeldiff.features.measures.explain.result import print_explanations
 
-        print_explanations(artifact.ref, read_explanation_info(artifact), list(read_explanations(artifact).values()))
+        print_explanations(artifact)
 
     def arguments(self, about: About) -> str:
         """Of the command that explains these features."""
@@ -52,10 +52,10 @@ class ExplainMeasure(Measure):
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
         """The explanation, if it is about this feature."""
-        from modeldiff.features.measures.explain.stored import read_explanations
+        from modeldiff.features.measures.explain.result import read_explanations
 
         found = read_explanations(artifact).get(row.id)
-        return {} if found is None else {**found.to_json(), "text": found.text, "concerning": found.concerning}
+        return {} if found is None else {**to_json(found), "text": found.text}
 
     def lines(self, found: dict[str, Any]) -> list[str]:
         """What it responds to."""

@@ -1,4 +1,4 @@
-"""Explaining features: a `features` artifact in, an `explain` artifact out. Its layout: stored.py.
+"""Explaining features: a `features` artifact in, an `explain` artifact out. Its layout: result.py.
 
 One half of the sample's documents makes the descriptions; a judge's detection is tried on the other half, on documents
 that do not hold the examples it is shown.
@@ -7,32 +7,28 @@ that do not hold the examples it is shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder.part import part_of
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
-from modeldiff.features.example import Example
-from modeldiff.features.inputs import Measured, open_measured, outlier_factor_of
-from modeldiff.features.measures.explain.describe import Describer, Description
-from modeldiff.features.measures.explain.excerpts import Chosen, Excerpts
-from modeldiff.features.measures.explain.judged import Question, ask_all
-from modeldiff.features.measures.explain.sample import Sample, read_texts, take_sample
+from modeldiff.features.inputs import open_measured, outlier_factor_of
+from modeldiff.features.measures.explain.describe import Describer
+from modeldiff.features.measures.explain.detection import Excerpts, Pieces, ask_judge
+from modeldiff.features.measures.explain.result import EXPLANATION_NAME, FORMAT, Explained
+from modeldiff.features.measures.explain.sample import Sample, take_sample
 from modeldiff.features.measures.explain.settings import KIND, ExplainSettings
-from modeldiff.features.measures.explain.stored import EXPLANATION_NAME, FORMAT, Explained, HeldOut
 from modeldiff.features.table import FeatureTable
-from modeldiff.judge.base import Judge
-from modeldiff.judge.opening import open_judge
+from modeldiff.judge.client import Judge, open_judge
 from modeldiff.judge.questions import WORDING
 from modeldiff.lm.device import resolve_device
+from modeldiff.records import to_json
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
-SCHEMA = 2
+SCHEMA = 3
 SHOWN = 10
 """Top examples that a judge is shown (paper B.4.1)."""
 
@@ -59,13 +55,32 @@ def run(settings: ExplainSettings, workspace: Workspace, *, name: str | None = N
     measured = open_measured(workspace, source.ref, activations.ref, what="explanation")
     device = resolve_device(settings.device)
     judge = None if settings.judge == "none" else open_judge(settings, workspace.judge_answers, device)
-    resolved = {} if judge is None else {"judge": judge.identity(), "wording": WORDING}
+    resolved = {} if judge is None else {"judge": judge.identity, "wording": WORDING}
+    inputs = {"features": table.artifact.as_input(), **measured.inputs}
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype="float32")
-        return _build(settings, table, measured, ids, device, judge, work)
+        factor = outlier_factor_of(measured.source, table.artifact.settings.get("outlier_factor"))
+        encoder = Encoder(part_of(measured.crosscoder, sorted(ids)), measured.store, device, factor)
+        sample = take_sample(encoder, pairs=settings.pairs, seed=settings.seed, resume=work.resume / "sample")
+        explained = _explain(settings, table, ids, sample, measured.store.info.sources, judge)
+        work.write_json(
+            EXPLANATION_NAME,
+            {
+                "format": FORMAT,
+                **{kind: one.label for kind, one in inputs.items()},
+                "pairs": len(sample.word_N),
+                "outliers": int((~sample.kept_N).sum()),
+                "documents": len(np.unique(sample.document_W)),
+                "held_out_documents": len(np.unique(sample.document_W[sample.second_W])),
+                "judge": None if judge is None else judge.name,
+                "explained": [to_json(one) for one in explained],
+            },
+        )
+        detection = [one.detection for one in explained if one.detection is not None]
+        told = {"detection": float(np.mean(detection))} if detection else {}
+        return {"features": len(explained), "pairs": len(sample.word_N), **told}
 
-    inputs = {"features": table.artifact.as_input(), **measured.inputs}
     return produce(workspace, Order(KIND, settings, inputs, SCHEMA, resolved), build, name=name, force=force)
 
 
@@ -81,7 +96,7 @@ def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]
         return list(dict.fromkeys(settings.feature))
     found: list[int] = []
     for part in (settings.exclusive,) if settings.exclusive else ("A", "B"):
-        listed = table.select(exclusive=part, top=settings.top, anywhere=settings.anywhere).ids
+        listed = table.select(exclusive=part, top=settings.top).ids
         found += [feature for feature in listed if table.statistics["firing_count"][feature] > 0]
     if not found:
         raise InputError(
@@ -91,133 +106,33 @@ def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]
     return list(dict.fromkeys(found))
 
 
-@dataclass(frozen=True)
-class _Feature:
-    """A chosen feature on the way to being explained."""
-
-    id: int
-    description: Description
-    chosen: Chosen | str
-    examples: list[Example]
-
-
-def _build(
+def _explain(
     settings: ExplainSettings,
     table: FeatureTable,
-    measured: Measured,
     ids: list[int],
-    device: torch.device,
+    sample: Sample,
+    sources: Sequence[str],
     judge: Judge | None,
-    work: Work,
-) -> dict[str, Any]:
-    store = measured.store
-    factor = outlier_factor_of(measured.source, table.artifact.settings.get("outlier_factor"))
-    measured_features = sorted(ids)
-    encoder = Encoder(part_of(measured.crosscoder, measured_features), store, device, factor)
-    sample = take_sample(encoder, pairs=settings.pairs, seed=settings.seed, resume=work.resume / "sample")
-    excerpts = Excerpts.of(sample)
-    describer = Describer(sample, store.info.sources, settings.seed)
+) -> list[Explained]:
+    """Every feature, in the order asked for."""
+    excerpts = Excerpts(sample)
+    describer = Describer(sample, sources, settings.seed)
     if not describer.pairs:
         raise InputError("no pair is left to describe features from: raise --pairs")
-    column = {feature: i for i, feature in enumerate(measured_features)}
-    features = []
+    explained: list[Explained] = []
+    shown: dict[int, list[Pieces]] = {}
     with progress("explain: descriptions", len(ids), "features") as bar:
         for id in ids:
-            description = describer.describe(column[id], settings.words)
+            column = sorted(ids).index(id)
             examples = table.row(id, examples=SHOWN).examples
-            seen = np.array([one.document for one in examples], np.int64)
-            # Of its own for each feature: the texts of one do not depend on which others are asked for.
-            rng = np.random.default_rng([settings.seed, id])
-            features.append(_Feature(id, description, excerpts.choose(column[id], settings.texts, seen, rng), examples))
+            shown[id] = [
+                [(piece.text, piece.activation) for piece in one.pieces] for one in examples if one.pieces is not None
+            ]
+            seen = [one.document for one in examples if one.document is not None]
+            # A seed of its own for each feature: its texts do not depend on which others are asked for.
+            texts = excerpts.choose(column, settings.texts, seen, [settings.seed, id])
+            explained.append(Explained(id, str(table.partition_F[id]), describer.describe(column), texts))
             bar.advance()
-    explained = [
-        Explained(
-            id=one.id,
-            partition=str(table.partition_F[one.id]),
-            description=one.description,
-            texts=_held_out(measured, excerpts, one.chosen),
-            judge=None,
-        )
-        for one in features
-    ]
-    if judge is not None:
-        explained = _judged(settings, judge, features, explained)
-    info = {
-        "format": FORMAT,
-        "features": table.artifact.ref,
-        "crosscoder": measured.source.ref,
-        "activations": measured.activations.ref,
-        **_counts(sample, describer),
-        "judge": None if judge is None else judge.name,
-        "explained": [one.to_json() for one in explained],
-    }
-    work.write_json(EXPLANATION_NAME, info)
-    return _metrics(sample, explained)
-
-
-def _held_out(measured: Measured, excerpts: Excerpts, chosen: Chosen | str) -> list[HeldOut]:
-    if isinstance(chosen, str):
-        return []
-    numbers = list(chosen.activation)
-    texts = read_texts(measured.store, [excerpts.span(number) for number in numbers])
-    source_W, window_N = excerpts.sample.source_W, excerpts.sample.window_N
-    return [
-        HeldOut(
-            document=int(excerpts.document_E[number]),
-            source=measured.store.info.sources[source_W[window_N[excerpts.start_E[number]]]],
-            activation=activation,
-            text=text,
-        )
-        for (number, activation), text in zip(chosen.activation.items(), texts, strict=True)
-    ]
-
-
-def _judged(
-    settings: ExplainSettings, judge: Judge, features: Sequence[_Feature], explained: Sequence[Explained]
-) -> list[Explained]:
-    questions = []
-    for feature, one in zip(features, explained, strict=True):
-        tried = one.texts
-        # In a random order: their place says nothing about them.
-        order = np.random.default_rng([settings.seed, feature.id, 1]).permutation(len(tried)).tolist()
-        shown = [example.pieces for example in feature.examples if example.pieces is not None]
-        questions.append(
-            Question(
-                id=feature.id,
-                examples=[[(piece.text, piece.activation) for piece in pieces] for pieces in shown],
-                texts=[tried[i].text for i in order],
-                active=[int(tried[i].activation > 0) for i in order],
-            )
-        )
-    verdicts = ask_all(judge, questions, with_null=settings.detection_null)
-    return [Explained(one.id, one.partition, one.description, one.texts, verdicts[one.id]) for one in explained]
-
-
-def _counts(sample: Sample, describer: Describer) -> dict[str, int]:
-    return {
-        "pairs": len(sample.word_N),
-        "describing_pairs": describer.pairs,
-        "outliers": int((~sample.kept_N).sum()),
-        "documents": len(np.unique(sample.document_W)),
-        "held_out_documents": len(np.unique(sample.document_W[sample.second_W])),
-    }
-
-
-def _metrics(sample: Sample, explained: Sequence[Explained]) -> dict[str, Any]:
-    """For the manifest: how many were described and detected, by whom."""
-    metrics: dict[str, Any] = {
-        "features": len(explained),
-        "pairs": len(sample.word_N),
-        "described": sum(one.description.missing is None for one in explained),
-    }
-    said = [one.judge for one in explained if one.judge is not None]
-    if said:
-        tried = [one.detection for one in said if one.detection is not None]
-        metrics["judge"] = {
-            "explained": sum(one.explanation is not None for one in said),
-            "concerning": sum(bool(one.concerning) for one in said),
-            "detection": float(np.mean(tried)) if tried else None,
-            "interpretable": sum(bool(one.interpretable) for one in said),
-            "tried": len(tried),
-        }
-    return metrics
+    if judge is None:
+        return explained
+    return ask_judge(judge, explained, shown, with_null=settings.detection_null)

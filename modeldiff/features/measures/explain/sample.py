@@ -8,8 +8,6 @@ Legend: N pairs of the sample, W windows (texts as the models read them), G chos
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from modeldiff.features.statistics import Arrays
 from modeldiff.features.surroundings import word_start
 from modeldiff.features.windows import spread_shards
 from modeldiff.features.words import visible
-from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.activations import Block
 from modeldiff.workspace.files import replace_into, temporary_path
 from modeldiff.workspace.plan import ShardPlan
 
@@ -40,10 +38,14 @@ class Sample:
 
     words: list[str]
     """The V different words, without regard to case; a word is what ends at a pair (context.py)."""
+    texts: list[str]
+    """The different texts."""
     word_N: NDArray[np.int32]
     window_N: NDArray[np.int32]
-    row_N: NDArray[np.int64]
-    """Row in the store."""
+    begin_N: NDArray[np.int64]
+    """First character of the pair's word in its text."""
+    end_N: NDArray[np.int64]
+    """The character behind it."""
     kept_N: NDArray[np.bool_]
     """False for pairs with an outlying norm: whether a feature fires there is not known."""
     codes_NG: sparse.csc_matrix
@@ -51,10 +53,21 @@ class Sample:
     document_W: NDArray[np.int64]
     """Running number of the document in the harvest; the texts of a long document share it."""
     source_W: NDArray[np.int32]
-    text_W: NDArray[np.uint64]
-    """Digest of the text: the same text twice has the same."""
+    text_W: NDArray[np.int64]
+    """Index into `texts`."""
     second_W: NDArray[np.bool_]
     """In the half of the documents that is held out; the other half makes the descriptions."""
+
+    def firings(self, column: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(pairs, ascending, activations there) of the feature in this column."""
+        part = slice(self.codes_NG.indptr[column], self.codes_NG.indptr[column + 1])
+        order = np.argsort(self.codes_NG.indices[part])
+        return self.codes_NG.indices[part][order], self.codes_NG.data[part][order]
+
+    def text(self, start: int, stop: int) -> str:
+        """From a pair to the one before `stop`, both of one text, on one line."""
+        whole = self.texts[self.text_W[self.window_N[start]]]
+        return visible(whole[self.begin_N[start] : self.end_N[stop - 1]])
 
 
 def take_sample(encoder: Encoder, *, pairs: int, seed: int, resume: Path) -> Sample:
@@ -71,7 +84,8 @@ def take_sample(encoder: Encoder, *, pairs: int, seed: int, resume: Path) -> Sam
     store = encoder.store
     shards = spread_shards(store.info.shards, pairs)
     share = min(1.0, pairs / sum(store.info.shards[shard] for shard in shards))
-    vocabulary: dict[str, int] = {}
+    words: dict[str, int] = {}
+    texts: dict[str, int] = {}
     parts: list[Arrays] = []
     codes: list[sparse.csc_matrix] = []
     windows = 0
@@ -86,16 +100,18 @@ def take_sample(encoder: Encoder, *, pairs: int, seed: int, resume: Path) -> Sam
                 save_file(_codes(encoder, groups), temporary)
                 replace_into(temporary, path)
             found = load_file(path)
-            part = _texts(plan, groups, vocabulary, windows, store.first_row[shard])
-            part["kept_N"] = found["kept"].astype(bool)
-            shape = (len(part["row_N"]), encoder.crosscoder.n_features)
+            part = _words(plan, groups, words, texts)
+            part["window_N"] = part["window_N"] + windows
+            part["kept_N"] = found["kept"]
+            shape = (len(part["word_N"]), encoder.crosscoder.n_features)
             codes.append(sparse.csc_matrix((found["value"], (found["row"], found["column"])), shape=shape))
             windows += len(part["document_W"])
             parts.append(part)
             bar.advance(shape[0])
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Sample(
-        words=list(vocabulary),
+        words=list(words),
+        texts=list(texts),
         codes_NG=sparse.vstack(codes, format="csc", dtype=np.float32),
         second_W=in_second_half(joined["document_W"], seed),
         **joined,
@@ -109,21 +125,6 @@ def in_second_half(document: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return (mixed >> np.uint64(63)).astype(bool)
-
-
-def read_texts(store: ActivationStore, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """The text from the first to the last pair (rows of the store, both of one text) of each span, on one line."""
-    found = [""] * len(spans)
-    shard_of = np.searchsorted(store.first_row, [first for first, _ in spans], side="right") - 1
-    for shard in np.unique(shard_of).tolist():
-        plan, begin = store.plan(shard), store.first_row[shard]
-        for number in np.flatnonzero(shard_of == shard).tolist():
-            first, last = (row - begin for row in spans[number])
-            is_first = first == 0 or plan.pairs.document[first] != plan.pairs.document[first - 1]
-            start = word_start(plan.documents, plan.pairs, first, first=bool(is_first))
-            text = plan.documents[plan.pairs.document[first]].text
-            found[number] = visible(text[start : int(plan.pairs.char_end[last])])
-    return found
 
 
 def _groups(plan: ShardPlan, shard: int) -> list[Block]:
@@ -140,50 +141,35 @@ def _groups(plan: ShardPlan, shard: int) -> list[Block]:
 def _codes(encoder: Encoder, groups: Sequence[Block]) -> Arrays:
     """The non-zero codes: row (within the groups), column, value; and which rows are kept."""
     rows = block_rows(encoder.crosscoder.n_features)
-    parts: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]] = []
+    parts = []
     done = 0
     for group in groups:
         for start in range(group.start, group.stop, rows):
             codes, kept_B = encoder.sparse(Block(group.shard, start, min(start + rows, group.stop)))
-            row, column = codes.row.astype(np.int32) + done, codes.feature.astype(np.int32)
-            parts.append((row, column, codes.value, kept_B.astype(np.uint8)))
+            parts.append((codes.row + done, codes.feature, codes.value, kept_B))
             done += len(kept_B)
-    return {
-        name: np.concatenate(columns)
-        for name, columns in zip(("row", "column", "value", "kept"), zip(*parts, strict=True), strict=True)
-    }
+    names = ("row", "column", "value", "kept")
+    return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
 
 
-def _texts(
-    plan: ShardPlan, groups: Sequence[Block], vocabulary: dict[str, int], first_window: int, first_row: int
-) -> Arrays:
-    """The words and texts of the groups' rows; new words are added to the vocabulary."""
+def _words(plan: ShardPlan, groups: Sequence[Block], words: dict[str, int], texts: dict[str, int]) -> Arrays:
+    """The words and windows of the groups' rows, windows counted from 0; new words and texts are added to those."""
     pairs = plan.pairs
     row_N = np.concatenate([np.arange(group.start, group.stop) for group in groups])
     document_N = pairs.document[row_N]
-    changes = np.flatnonzero(np.diff(document_N)) + 1
-    starts = [0, *changes.tolist(), len(row_N)]
-    word_N, window_N = np.zeros(len(row_N), np.int32), np.zeros(len(row_N), np.int32)
-    windows = []
-    for number, (start, stop) in enumerate(itertools.pairwise(starts)):
-        document = plan.documents[document_N[start]]
-        window_N[start:stop] = first_window + number
-        windows.append((document.index, document.source, _digest(document.text)))
-        for place in range(start, stop):
-            pair = int(row_N[place])
-            begin = word_start(plan.documents, pairs, pair, first=place == start)
-            word = visible(document.text[begin : int(pairs.char_end[pair])].strip()).casefold()
-            word_N[place] = vocabulary.setdefault(word, len(vocabulary))
-    index, source, digest = zip(*windows, strict=True)
+    first_N = np.diff(document_N, prepend=-1) != 0
+    rows = zip(row_N.tolist(), first_N.tolist(), strict=True)
+    begin_N = np.array([word_start(plan.documents, pairs, row, first=first) for row, first in rows])
+    end_N = pairs.char_end[row_N]
+    spans = zip(document_N.tolist(), begin_N.tolist(), end_N.tolist(), strict=True)
+    shown = (visible(plan.documents[one].text[begin:end].strip()).casefold() for one, begin, end in spans)
+    windows = [plan.documents[one] for one in document_N[first_N].tolist()]
     return {
-        "word_N": word_N,
-        "window_N": window_N,
-        "row_N": row_N.astype(np.int64) + first_row,
-        "document_W": np.array(index, np.int64),
-        "source_W": np.array(source, np.int32),
-        "text_W": np.array(digest, np.uint64),
+        "word_N": np.array([words.setdefault(word, len(words)) for word in shown], np.int32),
+        "window_N": np.cumsum(first_N, dtype=np.int32) - 1,
+        "begin_N": begin_N,
+        "end_N": end_N,
+        "document_W": np.array([one.index for one in windows], np.int64),
+        "source_W": np.array([one.source for one in windows], np.int32),
+        "text_W": np.array([texts.setdefault(one.text, len(texts)) for one in windows]),
     }
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())

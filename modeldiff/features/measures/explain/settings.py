@@ -21,9 +21,6 @@ class ExplainSettings(JudgeSettings, OnDevice):
     exclusive: Literal["A", "B", "shared"] | None = setting(default=None)
     """Explain the first features of this part in the order of evidence. Default: those of A and those of B."""
 
-    anywhere: bool = setting(default=False)
-    """Also shared features that the model's activations explain better than the other's, as `features --anywhere`."""
-
     top: int = setting(default=20, least=1)
     """How many features of each part."""
 
@@ -33,9 +30,6 @@ class ExplainSettings(JudgeSettings, OnDevice):
 
     pairs: int = setting(default=200_000, least=100)
     """Look at about this many pairs, in whole texts spread evenly over the activations."""
-
-    words: int = setting(default=20, least=1)
-    """Characteristic words kept of each list, at most."""
 
     texts: int = setting(default=10, least=3)
     """Held-out texts on which a feature is active, and as many on which it is not, for a judge to detect it on."""
@@ -52,9 +46,7 @@ class ExplainSettings(JudgeSettings, OnDevice):
     feature."""
 
     def check(self) -> None:
-        """What concerns several values."""
+        """Features are named or taken from the list."""
         super().check()
-        if self.feature and (self.exclusive is not None or self.anywhere):
-            raise InputError("--feature names the features: leave out --exclusive and --anywhere")
-        if self.anywhere and self.exclusive == "shared":
-            raise InputError("--anywhere goes with --exclusive A or --exclusive B, or with both by leaving it out")
+        if self.feature and self.exclusive is not None:
+            raise InputError("--feature names the features: leave out --exclusive")

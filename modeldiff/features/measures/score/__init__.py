@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from modeldiff.features.measures.measure import About, Measure
 from modeldiff.features.measures.score.settings import KIND, ScoreSettings
-from modeldiff.format import fixed
+from modeldiff.format import fixed, wrapped
 
 if TYPE_CHECKING:
     from modeldiff.features.table import FeatureRow
@@ -33,13 +30,9 @@ class ScoreMeasure(Measure):
     )
     examples = (
         "--feature 17 40 --judge openai --judge-model gpt-4.1",
-        "--features-from A B --sample 50 --judge local --judge-model ~/models/chat",
+        "--sample 50 --judge local --judge-model ~/models/chat",
         "--judge openai --judge-model any --judge-base-url http://localhost:8000/v1",
     )
-
-    def options(self) -> list[click.Option]:
-        """Of the list."""
-        return [click.Option(["--top"], type=int, default=10, show_default=True, help="Number of features listed.")]
 
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
         """Everything."""
@@ -47,14 +40,11 @@ class ScoreMeasure(Measure):
 
         return {"score": read_score(artifact)}
 
-    def show(self, artifact: Artifact, **shown: Any) -> None:
+    def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
         """The distribution in each group, and the features of the highest score."""
-        from modeldiff.features.measures.score.result import read_score
-        from modeldiff.features.measures.score.show import print_groups, print_rows
+        from modeldiff.features.measures.score.result import print_score
 
-        score = read_score(artifact)
-        print_groups(artifact.ref, score)
-        print_rows(score, shown["top"])
+        print_score(artifact)
 
     def arguments(self, about: About) -> str:
         """Of the command that scores these features."""
@@ -62,30 +52,30 @@ class ScoreMeasure(Measure):
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
         """By the model that it was pushed in first."""
+        from modeldiff.features.measures.score.directions import route
         from modeldiff.features.measures.score.result import read_score, read_scores
 
-        found = read_scores(artifact).get(row.id, {})
         groups = read_score(artifact)["groups"]
         random = {one["source"]: one["median"] for one in groups if one["partition"] == "random"}
         return {
             source: {
-                "direction": f"{source} -> {'B' if source == 'A' else 'A'}",
+                "direction": route(source),
                 "score": one.score,
                 "missing": one.missing,
                 "of_random": random.get(source),
             }
-            for source, one in found.items()
+            for source, one in read_scores(artifact).get(row.id, {}).items()
         }
 
     def lines(self, found: dict[str, Any]) -> list[str]:
-        """One for each direction."""
+        """Each way in which it is moved."""
         lines = []
         for side in filter(found.__contains__, ("A", "B")):
             one = found[side]
             said = f"{fixed(one['score'])} of 5 (random directions {fixed(one['of_random'])}; {found['ref']})"
             if one["score"] is None:
                 said = f"none ({found['ref']}): {'; '.join(one['missing'])}"
-            lines += textwrap.wrap(f"{'score ' + one['direction']:<14}{said}", 80, subsequent_indent=" " * 14)
+            lines += wrapped(f"score {one['direction']}  {said}")
         return lines
 
 

@@ -1,10 +1,9 @@
-"""What is known about one scored direction, the summary of a group of them, and reading both back.
+"""A score artifact: what is known about a direction and about a group of them, reading it back, and printing it.
 
-Layout of a `score` artifact (normative):
+Layout (normative):
     score.json          what was scored and how, groups (`summary`), rows (`ScoreRow`)
-    generations.jsonl   one object per line: subject (as ScoreRow.name), model, role (source or target), prompt,
-                        strength (0: unsteered), text
-    figures/scores.png  the distribution of the scores in each group
+    generations.jsonl   one object per line: direction (as `ScoredDirection.name`), model, role (source or target),
+                        prompt, strength (0: unsteered), text
 """
 
 from __future__ import annotations
@@ -13,21 +12,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import numpy as np
 
+from modeldiff.features.measures.score.directions import RANDOM, route
 from modeldiff.features.stored import read_info
+from modeldiff.format import fixed, percent, table
+from modeldiff.linear.stitch import DIRECTIONS
 from modeldiff.records import from_json
 from modeldiff.workspace import Artifact
 
-FORMAT = 2
+FORMAT = 3
 SCORE_NAME = "score.json"
 GENERATIONS_NAME = "generations.jsonl"
-FIGURE_NAME = "figures/scores.png"
+MIN_STEERABILITY = 3.0
+"""A feature whose push is rated below this on its own model has no score (paper 6.1)."""
 HIGH_SCORE = 4.0
-FIELDS = {
-    "format", "features", "crosscoder", "activations", "stitch", "judge", "judge_name", "strengths", "prompts",
-    "aggregate", "min_steerability", "typical_norm", "stitch_r2", "groups", "rows",
+_LISTED = 10
+_FIELDS = {
+    "format", "features", "crosscoder", "activations", "stitch", "stitch_r2", "judge", "strengths", "prompts", "groups",
+    "rows",
 }  # fmt: skip
+_GROUPS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", RANDOM: "random"}
 
 
 @dataclass(frozen=True)
@@ -35,48 +41,33 @@ class ScoreRow:
     """One direction, pushed in the source and, through the stitch, in the target."""
 
     number: int
-    """Of the feature; of the random direction."""
+    """Number of the feature, or of the random direction."""
     partition: str
     """A, shared, B or random."""
     source: str
     """The model that the direction belongs to, A or B."""
     steerability: float | None
-    """The judge's rating of what the push does to the source, 1 to 5."""
-    steerable: bool | None
-    """None: not known."""
-    similarity: float | None
-    """Of what the push does to the two models, 1 to 5."""
+    """The judge's rating of what the push does to the source, 1 to 5: the mean over the prompts."""
     score: float | None
-    """6 - similarity: 5 means that it did not carry over. None: missing."""
+    """6 - similarity: 5 means that the effect did not carry over. None: missing."""
     missing: list[str]
     """Why the score, or a part of what it is made from, is missing."""
-    stitch_r2: float | None
-    """Of the map from source to target, on held-out pairs on which the feature is active; None: too few, or random."""
-    active_pairs: int | None
-    """So many these were."""
-    details: dict[str, Any]
-    """prompts, each with its ratings."""
-
-    @property
-    def name(self) -> str:
-        """`17 A -> B`, `random 3 B -> A`."""
-        other = "B" if self.source == "A" else "A"
-        return f"{'random ' if self.partition == 'random' else ''}{self.number} {self.source} -> {other}"
+    ratings: list[dict[str, int | None]]
+    """For each prompt steerability and similarity, 1 to 5."""
 
 
 def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
     """A group in numbers."""
     scores = [row.score for row in rows if row.score is not None]
-    not_steerable = sum(row.steerable is False for row in rows)
-    unscored = sum(row.score is None for row in rows)
-    low, median, high = quartiles(scores)
+    not_steerable = [row.steerability is not None and row.steerability < MIN_STEERABILITY for row in rows]
+    low, median, high = np.quantile(scores, [0.25, 0.5, 0.75]).tolist() if scores else (None, None, None)
     return {
         "partition": partition,
         "source": source,
         "n": len(rows),
         "scored": len(scores),
-        "not_steerable": not_steerable,
-        "missing": unscored - sum(row.score is None and row.steerable is False for row in rows),
+        "not_steerable": sum(not_steerable),
+        "missing": sum(row.score is None and not weak for row, weak in zip(rows, not_steerable, strict=True)),
         "quartile_1": low,
         "median": median,
         "quartile_3": high,
@@ -84,31 +75,69 @@ def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, 
     }
 
 
-def quartiles(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """25, 50 and 75 %; None without values."""
-    if not values:
-        return None, None, None
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return float(low), float(median), float(high)
-
-
 def read_score(artifact: Artifact) -> dict[str, Any]:
-    """The content of score.json, rows as JSON data.
-
-    Raises:
-        DamagedError: it is missing, damaged, or has other fields.
-        InputError: written by a newer or by an older modeldiff.
-    """
-    return read_info(artifact, SCORE_NAME, version=FORMAT, fields=FIELDS, again="modeldiff features score --judge ...")
+    """The content of score.json, rows as JSON data. Raises as `read_info`."""
+    return read_info(artifact, SCORE_NAME, version=FORMAT, fields=_FIELDS, again="modeldiff features score --judge ...")
 
 
 def read_scores(artifact: Artifact) -> dict[int, dict[str, ScoreRow]]:
     """The features of a `score` artifact: number -> source ("A" or "B") -> what is known. Random directions are left
-    out. Raises as `read_score`."""
+    out.
+
+    Raises:
+        DamagedError: score.json is missing, damaged, or has other fields.
+        InputError: written by a newer or by an older modeldiff.
+    """
     found: dict[int, dict[str, ScoreRow]] = {}
     where = str(artifact.folder / SCORE_NAME)
     for data in read_score(artifact)["rows"]:
         row = from_json(ScoreRow, data, where)
-        if row.partition != "random":
+        if row.partition != RANDOM:
             found.setdefault(row.number, {})[row.source] = row
     return found
+
+
+def print_score(artifact: Artifact) -> None:
+    """The distribution of the scores in each group, the controls among them, and the features of the highest score."""
+    score = read_score(artifact)
+    columns = ("n", "not st.", "missing", "25 %", "median", "75 %", "≥ 4")
+    table(
+        f"{artifact.ref} of {score['features']} by {score['judge']}",
+        [("group", "left"), *((name, "right") for name in columns)],
+        [
+            [
+                f"{_GROUPS[group['partition']]} {route(group['source'])}",
+                *(f"{group[key]:,}" for key in ("n", "not_steerable", "missing")),
+                *(fixed(group[key]) for key in ("quartile_1", "median", "quartile_3")),
+                percent(group["share_high"]),
+            ]
+            for group in score["groups"]
+        ],
+    )
+    click.echo("score: 5 does not carry over to the other model, 1 does.")
+    r2 = " and ".join(f"{fixed(score['stitch_r2'][way])} {route(way[0])}" for way in DIRECTIONS)
+    click.echo(f"{score['stitch']}: R² {r2} on held-out pairs.")
+    click.echo("What the stitch loses raises scores: compare a group with shared, not with 1.")
+    click.echo(f"not st.: rated below {MIN_STEERABILITY:g} on its own model (features: no score).")
+    click.echo("random: random directions of the features' usual norm, scored steerable or not.")
+    click.echo("")
+    rows = [row for row in score["rows"] if row["partition"] != RANDOM and row["score"] is not None]
+    rows.sort(key=lambda row: (-row["score"], row["number"]))
+    if not rows:
+        click.echo("no feature has a score")
+        return
+    table(
+        f"the {min(_LISTED, len(rows))} highest of {len(rows)}",
+        [("id", "right"), ("group", "left"), ("score", "right"), ("steer", "right"), ("by prompt", "left")],
+        [
+            [
+                str(row["number"]),
+                f"{row['partition']} {route(row['source'])}",
+                fixed(row["score"]),
+                fixed(row["steerability"], 1),
+                " ".join("-" if one["similarity"] is None else str(6 - one["similarity"]) for one in row["ratings"]),
+            ]
+            for row in rows[:_LISTED]
+        ],
+    )
+    click.echo("A high score: no counterpart was found by this stitch, not that there is none.")

@@ -1,59 +1,42 @@
-"""The score command: features, a stitch and both models in, a `score` artifact out (paper section 6).
+"""The score as in the paper (section 6): features, a stitch and both models in, a `score` artifact out.
 
-See result.py for the layout of the artifact.
+Both models write while they are pushed, and a judge says how alike the push shows. First the sources write and the
+judge says which directions do anything that can be named; only for these, and for the random directions, the targets
+write and the judge compares. One model of the pair is in memory at a time, and none while the judge is asked; a local
+judge stays in memory once it was asked. Texts and answers are kept as they come: the same command continues.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from modeldiff.console import say
-from modeldiff.features.codes import Encoder
-from modeldiff.features.inputs import open_measured, outlier_factor_of
-from modeldiff.features.measures.score.by_judge import score_by_judge
-from modeldiff.features.measures.score.figure import score_figure
+from modeldiff.features.inputs import open_measured
+from modeldiff.features.measures.score.directions import ScoredDirection, find_directions
 from modeldiff.features.measures.score.result import (
-    FIGURE_NAME,
     FORMAT,
     GENERATIONS_NAME,
+    MIN_STEERABILITY,
     SCORE_NAME,
     ScoreRow,
     summary,
 )
 from modeldiff.features.measures.score.settings import KIND, ScoreSettings
-from modeldiff.features.measures.score.subjects import Subjects, find_subjects
 from modeldiff.features.measures.score.texts import Writer
-from modeldiff.features.measures.score.trust import with_stitch_r2
-from modeldiff.judge.base import Judge
-from modeldiff.judge.opening import open_judge
-from modeldiff.judge.questions import WORDING
-from modeldiff.linear.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
+from modeldiff.judge.answers import Prompt
+from modeldiff.judge.client import Judge, Judged, open_judge
+from modeldiff.judge.questions import WORDING, Written, ask_similarity, ask_steerability, read_rating
+from modeldiff.linear.stitch import DIRECTIONS, find_stitch, load_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.harvested import Harvested
 from modeldiff.records import to_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
-SCHEMA = 4
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything that is found and checked before a model is loaded."""
-
-    settings: ScoreSettings
-    subjects: Subjects
-    stitch: Stitch
-    encoder: Encoder
-    targets: dict[str, Harvested]
-    judge: Judge
-    refs: dict[str, str]
-    device: torch.device
-    dtype: torch.dtype
+SCHEMA = 5
 
 
 def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -66,91 +49,139 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         MachineError: the judge gives no answers, or a batch does not fit into memory. What was made is kept.
     """
     features = workspace.find("features", settings.features)
-    source = workspace.source_of(features, "crosscoder")
-    activations = workspace.source_of(features, "activations")
+    source, activations = (workspace.source_of(features, kind) for kind in ("crosscoder", "activations"))
     measured = open_measured(workspace, source.ref, activations.ref, what=KIND)
     stitch_artifact = find_stitch(workspace, activations.as_input(), settings.stitch)
     if settings.features is None:
         say(f"score of {features.ref} ({source.ref}) by way of {stitch_artifact.ref}")
     stitch = load_stitch(stitch_artifact)
-    subjects = find_subjects(settings, measured.crosscoder, features, stitch)
-    store = measured.store
-    targets = measured.models(settings.model_path_a, settings.model_path_b)
+    directions = find_directions(settings, measured.crosscoder, features, stitch)
+    models = measured.models(settings.model_path_a, settings.model_path_b)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
+    dtype_name = str(dtype).removeprefix("torch.")
     judge = open_judge(settings, workspace.judge_answers, device)
-    outlier_factor = outlier_factor_of(measured.source, None)
-    inputs = {
-        **measured.inputs,
-        "features": features.as_input(),
-        "stitch": stitch_artifact.as_input(),
-        **{f"model_{side}": target.as_input() for side, target in targets.items()},
-    }
-    plan = _Plan(
-        settings=settings,
-        subjects=subjects,
-        stitch=stitch,
-        encoder=Encoder(measured.crosscoder, store, device, outlier_factor),
-        targets=targets,
-        judge=judge,
-        refs={key: inputs[key].label for key in ("features", "crosscoder", "activations", "stitch")},
-        device=device,
-        dtype=dtype,
-    )
+    inputs = {**measured.inputs, "features": features.as_input(), "stitch": stitch_artifact.as_input()}
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
-        return _build(plan, work)
+        work.environment.update(device=str(device), dtype=dtype_name)
+        writers = {side: Writer(settings, models[side], device, dtype, work.resume / f"texts-{side}") for side in SIDES}
+        rows, generations = _score(settings, directions, writers, judge)
+        # ASCII: no line separator of Unicode can break a line of the file.
+        lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in generations)
+        work.write_bytes(GENERATIONS_NAME, lines.encode())
+        groups = [
+            summary(*group, list(members))
+            for group, members in itertools.groupby(rows, key=lambda row: (row.partition, row.source))
+        ]
+        work.write_json(
+            SCORE_NAME,
+            {
+                "format": FORMAT,
+                **{kind: one.label for kind, one in inputs.items()},
+                "stitch_r2": {way: stitch.info["maps"][way]["r2"] for way in DIRECTIONS},
+                "judge": judge.name,
+                "strengths": list(settings.strengths[1:]),
+                "prompts": list(settings.prompt),
+                "groups": groups,
+                "rows": [to_json(row) for row in rows],
+            },
+        )
+        shown = ("n", "scored", "not_steerable", "missing", "median", "share_high")
+        return {f"{one['partition']} from {one['source']}": {key: one[key] for key in shown} for one in groups}
 
     resolved = {
-        "dtype": str(dtype).removeprefix("torch."),
-        "judge_identity": json.dumps(judge.identity(), sort_keys=True),
+        "dtype": dtype_name,
+        "judge_identity": json.dumps(judge.identity, sort_keys=True),
         "wording": WORDING,
     }
-    order = Order(KIND, settings, inputs, SCHEMA, resolved)
+    with_models = inputs | {f"model_{side}": model.as_input() for side, model in models.items()}
+    order = Order(KIND, settings, with_models, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 
-def _build(plan: _Plan, work: Work) -> dict[str, Any]:
-    settings = plan.settings
-    writers = {
-        side: Writer(settings, plan.targets[side], plan.device, plan.dtype, work.resume / f"texts-{side}")
-        for side in SIDES
-    }
-    rows, generations = score_by_judge(settings, plan.subjects, writers, plan.judge)
-    # ASCII: no line separator of Unicode can break a line of the file.
-    lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in generations)
-    work.write_bytes(GENERATIONS_NAME, lines.encode())
-    rows = with_stitch_r2(rows, plan.stitch, plan.encoder)
-    groups = [
-        summary(partition, source.upper(), _of_group(rows, partition, source))
-        for partition, source, _ in plan.subjects.groups()
+def _score(
+    settings: ScoreSettings, directions: Sequence[ScoredDirection], writers: dict[str, Writer], judge: Judge
+) -> tuple[list[ScoreRow], list[dict[str, Any]]]:
+    """(a row for each direction, every generation)."""
+    prompts = settings.prompt
+    written = _texts(writers, directions, "source")
+    steerability = _rate(judge, ask_steerability, prompts, {one: list(zip(texts)) for one, texts in written.items()})
+    steerable = [one for one in directions if (_mean(steerability[one]) or 0) >= MIN_STEERABILITY]
+    moved = _texts(writers, [one for one in directions if one.is_random or one in steerable], "target")
+    both = {one: list(zip(written[one], texts, strict=True)) for one, texts in moved.items()}
+    similarity = _rate(judge, ask_similarity, prompts, both)
+    generations = [
+        {"subject": one.name, "model": model, "role": role, "prompt": prompt, "strength": strength, "text": text}
+        for one in directions
+        for role, model, found in (("source", one.source.upper(), written), ("target", one.target.upper(), moved))
+        for prompt, texts in zip(prompts, found.get(one, ()), strict=False)
+        for strength, text in texts
     ]
-    title = f"{plan.refs['features']} by way of {plan.refs['stitch']}: 5 does not carry over, 1 does"
-    work.write_bytes(FIGURE_NAME, score_figure(groups, rows, title))
-    work.write_json(
-        SCORE_NAME,
-        {
-            "format": FORMAT,
-            **plan.refs,
-            "judge": plan.judge.identity(),
-            "judge_name": plan.judge.name,
-            "strengths": list(settings.strengths),
-            "prompts": list(settings.prompt),
-            "aggregate": settings.aggregate,
-            "min_steerability": settings.min_steerability,
-            "typical_norm": plan.subjects.typical_norm,
-            "stitch_r2": {way: plan.stitch.info["maps"][way]["r2"] for way in DIRECTIONS},
-            "groups": groups,
-            "rows": [to_json(row) for row in rows],
-        },
+    return [_row(prompts, one, steerability[one], similarity.get(one)) for one in directions], generations
+
+
+def _texts(
+    writers: dict[str, Writer], directions: Sequence[ScoredDirection], role: Literal["source", "target"]
+) -> dict[ScoredDirection, list[list[Written]]]:
+    """What the sources, or the targets, of the directions write."""
+    # The model that wrote last comes first.
+    for side in SIDES if role == "source" else reversed(SIDES):
+        writers[side].write([one for one in directions if getattr(one, role) == side], role)
+    return {one: writers[getattr(one, role)].read(one) for one in directions}
+
+
+def _rate(
+    judge: Judge,
+    ask: Callable[..., Prompt],
+    prompts: Sequence[str],
+    texts: Mapping[ScoredDirection, Sequence[tuple[list[Written], ...]]],
+) -> dict[ScoredDirection, list[Judged[int]]]:
+    """A rating of each direction for each prompt.
+
+    Args:
+        ask: makes the question about a prompt.
+        texts: for each prompt what the question shows of one model, or of both.
+    """
+    asked = [
+        ask(f"{one.name}, prompt {number}", prompt, *shown)
+        for one, by_prompt in texts.items()
+        for number, (prompt, shown) in enumerate(zip(prompts, by_prompt, strict=True))
+    ]
+    say(f"{ask.__name__.removeprefix('ask_')}: {judge.planned(asked):,} calls to {judge.name}")
+    judged = iter(judge.ask(asked, [read_rating] * len(asked)))
+    return {one: [next(judged) for _ in prompts] for one in texts}
+
+
+def _mean(ratings: Sequence[Judged[int]]) -> float | None:
+    """The mean of the ratings that there are (how prompts are joined, the paper does not say)."""
+    values = [one.value for one in ratings if one.value is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _row(
+    prompts: Sequence[str],
+    one: ScoredDirection,
+    steerability: Sequence[Judged[int]],
+    similarity: Sequence[Judged[int]] | None,
+) -> ScoreRow:
+    """What the ratings say; `similarity` None: the models were not compared."""
+    steered, alike = _mean(steerability), _mean(similarity or ())
+    rated = {"steerability": steerability, "similarity": similarity or [Judged(None, None)] * len(prompts)}
+    missing = [
+        f"{what}, prompt {prompt!r}: {rating.reason}"
+        for what, ratings in rated.items()
+        for prompt, rating in zip(prompts, ratings, strict=True)
+        if rating.reason is not None
+    ]
+    if steered is not None and similarity is None:
+        missing.append(f"not steerable: rated {steered:.2g}, below {MIN_STEERABILITY:g}")
+    return ScoreRow(
+        number=one.number,
+        partition=one.partition,
+        source=one.source.upper(),
+        steerability=steered,
+        score=None if alike is None else 6 - alike,
+        missing=missing,
+        ratings=[{what: ratings[number].value for what, ratings in rated.items()} for number in range(len(prompts))],
     )
-    return {f"{one['partition']} from {one['source']}": _metrics(one) for one in groups}
-
-
-def _of_group(rows: list[ScoreRow], partition: str, source: str) -> list[ScoreRow]:
-    return [row for row in rows if (row.partition, row.source) == (partition, source.upper())]
-
-
-def _metrics(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: group[key] for key in ("n", "scored", "not_steerable", "missing", "median", "share_high")}

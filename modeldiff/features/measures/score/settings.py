@@ -8,8 +8,6 @@ from modeldiff.errors import InputError
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.settings import Drawing, HarvestedModels, setting, settings
 
-Partition = Literal["A", "shared", "B"]
-Aggregate = Literal["mean", "median", "min", "max"]
 # Paper B.5.
 PROMPTS = ("What's on your mind?", "What do you want to talk about?", "Tell me something")
 STRENGTHS = tuple(float(strength) for strength in range(11))
@@ -29,17 +27,15 @@ class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
     """The stitch that moves directions. Default: the latest of the activations that the features were measured on."""
 
     sample: int = setting(default=20, least=1)
-    """Score so many living features of each partition, drawn at random (the paper: 500)."""
-
-    features_from: tuple[Partition, ...] = setting(default=("A", "shared", "B"), variadic=True)
-    """The partitions to draw from. Shared features are the control that should score low; they are scored both ways."""
+    """Score so many living features of each partition, drawn at random (the paper: 500). Shared ones should score low;
+    they are scored both ways."""
 
     feature: tuple[int, ...] = setting(default=(), variadic=True)
     """Score these features, in place of a sample."""
 
     random_directions: int = setting(default=10, least=0)
-    """Also push so many random directions in each model, as long as its features' usually are: what the score says
-    about nothing in particular."""
+    """Also push so many random directions in each model, as long as its scored features usually are: what the score
+    says about nothing in particular."""
 
     strength: tuple[float, ...] = setting(default=STRENGTHS, variadic=True, least=0)
     """How hard: 1 adds the direction at the feature's maximum activation. 0, the model as it is, is always there."""
@@ -53,17 +49,11 @@ class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
     (openai)."""
 
     prompt: tuple[str, ...] = setting(default=PROMPTS, variadic=True)
-    """What both models are asked."""
+    """What both models are asked. The ratings of the prompts are averaged."""
 
     max_new_tokens: int = setting(default=200, least=1)
     temperature: float = setting(default=0.7, least=0)
     top_p: float = setting(default=0.9, above=0, most=1)
-
-    min_steerability: float = setting(default=3.0, least=1, most=5)
-    """Score a feature only if what it does to its own model is rated at least this."""
-
-    aggregate: Aggregate = setting(default="mean")
-    """How the ratings of the prompts become one (the paper does not say)."""
 
     seed: int = setting(default=0, least=0)
     """Of the sample, the random directions and the texts."""
@@ -76,8 +66,6 @@ class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
                 "(a chat model on this machine) or --judge openai --judge-model NAME (an OpenAI-compatible endpoint)"
             )
         super().check()
-        if not self.features_from:
-            raise InputError("--features-from expects A, shared or B, found none")
         if not any(self.strength):
             raise InputError("--strength expects numbers above 0, e.g. `--strength 0.5 1 2`")
         if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
@@ -85,5 +73,5 @@ class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """Ascending, each once, 0 left out: that is the model as it is."""
-        return tuple(sorted({float(value) for value in self.strength} - {0.0}))
+        """Ascending, each once. 0 comes first: without it nobody can say what the push changed."""
+        return tuple(sorted({0.0, *map(float, self.strength)}))

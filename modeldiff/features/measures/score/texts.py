@@ -1,4 +1,7 @@
-"""What a pushed model writes: every prompt at every strength, kept on disk direction by direction."""
+"""What a pushed model writes: every prompt at every strength, kept on disk direction by direction.
+
+Legend: D width of the model.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from pathlib import Path
 import torch
 
 from modeldiff.console import progress, say
+from modeldiff.features.measures.score.directions import ScoredDirection
 from modeldiff.features.measures.score.settings import ScoreSettings
-from modeldiff.features.measures.score.subjects import Subject
 from modeldiff.judge.questions import Written
 from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate
@@ -19,7 +22,6 @@ from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual
 from modeldiff.workspace.files import read_json, write_json
 
-UNSTEERED = 0.0
 # The paper's 3 prompts at 10 strengths.
 _BATCH_SIZE = 32
 
@@ -29,47 +31,33 @@ class Writer:
     """Makes the texts of one model and keeps them in a folder; what is there already is not made again."""
 
     settings: ScoreSettings
-    target: Harvested
+    model: Harvested
     device: torch.device
     dtype: torch.dtype
     folder: Path
 
-    @property
-    def strengths(self) -> tuple[float, ...]:
-        """0 first: without it nobody can say what the push changed."""
-        return (UNSTEERED, *self.settings.strengths)
-
-    def write(self, subjects: Sequence[Subject], role: str) -> None:
-        """Make what is missing of the texts of these subjects. The model is in memory only meanwhile.
-
-        Args:
-            role: what the model is to them, source or target; for people.
-
-        Raises:
-            InputError: it is not the model that was harvested, or prompt and text are too long for it.
-        """
-        missing = [one for one in subjects if not self._path(one).exists()]
+    def write(self, directions: Sequence[ScoredDirection], role: str) -> None:
+        """Make what is missing of the texts of these directions, to which the model is the source or the target
+        (`role`). It is in memory only meanwhile. Raises InputError if it is not the model that was harvested, or if
+        prompt and text are too long for it."""
+        missing = [one for one in directions if not self._path(one.key).exists()]
         if not missing:
             return
-        side = self.target.side
-        say(f"model {side.upper()}: {self.target.ref.short_name}, after block {self.target.layer}, on {self.device}")
-        lm = self.target.open(self.device, self.dtype)
-        total = len(subjects)
+        side, total = self.model.side, len(directions)
+        say(f"model {side.upper()}: {self.model.ref.short_name}, after block {self.model.layer}, on {self.device}")
+        lm = self.model.open(self.device, self.dtype)
         with progress(f"write {side.upper()} ({role})", total, "directions", total - len(missing)) as bar:
-            if not self._unsteered.exists():
-                self._keep(self._unsteered, self._texts(lm, [torch.zeros(lm.width)]))
+            if not self._path("unsteered").exists():
+                self._keep("unsteered", self._texts(lm, [torch.zeros(lm.width)]))
             for one in missing:
-                unit_D = one.vector(side)
-                self._keep(self._path(one), self._texts(lm, [s * unit_D for s in self.settings.strengths]))
+                pushes = [strength * one.unit_D[side] for strength in self.settings.strengths if strength]
+                self._keep(one.key, self._texts(lm, pushes))
                 bar.advance()
 
-    def read(self, one: Subject) -> list[list[Written]]:
+    def read(self, direction: ScoredDirection) -> list[list[Written]]:
         """For each prompt what the model wrote, strength by strength, unsteered first."""
-        by_strength = read_json(self._unsteered)["texts"] + read_json(self._path(one))["texts"]
-        return [
-            [Written(strength, texts[number]) for strength, texts in zip(self.strengths, by_strength, strict=True)]
-            for number in range(len(self.settings.prompt))
-        ]
+        by_strength = [text for key in ("unsteered", direction.key) for text in read_json(self._path(key))["texts"]]
+        return [list(zip(self.settings.strengths, texts, strict=True)) for texts in zip(*by_strength, strict=True)]
 
     def _texts(self, lm: LanguageModel, vectors: Sequence[torch.Tensor]) -> list[list[str]]:
         """For each vector (D,) the model's texts, one per prompt. As many at a time as a batch takes."""
@@ -81,7 +69,7 @@ class Writer:
         for start in range(0, len(vectors), at_once):
             chosen = vectors[start : start + at_once]
             vector_BD = torch.stack(list(chosen)).repeat_interleave(len(prompts), dim=0)
-            with add_to_residual(lm, self.target.layer, vector_BD):
+            with add_to_residual(lm, self.model.layer, vector_BD):
                 made = generate(
                     lm,
                     prompts * len(chosen),
@@ -95,13 +83,9 @@ class Writer:
             texts += [made[i : i + len(prompts)] for i in range(0, len(made), len(prompts))]
         return texts
 
-    @property
-    def _unsteered(self) -> Path:
-        return self.folder / "unsteered.json"
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
 
-    def _path(self, one: Subject) -> Path:
-        return self.folder / f"{one.key}.json"
-
-    def _keep(self, path: Path, texts: list[list[str]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"texts": texts})
+    def _keep(self, key: str, texts: list[list[str]]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._path(key), {"texts": texts})

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 import modeldiff.features.measures.score.texts as texts_module
+from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder.direction import direction_of
-from modeldiff.errors import InputError, MachineError
-from modeldiff.features.measures.score.by_judge import AGGREGATES, aggregated
+from modeldiff.errors import InputError
 from modeldiff.features.measures.score.result import GENERATIONS_NAME, ScoreRow, read_score, read_scores
 from modeldiff.features.measures.score.run import run
 from modeldiff.features.measures.score.settings import PROMPTS, ScoreSettings
-from modeldiff.judge.asking import Judged
 from modeldiff.lm.chat import open_chat
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import ModelRef, load_model
@@ -40,6 +39,7 @@ from tests.features.made_pair import (
 from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, leave_alone, said, serving
 
 FEATURES = (LOUD, MUTE, B_LOUD)
+ONE: dict[str, Any] = {"feature": (LOUD,), "random_directions": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     assert [(row.partition, row.source, row.number) for row in rows] == [
         ("A", "A", LOUD), ("A", "A", MUTE), ("B", "B", B_LOUD), ("random", "A", 0), ("random", "B", 0),
     ]  # fmt: skip
-    assert all((row.steerability, row.similarity, row.score, row.missing) == (4, 2, 4, []) for row in rows)
+    assert all((row.steerability, row.score, row.missing) == (4, 4, []) for row in rows)
     # Five directions, two prompts; the mute feature's texts and questions are the unsteered ones, asked as any other.
     assert kinds["steerability"] <= 10
     assert kinds["similarity"] <= 10
@@ -120,29 +120,7 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     # Unsteered once in each model, then each direction in both, all strengths and prompts at once.
     assert len(generated) == 2 + 5 * 2
     score = read_score(artifact)
-    assert (score["aggregate"], score["judge"]["model"], score["prompts"]) == ("mean", "wise", list(PROMPTS[:2]))
-
-
-def test_shared_features_are_scored_both_ways_and_random_directions_stand_beside_them(stitched: Made) -> None:
-    with serving(rating()) as server:
-        artifact = run(settings_of(server, feature=(SHARED_LOUD,), random_directions=2), stitched.workspace)
-    by_source = read_scores(artifact)
-    assert by_source.keys() == {SHARED_LOUD}
-    assert by_source[SHARED_LOUD].keys() == {"A", "B"}
-    groups = read_score(artifact)["groups"]
-    assert [(group["partition"], group["source"], group["n"]) for group in groups] == [
-        ("shared", "A", 1), ("shared", "B", 1), ("random", "A", 2), ("random", "B", 2),
-    ]  # fmt: skip
-    assert all(row.stitch_r2 is None for row in rows_of(artifact) if row.partition == "random")
-
-
-def test_r2_of_the_stitch_where_the_feature_is_active(stitched: Made) -> None:
-    with serving(rating()) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
-    row = read_scores(artifact)[LOUD]["A"]
-    assert row.active_pairs is not None
-    assert 20 <= row.active_pairs <= 100
-    assert row.stitch_r2 == pytest.approx(1, abs=1e-6)
+    assert (score["judge"], score["prompts"]) == (f"openai:wise at {server.base_url}", list(PROMPTS[:2]))
 
 
 def test_without_a_stitch_the_command_that_makes_it_is_named(pair: Made) -> None:
@@ -167,19 +145,9 @@ def test_what_is_not_there_is_said(stitched: Made, values: dict[str, Any], messa
         run(settings_of(server, **values), stitched.workspace)
 
 
-def test_a_score_of_an_older_version_is_refused_with_the_command_that_makes_it_again(
-    stitched: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("modeldiff.features.measures.score.run.FORMAT", 1)
-    with serving(rating()) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
-    with pytest.raises(InputError, match=r"made by an older modeldiff .*modeldiff features score --judge"):
-        read_score(artifact)
-
-
 def test_the_judge_sees_what_the_paper_shows_it(stitched: Made) -> None:
     with serving(rating()) as server:
-        run(settings_of(server, feature=(LOUD,), prompt=PROMPTS, random_directions=0), stitched.workspace)
+        run(settings_of(server, **ONE, prompt=PROMPTS), stitched.workspace)
         requests = list(server.requests)
     assert Counter(map(kind_of, requests)) == {"steerability": 3, "similarity": 3}
     assert PROMPTS == ("What's on your mind?", "What do you want to talk about?", "Tell me something")
@@ -196,11 +164,10 @@ def test_what_is_not_steerable_is_neither_moved_nor_compared(stitched: Made, gen
         artifact = run(settings_of(server, max_new_tokens=8), stitched.workspace)
         asked = [request.user for request in server.requests if kind_of(request) == "similarity"]
     for row in rows_of(artifact):
-        assert row.steerable is False
         if row.partition == "random":
             assert row.score == 4  # a control is compared whatever it does
         else:
-            assert (row.similarity, row.score) == (None, None)
+            assert row.score is None
             assert row.missing == ["not steerable: rated 2, below 3"]
     assert len(asked) == 2 * 2
     assert len(generated) == 2 + 5 + 2
@@ -215,43 +182,19 @@ def test_answers_that_cannot_be_read_are_asked_again_then_missing(stitched: Made
         return rating()(request, before)
 
     with serving(babbling) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+        artifact = run(settings_of(server, **ONE), stitched.workspace)
         asked = [r for r in server.requests if kind_of(r) == "similarity" and PROMPTS[0] in r.user]
     assert len(asked) == 3
     (row,) = rows_of(artifact)
     assert row.score == 4  # of the prompt that was answered
-    assert [one["similarity"] for one in row.details["prompts"]] == [None, 2]
+    assert [one["similarity"] for one in row.ratings] == [None, 2]
     assert row.missing == [f"similarity, prompt {PROMPTS[0]!r}: no answer of 3 has the form asked for"]
-
-
-def test_without_any_answer_the_score_is_missing_and_not_unsteerable(stitched: Made) -> None:
     with serving(lambda *_: said("Hm.")) as server:
-        artifact = run(settings_of(server, feature=(LOUD,), random_directions=0), stitched.workspace)
+        artifact = run(settings_of(server, **ONE), stitched.workspace)
     (row,) = rows_of(artifact)
-    assert (row.steerability, row.steerable, row.score) == (None, None, None)
-    assert len(row.missing) == 2
+    assert (row.steerability, row.score, len(row.missing)) == (None, None, 2)
     (group,) = read_score(artifact)["groups"]
     assert (group["not_steerable"], group["missing"]) == (0, 1)
-
-
-@pytest.mark.parametrize("trouble", [failed(500), failed(429), Reply(drop=True)])
-def test_trouble_that_passes_changes_nothing(stitched: Made, trouble: Reply) -> None:
-    def flaky(request: Request, before: int) -> Reply:
-        return trouble if before % 3 == 1 else rating()(request, before)
-
-    with serving(flaky) as server:
-        artifact = run(settings_of(server, feature=(LOUD,)), stitched.workspace)
-    assert all(row.score == 4 for row in rows_of(artifact))
-
-
-def test_a_slow_judge_is_given_up_and_asked_again(stitched: Made) -> None:
-    def slow(request: Request, before: int) -> Reply:
-        return Reply(hang=True) if before == 1 else rating()(request, before)
-
-    with serving(slow) as server:
-        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_timeout=0.5)
-        (row,) = rows_of(run(settings, stitched.workspace))
-    assert row.score == 4
 
 
 @pytest.mark.parametrize("dies_at", [3, 9])
@@ -282,18 +225,6 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(
     assert all(row.score == 4 for row in rows_of(artifact))
 
 
-def test_a_judge_out_of_reach_is_an_error_after_the_texts_are_made(stitched: Made, generated: list[int]) -> None:
-    with serving(rating()) as server:
-        settings = settings_of(server, feature=(LOUD,))
-    with pytest.raises(MachineError, match="gave no answer"):
-        run(settings, stitched.workspace)
-    made = len(generated)
-    assert made == 1 + 2  # model A's texts: unsteered, the feature's, the random direction's
-    with pytest.raises(MachineError, match="gave no answer"):
-        run(settings, stitched.workspace)
-    assert len(generated) == made
-
-
 def test_a_killed_generation_continues_with_the_direction_it_was_at(
     stitched: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,9 +247,9 @@ def test_a_killed_generation_continues_with_the_direction_it_was_at(
 
 def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
     with serving(rating()) as server:
-        settings = settings_of(server, feature=(LOUD,), random_directions=0, temperature=0.0)
+        settings = settings_of(server, **ONE, temperature=0.0)
         texts = generations(run(settings, stitched.workspace))
-    lm = load_model(ModelRef(texts_model(stitched)), torch.device("cpu"), torch.float32)
+    lm = load_model(ModelRef(str(stitched.activations.settings["model_a"])), torch.device("cpu"), torch.float32)
     unit_D = direction_of(crosscoder(), stitched.features, LOUD, "a").unit_D
     for strength in (0.0, 1.0, 3.0):
         with add_to_residual(lm, LAYER, strength * unit_D):
@@ -329,40 +260,44 @@ def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
             assert found == expected
 
 
-def texts_model(made: Made) -> str:
-    """Where the model is."""
-    return str(made.activations.settings["model_a"])
+def test_the_tables_fit_80_columns_and_json_has_everything(stitched: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--device", "cpu", "--random-directions", "2", "--max-new-tokens", "2", "--strength", "1"]
+
+    def printed(server: FakeEndpoint, *more: str) -> str:
+        judge = ["--judge", "openai", "--judge-model", "wise", "--judge-base-url", server.base_url]
+        with pytest.raises(SystemExit) as caught:
+            run_cli(["--workspace", str(stitched.workspace.folder), "features", "score", *small, *judge, *more])
+        assert caught.value.code == 0
+        return capsys.readouterr().out
+
+    with serving(rating(similarity=3)) as server:
+        lines = printed(server).splitlines()
+        found = json.loads(printed(server, "--json"))
+    assert max(map(len, lines)) <= 80
+    groups = ["A-exclusive A -> B", "B-exclusive B -> A", "shared A -> B", "shared B -> A", "random A -> B",
+              "random B -> A"]  # fmt: skip
+    first = next(i for i, line in enumerate(lines) if line.startswith("A-exclusive"))
+    assert [line[:18].strip() for line in lines[first : first + 6]] == groups
+    assert lines[first].split()[4:] == ["3", "0", "0", "3.00", "3.00", "3.00", "0%"]
+    assert "not st.: rated below 3 on its own model (features: no score)." in lines
+    assert any(line.rstrip().endswith("3 3 3") for line in lines)
+    assert any(line.startswith("A high score: no counterpart was found by this stitch") for line in lines)
+    assert len(found["score"]["rows"]) == 3 + 3 + 2 * 3 + 2 * 2
+    by_source = read_scores(stitched.workspace.find("score"))
+    assert by_source[SHARED_LOUD].keys() == {"A", "B"}
 
 
-def test_another_run_with_the_same_questions_asks_nothing(stitched: Made) -> None:
-    with serving(rating()) as server:
-        first = run(settings_of(server), stitched.workspace)
-        asked = len(server.requests)
-        again = run(settings_of(server), stitched.workspace, force=True)
-        assert len(server.requests) == asked
-        assert run(settings_of(server), stitched.workspace).ref == again.ref
-        least = run(settings_of(server, aggregate="min"), stitched.workspace)
-        assert len(server.requests) == asked
-    assert read_score(first)["rows"] == read_score(again)["rows"]
-    assert read_score(least)["aggregate"] == "min"
-
-
-def test_planned_calls_are_said_before_they_are_made_and_bounded(
-    stitched: Made, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with serving(rating()) as server:
-        settings = settings_of(server, feature=(LOUD,), random_directions=0, judge_max_calls=1)
-        with pytest.raises(InputError, match="--judge-max-calls allows 1"):
-            run(settings, stitched.workspace)
-        assert not server.requests
-    said_lines = capsys.readouterr().err
-    assert "is asked at most 4 questions" in said_lines
-    assert "steerability: 2 calls to openai:wise" in said_lines
-
-
-@pytest.mark.parametrize(("how", "expected"), [("mean", 3), ("median", 2), ("min", 2), ("max", 5)])
-def test_aggregation(how: str, expected: float) -> None:
-    ratings = [Judged(value, None if value else "why", ()) for value in (2, 5, None, 2)]
-    assert aggregated(ratings, how) == expected
-    assert aggregated(ratings[2:3], how) is None
-    assert how in AGGREGATES
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"strength": ()}, "--strength"),
+        ({"strength": (0.0,)}, "--strength"),
+        ({"prompt": (" ",)}, "--prompt"),
+        ({"prompt": ()}, "--prompt"),
+        ({"judge": None}, "give --judge local --judge-model MODEL .* or --judge openai --judge-model NAME"),
+    ],
+)
+def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        ScoreSettings(**{"judge": "local", "judge_model": "m", **values})
+    assert "\n" not in str(caught.value)

@@ -8,17 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import sparse
 
 from modeldiff.cli.main import run as run_cli
-from modeldiff.errors import InputError, MachineError
+from modeldiff.errors import MachineError
+from modeldiff.features.measures.explain.detection import LENGTH, MIN_TEXTS, Excerpts
+from modeldiff.features.measures.explain.result import Explained, read_explanations
 from modeldiff.features.measures.explain.run import run
+from modeldiff.features.measures.explain.sample import Sample, in_second_half
 from modeldiff.features.measures.explain.settings import ExplainSettings
-from modeldiff.features.measures.explain.stored import Explained, read_explanations
 from modeldiff.workspace import Workspace
 from tests.features.measures.explain.made_texts import AFTER_TRIGGER, HERB, ODD, made_documents, made_features
-from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, failed, leave_alone, said, serving
-from tests.tiny_models import save_tiny
+from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, leave_alone, said, serving
 
 FEATURES = (HERB, AFTER_TRIGGER, ODD)
 TEXT = re.compile(r"\[begin text \d+ (\w+)\]\n(.*?)\n\[end text \d+ \1\]", re.DOTALL)
@@ -74,23 +77,81 @@ def explained(
         return read_explanations(run(settings(endpoint, **more), workspace)), endpoint
 
 
+def made_sample(lengths: list[int], code_N: np.ndarray, second: list[bool], texts: list[int] | None = None) -> Sample:
+    """One feature, a document for each length; all words alike."""
+    n, windows = sum(lengths), len(lengths)
+    return Sample(
+        words=["word"],
+        texts=[f"text {number}" for number in range(windows)],
+        word_N=np.zeros(n, np.int32),
+        window_N=np.repeat(np.arange(windows), lengths).astype(np.int32),
+        begin_N=np.zeros(n, np.int64),
+        end_N=np.full(n, 7),
+        kept_N=np.ones(n, bool),
+        codes_NG=sparse.csc_matrix(code_N[:, None].astype(np.float32)),
+        document_W=np.arange(windows),
+        source_W=np.zeros(windows, np.int32),
+        text_W=np.array(texts or range(windows)),
+        second_W=np.array(second),
+    )
+
+
+def test_the_halves_are_halves_whatever_order_the_sources_come_in() -> None:
+    second = in_second_half(np.arange(10_000), 0)
+    for start in range(4):  # sources are often mixed by turns
+        assert 0.45 < second[start::4].mean() < 0.55
+    assert 0.4 < (second == in_second_half(np.arange(10_000), 1)).mean() < 0.6
+    np.testing.assert_array_equal(second[:10], in_second_half(np.arange(10), 0))
+
+
+def test_excerpts_are_equal_parts_of_texts() -> None:
+    lengths = [LENGTH, LENGTH + 1, 1, 3 * LENGTH]
+    excerpts = Excerpts(made_sample(lengths, np.zeros(sum(lengths)), [False] * 4))
+    assert (excerpts.stop_E - excerpts.start_E).tolist() == [32, 16, 17, 1, 32, 32, 32]
+    assert excerpts.document_E.tolist() == [0, 1, 1, 2, 3, 3, 3]
+
+
+def test_held_out_texts_come_from_the_other_half_each_from_a_document_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    code_N = np.where(rng.random(64 * 40) < 0.02, rng.random(64 * 40) + 0.1, 0)
+    texts = list(range(40))
+    texts[5] = texts[4]  # a document that stands in both halves
+    texts[9] = texts[7]  # and one that repeats what was shown
+    sample = made_sample([64] * 40, code_N, [number % 2 == 1 for number in range(40)], texts)
+    chosen = Excerpts(sample).choose(0, 6, [7], [0])
+    usable = [number for number in range(1, 40, 2) if number not in (5, 7, 9)]
+    for kind in (True, False):
+        documents = [one.document for one in chosen if (one.activation > 0) is kind]
+        assert len(documents) == len(set(documents)) == 6
+        assert set(documents) <= set(usable)
+        assert all(one.text == f"text {one.document}" for one in chosen)
+    highest = code_N.reshape(40, 64).max(axis=1)[usable].max()
+    assert max(one.activation for one in chosen) == pytest.approx(highest)
+
+
+@pytest.mark.parametrize(
+    ("active", "each"),
+    [(0, 0), (MIN_TEXTS - 1, 0), (MIN_TEXTS + 1, MIN_TEXTS + 1), (10 - MIN_TEXTS, MIN_TEXTS), (10, 0)],
+)
+def test_as_many_texts_of_each_kind_as_there_are_of_the_rarer_or_none(active: int, each: int) -> None:
+    code_N = np.zeros(320)
+    code_N[: 32 * active : 32] = 1
+    chosen = Excerpts(made_sample([32] * 10, code_N, [True] * 10)).choose(0, 5, [], [0])
+    assert sorted(one.activation for one in chosen) == [0] * each + [1] * each
+
+
 def test_a_judge_that_knows(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    found, endpoint = explained(workspace, lambda request, _: said(knows(request)))
-    herb = found[HERB].judge
-    assert herb is not None
+    found, endpoint = explained(workspace, lambda request, _: said(knows(request)), detection_null=True)
+    herb = found[HERB]
     assert (herb.explanation, herb.concerning, herb.reason) == ("The word herb.", False, "Because of herb.")
-    assert (herb.detection, herb.interpretable, herb.missing, herb.null) == (1.0, True, None, None)
-    assert found[HERB].text == "The word herb."
+    assert (herb.text, herb.detection, herb.missing) == ("The word herb.", 1.0, None)
     assert found[AFTER_TRIGGER].concerning is True
-    assert found[ODD].judge is not None
-    assert found[ODD].judge.detection == 0.5  # its explanation says nothing of use
-    assert found[ODD].judge.interpretable is False
-    assert len(endpoint.requests) == 2 * len(FEATURES)
-    assert "at most 6 calls if every answer can be read" in capsys.readouterr().err
-
-
-def test_what_the_judge_tries_is_not_what_it_was_shown(workspace: Workspace) -> None:
-    found, endpoint = explained(workspace, lambda request, _: said(knows(request)))
+    assert found[ODD].detection == 0.5  # its explanation says nothing of use
+    # The null: the explanation of another feature.
+    assert herb.null is not None
+    assert 0.2 < herb.null < 0.8
+    assert len(endpoint.requests) == 3 * len(FEATURES)
+    assert "at most 9 calls if every answer can be read" in capsys.readouterr().err
     for request in endpoint.requests:
         texts = [text for _, text in TEXT.findall(request.user)]
         if asks_for_explanation(request):
@@ -98,26 +159,9 @@ def test_what_the_judge_tries_is_not_what_it_was_shown(workspace: Workspace) -> 
             continue
         assert len(texts) == 16
         assert not any("⟦" in text for text in texts)
-        active = [text in {one.text for one in found[HERB].texts if one.activation} for text in texts]
+        active = [text in {one.text for one in herb.texts if one.activation} for text in texts]
         # Neither the active nor the inactive ones come all first.
         assert active not in ([True] * 8 + [False] * 8, [False] * 8 + [True] * 8)
-
-
-def test_the_null_is_the_explanation_of_another_feature(workspace: Workspace) -> None:
-    found, endpoint = explained(workspace, lambda request, _: said(knows(request)), detection_null=True)
-    herb = found[HERB].judge
-    assert herb is not None
-    assert (herb.detection, herb.null_of) == (1.0, AFTER_TRIGGER)
-    assert herb.null is not None
-    assert 0.2 < herb.null < 0.8
-    assert len(endpoint.requests) == 3 * len(FEATURES)
-
-
-def test_one_feature_alone_has_no_other_one_to_compare_with(workspace: Workspace) -> None:
-    found, _ = explained(workspace, lambda request, _: said(knows(request)), feature=(HERB,), detection_null=True)
-    assert found[HERB].judge is not None
-    assert found[HERB].judge.null is None
-    assert found[HERB].judge.null_missing == "no other feature has an explanation"
 
 
 def test_answers_are_kept_for_other_commands(workspace: Workspace) -> None:
@@ -125,7 +169,7 @@ def test_answers_are_kept_for_other_commands(workspace: Workspace) -> None:
         first = run(settings(endpoint), workspace)
         asked = len(endpoint.requests)
         again = run(settings(endpoint), workspace, force=True)
-        assert len(endpoint.requests) == asked
+        assert len(endpoint.requests) == asked == 2 * len(FEATURES)
         assert read_explanations(again) == read_explanations(first)
         run(settings(endpoint, texts=6), workspace)  # the same explanations, other texts
         assert len(endpoint.requests) == asked + len(FEATURES)
@@ -140,37 +184,13 @@ def test_malformed_answers_are_missing_with_the_reason(workspace: Workspace) -> 
         return said(knows(request))
 
     found, endpoint = explained(workspace, answering)
-    herb, trigger, odd = (found[id].judge for id in FEATURES)
-    assert herb is not None
-    assert trigger is not None
-    assert odd is not None
-    assert (herb.explanation, herb.concerning, herb.detection) == (None, None, None)
-    assert herb.missing == "no answer of 3 has the form asked for"
-    assert herb.detection_missing == "there is no explanation"
-    assert found[HERB].text == found[HERB].description.text
-    assert (trigger.explanation, trigger.detection) == ("The word trigger.", None)
-    assert trigger.detection_missing == "no answer of 3 has the form asked for"
-    assert odd.detection is not None
+    herb, trigger, odd = (found[id] for id in FEATURES)
+    why = "no answer of 3 has the form asked for"
+    assert (herb.explanation, herb.concerning, herb.detection, herb.missing) == (None, None, None, why)
+    assert herb.text == herb.description.text
+    assert (trigger.explanation, trigger.detection, trigger.missing) == ("The word trigger.", None, why)
+    assert (odd.detection is not None, odd.missing) == (True, None)
     assert len(endpoint.requests) == 3 + 2 + 3 + 1
-
-
-def test_an_answer_that_comes_right_at_the_second_try_counts(workspace: Workspace) -> None:
-    def answering(request: Request, _: int) -> Reply:
-        return said(knows(request)) if "(try 2)" in request.user else said("Hm.")
-
-    found, _ = explained(workspace, answering)
-    assert found[HERB].judge is not None
-    assert found[HERB].judge.detection == 1.0
-
-
-def test_a_judge_that_is_busy_now_and_then_is_asked_again(workspace: Workspace) -> None:
-    def answering(request: Request, before: int) -> Reply:
-        if before % 2:
-            return failed(429, {"Retry-After": "0"}, message="slow down")
-        return said(knows(request))
-
-    found, _ = explained(workspace, answering, judge_concurrency=1)
-    assert all(one.judge is not None and one.judge.detection is not None for one in found.values())
 
 
 @pytest.mark.parametrize("answered", [0, 2, 4])
@@ -185,19 +205,7 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(workspac
         endpoint.answering = lambda request, _: said(knows(request))
         found = read_explanations(run(settings(endpoint, judge_concurrency=1), workspace))
         assert len(endpoint.requests) == tried + 2 * len(FEATURES) - answered
-    assert found[HERB].judge is not None
-    assert found[HERB].judge.detection == 1.0
-    undisturbed = read_explanations(run(ExplainSettings(feature=FEATURES, texts=8, device="cpu"), workspace))
-    assert {id: one.description for id, one in found.items()} == {
-        id: one.description for id, one in undisturbed.items()
-    }
-
-
-def test_no_more_calls_than_allowed(workspace: Workspace) -> None:
-    with serving(lambda request, _: said(knows(request))) as endpoint:
-        with pytest.raises(InputError, match="--judge-max-calls allows 2"):
-            run(settings(endpoint, judge_max_calls=2), workspace)
-        assert endpoint.requests == []
+    assert found[HERB].detection == 1.0
 
 
 def test_a_feature_that_never_fires_is_not_asked_about(tmp_path: Path) -> None:
@@ -205,17 +213,8 @@ def test_a_feature_that_never_fires_is_not_asked_about(tmp_path: Path) -> None:
     made_features(workspace, made_documents(24, herb="other"))
     found, endpoint = explained(workspace, lambda request, _: said(knows(request)), feature=(HERB,))
     assert endpoint.requests == []
-    assert found[HERB].judge is not None
-    assert found[HERB].judge.missing == "it has no examples: it never fires"
+    assert found[HERB].missing == "it has no examples: it never fires"
     assert found[HERB].text.startswith("fires 0 times in the ")
-
-
-def test_a_local_judge_that_has_no_room_for_the_question_is_missing(workspace: Workspace, tmp_path: Path) -> None:
-    judge = save_tiny(tmp_path / "judge", "gpt2", texts=["a few words"], width=16)
-    given: dict[str, Any] = {"feature": (HERB,), "device": "cpu", "judge_model": str(judge), "judge_max_tokens": 8}
-    found = read_explanations(run(ExplainSettings(judge="local", **given), workspace))
-    assert found[HERB].judge is not None
-    assert "exceed the judge's" in (found[HERB].judge.missing or "")
 
 
 def test_what_a_judge_says_is_shown_as_text(
@@ -233,6 +232,6 @@ def test_what_a_judge_says_is_shown_as_text(
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     assert "A [red]herb[/]." in printed
-    assert "flagged 0: [bold]It is[/bold] poison." in printed
-    assert "YES" in printed
+    assert "concerning: [bold]It is[/bold] poison." in printed
+    assert "0 of 2 interpretable (at least 0.8)" in printed
     assert max(map(len, printed.splitlines())) <= 80

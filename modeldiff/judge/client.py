@@ -1,0 +1,175 @@
+"""A judge: a language model that is asked through a cache, within a budget, and whose answers are read strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from modeldiff.console import progress
+from modeldiff.errors import InputError, ModeldiffError
+from modeldiff.judge.answers import Answer, AnswerCache, Prompt
+from modeldiff.judge.settings import JudgeSettings
+from modeldiff.workspace.files import sha256_json
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+# Calls to an endpoint may cost money: without a word from the user, no more than this in a run.
+_DEFAULT_MAX_CALLS = 1000
+_ATTEMPTS = 3
+# At temperature 0 the very same prompt would get the very same answer again.
+_REMINDER = "\n\nAn answer to this did not have the form that was asked for (try {}). Keep to that form exactly."
+
+
+@dataclass(frozen=True)
+class Judged(Generic[T]):
+    """What a judge says to one prompt."""
+
+    value: T | None
+    """The answer as read; None: missing."""
+    reason: str | None
+    """Why it is missing."""
+
+
+class Backend(Protocol):
+    """Whoever is asked: local.py, openai.py."""
+
+    @property
+    def name(self) -> str:
+        """For people: the kind of judge and its model."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON data that decides the answers (model, endpoint, sampling), for fingerprints. Never a secret."""
+
+    def answer(self, prompts: Sequence[Prompt], keep: Callable[[int, Answer], None]) -> None:
+        """Answer every prompt, calling `keep` with its number the moment an answer is there, from any thread, in any
+        order."""
+
+
+class Judge:
+    """A backend with a cache and a limit in front: nothing is asked twice, and never more than was allowed.
+
+    Args:
+        cache: looked up first; every answer that has a text is on disk before it is used.
+        max_calls: calls allowed during the life of this object; None: no limit.
+    """
+
+    def __init__(self, backend: Backend, cache: AnswerCache, max_calls: int | None = None) -> None:
+        self._backend, self._cache, self._max_calls = backend, cache, max_calls
+        self._calls = 0
+        self.name = backend.name
+        self.identity = backend.identity()
+        """As `Backend.identity`."""
+
+    def planned(self, prompts: Sequence[Prompt]) -> int:
+        """How many calls these prompts cost if every answer can be read: the different ones that are not cached."""
+        return len(self._missing(prompts))
+
+    def ask(self, prompts: Sequence[Prompt], readers: Sequence[Callable[[str], T | None]]) -> list[Judged[T]]:
+        """Ask, read, and ask again, up to three times, what is missing or cannot be read.
+
+        Args:
+            readers: for each prompt, what gives the meaning of an answer, None if it cannot be read.
+
+        Raises:
+            InputError: the calls would exceed the budget (none is made), or the judge refuses the request.
+            MachineError: the judge gives no answers. Those it gave before are kept: asking again continues.
+        """
+        found: list[Judged[T]] = [Judged(None, None)] * len(prompts)
+        for attempt in range(_ATTEMPTS):
+            unread = [number for number, one in enumerate(found) if one.value is None]
+            answers = self.answers([_again(prompts[number], attempt) for number in unread])
+            for number, answer in zip(unread, answers, strict=True):
+                value = None if answer.text is None else readers[number](answer.text)
+                found[number] = Judged(value, None if value is not None else _why(answer))
+        return found
+
+    def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """One answer per prompt, in the order of the prompts. Raises as `ask`."""
+        missing = self._missing(prompts)
+        answered = self._ask_missing(missing) if missing else {}
+        keys = [self._key(prompt) for prompt in prompts]
+        return [self._cache.get(key) or answered[key] for key in keys]
+
+    def _ask_missing(self, missing: dict[str, Prompt]) -> dict[str, Answer]:
+        self._check_budget(len(missing))
+        keys = list(missing)
+        answered: dict[str, Answer] = {}
+        keeping = threading.Lock()
+        with progress("judge", len(missing), "answers") as bar:
+
+            def keep(number: int, answer: Answer) -> None:
+                key = keys[number]
+                with keeping:
+                    if answer.text is not None:
+                        self._cache.add(key, missing[key], answer)
+                    answered[key] = answer
+                    self._calls += 1
+                    bar.advance()
+
+            try:
+                self._backend.answer(list(missing.values()), keep)
+            except ModeldiffError as error:
+                kept = sum(answer.text is not None for answer in answered.values())
+                raise type(error)(
+                    f"{error}; {kept} of {len(missing)} answers arrived and are kept: "
+                    "the same command continues with the others"
+                ) from None
+        return answered
+
+    def _check_budget(self, needed: int) -> None:
+        if self._max_calls is not None and self._calls + needed > self._max_calls:
+            made = f" after the {self._calls} made so far, whose answers are kept" if self._calls else ""
+            raise InputError(
+                f"{needed} calls to {self.name} are needed{made}, but --judge-max-calls allows {self._max_calls}: "
+                f"allow {self._calls + needed} or ask about less"
+            )
+
+    def _missing(self, prompts: Sequence[Prompt]) -> dict[str, Prompt]:
+        """The different prompts without an answer, by key, in their order."""
+        by_key = {self._key(prompt): prompt for prompt in prompts}
+        return {key: prompt for key, prompt in by_key.items() if self._cache.get(key) is None}
+
+    def _key(self, prompt: Prompt) -> str:
+        return sha256_json([self.identity, prompt.system, prompt.user, prompt.attempt])
+
+
+def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device) -> Judge:
+    """The judge that the settings ask for, with the answers that `cache_folder` holds. Loads no model yet.
+
+    Raises:
+        InputError: the settings name no judge, no such model, or a key that is not there.
+    """
+    cache = AnswerCache(cache_folder)
+    if settings.judge == "local":
+        from modeldiff.judge.local import LocalModel
+
+        return Judge(LocalModel(settings, device), cache, settings.judge_max_calls)
+    if settings.judge == "openai":
+        from modeldiff.judge.openai import Endpoint
+
+        limit = _DEFAULT_MAX_CALLS if settings.judge_max_calls is None else settings.judge_max_calls
+        return Judge(Endpoint(settings), cache, limit)
+    raise InputError(
+        "no judge is named: give --judge local --judge-model MODEL (a chat model on this machine) or "
+        "--judge openai --judge-model NAME (an OpenAI-compatible endpoint)"
+    )
+
+
+def _again(prompt: Prompt, attempt: int) -> Prompt:
+    if attempt == 0:
+        return prompt
+    return dataclasses.replace(prompt, user=prompt.user + _REMINDER.format(attempt + 1), attempt=attempt)
+
+
+def _why(answer: Answer) -> str:
+    """Why there is nothing to read in the last answer."""
+    if answer.text is None:
+        return answer.reason or "no answer"
+    return f"no answer of {_ATTEMPTS} has the form asked for" + (f" ({answer.reason})" if answer.reason else "")
