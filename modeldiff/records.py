@@ -7,6 +7,7 @@ or a user gives beside that, is an error that names the field. This file imports
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -177,6 +178,7 @@ def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> 
         raise InputError(f"{where}: field {what}; {_EDITED}")
 
 
+@functools.cache
 def hints(cls: Any) -> dict[str, Any]:
     """The types of a class's fields."""
     return typing.get_type_hints(cls)

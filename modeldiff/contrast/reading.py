@@ -24,7 +24,6 @@ from modeldiff.sides import SIDES
 from modeldiff.texts.tokenize import Reader
 from modeldiff.threads import by_side
 from modeldiff.workspace import Artifact, Workspace
-from modeldiff.workspace.digest_cache import DigestCache
 
 Made = TypeVar("Made")
 # A word of the vocabulary is said in so many continuations of both models together.
@@ -105,7 +104,7 @@ class Reading:
         """
         if side in self._models:
             return self._models[side]
-        identity = model_identity(self.refs[side], DigestCache(self._workspace))
+        identity = model_identity(self.refs[side], self._workspace.digest_of)
         made_with = self.source.manifest.inputs[f"model_{side}"]
         if made_with.digest not in identity.values():
             raise InputError(

@@ -25,10 +25,9 @@ from modeldiff.harvest.store import model_name, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_jsonl
 from modeldiff.workspace.activations import DATASET, plan_name, rows_name
+from modeldiff.workspace.artifact import Input
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
-from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import free_bytes, require_free, sha256_json
-from modeldiff.workspace.manifest import Input
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 from modeldiff.workspace.stage import Order, Work
 from modeldiff.workspace.workspace import Workspace
@@ -40,7 +39,7 @@ UNKNOWN_ID = -1
 
 
 def prepare_import(
-    settings: HarvestSettings, digest: DigestCache, *, kind: str, schema: int
+    settings: HarvestSettings, digest: Callable[[Path], str], *, kind: str, schema: int
 ) -> tuple[Order, Callable[[Work], dict[str, Any]]]:
     """The `activations` artifact made of two arrays, and of texts if there are any: the order, and what builds it.
 

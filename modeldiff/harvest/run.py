@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +26,10 @@ from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Source, parse_sources, source_digest
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import rows_name
-from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.digest_cache import DigestCache
+from modeldiff.workspace.artifact import Artifact, Input
 from modeldiff.workspace.files import free_bytes, require_free
-from modeldiff.workspace.manifest import Input
-from modeldiff.workspace.ranks import Ranks, ranks
-from modeldiff.workspace.stage import Order, Work
-from modeldiff.workspace.together import Build, produce_together
+from modeldiff.workspace.ranks import Ranks, produce_together, ranks
+from modeldiff.workspace.stage import Build, Order, Work
 from modeldiff.workspace.workspace import Workspace
 
 KIND = "activations"
@@ -72,7 +71,7 @@ def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = N
 def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
     """What is wanted, and how it is made."""
     workspace.create()
-    digest = DigestCache(workspace)
+    digest = workspace.digest_of
     if settings.importing:
         order, build = prepare_import(settings, digest, kind=KIND, schema=SCHEMA)
         return order, build if ours.first else _nothing
@@ -154,7 +153,9 @@ def _side_estimate(pair: Pair, side: str, seen: Look) -> dict[str, Any]:
     }
 
 
-def _inputs(settings: HarvestSettings, sources: list[Source], pair: Pair, digest: DigestCache) -> dict[str, Input]:
+def _inputs(
+    settings: HarvestSettings, sources: list[Source], pair: Pair, digest: Callable[[Path], str]
+) -> dict[str, Input]:
     inputs = {}
     for side in SIDES:
         identity = model_identity(pair.ref[side], digest)

@@ -7,19 +7,7 @@ from pathlib import Path
 
 import torch
 
-_FILES = ("inactive_file", "active_file")
 _MEMINFO, _CGROUPS, _OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-
-
-def free_memory() -> int:
-    """Bytes that this machine can give to its processes, and no more than this container may still take.
-
-    Where the system does not say what is available (macOS), all the memory that there is.
-    """
-    available = _available()
-    for limit in _container_limits():
-        available = min(available, limit)
-    return available
 
 
 def free_on(device: torch.device) -> int:
@@ -33,30 +21,31 @@ def free_on(device: torch.device) -> int:
     return free_memory()
 
 
-def _available() -> int:
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def free_memory() -> int:
+    """Bytes that this machine can give to its processes, and no more than this container may still take.
 
-
-def _container_limits() -> list[int]:
-    """What each limit on this process's control groups leaves."""
-    if not _OWN_CGROUP.exists():
-        return []
-    found = []
-    for line in _OWN_CGROUP.read_text().splitlines():
+    Where the system does not say what is available (macOS), all the memory that there is.
+    """
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines(_MEMINFO):
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            available = int(value.split()[0]) * 1024
+    for line in _lines(_OWN_CGROUP):
         _, controllers, path = line.split(":", 2)
         group = _CGROUPS / path.lstrip("/")
         # In a container the path may be that of the host, and the files those of the root.
         for folder in (group, *group.parents) if not controllers else ():
             try:
                 limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
-                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
             except (OSError, ValueError):  # no limit ("max")
                 continue
             # Pages of files that were read are given back when they are needed.
-            found.append(limit - used + sum(int(statistics.get(name, 0)) for name in _FILES))
-    return found
+            cached = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
+            available = min(available, limit - used + cached)
+    return available
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

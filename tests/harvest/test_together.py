@@ -131,7 +131,6 @@ def test_without_a_launcher_there_is_one_rank() -> None:
     assert alone.broadcast("x") == "x"
     assert alone.mine([1, 2, 3]) == [1, 2, 3]
     alone.barrier()
-    alone.close()
 
 
 def test_every_piece_of_work_is_somebodys() -> None:
