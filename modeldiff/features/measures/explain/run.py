@@ -80,13 +80,13 @@ def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]
             table.row(feature, examples=0)  # says if there is no such feature
         return list(dict.fromkeys(settings.feature))
     found: list[int] = []
-    for part in (settings.exclusive,) if settings.exclusive else ("A", "B"):
+    partitions = ("shared",) if settings.shared else (settings.exclusive,) if settings.exclusive else ("A", "B")
+    for part in partitions:
         listed = table.select(exclusive=part, top=settings.top, anywhere=settings.anywhere).ids
         found += [feature for feature in listed if table.statistics["firing_count"][feature] > 0]
     if not found:
         raise InputError(
-            f"{table.artifact.ref} has no such feature that ever fires: choose others with --exclusive shared or "
-            "--feature"
+            f"{table.artifact.ref} has no such feature that ever fires: choose others with --shared or --feature"
         )
     return list(dict.fromkeys(found))
 

@@ -18,8 +18,11 @@ class ExplainSettings(JudgeSettings, OnDevice):
     feature: tuple[int, ...] = setting(default=(), variadic=True)
     """Numbers of the features. Default: the first --top of the list."""
 
-    exclusive: Literal["A", "B", "shared"] | None = setting(default=None)
-    """Explain the first features of this part in the order of evidence. Default: those of A and those of B."""
+    exclusive: Literal["A", "B"] | None = setting(default=None)
+    """Explain the first features of this model alone, in the order of evidence. Default: those of A and those of B."""
+
+    shared: bool = setting(default=False)
+    """Explain the first shared features instead."""
 
     anywhere: bool = setting(default=False)
     """Also shared features that the model's activations explain better than the other's, as `features --anywhere`."""
@@ -54,7 +57,7 @@ class ExplainSettings(JudgeSettings, OnDevice):
     def check(self) -> None:
         """What concerns several values."""
         super().check()
-        if self.feature and (self.exclusive is not None or self.anywhere):
-            raise InputError("--feature names the features: leave out --exclusive and --anywhere")
-        if self.anywhere and self.exclusive == "shared":
-            raise InputError("--anywhere goes with --exclusive A or --exclusive B, or with both by leaving it out")
+        if self.feature and (self.exclusive is not None or self.shared or self.anywhere):
+            raise InputError("--feature names the features: leave out --exclusive, --shared and --anywhere")
+        if self.shared and (self.exclusive is not None or self.anywhere):
+            raise InputError("--shared names the shared features: leave out --exclusive and --anywhere")

@@ -123,7 +123,7 @@ def test_which_features(made: Workspace) -> None:
 
     assert sorted(chosen()) == [0, 1, 2, 7, 8, 9]
     assert sorted(chosen(exclusive="B")) == [7, 8, 9]
-    assert len(chosen(exclusive="shared", top=2)) == 2
+    assert len(chosen(shared=True, top=2)) == 2
     assert chosen(feature=(5, 1, 5)) == [5, 1]
     with pytest.raises(InputError, match="feature 10 does not exist"):
         chosen(feature=(10,))
@@ -135,7 +135,10 @@ def test_which_features(made: Workspace) -> None:
     ("options", "message"),
     [
         ({"feature": (1,), "exclusive": "A"}, "--feature names the features: leave out --exclusive"),
-        ({"exclusive": "shared", "anywhere": True}, "--anywhere goes with --exclusive A"),
+        (
+            {"shared": True, "anywhere": True},
+            "--shared names the shared features: leave out --exclusive and --anywhere",
+        ),
         ({"texts": 2}, "--texts must be at least 3"),
         ({"top": 0}, "--top must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
