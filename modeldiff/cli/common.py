@@ -90,7 +90,7 @@ def make_settings(cls: type[Settings], values: dict[str, Any]) -> Any:
     given = {field.name: values.pop(field.name) for field in dataclasses.fields(cls)}
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING and given[field.name] in (None, ()):
-            raise click.UsageError(f"{option_of(field)} is missing", click.get_current_context())
+            raise click.UsageError(f"Missing option '{option_of(field)}'", click.get_current_context())
     return cls(**given)
 
 

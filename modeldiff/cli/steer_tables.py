@@ -2,80 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.format import console, table
+from modeldiff.format import Columns, console, fixed, percent, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text
+
+    from modeldiff.workspace import Artifact
+
+_LEGEND = """\
+KL: of the steered next token from the unsteered one, nats, at the end of the
+prompt (1st) and per token of the unsteered text. perpl.: of what is written,
+for the unsteered model, relative to its own text. repeated: share of a text's
+4-grams that stood in it before."""
+
+
+def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
+    """The records of generations.jsonl as the stage wrote them; none where nothing was written."""
+    name = "generations.jsonl"
+    if name not in artifact.manifest.files:
+        return []
+    return [json.loads(line) for line in artifact.file(name).read_text(encoding="utf-8").splitlines()]
 
 
 def print_generations(generations: Sequence[dict[str, Any]]) -> None:
     """For each prompt the texts by strength: of one model beside the unsteered text, of two side by side."""
-    shown = [one for one in generations if one["direction"] == "feature"]
-    models = list(dict.fromkeys(one["model"] for one in shown))
-    for prompt in dict.fromkeys(one["prompt"] for one in shown):
-        mine = [one for one in shown if one["prompt"] == prompt]
-        made = _of_one(mine) if len(models) == 1 else _of_two(mine, models)
-        console().print(made)
-
-
-def _of_one(mine: Sequence[dict[str, Any]]) -> Table:
-    from rich.text import Text
-
-    plain = next(one["text"] for one in mine if one["strength"] == 0)
-    made = _texts(mine, ["unsteered", "steered"])
-    for one in (one for one in mine if one["strength"] != 0):
-        # The same unsteered text stands beside every strength: print it once.
-        made.add_row(Text("" if made.row_count else plain.strip()), _labelled(one))
-    return made
-
-
-def _of_two(mine: Sequence[dict[str, Any]], models: Sequence[str]) -> Table:
-    source, other = ({one["strength"]: one for one in mine if one["model"] == model} for model in models)
-    made = _texts(mine, [f"model {model}" for model in models])
-    for strength, one in source.items():
-        made.add_row(_labelled(one), _labelled(other[strength]))
-    return made
-
-
-def _texts(mine: Sequence[dict[str, Any]], columns: Sequence[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(f"prompt: {mine[0]['prompt']!r}"), title_justify="left", show_lines=True)
-    for name in columns:
-        made.add_column(name, ratio=1, overflow="fold")
-    return made
+    shown = [one for one in generations if one["direction"] == "feature"]
+    models = list(dict.fromkeys(one["model"] for one in shown))
+    for prompt in dict.fromkeys(one["prompt"] for one in shown):
+        texts: dict[str, dict[float, str]] = {model: {} for model in models}
+        for one in (one for one in shown if one["prompt"] == prompt):
+            texts[one["model"]][one["strength"]] = one["text"].strip()
+        made = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True)
+        for name in ["unsteered", "steered"] if len(models) == 1 else [f"model {model}" for model in models]:
+            made.add_column(name, ratio=1, overflow="fold")
+        for strength, text in texts[models[0]].items():
+            if len(models) > 1:
+                made.add_row(*(_labelled(strength, texts[model][strength]) for model in models))
+            elif strength:
+                # The same unsteered text stands beside every strength: print it once.
+                made.add_row(Text("" if made.row_count else texts[models[0]][0]), _labelled(strength, text))
+        console().print(made)
 
 
-def _labelled(one: dict[str, Any]) -> Text:
+def _labelled(strength: float, text: str) -> Text:
     from rich.text import Text
 
-    label = f"[{one['strength']:+g}] " if one["strength"] else "[unsteered] "
-    return Text.assemble((label, "bold"), one["text"].strip())
+    return Text.assemble((f"[{strength:+g}] " if strength else "[unsteered] ", "bold"), text)
 
 
 def print_dose(steering: dict[str, Any]) -> None:
     """Effect and coherence by strength, each beside that of random directions, in 80 columns."""
-    sides, count = steering["sides"], steering["random_directions"]
-    names = ("KL 1st", "KL", "perpl.", "repeated")
-    columns: list[tuple[str, Literal["left", "right"]]] = [
-        (name, "right") for pair in ((one, "random") for one in names) for name in pair
-    ]
-    prompts = len(steering["prompts"])
-    title = f"feature {steering['feature']} ({_partition(steering)}), {prompts} prompt{'s' if prompts > 1 else ''}"
-    table(f"{title}, seed {steering['seed']}", [("strength", "right"), ("", "left"), *columns], _dose_lines(steering))
-    for model, side in sides.items():
+    count, prompts = steering["random_directions"], len(steering["prompts"])
+    columns: Columns = [("strength", "right"), ("", "left")]
+    columns += [(name, "right") for one in ("KL 1st", "KL", "perpl.", "repeated") for name in (one, "random")]
+    partition = steering["partition"] + ("" if steering["partition"] == "shared" else "-exclusive")
+    title = f"feature {steering['feature']} ({partition}), {prompts} prompt{'s' if prompts > 1 else ''}"
+    table(f"{title}, seed {steering['seed']}", columns, _dose_lines(steering))
+    for model, side in steering["sides"].items():
         click.echo(f"{model}: {_pushed_by(side)}; strength 1: {side['unit_norm_in_medians']:.2g} median norms.")
-    click.echo("KL: of the steered next token from the unsteered one, nats, at the end of the")
-    click.echo("prompt (1st) and per token of the unsteered text. perpl.: of what is written,")
-    click.echo("for the unsteered model, relative to its own text. repeated: share of a text's")
-    click.echo("4-grams that stood in it before.")
+    click.echo(_LEGEND)
     if count:
         click.echo(f"random: {count} random direction{'s' if count > 1 else ''} of the same norm.")
     else:
@@ -89,13 +83,20 @@ def print_dose(steering: dict[str, Any]) -> None:
 
 def _dose_lines(steering: dict[str, Any]) -> list[list[str]]:
     rows = {(row["strength"], row["model"], row["direction"]): row for row in steering["dose"]}
+    forms: dict[str, Callable[[float | None], str]] = {
+        "kl_first": _nats,
+        "kl": _nats,
+        "perplexity_ratio": _times,
+        "repeated": percent,
+    }
     lines = []
     for strength in sorted(steering["strengths"]):
-        for place, model in enumerate(steering["sides"]):
+        for number, model in enumerate(steering["sides"]):
             row, random = rows[strength, model, "feature"], rows.get((strength, model, "random"))
-            pairs = (("kl_first", _nats), ("kl", _nats), ("perplexity_ratio", _times), ("repeated", _percent))
-            cells = [(form(row[key]), "" if random is None else form(random[key])) for key, form in pairs]
-            lines.append([_strength(strength) if not place else "", model, *(cell for both in cells for cell in both)])
+            cells = [
+                cell for key, form in forms.items() for cell in (form(row[key]), form(random[key]) if random else "")
+            ]
+            lines.append(["" if number else _strength(strength), model, *cells])
     return lines
 
 
@@ -110,11 +111,7 @@ def _pushed_by(side: dict[str, Any]) -> str:
     if not side["stitch"]:
         return "its own decoder row"
     constant = " + constant" if side["stitch_bias"] else ""
-    return f"moved by {side['stitch']}{constant} (R² {_r2(side['stitch_r2'])})"
-
-
-def _partition(steering: dict[str, Any]) -> str:
-    return "shared" if steering["partition"] == "shared" else f"{steering['partition']}-exclusive"
+    return f"moved by {side['stitch']}{constant} (R² {fixed(side['stitch_r2'])})"
 
 
 def _strength(strength: float) -> str:
@@ -122,16 +119,8 @@ def _strength(strength: float) -> str:
 
 
 def _nats(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if value < 99.5 else f"{value:.0f}"
+    return fixed(value) if value is None or value < 99.5 else f"{value:.0f}"
 
 
 def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}x" if value < 99.5 else f"{value:.0f}x" if value < 1e5 else ">1e5x"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
-def _r2(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

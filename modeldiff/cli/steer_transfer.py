@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.format import console, table
+from modeldiff.cli.steer_tables import read_generations
+from modeldiff.format import Columns, console, table
 from modeldiff.steer.transfer_settings import TransferSettings
 
 if TYPE_CHECKING:
@@ -29,16 +29,6 @@ def _show(artifact: Artifact) -> None:
     print_generations(read_generations(artifact))
 
 
-def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
-    """The records of generations.jsonl: prompt, rule, vector, strength, text; none without --prompt."""
-    from modeldiff.steer.transfer import GENERATIONS_NAME
-
-    if GENERATIONS_NAME not in artifact.manifest.files:
-        return []
-    text = artifact.file(GENERATIONS_NAME).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def print_transfer(ref: str, info: dict[str, Any]) -> None:
     """The rules beside each other, in 80 columns."""
     source, target = info["from"], info["to"]
@@ -57,25 +47,15 @@ def print_transfer(ref: str, info: dict[str, Any]) -> None:
 
 
 def _print_moved(info: dict[str, Any]) -> None:
-    rows = []
     several = len(info["source_norms"]) > 1
+    rows = []
     for index in range(len(info["source_norms"])):
         for rule, found in info["moved"].items():
-            one = found[index]
-            used = ", ".join(str(feature["id"]) for feature in (one["features"] or [])[:5]) or "-"
-            rows.append([*([str(index)] if several else []), rule, *_account(one), used])
-    table(
-        "",
-        [
-            *([("vector", "right")] if several else []),  # type: ignore[list-item]
-            ("rule", "left"),
-            ("norm", "right"),
-            (f"in {info['from']}", "right"),
-            ("null", "right"),
-            ("features used most", "left"),
-        ],
-        rows[:_MOST_ROWS],
-    )
+            used = ", ".join(str(feature["id"]) for feature in (found[index]["features"] or [])[:5]) or "-"
+            rows.append([*([str(index)] if several else []), rule, *_account(found[index]), used])
+    columns: Columns = [("vector", "right")] if several else []
+    columns += [("rule", "left"), ("norm", "right"), (f"in {info['from']}", "right"), ("null", "right")]
+    table("", [*columns, ("features used most", "left")], rows[:_MOST_ROWS])
     if len(rows) > _MOST_ROWS:
         click.echo(f"and {len(rows) - _MOST_ROWS} more rows (--json shows all)")
 
@@ -91,7 +71,7 @@ def _print_truth(info: dict[str, Any]) -> None:
         one = truth["rules"][rule]
         rows.append([rule, *_account(found[0]), f"{one['cosine']:.2f} ±{one['error']:.2f}", f"{one['random']:.2f}"])
     rows.append(["random", "-", "-", "-", "-", f"{truth['random_in_target']:.2f}"])
-    columns: list[tuple[str, Literal["left", "right"]]] = [("rule", "left")]
+    columns: Columns = [("rule", "left")]
     columns += [(name, "right") for name in ("norm", f"in {source}", "null", f"cos in {target}", "random")]
     table("", columns, rows)
     in_source = "" if truth["split_half_source"] is None else f"{truth['split_half_source']:.2f} in {source}, "

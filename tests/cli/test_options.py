@@ -53,7 +53,7 @@ def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     )
     command.main(["--leaves", "3", "--where", "a", "b", "--milk"], standalone_mode=False)
     assert made == [Tea(leaves=3, where=(Path("a"), Path("b")), milk=True)]
-    with pytest.raises(click.UsageError, match="--leaves is missing"):
+    with pytest.raises(click.UsageError, match="Missing option '--leaves'"):
         command.main([], standalone_mode=False)
     command.main(["--help"], standalone_mode=False)
     assert "How many leaves, counted.  [required]" in capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_a_stage_that_also_has_subcommands() -> None:
     assert call("pour", "--where", "x", "y") == [("x", "y")]
     assert call("--of", "2", "--milk", "pour") == [()]
     for args in (["--milk"], ["--milk", "--where", "pour"], []):
-        with pytest.raises(click.UsageError, match="--leaves is missing"):
+        with pytest.raises(click.UsageError, match="Missing option '--leaves'"):
             call(*args)
     with pytest.raises(click.UsageError, match="No such command 'drink'"):
         call("--leaves", "3", "drink")
@@ -106,7 +106,7 @@ def test_help_has_an_example_and_says_each_subcommand_in_one_line(
         (["train", "--bogus"], "No such option"),
         (["train", "--k", "many"], "Invalid value for '--k'"),
         (["harvest"], "--model-a is missing"),
-        (["diff", "--model-a", "x", "--model-b", "y"], "--texts is missing; see `modeldiff diff --help`"),
+        (["diff", "--model-a", "x", "--model-b", "y"], "Missing option '--texts'; see `modeldiff diff --help`"),
         (["train"], "no activations in"),
         (["features"], "no crosscoder in"),
         (["features", "--exclusive", "shared"], "'shared' is not one of 'A', 'B'"),
