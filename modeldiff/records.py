@@ -59,6 +59,12 @@ def bounded(
     return dataclasses.field(default=default, metadata={"bounds": Bounds(least, above, most, below), **metadata})
 
 
+@functools.cache
+def hints(cls: Any) -> dict[str, Any]:
+    """The types of a class's fields."""
+    return typing.get_type_hints(cls)
+
+
 def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None:
     """Check the fields of a frozen dataclass, for its `__post_init__`; lists become tuples, and texts paths, where the
     field's type wants it.
@@ -69,10 +75,16 @@ def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None
     Raises:
         InputError: a value has the wrong type, is no choice of its Literal, or is out of bounds.
     """
-    types_of = hints(type(record))
-    for field in dataclasses.fields(record):
-        value, bounds = getattr(record, field.name), field.metadata.get("bounds")
-        object.__setattr__(record, field.name, fitting(value, types_of[field.name], name_of(field), bounds))
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    for name, value in _fitted(type(record), values, name_of).items():
+        object.__setattr__(record, name, value)
+
+
+def _fitted(cls: Any, values: Mapping[str, Any], name_of: Callable[[dataclasses.Field[Any]], str]) -> dict[str, Any]:
+    return {
+        field.name: fitting(values[field.name], hints(cls)[field.name], name_of(field), field.metadata.get("bounds"))
+        for field in dataclasses.fields(cls)
+    }
 
 
 def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> Any:
@@ -85,10 +97,15 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if hint is Any or hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
-        return _optional(value, args, name, bounds)
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (arg for arg in args if arg is not type(None))
+        return fitting(value, hint, name, bounds)
     if origin is Literal:
         if value not in args:
-            raise InputError(f"{name} expects {_either(args)}, found '{value}'")
+            *others, last = map(str, args)
+            choices = f"{', '.join(others)} or {last}" if others else last
+            raise InputError(f"{name} expects {choices}, found '{value}'")
         return value
     if origin is tuple or origin is list:
         return _sequence(value, origin, args, name, bounds)
@@ -101,21 +118,14 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     return _plain(value, hint, name, bounds)
 
 
-def _optional(value: Any, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
-    if value is None and type(None) in args:
-        return None
-    (hint,) = (arg for arg in args if arg is not type(None))
-    return fitting(value, hint, name, bounds)
-
-
 def _sequence(value: Any, origin: type, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
     if not isinstance(value, tuple | list):
         raise InputError(f"{name} must be a list, found {value!r}")
-    if origin is tuple and args[-1] is not ...:
-        if len(args) != len(value):
-            raise InputError(f"{name} must be {len(args)} values, found {len(value)}")
-        return tuple(fitting(one, arg, name, bounds) for one, arg in zip(value, args, strict=True))
-    return origin(fitting(one, args[0], name, bounds) for one in value)
+    if origin is list or args[-1] is ...:
+        args = args[:1] * len(value)
+    if len(args) != len(value):
+        raise InputError(f"{name} must be {len(args)} values, found {len(value)}")
+    return origin(fitting(one, arg, name, bounds) for one, arg in zip(value, args, strict=True))
 
 
 def _plain(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
@@ -124,7 +134,7 @@ def _plain(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise InputError(f"{name} must be {_TYPES[hint]}, found {value!r}")
-    if bounds is not None and not isinstance(value, bool | str | Path) and not bounds.hold(value):
+    if bounds is not None and hint in (int, float) and not bounds.hold(value):
         raise InputError(f"{name} must be {bounds}, found {value}")
     return value
 
@@ -152,22 +162,17 @@ def from_json(cls: type[Record], data: Any, where: str) -> Record:
         DamagedError: a field is missing, unknown or of the wrong type; the message names `where` and the field.
     """
     try:
-        return _made(cls, data, where)
+        made: Record = _made(cls, data, where)
     except InputError as error:
         raise DamagedError(str(error)) from None
+    return made
 
 
 def _made(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise InputError(f"{where} must be a table of names and values, found {data!r}; {_EDITED}")
-    fields = dataclasses.fields(cls)
-    check_fields(data, required={field.name for field in fields}, where=where)
-    types_of = hints(cls)
-    values = {}
-    for field in fields:
-        name, bounds = f"{where}: '{field.name}'", field.metadata.get("bounds")
-        values[field.name] = fitting(data[field.name], types_of[field.name], name, bounds)
-    return cls(**values)
+    check_fields(data, required={field.name for field in dataclasses.fields(cls)}, where=where)
+    return cls(**_fitted(cls, data, lambda field: f"{where}: '{field.name}'"))
 
 
 def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> None:
@@ -176,15 +181,3 @@ def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> 
     if missing or unknown:
         what = f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is unknown"
         raise InputError(f"{where}: field {what}; {_EDITED}")
-
-
-@functools.cache
-def hints(cls: Any) -> dict[str, Any]:
-    """The types of a class's fields."""
-    return typing.get_type_hints(cls)
-
-
-def _either(choices: tuple[Any, ...]) -> str:
-    """ "a, b or c"."""
-    names = [str(choice) for choice in choices]
-    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]

@@ -11,9 +11,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
-from collections.abc import Mapping
-from typing import Any, Literal, Self, dataclass_transform
+from typing import Any, Literal, dataclass_transform
 
 from modeldiff import records
 
@@ -25,10 +25,7 @@ def setting(
     variadic: bool = False,
     flag: str | None = None,
     argument: bool = False,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
+    **bounds: float | None,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -38,9 +35,8 @@ def setting(
         variadic: on the command line the option takes one or more values (`--texts a.txt b.txt`).
         flag: the option, where it cannot be called like the field.
         argument: on the command line it has no option: its values stand behind the command's name.
-        least, above, most, below: bounds of the number, or of each number of a tuple.
+        bounds: least, above, most, below: of the number, or of each number of a tuple.
     """
-    bounds: dict[str, Any] = {"least": least, "above": above, "most": most, "below": below}
     return records.bounded(default=default, result=result, variadic=variadic, flag=flag, argument=argument, **bounds)
 
 
@@ -54,7 +50,7 @@ def settings(cls: type) -> type:
 class Settings:
     """Base of the settings dataclasses: every value is checked against its field's type and bounds.
 
-    Subclasses check what concerns several fields in `check`.
+    Subclasses check in `check` what concerns several fields.
 
     Raises:
         InputError: a value that does not fit, named by its option.
@@ -69,22 +65,12 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON data (paths as strings, tuples as lists)."""
-        return {field.name: records.to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return dict(records.to_json(self))
 
     def result_json(self) -> dict[str, Any]:
         """Only the fields that can change the artifact."""
         changing = {field.name for field in dataclasses.fields(self) if field.metadata["result"]}
         return {name: value for name, value in self.to_json().items() if name in changing}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
-        """The settings written by `to_json`.
-
-        Raises:
-            InputError: a field is unknown or missing; the message names `where` (the file) and the field.
-        """
-        records.check_fields(data, required={field.name for field in dataclasses.fields(cls)}, where=where)
-        return cls(**data)
 
 
 @settings
@@ -142,17 +128,11 @@ def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a settings class (its bases included), by field name. A field that is declared
     again without one keeps it."""
     docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if base is object or base is Settings:
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+    for base in reversed(cls.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
-        for field, doc in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(doc, ast.Expr)
-                and isinstance(doc.value, ast.Constant)
-            ):
-                docs[field.target.id] = " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(body.body):
+            match field, doc:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = " ".join(text.split())
     return docs

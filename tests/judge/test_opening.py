@@ -72,7 +72,7 @@ def test_a_stage_may_inherit_them(tmp_path: Path) -> None:
         """How many."""
 
     made = StageSettings(judge="local", judge_model="m", sample=5)
-    assert StageSettings.from_json(made.to_json(), "here") == made
+    assert StageSettings(**made.to_json()) == made
     assert made.result_json() == {"judge": "local", "sample": 5}
     with pytest.raises(InputError, match="--judge-max-calls must be at least 0"):
         StageSettings(judge_max_calls=-5)
