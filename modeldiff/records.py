@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -20,49 +21,34 @@ from modeldiff.errors import DamagedError, InputError
 Record = TypeVar("Record")
 _EDITED = "it was written by another version of modeldiff or edited"
 _TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """Which numbers a field may hold; of a tuple, each of them. A number that is not finite is always out of bounds."""
-
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    below: float | None = None
+class Bounds(dict[str, float]):
+    """Which numbers a field may hold; of a tuple, each of them: `least`, `above`, `most`, `below`. A number that is not
+    finite is always out of bounds."""
 
     def hold(self, value: float) -> bool:
         """Whether a number lies within."""
-        return (
-            math.isfinite(value)
-            and (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
-        )
+        return math.isfinite(value) and all(_BOUNDS[name][1](value, bound) for name, bound in self.items())
 
     def __str__(self) -> str:
-        named = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
-        return " and ".join(f"{word} {bound:g}" for word, bound in named if bound is not None) or "finite"
+        return " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in self.items()) or "finite"
 
 
-def bounded(
-    *,
-    default: Any = dataclasses.MISSING,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    **metadata: Any,
-) -> Any:
-    """A dataclass field with bounds."""
-    return dataclasses.field(default=default, metadata={"bounds": Bounds(least, above, most, below), **metadata})
+def bounded(*, default: Any = dataclasses.MISSING, **metadata: Any) -> Any:
+    """A dataclass field with the bounds that are given by name; what else is given is its metadata."""
+    bounds = Bounds({name: metadata.pop(name) for name in _BOUNDS if name in metadata})
+    return dataclasses.field(default=default, metadata={"bounds": bounds, **metadata})
 
 
-@functools.cache
-def hints(cls: Any) -> dict[str, Any]:
-    """The types of a class's fields."""
-    return typing.get_type_hints(cls)
+hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
+"""The types of a class's fields."""
 
 
 def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None:

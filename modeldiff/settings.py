@@ -25,7 +25,7 @@ def setting(
     variadic: bool = False,
     flag: str | None = None,
     argument: bool = False,
-    **bounds: float | None,
+    **bounds: float,
 ) -> Any:
     """A field of a settings dataclass.
 

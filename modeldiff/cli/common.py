@@ -63,11 +63,10 @@ def settings_options(cls: type[Settings]) -> list[click.Parameter]:
 def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Parameter:
     if field.metadata["argument"]:
         return click.Argument([field.name], nargs=-1, metavar=f"{field.name.upper()}...")
-    flag, kwargs = option_of(field), {"help": doc}
-    if field.default is dataclasses.MISSING:
-        kwargs["help"] += "  [required]"  # by `make_settings`: not where a subcommand is called
-    else:
-        kwargs |= {"default": field.default, "show_default": field.default not in (None, ())}
+    flag = option_of(field)
+    kwargs: dict[str, Any] = {"help": doc + "  [required]"}  # by `make_settings`: not where a subcommand is called
+    if field.default is not dataclasses.MISSING:
+        kwargs = {"help": doc, "default": field.default, "show_default": field.default not in (None, ())}
     if hint is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}", field.name], **kwargs)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -115,18 +114,9 @@ def json_option() -> click.Option:
 
 
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
-    """What `--json` prints about an artifact."""
-    manifest = artifact.manifest
-    return {
-        "ref": artifact.ref,
-        "name": manifest.name,
-        "folder": str(artifact.folder),
-        "created": manifest.created,
-        "settings": manifest.settings,
-        "inputs": to_json(manifest.inputs),
-        "metrics": manifest.metrics,
-        "seconds": manifest.seconds,
-    }
+    """What `--json` prints about an artifact: its manifest without the files."""
+    manifest = to_json(artifact.manifest)
+    return {"ref": artifact.ref, "folder": str(artifact.folder)} | {k: v for k, v in manifest.items() if k != "files"}
 
 
 def plain_command(
@@ -149,7 +139,7 @@ def plain_command(
         callback=click.pass_context(callback),
         short_help=short_help,
         help=help,
-        epilog=_examples(lines),
+        epilog=examples(lines),
     )
 
 
@@ -208,7 +198,7 @@ def stage_command(
         "callback": click.pass_context(callback),
         "short_help": short_help,
         "help": help,
-        "epilog": _examples(lines),
+        "epilog": examples(lines),
     }
     if not subcommands:
         return click.Command(name, **about)
@@ -221,5 +211,6 @@ def _workspace(ctx: click.Context) -> Workspace:
     return Workspace(ctx.obj)
 
 
-def _examples(lines: Sequence[str]) -> str:
+def examples(lines: Sequence[str]) -> str:
+    """The end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from modeldiff import __version__
-from modeldiff.cli.common import workspace_option
+from modeldiff.cli.common import examples, workspace_option
 from modeldiff.errors import ModeldiffError
 
 # name, also of the module -> one-line help. The help stands here so that `modeldiff --help` imports no command.
@@ -25,16 +25,13 @@ _COMMANDS = {
     "workspace": "List, show, verify, remove and clean artifacts.",
 }
 
-_EPILOG = """\b
-Examples:
-  modeldiff demo
-  modeldiff diff --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl
-  modeldiff harvest --model-a gpt2 --model-b EleutherAI/pythia-160m \\
-      --texts corpus.jsonl --pairs 1000000
-  modeldiff train --features 16384 --exclusive 0.05 --k 64
-  modeldiff features --exclusive A --top 20
-  modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"
-"""
+_EXAMPLES = [
+    "modeldiff demo",
+    "modeldiff diff --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl",
+    "modeldiff contrast --show latest --numbers",
+    "modeldiff features --exclusive A --top 20",
+    'modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"',
+]
 
 
 class _Lazy(click.Group):
@@ -61,7 +58,7 @@ cli = _Lazy(
     "modeldiff lets two models of any architecture, width and tokenizer continue the same texts and lists what they "
     "say differently, where, and whether it holds; its crosscoder, one dictionary on both models' activations, says "
     "where that is represented, and either model can be steered with it.",
-    epilog=_EPILOG,
+    epilog=examples(_EXAMPLES),
 )
 click.version_option(__version__, prog_name="modeldiff")(cli)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.cli.steer_tables import read_generations
 from modeldiff.format import Columns, console, table
 from modeldiff.steer.transfer_settings import TransferSettings
 
@@ -27,6 +27,14 @@ def _info(artifact: Artifact) -> dict[str, Any]:
 def _show(artifact: Artifact) -> None:
     print_transfer(artifact.ref, _info(artifact))
     print_generations(read_generations(artifact))
+
+
+def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
+    """The records of generations.jsonl as the stage wrote them; none where nothing was written."""
+    name = "generations.jsonl"
+    if name not in artifact.manifest.files:
+        return []
+    return [json.loads(line) for line in artifact.file(name).read_text(encoding="utf-8").splitlines()]
 
 
 def print_transfer(ref: str, info: dict[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import artifact_json, plain_command
+from modeldiff.cli.common import artifact_json, examples, plain_command
 from modeldiff.console import progress, say
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.format import Columns, flat, plain, print_json, table
@@ -16,17 +18,35 @@ from modeldiff.format import Columns, flat, plain, print_json, table
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
 
-_LIST: Columns = [
-    ("artifact", "left"),
-    ("name", "left"),
-    ("made (UTC)", "left"),
-    ("size", "right"),
-    ("took", "right"),
-    ("from", "left"),
-]
+command = click.Group(
+    "workspace",
+    help="List, show, verify, remove and clean artifacts.",
+    epilog=examples(["modeldiff workspace list", "modeldiff workspace verify"]),
+)
 
 
+def _subcommand(*lines: str, params: Sequence[click.Parameter] = (), short_help: str | None = None) -> Any:
+    """Decorator: the function is the command of its name, and its docstring the help; lines: examples."""
+
+    def add(run: Any) -> Any:
+        help_text = inspect.cleandoc(run.__doc__)
+        name = run.__name__.strip("_")
+        command.add_command(plain_command(name, run, params=params, short_help=short_help, help=help_text, lines=lines))
+        return run
+
+    return add
+
+
+_YES = click.Option(["--yes", "-y"], is_flag=True, help="Do not ask.")
+
+
+@_subcommand(
+    "modeldiff workspace list",
+    "modeldiff workspace list --kind crosscoder --json",
+    params=[click.Option(["--kind"], metavar="KIND", help="Only this kind.")],
+)
 def _list(workspace: Workspace, *, as_json: bool, kind: str | None) -> None:
+    """List the artifacts of the workspace, oldest first within a kind."""
     from modeldiff.workspace.files import human_bytes
 
     every, damaged = workspace.survey()
@@ -39,7 +59,9 @@ def _list(workspace: Workspace, *, as_json: bool, kind: str | None) -> None:
     if not found and not damaged:
         click.echo(f"{workspace.folder} has no artifacts yet: run `modeldiff demo` or `modeldiff harvest`")
         return
-    rows = [
+    columns: Columns = [("artifact", "left"), ("name", "left"), ("made (UTC)", "left")]
+    columns += [("size", "right"), ("took", "right"), ("from", "left")]
+    lines = [
         [
             a.ref,
             a.manifest.name or "",
@@ -50,12 +72,14 @@ def _list(workspace: Workspace, *, as_json: bool, kind: str | None) -> None:
         ]
         for a in found
     ]
-    table(f"{len(found)} artifacts in {workspace.folder}", _LIST, rows)
+    table(f"{len(found)} artifacts in {workspace.folder}", columns, lines)
     for folder, why in damaged:
         say(f"damaged, not listed: {folder}: {why}")
 
 
+@_subcommand("modeldiff workspace show crosscoder:latest", params=[click.Argument(["ref"])])
 def _show(workspace: Workspace, *, as_json: bool, ref: str) -> None:
+    """Settings, inputs, metrics and files of one artifact."""
     from modeldiff.workspace.files import human_bytes
 
     artifact = workspace.resolve(ref)
@@ -74,7 +98,15 @@ def _show(workspace: Workspace, *, as_json: bool, ref: str) -> None:
     table("files", [("file", "left"), ("size", "right")], [[n, human_bytes(e.size)] for n, e in manifest.files.items()])
 
 
+@_subcommand(
+    "modeldiff workspace verify",
+    "modeldiff workspace verify activations:1 crosscoder:1",
+    params=[click.Argument(["refs"], nargs=-1, metavar="REF...")],
+    short_help="Read every byte and compare with the digests.",
+)
 def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> None:
+    """Read every byte and compare with the digests in the manifests (all artifacts unless some are named). Exit code 1
+    when something is damaged."""
     wanted = [workspace.resolve(ref) for ref in refs] or workspace.artifacts()
     problems: dict[str, list[str]] = {str(f): [why] for f, why in workspace.damaged()} if not refs else {}
     with progress("verify", sum(a.size for a in wanted) / 1e6, "MB") as bar:
@@ -96,7 +128,16 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
         )
 
 
+@_subcommand(
+    "modeldiff workspace remove steering:3 --yes",
+    params=[
+        click.Argument(["refs"], nargs=-1, required=True, metavar="REF..."),
+        click.Option(["--force"], is_flag=True, help="Also what others were made from; does not ask."),
+        _YES,
+    ],
+)
 def _remove(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...], force: bool, yes: bool) -> None:
+    """Delete artifacts. Their version numbers are not given out again."""
     removed = []
     for ref in refs:
         folder, users = _to_remove(workspace, ref)
@@ -123,7 +164,12 @@ def _to_remove(workspace: Workspace, ref: str) -> tuple[Path, list[Artifact]]:
     return artifact.folder, workspace.users_of(artifact)
 
 
+@_subcommand(
+    "modeldiff workspace clean --yes", params=[_YES], short_help="Delete unfinished work, and the cells kept by toy."
+)
 def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
+    """Delete unfinished work of interrupted commands, and the cells that toy benchmarks keep for later ones. What
+    another process works on is left alone; artifacts stay whole."""
     from filelock import FileLock, Timeout
 
     from modeldiff.workspace.files import human_bytes
@@ -156,57 +202,3 @@ def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
         print_json({"removed": removed, "bytes": freed})
     else:
         click.echo(f"{len(removed)} pieces of unfinished work and kept cells removed, {human_bytes(freed)} freed")
-
-
-_YES = click.Option(["--yes", "-y"], is_flag=True, help="Do not ask.")
-
-command = click.Group(
-    "workspace",
-    help="List, show, verify, remove and clean artifacts.",
-    epilog="\b\nExamples:\n  modeldiff workspace list\n  modeldiff workspace verify",
-    commands=[
-        plain_command(
-            "list",
-            _list,
-            params=[click.Option(["--kind"], metavar="KIND", help="Only this kind.")],
-            help="List the artifacts of the workspace, oldest first within a kind.",
-            lines=["modeldiff workspace list", "modeldiff workspace list --kind crosscoder --json"],
-        ),
-        plain_command(
-            "show",
-            _show,
-            params=[click.Argument(["ref"])],
-            help="Settings, inputs, metrics and files of one artifact.",
-            lines=["modeldiff workspace show crosscoder:latest"],
-        ),
-        plain_command(
-            "verify",
-            _verify,
-            params=[click.Argument(["refs"], nargs=-1, metavar="REF...")],
-            short_help="Read every byte and compare with the digests.",
-            help="Read every byte and compare with the digests in the manifests (all artifacts unless some are named). "
-            "Exit code 1 when something is damaged.",
-            lines=["modeldiff workspace verify", "modeldiff workspace verify activations:1 crosscoder:1"],
-        ),
-        plain_command(
-            "remove",
-            _remove,
-            params=[
-                click.Argument(["refs"], nargs=-1, required=True, metavar="REF..."),
-                click.Option(["--force"], is_flag=True, help="Also what others were made from; does not ask."),
-                _YES,
-            ],
-            help="Delete artifacts. Their version numbers are not given out again.",
-            lines=["modeldiff workspace remove steering:3 --yes"],
-        ),
-        plain_command(
-            "clean",
-            _clean,
-            params=[_YES],
-            short_help="Delete unfinished work, and the cells kept by toy.",
-            help="Delete unfinished work of interrupted commands, and the cells that toy benchmarks keep for later "
-            "ones. What another process works on is left alone; artifacts stay whole.",
-            lines=["modeldiff workspace clean --yes"],
-        ),
-    ],
-)

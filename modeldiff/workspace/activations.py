@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import h5py
 import numpy as np
@@ -74,18 +73,6 @@ class StoreInfo:
     has_texts: bool
     sides: dict[str, SideInfo]
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any], where: str) -> StoreInfo:
-        """What was written.
-
-        Raises:
-            DamagedError: a field is missing, unknown or of the wrong type.
-        """
-        info = from_json(cls, data, where)
-        if info.sides.keys() != set(SIDES):
-            raise DamagedError(f"{where}: 'sides' must be {' and '.join(SIDES)}, found {', '.join(info.sides)}")
-        return info
-
 
 @dataclass(frozen=True)
 class Block:
@@ -109,7 +96,7 @@ class ActivationStore:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         path = artifact.file(STORE_NAME)
-        self.info = StoreInfo.from_json(read_json(path), str(path))
+        self.info = from_json(StoreInfo, read_json(path), str(path))
         means = load_file(artifact.file(STATISTICS_NAME))
         self.mean: dict[str, torch.Tensor] = {side: torch.from_numpy(means[f"mean_{side}"]) for side in SIDES}
         self.first_row = [0, *np.cumsum(self.info.shards).tolist()]

@@ -32,7 +32,7 @@ def sha256_json(data: Any) -> str:
 def blake3_file(path: Path) -> str:
     """Hex BLAKE3 of a file's content, read in blocks: pages of a mapped file would count as memory used."""
     with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, blake3).hexdigest()
+        return hashlib.file_digest(file, blake3).hexdigest()  # type: ignore[arg-type]
 
 
 def durable_blake3(path: Path) -> str:

@@ -56,7 +56,7 @@ class Ranks:
         return work[self.rank :: self.world]
 
     def broadcast(self, value: Any = None) -> Any:
-        """Rank 0's `value`, on every rank; the others' is not looked at. Raises MachineError for a lost process."""
+        """Rank 0's `value`, on every rank. Raises MachineError for a lost process."""
         if self.world == 1:
             return value
         from torch import distributed
@@ -78,8 +78,8 @@ class Ranks:
 
 
 def launched() -> tuple[Ranks, int]:
-    """(this process among those of the run, how many of them are on this machine) as torchrun's environment variables
-    say; nothing is opened."""
+    """(this process among those of the run, how many of them are on this machine) by torchrun's environment variables;
+    nothing is opened."""
     if any(name not in os.environ for name in _ENVIRONMENT):
         return Ranks(), 1
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -89,7 +89,7 @@ def launched() -> tuple[Ranks, int]:
 
 @cache
 def ranks() -> Ranks:
-    """The ranks of this run, as torchrun's environment variables say; the group is opened at the first call.
+    """The ranks of this run; the group is opened at the first call.
 
     From then on a rank other than 0 is mute (see console.py), and SIGTERM, which is how torchrun ends the others when
     one has failed, raises a MachineError.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from modeldiff.console import say
-from modeldiff.errors import MachineError
+from modeldiff.errors import DamagedError, MachineError
 from modeldiff.records import from_json, to_json
 from modeldiff.settings import Settings
 from modeldiff.workspace.artifact import FORMAT, MANIFEST_NAME, Artifact, FileEntry, Input, Manifest
@@ -25,10 +24,10 @@ from modeldiff.workspace.files import (
     durable_blake3,
     fsync_folder,
     json_bytes,
+    read_json,
     rename_into,
     sha256_json,
     temporary_path,
-    write_bytes,
     write_json,
 )
 from modeldiff.workspace.workspace import PARTIAL, Workspace
@@ -54,13 +53,9 @@ class Work:
         self.resume = folder / RESUME
         self.resume.mkdir(parents=True, exist_ok=True)
         self.environment: dict[str, Any] = {}
-        # Digests of what was committed, in a file for each rank: appending to one from several machines is not safe.
-        self._ledger_path = self.resume / (f"digests-{rank:05d}.jsonl" if rank else "digests.jsonl")
         if not rank:
             for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
                 leftover.unlink()
-        self._ledger: dict[str, FileEntry] = {}
-        self.gather()
 
     def temporary(self, name: str) -> Path:
         """Where to write the file `name` before `commit`."""
@@ -72,9 +67,9 @@ class Work:
         """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
         entry = FileEntry(temporary.stat().st_size, durable_blake3(temporary))
         rename_into(temporary, self.folder / name)
-        self._ledger[name] = entry
-        with self._ledger_path.open("a", encoding="utf-8") as file:
-            file.write(_ledger_line(name, entry))
+        kept = self._kept(name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(json_bytes(to_json(entry)))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a whole small file of the artifact."""
@@ -87,10 +82,8 @@ class Work:
         self.write_bytes(name, json_bytes(data))
 
     def has(self, name: str) -> bool:
-        """True when `name` was committed, by this process or one before it, and still has its size."""
-        entry = self._ledger.get(name)
-        path = self.folder / name
-        return entry is not None and path.is_file() and path.stat().st_size == entry.size
+        """True when `name` was committed, by any process of this run or one before it, and still has its size."""
+        return self._committed(name) is not None
 
     def entries(self) -> dict[str, FileEntry]:
         """Size and digest of every file the artifact will have."""
@@ -98,37 +91,20 @@ class Work:
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and name != MANIFEST_NAME and not name.startswith(f"{RESUME}/"):
-                known = self.has(name)
-                found[name] = self._ledger[name] if known else FileEntry(path.stat().st_size, blake3_file(path))
+                found[name] = self._committed(name) or FileEntry(path.stat().st_size, blake3_file(path))
         return found
 
-    def gather(self) -> None:
-        """Take over what all ranks have committed, those of earlier runs included. On rank 0: while no other writes."""
-        others = [path for path in sorted(self.resume.glob("digests*.jsonl")) if path != self._ledger_path]
-        for path in [*others, self._ledger_path]:
-            self._ledger.update(_read_ledger(path))
-        if self.rank or not self._ledger:
-            return
-        # A torn last line would swallow the next one appended to it.
-        write_bytes(self._ledger_path, "".join(_ledger_line(n, e) for n, e in self._ledger.items()).encode())
-        for path in others:
-            path.unlink()
+    def _kept(self, name: str) -> Path:
+        """Where the digest of a committed file is kept until the artifact is published."""
+        return self.resume / "digests" / f"{name}.json"
 
-
-def _ledger_line(name: str, entry: FileEntry) -> str:
-    return json.dumps({"name": name, **to_json(entry)}) + "\n"
-
-
-def _read_ledger(path: Path) -> dict[str, FileEntry]:
-    ledger: dict[str, FileEntry] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    def _committed(self, name: str) -> FileEntry | None:
+        path, kept = self.folder / name, self._kept(name)
         try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the line being written when the process was killed
-        name = record.pop("name")
-        ledger[name] = from_json(FileEntry, record, str(path))
-    return ledger
+            entry = from_json(FileEntry, read_json(kept), str(kept))
+        except DamagedError:  # not there, or the process was killed while it wrote this
+            return None
+        return entry if path.is_file() and path.stat().st_size == entry.size else None
 
 
 Build = Callable[[Work], dict[str, Any]]

@@ -25,7 +25,7 @@ from modeldiff.features.measures.explain.judged import Question, ask_all
 from modeldiff.features.measures.explain.sample import Sample, read_texts, take_sample
 from modeldiff.features.measures.explain.settings import KIND, ExplainSettings
 from modeldiff.features.measures.explain.stored import EXPLANATION_NAME, FORMAT, Explained, HeldOut
-from modeldiff.features.table import FeatureTable
+from modeldiff.features.table import FeatureTable, Partition
 from modeldiff.judge.base import Judge
 from modeldiff.judge.opening import open_judge
 from modeldiff.judge.questions import WORDING
@@ -80,8 +80,8 @@ def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]
             table.row(feature, examples=0)  # says if there is no such feature
         return list(dict.fromkeys(settings.feature))
     found: list[int] = []
-    partitions = ("shared",) if settings.shared else (settings.exclusive,) if settings.exclusive else ("A", "B")
-    for part in partitions:
+    partition: Partition | None = "shared" if settings.shared else settings.exclusive
+    for part in (partition,) if partition else ("A", "B"):
         listed = table.select(exclusive=part, top=settings.top, anywhere=settings.anywhere).ids
         found += [feature for feature in listed if table.statistics["firing_count"][feature] > 0]
     if not found:
