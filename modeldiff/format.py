@@ -10,6 +10,8 @@ from typing import Any, Literal
 import click
 
 Columns = list[tuple[str, Literal["left", "right"]]]
+NONE = "-"
+"""What stands where there is no number."""
 
 
 def print_json(data: Any) -> None:
@@ -27,7 +29,7 @@ def console() -> Any:
 
 
 def table(title: str, columns: Columns, rows: list[list[str]]) -> None:
-    """Print a table that fits the terminal."""
+    """Print a table that fits the terminal. Cells are plain text: nothing in them is taken for markup."""
     from rich.table import Table
     from rich.text import Text
 
@@ -66,18 +68,18 @@ def plain(value: Any) -> str:
 
 def fixed(value: float | None, digits: int = 2) -> str:
     """ "0.25"."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 0) -> str:
     """ "25%"."""
-    return "-" if value is None else f"{value:.{digits}%}"
+    return NONE if value is None else f"{value:.{digits}%}"
 
 
 def number(value: float | None) -> str:
     """At most seven characters, whatever the size."""
     if value is None:
-        return "-"
+        return NONE
     if not 1e-3 <= abs(value) < 1e5:
         return "0" if value == 0 else f"{value:.0e}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"

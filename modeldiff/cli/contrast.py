@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.cli.differences import print_csv, print_differences
+from modeldiff.cli.differences import print_differences
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.settings import settings
 
@@ -45,15 +45,11 @@ def _made_before(_settings: _Settings, workspace: Workspace, *, ref: str | None,
     return workspace.find("contrast", ref) if ref is not None else False
 
 
-def show(artifact: Artifact, *, numbers: bool, csv: bool, everything: bool, **_: Any) -> None:
+def show(artifact: Artifact, *, numbers: bool, everything: bool, **_: Any) -> None:
     """Print a contrast as the options ask for it."""
     from modeldiff.contrast.stored import read_contrast
 
-    found = read_contrast(artifact)
-    if csv:
-        print_csv(found, everything=everything)
-    else:
-        print_differences(found, artifact.ref, numbers=numbers, everything=everything)
+    print_differences(read_contrast(artifact), artifact.ref, numbers=numbers, everything=everything)
 
 
 def data(artifact: Artifact, *, everything: bool, **_: Any) -> dict[str, Any]:
@@ -69,7 +65,6 @@ def list_options() -> list[click.Option]:
     """What is shown of a contrast."""
     return [
         click.Option(["--numbers"], is_flag=True, help="Print rates, intervals and how each is represented, too."),
-        click.Option(["--csv"], is_flag=True, help="Print one line a word as CSV to stdout instead of text."),
         click.Option(["--all", "everything"], is_flag=True, help="Show the candidates that did not hold, too."),
     ]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from modeldiff.features.table import FeatureRow
     from modeldiff.workspace import Artifact, Workspace
 
-SORTS = ("evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
+SORTS = ("evidence", "gap", "density", "max", "relative_norm", "twin", "id")
 
 
 def _show(artifact: Artifact, **chosen: Any) -> None:
@@ -131,7 +131,6 @@ command = stage_command(
             "own); twin: least similar twin first.",
         ),
         click.Option(["--min-density"], type=float, default=0.0, help="Leave out what fires on a smaller share."),
-        click.Option(["--source"], help="With --sort mass: by the activation on this text source."),
     ],
     subcommands=[_ONE, *_MEASURES],
     help="Crosscoder + activations -> features: measured in one pass, then listed.\n\n"

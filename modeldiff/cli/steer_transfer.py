@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.format import Columns, console, table
+from modeldiff.format import console, table
 from modeldiff.steer.transfer_settings import TransferSettings
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ def _show(artifact: Artifact) -> None:
 
 
 def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
-    """The records of generations.jsonl as the stage wrote them; none where nothing was written."""
-    name = "generations.jsonl"
-    if name not in artifact.manifest.files:
+    """The records of generations.jsonl: prompt, rule, vector, strength, text; none without --prompt."""
+    from modeldiff.steer.transfer import GENERATIONS_NAME
+
+    if GENERATIONS_NAME not in artifact.manifest.files:
         return []
-    return [json.loads(line) for line in artifact.file(name).read_text(encoding="utf-8").splitlines()]
+    text = artifact.file(GENERATIONS_NAME).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def print_transfer(ref: str, info: dict[str, Any]) -> None:
@@ -55,15 +57,25 @@ def print_transfer(ref: str, info: dict[str, Any]) -> None:
 
 
 def _print_moved(info: dict[str, Any]) -> None:
-    several = len(info["source_norms"]) > 1
     rows = []
+    several = len(info["source_norms"]) > 1
     for index in range(len(info["source_norms"])):
         for rule, found in info["moved"].items():
-            used = ", ".join(str(feature["id"]) for feature in (found[index]["features"] or [])[:5]) or "-"
-            rows.append([*([str(index)] if several else []), rule, *_account(found[index]), used])
-    columns: Columns = [("vector", "right")] if several else []
-    columns += [("rule", "left"), ("norm", "right"), (f"in {info['from']}", "right"), ("null", "right")]
-    table("", [*columns, ("features used most", "left")], rows[:_MOST_ROWS])
+            one = found[index]
+            used = ", ".join(str(feature["id"]) for feature in (one["features"] or [])[:5]) or "-"
+            rows.append([*([str(index)] if several else []), rule, *_account(one), used])
+    table(
+        "",
+        [
+            *([("vector", "right")] if several else []),  # type: ignore[list-item]
+            ("rule", "left"),
+            ("norm", "right"),
+            (f"in {info['from']}", "right"),
+            ("null", "right"),
+            ("features used most", "left"),
+        ],
+        rows[:_MOST_ROWS],
+    )
     if len(rows) > _MOST_ROWS:
         click.echo(f"and {len(rows) - _MOST_ROWS} more rows (--json shows all)")
 
@@ -79,7 +91,7 @@ def _print_truth(info: dict[str, Any]) -> None:
         one = truth["rules"][rule]
         rows.append([rule, *_account(found[0]), f"{one['cosine']:.2f} ±{one['error']:.2f}", f"{one['random']:.2f}"])
     rows.append(["random", "-", "-", "-", "-", f"{truth['random_in_target']:.2f}"])
-    columns: Columns = [("rule", "left")]
+    columns: list[tuple[str, Literal["left", "right"]]] = [("rule", "left")]
     columns += [(name, "right") for name in ("norm", f"in {source}", "null", f"cos in {target}", "random")]
     table("", columns, rows)
     in_source = "" if truth["split_half_source"] is None else f"{truth['split_half_source']:.2f} in {source}, "

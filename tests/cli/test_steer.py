@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from modeldiff.cli.steer import coherent_line, command, print_dose, print_generations
+from modeldiff.cli.steer import command
+from modeldiff.cli.steer_tables import coherent_line, print_dose, print_generations
 from modeldiff.steer.settings import SteerSettings
 
 SIDES: dict[str, dict[str, Any]] = {
