@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from modeldiff.cli.main import run
 from modeldiff.workspace import Workspace
 from tests.cli.conftest import Call
 from tests.made_activations import make_activations
@@ -28,15 +29,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, call: Call) -> Path:
-    """A workspace with activations and a crosscoder."""
-    folder = tmp_path / "ws"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with activations and a crosscoder: only to be read."""
+    folder = tmp_path_factory.mktemp("trained") / "ws"
     generator = torch.Generator().manual_seed(0)
     x_a_BD, x_b_BD = (torch.randn(1500, width, generator=generator) for width in (16, 24))
     make_activations(Workspace(folder), x_a_BD, x_b_BD, shard_pairs=500)
-    assert call(folder, *TRAIN)[0] == 0
+    with pytest.raises(SystemExit, match="0"):
+        run(["--workspace", str(folder), *TRAIN])
     return folder
+
+
+@pytest.fixture
+def workspace(trained: Path, tmp_path: Path) -> Path:
+    """A copy."""
+    return Path(shutil.copytree(trained, tmp_path / "ws"))
 
 
 TRAIN = ["train", "--features", "64", "--k", "4", "--steps", "3", "--batch", "128", "--device", "cpu"]
@@ -106,63 +114,39 @@ def test_imported_nan_and_unequal_rows(tmp_path: Path, fails: Fails) -> None:
     assert "9" in message
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["train", "--activations", "7"],
-        ["features", "--crosscoder", "crosscoder:7"],
-        ["steer", "--model", "A", "--feature", "1", "--prompt", "x", "--crosscoder", "7"],
-        ["workspace", "show", "features:1"],
-    ],
-)
-def test_unknown_artifact(workspace: Path, fails: Fails, args: list[str]) -> None:
-    message = fails(2, workspace, *args)
-    assert "modeldiff" in message.removeprefix("modeldiff: ")  # it names the command that helps
+TOY = "toy --preset quick"
+STEER = "steer --model A --feature 1 --prompt x"
 
 
 @pytest.mark.parametrize(
-    ("args", "word"),
+    ("command", "said"),
     [
-        (["--features", "32", "--k", "33"], "--k"),
-        (["--exclusive", "0.5"], "--exclusive"),
-        (["--exclusive", "-0.1"], "--exclusive"),
-        (["--steps", "0"], "--steps"),
+        ("train --activations 7", "no activations called '7'"),
+        ("features --crosscoder crosscoder:7", "no crosscoder called 'crosscoder:7'"),
+        (STEER, "run `modeldiff features` first"),
+        ("workspace show features:1", "run `modeldiff features` first"),
+        ("train --features 32 --k 33", "--k"),
+        ("train --exclusive 0.5", "--exclusive"),
+        ("train --exclusive -0.1", "--exclusive"),
+        ("train --steps 0", "--steps"),
+        (f"{TOY} --exclusive-ratio 1.5", "--exclusive-ratio"),
+        (f"{TOY} --k-target 65", "--k-target"),
+        (f"{TOY} --sizes 0.1", "--exclusive"),  # six features: no room for the partitions
+        (f"{TOY} --sizes 0", "--sizes"),
+        (f"{TOY} --architectures best", "--architectures"),
+        (f"{TOY} --k 33", "--k"),  # more than the smallest dictionary has features
+        (f"{TOY} --device abacus", "--device"),
+        ("features stitch --pairs 99", "--pairs must be at least 100, found 99"),
+        ("features stitch --outlier-factor nan", "--outlier-factor must be at least 0"),
+        ("features stitch --outlier-factor 0.01", "raise --outlier-factor"),
+        ("features stitch --activations crosscoder:1", "is not of the kind 'activations'"),
+        ("features stitch --device abacus", "--device expects"),
     ],
 )
-def test_senseless_training_settings(workspace: Path, fails: Fails, args: list[str], word: str) -> None:
-    assert word in fails(2, workspace, "train", *args)
-
-
-@pytest.mark.parametrize(
-    ("args", "word"),
-    [
-        (["--exclusive-ratio", "1.5"], "--exclusive-ratio"),
-        (["--k-target", "65"], "--k-target"),
-        (["--sizes", "0.1"], "--exclusive"),  # six features: no room for the partitions
-        (["--sizes", "0"], "--sizes"),
-        (["--architectures", "best"], "--architectures"),
-        (["--k", "33"], "--k"),  # more than the smallest dictionary has features
-        (["--device", "abacus"], "--device"),
-    ],
-)
-def test_senseless_toy_settings(tmp_path: Path, fails: Fails, args: list[str], word: str) -> None:
-    assert word in fails(2, tmp_path / "ws", "toy", "--preset", "quick", *args)
-    assert not (tmp_path / "ws").exists()  # found before anything runs
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (["--pairs", "99"], "--pairs must be at least 100, found 99"),
-        (["--outlier-factor", "nan"], "--outlier-factor must be at least 0"),
-        (["--outlier-factor", "0.01"], "raise --outlier-factor"),
-        (["--activations", "activations:7"], "no activations called 'activations:7'"),
-        (["--activations", "crosscoder:1"], "is not of the kind 'activations'"),
-        (["--device", "abacus"], "--device expects"),
-    ],
-)
-def test_senseless_settings_of_a_measure(workspace: Path, fails: Fails, args: list[str], said: str) -> None:
-    assert said in fails(2, workspace, "features", "stitch", *args)
+def test_senseless_settings_and_unknown_artifacts(trained: Path, fails: Fails, command: str, said: str) -> None:
+    before = [one.ref for one in Workspace(trained).artifacts()]
+    assert said in fails(2, trained, *command.split())
+    assert [one.ref for one in Workspace(trained).artifacts()] == before
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
@@ -190,7 +174,7 @@ def test_newer_workspace(workspace: Path, fails: Fails) -> None:
     assert "upgrade modeldiff" in fails(2, workspace, "workspace", "list")
 
 
-def test_a_features_partition_that_the_model_lacks(workspace: Path, call: Call, fails: Fails) -> None:
+def test_a_feature_that_the_model_lacks(workspace: Path, call: Call, fails: Fails) -> None:
     assert call(workspace, "features", "--device", "cpu")[0] == 0
     message = fails(2, workspace, "steer", "--model", "A", "--feature", "63", "--prompt", "x", "--device", "cpu")
     assert "B" in message

@@ -57,15 +57,13 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "ws")
 
 
-def test_first_run_is_new_and_second_is_up_to_date(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_run_is_up_to_date_whatever_cannot_change_the_result(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bake(workspace).ref == "toy:1"
     assert "toy: new" in capsys.readouterr().err
-    assert bake(workspace).ref == "toy:1"
+    assert bake(workspace, Cook(device="cuda")).ref == "toy:1"
     assert capsys.readouterr().err == "toy:1 is up to date\n"
-
-
-def test_a_setting_that_cannot_change_the_result_is_ignored(workspace: Workspace) -> None:
-    assert bake(workspace, Cook(device="cpu")).ref == bake(workspace, Cook(device="cuda")).ref
 
 
 @pytest.mark.parametrize(
@@ -104,18 +102,17 @@ def test_a_flipped_bit_is_found_and_the_artifact_made_again(
 
 
 def test_an_interrupted_build_continues_and_gives_the_same_artifact(workspace: Workspace, tmp_path: Path) -> None:
-    built: list[str] = []
+    built: list[int] = []
 
     def parts(stop_after: int) -> Callable[[Work], dict[str, Any]]:
         def build(work: Work) -> dict[str, Any]:
             for number in range(4):
-                if work.has(f"part-{number}"):
-                    continue
                 if number == stop_after:
                     work.temporary("half-written").write_bytes(b"torn")
                     raise InterruptedBuildError
-                built.append(f"part-{number}")
-                work.write_bytes(f"part-{number}", bytes([number]) * 100)
+                if not work.has(f"part-{number}"):
+                    built.append(number)
+                    work.write_bytes(f"part-{number}", bytes([number]) * 100)
             return {}
 
         return build
@@ -125,7 +122,7 @@ def test_an_interrupted_build_continues_and_gives_the_same_artifact(workspace: W
     assert workspace.artifacts() == []
     resumed = bake(workspace, build=parts(99))
     straight = bake(Workspace(tmp_path / "other"), build=parts(99))
-    assert built == ["part-0", "part-1", "part-2", "part-3"] + [f"part-{n}" for n in range(4)]
+    assert built == [0, 1, 2, 3, 0, 1, 2, 3]
     assert resumed.manifest.digest == straight.manifest.digest
     assert resumed.files() == [f"part-{n}" for n in range(4)]
     assert workspace.partials() == []
