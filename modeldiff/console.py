@@ -64,13 +64,8 @@ class Progress:
 
 @contextmanager
 def progress(what: str, total: float, unit: str, done: float = 0) -> Iterator[Progress]:
-    """Progress of something that may take more than two seconds, with rate and time left.
-
-    Args:
-        what: e.g. "capture A".
-        total: amount of work; `done` of it was finished by an earlier run.
-        unit: what is counted, e.g. "pairs".
-    """
+    """Progress of `what` ("capture A"), which may take seconds, with rate and time left. Of the `total` amount of work,
+    counted in `unit` ("pairs"), `done` was finished by an earlier run."""
     try:
         yield Progress(what, total, unit, done)
     finally:

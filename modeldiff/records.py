@@ -74,11 +74,7 @@ def _fitted(cls: Any, values: Mapping[str, Any], name_of: Callable[[dataclasses.
 
 
 def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> Any:
-    """The value, as the type wants it.
-
-    Raises:
-        InputError: it does not fit; the message begins with `name`.
-    """
+    """The value, as the type wants it. Raises InputError: it does not fit; the message begins with `name`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint is object:
         return value

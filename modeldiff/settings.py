@@ -1,9 +1,7 @@
 """What every stage's settings have in common: a frozen dataclass with bounds and a docstring for each field.
 
 The docstrings are the help texts of the command line, and types and bounds are its checks, so a setting is described in
-one place only. A field made with `setting(..., result=False)` does not change the artifact (a device, a batch size that
-only moves memory) and stays out of the fingerprint. This file imports nothing heavy: `modeldiff --help` reads settings
-without torch.
+one place only. This file imports nothing heavy: `modeldiff --help` reads settings without torch.
 """
 
 from __future__ import annotations
@@ -48,13 +46,8 @@ def settings(cls: type) -> type:
 
 @settings
 class Settings:
-    """Base of the settings dataclasses: every value is checked against its field's type and bounds.
-
-    Subclasses check in `check` what concerns several fields.
-
-    Raises:
-        InputError: a value that does not fit, named by its option.
-    """
+    """Base of the settings dataclasses: every value is checked against its field's type and bounds. Subclasses check in
+    `check` what concerns several fields. Raises InputError: a value that does not fit, named by its option."""
 
     def __post_init__(self) -> None:
         records.check(self, option_of)

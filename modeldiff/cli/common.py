@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 
 class Variadic(click.Option):
-    """An option that takes all values up to the next option: `--texts a.txt b.txt --pairs 100`.
-
-    A negative number is a value, and so is a range that begins with one (-4:4:0.5).
-    """
+    """An option that takes all values up to the next option: `--texts a.txt b.txt --pairs 100`. A negative number is a
+    value, and so is a range that begins with one (-4:4:0.5)."""
 
     def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
         super().__init__(names, multiple=True, **kwargs)

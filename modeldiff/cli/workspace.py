@@ -13,7 +13,7 @@ import click
 from modeldiff.cli.common import artifact_json, examples, plain_command
 from modeldiff.console import progress, say
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.format import Columns, flat, plain, print_json, table
+from modeldiff.format import Columns, flat, print_json, table
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
@@ -80,22 +80,12 @@ def _list(workspace: Workspace, *, as_json: bool, kind: str | None) -> None:
 @_subcommand("modeldiff workspace show crosscoder:latest", params=[click.Argument(["ref"])])
 def _show(workspace: Workspace, *, as_json: bool, ref: str) -> None:
     """Settings, inputs, metrics and files of one artifact."""
-    from modeldiff.workspace.files import human_bytes
-
     artifact = workspace.resolve(ref)
-    manifest = artifact.manifest
+    data = artifact_json(artifact) | {"files": {name: one.size for name, one in artifact.manifest.files.items()}}
     if as_json:
-        print_json({**artifact_json(artifact), "files": {n: e.size for n, e in manifest.files.items()}})
-        return
-    peak = human_bytes(manifest.peak_memory_bytes)
-    click.echo(f"{artifact.ref}  {manifest.name or ''}".rstrip())
-    click.echo(f"folder   {artifact.folder}")
-    click.echo(f"made     {manifest.created}, {manifest.seconds:.0f} s, peak memory {peak}")
-    for name, one in manifest.inputs.items():
-        click.echo(f"input    {name}: {one.label}  ({one.digest[:12]})")
-    table("settings", [("setting", "left"), ("value", "left")], [[k, plain(v)] for k, v in manifest.settings.items()])
-    table("metrics", [("metric", "left"), ("value", "left")], flat(manifest.metrics))
-    table("files", [("file", "left"), ("size", "right")], [[n, human_bytes(e.size)] for n, e in manifest.files.items()])
+        print_json(data)
+    else:
+        table(artifact.ref, [("", "left"), ("value", "left")], flat(data))
 
 
 @_subcommand(

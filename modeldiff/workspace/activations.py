@@ -87,11 +87,8 @@ class Block:
 
 
 class ActivationStore:
-    """An `activations` artifact, opened for reading. Files are opened per read and never kept open across forks.
-
-    Raises:
-        DamagedError: a file is missing, damaged, or disagrees with store.json about its rows.
-    """
+    """An `activations` artifact, opened for reading. Files are opened per read and never kept open across forks. Raises
+    DamagedError: a file is missing, damaged, or disagrees with store.json about its rows."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -135,13 +132,8 @@ class ActivationStore:
         return empty_rows(rows, info.width, info.encoding)
 
     def read_into(self, side: str, blocks: Sequence[Block], x_ND: torch.Tensor) -> None:
-        """Read blocks of one side into the rows of `x_ND`, one block after the other.
-
-        The files are read from front to back, several reads at a time, whatever the order of the blocks.
-
-        Args:
-            x_ND: of as many rows as all blocks have, from `empty_rows` or like it; contiguous.
-        """
+        """Read blocks of one side into the rows of `x_ND` (contiguous; see `empty_rows`), one after the other. The
+        files are read from front to back, several reads at a time, whatever the order of the blocks."""
         ends = np.cumsum([len(block) for block in blocks]).tolist()
         reads: list[Read] = []
         for block, end in sorted(zip(blocks, ends, strict=True), key=lambda one: (one[0].shard, one[0].start)):
@@ -174,11 +166,7 @@ class ActivationStore:
         return self._layouts[name]
 
     def plan(self, shard: int) -> ShardPlan:
-        """Texts, tokens and pairs of a shard.
-
-        Raises:
-            InputError: the activations were imported without texts.
-        """
+        """Texts, tokens and pairs of a shard. Raises InputError: the activations were imported without texts."""
         if not self.info.has_texts:
             raise InputError(
                 f"{self.artifact.ref} was imported without texts: this needs them; import again with "

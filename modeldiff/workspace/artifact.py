@@ -69,12 +69,8 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read and check manifest.json of `folder`.
-
-        Raises:
-            DamagedError: missing, not JSON, or with fields that are missing or unknown (named).
-            InputError: written by a newer modeldiff.
-        """
+        """Read and check manifest.json of `folder`. Raises DamagedError: missing, not JSON, or with fields that are
+        missing or unknown (named); InputError: written by a newer modeldiff."""
         path = folder / MANIFEST_NAME
         data = read_json(path)
         check_format(data, path, FORMAT)
@@ -99,9 +95,6 @@ class Artifact:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-
-    def __repr__(self) -> str:
-        return f"Artifact({self.ref!r}, {str(self.folder)!r})"
 
     @property
     def kind(self) -> str:
@@ -135,20 +128,16 @@ class Artifact:
         return Input(label=self.ref, digest=self.manifest.digest)
 
     def file(self, name: str) -> Path:
-        """Path of one of the artifact's files, after a cheap check: it is listed, present, of the right size, and,
-        when it is small, has the right digest.
-
-        Raises:
-            DamagedError: naming the file and the mend.
-        """
+        """Path of one of the artifact's files, after a cheap check: it is listed, present, of the right size, and, when
+        it is small, has the right digest. Raises DamagedError: naming the file and the mend."""
         problem = self._problem(name, deep=False)
         if problem:
             raise DamagedError(f"{self.folder / name}: {problem}; {self.mend}")
         return self.folder / name
 
-    def files(self, prefix: str = "", suffix: str = "") -> list[str]:
-        """Names of the artifact's files, sorted, that begin and end as asked."""
-        return sorted(n for n in self.manifest.files if n.startswith(prefix) and n.endswith(suffix))
+    def files(self, prefix: str = "") -> list[str]:
+        """Names of the artifact's files, sorted, that begin as asked."""
+        return sorted(name for name in self.manifest.files if name.startswith(prefix))
 
     def problems(self, *, deep: bool = True, report: Callable[[int], None] | None = None) -> list[str]:
         """What is wrong with the files, one line each; empty when the artifact is sound.

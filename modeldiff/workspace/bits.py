@@ -119,11 +119,7 @@ class RowLayout:
 
     @classmethod
     def of(cls, dataset: h5py.Dataset) -> RowLayout:
-        """Look it up.
-
-        Raises:
-            DamagedError: the rows are not plain bytes in the file, or some were never written.
-        """
+        """Look it up. Raises DamagedError: the rows are not plain bytes in the file, or some were never written."""
         rows, width = dataset.shape
         if dataset.chunks is None or dataset.chunks[1] != width or dataset.id.get_create_plist().get_nfilters():
             raise DamagedError(f"{dataset.file.filename}: expected chunks of whole rows without filters")
@@ -147,11 +143,8 @@ class RowLayout:
 
 
 def read_all(reads: Sequence[Read]) -> None:
-    """Fill the memory of all reads, several at a time.
-
-    Raises:
-        OSError: a file, which is named, cannot be read or is shorter.
-    """
+    """Fill the memory of all reads, several at a time. Raises OSError: a file, which is named, cannot be read or is
+    shorter."""
     with ExitStack() as stack:
         paths = dict.fromkeys(read.path for read in reads)
         files = {path: stack.enter_context(path.open("rb", buffering=0)).fileno() for path in paths}

@@ -93,11 +93,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        DamagedError: the file is missing, is not JSON, or is not an object.
-    """
+    """Read a JSON object. Raises DamagedError: the file is missing, is not JSON, or is not an object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

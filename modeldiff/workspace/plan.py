@@ -87,11 +87,7 @@ def write_plan(path: Path, plan: ShardPlan) -> None:
 
 
 def read_plan(path: Path) -> ShardPlan:
-    """Read a plan file.
-
-    Raises:
-        DamagedError: it cannot be opened or lacks a dataset.
-    """
+    """Read a plan file. Raises DamagedError: it cannot be opened or lacks a dataset."""
     try:
         with h5py.File(path, "r") as file:
             return _read_plan(file)

@@ -89,14 +89,9 @@ def launched() -> tuple[Ranks, int]:
 
 @cache
 def ranks() -> Ranks:
-    """The ranks of this run; the group is opened at the first call.
-
-    From then on a rank other than 0 is mute (see console.py), and SIGTERM, which is how torchrun ends the others when
-    one has failed, raises a MachineError.
-
-    Raises:
-        MachineError: the others cannot be reached.
-    """
+    """The ranks of this run; the group is opened at the first call. From then on a rank other than 0 is mute (see
+    console.py), and SIGTERM, which is how torchrun ends the others when one has failed, raises a MachineError. Raises
+    MachineError: the others cannot be reached."""
     made, _ = launched()
     if made.world == 1:
         return Ranks()

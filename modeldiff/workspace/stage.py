@@ -28,7 +28,6 @@ from modeldiff.workspace.files import (
     rename_into,
     sha256_json,
     temporary_path,
-    write_json,
 )
 from modeldiff.workspace.workspace import PARTIAL, Workspace
 
@@ -218,8 +217,6 @@ def _drop(folder: Path, aside: Path) -> None:
 def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: str | None) -> Artifact:
     work = Work(partial)
     (partial / MANIFEST_NAME).unlink(missing_ok=True)  # left by a kill between manifest and rename: publish anew
-    # Says what the folder is to somebody who finds it, and to `workspace clean`.
-    write_json(work.resume / "order.json", {"kind": order.kind, "settings": order.settings.to_json()})
     started = time.monotonic()
     metrics = build(work)
     seconds = time.monotonic() - started

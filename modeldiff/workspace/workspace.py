@@ -133,11 +133,8 @@ class Workspace:
         return [one for one in self.artifacts() if artifact.as_input() in one.manifest.inputs.values()]
 
     def source_of(self, artifact: Artifact, kind: str) -> Artifact:
-        """The artifact of `kind` that this one was made from, known by its digest.
-
-        Raises:
-            InputError: it is not in the workspace any more.
-        """
+        """The artifact of `kind` that this one was made from, known by its digest. Raises InputError: it is not in the
+        workspace any more."""
         (made_from,) = (one for one in artifact.manifest.inputs.values() if one.label.startswith(f"{kind}:"))
         for candidate in reversed(self.artifacts(kind)):
             if candidate.manifest.digest == made_from.digest:
@@ -159,10 +156,9 @@ class Workspace:
         """Count up and record the version of `kind`. The caller holds the lock."""
         path = self.folder / WORKSPACE_FILE
         data = read_json(path)
-        versions = data.get("versions")
-        if not isinstance(versions, dict):
-            raise DamagedError(f"{path}: field 'versions' is missing or not an object")
-        versions[kind] = 1 + max([int(versions.get(kind, 0)), *(int(folder.name) for folder in self._folders(kind))])
+        existing = [int(folder.name) for folder in self._folders(kind)]
+        versions = data.setdefault("versions", {})
+        versions[kind] = 1 + max([versions.get(kind, 0), *existing])
         write_json(path, data)
         return int(versions[kind])
 
