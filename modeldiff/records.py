@@ -79,16 +79,9 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if hint is Any or hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = (arg for arg in args if arg is not type(None))
-        return fitting(value, hint, name, bounds)
+        return _optional(value, args, name, bounds)
     if origin is Literal:
-        if value not in args:
-            *others, last = map(str, args)
-            choices = f"{', '.join(others)} or {last}" if others else last
-            raise InputError(f"{name} expects {choices}, found '{value}'")
-        return value
+        return _choice(value, args, name)
     if origin is tuple or origin is list:
         return _sequence(value, origin, args, name, bounds)
     if origin is dict:
@@ -98,6 +91,21 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _made(hint, value, name)
     return _plain(value, hint, name, bounds)
+
+
+def _optional(value: Any, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
+    if value is None and type(None) in args:
+        return None
+    (hint,) = (arg for arg in args if arg is not type(None))
+    return fitting(value, hint, name, bounds)
+
+
+def _choice(value: Any, choices: tuple[Any, ...], name: str) -> Any:
+    if value not in choices:
+        *others, last = map(str, choices)
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise InputError(f"{name} expects {listed}, found '{value}'")
+    return value
 
 
 def _sequence(value: Any, origin: type, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:

@@ -219,14 +219,7 @@ def print_feature(
     click.echo(
         f"predictable   R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)"
     )
-    if row.verdict:
-        click.echo(
-            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
-            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
-        )
-    if row.tokens_differ is not None:
-        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
-        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
+    _print_verdict(table, row)
     click.echo(f"twins         {twins} (correlation with features of other partitions{same})")
     click.echo(f"sources       {_sources(row, 6)}")
     click.echo(f"words         {words} (of its top examples)")
@@ -240,6 +233,17 @@ def print_feature(
     click.echo(f"\n{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
     for number, example in enumerate(row.examples, start=1):
         _print_example(number, example)
+
+
+def _print_verdict(table: FeatureTable, row: FeatureRow) -> None:
+    if row.verdict:
+        click.echo(
+            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
+            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
+        )
+    if row.tokens_differ is not None:
+        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
+        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
 
 
 def _print_example(number: int, example: Example) -> None:

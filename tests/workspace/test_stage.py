@@ -131,7 +131,7 @@ def test_an_interrupted_build_continues_and_gives_the_same_artifact(workspace: W
 def test_a_kill_while_checkpoints_are_dropped_leaves_no_part_of_them(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ledger that says a file is done, without the checkpoint that belongs to it, must not be found again."""
+    """A digest that says a file is done, without the checkpoint that belongs to it, must not be found again."""
 
     def build(work: Work) -> dict[str, Any]:
         if not work.has("data.bin"):
@@ -142,7 +142,7 @@ def test_a_kill_while_checkpoints_are_dropped_leaves_no_part_of_them(
 
     def die(folder: Path, **_: Any) -> None:
         if folder.exists():
-            (folder / "cursor.json").unlink()  # the ledger is still there
+            (folder / "cursor.json").unlink()  # the digest is still there
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
