@@ -10,6 +10,35 @@ import torch
 _MEMINFO, _CGROUPS, _OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
+def free_memory() -> int:
+    """Bytes that this machine can give to its processes, and no more than this container may still take.
+
+    Where the system does not say what is available (macOS), all the memory that there is.
+    """
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _MEMINFO.exists():
+        sizes = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+        available = int(sizes["MemAvailable"].split()[0]) * 1024
+    # Control groups (version 2): the line is "0::/path"; in a container the path may be that of the host.
+    own = next((line for line in _read(_OWN_CGROUP) if line.startswith("0::")), "0::/")
+    group = _CGROUPS / own[3:].lstrip("/")
+    for folder in (group, *group.parents):
+        limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
+        if used and limit[0] != "max":
+            # Pages of files that were read are given back when they are needed.
+            pages = dict(line.split() for line in _read(folder / "memory.stat"))
+            cached = int(pages.get("inactive_file", 0)) + int(pages.get("active_file", 0))
+            available = min(available, int(limit[0]) - int(used[0]) + cached)
+    return available
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
 def free_on(device: torch.device) -> int:
     """Bytes free on a device: of this machine if it is the CPU."""
     if device.type == "cuda":
@@ -19,33 +48,3 @@ def free_on(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return free_memory()
-
-
-def free_memory() -> int:
-    """Bytes that this machine can give to its processes, and no more than this container may still take.
-
-    Where the system does not say what is available (macOS), all the memory that there is.
-    """
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines(_MEMINFO):
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            available = int(value.split()[0]) * 1024
-    for line in _lines(_OWN_CGROUP):
-        _, controllers, path = line.split(":", 2)
-        group = _CGROUPS / path.lstrip("/")
-        # In a container the path may be that of the host, and the files those of the root.
-        for folder in (group, *group.parents) if not controllers else ():
-            try:
-                limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
-                statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
-            except (OSError, ValueError):  # no limit ("max")
-                continue
-            # Pages of files that were read are given back when they are needed.
-            cached = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
-            available = min(available, limit - used + cached)
-    return available
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
