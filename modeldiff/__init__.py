@@ -78,9 +78,8 @@ def __getattr__(name: str) -> Any:
 def _of_measures() -> dict[str, Any]:
     from modeldiff.features.measures import measures
 
-    return {one.settings.__name__: one.settings for one in measures()} | {
-        f"run_{one.name}": one.run for one in measures()
-    }
+    runs = {f"run_{one.name}": one.run for one in measures()}
+    return runs | {one.settings.__name__: one.settings for one in measures()}
 
 
 def __dir__() -> list[str]:

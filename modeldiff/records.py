@@ -7,7 +7,9 @@ or a user gives beside that, is an error that names the field. This file imports
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -19,43 +21,34 @@ from modeldiff.errors import DamagedError, InputError
 Record = TypeVar("Record")
 _EDITED = "it was written by another version of modeldiff or edited"
 _TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """Which numbers a field may hold; of a tuple, each of them. A number that is not finite is always out of bounds."""
-
-    least: float | None = None
-    above: float | None = None
-    most: float | None = None
-    below: float | None = None
+class Bounds(dict[str, float]):
+    """Which numbers a field may hold; of a tuple, each of them: `least`, `above`, `most`, `below`. A number that is not
+    finite is always out of bounds."""
 
     def hold(self, value: float) -> bool:
         """Whether a number lies within."""
-        return (
-            math.isfinite(value)
-            and (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
-        )
+        return math.isfinite(value) and all(_BOUNDS[name][1](value, bound) for name, bound in self.items())
 
     def __str__(self) -> str:
-        named = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
-        return " and ".join(f"{word} {bound:g}" for word, bound in named if bound is not None) or "finite"
+        return " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in self.items()) or "finite"
 
 
-def bounded(
-    *,
-    default: Any = dataclasses.MISSING,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-    **metadata: Any,
-) -> Any:
-    """A dataclass field with bounds."""
-    return dataclasses.field(default=default, metadata={"bounds": Bounds(least, above, most, below), **metadata})
+def bounded(*, default: Any = dataclasses.MISSING, **metadata: Any) -> Any:
+    """A dataclass field with the bounds that are given by name; what else is given is its metadata."""
+    bounds = Bounds({name: metadata.pop(name) for name in _BOUNDS if name in metadata})
+    return dataclasses.field(default=default, metadata={"bounds": bounds, **metadata})
+
+
+hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
+"""The types of a class's fields."""
 
 
 def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None:
@@ -68,27 +61,27 @@ def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None
     Raises:
         InputError: a value has the wrong type, is no choice of its Literal, or is out of bounds.
     """
-    types_of = hints(type(record))
-    for field in dataclasses.fields(record):
-        value, bounds = getattr(record, field.name), field.metadata.get("bounds")
-        object.__setattr__(record, field.name, fitting(value, types_of[field.name], name_of(field), bounds))
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    for name, value in _fitted(type(record), values, name_of).items():
+        object.__setattr__(record, name, value)
+
+
+def _fitted(cls: Any, values: Mapping[str, Any], name_of: Callable[[dataclasses.Field[Any]], str]) -> dict[str, Any]:
+    return {
+        field.name: fitting(values[field.name], hints(cls)[field.name], name_of(field), field.metadata.get("bounds"))
+        for field in dataclasses.fields(cls)
+    }
 
 
 def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> Any:
-    """The value, as the type wants it.
-
-    Raises:
-        InputError: it does not fit; the message begins with `name`.
-    """
+    """The value, as the type wants it. Raises InputError: it does not fit; the message begins with `name`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
         return _optional(value, args, name, bounds)
     if origin is Literal:
-        if value not in args:
-            raise InputError(f"{name} expects {_either(args)}, found '{value}'")
-        return value
+        return _choice(value, args, name)
     if origin is tuple or origin is list:
         return _sequence(value, origin, args, name, bounds)
     if origin is dict:
@@ -107,14 +100,22 @@ def _optional(value: Any, args: tuple[Any, ...], name: str, bounds: Bounds | Non
     return fitting(value, hint, name, bounds)
 
 
+def _choice(value: Any, choices: tuple[Any, ...], name: str) -> Any:
+    if value not in choices:
+        *others, last = map(str, choices)
+        listed = f"{', '.join(others)} or {last}" if others else last
+        raise InputError(f"{name} expects {listed}, found '{value}'")
+    return value
+
+
 def _sequence(value: Any, origin: type, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
     if not isinstance(value, tuple | list):
         raise InputError(f"{name} must be a list, found {value!r}")
-    if origin is tuple and args[-1] is not ...:
-        if len(args) != len(value):
-            raise InputError(f"{name} must be {len(args)} values, found {len(value)}")
-        return tuple(fitting(one, arg, name, bounds) for one, arg in zip(value, args, strict=True))
-    return origin(fitting(one, args[0], name, bounds) for one in value)
+    if origin is list or args[-1] is ...:
+        args = args[:1] * len(value)
+    if len(args) != len(value):
+        raise InputError(f"{name} must be {len(args)} values, found {len(value)}")
+    return origin(fitting(one, arg, name, bounds) for one, arg in zip(value, args, strict=True))
 
 
 def _plain(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
@@ -123,7 +124,7 @@ def _plain(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise InputError(f"{name} must be {_TYPES[hint]}, found {value!r}")
-    if bounds is not None and not isinstance(value, bool | str | Path) and not bounds.hold(value):
+    if bounds is not None and hint in (int, float) and not bounds.hold(value):
         raise InputError(f"{name} must be {bounds}, found {value}")
     return value
 
@@ -151,22 +152,17 @@ def from_json(cls: type[Record], data: Any, where: str) -> Record:
         DamagedError: a field is missing, unknown or of the wrong type; the message names `where` and the field.
     """
     try:
-        return _made(cls, data, where)
+        made: Record = _made(cls, data, where)
     except InputError as error:
         raise DamagedError(str(error)) from None
+    return made
 
 
 def _made(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise InputError(f"{where} must be a table of names and values, found {data!r}; {_EDITED}")
-    fields = dataclasses.fields(cls)
-    check_fields(data, required={field.name for field in fields}, where=where)
-    types_of = hints(cls)
-    values = {}
-    for field in fields:
-        name, bounds = f"{where}: '{field.name}'", field.metadata.get("bounds")
-        values[field.name] = fitting(data[field.name], types_of[field.name], name, bounds)
-    return cls(**values)
+    check_fields(data, required={field.name for field in dataclasses.fields(cls)}, where=where)
+    return cls(**_fitted(cls, data, lambda field: f"{where}: '{field.name}'"))
 
 
 def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> None:
@@ -175,14 +171,3 @@ def check_fields(data: Mapping[str, Any], *, required: set[str], where: str) -> 
     if missing or unknown:
         what = f"'{missing[0]}' is missing" if missing else f"'{unknown[0]}' is unknown"
         raise InputError(f"{where}: field {what}; {_EDITED}")
-
-
-def hints(cls: Any) -> dict[str, Any]:
-    """The types of a class's fields."""
-    return typing.get_type_hints(cls)
-
-
-def _either(choices: tuple[Any, ...]) -> str:
-    """ "a, b or c"."""
-    names = [str(choice) for choice in choices]
-    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]

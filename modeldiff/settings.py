@@ -1,9 +1,7 @@
 """What every stage's settings have in common: a frozen dataclass with bounds and a docstring for each field.
 
 The docstrings are the help texts of the command line, and types and bounds are its checks, so a setting is described in
-one place only. A field made with `setting(..., result=False)` does not change the artifact (a device, a batch size that
-only moves memory) and stays out of the fingerprint. This file imports nothing heavy: `modeldiff --help` reads settings
-without torch.
+one place only. This file imports nothing heavy: `modeldiff --help` reads settings without torch.
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
-from collections.abc import Mapping
-from typing import Any, Literal, Self, dataclass_transform
+from typing import Any, Literal, dataclass_transform
 
 from modeldiff import records
 
@@ -25,10 +23,7 @@ def setting(
     variadic: bool = False,
     flag: str | None = None,
     argument: bool = False,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
+    **bounds: float,
 ) -> Any:
     """A field of a settings dataclass.
 
@@ -38,9 +33,8 @@ def setting(
         variadic: on the command line the option takes one or more values (`--texts a.txt b.txt`).
         flag: the option, where it cannot be called like the field.
         argument: on the command line it has no option: its values stand behind the command's name.
-        least, above, most, below: bounds of the number, or of each number of a tuple.
+        bounds: least, above, most, below: of the number, or of each number of a tuple.
     """
-    bounds: dict[str, Any] = {"least": least, "above": above, "most": most, "below": below}
     return records.bounded(default=default, result=result, variadic=variadic, flag=flag, argument=argument, **bounds)
 
 
@@ -52,13 +46,8 @@ def settings(cls: type) -> type:
 
 @settings
 class Settings:
-    """Base of the settings dataclasses: every value is checked against its field's type and bounds.
-
-    Subclasses check what concerns several fields in `check`.
-
-    Raises:
-        InputError: a value that does not fit, named by its option.
-    """
+    """Base of the settings dataclasses: every value is checked against its field's type and bounds. Subclasses check in
+    `check` what concerns several fields. Raises InputError: a value that does not fit, named by its option."""
 
     def __post_init__(self) -> None:
         records.check(self, option_of)
@@ -69,22 +58,12 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON data (paths as strings, tuples as lists)."""
-        return {field.name: records.to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return dict(records.to_json(self))
 
     def result_json(self) -> dict[str, Any]:
         """Only the fields that can change the artifact."""
         changing = {field.name for field in dataclasses.fields(self) if field.metadata["result"]}
         return {name: value for name, value in self.to_json().items() if name in changing}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> Self:
-        """The settings written by `to_json`.
-
-        Raises:
-            InputError: a field is unknown or missing; the message names `where` (the file) and the field.
-        """
-        records.check_fields(data, required={field.name for field in dataclasses.fields(cls)}, where=where)
-        return cls(**data)
 
 
 @settings
@@ -133,27 +112,20 @@ def option_of(field: dataclasses.Field[Any]) -> str:
 
 
 def own_first(cls: type[Settings]) -> list[dataclasses.Field[Any]]:
-    """The fields of a settings class as its help lists them: its own first, then those that it has in common."""
-    fields = dataclasses.fields(cls)
-    own = inspect.get_annotations(cls)
-    return [f for f in fields if f.name in own] + [f for f in fields if f.name not in own]
+    """The fields of a settings class as its help lists them: its own first, then those of its bases."""
+    order = [name for base in cls.__mro__ for name in inspect.get_annotations(base)]
+    return sorted(dataclasses.fields(cls), key=lambda field: order.index(field.name))
 
 
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a settings class (its bases included), by field name. A field that is declared
     again without one keeps it."""
     docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if base is object or base is Settings:
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+    for base in reversed(cls.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
-        for field, doc in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(doc, ast.Expr)
-                and isinstance(doc.value, ast.Constant)
-            ):
-                docs[field.target.id] = " ".join(str(doc.value.value).split())
+        for field, doc in itertools.pairwise(body.body):
+            match field, doc:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = " ".join(text.split())
     return docs

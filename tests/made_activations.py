@@ -55,11 +55,9 @@ def make_activations(
     """Publish `x_a` (N, Da) and `x_b` (N, Db) as an activations artifact; row i of both is pair i.
 
     Args:
-        shard_pairs: rows of one shard; the last one holds the rest.
         texts: documents whose words, split at spaces, are the tokens of both sides: word i of all texts together
             belongs to row i, so there must be N words. None makes an artifact without plan files.
         sources: label of each text; "made" for all by default.
-        encoding: bfloat16, float16 or float32 on disk.
         models, layers: what store.json says about where the sides come from.
     """
     rows = len(x_a)

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from modeldiff.workspace import Input, Workspace
+from modeldiff.workspace.artifact import FORMAT, FileEntry, Manifest
 from modeldiff.workspace.environment import environment
-from modeldiff.workspace.manifest import FORMAT, FileEntry, Manifest
 
 # As many files as an artifact of moderate size has: ten shards of three files each.
 _FILES = [f"shards/{shard:05d}.{part}.h5" for shard in range(10) for part in ("plan", "a", "b")]
@@ -33,9 +33,9 @@ def make_manifests(folder: Path, count: int) -> Workspace:
             name=None,
             created="2025-01-01T00:00:00+00:00",
             settings=_SETTINGS,
-            inputs={before.kind: Input(before.ref, before.digest)} if before else {},
+            inputs={before.kind: Input(f"{before.kind}:{before.version}", before.digest)} if before else {},
             fingerprint=_digest(f"fingerprint {number}"),
-            files={name: FileEntry(1_000_000, f"blake3:{_digest(f'{number} {name}')}") for name in _FILES},
+            files={name: FileEntry(1_000_000, _digest(f"{number} {name}")) for name in _FILES},
             metrics=_METRICS,
             environment=made_on,
             seconds=12.3,

@@ -73,7 +73,7 @@ def test_a_frozen_dataclass_checks_itself_and_takes_lists_and_texts():
 
 
 def test_bounds_say_themselves():
-    assert str(Bounds(least=1)) == "at least 1"
-    assert str(Bounds(above=0, below=0.5)) == "above 0 and below 0.5"
-    assert str(Bounds()) == "finite"
+    assert [str(one) for one in (Bounds(least=1), Bounds(above=0, below=0.5), Bounds())] == [
+        "at least 1", "above 0 and below 0.5", "finite",
+    ]  # fmt: skip
     assert not Bounds().hold(float("inf"))

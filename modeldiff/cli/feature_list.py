@@ -8,29 +8,42 @@ import click
 
 from modeldiff.features.measures import measures
 from modeldiff.format import console, fixed, percent, wrapped
+from modeldiff.records import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.text import Text
 
     from modeldiff.features.example import Example
     from modeldiff.features.missing import Evidence
-    from modeldiff.features.table import FeatureRow, FeatureTable
+    from modeldiff.features.table import FeatureRow, FeatureTable, Selection
     from modeldiff.linear.verdict import Calls
 
+_PARTITIONS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}
 _VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: "-"}
 _MOST_LINES = 5
 # Characters of context around the word in a listing.
 _BEFORE, _AFTER = 20, 14
+_LEGEND = """\
+R²: held-out share of the activation that a linear map of the owner's / the
+other model's residual stream explains; null: the other's in permuted pairs.
+twin: highest correlation with a feature of another partition; ! from 0.7 on:
+probably the same concept, there twice.
+differ: share of the strongest examples at which the two models' tokens begin
+or end at other characters; * more than half: the tokenizers may explain it."""
+_VERDICT_LEGEND = """\
+verdict: other / own, against shared features read from one model alone; excl.:
+below half of their median and below all but 5 % of them; pred.: above both:"""
+_CONTROLS_LEGEND = """\
+random directions, read as if they were features: R² own, other, null (medians);
+other / own [5 % to 95 %]; how many would be excl./undec./pred./?:"""
 
 
 def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
-    """What `--json` prints: the artifact, what was left out, and one object per feature."""
-    selection = table.select(**chosen)
+    """What `--json` prints: what was measured and left out, and one object per feature listed."""
+    selection, ids = _listed(table, chosen)
     return {
-        "ref": table.artifact.ref,
-        "folder": str(table.artifact.folder),
         "crosscoder": table.info["crosscoder"],
         "activations": table.info["activations"],
         "pairs": table.info["pairs"],
@@ -41,17 +54,25 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "without_evidence": selection.without_evidence,
         "scales": {
             side: {
-                **scale.to_json(),
+                **to_json(scale),
                 "bar": scale.bar,
                 "predictable_from": scale.predictable_from,
                 "false_exclusive": scale.false_exclusive,
             }
             for side, scale in table.scales.items()
         },
-        "calls": {side: calls.to_json() for side, calls in table.calls.items()},
+        "calls": {
+            side: {**to_json(calls), "beyond_chance": calls.beyond_chance} for side, calls in table.calls.items()
+        },
         "random_directions": table.info["random_directions"],
-        "features": [table.row(feature).to_json() for feature in selection.ids],
+        "features": [table.row(feature).to_json() for feature in ids],
     }
+
+
+def _listed(table: FeatureTable, chosen: dict[str, Any]) -> tuple[Selection, list[int]]:
+    """What was selected, and of it the features that ever fire: the dead are counted, not listed."""
+    selection = table.select(**chosen)
+    return selection, [feature for feature in selection.ids if table.statistics["firing_count"][feature] > 0]
 
 
 def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chosen: Any) -> None:
@@ -60,14 +81,13 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     from rich.table import Table
     from rich.text import Text
 
-    selection = table.select(**chosen)
-    which = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}[chosen["exclusive"]]
+    selection, ids = _listed(table, chosen)
+    which = _PARTITIONS[chosen["exclusive"]]
     if not selection.candidates:
         click.echo(f"{table.artifact.ref}: {table.info['crosscoder']} has no {which} features")
         return
-    alive = selection.candidates - selection.dead
-    ids = [i for i in selection.ids if table.statistics["firing_count"][i] > 0]  # the dead are counted below
     which += " and nearer shared" if chosen.get("anywhere") else ""
+    alive = selection.candidates - selection.dead
     title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"
     listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin"):
@@ -83,7 +103,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
             fixed(row.r2_null),
             f"{_VERDICTS[row.verdict]}{'*' if table.mostly_differ_F[feature] else ' '}",
             percent(row.tokens_differ),
-            _twin(row),
+            f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}" if row.twins else "-",
             Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
         )
     if ids:
@@ -96,12 +116,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     if selection.without_evidence:
         notes.append(f"{selection.without_evidence} fire too seldom for R²")
     click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
-    click.echo("R²: held-out share of the activation that a linear map of the owner's / the")
-    click.echo("other model's residual stream explains; null: the other's in permuted pairs.")
-    click.echo("twin: highest correlation with a feature of another partition; ! from 0.7 on:")
-    click.echo("probably the same concept, there twice.")
-    click.echo("differ: share of the strongest examples at which the two models' tokens begin")
-    click.echo("or end at other characters; * more than half: the tokenizers may explain it.")
+    click.echo(_LEGEND)
     _print_calls(table, chosen["exclusive"])
     _print_controls(table)
     if evidence:
@@ -112,10 +127,8 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
 
 def _print_calls(table: FeatureTable, exclusive: str | None) -> None:
     """What the verdicts are held against, and how many of the exclusive features listed are called what."""
-    if not table.scales:
-        return
-    click.echo("verdict: other / own, against shared features read from one model alone; excl.:")
-    click.echo("below half of their median and below all but 5 % of them; pred.: above both:")
+    if table.scales:
+        click.echo(_VERDICT_LEGEND)
     for side, scale in table.scales.items():
         click.echo(
             f"  {side.upper()}: excl. up to {scale.bar:.2f}, pred. from {scale.predictable_from:.2f} "
@@ -123,8 +136,7 @@ def _print_calls(table: FeatureTable, exclusive: str | None) -> None:
         )
     for side, calls in table.calls.items():
         if exclusive in (None, side.upper()):
-            for line in wrapped(f"{side.upper()}: {_calls(calls)}."):
-                click.echo(line)
+            click.echo("\n".join(wrapped(f"{side.upper()}: {_calls(calls)}.")))
 
 
 def _calls(calls: Calls) -> str:
@@ -145,10 +157,8 @@ def _calls(calls: Calls) -> str:
 
 def _print_controls(table: FeatureTable) -> None:
     """What random directions show, under the list."""
-    if not table.controls:
-        return
-    click.echo("random directions, read as if they were features: R² own, other, null (medians);")
-    click.echo("other / own [5 % to 95 %]; how many would be excl./undec./pred./?:")
+    if table.controls:
+        click.echo(_CONTROLS_LEGEND)
     for side, one in table.controls.items():
         if one.ratio_median is None:
             click.echo(f"  {side.upper()}: none fires often enough and can be read from its own model")
@@ -160,12 +170,6 @@ def _print_controls(table: FeatureTable) -> None:
         )
 
 
-def _twin(row: FeatureRow) -> str:
-    if not row.twins:
-        return "-"
-    return f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}"
-
-
 def _sources(row: FeatureRow, most: int) -> str:
     return ", ".join(f"{label} {share:.0%}" for label, share in list(row.sources.items())[:most]) or "(no texts)"
 
@@ -174,7 +178,7 @@ def _snippet(found: list[Example]) -> Text:
     from rich.text import Text
 
     if not found:
-        return Text("(never fires)", style="dim")
+        return Text("(no example)", style="dim")
     first = found[0]
     if first.word is None:
         return Text(f"row {first.row}", style="dim")
@@ -195,19 +199,19 @@ def print_evidence(found: Sequence[Evidence]) -> None:
         lines += [f"  {one.command}" for one in shown]
         if len(shown) < len(missing):
             lines.append(f"  and {len(missing) - len(shown)} more commands (--json has all)")
-    for line in lines:
-        click.echo(line)
+    click.echo("\n".join(lines))
 
 
 def print_feature(
-    table: FeatureTable,
-    row: FeatureRow,
-    known: dict[str, dict[str, Any] | None] | None = None,
+    table: FeatureTable, row: FeatureRow, known: Mapping[str, dict[str, Any] | None] | None = None
 ) -> None:
     """One feature with everything that is known about it; `known`: what measures say, by name."""
     from rich.text import Text
 
-    partition = "shared" if row.partition == "shared" else f"{row.partition}-exclusive"
+    partition = _PARTITIONS[row.partition]
+    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins) or "none"
+    same = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
+    words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words) or "-"
     click.echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {partition}")
     click.echo(f"fires on      {row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})")
     click.echo(f"activation    mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}")
@@ -216,12 +220,9 @@ def print_feature(
         f"predictable   R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)"
     )
     _print_verdict(table, row)
-    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins)
-    note = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
-    click.echo(f"twins         {twins or 'none'} (correlation with features of other partitions{note})")
+    click.echo(f"twins         {twins} (correlation with features of other partitions{same})")
     click.echo(f"sources       {_sources(row, 6)}")
-    words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words)
-    click.echo(f"words         {words or '-'} (of its top examples)")
+    click.echo(f"words         {words} (of its top examples)")
     for measure in measures():
         if found := (known or {}).get(measure.name):
             for line in measure.lines(found):
@@ -262,15 +263,9 @@ def _print_example(number: int, example: Example) -> None:
         else:
             text.append(piece.text)
     console().print(text)
-    for side in ("a", "b"):
-        console().print(Text(f"   {side.upper()}: {_around(example, side)}", style="dim"))
-
-
-def _around(example: Example, side: str) -> str:
-    """The model's own tokens around the example, separated by |, the firing ones in brackets."""
-    assert example.tokens is not None
-    tokens = example.tokens[side]
-    firing = [i for i, one in enumerate(tokens) if one.activation > 0]
-    centre = max(firing, key=lambda i: (tokens[i].activation == example.activation, -i), default=len(tokens) // 2)
-    near = range(max(0, centre - 6), min(len(tokens), centre + 5))
-    return "|".join(f"[{tokens[i].text}]" if tokens[i].activation > 0 else tokens[i].text for i in near)
+    for side, tokens in example.tokens.items():
+        firing = [i for i, one in enumerate(tokens) if one.activation > 0]
+        centre = max(firing, key=lambda i: (tokens[i].activation == example.activation, -i), default=len(tokens) // 2)
+        near = range(max(0, centre - 6), min(len(tokens), centre + 5))
+        around = "|".join(f"[{tokens[i].text}]" if tokens[i].activation > 0 else tokens[i].text for i in near)
+        console().print(Text(f"   {side.upper()}: {around}", style="dim"))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from modeldiff import __version__
-from modeldiff.cli.common import Context
+from modeldiff.cli.common import examples, workspace_option
 from modeldiff.errors import ModeldiffError
 
 # name, also of the module -> one-line help. The help stands here so that `modeldiff --help` imports no command.
@@ -26,16 +25,13 @@ _COMMANDS = {
     "workspace": "List, show, verify, remove and clean artifacts.",
 }
 
-_EPILOG = """\b
-Examples:
-  modeldiff demo
-  modeldiff diff --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl
-  modeldiff harvest --model-a gpt2 --model-b EleutherAI/pythia-160m \\
-      --texts corpus.jsonl --pairs 1000000
-  modeldiff train --features 16384 --exclusive 0.05 --k 64
-  modeldiff features --exclusive A --top 20
-  modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"
-"""
+_EXAMPLES = [
+    "modeldiff demo",
+    "modeldiff diff --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl",
+    "modeldiff contrast --show latest --numbers",
+    "modeldiff features --exclusive A --top 20",
+    'modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"',
+]
 
 
 class _Lazy(click.Group):
@@ -54,23 +50,17 @@ class _Lazy(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-@click.group(cls=_Lazy, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="modeldiff")
-@click.option(
-    "--workspace",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where artifacts are kept.  [default: MODELDIFF_WORKSPACE, else ./modeldiff-workspace]",
+cli = _Lazy(
+    "modeldiff",
+    params=[workspace_option()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="What does this language model do or represent that the other one does not?\n\n"
+    "modeldiff lets two models of any architecture, width and tokenizer continue the same texts and lists what they "
+    "say differently, where, and whether it holds; its crosscoder, one dictionary on both models' activations, says "
+    "where that is represented, and either model can be steered with it.",
+    epilog=examples(_EXAMPLES),
 )
-@click.pass_context
-def cli(ctx: click.Context, workspace: Path | None) -> None:
-    """What does this language model do or represent that the other one does not?
-
-    modeldiff lets two models of any architecture, width and tokenizer continue the same texts and lists what they say
-    differently, where, and whether it holds; its crosscoder, one dictionary on both models' activations, says where
-    that is represented, and either model can be steered with it.
-    """
-    ctx.obj = Context(workspace)
+click.version_option(__version__, prog_name="modeldiff")(cli)
 
 
 def run(args: list[str] | None = None) -> None:

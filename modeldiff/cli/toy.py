@@ -25,13 +25,13 @@ def _summary(artifact: Artifact) -> list[dict[str, Any]]:
 def _show(artifact: Artifact) -> None:
     from modeldiff.toy.table import printed_tables
 
-    said: set[tuple[str, ...]] = set()
+    legends: set[tuple[str, ...]] = set()
     for one in printed_tables(_summary(artifact)):
         table(one.title, one.columns, one.rows)
-        if one.legend not in said:
+        if one.legend not in legends:
             click.echo("\n".join(one.legend))
         click.echo()
-        said.add(one.legend)
+        legends.add(one.legend)
     click.echo(f"cells:   {artifact.folder / 'cells.csv'}")
     click.echo(f"figures: {artifact.folder / 'figures'}")
 

@@ -51,7 +51,6 @@ from modeldiff.texts.sources import Record, Source, mix, parse_sources, source_d
 from modeldiff.texts.tokenize import Reader
 from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import read_json
 
 Made = TypeVar("Made")
@@ -137,7 +136,7 @@ def run(
     """
     settings = with_models_of(settings, workspace)
     workspace.create()
-    digest = DigestCache(workspace)
+    digest = workspace.digest_of
     refs = {
         "a": ModelRef(str(settings.model_a), settings.revision_a, settings.trust_remote_code),
         "b": ModelRef(str(settings.model_b), settings.revision_b, settings.trust_remote_code),

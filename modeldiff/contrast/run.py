@@ -41,7 +41,6 @@ from modeldiff.lm.load import load_tokenizer, model_identity
 from modeldiff.sides import SIDES
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import read_json
 
 SCHEMA = 4
@@ -280,7 +279,7 @@ class _Build:
         source = self.inputs["continuations"]
         for side in SIDES:
             made_with = source.manifest.inputs[f"model_{side}"]
-            if made_with.digest not in model_identity(self.refs[side], DigestCache(self.workspace)).values():
+            if made_with.digest not in model_identity(self.refs[side], self.workspace.digest_of).values():
                 raise InputError(
                     f"model {made_with.label} has changed since {source.ref} was made: run the continuations again"
                 )

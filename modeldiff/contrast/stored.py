@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from modeldiff.workspace import Artifact
+from modeldiff.workspace.artifact import check_format
 from modeldiff.workspace.files import read_json
-from modeldiff.workspace.manifest import check_format
 
 NAME = "contrast.json"
 PLACES = "places.safetensors"

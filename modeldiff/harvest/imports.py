@@ -25,10 +25,9 @@ from modeldiff.harvest.store import RunningStatistics, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_jsonl
 from modeldiff.workspace.activations import DATASET, plan_name, rows_name
+from modeldiff.workspace.artifact import Input
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
-from modeldiff.workspace.digest_cache import DigestCache
 from modeldiff.workspace.files import require_free, sha256_json
-from modeldiff.workspace.manifest import Input
 from modeldiff.workspace.plan import Document, PairTable, Tokens
 from modeldiff.workspace.stage import Work
 
@@ -68,7 +67,9 @@ def find_arrays(settings: HarvestSettings) -> dict[str, ArrayFile]:
     return arrays
 
 
-def import_inputs(settings: HarvestSettings, arrays: dict[str, ArrayFile], digest: DigestCache) -> dict[str, Input]:
+def import_inputs(
+    settings: HarvestSettings, arrays: dict[str, ArrayFile], digest: Callable[[Path], str]
+) -> dict[str, Input]:
     """What an import is made from, for its fingerprint."""
     inputs = {
         f"import_{side}": Input(

@@ -22,10 +22,8 @@ from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Source, parse_sources, source_digest
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import rows_name
-from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.digest_cache import DigestCache
+from modeldiff.workspace.artifact import Artifact, Input
 from modeldiff.workspace.files import free_bytes, require_free
-from modeldiff.workspace.manifest import Input
 from modeldiff.workspace.ranks import Ranks, ranks
 from modeldiff.workspace.stage import Order, Work
 from modeldiff.workspace.together import Build, produce_together
@@ -127,7 +125,7 @@ def open_readers(pair: Pair) -> dict[str, Reader]:
 def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
     """What is wanted, and how it is made."""
     workspace.create()
-    digest = DigestCache(workspace)
+    digest = workspace.digest_of
     if settings.importing:
         arrays = find_arrays(settings)
         order = Order(KIND, settings, import_inputs(settings, arrays, digest), SCHEMA)

@@ -1,8 +1,7 @@
 """Artifacts: versioned, fingerprinted, cached, locked, crash-safe, verified."""
 
-from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.manifest import Input
+from modeldiff.workspace.artifact import Artifact, Input
 from modeldiff.workspace.stage import Order, Work, produce
-from modeldiff.workspace.workspace import Workspace, default_folder
+from modeldiff.workspace.workspace import Workspace
 
-__all__ = ["Artifact", "Input", "Order", "Work", "Workspace", "default_folder", "produce"]
+__all__ = ["Artifact", "Input", "Order", "Work", "Workspace", "produce"]

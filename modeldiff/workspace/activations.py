@@ -11,11 +11,8 @@ Legend: N rows (pairs), Da, Db widths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -26,9 +23,8 @@ from modeldiff.errors import DamagedError, InputError
 from modeldiff.records import from_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.bits import bits_of, empty_rows, encoding_of, read_into
+from modeldiff.workspace.bits import Read, RowLayout, bits_of, empty_rows, encoding_of, read_all
 from modeldiff.workspace.files import read_json
-from modeldiff.workspace.places import Piece, RowPlaces, read_pieces
 from modeldiff.workspace.plan import ShardPlan, read_plan
 
 STORE_NAME = "store.json"
@@ -77,18 +73,6 @@ class StoreInfo:
     has_texts: bool
     sides: dict[str, SideInfo]
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any], where: str) -> StoreInfo:
-        """What was written.
-
-        Raises:
-            DamagedError: a field is missing, unknown or of the wrong type.
-        """
-        info = from_json(cls, data, where)
-        if info.sides.keys() != set(SIDES):
-            raise DamagedError(f"{where}: 'sides' must be {' and '.join(SIDES)}, found {', '.join(info.sides)}")
-        return info
-
 
 @dataclass(frozen=True)
 class Block:
@@ -102,29 +86,18 @@ class Block:
         return self.stop - self.start
 
 
-def _in_file_order(blocks: Sequence[Block]) -> list[tuple[Block, slice]]:
-    """The blocks as they are in the files, and which rows each is of them all as they were given."""
-    ends = np.cumsum([len(block) for block in blocks]).tolist()
-    rows = [slice(end - len(block), end) for block, end in zip(blocks, ends, strict=True)]
-    return sorted(zip(blocks, rows, strict=True), key=lambda part: (part[0].shard, part[0].start))
-
-
 class ActivationStore:
-    """An `activations` artifact, opened for reading. Files are opened per read and never kept open across forks.
-
-    Raises:
-        DamagedError: a file is missing, damaged, or disagrees with store.json about its rows.
-    """
+    """An `activations` artifact, opened for reading. Files are opened per read and never kept open across forks. Raises
+    DamagedError: a file is missing, damaged, or disagrees with store.json about its rows."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         path = artifact.file(STORE_NAME)
-        self.info = StoreInfo.from_json(read_json(path), str(path))
+        self.info = from_json(StoreInfo, read_json(path), str(path))
         means = load_file(artifact.file(STATISTICS_NAME))
         self.mean: dict[str, torch.Tensor] = {side: torch.from_numpy(means[f"mean_{side}"]) for side in SIDES}
         self.first_row = [0, *np.cumsum(self.info.shards).tolist()]
-        self._checked: set[str] = set()
-        self._places: dict[str, RowPlaces | None] = {}
+        self._layouts: dict[str, RowLayout] = {}
 
     @property
     def pairs(self) -> int:
@@ -159,74 +132,44 @@ class ActivationStore:
         return empty_rows(rows, info.width, info.encoding)
 
     def read_into(self, side: str, blocks: Sequence[Block], x_ND: torch.Tensor) -> None:
-        """Read blocks of one side into the rows of `x_ND`, one block after the other.
-
-        The files are read from front to back, several reads at a time, whatever the order of the blocks.
-
-        Args:
-            x_ND: of as many rows as all blocks have, from `empty_rows` or like it; contiguous.
-        """
-        pieces: list[Piece] = []
-        for block, rows in _in_file_order(blocks):
-            rows_ND = x_ND[rows]
-            places = self._rows(side, block.shard)
-            if places is None:
-                with self._dataset(side, block.shard) as dataset:
-                    read_into(dataset, block.start, rows_ND)
-            elif len(block):
-                pieces += places.pieces(block.start, bits_of(rows_ND).data.cast("B"))
-        with self._reading():
-            read_pieces(pieces)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
+        """Read blocks of one side into the rows of `x_ND` (contiguous; see `empty_rows`), one after the other. The
+        files are read from front to back, several reads at a time, whatever the order of the blocks."""
+        ends = np.cumsum([len(block) for block in blocks]).tolist()
+        reads: list[Read] = []
+        for block, end in sorted(zip(blocks, ends, strict=True), key=lambda one: (one[0].shard, one[0].start)):
+            if len(block):
+                into = bits_of(x_ND[end - len(block) : end]).data.cast("B")
+                reads += self._layout(side, block.shard).reads(block.start, into)
         try:
-            yield
+            read_all(reads)
         except OSError as error:
             raise DamagedError(f"{error.filename}: cannot be read ({error.strerror}); {self.artifact.mend}") from None
 
-    def _rows(self, side: str, shard: int) -> RowPlaces | None:
-        """Where a file's rows are; looked up once. None: HDF5 must read them."""
+    def _layout(self, side: str, shard: int) -> RowLayout:
+        """Where a file's rows are; the file is checked at the first call."""
         name = rows_name(shard, side)
-        if name not in self._places:
-            with self._dataset(side, shard) as dataset:
-                self._places[name] = RowPlaces.of(dataset)
-        return self._places[name]
-
-    @contextmanager
-    def _dataset(self, side: str, shard: int) -> Iterator[h5py.Dataset]:
-        """A file's dataset, opened and checked."""
-        path = self._file(rows_name(shard, side))
-        info = self.info.sides[side]
-        expected = (self.info.shards[shard], info.width)
-        try:
-            with h5py.File(path, "r") as file:
-                dataset = file[DATASET]
-                if dataset.shape != expected or encoding_of(dataset) != info.encoding:
-                    raise DamagedError(
-                        f"{path}: expected {expected} rows and columns in {info.encoding}, found {dataset.shape} in "
-                        f"{encoding_of(dataset)}; {self.artifact.mend}"
-                    )
-                yield dataset
-        except (OSError, KeyError) as error:
-            raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
+        if name not in self._layouts:
+            path = self.artifact.file(name)
+            info = self.info.sides[side]
+            expected = (self.info.shards[shard], info.width)
+            try:
+                with h5py.File(path, "r") as file:
+                    dataset = file[DATASET]
+                    if dataset.shape != expected or encoding_of(dataset) != info.encoding:
+                        raise DamagedError(
+                            f"{path}: expected {expected} rows and columns in {info.encoding}, found {dataset.shape} "
+                            f"in {encoding_of(dataset)}; {self.artifact.mend}"
+                        )
+                    self._layouts[name] = RowLayout.of(dataset)
+            except (OSError, KeyError) as error:
+                raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
+        return self._layouts[name]
 
     def plan(self, shard: int) -> ShardPlan:
-        """Texts, tokens and pairs of a shard.
-
-        Raises:
-            InputError: the activations were imported without texts.
-        """
+        """Texts, tokens and pairs of a shard. Raises InputError: the activations were imported without texts."""
         if not self.info.has_texts:
             raise InputError(
                 f"{self.artifact.ref} was imported without texts: this needs them; import again with "
                 "`modeldiff harvest --import-a FILE --import-b FILE --import-texts FILE.jsonl`"
             )
-        return read_plan(self._file(plan_name(shard)))
-
-    def _file(self, name: str) -> Path:
-        if name not in self._checked:  # the check reads small files whole: once per store is enough
-            path = self.artifact.file(name)
-            self._checked.add(name)
-            return path
-        return self.artifact.folder / name
+        return read_plan(self.artifact.file(plan_name(shard)))

@@ -1,19 +1,29 @@
-"""Activations in HDF5: the one pair of functions that turns tensors into datasets and back.
+"""Activations in HDF5: tensors into datasets and back, bit for bit.
 
 numpy and h5py have no bfloat16. It is stored as its bits in uint16 with the attribute `encoding = "bfloat16"`. The view
 must be *unsigned* on both ends: an int16 view written into a uint16 dataset is converted by value, and HDF5 clamps
 every negative number to zero without an error.
 
-Legend: N rows, D width.
+HDF5 reads one chunk after the other, and waits for the disk each time. Chunks without filters are plain bytes at known
+offsets in the file (`RowLayout`), so many can be read at the same time, straight into their destination (`read_all`).
+
+Legend: N rows, D width, C chunks.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from modeldiff.errors import DamagedError
 
@@ -26,6 +36,11 @@ ENCODING_ATTRIBUTE = "encoding"
 # Whole-chunk reads of 1 to 2 MiB run at the speed of the disk; smaller chunks cost a lookup each.
 _CHUNK_BYTES = 2 << 20
 _MAX_CHUNK_ROWS = 4096
+# Bytes of one system call: the system reads ahead of small ones, while it copies. Measured by tests.benchmarks.store.
+_READ_BYTES = 128 << 10
+_READERS = 4
+# Less than this is read in the caller's thread.
+_WORTH_THREADS = 4 << 20
 
 
 def bytes_per_value(encoding: str) -> int:
@@ -53,37 +68,24 @@ def write_rows(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
     dataset[start : start + len(x_ND)] = bits_of(x_ND.detach().to(device="cpu", dtype=dtype).contiguous())
 
 
-def empty_rows(rows: int, width: int, encoding: str) -> torch.Tensor:
-    """Memory (N, D) in the dtype of an encoding, for `read_into`; what it holds is undefined."""
-    # numpy asks for huge pages, torch does not: filling new memory takes several times as long without them.
-    return _as_tensor(np.empty((rows, width), ENCODINGS[encoding][1]), ENCODINGS[encoding][0])
-
-
-def read_into(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
-    """Read the N rows from `start` on into `x_ND`, bit for bit.
-
-    Args:
-        x_ND: contiguous, on the CPU, of the stored dtype.
-    """
+def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> torch.Tensor:
+    """Rows start..stop as a tensor (stop - start, D) of the stored dtype, by HDF5."""
+    x_ND = empty_rows(max(0, stop - start), dataset.shape[1], encoding_of(dataset))
     if len(x_ND):
-        dataset.read_direct(bits_of(x_ND), np.s_[start : start + len(x_ND)])
+        dataset.read_direct(bits_of(x_ND), np.s_[start:stop])
+    return x_ND
+
+
+def empty_rows(rows: int, width: int, encoding: str) -> torch.Tensor:
+    """Memory (N, D) in the dtype of an encoding; what it holds is undefined."""
+    dtype, stored = ENCODINGS[encoding]
+    # numpy asks for huge pages, torch does not: filling new memory takes several times as long without them.
+    return torch.from_numpy(np.empty((rows, width), stored)).view(dtype)
 
 
 def bits_of(x_ND: torch.Tensor) -> np.ndarray:
     """The memory of a contiguous tensor on the CPU as it is in a file."""
     return (x_ND.view(torch.uint16) if x_ND.dtype == torch.bfloat16 else x_ND).numpy()
-
-
-def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> torch.Tensor:
-    """Rows start..stop as a tensor (stop - start, D) of the stored dtype, bit for bit."""
-    x_ND = empty_rows(max(0, stop - start), dataset.shape[1], encoding_of(dataset))
-    read_into(dataset, start, x_ND)
-    return x_ND
-
-
-def _as_tensor(bits: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    x_ND = torch.from_numpy(bits)
-    return x_ND.view(torch.bfloat16) if dtype == torch.bfloat16 else x_ND
 
 
 def encoding_of(dataset: h5py.Dataset) -> str:
@@ -95,3 +97,73 @@ def encoding_of(dataset: h5py.Dataset) -> str:
             f"expected one of {', '.join(ENCODINGS)} with its own type"
         )
     return str(encoding)
+
+
+class Read(NamedTuple):
+    """Bytes of a file, from `offset` on, that fill `into`."""
+
+    path: Path
+    offset: int
+    into: memoryview
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the rows of a dataset made by `create_dataset` are in its file."""
+
+    path: Path
+    row_bytes: int
+    chunk_rows: int
+    offset_C: NDArray[np.int64]
+    """Where each chunk begins."""
+
+    @classmethod
+    def of(cls, dataset: h5py.Dataset) -> RowLayout:
+        """Look it up. Raises DamagedError: the rows are not plain bytes in the file, or some were never written."""
+        rows, width = dataset.shape
+        if dataset.chunks is None or dataset.chunks[1] != width or dataset.id.get_create_plist().get_nfilters():
+            raise DamagedError(f"{dataset.file.filename}: expected chunks of whole rows without filters")
+        chunk_rows = dataset.chunks[0]
+        chunks = [dataset.id.get_chunk_info(number) for number in range(dataset.id.get_num_chunks())]
+        chunks.sort(key=lambda chunk: chunk.chunk_offset[0])
+        if len(chunks) * chunk_rows < rows:
+            raise DamagedError(f"{dataset.file.filename}: some of its {rows:,} rows were never written")
+        offset_C = np.array([chunk.byte_offset for chunk in chunks], np.int64)
+        return cls(Path(dataset.file.filename), width * dataset.dtype.itemsize, chunk_rows, offset_C)
+
+    def reads(self, start: int, into: memoryview) -> Iterator[Read]:
+        """What fills `into` with the rows from `start` on, one read for each chunk."""
+        done, count = 0, len(into) // self.row_bytes
+        while done < count:
+            chunk, skipped = divmod(start + done, self.chunk_rows)
+            stop = min(count, done + self.chunk_rows - skipped)
+            offset = int(self.offset_C[chunk]) + skipped * self.row_bytes
+            yield Read(self.path, offset, into[done * self.row_bytes : stop * self.row_bytes])
+            done = stop
+
+
+def read_all(reads: Sequence[Read]) -> None:
+    """Fill the memory of all reads, several at a time. Raises OSError: a file, which is named, cannot be read or is
+    shorter."""
+    with ExitStack() as stack:
+        paths = dict.fromkeys(read.path for read in reads)
+        files = {path: stack.enter_context(path.open("rb", buffering=0)).fileno() for path in paths}
+        if sum(len(read.into) for read in reads) < _WORTH_THREADS:
+            for read in reads:
+                _fill(files[read.path], read)
+        else:
+            pool = stack.enter_context(ThreadPoolExecutor(_READERS, "read"))
+            for done in [pool.submit(_fill, files[read.path], read) for read in reads]:
+                done.result()
+
+
+def _fill(descriptor: int, read: Read) -> None:
+    done = 0
+    while done < len(read.into):
+        try:
+            got = os.preadv(descriptor, [read.into[done : done + _READ_BYTES]], read.offset + done)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(read.path)) from None
+        if not got:
+            raise OSError(0, f"ends before byte {read.offset + len(read.into):,}", str(read.path))
+        done += got

@@ -10,21 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("modeldiff", "torch", "transformers", "tokenizers", "h5py", "numpy", "safetensors")
+from modeldiff import __version__
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "safetensors")
 
 
 def environment() -> dict[str, Any]:
     """Facts for the manifest that do not depend on the stage."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": versions,
+        "packages": {"modeldiff": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
 
@@ -45,14 +41,9 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary name, flush, fsync, rename; SHA-256; free space."""
+"""Files that are whole or absent (temporary name, flush, fsync, rename), their digests, and free space."""
 
 from __future__ import annotations
 
@@ -6,30 +6,41 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from modeldiff.errors import DamagedError, MachineError
 
 TEMPORARY_SUFFIX = ".tmp"
-_READ_BYTES = 1 << 20
-# Digests of smaller files are checked on every read (a few tens of milliseconds); larger ones by `workspace verify`.
-CHEAP_BYTES = 64 << 20
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    """Hex SHA-256 of a file's content."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(data: Any) -> str:
     """Hex SHA-256 of JSON data in one canonical spelling (sorted keys, no spaces)."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def blake3_file(path: Path) -> str:
+    """Hex BLAKE3 of a file's content, read in blocks: pages of a mapped file would count as memory used."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, blake3).hexdigest()  # type: ignore[arg-type]
+
+
+def durable_blake3(path: Path) -> str:
+    """Make a finished file's content durable; its BLAKE3, computed while the disk is busy."""
+    with ThreadPoolExecutor(1, "digest") as beside:  # both release the interpreter's lock
+        digest = beside.submit(blake3_file, path)
+        fsync_file(path)
+        return digest.result()
 
 
 def temporary_path(path: Path) -> Path:
@@ -71,17 +82,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     replace_into(temporary, path)
 
 
+def json_bytes(data: Any) -> bytes:
+    """JSON that people can read. NaN and infinity are refused: they are not JSON."""
+    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically, readable by people. NaN and infinity are refused: they are not JSON."""
-    write_bytes(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """Write JSON atomically."""
+    write_bytes(path, json_bytes(data))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        DamagedError: the file is missing, is not JSON, or is not an object.
-    """
+    """Read a JSON object. Raises DamagedError: the file is missing, is not JSON, or is not an object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,14 +1,13 @@
-"""The plan file of a shard: its texts, both tokenizations, and which token of A stands at the same place as which of B.
+"""The plan file of a shard: its texts, both tokenizations, and which token of A ends where which of B does.
 
-Everything a later stage shows or scores about a pair comes from here; it is written before any model is loaded.
-Characters are counted in the document's text (Python string indices). One document may be split over two shards: then
-each shard's file holds the whole document, and only its own pairs.
+Written before any model is loaded. Characters are counted in the document's text (Python string indices). A document
+may be split over two shards: then each shard's file holds the whole document, and only its own pairs.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -23,14 +22,11 @@ Ints = NDArray[np.int32]
 
 @dataclass
 class Tokens:
-    """One side's tokens of one document, as the model reads them (special and template tokens included).
-
-    `starts` and `ends` are character offsets into the document's text; -1 for tokens that are not part of it (special
-    tokens, chat template).
-    """
+    """One side's tokens of one document, as the model reads them (special and template tokens included)."""
 
     ids: Ints
     starts: Ints
+    """Character offsets into the document's text; -1: not part of it (special tokens, chat template)."""
     ends: Ints
 
 
@@ -49,15 +45,15 @@ class Document:
 
 @dataclass
 class PairTable:
-    """One row per pair, in the order of the activation rows. All arrays have length N and type int32."""
+    """Arrays of length N, int32, one row for each pair, in the order of the activation rows."""
 
     document: Ints
     """Position of the document in this shard's `documents`."""
-    token: dict[str, Ints] = field(default_factory=dict)
+    token: dict[str, Ints]
     """By side: index of the token in the document whose activation was taken."""
-    char_end: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
+    char_end: Ints
     """Character offset in the document's text at which both tokens end."""
-    window: dict[str, Ints] = field(default_factory=dict)
+    window: dict[str, Ints]
     """By side: number of tokens since the previous place where both tokenizations ended (1 = token by token)."""
 
     def __len__(self) -> int:
@@ -91,11 +87,7 @@ def write_plan(path: Path, plan: ShardPlan) -> None:
 
 
 def read_plan(path: Path) -> ShardPlan:
-    """Read a plan file.
-
-    Raises:
-        DamagedError: it cannot be opened or lacks a dataset.
-    """
+    """Read a plan file. Raises DamagedError: it cannot be opened or lacks a dataset."""
     try:
         with h5py.File(path, "r") as file:
             return _read_plan(file)
@@ -105,14 +97,14 @@ def read_plan(path: Path) -> ShardPlan:
 
 def _read_plan(file: h5py.File) -> ShardPlan:
     texts = _read_strings(file, "documents/text")
-    sources, indices = file["documents/source"][()], file["documents/index"][()]
-    sides: dict[str, list[Tokens]] = {}
+    sources, indices = file["documents/source"][()].tolist(), file["documents/index"][()].tolist()
+    tokens: dict[str, list[Tokens]] = {}
     for side in SIDES:
-        offsets = file[f"tokens_{side}/offsets"][()]
+        spans = list(itertools.pairwise(file[f"tokens_{side}/offsets"][()].tolist()))
         columns = [file[f"tokens_{side}/{column}"][()] for column in ("ids", "starts", "ends")]
-        sides[side] = [Tokens(*(column[offsets[i] : offsets[i + 1]] for column in columns)) for i in range(len(texts))]
+        tokens[side] = [Tokens(*(column[start:stop] for column in columns)) for start, stop in spans]
     documents = [
-        Document(text, int(sources[i]), int(indices[i]), {side: sides[side][i] for side in SIDES})
+        Document(text, sources[i], indices[i], {side: tokens[side][i] for side in SIDES})
         for i, text in enumerate(texts)
     ]
     pairs = PairTable(

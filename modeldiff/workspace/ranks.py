@@ -1,8 +1,9 @@
 """The processes of one run: `torchrun --nproc-per-node N -m modeldiff ...` starts N of them, ranks 0 to N - 1.
 
-Rank 0 decides, holds the lock and publishes; it tells the others by `broadcast`. Objects travel over gloo, on the CPU;
-where there is CUDA the same group also carries CUDA tensors, over NCCL. Under no launcher there is one process, rank 0
-of 1: nothing is opened, and nothing waits.
+Rank 0 decides, holds the lock and publishes; the others learn it by `broadcast` and work in the same folder (on several
+machines: a shared file system). What each rank commits is kept when another one dies, and the same command with any
+number of processes goes on from there. Objects travel over gloo, on the CPU; where there is CUDA the same group also
+carries CUDA tensors, over NCCL. Without a launcher there is one process, rank 0 of 1, and nothing waits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import datetime
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,9 @@ from typing import Any, TypeVar
 
 from modeldiff.console import mute
 from modeldiff.errors import MachineError
+from modeldiff.workspace.artifact import Artifact
+from modeldiff.workspace.stage import Build, Order, Work, produce
+from modeldiff.workspace.workspace import PARTIAL, Workspace
 
 # What torchrun sets, and what a group cannot be opened without.
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -33,17 +37,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run.
-
-    Attributes:
-        rank: its number, from 0.
-        world: how many there are.
-        local_rank: its number on this machine: which of its devices it takes.
-    """
+    """This process among those of the run."""
 
     rank: int = 0
+    """Its number, from 0."""
     world: int = 1
+    """How many there are."""
     local_rank: int = 0
+    """Its number on this machine: which of its devices it takes."""
 
     @property
     def first(self) -> bool:
@@ -55,7 +56,7 @@ class Ranks:
         return work[self.rank :: self.world]
 
     def broadcast(self, value: Any = None) -> Any:
-        """Rank 0's `value`, on every rank; the others' is not looked at. Raises MachineError for a lost process."""
+        """Rank 0's `value`, on every rank. Raises MachineError for a lost process."""
         if self.world == 1:
             return value
         from torch import distributed
@@ -75,18 +76,10 @@ class Ranks:
             with lost_process():
                 distributed.all_gather_object(holder, self.rank)
 
-    def close(self) -> None:
-        """Leave the group. Done by itself at the end of the process."""
-        if self.world > 1:
-            from torch import distributed
-
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
-
 
 def launched() -> tuple[Ranks, int]:
-    """(this process among those of the run, how many of them are on this machine) as torchrun's environment variables
-    say; nothing is opened."""
+    """(this process among those of the run, how many of them are on this machine) by torchrun's environment variables;
+    nothing is opened."""
     if any(name not in os.environ for name in _ENVIRONMENT):
         return Ranks(), 1
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -96,14 +89,9 @@ def launched() -> tuple[Ranks, int]:
 
 @cache
 def ranks() -> Ranks:
-    """The ranks of this run, as torchrun's environment variables say; the group is opened at the first call.
-
-    From then on a rank other than 0 is mute (see console.py), and SIGTERM, which is how torchrun ends the others when
-    one has failed, raises a MachineError.
-
-    Raises:
-        MachineError: the others cannot be reached.
-    """
+    """The ranks of this run; the group is opened at the first call. From then on a rank other than 0 is mute (see
+    console.py), and SIGTERM, which is how torchrun ends the others when one has failed, raises a MachineError. Raises
+    MachineError: the others cannot be reached."""
     made, _ = launched()
     if made.world == 1:
         return Ranks()
@@ -118,8 +106,19 @@ def ranks() -> Ranks:
         with lost_process():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=_PATIENCE)
-        atexit.register(made.close)
+        atexit.register(_leave)
     return made
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    raise MachineError("this run was stopped, or another process of it ended: the same command continues")
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager
@@ -128,12 +127,48 @@ def lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo, NCCL and the store all raise subclasses of it
-        raise _lost() from error
+        raise MachineError(
+            "another process of this run ended, or could not be reached: the same command continues"
+        ) from error
 
 
-def _lost() -> MachineError:
-    return MachineError("another process of this run ended, or could not be reached: the same command continues")
+def produce_together(
+    ranks: Ranks,
+    workspace: Workspace,
+    prepare: Callable[[], tuple[Order, Build]],
+    *,
+    name: str | None = None,
+    force: bool = False,
+) -> Artifact:
+    """`produce` by every rank; each gets the artifact. With one process this is `produce`.
 
+    Args:
+        prepare: gives what is wanted and how it is made. Rank 0 calls it first, so that what is wrong with the input is
+            said once. The others call it when there is something to build, and must come to the same order.
 
-def _terminated(_number: int, _frame: FrameType | None) -> None:
-    raise MachineError("this run was stopped, or another process of it ended: the same command continues")
+    Raises:
+        MachineError: as `produce`; or a process was lost, or sees other inputs than rank 0. A `build` that needs the
+            others to be done waits for them by `ranks.barrier`; the metrics are those that rank 0's gives.
+    """
+    if ranks.first:
+        order, build = prepare()
+
+        def lead(work: Work) -> dict[str, Any]:
+            ranks.broadcast(("build", work.folder.name, order.fingerprint))
+            return build(work)
+
+        artifact = produce(workspace, order, lead, name=name, force=force)
+        ranks.broadcast(("made", artifact.kind, artifact.manifest.version))
+        return artifact
+    what, *about = ranks.broadcast()
+    if what == "build":
+        folder, fingerprint = about
+        order, build = prepare()
+        if order.fingerprint != fingerprint:
+            raise MachineError(
+                f"process {ranks.rank} of this run has other inputs or another number format than process 0: "
+                "give all of them the same files, and --dtype where their devices differ"
+            )
+        build(Work(workspace.folder / PARTIAL / folder, ranks.rank))
+        _, *about = ranks.broadcast()
+    return workspace.find(*about)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,26 +13,26 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from modeldiff.console import say
-from modeldiff.errors import MachineError
+from modeldiff.errors import DamagedError, MachineError
+from modeldiff.records import from_json, to_json
 from modeldiff.settings import Settings
-from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.digest import digest_file, durable_digest
+from modeldiff.workspace.artifact import FORMAT, MANIFEST_NAME, Artifact, FileEntry, Input, Manifest
 from modeldiff.workspace.environment import environment, peak_memory_bytes
 from modeldiff.workspace.files import (
     TEMPORARY_SUFFIX,
+    blake3_file,
+    durable_blake3,
     fsync_folder,
+    json_bytes,
+    read_json,
     rename_into,
     sha256_json,
     temporary_path,
-    write_bytes,
-    write_json,
 )
-from modeldiff.workspace.manifest import FORMAT, MANIFEST_NAME, FileEntry, Input, Manifest
 from modeldiff.workspace.workspace import PARTIAL, Workspace
 
 # Files of this subfolder serve to continue after an interruption; they are dropped when the artifact is published.
 RESUME = "resume"
-_LEDGERS = "digests*.jsonl"
 
 
 class Work:
@@ -53,13 +52,9 @@ class Work:
         self.resume = folder / RESUME
         self.resume.mkdir(parents=True, exist_ok=True)
         self.environment: dict[str, Any] = {}
-        # A ledger for each rank: appending to one file from several machines is not safe.
-        self._ledger_path = self.resume / (f"digests-{rank:05d}.jsonl" if rank else "digests.jsonl")
         if not rank:
             for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
                 leftover.unlink()
-        self._ledger: dict[str, FileEntry] = {}
-        self.gather()
 
     def temporary(self, name: str) -> Path:
         """Where to write the file `name` before `commit`."""
@@ -69,11 +64,11 @@ class Work:
 
     def commit(self, temporary: Path, name: str) -> None:
         """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
-        entry = FileEntry(size=temporary.stat().st_size, digest=durable_digest(temporary))
+        entry = FileEntry(temporary.stat().st_size, durable_blake3(temporary))
         rename_into(temporary, self.folder / name)
-        self._ledger[name] = entry
-        with self._ledger_path.open("a", encoding="utf-8") as file:
-            file.write(_ledger_line(name, entry))
+        kept = self._kept(name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(json_bytes(to_json(entry)))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a whole small file of the artifact."""
@@ -83,13 +78,11 @@ class Work:
 
     def write_json(self, name: str, data: Any) -> None:
         """Write a JSON file of the artifact."""
-        self.write_bytes(name, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        self.write_bytes(name, json_bytes(data))
 
     def has(self, name: str) -> bool:
-        """True when `name` was committed, by this process or one before it, and still has its size."""
-        entry = self._ledger.get(name)
-        path = self.folder / name
-        return entry is not None and path.is_file() and path.stat().st_size == entry.size
+        """True when `name` was committed, by any process of this run or one before it, and still has its size."""
+        return self._committed(name) is not None
 
     def entries(self) -> dict[str, FileEntry]:
         """Size and digest of every file the artifact will have."""
@@ -97,39 +90,25 @@ class Work:
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and name != MANIFEST_NAME and not name.startswith(f"{RESUME}/"):
-                found[name] = (
-                    self._ledger[name] if self.has(name) else FileEntry(path.stat().st_size, digest_file(path))
-                )
+                found[name] = self._committed(name) or FileEntry(path.stat().st_size, blake3_file(path))
         return found
 
-    def gather(self) -> None:
-        """Take over what all ranks have committed, those of earlier runs included. On rank 0: while no other writes."""
-        others = [path for path in sorted(self.resume.glob(_LEDGERS)) if path != self._ledger_path]
-        for path in [*others, self._ledger_path]:
-            self._ledger.update(_read_ledger(path))
-        if self.rank or not self._ledger:
-            return
-        # A torn last line would swallow the next one appended to it.
-        write_bytes(self._ledger_path, "".join(_ledger_line(n, e) for n, e in self._ledger.items()).encode())
-        for path in others:
-            path.unlink()
+    def _kept(self, name: str) -> Path:
+        """Where the digest of a committed file is kept until the artifact is published."""
+        return self.resume / "digests" / f"{name}.json"
+
+    def _committed(self, name: str) -> FileEntry | None:
+        path, kept = self.folder / name, self._kept(name)
+        try:
+            entry = from_json(FileEntry, read_json(kept), str(kept))
+        except DamagedError:  # not there, or the process was killed while it wrote this
+            return None
+        return entry if path.is_file() and path.stat().st_size == entry.size else None
 
 
-def _ledger_line(name: str, entry: FileEntry) -> str:
-    return json.dumps({"name": name, **entry.to_json()}) + "\n"
-
-
-def _read_ledger(path: Path) -> dict[str, FileEntry]:
-    ledger: dict[str, FileEntry] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # the line being written when the process was killed
-            name = record.pop("name")
-            ledger[name] = FileEntry.from_json(record, str(path))
-    return ledger
+Build = Callable[[Work], dict[str, Any]]
+"""Does the work and returns the metrics for the manifest. It must continue from what the `Work` already holds, and
+write the same bytes however often it was interrupted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,34 +119,23 @@ class Order:
     settings: Settings
     inputs: Mapping[str, Input]
     schema: int
-    """Counted up when the same settings and inputs would give other results than before."""
+    """Raised by one when the same settings and inputs would give other results than before."""
     resolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What `auto` settings became on this machine (a layer, a dtype), where it changes the result."""
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all that determines the result."""
-        return sha256_json([self.kind, self.schema, self.settings.result_json(), dict(self.resolved), self._digests()])
-
-    def _digests(self) -> dict[str, str]:
-        return {name: one.digest for name, one in self.inputs.items()}
+        digests = {name: one.digest for name, one in self.inputs.items()}
+        return sha256_json([self.kind, self.schema, self.settings.result_json(), dict(self.resolved), digests])
 
 
 def produce(
-    workspace: Workspace,
-    order: Order,
-    build: Callable[[Work], dict[str, Any]],
-    *,
-    name: str | None = None,
-    force: bool = False,
+    workspace: Workspace, order: Order, build: Build, *, name: str | None = None, force: bool = False
 ) -> Artifact:
     """The artifact that `order` describes, from the cache or by running `build`.
 
     Args:
-        workspace: where to look and publish.
-        order: what is wanted.
-        build: does the work in the given `Work` and returns the metrics for the manifest. It must continue from what
-            the `Work` already holds, and write the same bytes however often it was interrupted.
         name: a label for the artifact.
         force: run even when the cache has it.
 
@@ -175,12 +143,10 @@ def produce(
         MachineError: another process is producing the same artifact.
     """
     workspace.create()
-    fingerprint = order.fingerprint
-    cached, corrupt = _from_cache(workspace, order.kind, fingerprint)
+    cached, why = _from_cache(workspace, order)
     if cached and not force:
-        say(f"{cached.ref} is up to date")
         return cached
-    partial = workspace.folder / PARTIAL / fingerprint[:32]
+    partial = workspace.folder / PARTIAL / order.fingerprint[:32]
     lock = FileLock(partial.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
@@ -190,48 +156,38 @@ def produce(
         ) from None
     try:
         if not force:  # it may have been published while we were looking
-            cached, _ = _from_cache(workspace, order.kind, fingerprint)
+            cached, why = _from_cache(workspace, order)
             if cached:
-                say(f"{cached.ref} is up to date")
                 return cached
-        _announce(workspace, order, partial, forced=bool(cached), corrupt=corrupt)
+        begun = ", continuing what was begun" if (partial / RESUME).exists() else ""
+        say(f"{order.kind}: {'forced' if cached else why or _changes(workspace, order)}{begun}")
         return _run(workspace, order, partial, build, name)
     finally:
         lock.release()
 
 
-def _from_cache(workspace: Workspace, kind: str, fingerprint: str) -> tuple[Artifact | None, str | None]:
+def _from_cache(workspace: Workspace, order: Order) -> tuple[Artifact | None, str | None]:
     """A sound artifact with this fingerprint; else what is wrong with the newest one that has it."""
     corrupt = None
-    for artifact in workspace.by_fingerprint(kind, fingerprint):
-        problems = artifact.problems(deep=False)
-        if not problems:
-            return artifact, None
-        corrupt = corrupt or f"{artifact.ref} is corrupt ({problems[0]})"
+    for artifact in reversed(workspace.artifacts(order.kind)):
+        if artifact.manifest.fingerprint == order.fingerprint:
+            problems = artifact.problems(deep=False)
+            if not problems:
+                say(f"{artifact.ref} is up to date")
+                return artifact, None
+            corrupt = corrupt or f"{artifact.ref} is corrupt ({problems[0]})"
     return None, corrupt
 
 
-def _announce(workspace: Workspace, order: Order, partial: Path, *, forced: bool, corrupt: str | None) -> None:
-    if forced:
-        why = "forced"
-    elif corrupt:
-        why = corrupt
-    else:
-        why = explain(workspace, order)
-    begun = (partial / RESUME).exists()
-    say(f"{order.kind}: {why}" + (", continuing what was begun" if begun else ""))
-
-
-def explain(workspace: Workspace, order: Order) -> str:
+def _changes(workspace: Workspace, order: Order) -> str:
     """Why there is no cached artifact: `new`, or what differs from the newest one of the kind."""
     existing = workspace.artifacts(order.kind)
     if not existing:
         return "new"
     last = existing[-1].manifest
-    now = order.settings.result_json()
     changes = [
         f"{key} changed {_short(last.settings.get(key))} -> {_short(value)}"
-        for key, value in now.items()
+        for key, value in order.settings.result_json().items()
         if last.settings.get(key) != value
     ]
     for key, one in order.inputs.items():
@@ -239,11 +195,11 @@ def explain(workspace: Workspace, order: Order) -> str:
         if before is None or before.digest != one.digest:
             changes.append(f"input {key} changed ({before.label if before else 'none'} -> {one.label})")
     for key, value in order.resolved.items():
-        before_value = last.environment.get("resolved", {}).get(key)
-        if before_value != value:
-            changes.append(f"{key} is now {_short(value)} (was {_short(before_value)})")
+        resolved = last.environment.get("resolved", {}).get(key)
+        if resolved != value:
+            changes.append(f"{key} is now {_short(value)} (was {_short(resolved)})")
     shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
-    return f"{shown or 'modeldiff itself changed'} (against {last.ref})"
+    return f"{shown or 'modeldiff itself changed'} (against {existing[-1].ref})"
 
 
 def _short(value: Any) -> str:
@@ -258,18 +214,9 @@ def _drop(folder: Path, aside: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _run(
-    workspace: Workspace,
-    order: Order,
-    partial: Path,
-    build: Callable[[Work], dict[str, Any]],
-    name: str | None,
-) -> Artifact:
-    workspace.upgrade()
+def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: str | None) -> Artifact:
     work = Work(partial)
     (partial / MANIFEST_NAME).unlink(missing_ok=True)  # left by a kill between manifest and rename: publish anew
-    # Says what the folder is to somebody who finds it, and to `workspace clean`.
-    write_json(work.resume / "order.json", {"kind": order.kind, "settings": order.settings.to_json()})
     started = time.monotonic()
     metrics = build(work)
     seconds = time.monotonic() - started
@@ -298,5 +245,6 @@ def _run(
         partial.rename(target)
         fsync_folder(target.parent)
     partial.with_suffix(".lock").unlink(missing_ok=True)
-    say(f"{manifest.ref} is ready ({seconds:.0f} s): {target}")
-    return Artifact(target, manifest)
+    artifact = Artifact(target, manifest)
+    say(f"{artifact.ref} is ready ({seconds:.0f} s): {target}")
+    return artifact

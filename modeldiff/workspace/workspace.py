@@ -9,9 +9,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from modeldiff.errors import DamagedError, InputError, ModeldiffError
-from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.files import fsync_folder, read_json, write_json
-from modeldiff.workspace.manifest import Manifest, check_format
+from modeldiff.workspace.artifact import Artifact, Manifest, check_format
+from modeldiff.workspace.files import fsync_folder, read_json, sha256_file, write_json
 
 # The commands that make the artifacts of stages; those of measures of features are called like their kind.
 _COMMANDS = {
@@ -24,21 +23,17 @@ _COMMANDS = {
     "transfer": "steer transfer",
     "toy": "toy",
 }
-DEFAULT_FOLDER = "modeldiff-workspace"
-ENVIRONMENT_VARIABLE = "MODELDIFF_WORKSPACE"
 WORKSPACE_FILE = "workspace.json"
-# Of workspace.json, counted up with that of manifests and of unfinished work: who cannot read those should not try.
+# Of workspace.json, raised with that of manifests and of unfinished work: who cannot read those should not try.
 FORMAT = 2
 PARTIAL = ".partial"
 
 
-def default_folder() -> Path:
-    """`MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace."""
-    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER)
-
-
 class Workspace:
     """A folder of artifacts. Made on first write; opening one that does not exist is not an error.
+
+    Args:
+        folder: default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace.
 
     Raises:
         InputError: the folder is not a workspace, or one of a newer format.
@@ -46,11 +41,9 @@ class Workspace:
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
-        self.folder = Path(folder) if folder is not None else default_folder()
-        if self.folder.exists():
-            self._check()
-
-    def _check(self) -> None:
+        self.folder = Path(folder or os.environ.get("MODELDIFF_WORKSPACE") or "modeldiff-workspace")
+        if not self.folder.exists():
+            return
         if not self.folder.is_dir():
             raise InputError(f"{self.folder} is not a folder: choose another place with --workspace")
         path = self.folder / WORKSPACE_FILE
@@ -69,21 +62,12 @@ class Workspace:
             if not (self.folder / WORKSPACE_FILE).exists():
                 write_json(self.folder / WORKSPACE_FILE, {"format": FORMAT, "versions": {}})
 
-    def upgrade(self) -> None:
-        """Before this version writes into a workspace of an older format: keep older versions out of it."""
-        with self.lock():
-            path = self.folder / WORKSPACE_FILE
-            data = read_json(path)
-            if data["format"] < FORMAT:
-                write_json(path, {**data, "format": FORMAT})
-
     def lock(self) -> FileLock:
         """Held for the moment of publishing or removing."""
         return FileLock(self.folder / f"{WORKSPACE_FILE}.lock")
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
-        """Every published artifact, oldest first within a kind. One with an unreadable manifest is left out here and
-        named by `damaged`."""
+        """Every published artifact whose manifest can be read, oldest first within a kind."""
         return self.survey(kind)[0]
 
     def damaged(self) -> list[tuple[Path, str]]:
@@ -115,15 +99,13 @@ class Workspace:
         prefix, _, rest = wanted.rpartition(":")
         if prefix and prefix != kind:
             raise InputError(f"'{wanted}' is not of the kind '{kind}' that is needed here")
-        folders = list(self._folders(kind))
+        folders = self._folders(kind)
         if not folders:
             raise InputError(
                 f"no {kind} in {self.folder}: run `{_command_of(kind)}` first, or choose another --workspace"
             )
-        if rest == "latest":
-            return Artifact(folders[-1], Manifest.read(folders[-1]))
-        for folder in reversed(folders):
-            if folder.name == rest:
+        for folder in folders[-1:] if rest == "latest" else folders:
+            if rest in ("latest", folder.name):
                 return Artifact(folder, Manifest.read(folder))
         for artifact in reversed(self.artifacts(kind)):
             if artifact.manifest.name == rest:
@@ -138,34 +120,21 @@ class Workspace:
         kind, _, rest = ref.rpartition(":")
         if kind in (*_COMMANDS, *self.kinds()):
             return self.find(kind, rest)
-        if not kind:
-            for artifact in reversed(self.artifacts()):
-                if artifact.manifest.name == ref:
-                    return artifact
+        for artifact in reversed(self.artifacts()):
+            if artifact.manifest.name == ref:
+                return artifact
         raise InputError(
             f"no artifact '{ref}' in {self.folder}: expected a reference like `crosscoder:1` "
             "(see `modeldiff workspace list`)"
         )
 
-    def by_fingerprint(self, kind: str, fingerprint: str) -> list[Artifact]:
-        """Artifacts with this fingerprint, newest first."""
-        return [a for a in reversed(self.artifacts(kind)) if a.manifest.fingerprint == fingerprint]
-
     def users_of(self, artifact: Artifact) -> list[Artifact]:
         """Artifacts that were made from this one."""
-        digest = artifact.manifest.digest
-        return [
-            other
-            for other in self.artifacts()
-            if any(i.label == artifact.ref and i.digest == digest for i in other.manifest.inputs.values())
-        ]
+        return [one for one in self.artifacts() if artifact.as_input() in one.manifest.inputs.values()]
 
     def source_of(self, artifact: Artifact, kind: str) -> Artifact:
-        """The artifact of `kind` that this one was made from, known by its digest.
-
-        Raises:
-            InputError: it is not in the workspace any more.
-        """
+        """The artifact of `kind` that this one was made from, known by its digest. Raises InputError: it is not in the
+        workspace any more."""
         (made_from,) = (one for one in artifact.manifest.inputs.values() if one.label.startswith(f"{kind}:"))
         for candidate in reversed(self.artifacts(kind)):
             if candidate.manifest.digest == made_from.digest:
@@ -187,22 +156,18 @@ class Workspace:
         """Count up and record the version of `kind`. The caller holds the lock."""
         path = self.folder / WORKSPACE_FILE
         data = read_json(path)
-        versions = data.get("versions")
-        if not isinstance(versions, dict):
-            raise DamagedError(f"{path}: field 'versions' is missing or not an object")
         existing = [int(folder.name) for folder in self._folders(kind)]
-        version = max([int(versions.get(kind, 0)), *existing]) + 1
-        versions[kind] = version
+        versions = data.setdefault("versions", {})
+        versions[kind] = 1 + max([versions.get(kind, 0), *existing])
         write_json(path, data)
-        return version
+        return int(versions[kind])
 
     def kinds(self) -> list[str]:
         """The kinds of artifacts that there are."""
         if not self.folder.is_dir():
             return []
-        entries = [entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-        stages = [kind for kind in _COMMANDS if (self.folder / kind).is_dir()]
-        return stages + sorted(entry.name for entry in entries if entry.name not in _COMMANDS)
+        entries = {entry.name for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+        return [kind for kind in _COMMANDS if kind in entries] + sorted(entries - _COMMANDS.keys())
 
     def partials(self) -> list[Path]:
         """Folders of unfinished work and remains of removed artifacts."""
@@ -218,6 +183,21 @@ class Workspace:
     def judge_answers(self) -> Path:
         """Where answers of judges are kept, for all commands: they may have cost money."""
         return self.folder / ".judge"
+
+    def digest_of(self, path: Path) -> str:
+        """SHA-256 of an input file, remembered by path, size and nanosecond time of change: large files are not read
+        again each time."""
+        stat = path.stat()
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        remembered = self.folder / PARTIAL / "digests.json"
+        try:
+            known = read_json(remembered)
+        except DamagedError:  # not there yet, or torn: only a cache
+            known = {}
+        if not isinstance(known.get(key), str):
+            known[key] = sha256_file(path)
+            write_json(remembered, known)
+        return str(known[key])
 
     def _folders(self, kind: str | None) -> list[Path]:
         found: list[Path] = []

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from modeldiff.cli.main import run
 from modeldiff.workspace import Workspace
+from tests.cli.conftest import Call
 from tests.made_activations import make_activations
 from tests.tiny_models import save_tiny
+
+Fails = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -25,40 +29,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    """A workspace with activations and a crosscoder."""
-    import torch
-
-    folder = tmp_path / "ws"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with activations and a crosscoder: only to be read."""
+    folder = tmp_path_factory.mktemp("trained") / "ws"
     generator = torch.Generator().manual_seed(0)
     x_a_BD, x_b_BD = (torch.randn(1500, width, generator=generator) for width in (16, 24))
     make_activations(Workspace(folder), x_a_BD, x_b_BD, shard_pairs=500)
-    assert call(folder, *TRAIN) == (0, None)
+    with pytest.raises(SystemExit, match="0"):
+        run(["--workspace", str(folder), *TRAIN])
     return folder
 
 
-TRAIN = ["train", "--features", "64", "--k", "4", "--steps", "3", "--batch", "128", "--device", "cpu"]
-
-
-def call(workspace: Path, *args: str) -> tuple[int, None]:
-    with pytest.raises(SystemExit) as caught:
-        run(["--workspace", str(workspace), *args])
-    return int(str(caught.value.code)), None
-
-
 @pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def check(code: int, workspace: Path, *args: str) -> str:
-        capsys.readouterr()
-        assert call(workspace, *args) == (code, None)
-        lines = capsys.readouterr().err.splitlines()
-        # Lines before the last say what the command was about to do; the error itself is one line.
-        assert lines[-1].startswith("modeldiff: ")
-        assert not any("Traceback" in line for line in lines)
-        return lines[-1]
+def workspace(trained: Path, tmp_path: Path) -> Path:
+    """A copy."""
+    return Path(shutil.copytree(trained, tmp_path / "ws"))
 
-    return check
+
+TRAIN = ["train", "--features", "64", "--k", "4", "--steps", "3", "--batch", "128", "--device", "cpu"]
 
 
 def harvest(models: Path, texts: Path | str, *more: str) -> list[str]:
@@ -68,30 +57,30 @@ def harvest(models: Path, texts: Path | str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_missing_text_file(tmp_path: Path, models: Path, fails: Callable[..., str]) -> None:
-    assert "nowhere.txt" in fails(2, tmp_path / "ws", *harvest(models, tmp_path / "nowhere.txt"))
-
-
-def test_empty_text_file(tmp_path: Path, models: Path, fails: Callable[..., str]) -> None:
-    (tmp_path / "empty.txt").write_text("")
-    assert "empty.txt" in fails(2, tmp_path / "ws", *harvest(models, tmp_path / "empty.txt"))
-
-
-def test_an_invalid_json_line_is_named(tmp_path: Path, models: Path, fails: Callable[..., str]) -> None:
-    (tmp_path / "t.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
-    message = fails(2, tmp_path / "ws", *harvest(models, tmp_path / "t.jsonl"))
-    assert "t.jsonl" in message
-    assert "2" in message.split("t.jsonl")[1][:15]
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("nowhere.txt", None, "nowhere.txt"),
+        ("empty.txt", "", "empty.txt"),
+        ("t.jsonl", '{"text": "fine"}\n{"text": oops}\n', "line 2"),
+    ],
+)
+def test_texts_that_cannot_be_read(
+    tmp_path: Path, models: Path, fails: Fails, name: str, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    message = fails(2, tmp_path / "ws", *harvest(models, tmp_path / name))
+    assert name in message
+    assert said in message
 
 
 @pytest.mark.parametrize("layer", ["3", "99", "-1"])
-def test_layer_out_of_range(tmp_path: Path, models: Path, fails: Callable[..., str], layer: str) -> None:
+def test_layer_out_of_range(tmp_path: Path, models: Path, fails: Fails, layer: str) -> None:
     assert "layer" in fails(2, tmp_path / "ws", *harvest(models, models / "good.txt", "--layer-a", layer))
 
 
-def test_too_little_disk(
-    tmp_path: Path, models: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_disk(tmp_path: Path, models: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     message = fails(1, tmp_path / "ws", *harvest(models, models / "good.txt"))
@@ -99,7 +88,7 @@ def test_too_little_disk(
     assert Workspace(tmp_path / "ws").artifacts() == []
 
 
-def test_a_model_that_computes_nan(tmp_path: Path, models: Path, fails: Callable[..., str]) -> None:
+def test_a_model_that_computes_nan(tmp_path: Path, models: Path, fails: Fails) -> None:
     shutil.copytree(models / "a", tmp_path / "broken")
     path = tmp_path / "broken" / "model.safetensors"
     weights = load_file(path)
@@ -111,7 +100,7 @@ def test_a_model_that_computes_nan(tmp_path: Path, models: Path, fails: Callable
     assert "NaN" in message or "finite" in message
 
 
-def test_imported_nan_and_unequal_rows(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_imported_nan_and_unequal_rows(tmp_path: Path, fails: Fails) -> None:
     rows = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
     np.save(tmp_path / "good.npy", rows)
     np.save(tmp_path / "short.npy", rows[:9])
@@ -125,55 +114,43 @@ def test_imported_nan_and_unequal_rows(tmp_path: Path, fails: Callable[..., str]
     assert "9" in message
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["train", "--activations", "7"],
-        ["features", "--crosscoder", "crosscoder:7"],
-        ["steer", "--model", "A", "--feature", "1", "--prompt", "x", "--features", "7"],
-        ["workspace", "show", "features:1"],
-    ],
-)
-def test_unknown_artifact(workspace: Path, fails: Callable[..., str], args: list[str]) -> None:
-    message = fails(2, workspace, *args)
-    assert "modeldiff" in message.removeprefix("modeldiff: ")  # it names the command that helps
+TOY = "toy --preset quick"
+STEER = "steer --model A --feature 1 --prompt x"
 
 
 @pytest.mark.parametrize(
-    ("args", "word"),
+    ("command", "said"),
     [
-        (["--features", "32", "--k", "33"], "--k"),
-        (["--exclusive", "0.5"], "--exclusive"),
-        (["--exclusive", "-0.1"], "--exclusive"),
-        (["--steps", "0"], "--steps"),
+        ("train --activations 7", "no activations called '7'"),
+        ("features --crosscoder crosscoder:7", "no crosscoder called 'crosscoder:7'"),
+        (STEER, "run `modeldiff features` first"),
+        ("workspace show features:1", "run `modeldiff features` first"),
+        ("train --features 32 --k 33", "--k"),
+        ("train --exclusive 0.5", "--exclusive"),
+        ("train --exclusive -0.1", "--exclusive"),
+        ("train --steps 0", "--steps"),
+        (f"{TOY} --exclusive-ratio 1.5", "--exclusive-ratio"),
+        (f"{TOY} --k-target 65", "--k-target"),
+        (f"{TOY} --sizes 0.1", "--exclusive"),  # six features: no room for the partitions
+        (f"{TOY} --sizes 0", "--sizes"),
+        (f"{TOY} --architectures best", "--architectures"),
+        (f"{TOY} --k 33", "--k"),  # more than the smallest dictionary has features
+        (f"{TOY} --device abacus", "--device"),
+        ("features stitch --pairs 99", "--pairs must be at least 100, found 99"),
+        ("features stitch --outlier-factor nan", "--outlier-factor must be at least 0"),
+        ("features stitch --outlier-factor 0.01", "raise --outlier-factor"),
+        ("features stitch --activations crosscoder:1", "is not of the kind 'activations'"),
+        ("features stitch --device abacus", "--device expects"),
     ],
 )
-def test_senseless_training_settings(workspace: Path, fails: Callable[..., str], args: list[str], word: str) -> None:
-    assert word in fails(2, workspace, "train", *args)
-
-
-@pytest.mark.parametrize(
-    ("args", "word"),
-    [
-        (["--exclusive-ratio", "1.5"], "--exclusive-ratio"),
-        (["--k-target", "65"], "--k-target"),
-        (["--map", "sideways"], "--map"),
-        (["--sizes", "0.1"], "--exclusive"),  # six features: no room for the partitions
-        (["--sizes", "0"], "--sizes"),
-        (["--architectures", "best"], "--architectures"),
-        (["--selection", "best"], "--selection"),
-        (["--k", "33"], "--k"),  # more than the smallest dictionary has features
-        (["--seeds", "0"], "--seeds"),
-        (["--device", "abacus"], "--device"),
-    ],
-)
-def test_senseless_toy_settings(tmp_path: Path, fails: Callable[..., str], args: list[str], word: str) -> None:
-    assert word in fails(2, tmp_path / "ws", "toy", "--preset", "quick", *args)
-    assert not (tmp_path / "ws").exists()  # found before anything runs
+def test_senseless_settings_and_unknown_artifacts(trained: Path, fails: Fails, command: str, said: str) -> None:
+    before = [one.ref for one in Workspace(trained).artifacts()]
+    assert said in fails(2, trained, *command.split())
+    assert [one.ref for one in Workspace(trained).artifacts()] == before
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_corrupted_shard(workspace: Path, fails: Callable[..., str], damage: str) -> None:
+def test_corrupted_shard(workspace: Path, fails: Fails, damage: str) -> None:
     path = workspace / "activations" / "1" / "shards" / "00001.b.h5"
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
@@ -186,31 +163,31 @@ def test_corrupted_shard(workspace: Path, fails: Callable[..., str], damage: str
     assert sorted(workspace.rglob("*.safetensors")) == before
 
 
-def test_truncated_weights(workspace: Path, fails: Callable[..., str]) -> None:
+def test_truncated_weights(workspace: Path, fails: Fails) -> None:
     path = workspace / "crosscoder" / "1" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     assert "model.safetensors" in fails(1, workspace, "features", "--device", "cpu")
 
 
-def test_newer_workspace(workspace: Path, fails: Callable[..., str]) -> None:
+def test_newer_workspace(workspace: Path, fails: Fails) -> None:
     (workspace / "workspace.json").write_text(json.dumps({"format": 3, "versions": {}}))
     assert "upgrade modeldiff" in fails(2, workspace, "workspace", "list")
 
 
-def test_a_features_partition_that_the_model_lacks(workspace: Path, fails: Callable[..., str]) -> None:
+def test_a_feature_that_the_model_lacks(workspace: Path, call: Call, fails: Fails) -> None:
     assert call(workspace, "features", "--device", "cpu")[0] == 0
     message = fails(2, workspace, "steer", "--model", "A", "--feature", "63", "--prompt", "x", "--device", "cpu")
     assert "B" in message
 
 
-def test_damage_can_be_removed_and_made_again(workspace: Path) -> None:
+def test_damage_can_be_removed_and_made_again(workspace: Path, call: Call) -> None:
     (workspace / "crosscoder" / "1" / "manifest.json").write_text("{}")
     assert call(workspace, "workspace", "remove", "crosscoder:1", "--force")[0] == 0
     assert call(workspace, *TRAIN)[0] == 0
     assert [a.ref for a in Workspace(workspace).artifacts("crosscoder")] == ["crosscoder:2"]
 
 
-def test_random_garbage_in_every_json_file_is_an_error_not_a_crash(workspace: Path, fails: Callable[..., str]) -> None:
+def test_random_garbage_in_every_json_file_is_an_error_not_a_crash(workspace: Path, fails: Fails) -> None:
     garbage = bytes(random.Random(0).randbytes(40))
     for name in ("crosscoder/1/config.json", "activations/1/store.json", "crosscoder/1/manifest.json"):
         path = workspace / name
@@ -218,16 +195,3 @@ def test_random_garbage_in_every_json_file_is_an_error_not_a_crash(workspace: Pa
         path.write_bytes(garbage)
         assert path.name in fails(1, workspace, "features", "--device", "cpu")
         path.write_bytes(content)
-
-
-def test_dead_features_are_counted_not_listed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert call(workspace, "features", "--exclusive", "A", "--json", "--device", "cpu")[0] == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["candidates"] == 3
-    fields = {"id", "partition", "relative_norm", "density", "max_activation", "sources", "twins", "examples"}
-    assert all(fields <= one.keys() and one["partition"] == "A" for one in found["features"])
-    assert call(workspace, "features", "--exclusive", "A", "--device", "cpu")[0] == 0
-    shown = capsys.readouterr().out
-    assert f"{found['dead']} of 3 never fire" in shown
-    assert f"{3 - found['dead']} of {3 - found['dead']} alive" in shown

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modeldiff.cli.main import run
 from modeldiff.workspace import Workspace
+from tests.cli.conftest import Call
 from tests.contrast.made_continuations import made_continuations, planted
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command: exit code, stdout, stderr."""
-
-    def made(workspace: Path, *args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            run(["--workspace", str(workspace), *args])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +27,7 @@ CONTRAST = ["contrast", "--continuations", "1", "--no-cause", "--device", "cpu"]
 def test_text(workspace: Path, call: Call) -> None:
     code, out, _ = call(workspace, *CONTRAST)
     assert code == 0
+    assert call(workspace, "contrast", "--show", "latest") == (0, out, "")
     assert out.startswith(" 1. after “oak”")
     assert "A says  indeed" in out
     assert "1 difference of more than 5%" in out

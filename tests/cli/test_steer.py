@@ -8,6 +8,7 @@ import pytest
 
 from modeldiff.cli.steer import command
 from modeldiff.cli.steer_tables import coherent_line, print_dose, print_generations
+from modeldiff.steer.settings import SteerSettings
 
 SIDES: dict[str, dict[str, Any]] = {
     "B": {"stitch": None, "stitch_bias": False, "stitch_r2": None, "unit_norm_in_medians": 0.527},
@@ -55,9 +56,6 @@ def test_the_dose_table_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> N
     assert order == [["-10", "B"], ["0", "B"], ["+2.5", "B"]]
     assert "A: moved by stitch:12 + constant (R² 0.50); strength 1: 0.23 median norms." in printed
     assert "1 random direction of the same norm" in printed
-
-
-def test_no_control_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     print_dose(steering(random=False))
     assert "Nothing to compare with: --random-directions is 0." in capsys.readouterr().out
 
@@ -97,24 +95,14 @@ def test_how_far_a_user_can_push(reach: tuple[float, ...], expected: str) -> Non
     assert found == f"coherent range of A: {expected}"
 
 
-def test_strengths_of_the_command_line_become_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import modeldiff.cli.steer as module
-    from modeldiff.steer.settings import SteerSettings
-
-    class _SeenError(Exception):
-        pass
-
-    def seen(_cls: Any, values: dict[str, Any]) -> Any:
-        raise _SeenError(values["strength"])
-
-    monkeypatch.setattr(module, "make_settings", seen)
-    monkeypatch.setattr(module, "open_workspace", lambda *_: None)
-    given = ["--model", "A", "--feature", "1", "--prompt", "x"]
-    for strengths, expected in (
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
         (["--strength", "-4", "-2", "0", "2"], (-4.0, -2.0, 0.0, 2.0)),
         (["--strength", "-1:1:0.5", "8"], (-1.0, -0.5, 0.0, 0.5, 1.0, 8.0)),
         ([], SteerSettings(model="A", feature=1, prompt=("x",)).strength),
-    ):
-        with pytest.raises(_SeenError) as found:
-            command.main([*given, *strengths], standalone_mode=False)
-        assert found.value.args[0] == expected
+    ],
+)
+def test_strengths_of_the_command_line_become_numbers(given: list[str], expected: tuple[float, ...]) -> None:
+    with command.make_context("steer", ["--model", "A", *given]) as context:
+        assert context.params["strength"] == expected

@@ -45,7 +45,9 @@ def test_every_stage_is_made_from_those_before(done: Diff) -> None:
         one: getattr(done, one).manifest
         for one in ("activations", "crosscoder", "features", "stitch", "continuations", "contrast")
     }
-    assert {one: manifest.ref for one, manifest in made.items()} == {one: f"{one}:1" for one in made}
+    assert {one: f"{manifest.kind}:{manifest.version}" for one, manifest in made.items()} == {
+        one: f"{one}:1" for one in made
+    }
     for one, source in (
         ("crosscoder", "activations"), ("features", "crosscoder"), ("stitch", "activations"),
         ("contrast", "continuations"), ("contrast", "crosscoder"), ("contrast", "features"),

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from modeldiff.errors import DamagedError
-from modeldiff.workspace import Workspace, places
+from modeldiff.workspace import Workspace, bits
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.bits import create_dataset, write_rows
+from modeldiff.workspace.artifact import FileEntry
+from modeldiff.workspace.files import blake3_file
 from tests.made_activations import make_activations
 
 X_A, X_B = torch.arange(30.0).reshape(10, 3), -torch.arange(20.0).reshape(10, 2)
@@ -38,29 +39,17 @@ def test_blocks_of_several_shards_come_in_the_asked_order(store: ActivationStore
 def test_parts_of_chunks_are_found(
     tmp_path: Path, threads_from: int, read_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "_WORTH_THREADS", threads_from)
-    monkeypatch.setattr(places, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(bits, "_WORTH_THREADS", threads_from)
+    monkeypatch.setattr(bits, "_READ_BYTES", read_bytes)
     x_ND = torch.arange(100.0).reshape(50, 2)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("x", data=x_ND.numpy(), chunks=(8, 2))
     with h5py.File(tmp_path / "x.h5") as file:
-        found = places.RowPlaces.of(file["x"])
-    assert found is not None
+        layout = bits.RowLayout.of(file["x"])
     for start, stop in ((0, 50), (3, 5), (7, 25), (48, 50), (16, 24)):
         into = np.empty((stop - start, 2), np.float32)
-        places.read_pieces(list(found.pieces(start, memoryview(into).cast("B"))))
+        bits.read_all(list(layout.reads(start, memoryview(into).cast("B"))))
         assert torch.equal(torch.from_numpy(into), x_ND[start:stop])
-
-
-@pytest.mark.parametrize("kind", [{"compression": "gzip"}, {"chunks": None}, {"chunks": (2, 1)}])
-def test_what_only_hdf5_can_read_is_left_to_it(store: ActivationStore, kind: dict[str, Any]) -> None:
-    path = store.artifact.file("shards/00001.a.h5")
-    with h5py.File(path, "r+") as file:
-        rows, attributes = file["activations"][()], dict(file["activations"].attrs)
-        del file["activations"]
-        file.create_dataset("activations", data=rows, **kind).attrs.update(attributes)
-    store._checked.add("shards/00001.a.h5")  # the digest is another one now
-    assert torch.equal(store.read_side("a", Block(1, 1, 4)), X_A[5:8].bfloat16())
 
 
 def test_a_file_that_became_shorter_is_named(store: ActivationStore) -> None:
@@ -76,17 +65,36 @@ def test_a_disk_that_fails_is_named(store: ActivationStore, threads_from: int, m
     def fail(*_: Any) -> int:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(places, "_WORTH_THREADS", threads_from)
-    monkeypatch.setattr(places.os, "preadv", fail)
+    monkeypatch.setattr(bits, "_WORTH_THREADS", threads_from)
+    monkeypatch.setattr(bits.os, "preadv", fail)
     with pytest.raises(DamagedError, match=r"00000\.a\.h5: cannot be read \(Input/output error\); "):
         store.read_side("a", Block(0, 0, 4))
 
 
-def test_a_file_of_another_dtype_is_refused(store: ActivationStore) -> None:
-    path = store.artifact.file("shards/00000.a.h5")
+def with_dataset(store: ActivationStore, **dataset: Any) -> str:
+    """Put another dataset into the file of shard 0, with the digest that then belongs to it."""
+    name = "shards/00000.a.h5"
+    path = store.artifact.file(name)
     with h5py.File(path, "r+") as file:
         del file["activations"]
-        write_rows(create_dataset(file, "activations", 4, 3, "float16"), 0, X_A[:4])
-    store._checked.add("shards/00000.a.h5")
-    with pytest.raises(DamagedError, match=r"columns in bfloat16, found \(4, 3\) in float16"):
+        file.create_dataset("activations", **dataset).attrs["encoding"] = "bfloat16"
+    store.artifact.manifest.files[name] = FileEntry(path.stat().st_size, blake3_file(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ({"shape": (4, 2)}, r"expected \(4, 3\) rows and columns in bfloat16, found \(4, 2\)"),
+        ({"shape": (4, 3), "dtype": np.float16}, "has encoding 'bfloat16' and type float16"),
+        ({"shape": (4, 3), "chunks": (2, 1)}, "expected chunks of whole rows without filters"),
+        ({"shape": (4, 3), "chunks": (2, 3), "compression": "gzip"}, "expected chunks of whole rows without filters"),
+        ({"shape": (4, 3), "chunks": (2, 3)}, "some of its 4 rows were never written"),
+    ],
+)
+def test_a_dataset_that_is_not_as_it_was_made_is_refused(
+    store: ActivationStore, dataset: dict[str, Any], message: str
+) -> None:
+    path = with_dataset(store, **{"dtype": np.uint16, **dataset})
+    with pytest.raises(DamagedError, match=f"{path}.*{message}"):
         store.read_side("a", Block(0, 0, 2))

@@ -1,4 +1,4 @@
-"""The cache: what is answered from it, why something runs again, what survives an interruption."""
+"""The cache and the manifest: what is answered, why something runs again, what survives, what is found damaged."""
 
 import json
 import multiprocessing
@@ -12,6 +12,8 @@ from filelock import FileLock
 from modeldiff.errors import DamagedError, InputError, MachineError
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.workspace.artifact import FORMAT
+from modeldiff.workspace.files import sha256_json
 
 
 @settings
@@ -20,6 +22,12 @@ class Cook(Settings):
     """How many."""
     device: str = setting(default="cpu", result=False)
     """Where."""
+
+
+# More than one block of reading, and no multiple of it.
+CONTENT = bytes(range(251)) * 9000
+# The digest of no bytes, as BLAKE3's own publication gives it.
+BLAKE3_OF_NOTHING = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
 
 
 class InterruptedBuildError(Exception):
@@ -36,7 +44,8 @@ def bake(
     **kwargs: Any,
 ) -> Artifact:
     def plain(work: Work) -> dict[str, Any]:
-        work.write_bytes("data.bin", b"x" * 10)
+        work.write_bytes("data.bin", CONTENT)
+        work.write_bytes("empty.bin", b"")
         return {"loss": 0.5}
 
     order = Order("toy", cook or Cook(), {"texts": Input("t.txt", digest)}, schema)
@@ -48,15 +57,13 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "ws")
 
 
-def test_first_run_is_new_and_second_is_up_to_date(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_second_run_is_up_to_date_whatever_cannot_change_the_result(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bake(workspace).ref == "toy:1"
     assert "toy: new" in capsys.readouterr().err
-    assert bake(workspace).ref == "toy:1"
+    assert bake(workspace, Cook(device="cuda")).ref == "toy:1"
     assert capsys.readouterr().err == "toy:1 is up to date\n"
-
-
-def test_a_setting_that_cannot_change_the_result_is_ignored(workspace: Workspace) -> None:
-    assert bake(workspace, Cook(device="cpu")).ref == bake(workspace, Cook(device="cuda")).ref
 
 
 @pytest.mark.parametrize(
@@ -77,32 +84,35 @@ def test_it_says_why_it_runs_again(
     assert reason in capsys.readouterr().err
 
 
-def test_a_corrupt_cached_artifact_is_reported_and_made_again(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("at", [0, 1 << 20, len(CONTENT) - 1])
+def test_a_flipped_bit_is_found_and_the_artifact_made_again(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], at: int
 ) -> None:
     first = bake(workspace)
-    (first.folder / "data.bin").write_bytes(b"y" * 10)
+    assert first.problems() == []
+    flipped = bytearray(CONTENT)
+    flipped[at] ^= 1
+    (first.folder / "data.bin").write_bytes(flipped)
+    assert first.problems() == ["data.bin: is damaged: its content is not what was written (digest differs)"]
     with pytest.raises(DamagedError, match="digest differs"):
         first.file("data.bin")
-    second = bake(workspace)
-    assert second.ref == "toy:2"
+    assert bake(workspace).ref == "toy:2"
     assert "toy:1 is corrupt (data.bin: is damaged" in capsys.readouterr().err
     assert bake(workspace).ref == "toy:2"
 
 
 def test_an_interrupted_build_continues_and_gives_the_same_artifact(workspace: Workspace, tmp_path: Path) -> None:
-    built: list[str] = []
+    built: list[int] = []
 
     def parts(stop_after: int) -> Callable[[Work], dict[str, Any]]:
         def build(work: Work) -> dict[str, Any]:
             for number in range(4):
-                if work.has(f"part-{number}"):
-                    continue
                 if number == stop_after:
                     work.temporary("half-written").write_bytes(b"torn")
                     raise InterruptedBuildError
-                built.append(f"part-{number}")
-                work.write_bytes(f"part-{number}", bytes([number]) * 100)
+                if not work.has(f"part-{number}"):
+                    built.append(number)
+                    work.write_bytes(f"part-{number}", bytes([number]) * 100)
             return {}
 
         return build
@@ -112,7 +122,7 @@ def test_an_interrupted_build_continues_and_gives_the_same_artifact(workspace: W
     assert workspace.artifacts() == []
     resumed = bake(workspace, build=parts(99))
     straight = bake(Workspace(tmp_path / "other"), build=parts(99))
-    assert built == ["part-0", "part-1", "part-2", "part-3"] + [f"part-{n}" for n in range(4)]
+    assert built == [0, 1, 2, 3, 0, 1, 2, 3]
     assert resumed.manifest.digest == straight.manifest.digest
     assert resumed.files() == [f"part-{n}" for n in range(4)]
     assert workspace.partials() == []
@@ -121,7 +131,7 @@ def test_an_interrupted_build_continues_and_gives_the_same_artifact(workspace: W
 def test_a_kill_while_checkpoints_are_dropped_leaves_no_part_of_them(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ledger that says a file is done, without the checkpoint that belongs to it, must not be found again."""
+    """A digest that says a file is done, without the checkpoint that belongs to it, must not be found again."""
 
     def build(work: Work) -> dict[str, Any]:
         if not work.has("data.bin"):
@@ -132,7 +142,7 @@ def test_a_kill_while_checkpoints_are_dropped_leaves_no_part_of_them(
 
     def die(folder: Path, **_: Any) -> None:
         if folder.exists():
-            (folder / "cursor.json").unlink()  # the ledger is still there
+            (folder / "cursor.json").unlink()  # the digest is still there
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -143,22 +153,17 @@ def test_a_kill_while_checkpoints_are_dropped_leaves_no_part_of_them(
     assert workspace.partials() == []
 
 
-def test_a_torn_ledger_line_is_ignored(workspace: Workspace) -> None:
+def test_work_that_was_begun_knows_its_whole_files(workspace: Workspace) -> None:
     work = Work(workspace.folder / "w")
-    work.write_bytes("a", b"1")
-    with (work.resume / "digests.jsonl").open("a") as file:
-        file.write('{"name": "b", "si')
-    again = Work(workspace.folder / "w")
-    assert again.has("a")
-    again.write_bytes("b", b"2")
-    assert Work(workspace.folder / "w").has("b")
-
-
-def test_a_file_that_lost_its_content_is_not_taken_for_done(workspace: Workspace) -> None:
-    work = Work(workspace.folder / "w")
-    work.write_bytes("a", b"123")
-    (work.folder / "a").write_bytes(b"1")
-    assert not Work(workspace.folder / "w").has("a")
+    for name in ("a", "b"):
+        work.write_bytes(name, b"123")
+    (work.folder / "b").write_bytes(b"1")
+    (work.folder / "c").write_bytes(b"2")
+    (work.resume / "digests" / "c.json").write_text('{"size": 1, "bla')
+    again = Work(workspace.folder / "w", rank=1)
+    assert [again.has(name) for name in "abcd"] == [True, False, False, False]
+    again.write_bytes("c", b"2")
+    assert Work(workspace.folder / "w").has("c")
 
 
 def _hold(path: str, held: Any, done: Any) -> None:
@@ -188,29 +193,49 @@ def test_a_second_process_on_the_same_work_gets_a_clear_error(workspace: Workspa
 def test_the_manifest_holds_everything(workspace: Workspace) -> None:
     artifact = bake(workspace, name="first")
     data = json.loads((artifact.folder / "manifest.json").read_text())
+    assert data["format"] == FORMAT == 2
     assert data["settings"] == {"k": 64, "device": "cpu"}
     assert data["inputs"] == {"texts": {"label": "t.txt", "digest": "d"}}
     assert data["metrics"] == {"loss": 0.5}
-    assert data["files"]["data.bin"]["size"] == 10
+    assert data["files"]["data.bin"]["size"] == len(CONTENT)
+    assert data["files"]["empty.bin"] == {"size": 0, "blake3": BLAKE3_OF_NOTHING}
+    digests = {name: f"blake3:{entry['blake3']}" for name, entry in data["files"].items()}
+    assert artifact.manifest.digest == artifact.as_input().digest == sha256_json(["toy", digests])
+    assert data["fingerprint"] == sha256_json(["toy", 1, {"k": 64}, {}, {"texts": "d"}])
     assert data["environment"]["packages"]["torch"]
     assert data["peak_memory_bytes"] > 0
 
 
-@pytest.mark.parametrize("field", ["fingerprint", "files", "format"])
-def test_a_missing_field_is_an_error_that_names_file_and_field(workspace: Workspace, field: str) -> None:
-    artifact = bake(workspace)
-    path = artifact.folder / "manifest.json"
-    data = json.loads(path.read_text())
-    del data[field]
-    path.write_text(json.dumps(data))
-    with pytest.raises(DamagedError, match=rf"manifest\.json.*'{field}'"):
-        workspace.find("toy")
-
-
-def test_an_unknown_field_is_an_error(workspace: Workspace) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("fingerprint"), "'fingerprint' is missing"),
+        (lambda data: data.pop("files"), "'files' is missing"),
+        (lambda data: data.pop("format"), "'format' is missing"),
+        (lambda data: data.update(surprise=1), "'surprise' is unknown"),
+        (lambda data: data["files"].update(x={"size": 0, "md5": "d4"}), "'files', 'x': field 'blake3' is missing"),
+        (lambda data: data["files"].update(x={"size": 0, "blake3": 7}), "'files', 'x': 'blake3' must be a text"),
+        (lambda data: data["files"].update(x=[]), "'files', 'x' must be a table"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_damaged_and_file_and_field_are_named(
+    workspace: Workspace, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
     path = bake(workspace).folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "surprise": 1}))
-    with pytest.raises(DamagedError, match="'surprise' is unknown"):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(DamagedError, match=rf"manifest\.json.*{message}"):
+        workspace.find("toy")
+    ((folder, why),) = workspace.damaged()
+    assert folder == path.parent
+    assert "\n" not in why
+
+
+def test_a_newer_manifest_is_not_taken_for_a_damaged_one(workspace: Workspace) -> None:
+    path = bake(workspace).folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(InputError, match=r"format 3 is newer than this modeldiff reads \(2\): upgrade modeldiff"):
         workspace.find("toy")
 
 
@@ -227,11 +252,3 @@ def test_timing_logs_do_not_change_what_the_artifact_is(workspace: Workspace, tm
     two = bake(Workspace(tmp_path / "other"), build=build(b"22"))
     assert one.manifest.digest == two.manifest.digest
     assert one.problems() == []
-
-
-def test_settings_refuse_unknown_and_missing_fields() -> None:
-    assert Cook.from_json({"k": 3, "device": "cpu"}, "f.json") == Cook(k=3)
-    with pytest.raises(InputError, match=r"f\.json: field 'k' is missing"):
-        Cook.from_json({"device": "cpu"}, "f.json")
-    with pytest.raises(InputError, match="field 'x' is unknown"):
-        Cook.from_json({"k": 1, "device": "cpu", "x": 1}, "f.json")

@@ -38,8 +38,8 @@ from modeldiff.lm.device import resolve_device
 from modeldiff.workspace import Artifact, Order, Work, Workspace
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import require_free
-from modeldiff.workspace.ranks import Ranks, launched, ranks
-from modeldiff.workspace.together import Build, produce_together
+from modeldiff.workspace.ranks import Ranks, launched, produce_together, ranks
+from modeldiff.workspace.stage import Build
 
 # Counted up when the same settings and activations would train to something else than before.
 SCHEMA = 4

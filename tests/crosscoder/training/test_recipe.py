@@ -153,7 +153,7 @@ def test_settings_that_do_not_fit_the_activations_are_refused(values: dict[str, 
 
 def test_every_setting_has_a_help_text() -> None:
     assert field_docs(TrainSettings).keys() == set(TrainSettings().to_json())
-    assert TrainSettings.from_json(TrainSettings(k=9).to_json(), "here") == TrainSettings(k=9)
+    assert TrainSettings(**TrainSettings(k=9).to_json()) == TrainSettings(k=9)
 
 
 def test_settings_are_imported_without_torch() -> None:

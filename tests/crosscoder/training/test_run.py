@@ -314,10 +314,10 @@ def test_activations_that_are_not_finite_leave_no_artifact(tmp_path: Path) -> No
 
 
 def _entry(path: Path) -> Any:
-    from modeldiff.workspace.digest import digest_file
-    from modeldiff.workspace.manifest import FileEntry
+    from modeldiff.workspace.artifact import FileEntry
+    from modeldiff.workspace.files import blake3_file
 
-    return FileEntry(path.stat().st_size, digest_file(path))
+    return FileEntry(path.stat().st_size, blake3_file(path))
 
 
 def test_too_little_disk_is_refused_before_the_first_step(

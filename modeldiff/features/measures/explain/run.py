@@ -21,7 +21,7 @@ from modeldiff.features.measures.explain.detection import Excerpts, Pieces, ask_
 from modeldiff.features.measures.explain.result import EXPLANATION_NAME, FORMAT, Explained
 from modeldiff.features.measures.explain.sample import Sample, take_sample
 from modeldiff.features.measures.explain.settings import KIND, ExplainSettings
-from modeldiff.features.table import FeatureTable
+from modeldiff.features.table import FeatureTable, Partition
 from modeldiff.judge.client import Judge, open_judge
 from modeldiff.judge.questions import WORDING
 from modeldiff.lm.device import resolve_device
@@ -95,7 +95,8 @@ def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]
             table.row(feature, examples=0)  # says if there is no such feature
         return list(dict.fromkeys(settings.feature))
     found: list[int] = []
-    for part in (settings.exclusive,) if settings.exclusive else ("A", "B"):
+    partition: Partition | None = "shared" if settings.shared else settings.exclusive
+    for part in (partition,) if partition else ("A", "B"):
         listed = table.select(exclusive=part, top=settings.top).ids
         found += [feature for feature in listed if table.statistics["firing_count"][feature] > 0]
     if not found:

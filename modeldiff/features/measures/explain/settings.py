@@ -18,8 +18,11 @@ class ExplainSettings(JudgeSettings, OnDevice):
     feature: tuple[int, ...] = setting(default=(), variadic=True)
     """Numbers of the features. Default: the first --top of the list."""
 
-    exclusive: Literal["A", "B", "shared"] | None = setting(default=None)
-    """Explain the first features of this part in the order of evidence. Default: those of A and those of B."""
+    exclusive: Literal["A", "B"] | None = setting(default=None)
+    """Explain the first features of this model alone, in the order of evidence. Default: those of A and those of B."""
+
+    shared: bool = setting(default=False)
+    """Explain the first shared features instead."""
 
     top: int = setting(default=20, least=1)
     """How many features of each part."""
@@ -48,5 +51,7 @@ class ExplainSettings(JudgeSettings, OnDevice):
     def check(self) -> None:
         """Features are named or taken from the list."""
         super().check()
-        if self.feature and self.exclusive is not None:
-            raise InputError("--feature names the features: leave out --exclusive")
+        if self.feature and (self.exclusive is not None or self.shared):
+            raise InputError("--feature names the features: leave out --exclusive and --shared")
+        if self.shared and self.exclusive is not None:
+            raise InputError("--shared names the shared features: leave out --exclusive")

@@ -37,13 +37,14 @@ class MatchMeasure(Measure):
     def options(self) -> list[click.Option]:
         """Of the list."""
         return [
-            click.Option(["--exclusive"], type=click.Choice(["A", "B", "shared"]), help="List this part."),
-            click.Option(["--top"], type=int, default=20, show_default=True, help="Features listed of each part."),
+            click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List the features of this model alone."),
+            click.Option(["--shared"], is_flag=True, help="List the shared features; needs --all-features."),
+            click.Option(["--top"], type=click.IntRange(1), default=20, show_default=True, help="Listed of each part."),
         ]
 
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:
         """match.json, and one object per feature listed."""
-        found, partitions = _listed(artifact, shown["exclusive"])
+        found, partitions = _listed(artifact, **shown)
         rows = [row.to_json() for partition in partitions for row in found.rows(partition, shown["top"])]
         return {**found.info, "features": rows}
 
@@ -51,20 +52,23 @@ class MatchMeasure(Measure):
         """For each partition how many features came back where, then the features, the most stable first."""
         from modeldiff.features.measures.match.show import print_match
 
-        print_match(*_listed(artifact, shown["exclusive"]), shown["top"])
+        print_match(*_listed(artifact, **shown), shown["top"])
 
     def arguments(self, about: About) -> str:
         """Of the command that compares with another crosscoder."""
         return f"{about.crosscoder} {about.other_crosscoder}"
 
 
-def _listed(artifact: Artifact, exclusive: str | None) -> tuple[MatchTable, list[str]]:
+def _listed(artifact: Artifact, *, exclusive: str | None, shared: bool, **_: Any) -> tuple[MatchTable, list[str]]:
     from modeldiff.features.measures.match.table import MatchTable
 
     found = MatchTable(artifact)
-    if exclusive == "shared" and not artifact.settings["all_features"]:
-        raise InputError("--exclusive shared needs --all-features: by default only exclusive features are looked for")
-    return found, [exclusive] if exclusive else list(found.info["summary"])
+    if exclusive and shared:
+        raise InputError("--exclusive and --shared name two parts: give one of them")
+    if shared and not artifact.settings["all_features"]:
+        raise InputError("--shared needs --all-features: by default only exclusive features are looked for")
+    partition = "shared" if shared else exclusive
+    return found, [partition] if partition else list(found.info["summary"])
 
 
 MEASURE = MatchMeasure()

@@ -109,7 +109,7 @@ def test_which_features(made: Workspace) -> None:
     assert chosen(feature=(5, 1, 5)) == [5, 1]
     with pytest.raises(InputError, match="feature 10 does not exist"):
         chosen(feature=(10,))
-    with pytest.raises(InputError, match="--feature names the features: leave out --exclusive"):
+    with pytest.raises(InputError, match="--feature names the features: leave out --exclusive and --shared"):
         chosen(feature=(1,), exclusive="A")
 
 

@@ -228,7 +228,7 @@ def test_the_command_fits_80_columns_and_says_what_came_back(
         (["crosscoder:1", "crosscoder:9"], "no crosscoder called 'crosscoder:9'"),
         (["crosscoder:1", "crosscoder:2"], "crosscoder:2 reads widths 4 and 9, but activations:1 has 8 and 9"),
         (["crosscoder:3", "crosscoder:1", "--activations", "1"], "crosscoder:3 has no exclusive features"),
-        (["crosscoder:1", "crosscoder:1", "--exclusive", "shared"], "needs --all-features"),
+        (["crosscoder:1", "crosscoder:1", "--shared"], "needs --all-features"),
         (["crosscoder:1", "crosscoder:1", "--threshold", "1.5"], "--threshold must be above 0"),
     ],
 )

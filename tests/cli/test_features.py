@@ -1,0 +1,138 @@
+"""What `modeldiff features` and its subcommands `stitch` and `show` print, what other commands made included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeldiff.cli.main import run
+from modeldiff.workspace import Workspace
+from tests.cli.conftest import Call
+from tests.features.made_pair import B_LOUD, LOUD, SHARED_LOUD, WIDTH, Made, make_pair, publish_stitch
+from tests.judge.fake_endpoint import leave_alone, said, serving
+from tests.made_activations import make_activations
+
+FEATURES = (LOUD, SHARED_LOUD)
+LISTING = ("features", "--device", "cpu", "--outlier-factor", "0", "--no-predictability", "--sort", "id")
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """With impact:1 and score:1, which is about FEATURES alone."""
+    made = make_pair(tmp_path_factory.mktemp("pair"))
+    publish_stitch(made, torch.eye(WIDTH), "identity")
+    numbers = [str(number) for number in FEATURES]
+    with pytest.MonkeyPatch.context() as patch, serving(lambda *_: said("RATING: 4")) as server:
+        leave_alone(patch)
+        judge = ["--judge", "openai", "--judge-model", "wise", "--judge-base-url", server.base_url]
+        small = ["--random-directions", "1", "--strength", "1", "--max-new-tokens", "2", "--prompt", "Well?"]
+        for command in (
+            ["impact", "--pairs", "200", "--samples", "2"],
+            ["score", "--feature", *numbers, *judge, *small],
+        ):
+            with pytest.raises(SystemExit, match="0"):
+                run(["--workspace", str(made.workspace.folder), "features", *command, "--device", "cpu"])
+    return made
+
+
+@pytest.fixture
+def tool(known: Made, tmp_path: Path, call: Call) -> Callable[..., str]:
+    """Run a command on the made pair; what it prints."""
+    folder = known.copy(tmp_path / "ws").workspace.folder
+
+    def made(*args: str) -> str:
+        code, out, _ = call(folder, *args)
+        assert code == 0
+        return out
+
+    return made
+
+
+def test_features_says_which_evidence_is_there(tool: Callable[..., str]) -> None:
+    out = tool(*LISTING)
+    assert "evidence: stitch:1, impact:1, score:1\n" in out
+    assert (
+        "missing: predictability, explain, match, evaluate; to have it:\n"
+        "  modeldiff features --crosscoder crosscoder:1 --predictability\n"
+        "  modeldiff features explain --features features:1\n"
+        "  and 2 more commands (--json has all)\n"
+    ) in out
+    evidence = {one["kind"]: one for one in json.loads(tool(*LISTING, "--json"))["evidence"]}
+    assert evidence["score"]["ref"] == "score:1"
+    assert evidence["evaluate"] == {
+        "kind": "evaluate",
+        "ref": None,
+        "command": "modeldiff features evaluate --crosscoder crosscoder:1",
+    }
+
+
+@pytest.mark.parametrize("part", [("--exclusive", "A"), ("--exclusive", "B"), ("--shared",), ()])
+def test_text_and_json_list_the_same_features_and_count_the_dead(tool: Callable[..., str], part: tuple[str]) -> None:
+    found = json.loads(tool(*LISTING, *part, "--top", "100", "--json"))
+    alive = found["candidates"] - found["dead"]
+    assert found["dead"] > 0
+    assert len(found["features"]) == alive
+    assert all(one["density"] > 0 for one in found["features"])
+    if part:
+        assert {one["partition"] for one in found["features"]} == {part[-1].removeprefix("--")}
+    shown = tool(*LISTING, *part, "--top", "100")
+    assert f"{alive} of {alive} alive, by id" in shown
+    assert f"{found['dead']} of {found['candidates']} never fire" in shown
+
+
+def test_one_part_or_the_other(known: Made, fails: Callable[..., str]) -> None:
+    message = fails(2, known.workspace.folder, *LISTING, "--exclusive", "A", "--shared")
+    assert "--exclusive and --shared name two parts" in message
+
+
+def test_show_has_the_impact_and_the_score(tool: Callable[..., str]) -> None:
+    shown = json.loads(tool("features", "show", str(SHARED_LOUD), "--json"))
+    assert shown["impact"]["ref"] == "impact:1"
+    assert shown["impact"].keys() >= {"A", "B", "surface"}
+    assert shown["impact"]["A"].keys() == {"own", "other", "asymmetry", "asymmetry_of_random"}
+    assert shown["score"] == {
+        "ref": "score:1",
+        **{
+            side: {"direction": f"{side} -> {other}", "score": 2.0, "missing": [], "of_random": 2.0}
+            for side, other in (("A", "B"), ("B", "A"))
+        },
+    }
+    out = tool("features", "show", str(SHARED_LOUD))
+    assert "impact A      nats per window if removed: A " in out
+    assert "impact B      nats per window if removed: B " in out
+    assert "score A -> B  2.00 of 5 (random directions 2.00; score:1)" in out
+    assert "score B -> A  2.00 of 5 (random directions 2.00; score:1)" in out
+    assert json.loads(tool("features", "show", str(B_LOUD), "--json"))["score"] is None
+    assert "score" not in tool("features", "show", str(B_LOUD))
+
+
+def test_stitch_as_a_table_and_as_json(tmp_path: Path, call: Call) -> None:
+    folder = tmp_path / "ws"
+    x = torch.randn(1500, 12, generator=torch.Generator().manual_seed(0))
+    make_activations(Workspace(folder), x[:, :8], x[:, 2:], shard_pairs=500)
+    code, out, _ = call(folder, "features", "stitch", "--device", "cpu", "--name", "both")
+    lines = out.splitlines()
+    assert code == 0
+    assert max(map(len, lines)) <= 80
+    assert lines[0].strip() == "stitch:1 of activations:1, widths 8 and 10"
+    overall = {line[:6]: line.split()[-2:] for line in lines if line.startswith(("A -> B", "B -> A"))}
+    # Six of B's ten dimensions are A's, six of A's eight are B's.
+    assert {which: float(r2) for which, (r2, _) in overall.items()} == pytest.approx(
+        {"A -> B": 0.6, "B -> A": 0.75}, abs=0.05
+    )
+    assert all(abs(float(null)) < 0.1 for _, null in overall.values())
+    _, out, err = call(folder, "features", "stitch", "--device", "cpu", "--activations", "latest", "--json")
+    found = json.loads(out)
+    assert "stitch:1 is up to date" in err
+    assert (found["ref"], found["name"], found["activations"]) == ("stitch:1", "both", "activations:1")
+    for direction in ("a_to_b", "b_to_a"):
+        assert {"r2", "null_r2", "ridge", "choice", "by_norm"} == found["maps"][direction].keys()
+        assert found["maps"][direction]["r2"] == found["metrics"][direction]["r2"]
+    for args in (["list", "--kind", "stitch"], ["verify", "stitch:1"]):
+        code, out, _ = call(folder, "workspace", *args)
+        assert code == 0
+        assert "stitch:1" in out or "1 artifacts verified, 0 damaged" in out
