@@ -78,7 +78,7 @@ def _json(done: Demo) -> dict[str, Any]:
                 "id": one.habit.id,
                 "side": one.habit.side,
                 "rank": one.rank,
-                "listed": done.listed,
+                "listed": len(found["differences"]),
                 "feature": one.feature,
                 "share": one.share,
             }

@@ -10,8 +10,7 @@ import click
 from modeldiff.cli import steer_transfer
 from modeldiff.cli.common import stage_command
 from modeldiff.cli.steer_tables import print_dose, print_generations
-from modeldiff.steer.settings import SteerSettings
-from modeldiff.steer.strengths import parse_strengths
+from modeldiff.steer.settings import SteerSettings, parse_strengths
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact

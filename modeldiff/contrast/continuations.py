@@ -205,7 +205,7 @@ def _read(
     settings: ContinuationsSettings, refs: dict[str, ModelRef], sources: list[Source], prompts: list[Record]
 ) -> list[Document]:
     """The documents that have a place."""
-    readers = {side: Reader(load_tokenizer(refs[side]), True) for side in SIDES}
+    readers = {side: Reader(load_tokenizer(refs[side])) for side in SIDES}
     context = {}
     for side in SIDES:
         positions = read_geometry(refs[side]).max_positions or settings.context + settings.tokens

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import Alignment, content_of, finish, match_offsets
+from modeldiff.texts.align import Alignment, align
 from modeldiff.texts.readers import read_lines
 from modeldiff.texts.sources import Record, parse_source, read_source
 from modeldiff.texts.tokenize import Reader
@@ -99,8 +99,7 @@ def drawn_documents(records: Iterable[Record], wanted: int, seed: int) -> list[t
 
 def aligned(tokens: dict[str, Tokens], text: str) -> Alignment:
     """Where both models' tokens end with a word."""
-    content = {side: content_of(text, tokens[side]) for side in SIDES}
-    return finish(text, content, match_offsets(content), "words")
+    return align(text, tokens)
 
 
 def open_document(
@@ -187,7 +186,7 @@ def read_prompts(path: Path, text_field: str) -> list[Record]:
     """
     source = parse_source(str(path))
     if path.suffix.lower() == ".txt":
-        found = [Record("prompts", line) for line in read_lines(path) if line.strip()]
+        found = [Record("prompts", line.rstrip("\r\n")) for line in read_lines(path) if line.strip()]
     else:
         found = [Record("prompts", one.text, one.messages) for one in read_source(source, text_field)]
     if not found:

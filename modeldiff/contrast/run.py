@@ -271,7 +271,7 @@ class _Build:
 
     @cached_property
     def readers(self) -> dict[str, Reader]:
-        return {side: Reader(load_tokenizer(self.refs[side]), True) for side in SIDES}
+        return {side: Reader(load_tokenizer(self.refs[side])) for side in SIDES}
 
     @cached_property
     def models(self) -> Models:

@@ -24,9 +24,8 @@ from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import rows_name
 from modeldiff.workspace.artifact import Artifact, Input
 from modeldiff.workspace.files import free_bytes, require_free
-from modeldiff.workspace.ranks import Ranks, ranks
-from modeldiff.workspace.stage import Order, Work
-from modeldiff.workspace.together import Build, produce_together
+from modeldiff.workspace.ranks import Ranks, produce_together, ranks
+from modeldiff.workspace.stage import Build, Order, Work
 from modeldiff.workspace.workspace import Workspace
 
 KIND = "activations"

@@ -21,7 +21,7 @@ from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import Generated, generate_tokens
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.residual import add_rows_to_residual, add_to_residual
+from modeldiff.lm.residual import add_to_residual
 from modeldiff.steer.dose import FEATURE, RANDOM
 from modeldiff.steer.effect import divergence, repeated_share, surprisal
 from modeldiff.steer.settings import SteerSettings, TransferSettings
@@ -191,7 +191,7 @@ def write(
     flat: list[Generated] = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        with add_rows_to_residual(lm, layer, vectors_SD[[vector for vector, _ in part]]):
+        with add_to_residual(lm, layer, vectors_SD[[vector for vector, _ in part]]):
             flat += generate_tokens(lm, [prompt for _, prompt in part], batch_size=len(part), **options)
     return [flat[i : i + len(prompts)] for i in range(0, len(flat), len(prompts))]
 

@@ -21,8 +21,7 @@ from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate_tokens
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.response import Response, mean_residuals
-from modeldiff.lm.tokens import encode_plain
+from modeldiff.lm.residual import Response, mean_residuals
 from modeldiff.steer.settings import TransferSettings
 from modeldiff.steer.sweep import generation_options
 from modeldiff.texts.readers import read_jsonl, read_lines
@@ -49,7 +48,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if path.suffix == ".jsonl":
         prompts = [_prompt(where, record) for where, record in read_jsonl(path)]
     else:
-        prompts = [Prompt(line) for line in read_lines(path) if line.strip()]
+        prompts = [Prompt(line.rstrip("\r\n")) for line in read_lines(path) if line.strip()]
     if len(prompts) < 2:
         raise InputError(f"{path} holds {len(prompts)} prompts: two are the least that a mean is made of")
     return prompts
@@ -149,8 +148,8 @@ def _answers(
             ids = [token for token in made.new_ids if token not in special]
             answers.append((Response(made.prompt_ids, ids) if ids else None, made.text))
         else:
-            prompt_ids = encode_plain(lm.tokenizer, text, add_special_tokens=not chat)[0]
-            ids = encode_plain(lm.tokenizer, one.response, add_special_tokens=False)[0]
+            prompt_ids = lm.tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+            ids = lm.tokenizer(one.response, add_special_tokens=False, verbose=False)["input_ids"]
             answers.append((Response(prompt_ids, ids), one.response))
     return answers
 

@@ -136,7 +136,7 @@ def test_pairs_before_a_place_are_the_last_24_up_to_it(readers: dict[str, Reader
 def test_a_prompt_is_read_as_a_chat_model_answers_it() -> None:
     """Its features are those of the tokens that the continuations go on from, template included."""
     prompt = "The lazy dog jumps"
-    readers = {side: Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True) for side in "ab"}
+    readers = {side: Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE)) for side in "ab"}
     pairs = pairs_before(continuations([prompt], [(0, len(prompt))], drawn="given"), readers, FAR)
     document = open_given(Record("prompts", prompt), 0, readers, FAR)
     assert document is not None

@@ -36,7 +36,7 @@ from tests.texts.tokenizers_for_tests import bytes_trimmed, bytes_untrimmed
 from tests.tiny_models import CHAT_TEMPLATE, TEXTS, tiny_tokenizer
 
 # The second begins every text with <s> and counts the blank before a word to its token.
-READERS = {"a": Reader(bytes_trimmed(), True), "b": Reader(bytes_untrimmed(), True)}
+READERS = {"a": Reader(bytes_trimmed()), "b": Reader(bytes_untrimmed())}
 CONTEXT = {"a": 512, "b": 512}
 
 
@@ -135,7 +135,7 @@ def test_the_places_of_a_document_depend_on_the_seed_and_its_number_alone() -> N
 @pytest.fixture(scope="module")
 def chatting() -> dict[str, Reader]:
     """B has a chat template, A has none."""
-    return {"a": Reader(tiny_tokenizer(), True), "b": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE), True)}
+    return {"a": Reader(tiny_tokenizer()), "b": Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE))}
 
 
 def chat(*messages: tuple[str, str]) -> Record:
