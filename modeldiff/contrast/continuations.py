@@ -41,10 +41,8 @@ from modeldiff.errors import DamagedError, InputError
 from modeldiff.lm.buckets import common_buckets, token_strings
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.generate import continue_tokens
-from modeldiff.lm.geometry import read_geometry
-from modeldiff.lm.load import load_model, load_tokenizer, model_identity
+from modeldiff.lm.load import load_model, load_tokenizer, model_identity, quiet, read_geometry
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.quiet import quiet
 from modeldiff.lm.ref import ModelRef
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Record, Source, mix, parse_sources, source_digest

@@ -36,8 +36,7 @@ from modeldiff.contrast.words import LEAST_SAID, said_words
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.errors import InputError
 from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.geometry import read_geometry
-from modeldiff.lm.load import load_tokenizer, model_identity
+from modeldiff.lm.load import load_tokenizer, model_identity, read_geometry
 from modeldiff.sides import SIDES
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce

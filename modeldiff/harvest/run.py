@@ -173,7 +173,6 @@ def _build(
     ours.barrier()
     if not ours.first:
         return {}
-    work.gather()
     work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
     if ours.world > 1:
         work.environment["processes"] = ours.world
