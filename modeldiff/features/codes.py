@@ -20,7 +20,6 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.bags import Bags, bag_dot
 from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.sides import SIDES
-from modeldiff.splits import evenly_spread
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 
@@ -32,15 +31,6 @@ _MIN_ROWS, _MAX_ROWS = 64, 4096
 def block_rows(n_features: int) -> int:
     """Pairs encoded at once: a function of the dictionary's size alone, so that sums do not depend on the machine."""
     return max(_MIN_ROWS, min(_MAX_ROWS, _DENSE_VALUES // n_features))
-
-
-def spread(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
-    """Blocks that hold about `pairs` pairs together, spread evenly over all; every block when `pairs` is None."""
-    total = sum(len(block) for block in blocks)
-    if pairs is None or pairs >= total:
-        return list(blocks)
-    wanted = max(1, round(len(blocks) * pairs / total))
-    return [blocks[i] for i in evenly_spread(len(blocks), wanted)]
 
 
 def by_shard(blocks: Sequence[Block], shards: int) -> list[list[Block]]:

@@ -26,6 +26,7 @@ from modeldiff.errors import DamagedError, InputError
 from modeldiff.linear.maps import LinearMap
 from modeldiff.linear.quality import Prediction, measure, norm_limits
 from modeldiff.records import check_fields
+from modeldiff.splits import Stretches
 from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import read_json
@@ -33,8 +34,6 @@ from modeldiff.workspace.files import read_json
 FORMAT = 1
 STITCH_NAME = "stitch.json"
 MAPS_NAME = "maps.safetensors"
-PARTS = ("fit", "choose", "report")
-"""What pairs are for: fitting the maps, choosing the regularisation, and the numbers that are reported."""
 DIRECTIONS = ("a_to_b", "b_to_a")
 FIELDS = {
     "format",
@@ -50,31 +49,6 @@ FIELDS = {
     "identity",
 }
 """The fields of stitch.json."""
-
-
-@dataclass(frozen=True)
-class Stretches:
-    """Ranges of rows of the activations, ascending, each for one purpose. Rows outside of them were not used."""
-
-    first_S: NDArray[np.int64]
-    stop_S: NDArray[np.int64]
-    part_S: NDArray[np.int64]
-    """Index into PARTS."""
-
-    def ranges(self, part: str) -> list[tuple[int, int]]:
-        """(first, stop) of the stretches of a part."""
-        mine_S = self.part_S == PARTS.index(part)
-        return list(zip(self.first_S[mine_S].tolist(), self.stop_S[mine_S].tolist(), strict=True))
-
-    def rows(self, part: str) -> NDArray[np.int64]:
-        """The rows of a part, ascending."""
-        return np.concatenate([np.zeros(0, np.int64), *(np.arange(*one) for one in self.ranges(part))])
-
-    def part_of(self, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N,) the part of each row, -1 for those that were not used."""
-        at_N = np.searchsorted(self.first_S, rows_N, side="right") - 1
-        inside_N = (at_N >= 0) & (rows_N < self.stop_S[at_N])
-        return np.where(inside_N, self.part_S[at_N], -1)
 
 
 @dataclass(frozen=True)

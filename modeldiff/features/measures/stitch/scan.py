@@ -17,8 +17,8 @@ from modeldiff.console import progress
 from modeldiff.crosscoder.training.throughput import CheckpointClock
 from modeldiff.features.measures.stitch.sums import JointMoments, Permuted
 from modeldiff.linear.quality import norm_limits, within
-from modeldiff.linear.stitch import PARTS, Stretches
 from modeldiff.sides import SIDES
+from modeldiff.splits import PARTS, Stretches
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 

@@ -11,8 +11,8 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
+import modeldiff.features.measures.stitch.run as run_module
 import modeldiff.features.measures.stitch.scan as scan_module
-import modeldiff.features.measures.stitch.split as split_module
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.measures.stitch.report import norm_bins
 from modeldiff.features.measures.stitch.run import run
@@ -29,7 +29,7 @@ ALL: dict[str, Any] = {"outlier_factor": 0.0, "device": "cpu"}
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks per shard."""
-    monkeypatch.setattr(split_module, "_BLOCK_ROWS", 128)
+    monkeypatch.setattr(run_module, "_BLOCK_ROWS", 128)
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_bad_activations(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) 
 
 def test_too_few_pairs(workspace: Workspace) -> None:
     make_activations(workspace, normal(5, 3, seed=0), normal(5, 3, seed=1), 700)
-    with pytest.raises(InputError, match="too few to fit"):
+    with pytest.raises(InputError, match="too few pairs are left to fit"):
         run(StitchSettings(**ALL), workspace)
 
 
