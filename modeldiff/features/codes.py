@@ -28,6 +28,8 @@ from modeldiff.workspace.files import replace_into, temporary_path
 _DENSE_VALUES = 1 << 26
 _MIN_ROWS, _MAX_ROWS = 64, 4096
 
+Arrays = dict[str, NDArray[np.generic]]
+
 
 def block_rows(n_features: int) -> int:
     """Pairs encoded at once: a function of the dictionary's size alone, so that sums do not depend on the machine."""
@@ -134,13 +136,6 @@ class Encoder:
         return within_norm(self.store, {"a": x_a_BDa, "b": x_b_BDb}, self._outlier_factor)
 
 
-def sparsify(f_BF: torch.Tensor) -> SparseCodes:
-    """The non-zero entries of a dense block."""
-    row, feature = f_BF.nonzero(as_tuple=True)
-    value = f_BF[row, feature].float()
-    return SparseCodes(row.cpu().numpy(), feature.cpu().numpy(), value.cpu().numpy())
-
-
 @dataclass(frozen=True)
 class CodeSample:
     """Codes of a sample of pairs, all features, in memory."""
@@ -169,7 +164,7 @@ class SampleWriter:
         self._parts.append((kept, first_row + np.flatnonzero(kept_B)))
 
     def has(self, shard: int) -> bool:
-        """True when the shard was finished, by this process or one before it."""
+        """Whether the shard was finished, by this process or one before it."""
         return self._path(shard).exists()
 
     def finish_shard(self, shard: int) -> None:

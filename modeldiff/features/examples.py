@@ -1,7 +1,7 @@
 """The pairs on which each feature fires most strongly, kept varied while the pass runs.
 
 Rule: first the strongest pair of each document, the documents in order of that activation. Where a feature fires in
-fewer documents than examples are wanted, the strongest remaining pairs follow, at most one per stretch of `STRETCH`
+fewer documents than examples are wanted, the strongest remaining pairs follow, at most one per passage of `PASSAGE`
 rows of a document. Ties go to the earlier row.
 
 Legend: F features, E examples, n places per feature.
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.features.statistics import Arrays
+from modeldiff.features.codes import Arrays
 
 Ints = NDArray[np.int64]
 
-STRETCH = 32
+PASSAGE = 32
 """Rows of a document that give at most one example: about the length of the context that is shown."""
 
 
@@ -97,15 +97,15 @@ class Examples:
         return len(self.row)
 
 
-def stretch_of(document_B: Ints, row_B: Ints) -> Ints:
-    """Bucket of each row: its document and which stretch of rows it lies in."""
-    return document_B * (1 << 32) + row_B // STRETCH
+def passage_of(document_B: Ints, row_B: Ints) -> Ints:
+    """Bucket of each row: its document and which passage it lies in."""
+    return document_B * (1 << 32) + row_B // PASSAGE
 
 
-def choose(by_document: TopRows, by_stretch: TopRows) -> Examples:
+def choose(by_document: TopRows, by_passage: TopRows) -> Examples:
     """The examples by the rule above; both arguments have the same shape."""
     n_features, n = by_document.row.shape
-    tops = (by_document, by_stretch)
+    tops = (by_document, by_passage)
     held = [top.row >= 0 for top in tops]
     feature = np.concatenate([np.nonzero(one)[0] for one in held])
     later = np.repeat([0, 1], [one.sum() for one in held])

@@ -156,8 +156,8 @@ def load_stitch(artifact: Artifact, *, device: str | torch.device = "cpu") -> St
         tensors |= {f"{name}.w": torch.empty(source, target), f"{name}.bias": torch.empty(target)}
     stretch = {name: torch.empty(int(info["stretches"]), dtype=torch.int64) for name in ("first", "stop", "part")}
     read_tensors(artifact.file(MAPS_NAME), tensors | {f"stretch.{name}": value for name, value in stretch.items()})
-    maps = []
+    maps = {}
     for name in DIRECTIONS:
         w_DD, bias_D = (tensors[f"{name}.{one}"].to(device) for one in ("w", "bias"))
-        maps.append(LinearMap(w_DD, bias_D, info["maps"][name]["ridge"], info["maps"][name]["r2"]))
-    return Stitch(*maps, Stretches(*(value.numpy() for value in stretch.values())), info)
+        maps[name] = LinearMap(w_DD, bias_D, info["maps"][name]["ridge"], info["maps"][name]["r2"])
+    return Stitch(maps["a_to_b"], maps["b_to_a"], Stretches(*(one.numpy() for one in stretch.values())), info)

@@ -1,17 +1,16 @@
 """Whether the evidence says that a feature of one model is exclusive: three answers, calibrated on the pair itself.
 
-What decides is how much of a feature's activation the *other* model's activations explain, relative to what its own
-explain (a sparse feature is never fully linear in either). Two scales come from the same activations: permuted pairs
-show what chance explains, and shared features, read from one model alone, show what a concept that both models have
-looks like. Nothing here says that the other model lacks a concept: only that no linear analogue was found.
+What decides is one ratio: R² of the feature's activation from the *other* model's activations / R² from its own (a
+sparse feature is never fully linear in either), 0 where the other model is within chance. Two scales come from the same
+activations: permuted pairs show what chance explains, and shared features, read from one model alone, show what a
+concept that both models have looks like. Nothing here says that the other model lacks a concept: only that no linear
+analogue was found.
 
-The rule is about one ratio: R² from the other model / R² from the own one, 0 where the other model is within chance.
-Two criteria follow from the shared features: half of their median ratio, the middle between a concept of both models
-and one of neither; and the ratio that only 5 % of them fall below. Exclusive is what is below both, predictable what is
-above both, undecided what lies between, where the two disagree. So `exclusive` is wrong about at most some 5 % of
-shared features, however widely their ratios scatter: where more than 5 % are below half of the median, the bar is
-lower. (If the other model is within chance for more than 5 % of them, no bar is low enough.) Which share of them is
-called exclusive in fact, by the same function, stands beside every count (`Calls`).
+Two bars follow from the shared features: half of their median ratio, the middle between a concept of both models and
+one of neither; and the ratio that only 5 % of them fall below. Exclusive is what is below both, predictable what is
+above both, undecided what lies between. So `exclusive` is wrong about at most some 5 % of shared features, however
+widely their ratios scatter. (If the other model is within chance for more than 5 % of them, no bar is low enough.)
+Which share of them is called exclusive in fact stands beside every count (`Calls`).
 
 Legend: F features, R reference features.
 """
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 Verdict = Literal["exclusive", "undecided", "predictable", "unknown"]
 _BAR = 0.5
-"""As in training (crosscoder/audit.py): the middle between a concept of both models and none."""
+"""As in training (crosscoder/audits): the middle between a concept of both models and none."""
 _LOW_QUANTILE, _NULL_QUANTILE = 0.05, 0.95
 LEGIBLE = 0.01
 """An R² from the own model below this says that a feature cannot be read from it: its ratio means nothing."""
@@ -77,15 +76,8 @@ class Scale:
 
     @property
     def false_exclusive(self) -> float | None:
-        """Share of the references that is called exclusive, falsely; None without references.
-
-        They set the bar themselves; it is set so (see `ratio_low`) that new ones do not fall below it more often.
-        """
+        """Share of the references that is called exclusive, falsely; None without references."""
         return self.called_exclusive / self.references if self.references else None
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON data."""
-        return dataclasses.asdict(self)
 
 
 def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -> Scale:
@@ -134,12 +126,8 @@ def _beyond_chance(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> 
 
 
 def verdicts(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> NDArray[np.str_]:
-    """(F,) a Verdict for each feature of one model.
-
-    unknown: it fires too rarely for an R², or its own model does not explain it beyond chance either. exclusive: the
-    other model explains no more of it than chance, or at most half of what it explains of shared features, and less
-    than of all but 5 % of them. predictable: at least as much as both. undecided: in between.
-    """
+    """(F,) a Verdict for each feature of one model; unknown: it fires too rarely for an R², or its own model does not
+    explain it beyond chance either."""
     ratio = _beyond_chance(own_F, other_F, scale)
     called = (np.isnan(ratio), ratio <= scale.bar, ratio >= scale.predictable_from)
     return np.select(called, ("unknown", "exclusive", "predictable"), "undecided").astype("<U11")
@@ -177,10 +165,6 @@ class Calls:
         """Whether more are called exclusive than chance gives."""
         return self.p is not None and self.p <= _CHANCE
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON data."""
-        return {**dataclasses.asdict(self), "beyond_chance": self.beyond_chance}
-
 
 def calls_of(verdict_F: NDArray[np.str_], scale: Scale) -> Calls:
     """Of the features of one model with these verdicts."""
@@ -194,13 +178,7 @@ def calls_of(verdict_F: NDArray[np.str_], scale: Scale) -> Calls:
         called = counts["exclusive"] + scale.called_exclusive
         if judged:
             p = float(hypergeom.sf(counts["exclusive"] - 1, judged + scale.references, called, judged))
-    return Calls(
-        **counts,
-        references=scale.references,
-        false_exclusive=scale.false_exclusive,
-        by_chance=by_chance,
-        p=p,
-    )
+    return Calls(**counts, references=scale.references, false_exclusive=scale.false_exclusive, by_chance=by_chance, p=p)
 
 
 def evidence_score(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ def made_evidence(references: int = 20) -> Evidence:
         r2={s: values(n, 0.1, 1) for s in "ab"},
         null={s: values(n, -0.01, 0) for s in "ab"},
         alone=readings,
-        random=readings,
+        difference=readings,
     )
 
 
