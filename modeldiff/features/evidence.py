@@ -36,8 +36,7 @@ REFERENCE_FIRINGS = 50
 """A shared feature that fires less often in the sample is no reference: its R² would be noise."""
 DIFFERENCES = 64
 """Differences of two activations of each model."""
-SEED = 0
-"""Which activations these are differences of."""
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def difference_readers(crosscoder: Crosscoder, store: ActivationStore, sample: C
     them (their covariance is twice that of the activations). Each is as long as the median encoder and fires as often
     as the median feature that is alive."""
     w_enc = crosscoder.encoder(side).detach()
-    random = np.random.default_rng((SEED, SIDES.index(side)))
+    random = np.random.default_rng((_SEED, SIDES.index(side)))
     count = min(DIFFERENCES, len(sample.rows_N) // 2)
     order_N = random.permutation(len(sample.rows_N))[: 2 * count]
     places = np.sort(order_N)

@@ -7,8 +7,7 @@ Layout (normative; F features, S text sources, E examples of all features togeth
                              characters, NaN when it has none or there are no texts; (S, F): activation_by_source;
                              unless predictability is off also r2_a, r2_b, null_a, null_b (F,), alone_X_Y and
                              difference_X_Y (R,) for the models X (a, b) and Y (own, other, null): evidence.py
-    twins.safetensors        feature, correlation (F, 3): see twins.py
-    figures/predictability.png   the same as a picture, unless predictability is off
+    twins.safetensors        feature, correlation (F, 3): see correlation.py
     examples.h5              offsets (F + 1,), row, activation (E,); with texts also the arrays of context.py
 """
 
@@ -27,13 +26,12 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Arrays, Encoder
 from modeldiff.features.context import gather
-from modeldiff.features.evidence import SEED, Evidence, baseline_of, evidence_of
+from modeldiff.features.correlation import find_twins
+from modeldiff.features.evidence import Evidence, baseline_of, evidence_of
 from modeldiff.features.examples import Examples
-from modeldiff.features.figure import predictability_figure
 from modeldiff.features.inputs import open_measured, outlier_factor_of
-from modeldiff.features.scan import FeatureStatistics, ScanResult, scan
+from modeldiff.features.scan import ScanResult, scan
 from modeldiff.features.settings import FeaturesSettings
-from modeldiff.features.twins import find_twins
 from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json
 from modeldiff.splits import split
@@ -47,7 +45,6 @@ FEATURES_NAME = "features.json"
 STATISTICS_NAME = "statistics.safetensors"
 TWINS_NAME = "twins.safetensors"
 EXAMPLES_NAME = "examples.h5"
-FIGURE_NAME = "figures/predictability.png"
 
 
 def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -83,23 +80,42 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
     if not statistics.pairs:
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
     if not work.has(TWINS_NAME):
-        twins = find_twins(result.sample.codes_NF, partition_numbers(crosscoder))
+        sizes = [part.stop - part.start for part in crosscoder.slices.values()]
+        twins = find_twins(result.sample.codes_NF, np.repeat(np.arange(len(sizes)), sizes))
         work.write_bytes(TWINS_NAME, save({"feature": twins.feature, "correlation": twins.correlation}))
     evidence = _evidence(crosscoder, store, result, encoder.device, work) if settings.predictability else None
-    if evidence and not work.has(FIGURE_NAME):
-        title = (
-            f"features of {refs['crosscoder']} on {refs['activations']}: {len(result.sample.rows_N):,} pairs, "
-            f"a fifth held out; differences of seed {SEED}"
-        )
-        work.write_bytes(FIGURE_NAME, predictability_figure(evidence, crosscoder, title))
     if not work.has(EXAMPLES_NAME):
         _write_examples(encoder, result.examples, settings.context, work)
     if not work.has(STATISTICS_NAME):
-        differ_F = _tokens_differ(result.examples, work)
-        work.write_bytes(STATISTICS_NAME, save(_statistics(crosscoder, statistics, differ_F, evidence)))
-    dead = dead_by_partition(crosscoder, statistics)
-    work.write_json(FEATURES_NAME, _description(crosscoder, store, result, refs, dead, evidence))
-    _tell(store, statistics, dead)
+        relative_F = crosscoder.relative_norm().detach().cpu().numpy()
+        arrays = statistics.results() | {"relative_norm": relative_F}
+        arrays |= {"tokens_differ": _tokens_differ(result.examples, work)} | (evidence.arrays() if evidence else {})
+        work.write_bytes(STATISTICS_NAME, save(arrays))
+    dead = {name: int((statistics.count_F[part] == 0).sum()) for name, part in crosscoder.slices.items()}
+    scales = evidence.scales(crosscoder) if evidence else {}
+    baselines = {side: baseline_of(evidence.difference[side], scale) for side, scale in scales.items() if evidence}
+    description = {
+        "format": FORMAT,
+        **refs,
+        "sides": to_json(store.info.sides),
+        "partitions": {name: [part.start, part.stop] for name, part in crosscoder.slices.items()},
+        "sources": store.info.sources,
+        "has_texts": store.info.has_texts,
+        "predictability": settings.predictability,
+        "scales": to_json(scales),
+        "differences": to_json(baselines),
+        "pairs": statistics.pairs,
+        "outliers": statistics.outliers,
+        "sample_pairs": len(result.sample.rows_N),
+        "dead": dead,
+    }
+    work.write_json(FEATURES_NAME, description)
+    if statistics.outliers:
+        say(f"{statistics.outliers:,} pairs with an outlying norm were left out ({statistics.pairs:,} measured)")
+    if any(dead.values()):
+        say("features that never fired: " + ", ".join(f"{count:,} {name}" for name, count in dead.items()))
+    if not store.info.has_texts:
+        say("the activations have no texts: examples are row numbers only, and there are no text sources")
     return {
         "features": crosscoder.n_features,
         "dead": sum(dead.values()),
@@ -107,17 +123,6 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
         "outliers": statistics.outliers,
         "examples": len(result.examples),
     }
-
-
-def partition_numbers(crosscoder: Crosscoder) -> NDArray[np.int64]:
-    """(F,): 0, 1, 2 for A, shared, B."""
-    sizes = [part.stop - part.start for part in crosscoder.slices.values()]
-    return np.repeat(np.arange(len(sizes)), sizes)
-
-
-def dead_by_partition(crosscoder: Crosscoder, statistics: FeatureStatistics) -> dict[str, int]:
-    """How many features of each partition never fired."""
-    return {name: int((statistics.count_F[part] == 0).sum()) for name, part in crosscoder.slices.items()}
 
 
 def _evidence(
@@ -131,13 +136,6 @@ def _evidence(
         save_file(evidence_of(crosscoder, store, result.sample, stretches, device).arrays(), temporary)
         replace_into(temporary, path)
     return Evidence.from_arrays(load_file(path))
-
-
-def _statistics(
-    crosscoder: Crosscoder, statistics: FeatureStatistics, differ_F: NDArray[np.float32], evidence: Evidence | None
-) -> Arrays:
-    more = {"relative_norm": crosscoder.relative_norm().detach().cpu().numpy(), "tokens_differ": differ_F}
-    return {**statistics.results(), **more, **(evidence.arrays() if evidence else {})}
 
 
 def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:
@@ -160,39 +158,3 @@ def _tokens_differ(examples: Examples, work: Work) -> NDArray[np.float32]:
             return np.full(len(count_F), np.nan, np.float32)
         differ_F = np.bincount(examples.feature, file["tokens_differ"][()], len(count_F))
     return np.where(count_F > 0, differ_F / np.maximum(1, count_F), np.nan).astype(np.float32)
-
-
-def _description(
-    crosscoder: Crosscoder,
-    store: ActivationStore,
-    result: ScanResult,
-    refs: dict[str, str],
-    dead: dict[str, int],
-    evidence: Evidence | None,
-) -> dict[str, Any]:
-    scales = evidence.scales(crosscoder) if evidence else {}
-    baselines = {side: baseline_of(evidence.difference[side], scale) for side, scale in scales.items() if evidence}
-    return {
-        "format": FORMAT,
-        **refs,
-        "sides": to_json(store.info.sides),
-        "partitions": {name: [part.start, part.stop] for name, part in crosscoder.slices.items()},
-        "sources": store.info.sources,
-        "has_texts": store.info.has_texts,
-        "predictability": evidence is not None,
-        "scales": to_json(scales),
-        "differences": to_json(baselines),
-        "pairs": result.statistics.pairs,
-        "outliers": result.statistics.outliers,
-        "sample_pairs": len(result.sample.rows_N),
-        "dead": dead,
-    }
-
-
-def _tell(store: ActivationStore, statistics: FeatureStatistics, dead: dict[str, int]) -> None:
-    if statistics.outliers:
-        say(f"{statistics.outliers:,} pairs with an outlying norm were left out ({statistics.pairs:,} measured)")
-    if any(dead.values()):
-        say("features that never fired: " + ", ".join(f"{count:,} {name}" for name, count in dead.items()))
-    if not store.info.has_texts:
-        say("the activations have no texts: examples are row numbers only, and there are no text sources")

@@ -315,9 +315,7 @@ def test_exclusive_features_are_explained_by_their_own_model_only(workspace: Wor
 
 def test_predictability_can_be_left_out(workspace: Workspace) -> None:
     made_pair(workspace)
-    artifact = run(FeaturesSettings(predictability=False, **ALL), workspace)
-    assert "figures/predictability.png" not in artifact.manifest.files
-    table = FeatureTable(artifact)
+    table = FeatureTable(run(FeaturesSettings(predictability=False, **ALL), workspace))
     assert (table.baselines, table.row(N_A).gap) == ({}, None)
     assert table.select().without_evidence == 10
     strongest = [row.max_activation for row in table.rows()]
@@ -354,13 +352,12 @@ def test_activations_of_another_layer_are_refused(tmp_path: Path) -> None:
     assert run(FeaturesSettings(activations=right.ref, device="cpu", outlier_factor=0.0), workspace).ref == "features:1"
 
 
-def test_differences_of_activations_and_the_picture_are_kept_and_shown(
+def test_differences_of_activations_are_kept_and_shown(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made_pair(workspace, 3000, shard_pairs=1100)
     artifact = run(FeaturesSettings(**ALL), workspace)
     assert "10 features, 8 shared ones read from one model, 128 differences" in capsys.readouterr().err
-    assert artifact.file("figures/predictability.png").read_bytes().startswith(b"\x89PNG")
     statistics = load_file(artifact.file("statistics.safetensors"))
     table = FeatureTable(artifact)
     for side, baseline in table.baselines.items():
