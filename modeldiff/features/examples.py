@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.features.codes import Arrays
-
 Ints = NDArray[np.int64]
 
 PASSAGE = 32
@@ -24,7 +22,8 @@ PASSAGE = 32
 
 
 class TopRows:
-    """For each feature the `n` buckets in which it fires most strongly, and the strongest row of each.
+    """For each feature the `n` buckets (documents or passages) in which it fires most strongly, and the strongest row
+    of each.
 
     Attributes:
         activation (F, n) float32, 0 where empty; row (F, n) and bucket (F, n) int64, -1 where empty; strongest first.
@@ -69,17 +68,6 @@ class TopRows:
         self.activation[touched], self.row[touched], self.bucket[touched] = 0, -1, -1
         at = (touched[place[order]], rank)
         self.activation[at], self.row[at], self.bucket[at] = activation[order], row[order], bucket[order]
-
-    def state(self) -> Arrays:
-        """For `from_state`."""
-        return {"activation": self.activation, "row": self.row, "bucket": self.bucket}
-
-    @classmethod
-    def from_state(cls, state: Arrays) -> TopRows:
-        top = cls(*state["row"].shape)
-        for name, array in state.items():
-            setattr(top, name, array.copy())
-        return top
 
 
 @dataclass(frozen=True)

@@ -31,17 +31,24 @@ class FeatureStatistics:
     """Sums over the pairs, in float64 and int64.
 
     Attributes:
-        pairs, outliers: counted, and left out.
+        totals: pairs that are counted, and outliers that are left out.
         count_F: firings; sum_F: of the activations; max_F (float32); source_sum_SF: of the activations by text source.
     """
 
     def __init__(self, n_features: int, n_sources: int) -> None:
-        self.pairs = 0
-        self.outliers = 0
+        self.totals = np.zeros(2, np.int64)
         self.count_F = np.zeros(n_features, np.int64)
         self.sum_F = np.zeros(n_features)
         self.max_F = np.zeros(n_features, np.float32)
         self.source_sum_SF = np.zeros((n_sources, n_features))
+
+    @property
+    def pairs(self) -> int:
+        return int(self.totals[0])
+
+    @property
+    def outliers(self) -> int:
+        return int(self.totals[1])
 
     def update(self, codes: SparseCodes, kept_B: NDArray[np.bool_], source_B: NDArray[np.int64] | None) -> None:
         """Take a block in.
@@ -51,8 +58,7 @@ class FeatureStatistics:
             kept_B: False for pairs that are left out.
             source_B: index of the text source of each pair; None without texts.
         """
-        self.pairs += int(kept_B.sum())
-        self.outliers += int((~kept_B).sum())
+        self.totals += (kept_B.sum(), (~kept_B).sum())
         features = len(self.count_F)
         value = codes.value.astype(np.float64)
         self.count_F += np.bincount(codes.feature, minlength=features)
@@ -63,19 +69,6 @@ class FeatureStatistics:
             present, source = np.unique(source_B, return_inverse=True)
             flat, size = source[codes.row] * features + codes.feature, len(present) * features
             self.source_sum_SF[present] += np.bincount(flat, value, size).reshape(-1, features)
-
-    def state(self) -> Arrays:
-        """Everything needed to go on later, for `from_state`."""
-        sums = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return {**sums, "totals": np.array([self.pairs, self.outliers], np.int64)}
-
-    @classmethod
-    def from_state(cls, state: Arrays) -> FeatureStatistics:
-        statistics = cls(0, 0)
-        for name in state.keys() - {"totals"}:
-            setattr(statistics, name, state[name].copy())
-        statistics.pairs, statistics.outliers = (int(total) for total in state["totals"])
-        return statistics
 
     def results(self) -> Arrays:
         """What is published; activations are in normalised feature units.
@@ -140,7 +133,7 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
 
 
 class _State:
-    """What the pass accumulates."""
+    """What the pass accumulates: in each part, arrays alone."""
 
     def __init__(self, n_features: int, n_sources: int, examples: int) -> None:
         self.statistics = FeatureStatistics(n_features, n_sources)
@@ -170,7 +163,7 @@ class _Places:
 
 
 def _checkpoint(path: Path, state: _State, shards: int) -> None:
-    arrays = {f"{part}.{name}": array for part, one in vars(state).items() for name, array in one.state().items()}
+    arrays = {f"{part}.{name}": array for part, one in vars(state).items() for name, array in vars(one).items()}
     temporary = temporary_path(path)
     save_file(arrays, temporary, metadata={"shards": str(shards)})
     replace_into(temporary, path)
@@ -182,8 +175,7 @@ def _restore(path: Path) -> tuple[_State, int] | None:
         return None
     state = _State(0, 0, 0)
     with safe_open(path, framework="numpy") as file:
-        for part, one in vars(state).items():
-            names = [key for key in file.keys() if key.startswith(f"{part}.")]  # noqa: SIM118 - not a mapping
-            arrays = {key.removeprefix(f"{part}."): file.get_tensor(key) for key in names}
-            setattr(state, part, type(one).from_state(arrays))
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            part, _, name = key.partition(".")
+            setattr(getattr(state, part), name, file.get_tensor(key).copy())
         return state, int(file.metadata()["shards"])
