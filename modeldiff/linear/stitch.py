@@ -65,10 +65,6 @@ class Stitch:
         """The map that takes model "a" or "b" to the other one."""
         return self.a_to_b if side == "a" else self.b_to_a
 
-    def held_out_rows(self) -> NDArray[np.int64]:
-        """Rows of the activations that neither the maps nor the choice of their regularisation have seen."""
-        return self.stretches.rows("report")
-
     def r2_on(self, store: ActivationStore, subsets: Sequence[NDArray[np.int64]]) -> list[SubsetR2]:
         """R² on some of the pairs, for example those on which a feature fires; all subsets in one pass.
 

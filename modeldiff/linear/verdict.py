@@ -44,11 +44,10 @@ class Scale:
 
     Attributes:
         references: shared features that can be read from this model alone.
-        ratio_median: of their ratios; 1 when there are too few.
-        ratio_low: 5 % of them have a smaller one: one more shared feature would fall below it with that probability.
-            The smallest of them when there are fewer than 19; 1 when there are too few.
+        ratio_median, ratio_low: the median of their ratios, and the ratio that one more shared feature would fall below
+            with a probability of 5 % (the smallest where there are fewer than 19); 1 where there are too few.
         null: R² from the other model that one feature in twenty reaches in permuted pairs; at least 0.
-        called_exclusive, called_predictable: of the references, by the very rule (`verdicts`) that this scale makes.
+        called_exclusive, called_predictable: references that are called so by this very scale.
     """
 
     references: int
@@ -60,13 +59,12 @@ class Scale:
 
     @property
     def bar(self) -> float:
-        """Largest ratio of a feature that is called exclusive: half of the references' median, or less where more than
-        5 % of the references themselves would fall below that."""
+        """Largest ratio of a feature that is called exclusive."""
         return min(_BAR * self.ratio_median, self.ratio_low)
 
     @property
     def predictable_from(self) -> float:
-        """Smallest ratio of a feature that is called predictable: the other one of the two bars."""
+        """Smallest ratio of a feature that is called predictable."""
         return max(_BAR * self.ratio_median, self.ratio_low)
 
     @property
@@ -81,12 +79,8 @@ class Scale:
 
 
 def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -> Scale:
-    """The scale of one side.
-
-    Args:
-        own_R, other_R: R² of the reference features from this model and from the other one; NaN: fires too rarely.
-        null_F: R² of features from the other model in permuted pairs; NaN likewise.
-    """
+    """The scale of one side, from R² of the reference features from this model and from the other one, and R² of
+    features from the other model in permuted pairs; NaN: it fires too rarely."""
     known_F = null_F[~np.isnan(null_F)].astype(np.float64)
     null = max(0.0, float(np.quantile(known_F, _NULL_QUANTILE))) if len(known_F) else 0.0
     scale = Scale(0, 1.0, 1.0, null)
@@ -94,8 +88,8 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
     ratio_R = ratio_R[~np.isnan(ratio_R)]
     if len(ratio_R) >= _LEAST_REFERENCES:
         # "weibull": so many of n references are below it that one more falls there with a probability of 5 %.
-        low = float(np.quantile(ratio_R, _LOW_QUANTILE, method="weibull"))
-        scale = Scale(0, _within_1(float(np.median(ratio_R))), _within_1(low), null)
+        low, median = np.quantile(ratio_R, _LOW_QUANTILE, method="weibull"), np.median(ratio_R)
+        scale = Scale(0, *(min(max(float(ratio), 0.0), 1.0) for ratio in (median, low)), null)
     called_R = verdicts(own_R, other_R, scale)
     return dataclasses.replace(
         scale,
@@ -103,10 +97,6 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
         called_exclusive=int((called_R == "exclusive").sum()),
         called_predictable=int((called_R == "predictable").sum()),
     )
-
-
-def _within_1(ratio: float) -> float:
-    return min(max(ratio, 0.0), 1.0)
 
 
 def ratios(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:
@@ -138,9 +128,8 @@ class Calls:
     """How many exclusive features of one model are called what, and how many are called exclusive by chance.
 
     Attributes:
-        exclusive, undecided, predictable, unknown: features that ever fire, by verdict. Nothing can be said of the
-            unknown ones, and nothing is expected of them.
-        references, false_exclusive: as in `Scale`: how many shared features, and which share the rule calls exclusive.
+        exclusive, undecided, predictable, unknown: features that ever fire, by verdict.
+        references, false_exclusive: as in `Scale`.
         by_chance: features that would be called exclusive if all were shared ones; None without references.
         p: probability of so many exclusive calls or more if they were (Fisher's exact test, one-sided: the share is
             itself counted on a sample); None where nothing can be said or there are no references.
@@ -182,10 +171,10 @@ def calls_of(verdict_F: NDArray[np.str_], scale: Scale) -> Calls:
 
 
 def evidence_score(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:
-    """(F,) what lists are sorted by: (own - other) x (1 - other / own), 0 where the own model explains nothing.
+    """(F,) what lists are sorted by: (own - other) x (1 - other / own); NaN where an R² is missing.
 
     The gap alone favours features that fire all the time, of which either model explains much; the ratio alone those of
-    which neither does. NaN where an R² is missing.
+    which neither does.
     """
     own, other = own_F.astype(np.float64), np.maximum(other_F.astype(np.float64), 0)
     gap = own - other

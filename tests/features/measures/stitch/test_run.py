@@ -90,7 +90,7 @@ def direct(x: torch.Tensor, y: torch.Tensor, found: Stitch, direction: str) -> t
 def test_every_number_equals_scikit_learn(workspace: Workspace) -> None:
     x_a, x_b = noisy()
     found = stitched(workspace, x_a, x_b)
-    rows = found.held_out_rows()
+    rows = found.stretches.rows("report")
     assert found.info["pairs"]["report"] == len(rows) > 100
     for direction, x, y in (("a_to_b", x_a, x_b), ("b_to_a", x_b, x_a)):
         target, predicted = direct(x, y, found, direction)
@@ -138,7 +138,7 @@ def test_the_parts_share_no_pair(workspace: Workspace) -> None:
     assert not parts[0] & parts[1]
     assert not parts[1] & parts[2]
     assert not parts[0] & parts[2]
-    assert set(found.held_out_rows().tolist()) == parts[2]
+    assert set(found.stretches.rows("report").tolist()) == parts[2]
     assert found.info["pairs"] == dict(zip(("fit", "choose", "report"), map(len, parts), strict=True))
 
 
@@ -146,7 +146,7 @@ def test_what_the_held_out_pairs_hold_does_not_change_the_maps(workspace: Worksp
     x_a, x_b = noisy()
     before = stitched(workspace, x_a, x_b)
     changed = x_b.clone()
-    changed[before.held_out_rows()] += 5 * normal(len(before.held_out_rows()), 9, seed=11)
+    changed[before.stretches.rows("report")] += 5 * normal(len(before.stretches.rows("report")), 9, seed=11)
     after = stitched(workspace, x_a, changed)
     torch.testing.assert_close(after.a_to_b.w_DD, before.a_to_b.w_DD, rtol=1e-5, atol=1e-6)
     assert after.a_to_b.ridge == before.a_to_b.ridge
@@ -177,7 +177,7 @@ def test_r2_on_a_feature_s_own_tokens(workspace: Workspace) -> None:
     x_a, x_b = noisy()
     found = stitched(workspace, x_a, x_b)
     store = ActivationStore(workspace.find("activations"))
-    held = found.held_out_rows()
+    held = found.stretches.rows("report")
     rows = np.random.default_rng(0).permutation(N)[:1500]
     fitted_on = found.stretches.rows("fit")
     by_row, whole, seen, none = found.r2_on(store, [rows, np.arange(N), fitted_on, np.zeros(0, int)])
