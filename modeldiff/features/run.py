@@ -141,7 +141,7 @@ def _evidence(
 def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:
     arrays: Arrays = {"offsets": examples.offsets, "row": examples.row, "activation": examples.activation}
     if encoder.store.info.has_texts:
-        arrays |= gather(encoder, examples, n_context, work.resume / "contexts").arrays()
+        arrays |= gather(encoder, examples, n_context, work.resume / "contexts")
     temporary = work.temporary(EXAMPLES_NAME)
     with h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
