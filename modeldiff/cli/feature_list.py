@@ -35,9 +35,9 @@ or end at other characters; * more than half: the tokenizers may explain it."""
 _VERDICT_LEGEND = """\
 verdict: other / own, against shared features read from one model alone; excl.:
 below half of their median and below all but 5 % of them; pred.: above both:"""
-_CONTROLS_LEGEND = """\
-random directions, read as if they were features: R² own, other, null (medians);
-other / own [5 % to 95 %]; how many would be excl./undec./pred./?:"""
+_BASELINES_LEGEND = """\
+differences of two activations, read as if they were features: R² own, other,
+null (medians); other / own [5 % to 95 %]; how many excl./undec./pred./?:"""
 
 
 def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "calls": {
             side: {**to_json(calls), "beyond_chance": calls.beyond_chance} for side, calls in table.calls.items()
         },
-        "random_directions": table.info["random_directions"],
+        "differences": table.info["differences"],
         "features": [table.row(feature).to_json() for feature in ids],
     }
 
@@ -118,7 +118,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
     click.echo(_LEGEND)
     _print_calls(table, chosen["exclusive"])
-    _print_controls(table)
+    _print_baselines(table)
     if evidence:
         print_evidence(evidence)
     if ids:
@@ -155,11 +155,11 @@ def _calls(calls: Calls) -> str:
     return f"{chance}: {'more' if calls.beyond_chance else 'not more'} than chance (p {calls.p:.1g})"
 
 
-def _print_controls(table: FeatureTable) -> None:
-    """What random directions show, under the list."""
-    if table.controls:
-        click.echo(_CONTROLS_LEGEND)
-    for side, one in table.controls.items():
+def _print_baselines(table: FeatureTable) -> None:
+    """What differences of two activations show, under the list."""
+    if table.baselines:
+        click.echo(_BASELINES_LEGEND)
+    for side, one in table.baselines.items():
         if one.ratio_median is None:
             click.echo(f"  {side.upper()}: none fires often enough and can be read from its own model")
             continue

@@ -19,8 +19,8 @@ from scipy import sparse
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.bags import Bags, bag_dot
 from modeldiff.crosscoder.fast.inference import ActiveEntries
+from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
-from modeldiff.splits import evenly_spread
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 
@@ -28,19 +28,12 @@ from modeldiff.workspace.files import replace_into, temporary_path
 _DENSE_VALUES = 1 << 26
 _MIN_ROWS, _MAX_ROWS = 64, 4096
 
+Arrays = dict[str, NDArray[np.generic]]
+
 
 def block_rows(n_features: int) -> int:
     """Pairs encoded at once: a function of the dictionary's size alone, so that sums do not depend on the machine."""
     return max(_MIN_ROWS, min(_MAX_ROWS, _DENSE_VALUES // n_features))
-
-
-def spread(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
-    """Blocks that hold about `pairs` pairs together, spread evenly over all; every block when `pairs` is None."""
-    total = sum(len(block) for block in blocks)
-    if pairs is None or pairs >= total:
-        return list(blocks)
-    wanted = max(1, round(len(blocks) * pairs / total))
-    return [blocks[i] for i in evenly_spread(len(blocks), wanted)]
 
 
 def by_shard(blocks: Sequence[Block], shards: int) -> list[list[Block]]:
@@ -60,17 +53,12 @@ class SparseCodes:
     feature: NDArray[np.int64]
     value: NDArray[np.float32]
 
-    def where(self, wanted: NDArray[np.bool_]) -> SparseCodes:
-        """Only some of the entries."""
-        return SparseCodes(self.row[wanted], self.feature[wanted], self.value[wanted])
-
 
 class Encoder:
     """Codes of the store's pairs, with pairs left out that training leaves out.
 
     Args:
-        outlier_factor: a pair is an outlier when a side's norm exceeds this many times the side's median norm; 0:
-        never.
+        outlier_factor: see `within_norm`.
     """
 
     def __init__(
@@ -80,10 +68,7 @@ class Encoder:
         self.store = store
         self.device = device
         self._active = ActiveEntries(self.crosscoder)
-        self._limits = {
-            side: outlier_factor * info.median_norm if outlier_factor else float("inf")
-            for side, info in store.info.sides.items()
-        }
+        self._outlier_factor = outlier_factor
 
     def dense(self, block: Block) -> tuple[torch.Tensor, NDArray[np.bool_]]:
         """(f_BF on the device, kept_B): activations of every feature; rows of outliers are zero and not kept."""
@@ -100,14 +85,12 @@ class Encoder:
         kept_B = self.keeps(x_a_BDa, x_b_BDb).cpu().numpy()
         flat_K, value_K = self._active.of(x_a_BDa, x_b_BDb)
         row_K, feature_K = np.divmod(flat_K.cpu().numpy(), self.crosscoder.n_features)
-        codes = SparseCodes(row_K, feature_K, value_K.cpu().numpy())
-        return (codes if kept_B.all() else codes.where(kept_B[row_K])), kept_B
+        codes = (row_K, feature_K, value_K.cpu().numpy())
+        return SparseCodes(*(codes if kept_B.all() else (one[kept_B[row_K]] for one in codes))), kept_B
 
     def at(self, block: Block, feature_E: NDArray[np.int64], row_EW: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(E, W): the activation of feature_E[e] on the pairs row_EW[e] of the block; 0 where that is negative.
-
-        The same as picking from `dense`, up to the rounding of a product, without working out the others.
-        """
+        """(E, W): the activation of feature_E[e] on the pairs row_EW[e] of the block; 0 where that is negative. As in
+        `dense`, up to the rounding of a product, without working out the others."""
         # mps lacks these sums.
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
         crosscoder = self.crosscoder
@@ -143,15 +126,8 @@ class Encoder:
         return weights[(feature - seen.start).clamp(0, len(weights) - 1)] * share[:, None]
 
     def keeps(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
-        """(B,) bool: which of these raw pairs are not outliers."""
-        return (x_a_BDa.float().norm(dim=1) <= self._limits["a"]) & (x_b_BDb.float().norm(dim=1) <= self._limits["b"])
-
-
-def sparsify(f_BF: torch.Tensor) -> SparseCodes:
-    """The non-zero entries of a dense block."""
-    row, feature = f_BF.nonzero(as_tuple=True)
-    value = f_BF[row, feature].float()
-    return SparseCodes(row.cpu().numpy(), feature.cpu().numpy(), value.cpu().numpy())
+        """(B,) bool: which of these raw pairs are not outliers (see `within_norm`)."""
+        return within_norm(self.store, {"a": x_a_BDa, "b": x_b_BDb}, self._outlier_factor)
 
 
 @dataclass(frozen=True)
@@ -182,17 +158,15 @@ class SampleWriter:
         self._parts.append((kept, first_row + np.flatnonzero(kept_B)))
 
     def has(self, shard: int) -> bool:
-        """True when the shard was finished, by this process or one before it."""
+        """Whether the shard was finished, by this process or one before it."""
         return self._path(shard).exists()
 
     def finish_shard(self, shard: int) -> None:
         """Write what was added since the last shard."""
-        part = self._joined(self._parts)
-        path = self._path(shard)
-        temporary = temporary_path(path)
-        arrays = {"indptr": part.codes_NF.indptr, "indices": part.codes_NF.indices, "data": part.codes_NF.data}
+        part, temporary = self._joined(self._parts), temporary_path(self._path(shard))
+        arrays = {name: getattr(part.codes_NF, name) for name in ("indptr", "indices", "data")}
         save_file({**arrays, "rows": part.rows_N}, temporary)
-        replace_into(temporary, path)
+        replace_into(temporary, self._path(shard))
         self._parts = []
 
     def load(self, shards: int) -> CodeSample:
@@ -209,7 +183,6 @@ class SampleWriter:
         return self._folder / f"{shard:05d}.safetensors"
 
     def _joined(self, parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]]) -> CodeSample:
-        if not parts:
-            return CodeSample(sparse.csr_matrix((0, self._n_features), dtype=np.float32), np.zeros(0, np.int64))
-        codes = sparse.vstack([matrix for matrix, _ in parts], format="csr", dtype=np.float32)
-        return CodeSample(codes, np.concatenate([rows for _, rows in parts]))
+        none = (sparse.csr_matrix((0, self._n_features), dtype=np.float32), np.zeros(0, np.int64))
+        codes, rows = zip(*(parts or [none]), strict=True)
+        return CodeSample(sparse.vstack(codes, format="csr", dtype=np.float32), np.concatenate(rows))

@@ -1,10 +1,11 @@
 """How well predictions of a model's activations do on chosen pairs: R² of many subsets of the pairs in one pass.
 
-Legend: N pairs of a block, G subsets, D width of a model.
+Legend: N pairs of a block, P predictions, G subsets, D width of a model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,45 +34,13 @@ class Prediction:
     """From both sides' activations (N, D), raw units, float32, to the predicted ones of the target."""
 
 
-class R2Sums:
-    """Sums over the pairs of each subset, from which its R² follows. float64, on the host."""
-
-    def __init__(self, subsets: int, width: int) -> None:
-        self.n_G = np.zeros(subsets, np.int64)
-        self._error_G = np.zeros(subsets)
-        self._square_G = np.zeros(subsets)
-        self._sum_GD = np.zeros((subsets, width))
-
-    def add(self, member_GN: sparse.csr_matrix, y_ND: NDArray[np.float64], error_N: NDArray[np.float64]) -> None:
-        """Take in pairs.
-
-        Args:
-            member_GN: 1 where a pair belongs to a subset; float64.
-            y_ND: the targets less a constant near their mean.
-            error_N: squared distance of each prediction from its target.
-        """
-        self.n_G += np.diff(member_GN.indptr)
-        self._error_G += member_GN @ error_N
-        self._square_G += member_GN @ np.einsum("nd,nd->n", y_ND, y_ND)
-        self._sum_GD += member_GN @ y_ND
-
-    def r2(self) -> NDArray[np.float64]:
-        """(G,): 1 - sum of squared errors / sum of squares about the subset's own mean, over all dimensions together.
-
-        0: no better than the mean of these very pairs; below 0: worse; NaN: the targets do not vary, or no pairs.
-        """
-        total_G = self._square_G - np.square(self._sum_GD).sum(1) / np.maximum(1, self.n_G)
-        varies_G = total_G > _ROUNDING * self._square_G
-        return np.where(varies_G, 1 - self._error_G / np.where(varies_G, total_G, 1), np.nan)
-
-
 def measure(
     store: ActivationStore,
     ranges: Sequence[tuple[int, int]],
     subsets: Sequence[NDArray[np.int64]],
     predictions: Sequence[Prediction],
     *,
-    limits: Mapping[str, float],
+    outlier_factor: float,
     device: torch.device,
     bar: Progress,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -80,34 +49,46 @@ def measure(
     Args:
         ranges: the rows (first, stop) of the store that are read, ascending.
         subsets: rows of the store, ascending, each at most once; those that are not in the ranges do not count.
-        limits: by side, the largest norm of a pair that counts.
+        outlier_factor: see `within_norm`.
         device: what the predictions are computed on; not mps, which has no float64.
 
     Returns:
-        The number of pairs of each subset (G,), and R² (predictions, G), see `R2Sums.r2`.
+        The number of pairs of each subset (G,), and R² (predictions, G): 1 - sum of squared errors / sum of squares
+        about the subset's own mean, over all dimensions together. 0: no better than the mean of these very pairs; below
+        0: worse; NaN: the targets do not vary, or no pairs.
 
     Raises:
         DamagedError: the activations cannot be read or are not finite.
     """
-    sums = [R2Sums(len(subsets), store.info.sides[one.target].width) for one in predictions]
     counts_G = np.zeros(len(subsets), np.int64)
+    error_PG, square_PG = np.zeros((2, len(predictions), len(subsets)))
+    # The targets less a constant near their mean.
+    sum_PGD = [np.zeros((len(subsets), store.info.sides[one.target].width)) for one in predictions]
     mean = {side: store.mean[side].to(device) for side in SIDES}
     for first, stop in ranges:
         for block in blocks_of(store, first, stop):
             x = {side: store.read_side(side, block).to(device).float() for side in SIDES}
-            keep_N = within(x, limits, store).cpu().numpy()
+            keep_N = within_norm(store, x, outlier_factor).cpu().numpy()
             member_GN = _membership(subsets, store.first_row[block.shard] + block.start, keep_N)
             counts_G += np.diff(member_GN.indptr)
-            for one, into in zip(predictions, sums, strict=True):
+            for p, one in enumerate(predictions):
                 y_ND = x[one.target].double()
-                error_N = (one.of(x).double() - y_ND).square().sum(dim=1)
-                into.add(member_GN, (y_ND - mean[one.target]).cpu().numpy(), error_N.cpu().numpy())
+                error_PG[p] += member_GN @ (one.of(x).double() - y_ND).square().sum(dim=1).cpu().numpy()
+                centred_ND = (y_ND - mean[one.target]).cpu().numpy()
+                square_PG[p] += member_GN @ np.einsum("nd,nd->n", centred_ND, centred_ND)
+                sum_PGD[p] += member_GN @ centred_ND
             bar.advance(len(block))
-    return counts_G, np.stack([into.r2() for into in sums])
+    total_PG = square_PG - [np.square(sum_GD).sum(1) / np.maximum(1, counts_G) for sum_GD in sum_PGD]
+    varies_PG = total_PG > _ROUNDING * square_PG
+    return counts_G, np.where(varies_PG, 1 - error_PG / np.where(varies_PG, total_PG, 1), np.nan)
 
 
-def within(x: Mapping[str, torch.Tensor], limits: Mapping[str, float], store: ActivationStore) -> torch.Tensor:
-    """(N,) True for the pairs whose norm is at most the limit, on both sides (paper B.1.4).
+def within_norm(store: ActivationStore, x: Mapping[str, torch.Tensor], outlier_factor: float) -> torch.Tensor:
+    """(N,) False for outliers: pairs whose norm, on either side, exceeds this many times the store's median (paper
+    B.1.4); 0 keeps all.
+
+    Args:
+        x: by side, some of the store's activations (N, D), raw units.
 
     Raises:
         DamagedError: a value is not finite.
@@ -118,15 +99,10 @@ def within(x: Mapping[str, torch.Tensor], limits: Mapping[str, float], store: Ac
             raise DamagedError(
                 f"{store.artifact.ref} holds values of model {side.upper()} that are not finite; {store.artifact.mend}"
             )
+    if not 0 < outlier_factor < math.inf:
+        return torch.ones_like(norms["a"], dtype=torch.bool)
+    limits = {side: outlier_factor * store.info.sides[side].median_norm for side in SIDES}
     return (norms["a"] <= limits["a"]) & (norms["b"] <= limits["b"])
-
-
-def norm_limits(store: ActivationStore, outlier_factor: float) -> dict[str, float]:
-    """By side, `outlier_factor` times the median norm; without end where it is 0."""
-    return {
-        side: outlier_factor * info.median_norm if outlier_factor else float("inf")
-        for side, info in store.info.sides.items()
-    }
 
 
 def blocks_of(store: ActivationStore, first: int, stop: int) -> Iterator[Block]:

@@ -18,9 +18,8 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Encoder, block_rows, spread
-from modeldiff.features.statistics import Arrays
-from modeldiff.features.surroundings import word_start
+from modeldiff.features.codes import Arrays, Encoder, block_rows
+from modeldiff.features.context import Surroundings
 from modeldiff.features.windows import spread_shards
 from modeldiff.features.words import visible
 from modeldiff.workspace.activations import Block
@@ -93,7 +92,7 @@ def take_sample(encoder: Encoder, *, pairs: int, seed: int, resume: Path) -> Sam
     with progress("explain: pass over the texts", sum(store.info.shards[s] for s in shards) * share, "pairs") as bar:
         for shard in shards:
             plan = store.plan(shard)
-            groups = spread(_groups(plan, shard), max(1, round(share * len(plan.pairs))))
+            groups = spread_blocks(_groups(plan, shard), max(1, round(share * len(plan.pairs))))
             path = resume / f"codes-{shard:05d}.safetensors"
             if not path.exists():
                 temporary = temporary_path(path)
@@ -158,8 +157,7 @@ def _words(plan: ShardPlan, groups: Sequence[Block], words: dict[str, int], text
     row_N = np.concatenate([np.arange(group.start, group.stop) for group in groups])
     document_N = pairs.document[row_N]
     first_N = np.diff(document_N, prepend=-1) != 0
-    rows = zip(row_N.tolist(), first_N.tolist(), strict=True)
-    begin_N = np.array([word_start(plan.documents, pairs, row, first=first) for row, first in rows])
+    begin_N = Surroundings(plan).start_N[row_N]
     end_N = pairs.char_end[row_N]
     spans = zip(document_N.tolist(), begin_N.tolist(), end_N.tolist(), strict=True)
     shown = (visible(plan.documents[one].text[begin:end].strip()).casefold() for one, begin, end in spans)

@@ -25,13 +25,14 @@ from modeldiff.console import progress, say
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.errors import InputError
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, spread
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard
 from modeldiff.features.correlation import Columns
 from modeldiff.features.inputs import find_activations, outlier_factor_of
 from modeldiff.features.measures.match.matching import Dictionary, decoder_cosines, match
 from modeldiff.features.measures.match.settings import KIND, MatchSettings
 from modeldiff.features.measures.match.summary import PARTITIONS, Arrays, summarise
 from modeldiff.lm.device import resolve_device
+from modeldiff.splits import spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import read_json, replace_into, temporary_path
@@ -153,7 +154,7 @@ class _Match:
     def _shards(self) -> list[list[Block]]:
         """The same blocks for all, however large their dictionaries."""
         rows = block_rows(max(one.config.n_features for one in self.members))
-        return by_shard(spread(self.store.blocks(rows), self.settings.pairs), len(self.store.info.shards))
+        return by_shard(spread_blocks(self.store.blocks(rows), self.settings.pairs), len(self.store.info.shards))
 
     def _writer(self, index: int) -> SampleWriter:
         return SampleWriter(self.work.resume / f"codes-{index}", self.members[index].config.n_features)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from modeldiff.console import progress
 from modeldiff.linear.maps import LinearMap
-from modeldiff.linear.quality import Prediction, measure, norm_limits
-from modeldiff.linear.stitch import DIRECTIONS, Stretches, map_predictions, number_or_none
+from modeldiff.linear.quality import Prediction, measure
+from modeldiff.linear.stitch import DIRECTIONS, map_predictions, number_or_none
 from modeldiff.sides import SIDES
+from modeldiff.splits import Stretches
 from modeldiff.workspace.activations import ActivationStore
 
 NORM_BINS = 5
@@ -51,7 +52,7 @@ def report(
             ranges,
             list(groups.values()),
             list(predictions.values()),
-            limits=norm_limits(store, outlier_factor),
+            outlier_factor=outlier_factor,
             device=device,
             bar=bar,
         )

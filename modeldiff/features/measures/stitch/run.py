@@ -30,16 +30,19 @@ from modeldiff.errors import InputError, MachineError
 from modeldiff.features.measures.stitch.report import TARGET, report
 from modeldiff.features.measures.stitch.scan import Scan, scan
 from modeldiff.features.measures.stitch.settings import KIND, StitchSettings
-from modeldiff.features.measures.stitch.split import sample, split
 from modeldiff.linear.maps import LinearMap, best_ridge, ridge_scores
-from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, PARTS, STITCH_NAME, Stretches, number_or_none
+from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, number_or_none
 from modeldiff.lm.device import resolve_device
 from modeldiff.sides import OTHER
+from modeldiff.splits import PARTS, Stretches, split, spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 
 # Counted up when the same settings and activations would give something else than before.
-SCHEMA = 1
+SCHEMA = 2
+_BLOCK_ROWS = 1024
+# A few pairs are still read from all over the activations.
+_LEAST_BLOCKS = 16
 # A larger share of outliers than this is said.
 _NOTEWORTHY_LEFT_OUT = 0.01
 # A map that is fitted on n times as many pairs as there are dimensions adds about 1/n to what it leaves unexplained.
@@ -79,7 +82,8 @@ def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = No
 
 def _build(settings: StitchSettings, store: ActivationStore, device: torch.device, work: Work) -> dict[str, Any]:
     factor = settings.outlier_factor
-    blocks = sample(store, settings.pairs)
+    rows = _BLOCK_ROWS if settings.pairs >= store.pairs else min(_BLOCK_ROWS, settings.pairs // _LEAST_BLOCKS)
+    blocks = spread_blocks(store.blocks(rows), settings.pairs)
     stretches = split(store, blocks)
     scanned = scan(store, blocks, stretches, outlier_factor=factor, device=device, resume=work.resume)
     rows_N, norms = scanned.report

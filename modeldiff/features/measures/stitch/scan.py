@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from modeldiff.console import progress
 from modeldiff.crosscoder.training.throughput import CheckpointClock
 from modeldiff.features.measures.stitch.sums import JointMoments, Permuted
-from modeldiff.linear.quality import norm_limits, within
-from modeldiff.linear.stitch import PARTS, Stretches
+from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
+from modeldiff.splits import PARTS, Stretches
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 
@@ -41,7 +41,7 @@ class Scan:
     def __init__(self, store: ActivationStore, stretches: Stretches, outlier_factor: float, device: torch.device):
         self._store = store
         self._stretches = stretches
-        self._limits = norm_limits(store, outlier_factor)
+        self._outlier_factor = outlier_factor
         self._device = device
         self._mean = {side: store.mean[side].to(device) for side in SIDES}
         self.sums = {part: JointMoments(*store.widths, device) for part in _SUMMED}
@@ -62,7 +62,7 @@ class Scan:
         x = {side: self._store.read_side(side, block).to(self._device) for side in SIDES}
         rows_N = np.arange(len(block)) + self._store.first_row[block.shard] + block.start
         part_N = torch.from_numpy(self._stretches.part_of(rows_N)).to(self._device)
-        keep_N = within(x, self._limits, self._store)
+        keep_N = within_norm(self._store, x, self._outlier_factor)
         self.outliers += int((~keep_N & (part_N >= 0)).sum())
         chosen = {name: keep_N & (part_N == number) for number, name in enumerate(PARTS)}
         for name in _SUMMED:
