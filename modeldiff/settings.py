@@ -133,10 +133,9 @@ def option_of(field: dataclasses.Field[Any]) -> str:
 
 
 def own_first(cls: type[Settings]) -> list[dataclasses.Field[Any]]:
-    """The fields of a settings class as its help lists them: its own first, then those that it has in common."""
-    fields = dataclasses.fields(cls)
-    own = inspect.get_annotations(cls)
-    return [f for f in fields if f.name in own] + [f for f in fields if f.name not in own]
+    """The fields of a settings class as its help lists them: its own first, then those of its bases."""
+    order = [name for base in cls.__mro__ for name in inspect.get_annotations(base)]
+    return sorted(dataclasses.fields(cls), key=lambda field: order.index(field.name))
 
 
 def field_docs(cls: type) -> dict[str, str]:
