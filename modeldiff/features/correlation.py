@@ -1,9 +1,6 @@
-"""Pearson correlations between the columns of sparse codes. A dense features x features array never exists.
+"""Pearson correlations between the columns of sparse codes, in blocks: an array of all features by all never exists.
 
-Only features that fire on a common pair come out of a sparse product; all others have a correlation of at most 0, for
-activations are never negative.
-
-Legend: N pairs, F features, E entries of a block of products.
+Legend: N pairs, F, G features of two dictionaries, B features of a block.
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-# Most entries of one block of products: 12 bytes each in a sparse matrix.
+# Most entries of one block: 128 MiB.
 _BLOCK_ENTRIES = 1 << 24
 
 
@@ -28,9 +25,7 @@ class Columns:
     """float64."""
     mean_F: NDArray[np.float64]
     deviation_F: NDArray[np.float64]
-    """1 where the feature does not vary."""
-    varies_F: NDArray[np.bool_]
-    """False where a feature is the same on every pair, 0 or not: it correlates with nothing."""
+    """Infinite where a feature is the same on every pair, 0 or not: it correlates with nothing."""
 
     @classmethod
     def of(cls, codes_NF: sparse.csr_matrix) -> Self:
@@ -41,8 +36,7 @@ class Columns:
         square_F = np.asarray(codes.multiply(codes).sum(axis=0)).ravel() / n
         variance_F = square_F - mean_F**2
         # A constant feature's variance is rounding error, not exactly 0.
-        varies_F = variance_F > 1e-12 * square_F
-        return cls(codes, mean_F, np.sqrt(np.where(varies_F, variance_F, 1.0)), varies_F)
+        return cls(codes, mean_F, np.sqrt(np.where(variance_F > 1e-12 * square_F, variance_F, np.inf)))
 
     @property
     def n_features(self) -> int:
@@ -55,43 +49,18 @@ class Columns:
         return replace(self, codes_NF=self.codes_NF[order_N])
 
 
-@dataclass(frozen=True)
-class Products:
-    """Sums over the pairs of f_i g_j, for the features i of a block and all features j that vary and meet them."""
-
-    features: int
-    """Number of features i of the block."""
-    one: NDArray[np.int64]
-    """(E,) the feature i."""
-    other: NDArray[np.int64]
-    """(E,) the feature j."""
-    total: NDArray[np.float64]
-    """(E,) the sum."""
-
-    def where(self, wanted_E: NDArray[np.bool_]) -> Products:
-        """Only some of the entries."""
-        return replace(self, one=self.one[wanted_E], other=self.other[wanted_E], total=self.total[wanted_E])
-
-
-def blocks(features: NDArray[np.int64], others: int) -> Iterator[NDArray[np.int64]]:
-    """The features in blocks whose products with `others` features are not too many for one array."""
-    step = max(1, _BLOCK_ENTRIES // max(1, others))
+def correlations(
+    one: Columns, other: Columns, features: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """(some of the `features` of `one` (B,), their correlations with all features of `other` on the same pairs (B, G)),
+    block by block. Rounding may carry a perfect one past 1."""
+    step = max(1, _BLOCK_ENTRIES // max(1, other.n_features))
+    by_feature = one.codes_NF.tocsc()
     for start in range(0, len(features), step):
-        yield features[start : start + step]
-
-
-def products(one: Columns, other: Columns, features: NDArray[np.int64] | None = None) -> Iterator[Products]:
-    """The products of `features` of `one` (None: all), in blocks, with all features of `other` on the same pairs."""
-    features = np.arange(one.n_features) if features is None else features
-    columns = one.codes_NF.tocsc()
-    for block in blocks(features, other.n_features):
-        product = (columns[:, block].T.tocsr() @ other.codes_NF).tocoo()
-        found = Products(len(block), block[product.row], product.col, product.data)
-        yield found.where(one.varies_F[found.one] & other.varies_F[found.other])
-
-
-def correlations(one: Columns, other: Columns, entries: Products) -> NDArray[np.float64]:
-    """(E,) the Pearson correlation of each entry; rounding may carry a perfect one past 1."""
-    i, j = entries.one, entries.other
-    covariance = entries.total / one.codes_NF.shape[0] - one.mean_F[i] * other.mean_F[j]
-    return covariance / (one.deviation_F[i] * other.deviation_F[j])
+        block_B = features[start : start + step]
+        correlation_BG = (by_feature[:, block_B].T.tocsr() @ other.codes_NF).toarray()
+        correlation_BG /= one.codes_NF.shape[0]
+        correlation_BG -= np.outer(one.mean_F[block_B], other.mean_F)
+        correlation_BG /= one.deviation_F[block_B, None]
+        correlation_BG /= other.deviation_F
+        yield block_B, correlation_BG

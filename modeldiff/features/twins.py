@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.correlation import Columns, blocks
+from modeldiff.features.correlation import Columns, correlations
 
 PER_FEATURE = 3
 """Twins kept for each feature."""
@@ -50,20 +50,12 @@ def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> T
     if not n or not codes_NF.nnz:
         return twins
     columns = Columns.of(codes_NF)
-    by_feature = columns.codes_NF.tocsc()
-    # A feature that does not vary correlates with nothing.
-    deviation_F = np.where(columns.varies_F, columns.deviation_F, np.inf)
     parts = [np.flatnonzero(partition_F == number) for number in np.unique(partition_F)]
     parts.sort(key=len)
     # Every product serves both of its features; those of the largest partition are never multiplied by each other.
     with progress("features: twins", sum(map(len, parts[:-1])), "features") as bar:
         for place, part in enumerate(parts[:-1]):
-            for part_G in blocks(part, n_features):
-                correlation_GF = (by_feature[:, part_G].T.tocsr() @ columns.codes_NF).toarray()
-                correlation_GF /= n
-                correlation_GF -= np.outer(columns.mean_F[part_G], columns.mean_F)
-                correlation_GF /= deviation_F[part_G, None]
-                correlation_GF /= deviation_F
+            for part_G, correlation_GF in correlations(columns, columns, part):
                 for other in parts[place + 1 :]:
                     _keep_best(twins, part_G, other, correlation_GF[:, other])
                     _keep_best(twins, other, part_G, correlation_GF[:, other].T)
