@@ -19,8 +19,8 @@ from scipy import sparse
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.bags import Bags, bag_dot
 from modeldiff.crosscoder.fast.inference import ActiveEntries
+from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
-from modeldiff.splits import evenly_spread
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 
@@ -32,15 +32,6 @@ _MIN_ROWS, _MAX_ROWS = 64, 4096
 def block_rows(n_features: int) -> int:
     """Pairs encoded at once: a function of the dictionary's size alone, so that sums do not depend on the machine."""
     return max(_MIN_ROWS, min(_MAX_ROWS, _DENSE_VALUES // n_features))
-
-
-def spread(blocks: Sequence[Block], pairs: int | None) -> list[Block]:
-    """Blocks that hold about `pairs` pairs together, spread evenly over all; every block when `pairs` is None."""
-    total = sum(len(block) for block in blocks)
-    if pairs is None or pairs >= total:
-        return list(blocks)
-    wanted = max(1, round(len(blocks) * pairs / total))
-    return [blocks[i] for i in evenly_spread(len(blocks), wanted)]
 
 
 def by_shard(blocks: Sequence[Block], shards: int) -> list[list[Block]]:
@@ -69,8 +60,7 @@ class Encoder:
     """Codes of the store's pairs, with pairs left out that training leaves out.
 
     Args:
-        outlier_factor: a pair is an outlier when a side's norm exceeds this many times the side's median norm; 0:
-        never.
+        outlier_factor: see `within_norm`.
     """
 
     def __init__(
@@ -80,10 +70,7 @@ class Encoder:
         self.store = store
         self.device = device
         self._active = ActiveEntries(self.crosscoder)
-        self._limits = {
-            side: outlier_factor * info.median_norm if outlier_factor else float("inf")
-            for side, info in store.info.sides.items()
-        }
+        self._outlier_factor = outlier_factor
 
     def dense(self, block: Block) -> tuple[torch.Tensor, NDArray[np.bool_]]:
         """(f_BF on the device, kept_B): activations of every feature; rows of outliers are zero and not kept."""
@@ -143,8 +130,8 @@ class Encoder:
         return weights[(feature - seen.start).clamp(0, len(weights) - 1)] * share[:, None]
 
     def keeps(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
-        """(B,) bool: which of these raw pairs are not outliers."""
-        return (x_a_BDa.float().norm(dim=1) <= self._limits["a"]) & (x_b_BDb.float().norm(dim=1) <= self._limits["b"])
+        """(B,) bool: which of these raw pairs are not outliers (see `within_norm`)."""
+        return within_norm(self.store, {"a": x_a_BDa, "b": x_b_BDb}, self._outlier_factor)
 
 
 def sparsify(f_BF: torch.Tensor) -> SparseCodes:

@@ -34,17 +34,14 @@ from modeldiff.features.rows import activations_of
 from modeldiff.linear.ridge import Moments, held_out_r2
 from modeldiff.linear.verdict import Scale, scale_of
 from modeldiff.sides import OTHER, SIDES
+from modeldiff.splits import Stretches
 from modeldiff.threads import by_side, prefetched
 from modeldiff.workspace.activations import ActivationStore
 
-HELD_OUT_EVERY = 5
-"""Every 5th stretch of the sample is held out."""
 MIN_FIRINGS = 5
 """Fewer firings than this in either part: R² would be a matter of luck, none is given."""
 REFERENCE_FIRINGS = 50
 """A shared feature that fires less often in the sample is no reference: its R² would be noise."""
-# Stretches are long enough that neighbouring tokens of one text rarely fall in different parts.
-_MAX_STRETCH, _MIN_STRETCHES = 512, 20
 # Pairs whose products are summed in float32 at once, and values of such sums.
 _FLOAT32_ROWS = 4096
 
@@ -64,6 +61,8 @@ class Readings:
 
 
 _READINGS = ("alone", "random")
+_Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+"""(N,) each: the pairs of the sample that are fitted on, and those that are held out."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,14 @@ class Evidence:
         return {side: control_of(one.own, one.other, one.null, scales[side]) for side, one in self.random.items()}
 
 
-def evidence_of(crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, device: torch.device) -> Evidence:
-    """All regressions in one pass over the sample for each side (more, if the sums of all do not fit into memory)."""
+def evidence_of(
+    crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, stretches: Stretches, device: torch.device
+) -> Evidence:
+    """All regressions in one pass over the sample for each side (more, if the sums of all do not fit into memory).
+
+    Args:
+        stretches: what of the activations is fitted on, and what is held out.
+    """
     n = len(sample.rows_N)
     reference_R = reference_features(crosscoder, sample, REFERENCE_FIRINGS)
     readers = {
@@ -139,7 +144,8 @@ def evidence_of(crosscoder: Crosscoder, store: ActivationStore, sample: CodeSamp
     targets = sparse.hstack([sample.codes_NF, *made.values()], format="csr")
     # Far apart: neighbouring pairs are of one text.
     permuted = targets[(np.arange(n) + n // 2) % max(1, n)]
-    r2 = predictability(store, CodeSample(sparse.hstack([targets, permuted], format="csr"), sample.rows_N), device)
+    both = CodeSample(sparse.hstack([targets, permuted], format="csr"), sample.rows_N)
+    r2 = predictability(store, both, stretches, device)
     sizes = [sample.codes_NF.shape[1]] + [len(readers[name][side].w_RD) for side in SIDES for name in _READINGS]
     ends = np.cumsum([*sizes, *sizes])[:-1]
     parts = {side: np.split(values, ends) for side, values in r2.items()}
@@ -160,8 +166,12 @@ def evidence_of(crosscoder: Crosscoder, store: ActivationStore, sample: CodeSamp
     )
 
 
-def predictability(store: ActivationStore, sample: CodeSample, device: torch.device) -> dict[str, NDArray[np.float32]]:
+def predictability(
+    store: ActivationStore, sample: CodeSample, stretches: Stretches, device: torch.device
+) -> dict[str, NDArray[np.float32]]:
     """Held-out R² of every feature from each model's activations.
+
+    No regularisation is chosen: what a stitch keeps for that (splits.PARTS) is held out too, together a fifth.
 
     Returns:
         By side "a" and "b", (F,) float32: 1 - residual / total sum of squares on the held-out pairs, NaN where a
@@ -169,9 +179,10 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
     """
     # mps has no float64.
     device = device if device.type == "cuda" else torch.device("cpu")
-    held_N = held_out(len(sample.rows_N))
+    part_N = stretches.part_of(sample.rows_N)
+    used = (part_N == 0, part_N > 0)
     blocks = _blocks(sample.codes_NF, block_targets(sample.codes_NF.shape[1], max(store.widths)))
-    firings_F = _firings(sample.codes_NF, held_N)
+    firings_F = _firings(sample.codes_NF, used)
     with progress("features: predictability", len(SIDES) * len(blocks) * len(sample.rows_N), "pairs") as bar:
 
         def of_side(side: str) -> NDArray[np.float32]:
@@ -185,7 +196,7 @@ def predictability(store: ActivationStore, sample: CodeSample, device: torch.dev
                     if inputs_known
                     else [Moments.empty(width, targets) for _ in range(2)]
                 )
-                for held, x_nD in _summed(store, side, sample.rows_N, codes_NG, parts, device):
+                for held, x_nD in _summed(store, side, sample.rows_N, codes_NG, used, parts, device):
                     if not inputs_known:
                         parts[held].add_inputs(x_nD)
                     bar.advance(len(x_nD))
@@ -208,19 +219,19 @@ def _summed(
     side: str,
     rows_N: NDArray[np.int64],
     codes_NG: sparse.csr_matrix,
+    used: _Masks,
     parts: list[Moments],
     device: torch.device,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Adds the targets' sums to the two parts, fitted and held out; gives (part, inputs about their mean, float64) of
-    some thousand pairs at a time, while the next ones are being added."""
+    """Adds the targets' sums to the two parts (`used`); gives (part, inputs about their mean, float64) of some thousand
+    pairs at a time, while the next ones are being added."""
     mean_D = store.mean[side].to(device).double()
-    held_N = held_out(len(rows_N))
 
     def add(some: tuple[slice, torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
         rows, x_ND = some
         done = []
         for held, part in enumerate(parts):
-            places = np.flatnonzero(held_N[rows] == bool(held))
+            places = np.flatnonzero(used[held][rows])
             for start in range(0, len(places), _FLOAT32_ROWS):
                 chosen = places[start : start + _FLOAT32_ROWS]
                 x_nD = x_ND[torch.from_numpy(chosen)].to(device).double().sub_(mean_D)
@@ -230,12 +241,6 @@ def _summed(
 
     for _, done in prefetched(add, activations_of(store, side, rows_N)):
         yield from done
-
-
-def held_out(n: int) -> NDArray[np.bool_]:
-    """(N,) True for the pairs of the sample that no regression is fitted on."""
-    stretch = max(1, min(_MAX_STRETCH, n // _MIN_STRETCHES))
-    return (np.arange(n) // stretch) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
 def _cost(store: ActivationStore, sample: CodeSample, readers: Mapping[str, Mapping[str, Readers]]) -> Cost:
@@ -271,6 +276,6 @@ def add_targets(part: Moments, x_nD: torch.Tensor, f_nG: sparse.csr_matrix) -> N
     part.ff_G += torch.from_numpy(np.bincount(f_nG.indices, f_K * f_K, n_targets))
 
 
-def _firings(codes_NG: sparse.csr_matrix, held_N: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(G,) firings in that part, training or held out, in which the feature fires less."""
-    return np.minimum(*(np.bincount(codes_NG[m].indices, minlength=codes_NG.shape[1]) for m in (held_N, ~held_N)))
+def _firings(codes_NG: sparse.csr_matrix, used: _Masks) -> NDArray[np.int64]:
+    """(G,) firings in that part, fitted on or held out, in which the feature fires less."""
+    return np.minimum(*(np.bincount(codes_NG[m].indices, minlength=codes_NG.shape[1]) for m in used))

@@ -32,7 +32,7 @@ from modeldiff.errors import InputError
 from modeldiff.features.alone import SEED
 from modeldiff.features.codes import Encoder
 from modeldiff.features.context import gather
-from modeldiff.features.evidence import HELD_OUT_EVERY, Evidence, evidence_of
+from modeldiff.features.evidence import Evidence, evidence_of
 from modeldiff.features.examples import Examples
 from modeldiff.features.figure import predictability_figure
 from modeldiff.features.inputs import open_measured, outlier_factor_of
@@ -41,11 +41,12 @@ from modeldiff.features.settings import FeaturesSettings
 from modeldiff.features.statistics import Arrays, FeatureStatistics
 from modeldiff.features.twins import find_twins
 from modeldiff.lm.device import resolve_device
+from modeldiff.splits import split
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import replace_into, temporary_path
 
-SCHEMA = 4
+SCHEMA = 5
 FORMAT = 4
 FEATURES_NAME = "features.json"
 STATISTICS_NAME = "statistics.safetensors"
@@ -103,7 +104,7 @@ def _build(
         if evidence and not work.has(FIGURE_NAME):
             title = (
                 f"features of {refs['crosscoder']} on {refs['activations']}: {len(result.sample.rows_N):,} pairs, "
-                f"one in {HELD_OUT_EVERY} held out; directions of seed {SEED}"
+                f"a fifth held out; directions of seed {SEED}"
             )
             picture = beside.submit(predictability_figure, evidence, crosscoder, title)
         if not work.has(EXAMPLES_NAME):
@@ -150,7 +151,8 @@ def _evidence(
     path = work.resume / "evidence.safetensors"
     if not path.exists():
         temporary = temporary_path(path)
-        save_file(evidence_of(crosscoder, store, result.sample, device).arrays(), temporary)
+        stretches = split(store, result.sampled)
+        save_file(evidence_of(crosscoder, store, result.sample, stretches, device).arrays(), temporary)
         replace_into(temporary, path)
     return Evidence.from_arrays(load_file(path))
 

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from modeldiff.console import progress
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, spread
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard
 from modeldiff.features.examples import Examples, TopRows, choose, stretch_of
 from modeldiff.features.statistics import Arrays, FeatureStatistics
+from modeldiff.splits import spread_blocks
 from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
@@ -35,6 +36,8 @@ class ScanResult:
     statistics: FeatureStatistics
     examples: Examples
     sample: CodeSample
+    sampled: list[Block]
+    """Blocks that the sample is of; it leaves out the outliers among their pairs."""
 
 
 def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: int, resume: Path) -> ScanResult:
@@ -47,8 +50,9 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
     """
     store = encoder.store
     n_features = encoder.crosscoder.n_features
-    blocks = spread(store.blocks(block_rows(n_features)), pairs)
-    sampled = set(spread(blocks, sample_pairs))
+    blocks = spread_blocks(store.blocks(block_rows(n_features)), pairs)
+    sampled = spread_blocks(blocks, sample_pairs)
+    is_sampled = set(sampled)
     writer = SampleWriter(resume / "codes", n_features)
     state, done = _restore(resume / _CHECKPOINT) or (_State(n_features, len(store.info.sources), examples), 0)
     total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
@@ -63,12 +67,13 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
                 document, row = document_B[codes.row], row_B[codes.row]
                 state.by_document.update(codes.feature, codes.value, row, document)
                 state.by_stretch.update(codes.feature, codes.value, row, stretch_of(document, row))
-                if block in sampled:
+                if block in is_sampled:
                     writer.add(codes, kept_B, int(row_B[0]))
                 bar.advance(len(block))
             writer.finish_shard(shard)
             _checkpoint(resume / _CHECKPOINT, state, shard + 1)
-    return ScanResult(state.statistics, choose(state.by_document, state.by_stretch), writer.load(len(shards)))
+    examples_kept = choose(state.by_document, state.by_stretch)
+    return ScanResult(state.statistics, examples_kept, writer.load(len(shards)), sampled)
 
 
 class _State:

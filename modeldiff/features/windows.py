@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
-from modeldiff.features.codes import spread
 from modeldiff.lm.batches import padded
 from modeldiff.sides import SIDES
-from modeldiff.splits import evenly_spread
+from modeldiff.splits import evenly_spread, spread_blocks
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.plan import ShardPlan
 
@@ -53,7 +52,9 @@ def sample_windows(store: ActivationStore, pairs: int) -> list[Window]:
         plan = store.plan(shard)
         first = np.searchsorted(plan.pairs.document, np.arange(len(plan.documents) + 1)).tolist()
         rows = [Block(shard, start, stop) for start, stop in itertools.pairwise(first) if start < stop]
-        windows += [_window(store, plan, block) for block in spread(rows, max(1, round(share * len(plan.pairs))))]
+        windows += [
+            _window(store, plan, block) for block in spread_blocks(rows, max(1, round(share * len(plan.pairs))))
+        ]
     return windows
 
 

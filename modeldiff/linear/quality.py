@@ -5,6 +5,7 @@ Legend: N pairs of a block, G subsets, D width of a model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,13 +44,8 @@ class R2Sums:
         self._sum_GD = np.zeros((subsets, width))
 
     def add(self, member_GN: sparse.csr_matrix, y_ND: NDArray[np.float64], error_N: NDArray[np.float64]) -> None:
-        """Take in pairs.
-
-        Args:
-            member_GN: 1 where a pair belongs to a subset; float64.
-            y_ND: the targets less a constant near their mean.
-            error_N: squared distance of each prediction from its target.
-        """
+        """Take in pairs: which of them belong to each subset (1, float64), the targets less a constant near their mean,
+        and the squared distance of each prediction from its target."""
         self.n_G += np.diff(member_GN.indptr)
         self._error_G += member_GN @ error_N
         self._square_G += member_GN @ np.einsum("nd,nd->n", y_ND, y_ND)
@@ -71,7 +67,7 @@ def measure(
     subsets: Sequence[NDArray[np.int64]],
     predictions: Sequence[Prediction],
     *,
-    limits: Mapping[str, float],
+    outlier_factor: float,
     device: torch.device,
     bar: Progress,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -80,7 +76,7 @@ def measure(
     Args:
         ranges: the rows (first, stop) of the store that are read, ascending.
         subsets: rows of the store, ascending, each at most once; those that are not in the ranges do not count.
-        limits: by side, the largest norm of a pair that counts.
+        outlier_factor: see `within_norm`.
         device: what the predictions are computed on; not mps, which has no float64.
 
     Returns:
@@ -95,7 +91,7 @@ def measure(
     for first, stop in ranges:
         for block in blocks_of(store, first, stop):
             x = {side: store.read_side(side, block).to(device).float() for side in SIDES}
-            keep_N = within(x, limits, store).cpu().numpy()
+            keep_N = within_norm(store, x, outlier_factor).cpu().numpy()
             member_GN = _membership(subsets, store.first_row[block.shard] + block.start, keep_N)
             counts_G += np.diff(member_GN.indptr)
             for one, into in zip(predictions, sums, strict=True):
@@ -106,8 +102,12 @@ def measure(
     return counts_G, np.stack([into.r2() for into in sums])
 
 
-def within(x: Mapping[str, torch.Tensor], limits: Mapping[str, float], store: ActivationStore) -> torch.Tensor:
-    """(N,) True for the pairs whose norm is at most the limit, on both sides (paper B.1.4).
+def within_norm(store: ActivationStore, x: Mapping[str, torch.Tensor], outlier_factor: float) -> torch.Tensor:
+    """(N,) False for outliers: pairs whose norm, on either side, exceeds this many times the store's median (paper
+    B.1.4); 0 keeps all.
+
+    Args:
+        x: by side, some of the store's activations (N, D), raw units.
 
     Raises:
         DamagedError: a value is not finite.
@@ -118,15 +118,10 @@ def within(x: Mapping[str, torch.Tensor], limits: Mapping[str, float], store: Ac
             raise DamagedError(
                 f"{store.artifact.ref} holds values of model {side.upper()} that are not finite; {store.artifact.mend}"
             )
+    if not 0 < outlier_factor < math.inf:
+        return torch.ones_like(norms["a"], dtype=torch.bool)
+    limits = {side: outlier_factor * store.info.sides[side].median_norm for side in SIDES}
     return (norms["a"] <= limits["a"]) & (norms["b"] <= limits["b"])
-
-
-def norm_limits(store: ActivationStore, outlier_factor: float) -> dict[str, float]:
-    """By side, `outlier_factor` times the median norm; without end where it is 0."""
-    return {
-        side: outlier_factor * info.median_norm if outlier_factor else float("inf")
-        for side, info in store.info.sides.items()
-    }
 
 
 def blocks_of(store: ActivationStore, first: int, stop: int) -> Iterator[Block]:

@@ -1,10 +1,9 @@
 """A `stitch` artifact, opened: the affine maps between a pair's activations, and where they may be tested.
 
 Layout (normative):
-    stitch.json          format, what was stitched, R² and pairs (see modeldiff/stitch/run.py)
+    stitch.json          format, what was stitched, R² and pairs (see features/measures/stitch/run.py)
     maps.safetensors     a_to_b.w (Da, Db), a_to_b.bias (Db,), b_to_a.w (Db, Da), b_to_a.bias (Da,) float32, raw units;
-                         stretch.first, stretch.stop, stretch.part (S,) int64: rows of the activations, and their part
-                         as an index into PARTS
+                         stretch.first, stretch.stop, stretch.part (S,) int64: see `splits.Stretches`
 
 Legend: S stretches of rows, Da, Db widths.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +22,9 @@ from modeldiff.console import progress
 from modeldiff.crosscoder.saving import read_tensors
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.linear.maps import LinearMap
-from modeldiff.linear.quality import Prediction, measure, norm_limits
+from modeldiff.linear.quality import Prediction, measure
 from modeldiff.records import check_fields
+from modeldiff.splits import Stretches
 from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import read_json
@@ -33,48 +32,12 @@ from modeldiff.workspace.files import read_json
 FORMAT = 1
 STITCH_NAME = "stitch.json"
 MAPS_NAME = "maps.safetensors"
-PARTS = ("fit", "choose", "report")
-"""What pairs are for: fitting the maps, choosing the regularisation, and the numbers that are reported."""
 DIRECTIONS = ("a_to_b", "b_to_a")
 FIELDS = {
-    "format",
-    "activations",
-    "activations_digest",
-    "sides",
-    "outlier_factor",
-    "pairs",
-    "outliers",
-    "stretches",
-    "maps",
-    "round_trip",
-    "identity",
-}
+    "format", "activations", "activations_digest", "sides", "outlier_factor", "pairs", "outliers", "stretches", "maps",
+    "round_trip", "identity",
+}  # fmt: skip
 """The fields of stitch.json."""
-
-
-@dataclass(frozen=True)
-class Stretches:
-    """Ranges of rows of the activations, ascending, each for one purpose. Rows outside of them were not used."""
-
-    first_S: NDArray[np.int64]
-    stop_S: NDArray[np.int64]
-    part_S: NDArray[np.int64]
-    """Index into PARTS."""
-
-    def ranges(self, part: str) -> list[tuple[int, int]]:
-        """(first, stop) of the stretches of a part."""
-        mine_S = self.part_S == PARTS.index(part)
-        return list(zip(self.first_S[mine_S].tolist(), self.stop_S[mine_S].tolist(), strict=True))
-
-    def rows(self, part: str) -> NDArray[np.int64]:
-        """The rows of a part, ascending."""
-        return np.concatenate([np.zeros(0, np.int64), *(np.arange(*one) for one in self.ranges(part))])
-
-    def part_of(self, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N,) the part of each row, -1 for those that were not used."""
-        at_N = np.searchsorted(self.first_S, rows_N, side="right") - 1
-        inside_N = (at_N >= 0) & (rows_N < self.stop_S[at_N])
-        return np.where(inside_N, self.part_S[at_N], -1)
 
 
 @dataclass(frozen=True)
@@ -102,27 +65,21 @@ class Stitch:
         """The map that takes model "a" or "b" to the other one."""
         return self.a_to_b if side == "a" else self.b_to_a
 
-    def to(self, device: torch.device | str) -> Stitch:
-        """The same with the maps on another device."""
-        return Stitch(self.a_to_b.to(device), self.b_to_a.to(device), self.stretches, self.info)
-
     def held_out_rows(self) -> NDArray[np.int64]:
         """Rows of the activations that neither the maps nor the choice of their regularisation have seen."""
         return self.stretches.rows("report")
 
-    def r2_on(
-        self, store: ActivationStore, subsets: Sequence[NDArray[np.integer] | NDArray[np.bool_]]
-    ) -> list[SubsetR2]:
+    def r2_on(self, store: ActivationStore, subsets: Sequence[NDArray[np.int64]]) -> list[SubsetR2]:
         """R² on some of the pairs, for example those on which a feature fires; all subsets in one pass.
 
         Of each subset only the held-out pairs count, without those whose norm the fit left out as outlying.
 
         Args:
             store: the activations that the maps were fitted on.
-            subsets: each the numbers of rows of the store, in any order, or a mask over all its rows.
+            subsets: each some rows of the store.
 
         Raises:
-            InputError: other activations, or rows that they do not have.
+            InputError: other activations.
             DamagedError: the activations cannot be read.
         """
         if store.artifact.manifest.digest != self.info["activations_digest"]:
@@ -130,14 +87,14 @@ class Stitch:
                 f"the stitch was fitted on {self.info['activations']}, and {store.artifact.ref} is not the same: "
                 "which of its pairs the maps have seen is not known; run `modeldiff features stitch` on it"
             )
-        rows = [_row_numbers(subset, store) for subset in subsets]
+        rows = [np.unique(subset) for subset in subsets]
         ranges = self.stretches.ranges("report")
         device = self.a_to_b.w_DD.device
         device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
         predictions = map_predictions(self.a_to_b, self.b_to_a)
-        limits = norm_limits(store, self.info["outlier_factor"])
+        factor = self.info["outlier_factor"]
         with progress("stitch: R² on subsets", sum(stop - first for first, stop in ranges), "pairs") as bar:
-            counts_G, r2_PG = measure(store, ranges, rows, predictions, limits=limits, device=device, bar=bar)
+            counts_G, r2_PG = measure(store, ranges, rows, predictions, outlier_factor=factor, device=device, bar=bar)
         return [
             SubsetR2(int(n), number_or_none(to_b), number_or_none(to_a))
             for n, to_b, to_a in zip(counts_G, *r2_PG, strict=True)
@@ -178,70 +135,29 @@ def find_stitch(workspace: Workspace, activations: Input, ref: str | None, *, of
     raise InputError(f"no stitch of {activations.label} yet, by which directions are moved: run {command} first")
 
 
-def load_stitch(source: Artifact | Path, *, device: str | torch.device = "cpu") -> Stitch:
-    """The stitch of an artifact (its files are checked) or of a folder.
+def load_stitch(artifact: Artifact, *, device: str | torch.device = "cpu") -> Stitch:
+    """The stitch of an artifact, with its maps on a device.
 
     Raises:
         DamagedError: a file is missing, truncated or altered, or the files do not fit together.
         InputError: written by a newer modeldiff.
     """
-    if isinstance(source, Artifact):
-        info_path, maps_path = source.file(STITCH_NAME), source.file(MAPS_NAME)
-    else:
-        info_path, maps_path = source / STITCH_NAME, source / MAPS_NAME
-    info = read_json(info_path)
-    _check(info, info_path)
-    width = {side: int(info["sides"][side]["width"]) for side in ("a", "b")}
-    maps = {}
-    tensors: dict[str, torch.Tensor] = {}
-    for direction, (x, y) in zip(DIRECTIONS, (("a", "b"), ("b", "a")), strict=True):
-        found = info["maps"][direction]
-        maps[direction] = LinearMap(
-            torch.empty(width[x], width[y]), torch.empty(width[y]), float(found["ridge"]), found["r2"]
-        )
-        tensors |= {f"{direction}.w": maps[direction].w_DD, f"{direction}.bias": maps[direction].bias_D}
-    stretch = {name: torch.empty(int(info["stretches"]), dtype=torch.int64) for name in ("first", "stop", "part")}
-    read_tensors(maps_path, tensors | {f"stretch.{name}": value for name, value in stretch.items()})
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise DamagedError(f"{maps_path}: tensor '{name}' holds values that are not finite")
-    stretches = Stretches(*(stretch[name].numpy() for name in ("first", "stop", "part")))
-    return Stitch(maps["a_to_b"], maps["b_to_a"], stretches, info).to(device)
-
-
-def _check(info: dict[str, Any], path: Path) -> None:
-    found = info.get("format")
-    if not isinstance(found, int):
-        raise DamagedError(f"{path}: field 'format' is missing or not a number")
-    if found > FORMAT:
-        raise InputError(f"{path}: format {found} is newer than this modeldiff reads ({FORMAT}): upgrade modeldiff")
+    path = artifact.file(STITCH_NAME)
+    info = read_json(path)
+    if info.get("format", FORMAT) > FORMAT:
+        raise InputError(f"{path}: format {info['format']} is newer than this modeldiff reads: upgrade modeldiff")
     try:
         check_fields(info, required=FIELDS, where=str(path))
-        for side in ("a", "b"):
-            _positive(info["sides"][side]["width"])
-        for direction in DIRECTIONS:
-            float(info["maps"][direction]["ridge"])
-            float(info["maps"][direction]["r2"] or 0)
-        _positive(info["stretches"])
     except InputError as error:
         raise DamagedError(str(error)) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path}: a field of 'sides', 'maps' or 'stretches' is missing or wrong ({error})") from None
-
-
-def _positive(value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"a whole number above 0 expected, found {value!r}")
-
-
-def _row_numbers(subset: NDArray[Any], store: ActivationStore) -> NDArray[np.int64]:
-    """Ascending row numbers from row numbers or a mask."""
-    subset = np.asarray(subset)
-    if subset.dtype == bool:
-        if subset.shape != (store.pairs,):
-            raise InputError(f"a mask over {store.pairs} pairs expected, found one of {subset.size}")
-        return np.flatnonzero(subset)
-    rows = np.unique(subset).astype(np.int64)
-    if len(rows) and (rows[0] < 0 or rows[-1] >= store.pairs):
-        raise InputError(f"rows 0 to {store.pairs - 1} expected, found {rows[0]} to {rows[-1]}")
-    return rows
+    width_a, width_b = (int(info["sides"][side]["width"]) for side in ("a", "b"))
+    tensors: dict[str, torch.Tensor] = {}
+    for name, source, target in (("a_to_b", width_a, width_b), ("b_to_a", width_b, width_a)):
+        tensors |= {f"{name}.w": torch.empty(source, target), f"{name}.bias": torch.empty(target)}
+    stretch = {name: torch.empty(int(info["stretches"]), dtype=torch.int64) for name in ("first", "stop", "part")}
+    read_tensors(artifact.file(MAPS_NAME), tensors | {f"stretch.{name}": value for name, value in stretch.items()})
+    maps = []
+    for name in DIRECTIONS:
+        w_DD, bias_D = (tensors[f"{name}.{one}"].to(device) for one in ("w", "bias"))
+        maps.append(LinearMap(w_DD, bias_D, info["maps"][name]["ridge"], info["maps"][name]["r2"]))
+    return Stitch(*maps, Stretches(*(value.numpy() for value in stretch.values())), info)

@@ -313,10 +313,11 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     from modeldiff.features.alone import read_alone as read_from_one
     from modeldiff.features.alone import reference_features, shared_readers
     from modeldiff.features.codes import CodeSample, Encoder, sparsify
-    from modeldiff.features.evidence import REFERENCE_FIRINGS, held_out
+    from modeldiff.features.evidence import REFERENCE_FIRINGS
     from modeldiff.features.inputs import open_measured, outlier_factor_of
     from modeldiff.features.rows import activations_of
     from modeldiff.linear.verdict import evidence_score
+    from modeldiff.splits import split
     from modeldiff.workspace import Workspace
 
     measured = open_measured(Workspace(arguments.workspace), arguments.crosscoder, None, what="probes")
@@ -330,7 +331,9 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
         codes.append(matrix[kept_B])
         rows.append(store.first_row[block.shard] + block.start + np.flatnonzero(kept_B))
     taken = CodeSample(sparse.vstack(codes, format="csr"), np.concatenate(rows))
-    held = torch.from_numpy(held_out(len(taken.rows_N)))
+    part_N = split(store, store.blocks(4096)).part_of(taken.rows_N)
+    taken = CodeSample(taken.codes_NF[part_N >= 0], taken.rows_N[part_N >= 0])
+    held = torch.from_numpy(part_N[part_N >= 0] > 0)
     reference_R = reference_features(crosscoder, taken, REFERENCE_FIRINGS)
     reference_R = reference_R[:: max(1, len(reference_R) // arguments.references)]
     x = {side: torch.cat([part.float() for _, part in activations_of(store, side, taken.rows_N)]) for side in SIDES}

@@ -17,6 +17,7 @@ import modeldiff.features.rows as rows
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.features.codes import CodeSample, Encoder
 from modeldiff.linear.ridge import RIDGE, Moments, held_out_r2
+from modeldiff.splits import split
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
 from tests.made_activations import make_activations
@@ -49,15 +50,19 @@ def test_equals_scikit_learn(
     monkeypatch.setattr(rows, "CHUNK_ROWS", chunk)
     monkeypatch.setattr(cost, "BLOCK_BYTES", block_bytes)
     sample = made_sample(store)
-    found = evidence.predictability(store, sample, torch.device("cpu"))
-    held = evidence.held_out(len(sample.rows_N))
+    stretches = split(store, store.blocks(N))
+    found = evidence.predictability(store, sample, stretches, torch.device("cpu"))
+    part_N = stretches.part_of(sample.rows_N)
+    fit, held = part_N == 0, part_N > 0
+    assert 0.15 < held.mean() < 0.25
+    assert not (fit | held).all(), "pairs between two parts are not used"
     f_NF = sample.codes_NF.toarray().astype(np.float64)
     for side in ("a", "b"):
         x_ND = torch.cat([store.read_side(side, block) for block in store.blocks(N)]).double().numpy()[sample.rows_N]
-        centred = x_ND[~held] - x_ND[~held].mean(0)
+        centred = x_ND[fit] - x_ND[fit].mean(0)
         alpha = RIDGE * (centred**2).sum() / x_ND.shape[1]
         for feature in range(N_FEATURES - 1):
-            model = Ridge(alpha=alpha).fit(x_ND[~held], f_NF[~held, feature])
+            model = Ridge(alpha=alpha).fit(x_ND[fit], f_NF[fit, feature])
             expected = r2_score(f_NF[held, feature], model.predict(x_ND[held]))
             assert found[side][feature] == pytest.approx(expected, abs=1e-5)
 
@@ -87,20 +92,14 @@ def test_sums_over_the_firings_equal_those_over_all_pairs() -> None:
 
 
 def test_a_feature_that_fires_too_rarely_gets_no_number(store: ActivationStore) -> None:
-    found = evidence.predictability(store, made_sample(store), torch.device("cpu"))
+    found = evidence.predictability(store, made_sample(store), split(store, store.blocks(N)), torch.device("cpu"))
     assert np.isnan(found["a"][-1])
     assert np.isnan(found["b"][-1])
 
 
-def test_a_fifth_is_held_out_in_whole_stretches() -> None:
-    held = evidence.held_out(100_000)
-    assert held.mean() == pytest.approx(0.2, abs=0.01)
-    assert np.diff(held.astype(int)).nonzero()[0].size < 100_000 / 512
-
-
 def test_an_empty_sample_gives_no_numbers(store: ActivationStore) -> None:
     empty = CodeSample(sparse.csr_matrix((0, 4), dtype=np.float32), np.zeros(0, np.int64))
-    assert np.isnan(evidence.predictability(store, empty, torch.device("cpu"))["a"]).all()
+    assert np.isnan(evidence.predictability(store, empty, split(store, []), torch.device("cpu"))["a"]).all()
 
 
 def test_permuted_pairs_explain_nothing_and_references_come_from_one_model(
@@ -118,9 +117,9 @@ def test_permuted_pairs_explain_nothing_and_references_come_from_one_model(
         crosscoder.b_enc.copy_(torch.tensor([-3.0, -3, -6, -6, -3, -3]))
     encoder = Encoder(crosscoder, store, torch.device("cpu"), 0.0)
     codes = torch.cat([encoder.dense(block)[0] for block in store.blocks(N)]).numpy()
-    sample = CodeSample(sparse.csr_matrix(codes), np.arange(N))
-    found = evidence.evidence_of(crosscoder, store, sample, torch.device("cpu"))
-    plain = evidence.predictability(store, sample, torch.device("cpu"))
+    sample, stretches = CodeSample(sparse.csr_matrix(codes), np.arange(N)), split(store, store.blocks(N))
+    found = evidence.evidence_of(crosscoder, store, sample, stretches, torch.device("cpu"))
+    plain = evidence.predictability(store, sample, stretches, torch.device("cpu"))
     for side in ("a", "b"):
         np.testing.assert_array_equal(found.r2[side], plain[side])
         assert found.null[side].max() < 0.1
@@ -158,7 +157,9 @@ def test_random_directions_are_as_predictable_as_a_linear_map_between_the_models
         encoder = Encoder(crosscoder, store, torch.device("cpu"), 0.0)
         codes = torch.cat([encoder.dense(block)[0] for block in store.blocks(1000)]).numpy()
         sample = CodeSample(sparse.csr_matrix(codes), np.arange(4000))
-        control = evidence.evidence_of(crosscoder, store, sample, torch.device("cpu")).controls(crosscoder)
+        stretches = split(store, store.blocks(1000))
+        found = evidence.evidence_of(crosscoder, store, sample, stretches, torch.device("cpu"))
+        control = found.controls(crosscoder)
         assert control["a"].directions == 64
         assert control["a"].ratio_median is not None
         assert control["b"].ratio_median == pytest.approx(1, abs=0.01), "all that B has is in A"

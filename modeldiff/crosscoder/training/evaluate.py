@@ -11,7 +11,7 @@ import torch
 
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.training.metrics import Quality, by_partition
-from modeldiff.errors import DamagedError
+from modeldiff.linear.quality import within_norm
 from modeldiff.workspace.activations import ActivationStore, Block
 
 
@@ -31,13 +31,10 @@ def evaluate(
     active_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=crosscoder.b_enc.device)
     pairs = left_out = 0
     for block in blocks:
-        x_a, x_b = crosscoder.normalise(*store.read(block))
-        if not (x_a.isfinite().all() and x_b.isfinite().all()):
-            raise DamagedError(f"{store.artifact.ref} holds values that are not finite: harvest it again")
-        keep_N = x_a.norm(dim=1) <= outlier_factor * crosscoder.config.scale_a * store.info.sides["a"].median_norm
-        keep_N &= x_b.norm(dim=1) <= outlier_factor * crosscoder.config.scale_b * store.info.sides["b"].median_norm
+        x_a, x_b = store.read(block)
+        keep_N = within_norm(store, {"a": x_a, "b": x_b}, outlier_factor)
         left_out += len(x_a) - int(keep_N.sum())
-        x_a, x_b = x_a[keep_N], x_b[keep_N]
+        x_a, x_b = crosscoder.normalise(x_a[keep_N], x_b[keep_N])
         f_NF = crosscoder.encode(x_a, x_b, raw=False)
         quality.add_code((x_a, x_b), f_NF)
         active_F += (f_NF > 0).sum(dim=0)

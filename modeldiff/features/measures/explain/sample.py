@@ -20,11 +20,12 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Encoder, block_rows, spread
+from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.statistics import Arrays
 from modeldiff.features.surroundings import word_start
 from modeldiff.features.windows import spread_shards
 from modeldiff.features.words import visible
+from modeldiff.splits import spread_blocks
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 from modeldiff.workspace.plan import ShardPlan
@@ -79,7 +80,7 @@ def take_sample(encoder: Encoder, *, pairs: int, seed: int, resume: Path) -> Sam
     with progress("explain: pass over the texts", sum(store.info.shards[s] for s in shards) * share, "pairs") as bar:
         for shard in shards:
             plan = store.plan(shard)
-            groups = spread(_groups(plan, shard), max(1, round(share * len(plan.pairs))))
+            groups = spread_blocks(_groups(plan, shard), max(1, round(share * len(plan.pairs))))
             path = resume / f"codes-{shard:05d}.safetensors"
             if not path.exists():
                 temporary = temporary_path(path)

@@ -207,11 +207,11 @@ def summary(arrays: Arrays, shared: slice) -> dict[str, Any]:
             "asymmetry_stitched": quantiles(asymmetry(own_S, arrays[f"stitched_{side}"][shared])),
         }
         second_K, exact_K = arrays[f"check_{side}_second"], arrays[f"check_{side}_exact"]
-        ranks = [np.argsort(np.argsort(one, kind="stable"), kind="stable") for one in (second_K, exact_K)]
+        rank_2K = np.argsort(np.argsort([second_K, exact_K], kind="stable"), kind="stable")
         exact[side] = {
             "features": len(exact_K),
             "ratio": quantiles(second_K[exact_K > 0] / exact_K[exact_K > 0]),
-            "rank_correlation": float(np.corrcoef(*ranks)[0, 1]) if len(exact_K) > 2 else None,
+            "rank_correlation": float(np.corrcoef(rank_2K)[0, 1]) if len(exact_K) > 2 else None,
         }
     return {"controls": controls, "shared": of_shared, "exact": exact}
 

@@ -20,7 +20,7 @@ from modeldiff.console import progress, say
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.errors import InputError
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard, spread
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard
 from modeldiff.features.correlation import Columns
 from modeldiff.features.inputs import find_activations, outlier_factor_of
 from modeldiff.features.measures.match.matching import Arrays, Dictionary, decoder_cosines, match
@@ -28,6 +28,7 @@ from modeldiff.features.measures.match.settings import MatchSettings
 from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.linear.stitch import number_or_none
 from modeldiff.lm.device import resolve_device
+from modeldiff.splits import spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import read_json, write_bytes
@@ -54,7 +55,7 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
     device = resolve_device(settings.device)
     outlier_factor = outlier_factor_of(members[0], settings.outlier_factor)
     # The same blocks for all, however large their dictionaries.
-    blocks = spread(store.blocks(block_rows(max(one.n_features for one in configs))), settings.pairs)
+    blocks = spread_blocks(store.blocks(block_rows(max(one.n_features for one in configs))), settings.pairs)
     inputs = {"reference": members[0].as_input(), "activations": store.artifact.as_input()}
     inputs |= {f"other {number}": one.as_input() for number, one in enumerate(members[1:], start=1)}
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.measures.score.result import ScoreRow
-from modeldiff.linear.stitch import PARTS, Stitch, Stretches
-from modeldiff.splits import evenly_spread
+from modeldiff.linear.stitch import Stitch
+from modeldiff.splits import PARTS, Stretches, evenly_spread
 from modeldiff.workspace.activations import ActivationStore, Block
 
 # Held-out pairs that are read for this, at most: a bounded time, whatever the size of the harvest.

@@ -27,25 +27,19 @@ from modeldiff.console import progress, say
 from modeldiff.errors import InputError, MachineError
 from modeldiff.features.measures.stitch.scan import Scan, scan
 from modeldiff.features.measures.stitch.settings import StitchSettings
-from modeldiff.features.measures.stitch.split import sample, split
 from modeldiff.linear.maps import LinearMap, best_ridge, ridge_scores
-from modeldiff.linear.quality import Prediction, measure, norm_limits
-from modeldiff.linear.stitch import (
-    DIRECTIONS,
-    FORMAT,
-    MAPS_NAME,
-    PARTS,
-    STITCH_NAME,
-    Stretches,
-    map_predictions,
-    number_or_none,
-)
+from modeldiff.linear.quality import Prediction, measure
+from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, map_predictions, number_or_none
 from modeldiff.lm.device import resolve_device
+from modeldiff.splits import PARTS, Stretches, split, spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 
 # Counted up when the same settings and activations would give something else than before.
 SCHEMA = 2
+_BLOCK_ROWS = 1024
+# A few pairs are still read from all over the activations.
+_LEAST_BLOCKS = 16
 # A larger share of outliers than this is said.
 _NOTEWORTHY_LEFT_OUT = 0.01
 # A map that is fitted on n times as many pairs as there are dimensions adds about 1/n to what it leaves unexplained.
@@ -83,7 +77,8 @@ def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = No
 
 def _build(settings: StitchSettings, store: ActivationStore, device: torch.device, work: Work) -> dict[str, Any]:
     factor = settings.outlier_factor
-    blocks = sample(store, settings.pairs)
+    rows = _BLOCK_ROWS if settings.pairs >= store.pairs else min(_BLOCK_ROWS, settings.pairs // _LEAST_BLOCKS)
+    blocks = spread_blocks(store.blocks(rows), settings.pairs)
     stretches = split(store, blocks)
     scanned = scan(store, blocks, stretches, outlier_factor=factor, device=device, resume=work.resume)
     pairs, outliers = {part: scanned.counts[part] for part in PARTS}, scanned.counts["outliers"]
@@ -127,7 +122,8 @@ def _check_counts(store: ActivationStore, pairs: dict[str, int], outliers: int) 
 
 def _fitted(store: ActivationStore, scanned: Scan) -> tuple[Maps, Maps]:
     """(maps, those of permuted pairs), by direction."""
-    maps, nulls = {}, {}
+    maps: Maps = {}
+    nulls: Maps = {}
     with progress("stitch: solving", len(DIRECTIONS), "maps") as bar:
         for direction in DIRECTIONS:
             x, f = (store.mean[side] for side in direction.split("_to_"))
@@ -158,10 +154,11 @@ def _held_out_r2(
     if store.widths[0] == store.widths[1]:
         predictions["identity a_to_b"] = Prediction("b", lambda x: x["a"])
         predictions["identity b_to_a"] = Prediction("a", lambda x: x["b"])
-    ranges, limits = stretches.ranges("report"), norm_limits(store, outlier_factor)
-    rows_N = stretches.rows("report")
+    ranges, rows_N = stretches.ranges("report"), stretches.rows("report")
     with progress("stitch: held-out pairs", len(rows_N), "pairs") as bar:
-        _, r2_P1 = measure(store, ranges, [rows_N], list(predictions.values()), limits=limits, device=device, bar=bar)
+        _, r2_P1 = measure(
+            store, ranges, [rows_N], list(predictions.values()), outlier_factor=outlier_factor, device=device, bar=bar
+        )
     return {name: number_or_none(r2) for name, r2 in zip(predictions, r2_P1[:, 0], strict=True)}
 
 

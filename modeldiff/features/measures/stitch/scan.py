@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from modeldiff.console import progress
 from modeldiff.crosscoder.training.throughput import CheckpointClock
-from modeldiff.linear.quality import norm_limits, within
+from modeldiff.linear.quality import within_norm
 from modeldiff.linear.ridge import Moments
-from modeldiff.linear.stitch import PARTS, Stretches
 from modeldiff.sides import SIDES
+from modeldiff.splits import PARTS, Stretches
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
 
@@ -76,7 +76,7 @@ class Scan:
 
     def __init__(self, store: ActivationStore, stretches: Stretches, outlier_factor: float, device: torch.device):
         self._store, self._stretches, self._device = store, stretches, device
-        self._limits = norm_limits(store, outlier_factor)
+        self._outlier_factor = outlier_factor
         self._mean = {side: store.mean[side].to(device) for side in SIDES}
         width = dict(zip(SIDES, store.widths, strict=True))
         names = [f"{part}.{of}" for part in _SUMMED for of in ("a", "b", "aa", "bb", "ab")] + ["null.ab"]
@@ -103,7 +103,7 @@ class Scan:
         x = {side: self._store.read_side(side, block).to(self._device) for side in SIDES}
         rows_N = np.arange(len(block)) + self._store.first_row[block.shard] + block.start
         part_N = torch.from_numpy(self._stretches.part_of(rows_N)).to(self._device)
-        keep_N = within(x, self._limits, self._store)
+        keep_N = within_norm(self._store, x, self._outlier_factor)
         self.counts["outliers"] += int((~keep_N & (part_N >= 0)).sum())
         for number, part in enumerate(PARTS):
             chosen_N = keep_N & (part_N == number)

@@ -14,7 +14,7 @@ class StitchSettings(OnDevice):
     """The activations: a version, `activations:2`, or a name. Default: the latest."""
 
     pairs: int = setting(default=1_000_000, least=100)
-    """Read at most this many pairs, in blocks spread evenly over the activations. Eight tenths are fitted on, one tenth
+    """Read about this many pairs, in blocks spread evenly over the activations. Eight tenths are fitted on, one tenth
     chooses the regularisation, and one tenth gives the R² reported."""
 
     outlier_factor: float = setting(default=2.0, least=0)

@@ -12,8 +12,8 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
+import modeldiff.features.measures.stitch.run as run_module
 import modeldiff.features.measures.stitch.scan as scan_module
-import modeldiff.features.measures.stitch.split as split_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.measures.stitch.run import run
@@ -30,7 +30,7 @@ ALL: dict[str, Any] = {"outlier_factor": 0.0, "device": "cpu"}
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks per shard."""
-    monkeypatch.setattr(split_module, "_BLOCK_ROWS", 128)
+    monkeypatch.setattr(run_module, "_BLOCK_ROWS", 128)
 
 
 @pytest.fixture
@@ -145,11 +145,8 @@ def test_r2_on_a_feature_s_own_tokens(workspace: Workspace) -> None:
     store = ActivationStore(workspace.find("activations"))
     held = found.held_out_rows()
     rows = np.random.default_rng(0).permutation(N)[:1500]
-    mask = np.zeros(N, bool)
-    mask[rows] = True
     fitted_on = found.stretches.rows("fit")
-    by_row, by_mask, whole, seen, none = found.r2_on(store, [rows, mask, np.arange(N), fitted_on, np.zeros(0, int)])
-    assert by_row == by_mask
+    by_row, whole, seen, none = found.r2_on(store, [rows, np.arange(N), fitted_on, np.zeros(0, int)])
     assert by_row.pairs == len(np.intersect1d(rows, held))
     inside = np.isin(held, rows)
     for direction, x, y in (("a_to_b", x_a, x_b), ("b_to_a", x_b, x_a)):
@@ -164,11 +161,6 @@ def test_r2_on_a_feature_s_own_tokens(workspace: Workspace) -> None:
 def test_r2_on_other_pairs_is_refused(workspace: Workspace) -> None:
     x_a, x_b = noisy()
     found = stitched(workspace, x_a, x_b)
-    store = ActivationStore(workspace.find("activations"))
-    with pytest.raises(InputError, match="rows 0 to 2999 expected, found 0 to 3000"):
-        found.r2_on(store, [np.array([0, N])])
-    with pytest.raises(InputError, match="a mask over 3000 pairs expected, found one of 10"):
-        found.r2_on(store, [np.zeros(10, bool)])
     other = ActivationStore(make_activations(workspace, x_a + 1, x_b, 700))
     with pytest.raises(InputError, match="is not the same"):
         found.r2_on(other, [np.array([0])])

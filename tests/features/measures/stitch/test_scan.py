@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.features.measures.stitch.scan import Permuted, scan
-from modeldiff.features.measures.stitch.split import sample, split
 from modeldiff.linear.ridge import Moments
+from modeldiff.splits import split
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
 from tests.made_activations import make_activations
@@ -20,7 +20,7 @@ def test_the_moments_of_both_directions(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     x = {side: torch.randn(2000, width, generator=generator) for side, width in (("a", 3), ("b", 5))}
     store = ActivationStore(make_activations(Workspace(tmp_path / "ws"), x["a"], x["b"], 300))
-    blocks = sample(store, 2000)
+    blocks = store.blocks(128)
     stretches = split(store, blocks)
     device = torch.device("cpu")
     scanned = scan(store, blocks, stretches, outlier_factor=0.0, device=device, resume=tmp_path)
