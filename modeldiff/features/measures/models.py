@@ -34,6 +34,8 @@ class Models:
     inputs: dict[str, Input]
     named: dict[str, Any]
     """For the description of the artifact: refs of the crosscoder and the activations, and the outlier factor."""
+    resolved: dict[str, Any]
+    """What defaults have become, where it changes the result."""
 
     @classmethod
     def find(cls, settings: OnModels, workspace: Workspace, what: str) -> Models:
@@ -50,28 +52,23 @@ class Models:
         targets = measured.models(settings.model_path_a, settings.model_path_b)
         windows = sample_windows(measured.store, settings.pairs)
         device = resolve_device(settings.device)
-        factor = outlier_factor_of(measured.source, settings.outlier_factor)
+        dtype = resolve_dtype(settings.dtype, device)
+        factor = {"outlier_factor": outlier_factor_of(measured.source, settings.outlier_factor)}
         return cls(
-            encoder=Encoder(measured.crosscoder, measured.store, device, factor),
+            encoder=Encoder(measured.crosscoder, measured.store, device, factor["outlier_factor"]),
             windows=windows,
             targets=targets,
             device=device,
-            dtype=resolve_dtype(settings.dtype, device),
+            dtype=dtype,
             inputs=measured.inputs | {f"model_{side}": target.as_input() for side, target in targets.items()},
-            named={
-                "crosscoder": measured.source.ref, "activations": measured.activations.ref, "outlier_factor": factor,
-            },
-        )  # fmt: skip
+            named={"crosscoder": measured.source.ref, "activations": measured.activations.ref, **factor},
+            resolved={**factor, "dtype": str(dtype).removeprefix("torch.")},
+        )
 
     @property
     def environment(self) -> dict[str, str]:
         """What the models run on, for the manifest."""
-        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
-
-    @property
-    def resolved(self) -> dict[str, Any]:
-        """What defaults have become, where it changes the result."""
-        return {"outlier_factor": self.named["outlier_factor"], "dtype": self.environment["dtype"]}
+        return {"device": str(self.device), "dtype": self.resolved["dtype"]}
 
     @property
     def pairs(self) -> int:

@@ -32,9 +32,7 @@ class PeakSettings(Settings):
 
 
 class PeakMeasure(Measure):
-    name = "peak"
     settings = PeakSettings
-    stage = "modeldiff.features.measures.peak.run"
     made_from = {"features": "features"}
     summary = "How high each feature reaches."
     about = "Features -> peak."

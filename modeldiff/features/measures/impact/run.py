@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from scipy import sparse
@@ -124,9 +123,9 @@ def _random(encoder: Encoder, codes_NF: sparse.csr_matrix, side: str, seed: int)
         return Directions(alive, w_dec[:0], crosscoder.scale(side))
     random = np.random.default_rng((seed, SIDES.index(side), 1))
     column_C = np.sort(random.choice(alive, RANDOM_DIRECTIONS, replace=len(alive) < RANDOM_DIRECTIONS))
-    rows = w_dec[torch.from_numpy(alive - seen.start).to(w_dec.device)].cpu()
-    median = rows.norm(dim=1).argsort()[(len(rows) - 1) // 2]
-    rows_CD = random_directions(RANDOM_DIRECTIONS, rows[median], int(random.integers(2**32)))
+    by_norm = alive[np.argsort(w_dec.norm(dim=1).cpu().numpy()[alive - seen.start])]
+    median_D = w_dec[int(by_norm[(len(alive) - 1) // 2]) - seen.start].cpu()
+    rows_CD = random_directions(RANDOM_DIRECTIONS, median_D, int(random.integers(2**32)))
     return Directions(column_C, rows_CD.to(w_dec.device), crosscoder.scale(side))
 
 
@@ -211,7 +210,7 @@ def summary(arrays: Arrays, shared: slice) -> dict[str, Any]:
         exact[side] = {
             "features": len(exact_K),
             "ratio": quantiles(second_K[exact_K > 0] / exact_K[exact_K > 0]),
-            "rank_correlation": float(np.corrcoef(rank_2K)[0, 1]) if len(exact_K) > 2 else None,
+            "rank_correlation": float(np.corrcoef(rank_2K[0], rank_2K[1])[0, 1]) if len(exact_K) > 2 else None,
         }
     return {"controls": controls, "shared": of_shared, "exact": exact}
 

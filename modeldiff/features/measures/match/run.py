@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
+from scipy import sparse
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.errors import InputError
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard
+from modeldiff.features.codes import Encoder, SampleWriter, block_rows, by_shard
 from modeldiff.features.correlation import Columns
 from modeldiff.features.inputs import find_activations, outlier_factor_of
 from modeldiff.features.measures.match.matching import Arrays, Dictionary, decoder_cosines, match
@@ -52,6 +53,7 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
     members = [workspace.find("crosscoder", ref) for ref in settings.crosscoders]
     store = ActivationStore(find_activations(workspace, members[0], settings.activations))
     configs = [_config(member, store) for member in members]
+    sizes = [dict(zip(PARTITIONS, (one.n_a_only, one.n_shared, one.n_b_only), strict=True)) for one in configs]
     device = resolve_device(settings.device)
     outlier_factor = outlier_factor_of(members[0], settings.outlier_factor)
     # The same blocks for all, however large their dictionaries.
@@ -64,15 +66,14 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
 
         def dictionary(index: int) -> Dictionary:
             """One crosscoder's; its weights are in memory only while they are needed."""
-            writer = SampleWriter(work.resume / f"codes-{index}", configs[index].n_features)
-            sample = _encoded(
+            codes_NF = _encoded(
                 lambda: Encoder(load(members[index]), store, device, outlier_factor),
-                writer,
+                SampleWriter(work.resume / f"codes-{index}", configs[index].n_features),
                 by_shard(blocks, len(store.info.shards)),
                 f"match: codes of {members[index].ref}",
             )
-            sizes = list(_sizes(configs[index]).values())
-            return Dictionary(Columns.of(sample.codes_NF), np.repeat(np.arange(len(sizes), dtype=np.int8), sizes))
+            numbers = np.arange(len(PARTITIONS), dtype=np.int8)
+            return Dictionary(Columns.of(codes_NF), np.repeat(numbers, list(sizes[index].values())))
 
         reference = dictionary(0)
         arrays = _compared(reference, dictionary, members, settings.threshold, work)
@@ -87,14 +88,13 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
             "activations": store.artifact.ref,
             **counts,
             "threshold": settings.threshold,
-            "sizes": [_sizes(one) for one in configs],
+            "sizes": sizes,
             "summary": summary,
         }
         work.write_json(MATCH_NAME, description)
-        alive = {
-            part: {"alive": one["alive"], "came_back_in_all": one["in_all"][part]} for part, one in summary.items()
+        return counts | {
+            part: {"alive": one["alive"], "came_back": one["in_all"][part]} for part, one in summary.items()
         }
-        return counts | alive
 
     order = Order("match", settings, inputs, SCHEMA, {"outlier_factor": outlier_factor})
     return produce(workspace, order, build, name=name, force=force)
@@ -104,26 +104,22 @@ def _config(member: Artifact, store: ActivationStore) -> CrosscoderConfig:
     """A crosscoder's, if it reads the widths of the activations."""
     path = member.file(CONFIG_NAME)
     config = CrosscoderConfig.from_json(read_json(path), str(path))
+    ref, on = member.ref, store.artifact.ref
     if (config.width_a, config.width_b) != store.widths:
         raise InputError(
-            f"{member.ref} reads widths {config.width_a} and {config.width_b}, but {store.artifact.ref} has "
-            f"{store.widths[0]} and {store.widths[1]}: match crosscoders of the same two models"
+            f"{ref} reads widths {config.width_a} and {config.width_b}, but {on} has {store.widths[0]} and "
+            f"{store.widths[1]}: match crosscoders of the same two models"
         )
     for side, layer in (("a", config.layer_a), ("b", config.layer_b)):
         held = store.info.sides[side].layer
         if None not in (layer, held) and layer != held:
-            ref, on = member.ref, store.artifact.ref
             say(f"{ref} was trained on layer {layer} of {side.upper()}, but {on} holds layer {held}")
     return config
 
 
-def _sizes(config: CrosscoderConfig) -> dict[str, int]:
-    return dict(zip(PARTITIONS, (config.n_a_only, config.n_shared, config.n_b_only), strict=True))
-
-
 def _encoded(
     open_encoder: Callable[[], Encoder], writer: SampleWriter, shards: list[list[Block]], label: str
-) -> CodeSample:
+) -> sparse.csr_matrix:
     """Codes of the pairs, a file per shard; what an interrupted run has written is kept."""
     missing = [shard for shard in range(len(shards)) if not writer.has(shard)]
     if missing:
@@ -135,10 +131,10 @@ def _encoded(
                     writer.add(codes, kept_B, encoder.store.first_row[shard] + block.start)
                     bar.advance(len(block))
                 writer.finish_shard(shard)
-    sample = writer.load(len(shards))
-    if not len(sample.rows_N):
+    codes_NF = writer.load(len(shards)).codes_NF
+    if not codes_NF.shape[0]:
         raise InputError("no pair is left to compare on: raise --outlier-factor, or use 0 to keep all pairs")
-    return sample
+    return codes_NF
 
 
 def _compared(

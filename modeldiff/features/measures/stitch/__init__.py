@@ -13,8 +13,6 @@ from modeldiff.format import fixed, table
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
 
-_INTERNAL = ("format", "activations_digest", "sides", "stretches")
-
 
 class StitchMeasure(Measure):
     """See the stage."""
@@ -32,7 +30,7 @@ class StitchMeasure(Measure):
         """What was fitted, and how good it is."""
         from modeldiff.linear.stitch import load_stitch
 
-        return {name: value for name, value in load_stitch(artifact).info.items() if name not in _INTERNAL}
+        return load_stitch(artifact).info
 
     def show(self, artifact: Artifact, **_shown: Any) -> None:
         """R² of both maps, in 80 columns."""

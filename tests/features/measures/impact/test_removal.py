@@ -139,10 +139,7 @@ def test_moving_the_scores_is_moving_the_directions() -> None:
     np.testing.assert_allclose(nats, expected, rtol=1e-4)
 
 
-def test_the_size_of_batches_and_an_interruption_change_nothing(
-    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("modeldiff.features.measures.impact.removal._PART_WINDOWS", 2)
+def test_the_size_of_batches_changes_nothing(lm: LanguageModel, tmp_path: Path) -> None:
     lengths, windows, start = [7, 4, 9, 6, 5], [], 0
     for length in lengths:
         ids, at = ids_of(length).numpy(), np.arange(1, length)
@@ -151,32 +148,16 @@ def test_the_size_of_batches_and_an_interruption_change_nothing(
     codes_NF = made_codes(start, 30)
     rows_KD = torch.randn(29, WIDTH, generator=torch.Generator().manual_seed(0))
     groups = {"own": Directions(np.arange(1, 30), rows_KD, 1.5)}
-
-    def measured(file: str, batch_tokens: int = 100) -> np.ndarray:
-        return measure(
+    together, alone = (
+        measure(
             lm, LAYER, "a", windows, codes_NF, groups, samples=2, seed=4, batch_tokens=batch_tokens,
-            resume=tmp_path / file,
-        )["own"]  # fmt: skip
-
-    straight = measured("straight")
-    np.testing.assert_array_equal(
-        straight[2], [sum(codes_NF[w.rows.start : w.rows.stop, k].nnz > 0 for w in windows) for k in range(1, 30)]
-    )
-    np.testing.assert_allclose(measured("small", 1)[0], straight[0], rtol=1e-3)
-
-    calls, drawn = [], sampled_scores
-
-    def dying(*args: torch.Tensor) -> torch.Tensor:
-        calls.append(args[2].shape)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return drawn(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("modeldiff.features.measures.impact.removal.sampled_scores", dying)
-    with pytest.raises(KeyboardInterrupt):
-        measured("broken")
-    np.testing.assert_array_equal(measured("broken"), straight)
-    assert [shape[0] for shape in calls] == [2, 2, 1, 1]
+            resume=tmp_path / str(batch_tokens),
+        )["own"]
+        for batch_tokens in (100, 1)
+    )  # fmt: skip
+    fires_in = [sum(codes_NF[w.rows.start : w.rows.stop, k].nnz > 0 for w in windows) for k in range(1, 30)]
+    np.testing.assert_array_equal(together[2], fires_in)
+    np.testing.assert_allclose(alone, together, rtol=1e-3)
 
 
 def test_mean_and_error_over_windows() -> None:

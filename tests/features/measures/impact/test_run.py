@@ -106,8 +106,8 @@ def test_the_seed_and_the_stitch_count_and_batches_do_not(pair: Made) -> None:
 
 
 def test_an_interrupted_run_ends_like_a_straight_one(pair: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight = measured(pair, batch_tokens=64).artifact
     monkeypatch.setattr(removal, "_PART_WINDOWS", 4)
+    straight = measured(pair, batch_tokens=64).artifact
     drawn, calls = removal.sampled_scores, 0
 
     def dying(*args: Any) -> torch.Tensor:
@@ -124,8 +124,7 @@ def test_an_interrupted_run_ends_like_a_straight_one(pair: Made, monkeypatch: py
             run(order, pair.workspace, force=True)
     resumed = run(order, pair.workspace, force=True)
     assert resumed.ref != straight.ref
-    for name, array in read_impact(straight).arrays.items():
-        np.testing.assert_allclose(read_impact(resumed).arrays[name], array, rtol=1e-4, atol=1e-9)
+    assert resumed.manifest.files == straight.manifest.files
 
 
 def test_refusals_and_damage(pair: Made) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +69,9 @@ def test_a_rotation_in_other_units_is_recovered(workspace: Workspace) -> None:
     assert found.a_to_b.r2 == pytest.approx(1, abs=1e-6)
     assert found.b_to_a.r2 == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(found.a_to_b.w_DD @ found.b_to_a.w_DD, torch.eye(WIDTH), rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.b_to_a.apply(found.a_to_b.apply(x_a)), x_a, rtol=1e-4, atol=1e-3)
     assert found.info["round_trip"] == pytest.approx({"a": 1, "b": 1}, abs=1e-6)
     d_D = normal(WIDTH, seed=7)
-    torch.testing.assert_close(found.a_to_b.direction(d_D), d_D @ rotation, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.b_to_a.direction(found.a_to_b.direction(d_D)), d_D, rtol=1e-4, atol=1e-4)
-    assert found.from_side("a") is found.a_to_b
-    assert found.from_side("b") is found.b_to_a
+    torch.testing.assert_close(found.from_side("a").direction(d_D), d_D @ rotation, rtol=1e-4, atol=1e-4)
 
 
 def direct(x: torch.Tensor, y: torch.Tensor, found: Stitch, direction: str) -> tuple[Any, Any]:
@@ -166,23 +161,17 @@ def test_r2_on_other_pairs_is_refused(workspace: Workspace) -> None:
         found.r2_on(other, [np.array([0])])
 
 
-def test_the_same_again_is_up_to_date_and_other_input_is_not(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_again_is_up_to_date_and_other_input_is_not(workspace: Workspace) -> None:
     x_a, x_b = noisy()
     make_activations(workspace, x_a, x_b, 700)
     first = run(StitchSettings(**ALL), workspace)
-    capsys.readouterr()
     assert run(StitchSettings(**ALL, activations="activations:1"), workspace).ref == first.ref
-    assert "stitch:1 is up to date" in capsys.readouterr().err
     fewer = run(StitchSettings(**ALL, pairs=1000), workspace)
     assert 600 < sum(fewer.metrics["pairs"].values()) <= 1000
     assert run(StitchSettings(**{**ALL, "outlier_factor": 2.0}), workspace).ref == "stitch:3"
-    assert "outlier_factor changed 0.0 -> 2.0" in capsys.readouterr().err
     make_activations(workspace, x_a + 1, x_b, 700)
     third = run(StitchSettings(**ALL), workspace)
     assert third.ref == "stitch:4"
-    assert "input activations changed (activations:1 -> activations:2)" in capsys.readouterr().err
     assert third.manifest.inputs["activations"].label == "activations:2"
 
 
@@ -213,6 +202,8 @@ def test_bad_activations(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError, match="no activations in"):
         run(StitchSettings(**ALL), workspace)
     make_activations(workspace, *noisy(), 700)
+    with pytest.raises(InputError, match=r"too few pairs are left.*raise --outlier-factor"):
+        run(StitchSettings(device="cpu", outlier_factor=1e-3), workspace)
     read = ActivationStore.read_side
 
     def broken(self: ActivationStore, side: str, block: Any) -> torch.Tensor:
@@ -226,12 +217,6 @@ def test_bad_activations(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) 
         run(StitchSettings(**ALL), workspace)
 
 
-def test_all_outliers(workspace: Workspace) -> None:
-    make_activations(workspace, *noisy(), 700)
-    with pytest.raises(InputError, match=r"too few pairs are left.*raise --outlier-factor"):
-        run(StitchSettings(device="cpu", outlier_factor=1e-3), workspace)
-
-
 def test_a_model_that_does_not_vary_has_no_r2(workspace: Workspace) -> None:
     found = stitched(workspace, normal(N, 4, seed=14), torch.full((N, 3), 7.0))
     assert found.a_to_b.r2 is None
@@ -242,12 +227,8 @@ def test_a_model_that_does_not_vary_has_no_r2(workspace: Workspace) -> None:
 
 def test_the_command(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     make_activations(workspace, normal(N, 5, seed=8), normal(N, 5, seed=9), 700)
-    for more in ([], ["--json"]):
-        with pytest.raises(SystemExit):
-            run_cli(["--workspace", str(workspace.folder), "features", "stitch", "--device", "cpu", *more])
-        shown = capsys.readouterr().out
-        if more:
-            assert json.loads(shown)["round_trip"].keys() == {"a", "b"}
-        else:
-            assert "Without a map (widths are equal): R² -" in shown
-            assert max(map(len, shown.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        run_cli(["--workspace", str(workspace.folder), "features", "stitch", "--device", "cpu"])
+    shown = capsys.readouterr().out
+    assert "Without a map (widths are equal): R² -" in shown
+    assert max(map(len, shown.splitlines())) <= 80
