@@ -8,6 +8,7 @@ import click
 
 from modeldiff.features.measures import measures
 from modeldiff.format import console, fixed, percent, wrapped
+from modeldiff.records import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,15 +42,17 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "without_evidence": selection.without_evidence,
         "scales": {
             side: {
-                **scale.to_json(),
+                **to_json(scale),
                 "bar": scale.bar,
                 "predictable_from": scale.predictable_from,
                 "false_exclusive": scale.false_exclusive,
             }
             for side, scale in table.scales.items()
         },
-        "calls": {side: calls.to_json() for side, calls in table.calls.items()},
-        "random_directions": table.info["random_directions"],
+        "calls": {
+            side: {**to_json(calls), "beyond_chance": calls.beyond_chance} for side, calls in table.calls.items()
+        },
+        "differences": table.info["differences"],
         "features": [table.row(feature).to_json() for feature in selection.ids],
     }
 
@@ -103,7 +106,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     click.echo("differ: share of the strongest examples at which the two models' tokens begin")
     click.echo("or end at other characters; * more than half: the tokenizers may explain it.")
     _print_calls(table, chosen["exclusive"])
-    _print_controls(table)
+    _print_baselines(table)
     if evidence:
         print_evidence(evidence)
     if ids:
@@ -143,13 +146,13 @@ def _calls(calls: Calls) -> str:
     return f"{chance}: {'more' if calls.beyond_chance else 'not more'} than chance (p {calls.p:.1g})"
 
 
-def _print_controls(table: FeatureTable) -> None:
-    """What random directions show, under the list."""
-    if not table.controls:
+def _print_baselines(table: FeatureTable) -> None:
+    """What differences of two activations show, under the list."""
+    if not table.baselines:
         return
-    click.echo("random directions, read as if they were features: R² own, other, null (medians);")
-    click.echo("other / own [5 % to 95 %]; how many would be excl./undec./pred./?:")
-    for side, one in table.controls.items():
+    click.echo("differences of two activations, read as if they were features: R² own, other,")
+    click.echo("null (medians); other / own [5 % to 95 %]; how many excl./undec./pred./?:")
+    for side, one in table.baselines.items():
         if one.ratio_median is None:
             click.echo(f"  {side.upper()}: none fires often enough and can be read from its own model")
             continue

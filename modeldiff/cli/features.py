@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from modeldiff.features.table import FeatureRow
     from modeldiff.workspace import Artifact, Workspace
 
-SORTS = ("evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id")
+SORTS = ("evidence", "gap", "density", "max", "relative_norm", "twin", "id")
 
 
 def _features(
@@ -42,7 +42,6 @@ def _features(
     top: int,
     sort: str,
     min_density: float,
-    source: str | None,
     anywhere: bool,
     **values: Any,
 ) -> None:
@@ -62,7 +61,6 @@ def _features(
         "top": top,
         "sort": sort,
         "min_density": min_density,
-        "source": source,
         "anywhere": anywhere,
     }
     if as_json:
@@ -132,7 +130,6 @@ command = click.Group(
             "own); twin: least similar twin first.",
         ),
         click.Option(["--min-density"], type=float, default=0.0, help="Leave out what fires on a smaller share."),
-        click.Option(["--source"], help="With --sort mass: by the activation on this text source."),
         *produce_options(),
     ],
     callback=click.pass_context(_features),

@@ -28,6 +28,8 @@ from modeldiff.workspace.files import replace_into, temporary_path
 _DENSE_VALUES = 1 << 26
 _MIN_ROWS, _MAX_ROWS = 64, 4096
 
+Arrays = dict[str, NDArray[np.generic]]
+
 
 def block_rows(n_features: int) -> int:
     """Pairs encoded at once: a function of the dictionary's size alone, so that sums do not depend on the machine."""
@@ -50,10 +52,6 @@ class SparseCodes:
     """Row within the block."""
     feature: NDArray[np.int64]
     value: NDArray[np.float32]
-
-    def where(self, wanted: NDArray[np.bool_]) -> SparseCodes:
-        """Only some of the entries."""
-        return SparseCodes(self.row[wanted], self.feature[wanted], self.value[wanted])
 
 
 class Encoder:
@@ -87,14 +85,12 @@ class Encoder:
         kept_B = self.keeps(x_a_BDa, x_b_BDb).cpu().numpy()
         flat_K, value_K = self._active.of(x_a_BDa, x_b_BDb)
         row_K, feature_K = np.divmod(flat_K.cpu().numpy(), self.crosscoder.n_features)
-        codes = SparseCodes(row_K, feature_K, value_K.cpu().numpy())
-        return (codes if kept_B.all() else codes.where(kept_B[row_K])), kept_B
+        codes = (row_K, feature_K, value_K.cpu().numpy())
+        return SparseCodes(*(codes if kept_B.all() else (one[kept_B[row_K]] for one in codes))), kept_B
 
     def at(self, block: Block, feature_E: NDArray[np.int64], row_EW: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(E, W): the activation of feature_E[e] on the pairs row_EW[e] of the block; 0 where that is negative.
-
-        The same as picking from `dense`, up to the rounding of a product, without working out the others.
-        """
+        """(E, W): the activation of feature_E[e] on the pairs row_EW[e] of the block; 0 where that is negative. As in
+        `dense`, up to the rounding of a product, without working out the others."""
         # mps lacks these sums.
         device = self.device if self.device.type == "cuda" else torch.device("cpu")
         crosscoder = self.crosscoder
@@ -134,13 +130,6 @@ class Encoder:
         return within_norm(self.store, {"a": x_a_BDa, "b": x_b_BDb}, self._outlier_factor)
 
 
-def sparsify(f_BF: torch.Tensor) -> SparseCodes:
-    """The non-zero entries of a dense block."""
-    row, feature = f_BF.nonzero(as_tuple=True)
-    value = f_BF[row, feature].float()
-    return SparseCodes(row.cpu().numpy(), feature.cpu().numpy(), value.cpu().numpy())
-
-
 @dataclass(frozen=True)
 class CodeSample:
     """Codes of a sample of pairs, all features, in memory."""
@@ -169,17 +158,15 @@ class SampleWriter:
         self._parts.append((kept, first_row + np.flatnonzero(kept_B)))
 
     def has(self, shard: int) -> bool:
-        """True when the shard was finished, by this process or one before it."""
+        """Whether the shard was finished, by this process or one before it."""
         return self._path(shard).exists()
 
     def finish_shard(self, shard: int) -> None:
         """Write what was added since the last shard."""
-        part = self._joined(self._parts)
-        path = self._path(shard)
-        temporary = temporary_path(path)
-        arrays = {"indptr": part.codes_NF.indptr, "indices": part.codes_NF.indices, "data": part.codes_NF.data}
+        part, temporary = self._joined(self._parts), temporary_path(self._path(shard))
+        arrays = {name: getattr(part.codes_NF, name) for name in ("indptr", "indices", "data")}
         save_file({**arrays, "rows": part.rows_N}, temporary)
-        replace_into(temporary, path)
+        replace_into(temporary, self._path(shard))
         self._parts = []
 
     def load(self, shards: int) -> CodeSample:
@@ -196,7 +183,6 @@ class SampleWriter:
         return self._folder / f"{shard:05d}.safetensors"
 
     def _joined(self, parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]]) -> CodeSample:
-        if not parts:
-            return CodeSample(sparse.csr_matrix((0, self._n_features), dtype=np.float32), np.zeros(0, np.int64))
-        codes = sparse.vstack([matrix for matrix, _ in parts], format="csr", dtype=np.float32)
-        return CodeSample(codes, np.concatenate([rows for _, rows in parts]))
+        none = (sparse.csr_matrix((0, self._n_features), dtype=np.float32), np.zeros(0, np.int64))
+        codes, rows = zip(*(parts or [none]), strict=True)
+        return CodeSample(sparse.vstack(codes, format="csr", dtype=np.float32), np.concatenate(rows))

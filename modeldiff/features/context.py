@@ -1,10 +1,17 @@
-"""The text around each example, with the feature's activation at every aligned place that is shown.
+"""The text around each example: words and tokens, with the feature's activation at every aligned place that is shown.
 
-Legend: E examples of a shard, W places of a window (the example and `n_context` pairs on each side).
+A *word* is what ends at one pair: the characters from the end of the pair before it (or from the last white space) to
+the place where the tokens of both models end. All examples of a shard are worked out at once.
+
+Legend: N pairs of a shard, E examples, W places of a window (the example and `n_context` pairs on each side), C
+characters of all texts, T tokens of one side of all texts, V values of all examples together.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,43 +22,92 @@ from safetensors.numpy import load_file, save_file
 from modeldiff.console import progress
 from modeldiff.features.codes import Encoder, block_rows, by_shard
 from modeldiff.features.examples import Examples
-from modeldiff.features.ragged import Column, Ragged
-from modeldiff.features.surroundings import FIXED, SPANS, Surroundings
+from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import Block
 from modeldiff.workspace.files import replace_into, temporary_path
+from modeldiff.workspace.plan import ShardPlan
 
-RAGGED = ("text", "words", "tokens_a", "tokens_b")
-COLUMNS = {name: ("bytes",) if name == "text" else tuple(SPANS) for name in RAGGED}
+Ints = NDArray[np.int64]
+Column = NDArray[np.generic]
+_Types = dict[str, type[np.generic]]
+
+FIXED: _Types = {"document": np.int64, "source": np.int32, "centre": np.int32, "tokens_differ": np.bool_}
+"""Per example: the document's running number in the harvest, the index of its source, which of the words the example
+is, and whether the two models' tokens there begin or end at other characters."""
+_SPANS: _Types = {"start": np.int32, "end": np.int32, "activation": np.float32}
+RAGGED: dict[str, _Types] = {"text": {"bytes": np.uint8}, "words": _SPANS, "tokens_a": _SPANS, "tokens_b": _SPANS}
+"""Lists per example: UTF-8 of the window, and spans of it (characters). A token that ends at no pair has the activation
+0."""
+# Bounds on what is shown where pairs are far apart (a long stretch that the tokenizers do not share).
+_CHARACTERS_PER_PLACE = 20
+_MAX_WORD = 40
+# Above it there is no white space.
+_LAST_SPACE = 0x3000
+# Values that are put in another order at once: the numbers of all would take more memory than the values.
+_PART = 1 << 17
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """E lists of records, of different lengths."""
+
+    offsets: Ints
+    """(E + 1,): list i is offsets[i] to offsets[i + 1]."""
+    columns: dict[str, Column]
+    """The records' fields, each (V,)."""
+
+    @classmethod
+    def of(cls, lengths: Ints, columns: dict[str, Column], dtypes: _Types) -> Ragged:
+        """From the lengths of the lists and their values, one list after the other."""
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return cls(offsets, {name: columns[name].astype(dtype, copy=False) for name, dtype in dtypes.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ragged]) -> Ragged:
+        """All lists of the parts, in order. There is at least one part."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+        return cls(np.concatenate([[0], np.cumsum(lengths)]), columns)
+
+    def row(self, index: int) -> dict[str, Column]:
+        """The columns of one list."""
+        return {name: column[self.offsets[index] : self.offsets[index + 1]] for name, column in self.columns.items()}
+
+    def take(self, order: Ints) -> Ragged:
+        """The lists numbered `order`, in that order."""
+        starts, stops = self.offsets[:-1][order], self.offsets[1:][order]
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+        taken = {name: np.empty(offsets[-1], column.dtype) for name, column in self.columns.items()}
+        parts = np.searchsorted(offsets, np.arange(0, offsets[-1], _PART), side="right") - 1
+        for low, high in itertools.pairwise([*np.unique(parts), len(order)]):
+            _, index = ranges(starts[low:high], stops[low:high])
+            for name, column in self.columns.items():
+                taken[name][offsets[low] : offsets[high]] = column[index]
+        return Ragged(offsets, taken)
+
+
+def ranges(start_E: Ints, stop_E: Ints) -> tuple[Ints, Ints]:
+    """(index of the range (V,), number (V,)) of all numbers of the ranges start to stop, one range after the other."""
+    first_E = np.cumsum(stop_E - start_E) - (stop_E - start_E)
+    total = int(first_E[-1] + stop_E[-1] - start_E[-1]) if len(start_E) else 0
+    # A range's index is how many ranges began before: several times as fast as repeating each.
+    index_V = np.cumsum(np.bincount(first_E, minlength=total + 1)[:total]) - 1
+    return index_V, np.arange(total) + (start_E - first_E)[index_V]
 
 
 @dataclass(frozen=True)
 class Contexts:
-    """The surroundings of some examples.
-
-    Attributes:
-        fixed: one value per example: `document` (running number in the harvest), `source` (index of the label),
-            `centre` (which of the words the example is), `tokens_differ` (whether the two models' tokens there begin or
-            end at other characters).
-        ragged: per example `text` (`bytes`: UTF-8 of the window), and spans with `start`, `end` (characters in the
-            window) and `activation`: `words`, `tokens_a`, `tokens_b`. A token that ends at no pair has the activation
-            0.
-    """
+    """The surroundings of some examples: by name, the columns of FIXED and the lists of RAGGED."""
 
     fixed: dict[str, Column]
     ragged: dict[str, Ragged]
 
     @classmethod
-    def none(cls) -> Contexts:
-        """Of no example."""
-        fixed = {name: np.zeros(0, dtype) for name, dtype in FIXED.items()}
-        return cls(fixed, {name: Ragged.of([], {"bytes": np.uint8} if name == "text" else SPANS) for name in RAGGED})
-
-    @classmethod
-    def joined(cls, parts: list[Contexts]) -> Contexts:
+    def joined(cls, parts: Sequence[Contexts]) -> Contexts:
         fixed = {name: np.concatenate([part.fixed[name] for part in parts]) for name in FIXED}
         return cls(fixed, {name: Ragged.joined([part.ragged[name] for part in parts]) for name in RAGGED})
 
-    def take(self, order: NDArray[np.int64]) -> Contexts:
+    def take(self, order: Ints) -> Contexts:
         fixed = {name: column[order] for name, column in self.fixed.items()}
         return Contexts(fixed, {name: ragged.take(order) for name, ragged in self.ragged.items()})
 
@@ -66,9 +122,9 @@ class Contexts:
     @classmethod
     def from_arrays(cls, flat: dict[str, Column]) -> Contexts:
         ragged = {}
-        for name in RAGGED:
+        for name, dtypes in RAGGED.items():
             offsets = flat[f"{name}/offsets"].astype(np.int64)
-            ragged[name] = Ragged(offsets, {column: flat[f"{name}/{column}"] for column in COLUMNS[name]})
+            ragged[name] = Ragged(offsets, {column: flat[f"{name}/{column}"] for column in dtypes})
         return cls({name: flat[name] for name in FIXED}, ragged)
 
 
@@ -90,27 +146,17 @@ def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -
             here = by_row[borders[shard] : borders[shard + 1]]
             if not path.exists():
                 pair_E = examples.row[here] - store.first_row[shard]
-                part = _shard_contexts(encoder, blocks[shard], pair_E, examples.feature[here], n_context)
+                window_EW = _windows(encoder, blocks[shard], pair_E, examples.feature[here], n_context)
                 temporary = temporary_path(path)
-                save_file(part.arrays(), temporary)
+                save_file(Surroundings(store.plan(shard), n_context).of(pair_E, window_EW).arrays(), temporary)
                 replace_into(temporary, path)
             parts.append(Contexts.from_arrays(load_file(path)))
             bar.advance(len(here))
     return Contexts.joined(parts).take(np.argsort(by_row, kind="stable"))
 
 
-def _shard_contexts(
-    encoder: Encoder, blocks: list[Block], pair_E: NDArray[np.int64], feature_E: NDArray[np.int64], n_context: int
-) -> Contexts:
-    if not len(pair_E):
-        return Contexts.none()
-    plan = encoder.store.plan(blocks[0].shard)
-    window_EW = _windows(encoder, blocks, pair_E, feature_E, n_context)
-    return Contexts(*Surroundings(plan, n_context).of(pair_E, window_EW))
-
-
 def _windows(
-    encoder: Encoder, blocks: list[Block], pair_E: NDArray[np.int64], feature_E: NDArray[np.int64], n_context: int
+    encoder: Encoder, blocks: list[Block], pair_E: Ints, feature_E: Ints, n_context: int
 ) -> NDArray[np.float32]:
     """(E, W) activations of each example's feature on the pairs around it; `pair_E` ascends. 0 outside the shard."""
     offsets_W = np.arange(-n_context, n_context + 1)
@@ -119,8 +165,174 @@ def _windows(
         near = slice(*np.searchsorted(pair_E, (block.start - n_context, block.stop + n_context)))
         if near.start == near.stop:
             continue
-        place = pair_E[near, None] + offsets_W
-        inside = (place >= block.start) & (place < block.stop)
-        found = encoder.at(block, feature_E[near], np.where(inside, place - block.start, -1))
+        pair_EW = pair_E[near, None] + offsets_W
+        inside = (pair_EW >= block.start) & (pair_EW < block.stop)
+        found = encoder.at(block, feature_E[near], np.where(inside, pair_EW - block.start, -1))
         window_EW[near][inside] = found[inside]
     return window_EW
+
+
+class Surroundings:
+    """Text, words and tokens around the pairs of one shard.
+
+    Args:
+        n_context: pairs on each side of an example.
+    """
+
+    def __init__(self, plan: ShardPlan, n_context: int = 0) -> None:
+        self._documents = plan.documents
+        self._n_context = n_context
+        self._document_N = plan.pairs.document.astype(np.int64)
+        self._end_N = plan.pairs.char_end.astype(np.int64)
+        of_document = np.searchsorted(self._document_N, np.arange(len(plan.documents) + 1))
+        self._first_N, self._behind_N = of_document[self._document_N], of_document[self._document_N + 1]
+        self._tokens = {side: _FlatTokens(plan, side) for side in SIDES}
+        texts = [document.text for document in plan.documents]
+        code_C = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+        self._offset = np.cumsum([0, *map(len, texts)])
+        self._space_C = _spaces()[np.minimum(code_C, _LAST_SPACE + 1)]
+        self.start_N = self._word_starts()
+        """(N,) the character of its text at which the word that ends at each pair begins."""
+
+    def of(self, pair_E: Ints, window_EW: NDArray[np.float32]) -> Contexts:
+        """The contexts of examples at these pairs, with the activations in the windows around."""
+        low_E, high_E = self._shown(pair_E)
+        document_E = self._document_N[pair_E]
+        begin_E, stop_E = self.start_N[low_E], self._end_N[high_E - 1]
+        example_V, pair_V = ranges(low_E, high_E)
+        activation_V = window_EW[example_V, pair_V - pair_E[example_V] + self._n_context]
+        words: dict[str, Column] = {
+            "start": self.start_N[pair_V] - begin_E[example_V],
+            "end": self._end_N[pair_V] - begin_E[example_V],
+            "activation": activation_V,
+        }
+        ragged = {
+            "text": self._texts(document_E, begin_E, stop_E),
+            "words": Ragged.of(high_E - low_E, words, _SPANS),
+        }
+        for side, tokens in self._tokens.items():
+            ragged[f"tokens_{side}"] = tokens.shown(low_E, high_E, begin_E, stop_E, pair_V, example_V, activation_V)
+        documents = [self._documents[i] for i in document_E.tolist()]
+        fixed = {
+            "document": [document.index for document in documents],
+            "source": [document.source for document in documents],
+            "centre": pair_E - low_E,
+            "tokens_differ": self.tokens_differ(pair_E),
+        }
+        return Contexts({name: np.asarray(fixed[name], dtype) for name, dtype in FIXED.items()}, ragged)
+
+    def tokens_differ(self, pair_E: Ints) -> NDArray[np.bool_]:
+        """(E,) whether the two models' tokens at these pairs begin or end at other characters.
+
+        White space at either end of a token does not count.
+        """
+        base_E = self._offset[self._document_N[pair_E]]
+        # Two places differ by white space alone when as many visible characters are before them.
+        visible_C = np.concatenate([[0], np.cumsum(~self._space_C)])
+        bounds = [tokens.bounds(pair_E) for tokens in self._tokens.values()]
+        a, b = (np.where(one >= 0, visible_C[base_E + np.maximum(one, 0)], -1) for one in bounds)
+        return (a != b).any(axis=0)
+
+    def _word_starts(self) -> Ints:
+        offset, space_C = self._offset, self._space_C
+        place_C, none = np.arange(len(space_C)), len(space_C)
+        # The first character from each on that is no white space; the last one before each that is.
+        solid_C = np.minimum.accumulate(np.where(space_C, none, place_C)[::-1])[::-1]
+        blank_C = np.maximum.accumulate(np.where(space_C, place_C, -1))
+        solid_C, blank_C = np.append(solid_C, none), np.concatenate([[-1], blank_C])
+
+        base_N = offset[self._document_N]
+        end_N = base_N + self._end_N
+        before_N = np.concatenate([[0], end_N[:-1]])
+        floor_N = np.where(np.arange(len(end_N)) == self._first_N, base_N, before_N)
+        start_N = np.full(len(end_N), np.iinfo(np.int64).max)
+        for tokens in self._tokens.values():
+            one_N = tokens.bounds(slice(None))[0]
+            usable = (one_N >= 0) & (one_N <= self._end_N)
+            start_N = np.where(usable, np.minimum(start_N, base_N + one_N), start_N)
+        start_N = np.maximum(floor_N, np.minimum(start_N, end_N))
+        # Many tokens begin with the blank before the word.
+        start_N = np.maximum(start_N, np.minimum(solid_C[start_N], end_N - 1))
+        reach_N = np.maximum(floor_N, np.maximum(end_N - _MAX_WORD, blank_C[start_N] + 1))
+        return np.minimum(start_N, reach_N) - base_N
+
+    def _shown(self, pair_E: Ints) -> tuple[Ints, Ints]:
+        """First and behind-the-last pair of each window."""
+        low_E = np.maximum(self._first_N[pair_E], pair_E - self._n_context)
+        high_E = np.minimum(self._behind_N[pair_E], pair_E + self._n_context + 1)
+        end_E, reach = self._end_N[pair_E], _CHARACTERS_PER_PLACE * self._n_context
+        while (far := (low_E < pair_E) & (end_E - self.start_N[low_E] > reach)).any():
+            low_E[far] += 1
+        while (far := (high_E - 1 > pair_E) & (self._end_N[high_E - 1] - end_E > reach)).any():
+            high_E[far] -= 1
+        return low_E, high_E
+
+    def _texts(self, document_E: Ints, begin_E: Ints, stop_E: Ints) -> Ragged:
+        texts = [
+            self._documents[document].text[begin:stop].encode("utf-8", "surrogatepass")
+            for document, begin, stop in zip(document_E.tolist(), begin_E.tolist(), stop_E.tolist(), strict=True)
+        ]
+        lengths = np.array([len(text) for text in texts], np.int64)
+        return Ragged.of(lengths, {"bytes": np.frombuffer(b"".join(texts), np.uint8)}, RAGGED["text"])
+
+
+class _FlatTokens:
+    """One side's tokens of all documents of a shard in flat arrays."""
+
+    def __init__(self, plan: ShardPlan, side: str) -> None:
+        tokens = [document.tokens[side] for document in plan.documents]
+        offset = np.cumsum([0, *(len(one.ids) for one in tokens)])
+        empty = np.zeros(0, np.int64)
+        self._start_T = np.concatenate([empty, *(one.starts for one in tokens)])
+        self._end_T = np.concatenate([empty, *(one.ends for one in tokens)])
+        self._first_N = offset[plan.pairs.document]
+        self._at_N: Ints = self._first_N + plan.pairs.token[side].astype(np.int64)
+
+    def bounds(self, pair_E: Ints | slice) -> Ints:
+        """(2, E) characters of its text at which the token of each of these pairs starts and ends; -1: it is not part
+        of the text."""
+        at_E = self._at_N[pair_E]
+        return np.stack([self._start_T[at_E], self._end_T[at_E]])
+
+    def shown(
+        self,
+        low_E: Ints,
+        high_E: Ints,
+        begin_E: Ints,
+        stop_E: Ints,
+        pair_V: Ints,
+        of_V: Ints,
+        activation_V: NDArray[np.float32],
+    ) -> Ragged:
+        """The tokens inside windows, cut at their borders.
+
+        Args:
+            pair_V, of_V, activation_V: the pairs of all windows one after the other, the example of each, activations.
+        """
+        first_E, behind_E = self._at_N[low_E], self._at_N[high_E - 1] + 1
+        document_first_E = self._first_N[low_E]
+        while True:
+            before_E = np.maximum(first_E - 1, 0)
+            reaches = (self._end_T[before_E] > begin_E) & (self._start_T[before_E] >= 0) & (first_E > document_first_E)
+            if not reaches.any():
+                break
+            first_E[reaches] -= 1
+        example_V, token_V = ranges(first_E, behind_E)
+        value_V = np.zeros(len(token_V), np.float32)
+        base_E = np.cumsum(behind_E - first_E) - (behind_E - first_E)
+        value_V[(base_E - first_E)[of_V] + self._at_N[pair_V]] = activation_V
+        inside_V = self._start_T[token_V] >= 0
+        example_V, token_V, value_V = example_V[inside_V], token_V[inside_V], value_V[inside_V]
+        begin_V = begin_E[example_V]
+        columns: dict[str, Column] = {
+            "start": np.maximum(self._start_T[token_V], begin_V) - begin_V,
+            "end": np.minimum(self._end_T[token_V], stop_E[example_V]) - begin_V,
+            "activation": value_V,
+        }
+        return Ragged.of(np.bincount(example_V, minlength=len(low_E)), columns, _SPANS)
+
+
+@functools.cache
+def _spaces() -> NDArray[np.bool_]:
+    """By code point, whether it is white space; the last entry stands for all above."""
+    return np.array([*(chr(code).isspace() for code in range(_LAST_SPACE + 1)), False])

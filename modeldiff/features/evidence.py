@@ -1,15 +1,17 @@
-"""Predictability: how much of a feature's activation a linear map of one model's activations explains (held out).
+"""Evidence that a feature is in one model alone: its predictability from either model, with controls.
 
 A feature that only A has should be explained by A's activations and not by B's (a sparse feature is never fully linear
-in either, so both sides are measured). Ridge regression in closed form, float64, for all features at once, from the
-moments of one pass over a sample of the pairs.
+in either, so both sides are measured). The controls are read from one model's activations alone, as if each belonged to
+an exclusive feature: shared features, through one of their two encoders, which show what a concept of both models looks
+like in an exclusive partition (the scale of linear/verdict.py); and differences of two activations, directions that
+nobody chose. Each is measured once more in permuted pairs.
 
-Legend: N pairs, D width of one model, F features, G features of a block, R features or directions read from one model.
+Legend: N pairs of the sample, D width of one model, F features, R directions read from one model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,50 +21,75 @@ from scipy import sparse
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.fast.bags import Bags, bag_sum
-from modeldiff.features.alone import (
-    Readers,
-    random_readers,
-    read_alone,
-    reference_features,
-    shared_readers,
-)
+from modeldiff.crosscoder.audits.judging import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
-from modeldiff.features.controls import Control, control_of
-from modeldiff.features.cost import Cost, block_targets
-from modeldiff.features.rows import activations_of
-from modeldiff.linear.ridge import Moments, held_out_r2
-from modeldiff.linear.verdict import Scale, scale_of
-from modeldiff.sides import OTHER, SIDES
+from modeldiff.features.predictability import activations_of, firings, predictability
+from modeldiff.linear.verdict import Scale, ratios, scale_of, verdicts
+from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 from modeldiff.splits import Stretches
 from modeldiff.threads import by_side, prefetched
 from modeldiff.workspace.activations import ActivationStore
 
-MIN_FIRINGS = 5
-"""Fewer firings than this in either part: R² would be a matter of luck, none is given."""
+REFERENCES = 256
+"""Shared features that are read from one model alone, at most."""
 REFERENCE_FIRINGS = 50
 """A shared feature that fires less often in the sample is no reference: its R² would be noise."""
-# Pairs whose products are summed in float32 at once, and values of such sums.
-_FLOAT32_ROWS = 4096
+DIFFERENCES = 64
+"""Differences of two activations of each model."""
+_SEED = 0
 
 
 @dataclass(frozen=True)
 class Readings:
-    """Held-out R² of what was read from one model alone.
-
-    Attributes:
-        own, other, null: (R,) from that model's activations, from the other one's, and from the other one's in permuted
-            pairs.
-    """
+    """(R,) held-out R² of what was read from one model alone: from that model's activations, from the other one's, and
+    from the other one's in permuted pairs; NaN where it fires too rarely."""
 
     own: NDArray[np.float32]
     other: NDArray[np.float32]
     null: NDArray[np.float32]
 
 
-_READINGS = ("alone", "random")
-_Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
-"""(N,) each: the pairs of the sample that are fitted on, and those that are held out."""
+@dataclass(frozen=True)
+class Baseline:
+    """What differences of two activations of one model show, read as if each were a feature of it alone.
+
+    An exclusive feature with the same figures says no more than that the two models' activations differ.
+    """
+
+    directions: int
+    """That were measured; the others fire too rarely."""
+    own: float | None
+    """Medians of R² from this model, from the other one, and from that in permuted pairs; None: none was measured."""
+    other: float | None
+    null: float | None
+    ratio_low: float | None
+    """5 %, 50 % and 95 % of the ratios other / own, over those that can be read from this model; None: none can."""
+    ratio_median: float | None
+    ratio_high: float | None
+    verdicts: dict[str, int]
+    """How many of them would be called what."""
+
+
+def baseline_of(readings: Readings, scale: Scale) -> Baseline:
+    """What one side's differences show, held against that side's scale."""
+    values_3R = np.stack([readings.own, readings.other, readings.null]).astype(np.float64)
+    own, other, null = values_3R[:, ~np.isnan(values_3R).any(axis=0)]
+    called = np.unique(verdicts(own, other, scale), return_counts=True)
+    ratio = ratios(own, other)
+
+    def quantile(values: NDArray[np.float64], share: float = 0.5) -> float | None:
+        return float(np.quantile(values, share)) if len(values) else None
+
+    return Baseline(
+        directions=len(own),
+        own=quantile(own),
+        other=quantile(other),
+        null=quantile(null),
+        ratio_low=quantile(ratio, 0.05),
+        ratio_median=quantile(ratio),
+        ratio_high=quantile(ratio, 0.95),
+        verdicts={str(name): int(count) for name, count in zip(*called, strict=True)},
+    )
 
 
 @dataclass(frozen=True)
@@ -70,21 +97,19 @@ class Evidence:
     """Held-out R², by the side "a" or "b" whose activations explain; NaN where a feature fires too rarely.
 
     Attributes:
-        r2: (F,) of every feature.
-        null: (F,) the same in permuted pairs.
-        alone: by the side that they are read from, shared features.
-        random: by the side that they are read from, random directions.
+        r2: (F,) of every feature; null: the same in permuted pairs.
+        alone, difference: by the side that they are read from, shared features and differences of activations.
     """
 
     r2: dict[str, NDArray[np.float32]]
     null: dict[str, NDArray[np.float32]]
     alone: dict[str, Readings]
-    random: dict[str, Readings]
+    difference: dict[str, Readings]
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """To be stored: r2_a, r2_b, null_a, null_b, and alone_a_own, alone_a_other, alone_a_null, ... random_b_null."""
-        named = {f"{name}_{side}": values for name in ("r2", "null") for side, values in getattr(self, name).items()}
-        for name in _READINGS:
+        """To be stored: r2_a, r2_b, null_a, null_b, and alone_a_own, alone_a_other, ... difference_b_null."""
+        named = {f"{name}_{side}": getattr(self, name)[side] for name in ("r2", "null") for side in SIDES}
+        for name in ("alone", "difference"):
             for side, readings in getattr(self, name).items():
                 named |= {f"{name}_{side}_{one}": values for one, values in vars(readings).items()}
         return named
@@ -96,25 +121,15 @@ class Evidence:
         def readings(name: str) -> dict[str, Readings]:
             return {s: Readings(*(arrays[f"{name}_{s}_{one}"] for one in ("own", "other", "null"))) for s in SIDES}
 
-        return cls(
-            r2={side: arrays[f"r2_{side}"] for side in SIDES},
-            null={side: arrays[f"null_{side}"] for side in SIDES},
-            alone=readings("alone"),
-            random=readings("random"),
-        )
+        r2, null = ({side: arrays[f"{name}_{side}"] for side in SIDES} for name in ("r2", "null"))
+        return cls(r2, null, readings("alone"), readings("difference"))
 
     def scales(self, crosscoder: Crosscoder) -> dict[str, Scale]:
         """By side, what the ratios of its features are held against. The null is that of its exclusive features."""
-        result = {}
-        for side, partition in (("a", "A"), ("b", "B")):
-            null_F = self.null[OTHER[side]][crosscoder.slices[partition]]
-            result[side] = scale_of(self.alone[side].own, self.alone[side].other, null_F)
-        return result
-
-    def controls(self, crosscoder: Crosscoder) -> dict[str, Control]:
-        """By side, what random directions of its activations show."""
-        scales = self.scales(crosscoder)
-        return {side: control_of(one.own, one.other, one.null, scales[side]) for side, one in self.random.items()}
+        return {
+            side: scale_of(one.own, one.other, self.null[OTHER[side]][crosscoder.slices[EXCLUSIVE[side]]])
+            for side, one in self.alone.items()
+        }
 
 
 def evidence_of(
@@ -125,157 +140,153 @@ def evidence_of(
     Args:
         stretches: what of the activations is fitted on, and what is held out.
     """
-    n = len(sample.rows_N)
-    reference_R = reference_features(crosscoder, sample, REFERENCE_FIRINGS)
+    n, n_features = sample.codes_NF.shape
+    reference_R = reference_features(crosscoder, sample)
     readers = {
-        "alone": {side: shared_readers(crosscoder, sample, reference_R, side) for side in SIDES},
-        "random": {side: random_readers(crosscoder, store, sample, side) for side in SIDES},
+        side: (
+            shared_readers(crosscoder, sample, reference_R, side),
+            difference_readers(crosscoder, store, sample, side),
+        )
+        for side in SIDES
     }
-    for line in _cost(store, sample, readers).lines():
-        say(line)
+    differences = sum(len(readers[side][1].w_RD) for side in SIDES)
+    say(
+        f"predictability: {n:,} pairs, widths {store.widths[0]:,} and {store.widths[1]:,}; {n_features:,} features, "
+        f"{len(SIDES) * len(reference_R):,} shared ones read from one model, {differences:,} differences of "
+        "activations, and all these again in permuted pairs"
+    )
     with progress("features: read from one model alone", len(SIDES) * n, "pairs") as bar:
 
         def read(side: str) -> sparse.csr_matrix:
-            both = [readers[name][side] for name in _READINGS]
-            together = Readers(torch.cat([one.w_RD for one in both]), np.concatenate([one.fires_R for one in both]))
-            return read_alone(crosscoder, store, sample, together, side, bar.advance)
+            w_RD = torch.cat([one.w_RD for one in readers[side]])
+            fires_R = np.concatenate([one.fires_R for one in readers[side]])
+            return read_alone(crosscoder, store, sample, Readers(w_RD, fires_R), side, bar.advance)
 
-        made = by_side(read)
-    targets = sparse.hstack([sample.codes_NF, *made.values()], format="csr")
+        targets = sparse.hstack([sample.codes_NF, *by_side(read).values()], format="csr")
     # Far apart: neighbouring pairs are of one text.
     permuted = targets[(np.arange(n) + n // 2) % max(1, n)]
     both = CodeSample(sparse.hstack([targets, permuted], format="csr"), sample.rows_N)
-    r2 = predictability(store, both, stretches, device)
-    sizes = [sample.codes_NF.shape[1]] + [len(readers[name][side].w_RD) for side in SIDES for name in _READINGS]
-    ends = np.cumsum([*sizes, *sizes])[:-1]
-    parts = {side: np.split(values, ends) for side, values in r2.items()}
+    sizes = [n_features, *(len(one.w_RD) for side in SIDES for one in readers[side])]
+    groups = {
+        side: np.split(r2, np.cumsum([*sizes, *sizes])[:-1])
+        for side, r2 in predictability(store, both, stretches, device).items()
+    }
 
-    def readings(name: str) -> dict[str, Readings]:
+    def readings(kind: int) -> dict[str, Readings]:
         found = {}
         for number, side in enumerate(SIDES):
-            place = 1 + number * len(_READINGS) + _READINGS.index(name)
-            other = parts[OTHER[side]]
-            found[side] = Readings(parts[side][place], other[place], other[len(sizes) + place])
+            group, other = 1 + 2 * number + kind, groups[OTHER[side]]
+            found[side] = Readings(groups[side][group], other[group], other[len(sizes) + group])
         return found
 
-    return Evidence(
-        r2={side: parts[side][0] for side in SIDES},
-        null={side: parts[side][len(sizes)] for side in SIDES},
-        alone=readings("alone"),
-        random=readings("random"),
-    )
+    r2, null = ({side: groups[side][first] for side in SIDES} for first in (0, len(sizes)))
+    return Evidence(r2, null, readings(0), readings(1))
 
 
-def predictability(
-    store: ActivationStore, sample: CodeSample, stretches: Stretches, device: torch.device
-) -> dict[str, NDArray[np.float32]]:
-    """Held-out R² of every feature from each model's activations.
+@dataclass(frozen=True)
+class Readers:
+    """Encoders on one side, as if each belonged to a feature of that model alone."""
 
-    No regularisation is chosen: what a stitch keeps for that (splits.PARTS) is held out too, together a fifth.
-
-    Returns:
-        By side "a" and "b", (F,) float32: 1 - residual / total sum of squares on the held-out pairs, NaN where a
-        feature fires too rarely. Below 0: worse than the held-out mean.
-    """
-    # mps has no float64.
-    device = device if device.type == "cuda" else torch.device("cpu")
-    part_N = stretches.part_of(sample.rows_N)
-    used = (part_N == 0, part_N > 0)
-    blocks = _blocks(sample.codes_NF, block_targets(sample.codes_NF.shape[1], max(store.widths)))
-    firings_F = _firings(sample.codes_NF, used)
-    with progress("features: predictability", len(SIDES) * len(blocks) * len(sample.rows_N), "pairs") as bar:
-
-        def of_side(side: str) -> NDArray[np.float32]:
-            width, parts = store.info.sides[side].width, list[Moments]()
-            r2 = []
-            for codes_NG in blocks:
-                # The sums of the inputs are those of the first block.
-                inputs_known, targets = bool(parts), codes_NG.shape[1]
-                parts = (
-                    [part.for_targets(targets) for part in parts]
-                    if inputs_known
-                    else [Moments.empty(width, targets) for _ in range(2)]
-                )
-                for held, x_nD in _summed(store, side, sample.rows_N, codes_NG, used, parts, device):
-                    if not inputs_known:
-                        parts[held].add_inputs(x_nD)
-                    bar.advance(len(x_nD))
-                r2.append(held_out_r2(*parts).numpy())
-            return np.where(firings_F >= MIN_FIRINGS, np.concatenate(r2), np.nan).astype(np.float32)
-
-        return by_side(of_side)
+    w_RD: torch.Tensor
+    """For activations in normalised units, the bias left open: it follows from how often the reader fires."""
+    fires_R: NDArray[np.int64]
+    """Pairs of the sample on which each fires."""
 
 
-def _blocks(codes_NF: sparse.csr_matrix, targets: int) -> list[sparse.csr_matrix]:
-    """Some columns each."""
-    if codes_NF.shape[1] <= targets:
-        return [codes_NF]
-    columns = codes_NF.tocsc()
-    return [columns[:, start : start + targets].tocsr() for start in range(0, codes_NF.shape[1], targets)]
+def reference_features(crosscoder: Crosscoder, sample: CodeSample) -> NDArray[np.int64]:
+    """Up to 256 shared features that neither model dominates, spread evenly over those that fire often enough."""
+    shared = crosscoder.slices["shared"]
+    relative = crosscoder.relative_norm().detach().cpu().numpy()
+    fits = (np.abs(relative - 0.5) <= EXTREME_NORM - 0.5) & (firings(sample.codes_NF) >= REFERENCE_FIRINGS)
+    candidates = shared.start + np.flatnonzero(fits[shared])
+    if len(candidates) <= REFERENCES:
+        return candidates
+    return candidates[np.linspace(0, len(candidates) - 1, REFERENCES).round().astype(np.int64)]
 
 
-def _summed(
+def shared_readers(crosscoder: Crosscoder, sample: CodeSample, reference_R: NDArray[np.int64], side: str) -> Readers:
+    """These shared features' encoders on one side; each fires as often as the feature does."""
+    w_enc = crosscoder.encoder(side).detach()
+    w_RD = w_enc[torch.from_numpy(reference_R - crosscoder.sees(side).start).to(w_enc.device)]
+    return Readers(w_RD, firings(sample.codes_NF)[reference_R])
+
+
+def difference_readers(crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, side: str) -> Readers:
+    """Differences of 64 pairs of activations, drawn at random: directions as common as the model's own variance makes
+    them (their covariance is twice that of the activations). Each is as long as the median encoder and fires as often
+    as the median feature that is alive."""
+    w_enc = crosscoder.encoder(side).detach()
+    random = np.random.default_rng((_SEED, SIDES.index(side)))
+    count = min(DIFFERENCES, len(sample.rows_N) // 2)
+    order_N = random.permutation(len(sample.rows_N))[: 2 * count]
+    places = np.sort(order_N)
+    found = [x_ND.float() for _, x_ND in activations_of(store, side, sample.rows_N[places])]
+    x_ND = torch.cat([w_enc.new_zeros(0, w_enc.shape[1], device="cpu"), *found])
+    one, other = np.searchsorted(places, order_N).reshape(2, count)
+    w_RD = x_ND[torch.from_numpy(one)] - x_ND[torch.from_numpy(other)]
+    norm_F = w_enc.norm(dim=1)
+    length = float(norm_F[norm_F > 0].median()) if bool((norm_F > 0).any()) else 1.0
+    w_RD *= length / w_RD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    fires_F = firings(sample.codes_NF)
+    median = int(np.median(fires_F[fires_F > 0])) if fires_F.any() else 0
+    return Readers(w_RD.to(w_enc.device), np.full(count, median))
+
+
+def read_alone(
+    crosscoder: Crosscoder,
     store: ActivationStore,
+    sample: CodeSample,
+    readers: Readers,
     side: str,
-    rows_N: NDArray[np.int64],
-    codes_NG: sparse.csr_matrix,
-    used: _Masks,
-    parts: list[Moments],
-    device: torch.device,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Adds the targets' sums to the two parts (`used`); gives (part, inputs about their mean, float64) of some thousand
-    pairs at a time, while the next ones are being added."""
-    mean_D = store.mean[side].to(device).double()
-
-    def add(some: tuple[slice, torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
-        rows, x_ND = some
-        done = []
-        for held, part in enumerate(parts):
-            places = np.flatnonzero(used[held][rows])
-            for start in range(0, len(places), _FLOAT32_ROWS):
-                chosen = places[start : start + _FLOAT32_ROWS]
-                x_nD = x_ND[torch.from_numpy(chosen)].to(device).double().sub_(mean_D)
-                add_targets(part, x_nD, codes_NG[rows.start + chosen])
-                done.append((held, x_nD))
-        return done
-
-    for _, done in prefetched(add, activations_of(store, side, rows_N)):
-        yield from done
-
-
-def _cost(store: ActivationStore, sample: CodeSample, readers: Mapping[str, Mapping[str, Readers]]) -> Cost:
-    """Of the pass over all targets, before anything is read."""
-    alone, directions = (sum(len(one.w_RD) for one in readers[name].values()) for name in _READINGS)
-    entries = sample.codes_NF.nnz + sum(int(r.fires_R.sum()) for both in readers.values() for r in both.values())
-    features = sample.codes_NF.shape[1]
-    targets = {
-        "features": features,
-        "shared ones read from one model": alone,
-        "random directions": directions,
-        "of all these again in permuted pairs": features + alone + directions,
-    }
-    return Cost(len(sample.rows_N), targets, 2 * entries, store.widths)
-
-
-def add_targets(part: Moments, x_nD: torch.Tensor, f_nG: sparse.csr_matrix) -> None:
-    """Take in some thousand pairs' targets, from the entries that are not 0.
-
-    Their products with the inputs are summed in float32 over these pairs, in float64 from there on.
+    advance: Callable[[float], None] = lambda _: None,
+) -> sparse.csr_matrix:
+    """(N, R) float32: activations of the readers. Like an exclusive feature's, they start at the selection's threshold.
 
     Args:
-        x_nD: inputs about their mean, float64, on any device; the part itself is on the CPU.
+        advance: is told of pairs that were read.
     """
-    n_targets, device = f_nG.shape[1], x_nD.device
-    columns = f_nG.tocsc()
-    index_K, start_G1 = (torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr))
-    bag_K = torch.from_numpy(np.repeat(np.arange(n_targets), np.diff(columns.indptr))).to(device)
-    weight_K = torch.from_numpy(columns.data.astype(np.float32, copy=False)).to(device)
-    part.fx_GD += bag_sum(x_nD.float(), Bags(index_K, bag_K, start_G1), weight_K).cpu()
-    f_K = f_nG.data.astype(np.float64)
-    part.f_G += torch.from_numpy(np.bincount(f_nG.indices, f_K, n_targets))
-    part.ff_G += torch.from_numpy(np.bincount(f_nG.indices, f_K * f_K, n_targets))
+    n, r = len(sample.rows_N), len(readers.w_RD)
+    if not n or not r:
+        return sparse.csr_matrix((n, r), dtype=np.float32)
+    scale = crosscoder.scale(side)
+    w_RD = readers.w_RD * scale
+    found = [_Largest(int(fires)) for fires in readers.fires_R]
+
+    def read(some: tuple[slice, torch.Tensor]) -> NDArray[np.float32]:
+        return (w_RD @ some[1].to(w_RD.device).float().T).cpu().numpy()
+
+    for (rows, x_nD), pre_Rn in prefetched(read, activations_of(store, side, sample.rows_N)):
+        for largest, pre_n in zip(found, pre_Rn, strict=True):
+            largest.add(pre_n, rows.start)
+        advance(len(x_nD))
+    fired, values = zip(*(largest.fired(crosscoder.config.threshold) for largest in found), strict=True)
+    starts = np.cumsum([0, *map(len, fired)])
+    return sparse.csc_matrix((np.concatenate(values), np.concatenate(fired), starts), shape=(n, r)).tocsr()
 
 
-def _firings(codes_NG: sparse.csr_matrix, used: _Masks) -> NDArray[np.int64]:
-    """(G,) firings in that part, fitted on or held out, in which the feature fires less."""
-    return np.minimum(*(np.bincount(codes_NG[m].indices, minlength=codes_NG.shape[1]) for m in used))
+class _Largest:
+    """One reader's largest pre-activations, as many as it fires and the next one, while the pairs come by."""
+
+    def __init__(self, fires: int) -> None:
+        self._most = fires + 1
+        self._bar = np.float32(-np.inf)
+        self._place = np.zeros(0, np.int64)
+        self._pre = np.zeros(0, np.float32)
+
+    def add(self, pre_n: NDArray[np.float32], first: int) -> None:
+        """Take in pairs, of which the first one has this number."""
+        above = np.flatnonzero(pre_n > self._bar)
+        self._place = np.concatenate([self._place, first + above])
+        self._pre = np.concatenate([self._pre, pre_n[above]])
+        surplus = len(self._pre) - self._most
+        if surplus > 0:
+            self._bar = np.partition(self._pre, surplus)[surplus]
+            largest = self._pre >= self._bar
+            self._place, self._pre = self._place[largest], self._pre[largest]
+
+    def fired(self, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(numbers of the pairs on which it fires, values: the next one below these is brought to the threshold)."""
+        # What fires on all pairs leaves out the smallest.
+        bar = self._pre.min()
+        above = self._pre > bar
+        return self._place[above], self._pre[above] - bar + np.float32(threshold)

@@ -1,4 +1,4 @@
-"""Reading the examples of a features artifact: text with the places marked at which the feature fires."""
+"""Reading the examples of a features artifact: text for people, with the places marked at which the feature fires."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 import h5py
 
 from modeldiff.errors import DamagedError
-from modeldiff.features.context import COLUMNS, RAGGED
-from modeldiff.features.ragged import Column, Ragged
-from modeldiff.features.surroundings import FIXED
+from modeldiff.features.context import FIXED, RAGGED, Column, Ragged
 from modeldiff.features.words import visible
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
@@ -19,7 +17,7 @@ from modeldiff.workspace import Artifact
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text and the feature's activation at its end; 0 where it does not fire or no pair ends."""
+    """Some text and the feature's activation at its end; 0 where it does not fire or no pair ends."""
 
     text: str
     activation: float
@@ -27,7 +25,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Example:
-    """One place at which a feature fires. All texts are on one line (see `visible`); they are data, never markup.
+    """One place at which a feature fires. All texts are on one line (see `visible`).
 
     Without texts only `row` and `activation` are known.
     """
@@ -79,54 +77,45 @@ class ExampleReader:
         """
         try:
             start, stop = (int(offset) for offset in self._datasets["offsets"][feature : feature + 2])
-            fixed = {name: self._datasets[name][start:stop].tolist() for name in ("row", "activation")}
+            names = ("row", "activation", *(FIXED if self._has_texts else ()))
+            fixed = {name: self._datasets[name][start:stop].tolist() for name in names}
             if not self._has_texts:
                 return [Example(*pair) for pair in zip(*fixed.values(), strict=True)][:limit], []
-            fixed |= {name: self._datasets[name][start:stop].tolist() for name in FIXED}
             ragged = {name: self._ragged(name, start, stop) for name in RAGGED}
         except (OSError, KeyError, ValueError) as error:
             raise DamagedError(f"{self._path}: cannot be read ({error}); {self._artifact.mend}") from None
-        places = [
-            (
-                {name: values[i] for name, values in fixed.items()},
-                {name: one.row(i) for name, one in ragged.items()},
-            )
-            for i in range(stop - start)
-        ]
-        return [self._example(*place) for place in places[:limit]], [_word(*place) for place in places]
+        examples, words = [], []
+        for i in range(stop - start):
+            columns = {name: one.row(i) for name, one in ragged.items()}
+            text = columns["text"]["bytes"].tobytes().decode("utf-8", "surrogatepass")
+            begin, end = (int(columns["words"][bound][fixed["centre"][i]]) for bound in ("start", "end"))
+            words.append(visible(text[begin:end]))
+            if limit is None or i < limit:
+                values = {name: one[i] for name, one in fixed.items()}
+                examples.append(self._example(values, text, columns, begin, end))
+        return examples, words
 
     def _ragged(self, name: str, start: int, stop: int) -> Ragged:
         offsets = self._datasets[f"{name}/offsets"][start : stop + 1]
         first, last = int(offsets[0]), int(offsets[-1])
-        return Ragged(offsets - first, {c: self._datasets[f"{name}/{c}"][first:last] for c in COLUMNS[name]})
+        return Ragged(offsets - first, {c: self._datasets[f"{name}/{c}"][first:last] for c in RAGGED[name]})
 
-    def _example(self, fixed: dict[str, Any], ragged: dict[str, dict[str, Column]]) -> Example:
-        text = _text(ragged)
-        words, centre = ragged["words"], fixed["centre"]
-        start, end = int(words["start"][centre]), int(words["end"][centre])
-        pieces, position = _pieces(text, words, centre)
+    def _example(
+        self, fixed: dict[str, Any], text: str, columns: dict[str, dict[str, Column]], begin: int, end: int
+    ) -> Example:
+        pieces, centre = _pieces(text, columns["words"], fixed["centre"])
         return Example(
-            row=fixed["row"],
-            activation=fixed["activation"],
-            source=self._sources[fixed["source"]],
-            document=fixed["document"],
-            before=visible(text[:start]),
-            word=visible(text[start:end]),
-            after=visible(text[end:]),
-            pieces=pieces,
-            centre=position,
-            tokens={side: _spans(text, ragged[f"tokens_{side}"]) for side in SIDES},
-            tokens_differ=fixed["tokens_differ"],
+            **fixed
+            | {
+                "source": self._sources[fixed["source"]],
+                "before": visible(text[:begin]),
+                "word": visible(text[begin:end]),
+                "after": visible(text[end:]),
+                "pieces": pieces,
+                "centre": centre,
+                "tokens": {side: _spans(text, columns[f"tokens_{side}"]) for side in SIDES},
+            }
         )
-
-
-def _text(ragged: dict[str, dict[str, Column]]) -> str:
-    return str(ragged["text"]["bytes"].tobytes().decode("utf-8", "surrogatepass"))
-
-
-def _word(fixed: dict[str, Any], ragged: dict[str, dict[str, Column]]) -> str:
-    words, centre = ragged["words"], fixed["centre"]
-    return visible(_text(ragged)[int(words["start"][centre]) : int(words["end"][centre])])
 
 
 def _spans(text: str, spans: dict[str, Column]) -> list[Piece]:

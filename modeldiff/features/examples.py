@@ -1,7 +1,7 @@
 """The pairs on which each feature fires most strongly, kept varied while the pass runs.
 
 Rule: first the strongest pair of each document, the documents in order of that activation. Where a feature fires in
-fewer documents than examples are wanted, the strongest remaining pairs follow, at most one per stretch of `STRETCH`
+fewer documents than examples are wanted, the strongest remaining pairs follow, at most one per passage of `PASSAGE`
 rows of a document. Ties go to the earlier row.
 
 Legend: F features, E examples, n places per feature.
@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.features.statistics import Arrays
-
 Ints = NDArray[np.int64]
 
-STRETCH = 32
+PASSAGE = 32
 """Rows of a document that give at most one example: about the length of the context that is shown."""
 
 
 class TopRows:
-    """For each feature the `n` buckets in which it fires most strongly, and the strongest row of each.
+    """For each feature the `n` buckets (documents or passages) in which it fires most strongly, and the strongest row
+    of each.
 
     Attributes:
         activation (F, n) float32, 0 where empty; row (F, n) and bucket (F, n) int64, -1 where empty; strongest first.
@@ -70,17 +69,6 @@ class TopRows:
         at = (touched[place[order]], rank)
         self.activation[at], self.row[at], self.bucket[at] = activation[order], row[order], bucket[order]
 
-    def state(self) -> Arrays:
-        """For `from_state`."""
-        return {"activation": self.activation, "row": self.row, "bucket": self.bucket}
-
-    @classmethod
-    def from_state(cls, state: Arrays) -> TopRows:
-        top = cls(*state["row"].shape)
-        for name, array in state.items():
-            setattr(top, name, array.copy())
-        return top
-
 
 @dataclass(frozen=True)
 class Examples:
@@ -97,15 +85,15 @@ class Examples:
         return len(self.row)
 
 
-def stretch_of(document_B: Ints, row_B: Ints) -> Ints:
-    """Bucket of each row: its document and which stretch of rows it lies in."""
-    return document_B * (1 << 32) + row_B // STRETCH
+def passage_of(document_B: Ints, row_B: Ints) -> Ints:
+    """Bucket of each row: its document and which passage it lies in."""
+    return document_B * (1 << 32) + row_B // PASSAGE
 
 
-def choose(by_document: TopRows, by_stretch: TopRows) -> Examples:
+def choose(by_document: TopRows, by_passage: TopRows) -> Examples:
     """The examples by the rule above; both arguments have the same shape."""
     n_features, n = by_document.row.shape
-    tops = (by_document, by_stretch)
+    tops = (by_document, by_passage)
     held = [top.row >= 0 for top in tops]
     feature = np.concatenate([np.nonzero(one)[0] for one in held])
     later = np.repeat([0, 1], [one.sum() for one in held])

@@ -1,4 +1,4 @@
-"""A crosscoder and the activations it is measured on, found and checked: where commands of this room begin."""
+"""A crosscoder and the activations it is measured on, found and checked: where features and their measures begin."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ PAPER_OUTLIER_FACTOR = 2.0
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured, and on what."""
+    """A crosscoder, what it is measured on, and the artifacts of both."""
 
     source: Artifact
-    """The crosscoder's artifact."""
     activations: Artifact
     crosscoder: Crosscoder
     store: ActivationStore
@@ -34,8 +33,7 @@ class Measured:
     def models(self, path_a: str | None, path_b: str | None) -> dict[str, Harvested]:
         """Both models by side, not loaded yet.
 
-        Args:
-            path_a, path_b: where they are now; None: where they were harvested from.
+        `path_a`, `path_b`: where they are now; None: where they were harvested from.
 
         Raises:
             InputError: one is not known.

@@ -1,8 +1,7 @@
-"""What is known about the features of an artifact and what is not: evidence found by the digests of what it was made
-from, and the command that makes each kind.
+"""What is known about the features of an artifact and what is not, and the command that makes each kind of evidence.
 
-Evidence belongs to features when it was made from what its measure says (`Measure.made_from`), never just because it is
-the latest of a kind: that may be about other features.
+Evidence belongs to features when it was made from what its measure says (`Measure.made_from`), by the digests, never
+just because it is the latest of a kind.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Evidence:
     ref: str | None
     """The newest artifact that holds it; None: missing."""
     command: str
-    """What makes it. In capitals: for the reader to fill in."""
+    """The command that makes it; what is in capitals is for the reader to fill in."""
 
 
 def evidence_about(workspace: Workspace, features: Artifact) -> list[Evidence]:

@@ -1,7 +1,7 @@
 """The streaming pass over the pairs: statistics, top examples and a sample of codes, with a checkpoint after each
 shard.
 
-Legend: B pairs of a block, F features.
+Legend: B pairs of a block, F features, S text sources.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from modeldiff.console import progress
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, block_rows, by_shard
-from modeldiff.features.examples import Examples, TopRows, choose, stretch_of
-from modeldiff.features.statistics import Arrays, FeatureStatistics
+from modeldiff.features.codes import Arrays, CodeSample, Encoder, SampleWriter, SparseCodes, block_rows, by_shard
+from modeldiff.features.examples import Examples, TopRows, choose, passage_of
 from modeldiff.splits import spread_blocks
 from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -26,7 +25,64 @@ from modeldiff.workspace.files import replace_into, temporary_path
 # Blocks encoded at the same time: some steps cannot use several cores.
 _ENCODERS = 2
 _CHECKPOINT = "scan.safetensors"
-_PARTS = ("statistics", "by_document", "by_stretch")
+
+
+class FeatureStatistics:
+    """Sums over the pairs, in float64 and int64.
+
+    Attributes:
+        totals: pairs that are counted, and outliers that are left out.
+        count_F: firings; sum_F: of the activations; max_F (float32); source_sum_SF: of the activations by text source.
+    """
+
+    def __init__(self, n_features: int, n_sources: int) -> None:
+        self.totals = np.zeros(2, np.int64)
+        self.count_F = np.zeros(n_features, np.int64)
+        self.sum_F = np.zeros(n_features)
+        self.max_F = np.zeros(n_features, np.float32)
+        self.source_sum_SF = np.zeros((n_sources, n_features))
+
+    @property
+    def pairs(self) -> int:
+        return int(self.totals[0])
+
+    @property
+    def outliers(self) -> int:
+        return int(self.totals[1])
+
+    def update(self, codes: SparseCodes, kept_B: NDArray[np.bool_], source_B: NDArray[np.int64] | None) -> None:
+        """Take a block in.
+
+        Args:
+            codes: its activations.
+            kept_B: False for pairs that are left out.
+            source_B: index of the text source of each pair; None without texts.
+        """
+        self.totals += (kept_B.sum(), (~kept_B).sum())
+        features = len(self.count_F)
+        value = codes.value.astype(np.float64)
+        self.count_F += np.bincount(codes.feature, minlength=features)
+        self.sum_F += np.bincount(codes.feature, value, features)
+        np.maximum.at(self.max_F, codes.feature, codes.value)
+        if source_B is not None:
+            # Blocks have few sources, however many there are in all.
+            present, source = np.unique(source_B, return_inverse=True)
+            flat, size = source[codes.row] * features + codes.feature, len(present) * features
+            self.source_sum_SF[present] += np.bincount(flat, value, size).reshape(-1, features)
+
+    def results(self) -> Arrays:
+        """What is published; activations are in normalised feature units.
+
+        (F,): density (float64), firing_count, mean_activation over the pairs where it fires, max_activation. (S, F):
+        activation_by_source.
+        """
+        return {
+            "density": self.count_F / max(1, self.pairs),
+            "firing_count": self.count_F,
+            "mean_activation": (self.sum_F / np.maximum(1, self.count_F)).astype(np.float32),
+            "max_activation": self.max_F,
+            "activation_by_source": self.source_sum_SF,
+        }
 
 
 @dataclass(frozen=True)
@@ -66,23 +122,23 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
                 state.statistics.update(codes, kept_B, source_B)
                 document, row = document_B[codes.row], row_B[codes.row]
                 state.by_document.update(codes.feature, codes.value, row, document)
-                state.by_stretch.update(codes.feature, codes.value, row, stretch_of(document, row))
+                state.by_passage.update(codes.feature, codes.value, row, passage_of(document, row))
                 if block in is_sampled:
                     writer.add(codes, kept_B, int(row_B[0]))
                 bar.advance(len(block))
             writer.finish_shard(shard)
             _checkpoint(resume / _CHECKPOINT, state, shard + 1)
-    examples_kept = choose(state.by_document, state.by_stretch)
-    return ScanResult(state.statistics, examples_kept, writer.load(len(shards)), sampled)
+    chosen = choose(state.by_document, state.by_passage)
+    return ScanResult(state.statistics, chosen, writer.load(len(shards)), sampled)
 
 
 class _State:
-    """What the pass accumulates."""
+    """What the pass accumulates: in each part, arrays alone."""
 
     def __init__(self, n_features: int, n_sources: int, examples: int) -> None:
         self.statistics = FeatureStatistics(n_features, n_sources)
         self.by_document = TopRows(n_features, examples)
-        self.by_stretch = TopRows(n_features, examples)
+        self.by_passage = TopRows(n_features, examples)
 
 
 class _Places:
@@ -107,7 +163,7 @@ class _Places:
 
 
 def _checkpoint(path: Path, state: _State, shards: int) -> None:
-    arrays = {f"{part}.{name}": array for part in _PARTS for name, array in getattr(state, part).state().items()}
+    arrays = {f"{part}.{name}": array for part, one in vars(state).items() for name, array in vars(one).items()}
     temporary = temporary_path(path)
     save_file(arrays, temporary, metadata={"shards": str(shards)})
     replace_into(temporary, path)
@@ -117,14 +173,9 @@ def _restore(path: Path) -> tuple[_State, int] | None:
     """The state and the number of shards it covers; None when there is no checkpoint."""
     if not path.exists():
         return None
-    parts: dict[str, Arrays] = {part: {} for part in _PARTS}
+    state = _State(0, 0, 0)
     with safe_open(path, framework="numpy") as file:
         for key in file.keys():  # noqa: SIM118 - not a mapping
             part, _, name = key.partition(".")
-            parts[part][name] = file.get_tensor(key)
-        shards = int(file.metadata()["shards"])
-    state = _State(0, 0, 0)
-    state.statistics = FeatureStatistics.from_state(parts["statistics"])
-    state.by_document = TopRows.from_state(parts["by_document"])
-    state.by_stretch = TopRows.from_state(parts["by_stretch"])
-    return state, shards
+            setattr(getattr(state, part), name, file.get_tensor(key).copy())
+        return state, int(file.metadata()["shards"])

@@ -1,4 +1,5 @@
-"""Reading what a command of this room has stored: a description in JSON, and arrays; damage is named, with its mend."""
+"""Reading what features and their measures have stored: a description in JSON, and arrays. Damage is named, with its
+mend."""
 
 from __future__ import annotations
 

@@ -7,29 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
-from modeldiff.features.controls import Control
+from modeldiff.features.correlation import STRONG
+from modeldiff.features.evidence import Baseline
 from modeldiff.features.example import Example, ExampleReader
 from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
 from modeldiff.features.stored import read_arrays, read_info
-from modeldiff.features.twins import STRONG
 from modeldiff.features.words import WordShare, characteristic_words
 from modeldiff.linear.verdict import MOSTLY_DIFFER, Calls, Scale, calls_of, evidence_score, verdicts
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
 
 Partition = Literal["A", "shared", "B"]
-Sort = Literal["evidence", "gap", "density", "max", "mean", "mass", "relative_norm", "twin", "id"]
-SORTS: tuple[str, ...] = get_args(Sort)
+Sort = Literal["evidence", "gap", "density", "max", "relative_norm", "twin", "id"]
 _FIELDS = {
     "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "scales",
-    "random_directions", "pairs", "outliers", "sample_pairs", "dead",
+    "differences", "pairs", "outliers", "sample_pairs", "dead",
 }  # fmt: skip
+_USAGE = ("relative_norm", "density", "firing_count", "mean_activation", "max_activation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +114,10 @@ class FeatureTable:
         info: content of features.json.
         partition_F: "A", "shared" or "B".
         statistics: the arrays of statistics.safetensors.
-        tokens_differ_F: float32, share of a feature's examples at which the two models' tokens begin or end at other
-            characters; NaN where unknown.
-        mostly_differ_F: True where that is more than half (`MOSTLY_DIFFER`).
+        mostly_differ_F: True where the two models' tokens begin or end at other characters at more than half of a
+            feature's examples (`MOSTLY_DIFFER`).
+        scales: by side "a" and "b", what its features' ratios are held against; empty when nothing was measured.
+        baselines: by side, what differences of two activations show; empty likewise.
 
     Raises:
         DamagedError: a file is missing, damaged, or of another shape than features.json says.
@@ -127,24 +128,37 @@ class FeatureTable:
         self.artifact = artifact
         again = f"modeldiff features --crosscoder {artifact.manifest.inputs['crosscoder'].label}"
         self.info = read_info(artifact, FEATURES_NAME, version=FORMAT, fields=_FIELDS, again=again)
+        self.scales = {side: Scale(**scale) for side, scale in self.info["scales"].items()}
+        self.baselines = {side: Baseline(**one) for side, one in self.info["differences"].items()}
         sizes = {name: stop - start for name, (start, stop) in self.info["partitions"].items()}
         self.partition_F = np.repeat(list(sizes), list(sizes.values()))
         self.statistics = read_arrays(artifact, STATISTICS_NAME)
-        twins = read_arrays(artifact, TWINS_NAME)
-        self._twin_feature, self._twin_correlation = twins["feature"], twins["correlation"]
+        self._twins = read_arrays(artifact, TWINS_NAME)
         self._examples = ExampleReader(artifact, EXAMPLES_NAME, self.info["sources"], self.info["has_texts"])
+        self.mostly_differ_F: NDArray[np.bool_] = self.statistics["tokens_differ"] > MOSTLY_DIFFER  # False where NaN
+        self._measured()
+
+    def _measured(self) -> None:
+        """What follows from the R²: the owner of each feature, R² from it and from the other model, and the verdict."""
         nothing = np.full(self.n_features, np.nan, np.float32)
-        self._r2_a, self._r2_b = (self.statistics.get(f"r2_{side}", nothing) for side in ("a", "b"))
-        a_owns = (self.partition_F == "A") | ((self.partition_F == "shared") & (self._r2_a >= self._r2_b))
+        r2_a, r2_b, null_a, null_b = (
+            self.statistics.get(f"{name}_{side}", nothing) for name in ("r2", "null") for side in SIDES
+        )
+        a_owns = (self.partition_F == "A") | ((self.partition_F == "shared") & (r2_a >= r2_b))
         self._owner_F = np.where(a_owns, "A", "B")
-        self._r2_own = np.where(a_owns, self._r2_a, self._r2_b)
-        self._r2_other = np.where(a_owns, self._r2_b, self._r2_a)
-        null_a, null_b = (self.statistics.get(f"null_{side}", nothing) for side in ("a", "b"))
-        self._r2_null = np.where(a_owns, null_b, null_a)
-        self.tokens_differ_F: NDArray[np.float32] = self.statistics["tokens_differ"]
-        self.mostly_differ_F: NDArray[np.bool_] = self.tokens_differ_F > MOSTLY_DIFFER  # False where NaN
-        self._score = evidence_score(self._r2_own, self._r2_other)
-        self._verdict_F = self._verdicts()
+        self._r2 = {
+            "r2_a": r2_a,
+            "r2_b": r2_b,
+            "r2_own": np.where(a_owns, r2_a, r2_b),
+            "r2_other": np.where(a_owns, r2_b, r2_a),
+            "r2_null": np.where(a_owns, null_b, null_a),
+        }
+        own, other = self._r2["r2_own"], self._r2["r2_other"]
+        self._r2["evidence"] = evidence_score(own, other)
+        self._verdict_F = np.full(self.n_features, "", dtype="<U11")
+        for side, scale in self.scales.items():
+            owned = self._owner_F == side.upper()
+            self._verdict_F[owned] = verdicts(own[owned], other[owned], scale)
 
     @property
     def n_features(self) -> int:
@@ -158,7 +172,6 @@ class FeatureTable:
         top: int | None = None,
         sort: Sort = "evidence",
         min_density: float = 0.0,
-        source: str | None = None,
         anywhere: bool = False,
     ) -> Selection:
         """Choose and order features.
@@ -166,16 +179,14 @@ class FeatureTable:
         Args:
             exclusive: only this partition (A- or B-exclusive, or shared); None: all.
             top: at most so many; None: all.
-            sort: evidence (see FeatureRow.evidence, largest first), gap (r2_own - r2_other), density, max, mean, mass
-                (activation in total), relative_norm (the one model's share of the norm first: largest for A, smallest
-                for B), twin (the least similar twin first), id. Dead features come last, then those without evidence
-                before them when sorted by evidence or gap.
+            sort: evidence and gap (see FeatureRow), density, max, largest first; relative_norm (the one model's share
+                of the norm first: largest for A, smallest for B), twin (the least similar twin first), id. Dead
+                features come last, and before them those without evidence when sorted by that.
             min_density: leave out features that fire on a smaller share of the pairs.
-            source: order by activation mass on this text source alone; needs sort "mass".
             anywhere: with "A" or "B", also the shared features that this model's activations explain better.
 
         Raises:
-            InputError: an unknown partition, order or source.
+            InputError: an unknown partition or order.
         """
         if exclusive is not None and exclusive not in get_args(Partition):
             raise InputError(f"--exclusive expects A, B or shared, found '{exclusive}'")
@@ -189,18 +200,17 @@ class FeatureTable:
                 "--predictability"
             )
         of_partition = np.ones(self.n_features, bool) if exclusive is None else self.partition_F == exclusive
+        gap_known = ~np.isnan(self._r2["evidence"])
         if anywhere:
-            measured = ~np.isnan(self._score)
-            of_partition |= measured & (self.partition_F == "shared") & (self._owner_F == exclusive)
+            of_partition |= gap_known & (self.partition_F == "shared") & (self._owner_F == exclusive)
         alive = self.statistics["firing_count"] > 0
         dense = self.statistics["density"] >= min_density
-        key = self._sort_key(sort, exclusive, source)
+        key = self._sort_key(sort, exclusive)
         known = ~np.isnan(key)
         ids = np.flatnonzero(of_partition & dense)
         # Without evidence the strongest come first, so that the order still means something.
         strength = self.statistics["max_activation"]
         order = np.lexsort((ids, -strength[ids], np.where(known, key, 0)[ids], ~known[ids], ~alive[ids]))
-        gap_known = ~np.isnan(self._r2_own - self._r2_other)
         return Selection(
             ids=ids[order][:top].tolist(),
             candidates=int(of_partition.sum()),
@@ -209,22 +219,9 @@ class FeatureTable:
             without_evidence=int((of_partition & alive & ~gap_known).sum()),
         )
 
-    def rows(
-        self,
-        *,
-        exclusive: Partition | None = None,
-        top: int | None = None,
-        sort: Sort = "evidence",
-        min_density: float = 0.0,
-        source: str | None = None,
-        anywhere: bool = False,
-        examples: int | None = None,
-    ) -> list[FeatureRow]:
-        """The features of `select`, each with at most `examples` examples (None: all that are kept)."""
-        selection = self.select(
-            exclusive=exclusive, top=top, sort=sort, min_density=min_density, source=source, anywhere=anywhere
-        )
-        return [self.row(feature, examples=examples) for feature in selection.ids]
+    def rows(self, *, examples: int | None = None, **chosen: Any) -> list[FeatureRow]:
+        """The features of `select(**chosen)`, each with at most `examples` examples (None: all that are kept)."""
+        return [self.row(feature, examples=examples) for feature in self.select(**chosen).ids]
 
     def row(self, feature: int, *, examples: int | None = None) -> FeatureRow:
         """Everything about one feature.
@@ -237,36 +234,27 @@ class FeatureTable:
                 f"feature {feature} does not exist: {self.artifact.ref} has 0 to {self.n_features - 1} "
                 f"({self.info['crosscoder']})"
             )
-        statistics = self.statistics
-        own, other = _number(self._r2_own[feature]), _number(self._r2_other[feature])
+        numbers: dict[str, Any] = {name: self.statistics[name][feature].item() for name in _USAGE}
+        numbers |= {name: _number(values[feature]) for name, values in self._r2.items()}
+        own, other = numbers["r2_own"], numbers["r2_other"]
+        twins = zip(*(self._twins[name][feature].tolist() for name in ("feature", "correlation")), strict=True)
         shown, words = self._examples.read(feature, examples)
+        mass_S = self.statistics["activation_by_source"][:, feature]
+        shares = {
+            label: float(mass / mass_S.sum()) for label, mass in zip(self.info["sources"], mass_S, strict=True) if mass
+        }
         return FeatureRow(
             id=feature,
             partition=str(self.partition_F[feature]),
-            relative_norm=float(statistics["relative_norm"][feature]),
-            density=float(statistics["density"][feature]),
-            firing_count=int(statistics["firing_count"][feature]),
-            mean_activation=float(statistics["mean_activation"][feature]),
-            max_activation=float(statistics["max_activation"][feature]),
-            sources=self._sources(feature),
-            twins=self.twins(feature),
-            r2_a=_number(self._r2_a[feature]),
-            r2_b=_number(self._r2_b[feature]),
-            r2_own=own,
-            r2_other=other,
-            r2_null=_number(self._r2_null[feature]),
+            **numbers,
+            sources=dict(sorted(shares.items(), key=lambda item: -item[1])),
+            twins=[Twin(i, str(self.partition_F[i]), value, value >= STRONG) for i, value in twins if i >= 0],
             gap=None if own is None or other is None else own - other,
-            evidence=_number(self._score[feature]),
             verdict=str(self._verdict_F[feature]) or None,
-            tokens_differ=_number(self.tokens_differ_F[feature]),
+            tokens_differ=_number(self.statistics["tokens_differ"][feature]),
             words=characteristic_words(words),
             examples=shown,
         )
-
-    @property
-    def scales(self) -> dict[str, Scale]:
-        """By side "a" and "b", what its features' ratios are held against; empty when nothing was measured."""
-        return {side: Scale(**scale) for side, scale in self.info["scales"].items()}
 
     @property
     def calls(self) -> dict[str, Calls]:
@@ -278,55 +266,20 @@ class FeatureTable:
             for side, scale in self.scales.items()
         }
 
-    @property
-    def controls(self) -> dict[str, Control]:
-        """By side "a" and "b", what random directions show; empty when nothing was measured."""
-        return {side: Control(**control) for side, control in self.info["random_directions"].items()}
-
-    def _verdicts(self) -> NDArray[np.str_]:
-        """(F,) empty when nothing was measured."""
-        result = np.full(self.n_features, "", dtype="<U11")
-        for side, scale in self.scales.items():
-            own = self._owner_F == side.upper()
-            result[own] = verdicts(self._r2_own[own], self._r2_other[own], scale)
-        return result
-
-    def _sort_key(self, sort: str, exclusive: str | None, source: str | None) -> NDArray[np.float64]:
+    def _sort_key(self, sort: str, exclusive: str | None) -> NDArray[np.float64]:
         """(F,) smallest first; NaN where there is no evidence."""
-        statistics = self.statistics
-        if source is not None and source not in self.info["sources"]:
-            raise InputError(f"no text source '{source}': there is {', '.join(self.info['sources']) or 'none'}")
-        if sort == "evidence":
-            return -self._score
-        if sort == "gap":
-            return self._r2_other.astype(np.float64) - self._r2_own
-        if sort == "mass" and source is not None:
-            return -statistics["activation_by_source"][self.info["sources"].index(source)]
-        if sort == "relative_norm":
-            return statistics["relative_norm"].astype(np.float64) * (1 if exclusive == "B" else -1)
-        if sort == "twin":
-            return self._twin_correlation[:, 0].astype(np.float64)
-        if sort == "id":
-            return np.arange(self.n_features, dtype=np.float64)
-        columns = {"density": "density", "max": "max_activation", "mean": "mean_activation", "mass": "sum_activation"}
-        if sort not in columns:
-            raise InputError(f"--sort expects one of {', '.join(SORTS)}, found '{sort}'")
-        return -statistics[columns[sort]].astype(np.float64)
-
-    def _sources(self, feature: int) -> dict[str, float]:
-        mass_S = self.statistics["activation_by_source"][:, feature]
-        total = float(mass_S.sum())
-        shares = {label: float(mass) / total for label, mass in zip(self.info["sources"], mass_S, strict=True) if mass}
-        return dict(sorted(shares.items(), key=lambda item: -item[1]))
-
-    def twins(self, feature: int) -> list[Twin]:
-        """The features of other partitions that fire on the same places, highest correlation first."""
-        pairs: Sequence[tuple[int, float]] = list(
-            zip(self._twin_feature[feature].tolist(), self._twin_correlation[feature].tolist(), strict=True)
-        )
-        return [
-            Twin(other, str(self.partition_F[other]), value, value >= STRONG) for other, value in pairs if other >= 0
-        ]
+        keys: dict[str, NDArray[Any]] = {
+            "evidence": -self._r2["evidence"],
+            "gap": self._r2["r2_other"].astype(np.float64) - self._r2["r2_own"],
+            "density": -self.statistics["density"],
+            "max": -self.statistics["max_activation"],
+            "relative_norm": self.statistics["relative_norm"] * (1 if exclusive == "B" else -1),
+            "twin": self._twins["correlation"][:, 0],
+            "id": np.arange(self.n_features),
+        }
+        if sort not in keys:
+            raise InputError(f"--sort expects one of {', '.join(keys)}, found '{sort}'")
+        return keys[sort].astype(np.float64)
 
 
 def _number(value: Any) -> float | None:

@@ -7,6 +7,7 @@ markup.
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,9 +46,5 @@ def _visible(char: str) -> str:
 def characteristic_words(words: Sequence[str], top: int = 5) -> list[WordShare]:
     """The most frequent of the words (one per top example, strongest first), without regard to case and spaces around;
     ties in the order of first appearance."""
-    counts: dict[str, int] = {}
-    for word in words:
-        key = visible(word.strip()).casefold()
-        counts[key] = counts.get(key, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    return [WordShare(word, count / len(words)) for word, count in ranked[:top]]
+    counts = Counter(visible(word.strip()).casefold() for word in words)
+    return [WordShare(word, count / len(words)) for word, count in counts.most_common(top)]

@@ -8,7 +8,6 @@ Legend: N pairs, D width of either model (w_DD: rows of the source, columns of t
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ import torch
 from modeldiff.linear.ridge import RIDGE, Moments, residual_sums, ridge_weights
 
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 2))
-"""Regularisations to choose from, as shares of the mean of the Gram matrix's diagonal: from none to speak of, through
-which a few directions of very large variance hide nothing, to one that leaves hardly anything of the map."""
+"""Regularisations to choose from (see RIDGE): from one that a few directions of very large variance hide nothing from,
+to one that leaves hardly anything of the map."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class LinearMap:
     bias_D: torch.Tensor
     """(D_target,) float32."""
     ridge: float
-    """Regularisation it was fitted with, as a share of the mean of the Gram matrix's diagonal."""
+    """Regularisation it was fitted with (see RIDGE)."""
     r2: float | None = None
     """R² over all dimensions together, on pairs that neither the fit nor the choice of `ridge` has seen. None: not
     measured, or the target does not vary."""
@@ -49,7 +48,6 @@ class LinearMap:
 
         Args:
             fit: moments of the pairs, source x, target f.
-            ridge: as a share of the mean of the diagonal of the Gram matrix of x.
             taken_off_x, taken_off_f: constants (D,) that were subtracted from the activations before they were summed;
                 the map takes and gives activations without that.
         """
@@ -83,10 +81,6 @@ class LinearMap:
             bias: add it nevertheless, as the DFC paper does (eq. 18).
         """
         return self.apply(d_ND) if bias else self._times(d_ND)
-
-    def to(self, device: torch.device | str) -> LinearMap:
-        """The same map on another device."""
-        return dataclasses.replace(self, w_DD=self.w_DD.to(device), bias_D=self.bias_D.to(device))
 
     def _times(self, x_ND: torch.Tensor) -> torch.Tensor:
         dtype = torch.promote_types(x_ND.dtype, torch.float32)

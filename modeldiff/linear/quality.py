@@ -1,6 +1,6 @@
 """How well predictions of a model's activations do on chosen pairs: R² of many subsets of the pairs in one pass.
 
-Legend: N pairs of a block, G subsets, D width of a model.
+Legend: N pairs of a block, P predictions, G subsets, D width of a model.
 """
 
 from __future__ import annotations
@@ -34,33 +34,6 @@ class Prediction:
     """From both sides' activations (N, D), raw units, float32, to the predicted ones of the target."""
 
 
-class R2Sums:
-    """Sums over the pairs of each subset, from which its R² follows. float64, on the host."""
-
-    def __init__(self, subsets: int, width: int) -> None:
-        self.n_G = np.zeros(subsets, np.int64)
-        self._error_G = np.zeros(subsets)
-        self._square_G = np.zeros(subsets)
-        self._sum_GD = np.zeros((subsets, width))
-
-    def add(self, member_GN: sparse.csr_matrix, y_ND: NDArray[np.float64], error_N: NDArray[np.float64]) -> None:
-        """Take in pairs: which of them belong to each subset (1, float64), the targets less a constant near their mean,
-        and the squared distance of each prediction from its target."""
-        self.n_G += np.diff(member_GN.indptr)
-        self._error_G += member_GN @ error_N
-        self._square_G += member_GN @ np.einsum("nd,nd->n", y_ND, y_ND)
-        self._sum_GD += member_GN @ y_ND
-
-    def r2(self) -> NDArray[np.float64]:
-        """(G,): 1 - sum of squared errors / sum of squares about the subset's own mean, over all dimensions together.
-
-        0: no better than the mean of these very pairs; below 0: worse; NaN: the targets do not vary, or no pairs.
-        """
-        total_G = self._square_G - np.square(self._sum_GD).sum(1) / np.maximum(1, self.n_G)
-        varies_G = total_G > _ROUNDING * self._square_G
-        return np.where(varies_G, 1 - self._error_G / np.where(varies_G, total_G, 1), np.nan)
-
-
 def measure(
     store: ActivationStore,
     ranges: Sequence[tuple[int, int]],
@@ -80,13 +53,17 @@ def measure(
         device: what the predictions are computed on; not mps, which has no float64.
 
     Returns:
-        The number of pairs of each subset (G,), and R² (predictions, G), see `R2Sums.r2`.
+        The number of pairs of each subset (G,), and R² (predictions, G): 1 - sum of squared errors / sum of squares
+        about the subset's own mean, over all dimensions together. 0: no better than the mean of these very pairs; below
+        0: worse; NaN: the targets do not vary, or no pairs.
 
     Raises:
         DamagedError: the activations cannot be read or are not finite.
     """
-    sums = [R2Sums(len(subsets), store.info.sides[one.target].width) for one in predictions]
     counts_G = np.zeros(len(subsets), np.int64)
+    error_PG, square_PG = np.zeros((2, len(predictions), len(subsets)))
+    # The targets less a constant near their mean.
+    sum_PGD = [np.zeros((len(subsets), store.info.sides[one.target].width)) for one in predictions]
     mean = {side: store.mean[side].to(device) for side in SIDES}
     for first, stop in ranges:
         for block in blocks_of(store, first, stop):
@@ -94,12 +71,16 @@ def measure(
             keep_N = within_norm(store, x, outlier_factor).cpu().numpy()
             member_GN = _membership(subsets, store.first_row[block.shard] + block.start, keep_N)
             counts_G += np.diff(member_GN.indptr)
-            for one, into in zip(predictions, sums, strict=True):
+            for p, one in enumerate(predictions):
                 y_ND = x[one.target].double()
-                error_N = (one.of(x).double() - y_ND).square().sum(dim=1)
-                into.add(member_GN, (y_ND - mean[one.target]).cpu().numpy(), error_N.cpu().numpy())
+                error_PG[p] += member_GN @ (one.of(x).double() - y_ND).square().sum(dim=1).cpu().numpy()
+                centred_ND = (y_ND - mean[one.target]).cpu().numpy()
+                square_PG[p] += member_GN @ np.einsum("nd,nd->n", centred_ND, centred_ND)
+                sum_PGD[p] += member_GN @ centred_ND
             bar.advance(len(block))
-    return counts_G, np.stack([into.r2() for into in sums])
+    total_PG = square_PG - [np.square(sum_GD).sum(1) / np.maximum(1, counts_G) for sum_GD in sum_PGD]
+    varies_PG = total_PG > _ROUNDING * square_PG
+    return counts_G, np.where(varies_PG, 1 - error_PG / np.where(varies_PG, total_PG, 1), np.nan)
 
 
 def within_norm(store: ActivationStore, x: Mapping[str, torch.Tensor], outlier_factor: float) -> torch.Tensor:

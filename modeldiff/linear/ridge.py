@@ -38,7 +38,7 @@ class Moments:
     def add_inputs(self, x_ND: torch.Tensor) -> None:
         """Take in inputs (float64) of pairs, not their targets.
 
-        They may be on another device than the sums: their product is made there, and only the result is moved.
+        They may be on another device than the sums: only their product is moved.
         """
         self.n += len(x_ND)
         self.x_D += x_ND.sum(dim=0).to(self.x_D.device)

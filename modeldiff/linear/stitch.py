@@ -65,10 +65,6 @@ class Stitch:
         """The map that takes model "a" or "b" to the other one."""
         return self.a_to_b if side == "a" else self.b_to_a
 
-    def held_out_rows(self) -> NDArray[np.int64]:
-        """Rows of the activations that neither the maps nor the choice of their regularisation have seen."""
-        return self.stretches.rows("report")
-
     def r2_on(self, store: ActivationStore, subsets: Sequence[NDArray[np.int64]]) -> list[SubsetR2]:
         """R² on some of the pairs, for example those on which a feature fires; all subsets in one pass.
 
@@ -156,8 +152,8 @@ def load_stitch(artifact: Artifact, *, device: str | torch.device = "cpu") -> St
         tensors |= {f"{name}.w": torch.empty(source, target), f"{name}.bias": torch.empty(target)}
     stretch = {name: torch.empty(int(info["stretches"]), dtype=torch.int64) for name in ("first", "stop", "part")}
     read_tensors(artifact.file(MAPS_NAME), tensors | {f"stretch.{name}": value for name, value in stretch.items()})
-    maps = []
+    maps = {}
     for name in DIRECTIONS:
         w_DD, bias_D = (tensors[f"{name}.{one}"].to(device) for one in ("w", "bias"))
-        maps.append(LinearMap(w_DD, bias_D, info["maps"][name]["ridge"], info["maps"][name]["r2"]))
-    return Stitch(*maps, Stretches(*(value.numpy() for value in stretch.values())), info)
+        maps[name] = LinearMap(w_DD, bias_D, info["maps"][name]["ridge"], info["maps"][name]["r2"])
+    return Stitch(maps["a_to_b"], maps["b_to_a"], Stretches(*(one.numpy() for one in stretch.values())), info)

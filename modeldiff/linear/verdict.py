@@ -1,17 +1,16 @@
 """Whether the evidence says that a feature of one model is exclusive: three answers, calibrated on the pair itself.
 
-What decides is how much of a feature's activation the *other* model's activations explain, relative to what its own
-explain (a sparse feature is never fully linear in either). Two scales come from the same activations: permuted pairs
-show what chance explains, and shared features, read from one model alone, show what a concept that both models have
-looks like. Nothing here says that the other model lacks a concept: only that no linear analogue was found.
+What decides is one ratio: R² of the feature's activation from the *other* model's activations / R² from its own (a
+sparse feature is never fully linear in either), 0 where the other model is within chance. Two scales come from the same
+activations: permuted pairs show what chance explains, and shared features, read from one model alone, show what a
+concept that both models have looks like. Nothing here says that the other model lacks a concept: only that no linear
+analogue was found.
 
-The rule is about one ratio: R² from the other model / R² from the own one, 0 where the other model is within chance.
-Two criteria follow from the shared features: half of their median ratio, the middle between a concept of both models
-and one of neither; and the ratio that only 5 % of them fall below. Exclusive is what is below both, predictable what is
-above both, undecided what lies between, where the two disagree. So `exclusive` is wrong about at most some 5 % of
-shared features, however widely their ratios scatter: where more than 5 % are below half of the median, the bar is
-lower. (If the other model is within chance for more than 5 % of them, no bar is low enough.) Which share of them is
-called exclusive in fact, by the same function, stands beside every count (`Calls`).
+Two bars follow from the shared features: half of their median ratio, the middle between a concept of both models and
+one of neither; and the ratio that only 5 % of them fall below. Exclusive is what is below both, predictable what is
+above both, undecided what lies between. So `exclusive` is wrong about at most some 5 % of shared features, however
+widely their ratios scatter. (If the other model is within chance for more than 5 % of them, no bar is low enough.)
+Which share of them is called exclusive in fact stands beside every count (`Calls`).
 
 Legend: F features, R reference features.
 """
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 Verdict = Literal["exclusive", "undecided", "predictable", "unknown"]
 _BAR = 0.5
-"""As in training (crosscoder/audit.py): the middle between a concept of both models and none."""
+"""As in training (crosscoder/audits): the middle between a concept of both models and none."""
 _LOW_QUANTILE, _NULL_QUANTILE = 0.05, 0.95
 LEGIBLE = 0.01
 """An R² from the own model below this says that a feature cannot be read from it: its ratio means nothing."""
@@ -45,11 +44,10 @@ class Scale:
 
     Attributes:
         references: shared features that can be read from this model alone.
-        ratio_median: of their ratios; 1 when there are too few.
-        ratio_low: 5 % of them have a smaller one: one more shared feature would fall below it with that probability.
-            The smallest of them when there are fewer than 19; 1 when there are too few.
+        ratio_median, ratio_low: the median of their ratios, and the ratio that one more shared feature would fall below
+            with a probability of 5 % (the smallest where there are fewer than 19); 1 where there are too few.
         null: R² from the other model that one feature in twenty reaches in permuted pairs; at least 0.
-        called_exclusive, called_predictable: of the references, by the very rule (`verdicts`) that this scale makes.
+        called_exclusive, called_predictable: references that are called so by this very scale.
     """
 
     references: int
@@ -61,13 +59,12 @@ class Scale:
 
     @property
     def bar(self) -> float:
-        """Largest ratio of a feature that is called exclusive: half of the references' median, or less where more than
-        5 % of the references themselves would fall below that."""
+        """Largest ratio of a feature that is called exclusive."""
         return min(_BAR * self.ratio_median, self.ratio_low)
 
     @property
     def predictable_from(self) -> float:
-        """Smallest ratio of a feature that is called predictable: the other one of the two bars."""
+        """Smallest ratio of a feature that is called predictable."""
         return max(_BAR * self.ratio_median, self.ratio_low)
 
     @property
@@ -77,24 +74,13 @@ class Scale:
 
     @property
     def false_exclusive(self) -> float | None:
-        """Share of the references that is called exclusive, falsely; None without references.
-
-        They set the bar themselves; it is set so (see `ratio_low`) that new ones do not fall below it more often.
-        """
+        """Share of the references that is called exclusive, falsely; None without references."""
         return self.called_exclusive / self.references if self.references else None
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON data."""
-        return dataclasses.asdict(self)
 
 
 def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -> Scale:
-    """The scale of one side.
-
-    Args:
-        own_R, other_R: R² of the reference features from this model and from the other one; NaN: fires too rarely.
-        null_F: R² of features from the other model in permuted pairs; NaN likewise.
-    """
+    """The scale of one side, from R² of the reference features from this model and from the other one, and R² of
+    features from the other model in permuted pairs; NaN: it fires too rarely."""
     known_F = null_F[~np.isnan(null_F)].astype(np.float64)
     null = max(0.0, float(np.quantile(known_F, _NULL_QUANTILE))) if len(known_F) else 0.0
     scale = Scale(0, 1.0, 1.0, null)
@@ -102,8 +88,8 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
     ratio_R = ratio_R[~np.isnan(ratio_R)]
     if len(ratio_R) >= _LEAST_REFERENCES:
         # "weibull": so many of n references are below it that one more falls there with a probability of 5 %.
-        low = float(np.quantile(ratio_R, _LOW_QUANTILE, method="weibull"))
-        scale = Scale(0, _within_1(float(np.median(ratio_R))), _within_1(low), null)
+        low, median = np.quantile(ratio_R, _LOW_QUANTILE, method="weibull"), np.median(ratio_R)
+        scale = Scale(0, *(min(max(float(ratio), 0.0), 1.0) for ratio in (median, low)), null)
     called_R = verdicts(own_R, other_R, scale)
     return dataclasses.replace(
         scale,
@@ -111,10 +97,6 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
         called_exclusive=int((called_R == "exclusive").sum()),
         called_predictable=int((called_R == "predictable").sum()),
     )
-
-
-def _within_1(ratio: float) -> float:
-    return min(max(ratio, 0.0), 1.0)
 
 
 def ratios(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:
@@ -134,12 +116,8 @@ def _beyond_chance(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> 
 
 
 def verdicts(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> NDArray[np.str_]:
-    """(F,) a Verdict for each feature of one model.
-
-    unknown: it fires too rarely for an R², or its own model does not explain it beyond chance either. exclusive: the
-    other model explains no more of it than chance, or at most half of what it explains of shared features, and less
-    than of all but 5 % of them. predictable: at least as much as both. undecided: in between.
-    """
+    """(F,) a Verdict for each feature of one model; unknown: it fires too rarely for an R², or its own model does not
+    explain it beyond chance either."""
     ratio = _beyond_chance(own_F, other_F, scale)
     called = (np.isnan(ratio), ratio <= scale.bar, ratio >= scale.predictable_from)
     return np.select(called, ("unknown", "exclusive", "predictable"), "undecided").astype("<U11")
@@ -150,9 +128,8 @@ class Calls:
     """How many exclusive features of one model are called what, and how many are called exclusive by chance.
 
     Attributes:
-        exclusive, undecided, predictable, unknown: features that ever fire, by verdict. Nothing can be said of the
-            unknown ones, and nothing is expected of them.
-        references, false_exclusive: as in `Scale`: how many shared features, and which share the rule calls exclusive.
+        exclusive, undecided, predictable, unknown: features that ever fire, by verdict.
+        references, false_exclusive: as in `Scale`.
         by_chance: features that would be called exclusive if all were shared ones; None without references.
         p: probability of so many exclusive calls or more if they were (Fisher's exact test, one-sided: the share is
             itself counted on a sample); None where nothing can be said or there are no references.
@@ -177,10 +154,6 @@ class Calls:
         """Whether more are called exclusive than chance gives."""
         return self.p is not None and self.p <= _CHANCE
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON data."""
-        return {**dataclasses.asdict(self), "beyond_chance": self.beyond_chance}
-
 
 def calls_of(verdict_F: NDArray[np.str_], scale: Scale) -> Calls:
     """Of the features of one model with these verdicts."""
@@ -194,20 +167,14 @@ def calls_of(verdict_F: NDArray[np.str_], scale: Scale) -> Calls:
         called = counts["exclusive"] + scale.called_exclusive
         if judged:
             p = float(hypergeom.sf(counts["exclusive"] - 1, judged + scale.references, called, judged))
-    return Calls(
-        **counts,
-        references=scale.references,
-        false_exclusive=scale.false_exclusive,
-        by_chance=by_chance,
-        p=p,
-    )
+    return Calls(**counts, references=scale.references, false_exclusive=scale.false_exclusive, by_chance=by_chance, p=p)
 
 
 def evidence_score(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:
-    """(F,) what lists are sorted by: (own - other) x (1 - other / own), 0 where the own model explains nothing.
+    """(F,) what lists are sorted by: (own - other) x (1 - other / own); NaN where an R² is missing.
 
     The gap alone favours features that fire all the time, of which either model explains much; the ratio alone those of
-    which neither does. NaN where an R² is missing.
+    which neither does.
     """
     own, other = own_F.astype(np.float64), np.maximum(other_F.astype(np.float64), 0)
     gap = own - other

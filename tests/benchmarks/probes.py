@@ -310,12 +310,11 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     """One row per side, feature and probe; the features asked for, and how the whole partition falls."""
     from scipy import sparse
 
-    from modeldiff.features.alone import read_alone as read_from_one
-    from modeldiff.features.alone import reference_features, shared_readers
-    from modeldiff.features.codes import CodeSample, Encoder, sparsify
-    from modeldiff.features.evidence import REFERENCE_FIRINGS
+    from modeldiff.features.codes import CodeSample, Encoder
+    from modeldiff.features.evidence import read_alone as read_from_one
+    from modeldiff.features.evidence import reference_features, shared_readers
     from modeldiff.features.inputs import open_measured, outlier_factor_of
-    from modeldiff.features.rows import activations_of
+    from modeldiff.features.predictability import activations_of
     from modeldiff.linear.verdict import evidence_score
     from modeldiff.splits import split
     from modeldiff.workspace import Workspace
@@ -325,16 +324,15 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     encoder = Encoder(crosscoder, store, torch.device("cpu"), outlier_factor_of(measured.source, None))
     codes, rows = [], []
     for block in store.blocks(4096):
-        f_BF, kept_B = encoder.dense(block)
-        one = sparsify(f_BF)
-        matrix = sparse.csr_matrix((one.value, (one.row, one.feature)), shape=tuple(f_BF.shape))
-        codes.append(matrix[kept_B])
+        one, kept_B = encoder.sparse(block)
+        shape = (len(block), crosscoder.n_features)
+        codes.append(sparse.csr_matrix((one.value, (one.row, one.feature)), shape=shape)[kept_B])
         rows.append(store.first_row[block.shard] + block.start + np.flatnonzero(kept_B))
     taken = CodeSample(sparse.vstack(codes, format="csr"), np.concatenate(rows))
     part_N = split(store, store.blocks(4096)).part_of(taken.rows_N)
     taken = CodeSample(taken.codes_NF[part_N >= 0], taken.rows_N[part_N >= 0])
     held = torch.from_numpy(part_N[part_N >= 0] > 0)
-    reference_R = reference_features(crosscoder, taken, REFERENCE_FIRINGS)
+    reference_R = reference_features(crosscoder, taken)
     reference_R = reference_R[:: max(1, len(reference_R) // arguments.references)]
     x = {side: torch.cat([part.float() for _, part in activations_of(store, side, taken.rows_N)]) for side in SIDES}
     table = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.features.surroundings import Surroundings, word_start
+import modeldiff.features.context as context_module
+from modeldiff.features.context import Ragged, Surroundings, ranges
+from modeldiff.sides import SIDES
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens
 
 
@@ -35,16 +38,20 @@ def plan_of(text: str, a: list[str], b: list[str], places: list[int], *, special
 def shown(plan: ShardPlan, pair: int, n_context: int) -> dict[str, Any]:
     """Text, words and tokens of the window; the feature's activation at pair i is i + 1."""
     window_EW = np.array([[max(0, pair + offset + 1) for offset in range(-n_context, n_context + 1)]], np.float32)
-    fixed, ragged = Surroundings(plan, n_context).of(np.array([pair]), window_EW)
-    text = ragged["text"].row(0)["bytes"].tobytes().decode()
+    found = Surroundings(plan, n_context).of(np.array([pair]), window_EW)
+    text = found.ragged["text"].row(0)["bytes"].tobytes().decode()
 
     def spans(name: str) -> list[tuple[str, float]]:
-        columns = ragged[name].row(0)
+        columns = found.ragged[name].row(0)
         places = zip(columns["start"], columns["end"], columns["activation"], strict=True)
         return [(text[start:end], float(value)) for start, end, value in places]
 
     names = ("words", "tokens_a", "tokens_b")
-    return {"text": text, "centre": spans("words")[fixed["centre"][0]][0], **{name: spans(name) for name in names}}
+    return {
+        "text": text,
+        "centre": spans("words")[found.fixed["centre"][0]][0],
+        **{name: spans(name) for name in names},
+    }
 
 
 def test_a_word_of_several_tokens_is_whole_and_only_its_last_token_fires() -> None:
@@ -66,14 +73,10 @@ def test_the_window_is_cut_and_so_are_tokens_that_reach_out_of_it() -> None:
     assert found["tokens_a"] == [("two", 2), (" three", 3), (" four", 4)]
 
 
-def test_without_context_only_the_word() -> None:
-    plan = plan_of("a bc d", ["a", " bc", " d"], ["a", " bc", " d"], [1, 4, 6])
+def test_without_context_only_the_word_and_special_tokens_are_not_shown() -> None:
+    plan = plan_of("a bc d", ["a", " bc", " d"], ["a", " bc", " d"], [1, 4, 6], special_a=2)
     assert shown(plan, 1, 0)["text"] == "bc"
-
-
-def test_special_tokens_are_not_shown() -> None:
-    plan = plan_of("a b", ["a", " b"], ["a", " b"], [1, 3], special_a=2)
-    assert shown(plan, 0, 3)["tokens_a"] == [("a", 1), (" b", 2)]
+    assert shown(plan, 0, 3)["tokens_a"] == [("a", 1), (" bc", 2), (" d", 3)]
 
 
 def test_tokens_differ_where_they_begin_or_end_at_other_characters() -> None:
@@ -128,9 +131,23 @@ def test_all_word_starts_at_once_equal_those_one_by_one(texts: list[str], seed: 
         tables.append((np.full(len(ends) - first, index), np.arange(first, len(ends)), ends[first:]))
     document, token, end = (np.concatenate(one).astype(np.int32) for one in zip(*tables, strict=True))
     pairs = PairTable(document, {"a": token, "b": token}, end, {})
-    found = Surroundings(ShardPlan(documents, pairs), 1)._start_N
+    found = Surroundings(ShardPlan(documents, pairs)).start_N
     first_N = np.append(True, np.diff(document) > 0)
     assert found.tolist() == [word_start(documents, pairs, i, first=bool(first_N[i])) for i in range(len(document))]
+
+
+def word_start(documents: list[Document], pairs: PairTable, pair: int, *, first: bool) -> int:
+    """Character at which the word that ends at `pair` begins; `first`: no pair of its document is before it."""
+    document = documents[pairs.document[pair]]
+    end = int(pairs.char_end[pair])
+    floor = 0 if first else int(pairs.char_end[pair - 1])
+    starts = [int(document.tokens[side].starts[pairs.token[side][pair]]) for side in SIDES]
+    start = max(floor, min((s for s in starts if 0 <= s <= end), default=end))
+    while start < end - 1 and document.text[start].isspace():  # many tokens begin with the blank before the word
+        start += 1
+    while start > floor and end - start < context_module._MAX_WORD and not document.text[start - 1].isspace():
+        start -= 1
+    return start
 
 
 def test_many_examples_at_once_equal_each_alone() -> None:
@@ -140,10 +157,34 @@ def test_many_examples_at_once_equal_each_alone() -> None:
     surroundings = Surroundings(plan, 2)
     pair_E = np.array([0, 2, 2, 5])
     window_EW = np.arange(20, dtype=np.float32).reshape(4, 5)
-    fixed, ragged = surroundings.of(pair_E, window_EW)
+    found = surroundings.of(pair_E, window_EW)
     for example, pair in enumerate(pair_E):
-        alone_fixed, alone = surroundings.of(np.array([pair]), window_EW[[example]])
-        assert {name: values[example] for name, values in fixed.items()} == {n: v[0] for n, v in alone_fixed.items()}
-        for name, lists in ragged.items():
+        alone = surroundings.of(np.array([pair]), window_EW[[example]])
+        for name, values in found.fixed.items():
+            assert values[example] == alone.fixed[name][0]
+        for name, lists in found.ragged.items():
             for column, values in lists.row(example).items():
-                np.testing.assert_array_equal(values, alone[name].row(0)[column])
+                np.testing.assert_array_equal(values, alone.ragged[name].row(0)[column])
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 99), max_size=7), max_size=12),
+    data=st.data(),
+    part=st.sampled_from([1, 5, 1 << 17]),
+)
+def test_taken_lists_are_whole_and_in_the_asked_order(rows: list[list[int]], data: st.DataObject, part: int) -> None:
+    lengths = np.array([len(row) for row in rows], np.int64)
+    made = Ragged.of(lengths, {"x": np.array(list(itertools.chain(*rows)), np.int64)}, {"x": np.int64})
+    order = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=15)) if rows else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context_module, "_PART", part)
+        taken = made.take(np.array(order, np.int64))
+    assert [taken.row(i)["x"].tolist() for i in range(len(order))] == [rows[i] for i in order]
+
+
+@given(bounds=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6)), max_size=10))
+def test_ranges_one_after_the_other(bounds: list[tuple[int, int]]) -> None:
+    start_E = np.array([start for start, _ in bounds], np.int64)
+    index_V, number_V = ranges(start_E, start_E + np.array([length for _, length in bounds], np.int64))
+    expected = [(i, start + j) for i, (start, length) in enumerate(bounds) for j in range(length)]
+    assert list(zip(index_V.tolist(), number_V.tolist(), strict=True)) == expected

@@ -1,4 +1,4 @@
-"""Held-out R² from streamed moments equals that of scikit-learn's ridge regression on the same pairs."""
+"""Held-out R² from streamed moments, against scikit-learn; and the controls that it is held against."""
 
 from __future__ import annotations
 
@@ -11,60 +11,102 @@ from scipy import sparse
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-import modeldiff.features.cost as cost
-import modeldiff.features.evidence as evidence
-import modeldiff.features.rows as rows
+import modeldiff.features.predictability as predictability_module
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.features.codes import CodeSample, Encoder
+from modeldiff.features.evidence import (
+    DIFFERENCES,
+    REFERENCE_FIRINGS,
+    Evidence,
+    Readings,
+    baseline_of,
+    difference_readers,
+    evidence_of,
+    read_alone,
+    reference_features,
+    shared_readers,
+)
+from modeldiff.features.predictability import add_targets, predictability
 from modeldiff.linear.ridge import RIDGE, Moments, held_out_r2
+from modeldiff.linear.verdict import Scale
 from modeldiff.splits import split
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
+from tests.features.made_crosscoder import N_A, N_SHARED, THRESHOLD, made_crosscoder
 from tests.made_activations import make_activations
 
 N, N_FEATURES = 700, 6
+CPU = torch.device("cpu")
+NAN = float("nan")
+
+
+def store_of(folder: Path, x_a: torch.Tensor, x_b: torch.Tensor, encoding: str = "float32") -> ActivationStore:
+    return ActivationStore(make_activations(Workspace(folder / "ws"), x_a, x_b, 250, encoding=encoding))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ActivationStore:
     generator = torch.Generator().manual_seed(0)
-    x_a, x_b = (3 + torch.randn(N, width, generator=generator) for width in (5, 7))
-    return ActivationStore(make_activations(Workspace(tmp_path / "ws"), x_a, x_b, 250, encoding="bfloat16"))
+    return store_of(tmp_path, *(3 + torch.randn(N, width, generator=generator) for width in (5, 7)), "bfloat16")
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> ActivationStore:
+    """As wide as `made_crosscoder` reads."""
+    generator = torch.Generator().manual_seed(0)
+    return store_of(tmp_path, *(torch.randn(N, width, generator=generator) for width in (8, 9)))
+
+
+def side_of(store: ActivationStore, side: str) -> np.ndarray:
+    return torch.cat([store.read_side(side, block) for block in store.blocks(N)]).double().numpy()
+
+
+def sample_of(f_NF: np.ndarray, rows_N: np.ndarray | None = None) -> CodeSample:
+    rows_N = np.arange(len(f_NF)) if rows_N is None else rows_N
+    return CodeSample(sparse.csr_matrix(f_NF[rows_N].astype(np.float32)), rows_N)
+
+
+def encoded(crosscoder: Crosscoder, store: ActivationStore) -> np.ndarray:
+    encoder = Encoder(crosscoder, store, CPU, 0.0)
+    return torch.cat([encoder.dense(block)[0] for block in store.blocks(N)]).numpy()
 
 
 def made_sample(store: ActivationStore) -> CodeSample:
     """Features 0 to 2 are made from A, 3 and 4 from B, 5 fires three times; a tenth of the rows is missing."""
-    x = [torch.cat([store.read_side(side, block) for block in store.blocks(N)]).double().numpy() for side in ("a", "b")]
     generator = np.random.default_rng(1)
-    made = [x[0] @ generator.normal(size=(5, 3)), x[1] @ generator.normal(size=(7, 2))]
+    made = [side_of(store, "a") @ generator.normal(size=(5, 3)), side_of(store, "b") @ generator.normal(size=(7, 2))]
     f_NF = np.concatenate([np.maximum(one - np.median(one, 0), 0) for one in made] + [np.zeros((N, 1))], 1)
     f_NF[[5, 300, 600], 5] = 1.0
-    rows_N = np.flatnonzero(generator.random(N) < 0.9)
-    return CodeSample(sparse.csr_matrix(f_NF[rows_N].astype(np.float32)), rows_N)
+    return sample_of(f_NF, np.flatnonzero(generator.random(N) < 0.9))
 
 
 @pytest.mark.parametrize(("chunk", "block_bytes"), [(16_384, 4 << 30), (100, 6 * 8 * 7 * 4)])
 def test_equals_scikit_learn(
     store: ActivationStore, chunk: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "CHUNK_ROWS", chunk)
-    monkeypatch.setattr(cost, "BLOCK_BYTES", block_bytes)
-    sample = made_sample(store)
-    stretches = split(store, store.blocks(N))
-    found = evidence.predictability(store, sample, stretches, torch.device("cpu"))
+    monkeypatch.setattr(predictability_module, "_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(predictability_module, "_BLOCK_BYTES", block_bytes)
+    sample, stretches = made_sample(store), split(store, store.blocks(N))
+    found = predictability(store, sample, stretches, CPU)
     part_N = stretches.part_of(sample.rows_N)
     fit, held = part_N == 0, part_N > 0
     assert 0.15 < held.mean() < 0.25
     assert not (fit | held).all(), "pairs between two parts are not used"
     f_NF = sample.codes_NF.toarray().astype(np.float64)
     for side in ("a", "b"):
-        x_ND = torch.cat([store.read_side(side, block) for block in store.blocks(N)]).double().numpy()[sample.rows_N]
+        x_ND = side_of(store, side)[sample.rows_N]
         centred = x_ND[fit] - x_ND[fit].mean(0)
         alpha = RIDGE * (centred**2).sum() / x_ND.shape[1]
         for feature in range(N_FEATURES - 1):
             model = Ridge(alpha=alpha).fit(x_ND[fit], f_NF[fit, feature])
             expected = r2_score(f_NF[held, feature], model.predict(x_ND[held]))
             assert found[side][feature] == pytest.approx(expected, abs=1e-5)
+        assert np.isnan(found[side][-1]), "what fires too rarely gets no number"
+
+
+def test_an_empty_sample_gives_no_numbers(store: ActivationStore) -> None:
+    empty = CodeSample(sparse.csr_matrix((0, 4), dtype=np.float32), np.zeros(0, np.int64))
+    assert np.isnan(predictability(store, empty, split(store, []), CPU)["a"]).all()
 
 
 def test_sums_over_the_firings_equal_those_over_all_pairs() -> None:
@@ -85,86 +127,132 @@ def test_sums_over_the_firings_equal_those_over_all_pairs() -> None:
         expected[number].add_dense(x_part, f_NG[part])
         found[number].add_inputs(x_part)
         for x_nD, f_nG in zip(x_part.split(700), f_NG[part].split(700), strict=True):
-            evidence.add_targets(found[number], x_nD, sparse.csr_matrix(f_nG.numpy()))
+            add_targets(found[number], x_nD, sparse.csr_matrix(f_nG.numpy()))
     r2_G = held_out_r2(*expected)
     assert float(r2_G.max()) > 0.3
     torch.testing.assert_close(held_out_r2(*found), r2_G, rtol=0, atol=1e-6, equal_nan=True)
 
 
-def test_a_feature_that_fires_too_rarely_gets_no_number(store: ActivationStore) -> None:
-    found = evidence.predictability(store, made_sample(store), split(store, store.blocks(N)), torch.device("cpu"))
-    assert np.isnan(found["a"][-1])
-    assert np.isnan(found["b"][-1])
-
-
-def test_an_empty_sample_gives_no_numbers(store: ActivationStore) -> None:
-    empty = CodeSample(sparse.csr_matrix((0, 4), dtype=np.float32), np.zeros(0, np.int64))
-    assert np.isnan(evidence.predictability(store, empty, split(store, []), torch.device("cpu"))["a"]).all()
-
-
-def test_permuted_pairs_explain_nothing_and_references_come_from_one_model(
-    store: ActivationStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_permuted_pairs_explain_nothing_and_controls_come_from_one_model(store: ActivationStore) -> None:
     """Features 0 and 1 read A, 2 and 3 both, 4 and 5 B; nothing is common to the two models' activations."""
     crosscoder = Crosscoder(
         CrosscoderConfig(width_a=5, width_b=7, n_a_only=2, n_shared=2, n_b_only=2, k=2, combine="sum")
     )
     with torch.no_grad():
-        crosscoder.w_enc_a.copy_(torch.eye(4, 5))
-        crosscoder.w_enc_b.copy_(torch.eye(4, 7))
-        crosscoder.w_dec_a.copy_(torch.eye(4, 5))
-        crosscoder.w_dec_b.copy_(torch.eye(4, 7))
+        for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
+            weights.copy_(torch.eye(*weights.shape))
         crosscoder.b_enc.copy_(torch.tensor([-3.0, -3, -6, -6, -3, -3]))
-    encoder = Encoder(crosscoder, store, torch.device("cpu"), 0.0)
-    codes = torch.cat([encoder.dense(block)[0] for block in store.blocks(N)]).numpy()
-    sample, stretches = CodeSample(sparse.csr_matrix(codes), np.arange(N)), split(store, store.blocks(N))
-    found = evidence.evidence_of(crosscoder, store, sample, stretches, torch.device("cpu"))
-    plain = evidence.predictability(store, sample, stretches, torch.device("cpu"))
+    sample, stretches = sample_of(encoded(crosscoder, store)), split(store, store.blocks(N))
+    found = evidence_of(crosscoder, store, sample, stretches, CPU)
+    plain = predictability(store, sample, stretches, CPU)
     for side in ("a", "b"):
         np.testing.assert_array_equal(found.r2[side], plain[side])
         assert found.null[side].max() < 0.1
-        for readings in (found.alone[side], found.random[side]):
+        for readings in (found.alone[side], found.difference[side]):
             assert readings.own.min() > 0.4
-            assert readings.other.max() < 0.15
-            assert readings.null.max() < 0.15
-    again = evidence.Evidence.from_arrays(found.arrays())
-    assert again.arrays().keys() == found.arrays().keys()
-    for name, values in found.arrays().items():
-        np.testing.assert_array_equal(again.arrays()[name], values)
+            assert max(readings.other.max(), readings.null.max()) < 0.15
     assert found.scales(crosscoder)["a"].references == len(found.alone["a"].own)
-    said = capsys.readouterr().err
-    assert "700 pairs, widths 5 and 7; 6 features, 4 shared ones read from one model, 128 random directions" in said
-    assert "138 of all these again in permuted pairs" in said
+    again = Evidence.from_arrays(found.arrays()).arrays()
+    assert all(np.array_equal(again[name], values, equal_nan=True) for name, values in found.arrays().items())
 
 
-def test_random_directions_are_as_predictable_as_a_linear_map_between_the_models_is(tmp_path: Path) -> None:
+def test_differences_are_as_predictable_as_a_linear_map_between_the_models_is(tmp_path: Path) -> None:
     """B holds A's first coordinates rotated, and nothing of the others: what a direction of A loses is their share."""
     generator = torch.Generator().manual_seed(2)
     x_a = torch.randn(4000, 6, generator=generator)
     rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
-    both = ActivationStore(
-        make_activations(Workspace(tmp_path / "both"), x_a[:, :4].contiguous(), x_a[:, :4] @ rotation)
-    )
-    part = ActivationStore(make_activations(Workspace(tmp_path / "part"), x_a, x_a[:, :4] @ rotation))
-    for store, all_of_it in ((both, True), (part, False)):
-        width_a, width_b = store.widths
-        crosscoder = Crosscoder(
-            CrosscoderConfig(width_a=width_a, width_b=width_b, n_a_only=2, n_shared=2, n_b_only=2, k=2)
-        )
+    # The share of a random direction that lies in 4 of 6 equal dimensions is 2/3 on average.
+    for width_a, ratio, tolerance in ((4, 1, 0.01), (6, 2 / 3, 0.12)):
+        store = store_of(tmp_path / str(width_a), x_a[:, :width_a].contiguous(), x_a[:, :4] @ rotation)
+        crosscoder = Crosscoder(CrosscoderConfig(width_a=width_a, width_b=4, n_a_only=2, n_shared=2, n_b_only=2, k=2))
         with torch.no_grad():
             for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
                 weights.copy_(torch.eye(*weights.shape))
-        encoder = Encoder(crosscoder, store, torch.device("cpu"), 0.0)
-        codes = torch.cat([encoder.dense(block)[0] for block in store.blocks(1000)]).numpy()
-        sample = CodeSample(sparse.csr_matrix(codes), np.arange(4000))
-        stretches = split(store, store.blocks(1000))
-        found = evidence.evidence_of(crosscoder, store, sample, stretches, torch.device("cpu"))
-        control = found.controls(crosscoder)
-        assert control["a"].directions == 64
-        assert control["a"].ratio_median is not None
-        assert control["b"].ratio_median == pytest.approx(1, abs=0.01), "all that B has is in A"
-        if all_of_it:
-            assert control["a"].ratio_median == pytest.approx(1, abs=0.01)
-        else:
-            # The share of a random direction that lies in 4 of 6 equal dimensions is 2/3 on average.
-            assert control["a"].ratio_median == pytest.approx(2 / 3, abs=0.12)
+        sample = sample_of(encoded(crosscoder, store))
+        found = evidence_of(crosscoder, store, sample, split(store, store.blocks(N)), CPU)
+        scales = found.scales(crosscoder)
+        a, b = (baseline_of(found.difference[side], scales[side]) for side in ("a", "b"))
+        assert a.directions == 64
+        assert a.ratio_median == pytest.approx(ratio, abs=tolerance)
+        assert b.ratio_median == pytest.approx(1, abs=0.01), "all that B has is in A"
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_feature_read_alone_is_its_encoder_on_one_side(side: str, wide: ActivationStore) -> None:
+    crosscoder = made_crosscoder()
+    sample = sample_of(encoded(crosscoder, wide), np.arange(0, N, 2))
+    references = np.array([N_A, N_A + 2])
+    alone = read_alone(crosscoder, wide, sample, shared_readers(crosscoder, sample, references, side), side).toarray()
+    x = side_of(wide, side)[sample.rows_N]
+    for column, feature in enumerate(references):
+        fires = int((sample.codes_NF[:, [feature]].toarray() > 0).sum())
+        read = x[:, feature if side == "a" else feature - N_A]
+        order = np.argsort(-read)
+        assert set(np.flatnonzero(alone[:, column])) == set(order[:fires].tolist())
+        expected = read[order[:fires]] - read[order[fires]] + THRESHOLD
+        assert alone[order[:fires], column] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_feature_that_fires_on_every_pair_is_read_on_all_but_one(wide: ActivationStore) -> None:
+    codes = np.zeros((N, 10))
+    codes[:, N_A] = 1.0
+    sample = sample_of(codes)
+    readers = shared_readers(made_crosscoder(), sample, np.array([N_A]), "a")
+    alone = read_alone(made_crosscoder(), wide, sample, readers, "a")
+    assert alone.nnz == N - 1
+    assert np.isfinite(alone.toarray()).all()
+
+
+def test_references_are_shared_features_that_fire_and_that_no_model_dominates() -> None:
+    crosscoder = made_crosscoder()
+    codes = np.zeros((N, 10))
+    codes[:REFERENCE_FIRINGS] = 1.0
+    codes[0, N_A + 1] = 0.0  # once too rarely
+    sample = sample_of(codes)
+    others = [N_A, *range(N_A + 2, N_A + N_SHARED)]
+    assert reference_features(crosscoder, sample).tolist() == others
+    with torch.no_grad():
+        crosscoder.w_dec_b[0] *= 0.1
+    assert reference_features(crosscoder, sample).tolist() == others[1:]
+
+
+def test_differences_are_as_common_as_the_variance_makes_them(tmp_path: Path) -> None:
+    """Coordinate 0 of A varies 100 times as much as the others, coordinate 1 not at all."""
+    generator = torch.Generator().manual_seed(1)
+    x_a, x_b = torch.randn(4000, 8, generator=generator), torch.randn(4000, 9, generator=generator)
+    store = store_of(tmp_path, 5 + x_a * torch.tensor([100.0, 0, 1, 1, 1, 1, 1, 1]), x_b)
+    crosscoder = made_crosscoder()
+    codes = np.zeros((4000, 10))
+    codes[:300, :5], codes[:100, 5:9] = 1.0, 1.0  # one is dead, of the others the median fires 300 times
+    sample = sample_of(codes)
+    readers = difference_readers(crosscoder, store, sample, "a")
+    assert readers.w_RD.shape == (DIFFERENCES, 8)
+    assert readers.fires_R.tolist() == [300] * DIFFERENCES
+    torch.testing.assert_close(readers.w_RD.norm(dim=1), torch.ones(DIFFERENCES))  # as long as the encoders
+    assert readers.w_RD[:, 1].abs().max() == 0
+    assert readers.w_RD[:, 0].abs().median() > 0.99
+    assert torch.equal(difference_readers(crosscoder, store, sample, "a").w_RD, readers.w_RD), "always the same"
+    read = read_alone(crosscoder, store, sample, readers, "a")
+    assert np.diff(read.tocsc().indptr).tolist() == [300] * DIFFERENCES
+
+
+def test_too_few_pairs_give_fewer_differences(wide: ActivationStore) -> None:
+    assert len(difference_readers(made_crosscoder(), wide, sample_of(np.ones((5, 10))), "b").w_RD) == 2
+    none = sample_of(np.zeros((0, 10)))
+    readers = difference_readers(made_crosscoder(), wide, none, "b")
+    assert read_alone(made_crosscoder(), wide, none, readers, "b").shape == (0, 0)
+
+
+def test_a_baseline_has_medians_quantiles_and_verdicts() -> None:
+    # Exclusive up to a ratio of 0.4, predictable from 0.6 on.
+    scale = Scale(references=100, ratio_median=0.8, ratio_low=0.6, null=0.01)
+    own = np.append(np.full(101, 0.5), [NAN, 0.001])
+    other, null = own * np.append(np.linspace(0, 1, 101), [NAN, 500]), 0 * own
+    found = baseline_of(Readings(own, other, null), scale)
+    assert found.directions == 102, "what fires too rarely was not measured"
+    assert (found.own, found.other, found.null) == pytest.approx((0.5, 0.2525, 0.0))
+    quantiles = (found.ratio_low, found.ratio_median, found.ratio_high)
+    assert quantiles == pytest.approx((0.05, 0.5, 0.95)), "of those that can be read from their own model"
+    assert found.verdicts == {"exclusive": 41, "undecided": 19, "predictable": 41, "unknown": 1}
+    nothing = baseline_of(Readings(*np.full((3, 1), NAN)), scale)
+    assert (nothing.directions, nothing.own, nothing.ratio_median, nothing.verdicts) == (0, None, None, {})

@@ -6,21 +6,21 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeldiff.features.examples import STRETCH, TopRows, choose, stretch_of
+from modeldiff.features.examples import PASSAGE, TopRows, choose, passage_of
 
 N_FEATURES = 3
 
 
 def streamed(f_NF: np.ndarray, document_N: np.ndarray, n: int, block: int) -> list[list[tuple[float, int]]]:
     """Per feature the chosen (activation, row), strongest first."""
-    by_document, by_stretch = TopRows(N_FEATURES, n), TopRows(N_FEATURES, n)
+    by_document, by_passage = TopRows(N_FEATURES, n), TopRows(N_FEATURES, n)
     for start in range(0, len(f_NF), block):
         row, feature = np.nonzero(f_NF[start : start + block])
         value = f_NF[start + row, feature]
         document, row = document_N[start + row], start + row
         by_document.update(feature, value, row, document)
-        by_stretch.update(feature, value, row, stretch_of(document, row))
-    examples = choose(by_document, by_stretch)
+        by_passage.update(feature, value, row, passage_of(document, row))
+    examples = choose(by_document, by_passage)
     bounds = list(zip(examples.offsets[:-1], examples.offsets[1:], strict=True))
     return [list(zip(examples.activation[a:b].tolist(), examples.row[a:b].tolist(), strict=True)) for a, b in bounds]
 
@@ -28,15 +28,15 @@ def streamed(f_NF: np.ndarray, document_N: np.ndarray, n: int, block: int) -> li
 def brute_force(f_N: np.ndarray, document_N: np.ndarray, n: int) -> list[tuple[float, int]]:
     """The rule, word for word, on one feature."""
     ranked = sorted((-float(value), row) for row, value in enumerate(f_N) if value > 0)
-    chosen, later, documents, stretches = [], [], set(), set()
+    chosen, later, documents, passages = [], [], set(), set()
     for negative, row in ranked:
-        document, stretch = document_N[row], (document_N[row], row // STRETCH)
+        document, passage = document_N[row], (document_N[row], row // PASSAGE)
         if document not in documents:
             chosen.append((-negative, row))
-        elif stretch not in stretches:
+        elif passage not in passages:
             later.append((-negative, row))
         documents.add(document)
-        stretches.add(stretch)
+        passages.add(passage)
     return sorted((chosen + later)[:n], key=lambda one: (-one[0], one[1]))
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 import modeldiff.features.correlation as correlation_module
-from modeldiff.features.twins import PER_FEATURE, find_twins
+from modeldiff.features.correlation import PER_FEATURE, find_twins
 
 PARTITION_F = np.repeat([0, 1, 2], [4, 6, 5])
 

@@ -39,10 +39,7 @@ class Models:
 
     @classmethod
     def find(cls, settings: OnModels, workspace: Workspace, what: str) -> Models:
-        """Find everything.
-
-        Args:
-            what: is made, for a message.
+        """Find everything; `what` is made, for a message.
 
         Raises:
             InputError: there is no such crosscoder, its activations are gone or have no texts, or a model is not known.
@@ -64,16 +61,6 @@ class Models:
             named={"crosscoder": measured.source.ref, "activations": measured.activations.ref, **factor},
             resolved={**factor, "dtype": str(dtype).removeprefix("torch.")},
         )
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What the models run on, for the manifest."""
-        return {"device": str(self.device), "dtype": self.resolved["dtype"]}
-
-    @property
-    def pairs(self) -> int:
-        """Of all windows."""
-        return sum(len(window.rows) for window in self.windows)
 
     @cached_property
     def inliers(self) -> tuple[dict[str, torch.Tensor], int]:

@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.features.measures.evaluate.settings import EvaluateSettings
-from modeldiff.features.measures.measure import Measure
+from modeldiff.features.measures.measure import Measure, OnModels
 from modeldiff.format import percent, table
+from modeldiff.settings import settings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
+
+
+@settings
+class EvaluateSettings(OnModels):
+    """Which crosscoder is put in the place of which activations, and on how many pairs."""
 
 
 class EvaluateMeasure(Measure):
@@ -28,9 +33,9 @@ class EvaluateMeasure(Measure):
 
     def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
         """Everything."""
-        from modeldiff.features.measures.evaluate.run import read_evaluation
+        from modeldiff.workspace.files import read_json
 
-        return {"evaluation": read_evaluation(artifact)}
+        return {"evaluation": read_json(artifact.file("evaluation.json"))}
 
     def show(self, artifact: Artifact, **_shown: Any) -> None:
         """Each model's losses in a table, at the replaced tokens and at all."""

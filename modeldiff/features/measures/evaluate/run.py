@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from modeldiff.errors import InputError
-from modeldiff.features.measures.evaluate.settings import EvaluateSettings
+from modeldiff.features.measures.evaluate import EvaluateSettings
 from modeldiff.features.measures.models import Models
 from modeldiff.features.splice import SCOPES, VARIANTS, Losses, measure
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.files import read_json
 
 SCHEMA = 1
 FORMAT = 1
@@ -41,16 +40,11 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = 
     models = Models.find(settings, workspace, "evaluation")
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(models.environment)
+        work.environment.update(device=str(models.device), dtype=models.resolved["dtype"])
         return _build(models, settings.batch_tokens, work)
 
     order = Order("evaluate", settings, models.inputs, SCHEMA, models.resolved)
     return produce(workspace, order, build, name=name, force=force)
-
-
-def read_evaluation(artifact: Artifact) -> dict[str, Any]:
-    """The content of evaluation.json."""
-    return read_json(artifact.file(EVALUATION_NAME))
 
 
 def _build(models: Models, batch_tokens: int | None, work: Work) -> dict[str, Any]:
@@ -70,7 +64,8 @@ def _build(models: Models, batch_tokens: int | None, work: Work) -> dict[str, An
         sides[side] = {
             "model": target.ref.name, "layer": target.layer, "stored_gap": gap, **side_figures(Losses(**arrays)),
         }  # fmt: skip
-    counts = {"pairs": models.pairs, "outliers": models.pairs - kept, "windows": len(models.windows)}
+    pairs = sum(len(window.rows) for window in models.windows)
+    counts = {"pairs": pairs, "outliers": pairs - kept, "windows": len(models.windows)}
     work.write_json(
         EVALUATION_NAME,
         {"format": FORMAT, **models.named, **counts, "variants": VARIANTS, "scopes": SCOPES, "sides": sides},

@@ -20,9 +20,8 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Encoder, block_rows
-from modeldiff.features.statistics import Arrays
-from modeldiff.features.surroundings import word_start
+from modeldiff.features.codes import Arrays, Encoder, block_rows
+from modeldiff.features.context import Surroundings
 from modeldiff.features.windows import spread_shards
 from modeldiff.features.words import visible
 from modeldiff.splits import spread_blocks
@@ -118,10 +117,10 @@ def read_texts(store: ActivationStore, spans: Sequence[tuple[int, int]]) -> list
     shard_of = np.searchsorted(store.first_row, [first for first, _ in spans], side="right") - 1
     for shard in np.unique(shard_of).tolist():
         plan, begin = store.plan(shard), store.first_row[shard]
+        start_N = Surroundings(plan).start_N
         for number in np.flatnonzero(shard_of == shard).tolist():
             first, last = (row - begin for row in spans[number])
-            is_first = first == 0 or plan.pairs.document[first] != plan.pairs.document[first - 1]
-            start = word_start(plan.documents, plan.pairs, first, first=bool(is_first))
+            start = int(start_N[first])
             text = plan.documents[plan.pairs.document[first]].text
             found[number] = visible(text[start : int(plan.pairs.char_end[last])])
     return found
@@ -165,6 +164,7 @@ def _texts(
     changes = np.flatnonzero(np.diff(document_N)) + 1
     starts = [0, *changes.tolist(), len(row_N)]
     word_N, window_N = np.zeros(len(row_N), np.int32), np.zeros(len(row_N), np.int32)
+    start_N = Surroundings(plan).start_N
     windows = []
     for number, (start, stop) in enumerate(itertools.pairwise(starts)):
         document = plan.documents[document_N[start]]
@@ -172,8 +172,7 @@ def _texts(
         windows.append((document.index, document.source, _digest(document.text)))
         for place in range(start, stop):
             pair = int(row_N[place])
-            begin = word_start(plan.documents, pairs, pair, first=place == start)
-            word = visible(document.text[begin : int(pairs.char_end[pair])].strip()).casefold()
+            word = visible(document.text[start_N[pair] : int(pairs.char_end[pair])].strip()).casefold()
             word_N[place] = vocabulary.setdefault(word, len(vocabulary))
     index, source, digest = zip(*windows, strict=True)
     return {

@@ -3,13 +3,12 @@
 Removing feature i subtracts f_i(t) d_i from the stream at the tokens t of a window's pairs. To second order the KL from
 the model's own predictions to what is left of them, summed over the window, is the mean over draws of a_i² / 2 with
 a_i = sum_t f_i(t) d_i . score_t (see modeldiff/lm/scores.py; scores have mean zero, so places that follow from one
-another need no cross terms). Nothing is measured feature by feature: a window's scores serve all of them. A feature's
-activation is no small change, so the impacts rank features better than they measure them: `check` says how far they are
-from really removing a feature, for a few features in a few windows.
+another need no cross terms). A window's scores serve all features. An activation is no small change, so the impacts
+rank features better than they measure them: `check` really removes a few features in a few windows.
 
-A direction that the stitch moves here, d M, is not moved: score . (d M) = (score M^T) . d, so the scores are. In memory
-are the dictionary, the codes of the sample (sparse), four arrays of a batch's logits, a batch's scores and, of the
-features that fire in one window, at most 256 MiB at once: features times (pairs + draws x width).
+Of a direction that the stitch moves here the scores are moved back: score . (d M) = (score M^T) . d. In memory are the
+dictionary, the codes of the sample (sparse), four arrays of a batch's logits, a batch's scores and, for the features
+that fire in one window, at most 256 MiB at once: features times (pairs + draws x width).
 
 Legend: S draws, T tokens, D width of this model or of the one that directions come from, N pairs of the sample, R pairs
 of a window, F features, K directions that are removed, A those of them that fire in a window.
@@ -188,7 +187,6 @@ def check(
     windows: Sequence[Window],
     codes_NF: sparse.csr_matrix,
     own: Directions,
-    *,
     seed: int,
 ) -> Arrays:
     """Random features of a model among those that fire, in random windows in which they do: `feature`, and nats in

@@ -3,13 +3,13 @@
 Layout (normative; F features of the crosscoder, C random directions and K checked features of a side, m is a and b):
     impact.json          inputs, sample, draws, seed, what the models are, and quantiles of the controls (run.py)
     impact.safetensors   own_m (F,): nats per window in which the feature fires, in model m by its own decoder row; NaN
-                         where it has none or never fires; own_error_m: its standard error over windows. other_m (F,):
-                         of the features of m the same in the other model, by that model's row of a shared feature, else
-                         by the row moved through the stitch; stitched_m: all of them moved. windows, firings (F,): in
-                         the sample. surface (F,): held-out R² of the activation from the last word; NaN where too
-                         little fires. Controls: random_m_own (C,) of random directions of m in m, random_m_other (C,)
-                         moved into the other model. Second order against really removing: check_m_feature (K,), in some
-                         windows check_m_second and check_m_exact (K,) nats
+                         where it has none or never fires. stitched_m (F,): of the features of m in the other model, the
+                         row moved through the stitch. own_error_m, stitched_error_m: standard errors over windows.
+                         other_m: as stitched_m, but of a shared feature by the other model's own row. windows, firings
+                         (F,): in the sample. surface (F,): held-out R² of the activation from the last word; NaN where
+                         too little fires. Controls: random_m_own (C,) of random directions of m in m, random_m_other
+                         (C,) moved into the other model. Second order against really removing: check_m_feature (K,), in
+                         some windows check_m_second and check_m_exact (K,) nats
 
 KL is from the model's own predictions to those without the feature, summed over all positions of a window.
 """

@@ -50,7 +50,7 @@ def run(settings: ImpactSettings, workspace: Workspace, *, name: str | None = No
     stitch = find_stitch(workspace, models.inputs["activations"], settings.stitch)
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(models.environment)
+        work.environment.update(device=str(models.device), dtype=models.resolved["dtype"])
         return _build(settings, models, stitch, work)
 
     order = Order("impact", settings, {**models.inputs, "stitch": stitch.as_input()}, SCHEMA, models.resolved)
@@ -153,7 +153,7 @@ def _measured(
             lm, layer, side, models.windows, codes_NF, groups, samples=settings.samples, seed=settings.seed,
             batch_tokens=settings.batch_tokens, resume=folder / f"sums-{side}.safetensors",
         )  # fmt: skip
-        found |= check(lm, layer, side, models.windows, codes_NF, groups["own"], seed=settings.seed)
+        found |= check(lm, layer, side, models.windows, codes_NF, groups["own"], settings.seed)
         write_bytes(path, save({**found, "stored_gap": np.array(gap)}))
     return load_file(path)
 

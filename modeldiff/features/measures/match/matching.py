@@ -35,10 +35,6 @@ class Dictionary:
     partition_F: NDArray[np.int8]
     """0, 1, 2 for A, shared, B."""
 
-    def permuted(self) -> Dictionary:
-        """The same with the pairs moved on by half of them, so that texts meet other texts: what chance gives."""
-        return replace(self, columns=self.columns.shifted(self.columns.codes_NF.shape[0] // 2))
-
 
 def match(
     reference: Dictionary, other: Dictionary, features_R: NDArray[np.int64], threshold: float, label: str
@@ -56,7 +52,9 @@ def match(
     back_F[candidates] = best_of(other, reference, candidates, f"{label}, and back")[0]
     mutual_R = (found_R >= 0) & (back_F[found_R] == features_R)
     where_R = np.where(mutual_R, other.partition_F[found_R], ONE_SIDED)
-    _, chance_R = best_of(reference, other.permuted(), features_R, f"{label}, by chance")
+    # Pairs moved on by half of them, so that texts meet other texts.
+    permuted = replace(other, columns=other.columns.shifted(other.columns.codes_NF.shape[0] // 2))
+    _, chance_R = best_of(reference, permuted, features_R, f"{label}, by chance")
     return {
         "match": found_R.astype(np.int32),
         "correlation": correlation_R.astype(np.float32),

@@ -80,13 +80,17 @@ def _build(settings: StitchSettings, store: ActivationStore, device: torch.devic
     rows = _BLOCK_ROWS if settings.pairs >= store.pairs else min(_BLOCK_ROWS, settings.pairs // _LEAST_BLOCKS)
     blocks = spread_blocks(store.blocks(rows), settings.pairs)
     stretches = split(store, blocks)
-    scanned = scan(store, blocks, stretches, outlier_factor=factor, device=device, resume=work.resume)
+    scanned = scan(store, blocks, stretches, factor, device, work.resume)
     pairs, outliers = {part: scanned.counts[part] for part in PARTS}, scanned.counts["outliers"]
     _check_counts(store, pairs, outliers)
     maps, nulls = _fitted(store, scanned)
-    r2 = _held_out_r2(store, stretches, maps, nulls, outlier_factor=factor, device=device)
+    r2 = _held_out_r2(store, stretches, maps, nulls, factor, device)
     reported = {name: {"ridge": one.ridge, "r2": r2[name], "null_r2": r2[f"null {name}"]} for name, one in maps.items()}
-    work.write_bytes(MAPS_NAME, save(_tensors(maps, stretches)))
+    tensors = {f"{name}.w": one.w_DD for name, one in maps.items()}
+    tensors |= {f"{name}.bias": one.bias_D for name, one in maps.items()}
+    rows_S = zip(("first", "stop", "part"), (stretches.first_S, stretches.stop_S, stretches.part_S), strict=True)
+    tensors |= {f"stretch.{name}": torch.from_numpy(np.ascontiguousarray(one_S)) for name, one_S in rows_S}
+    work.write_bytes(MAPS_NAME, save({name: one.cpu().contiguous() for name, one in tensors.items()}))
     description = {
         "format": FORMAT,
         "activations": store.artifact.ref,
@@ -136,13 +140,7 @@ def _fitted(store: ActivationStore, scanned: Scan) -> tuple[Maps, Maps]:
 
 
 def _held_out_r2(
-    store: ActivationStore,
-    stretches: Stretches,
-    maps: Maps,
-    nulls: Maps,
-    *,
-    outlier_factor: float,
-    device: torch.device,
+    store: ActivationStore, stretches: Stretches, maps: Maps, nulls: Maps, outlier_factor: float, device: torch.device
 ) -> dict[str, float | None]:
     """R² of what there is to predict with, from one pass over the pairs reported on."""
     there, back = maps["a_to_b"], maps["b_to_a"]
@@ -160,13 +158,3 @@ def _held_out_r2(
             store, ranges, [rows_N], list(predictions.values()), outlier_factor=outlier_factor, device=device, bar=bar
         )
     return {name: number_or_none(r2) for name, r2 in zip(predictions, r2_P1[:, 0], strict=True)}
-
-
-def _tensors(maps: Maps, stretches: Stretches) -> dict[str, torch.Tensor]:
-    """The content of maps.safetensors."""
-    tensors: dict[str, torch.Tensor] = {}
-    for direction, one in maps.items():
-        tensors |= {f"{direction}.w": one.w_DD, f"{direction}.bias": one.bias_D}
-    for name in ("first", "stop", "part"):
-        tensors[f"stretch.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(stretches, f"{name}_S")))
-    return {name: one.cpu().contiguous() for name, one in tensors.items()}

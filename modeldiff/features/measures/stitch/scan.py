@@ -24,7 +24,6 @@ from modeldiff.workspace.files import replace_into, temporary_path
 CHECKPOINT_SECONDS = 60.0
 SHIFT = 8192
 """Pairs between the two halves of a permuted pair: further apart than most documents are long."""
-_CHECKPOINT = "sums.safetensors"
 _SUMMED = ("fit", "choose")
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
@@ -152,14 +151,13 @@ def scan(
     store: ActivationStore,
     blocks: Sequence[Block],
     stretches: Stretches,
-    *,
     outlier_factor: float,
     device: torch.device,
     resume: Path,
 ) -> Scan:
     """Take in the blocks; a scan that finds a checkpoint in `resume` goes on behind it."""
     made = Scan(store, stretches, outlier_factor, device)
-    path = resume / _CHECKPOINT
+    path = resume / "sums.safetensors"
     if path.exists():
         made.restore(path)
     clock = CheckpointClock(CHECKPOINT_SECONDS)

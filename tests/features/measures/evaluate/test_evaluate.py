@@ -20,8 +20,8 @@ import modeldiff.features.measures.evaluate.run as evaluate_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
+from modeldiff.features.measures.evaluate import EvaluateSettings
 from modeldiff.features.measures.evaluate.run import loss_recovered, mean_and_error, run
-from modeldiff.features.measures.evaluate.settings import EvaluateSettings
 from modeldiff.features.splice import SCOPES, VARIANTS
 from modeldiff.features.windows import Window, sample_windows
 from modeldiff.harvest.run import run as run_harvest

@@ -87,7 +87,7 @@ def test_every_number_equals_scikit_learn(workspace: Workspace) -> None:
     x_a, x_b = noisy()
     found = stitched(workspace, x_a, x_b)
     assert found.info["pairs"] == {part: len(found.stretches.rows(part)) for part in ("fit", "choose", "report")}
-    assert len(found.held_out_rows()) == found.info["pairs"]["report"] > 100
+    assert len(found.stretches.rows("report")) == found.info["pairs"]["report"] > 100
     for direction, x, y in (("a_to_b", x_a, x_b), ("b_to_a", x_b, x_a)):
         target, predicted = direct(x, y, found, direction)
         one = found.info["maps"][direction]
@@ -111,8 +111,8 @@ def test_unrelated_models_are_not_stitched_and_a_model_and_itself_need_no_map(wo
 def test_what_the_held_out_pairs_hold_does_not_change_the_maps(workspace: Workspace) -> None:
     x_a, x_b = noisy()
     before = stitched(workspace, x_a, x_b)
-    changed = x_b.clone()
-    changed[before.held_out_rows()] += 5 * normal(len(before.held_out_rows()), 9, seed=11)
+    changed, held = x_b.clone(), before.stretches.rows("report")
+    changed[held] += 5 * normal(len(held), 9, seed=11)
     after = stitched(workspace, x_a, changed)
     torch.testing.assert_close(after.a_to_b.w_DD, before.a_to_b.w_DD, rtol=1e-5, atol=1e-6)
     assert after.a_to_b.ridge == before.a_to_b.ridge
@@ -138,7 +138,7 @@ def test_r2_on_a_feature_s_own_tokens(workspace: Workspace) -> None:
     x_a, x_b = noisy()
     found = stitched(workspace, x_a, x_b)
     store = ActivationStore(workspace.find("activations"))
-    held = found.held_out_rows()
+    held = found.stretches.rows("report")
     rows = np.random.default_rng(0).permutation(N)[:1500]
     fitted_on = found.stretches.rows("fit")
     by_row, whole, seen, none = found.r2_on(store, [rows, np.arange(N), fitted_on, np.zeros(0, int)])

@@ -22,8 +22,7 @@ def test_the_moments_of_both_directions(tmp_path: Path) -> None:
     store = ActivationStore(make_activations(Workspace(tmp_path / "ws"), x["a"], x["b"], 300))
     blocks = store.blocks(128)
     stretches = split(store, blocks)
-    device = torch.device("cpu")
-    scanned = scan(store, blocks, stretches, outlier_factor=0.0, device=device, resume=tmp_path)
+    scanned = scan(store, blocks, stretches, 0.0, torch.device("cpu"), tmp_path)
     for part in ("fit", "choose"):
         centred = {side: x[side][stretches.rows(part)].double() - store.mean[side] for side in ("a", "b")}
         for direction, source, target in (("a_to_b", "a", "b"), ("b_to_a", "b", "a")):
