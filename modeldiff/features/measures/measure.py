@@ -80,7 +80,7 @@ class Measure(ABC):
         """Print it."""
 
     def arguments(self, about: About) -> str:
-        """Of the command that measures these features."""
+        """Arguments of the command that measures these features."""
         return about.which
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:  # noqa: ARG002

@@ -29,7 +29,7 @@ class ImpactMeasure(Measure):
     examples = ("", "--exclusive A --top 10", "--crosscoder 2 --pairs 20000 --samples 10 --json")
 
     def options(self) -> list[click.Option]:
-        """Of the list."""
+        """What is listed."""
         least = "Leave out what fires in fewer windows."
         return [
             click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="Only this model's exclusive features."),

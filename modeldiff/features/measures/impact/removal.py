@@ -43,11 +43,11 @@ from modeldiff.workspace.files import write_bytes
 # logits have at most 2^27 values (512 MiB in float32), of which four sets are in memory.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 4096, "mps": 2048}
 _LOGIT_VALUES = 1 << 27
-# Of the arrays of the features of one window, with what multiplying them takes: 256 MiB in float32.
+# Values of the arrays of one window's features, with what multiplying them takes: 256 MiB in float32.
 _CHUNK_VALUES = 1 << 25
 # What an interrupted run loses at most. Sums are taken window by window, so this changes nothing.
 _PART_WINDOWS = 64
-# Of the check: features, windows of each, draws of the next tokens.
+# The check takes so many features, windows of each, and draws of the next tokens.
 _FEATURES, _WINDOWS, _DRAWS = 32, 4, 8
 
 Arrays = dict[str, NDArray[Any]]
@@ -62,7 +62,7 @@ class Directions:
     rows_KD: torch.Tensor
     """Decoder rows in normalised units, of the model they come from, float32."""
     scale: float
-    """Of that model: raw activations times this are normalised."""
+    """Raw activations of that model times this are normalised."""
     through: LinearMap | None = None
     """Moves them into the model they are removed from; None: they are its own."""
 

@@ -19,4 +19,4 @@ class ImpactSettings(OnModels):
     """Next tokens drawn at every position. More of them make the impacts less noisy; a backward pass each."""
 
     seed: int = setting(default=0, least=0)
-    """Of the tokens drawn, the random directions, and the features that are removed as a check."""
+    """Seed of the tokens drawn, the random directions, and the features that are removed as a check."""

@@ -28,7 +28,7 @@ class MatchMeasure(Measure):
     examples = ("crosscoder:1 crosscoder:2 crosscoder:3", "seed-0 seed-1 --exclusive A --top 10 --json")
 
     def options(self) -> list[click.Option]:
-        """Of the list."""
+        """What is listed."""
         return [
             click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List this part."),
             click.Option(["--top"], type=int, default=20, show_default=True, help="Features listed of each part."),
@@ -65,7 +65,7 @@ class MatchMeasure(Measure):
         )
 
     def arguments(self, about: About) -> str:
-        """Of the command that compares with another crosscoder."""
+        """Arguments of the command that compares with another crosscoder."""
         return f"{about.crosscoder} {about.other_crosscoder}"
 
 

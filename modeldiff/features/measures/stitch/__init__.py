@@ -56,7 +56,7 @@ class StitchMeasure(Measure):
         )
 
     def arguments(self, about: About) -> str:
-        """Of the command that stitches these activations."""
+        """Arguments of the command that stitches these activations."""
         return f"--activations {about.activations}"
 
 

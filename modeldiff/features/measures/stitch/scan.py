@@ -87,7 +87,7 @@ class Scan:
         self._permuted = Permuted()
 
     def moments(self, part: str, direction: str, *, null: bool = False) -> Moments:
-        """Of the regression `a_to_b` or `b_to_a` on the pairs of a part; they are views, not copies.
+        """Moments of the regression `a_to_b` or `b_to_a` on the pairs of a part; views, not copies.
 
         Args:
             null: of the same activations, permuted.

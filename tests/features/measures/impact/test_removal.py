@@ -87,13 +87,10 @@ def test_really_removing_is_what_subtracting_by_hand_does(lm: LanguageModel) -> 
     assert removed_kl(lm, LAYER, "a", window, f_R, d_D) == pytest.approx(expected, rel=1e-4)
 
 
-def test_scores_have_mean_zero(lm: LanguageModel) -> None:
+def test_scores_have_mean_zero_and_padding_and_the_company_of_a_batch_change_nothing(lm: LanguageModel) -> None:
     score_STD = many_scores(lm)
     error_TD = score_STD.std(dim=0) / len(score_STD) ** 0.5
     assert float((score_STD.mean(dim=0).abs() / error_TD).max()) < 5
-
-
-def test_padding_and_the_company_of_a_batch_change_nothing(lm: LanguageModel) -> None:
     short, long = ids_of(5), ids_of(TOKENS)
     ids_BT = torch.nn.utils.rnn.pad_sequence([short, long], batch_first=True)
     mask_BT = torch.tensor([[1] * 5 + [0] * 4, [1] * TOKENS])

@@ -10,7 +10,6 @@ from scipy import sparse
 import modeldiff.features.correlation as correlation_module
 from modeldiff.features.correlation import Columns
 from modeldiff.features.measures.match.matching import Arrays, Dictionary, decoder_cosines, match
-from modeldiff.features.measures.match.run import summarise
 from tests.features.made_crosscoder import N_A, N_SHARED, made_crosscoder
 
 PARTITION_F = np.repeat([0, 1, 2], [4, 6, 5]).astype(np.int8)
@@ -78,13 +77,6 @@ def test_where_features_went_and_which_of_equal_ones_counts() -> None:
     assert found["match"][:6].tolist() == [6, 12, 2, 10, 10, 7]
 
 
-def test_independent_dictionaries_match_no_better_than_by_chance() -> None:
-    found = everything(codes(0), codes(1))
-    assert abs(np.median(found["correlation"]) - np.median(found["chance_correlation"])) < 0.03
-    assert max(found["correlation"].max(), found["chance_correlation"].max()) < 0.2
-    assert (found["came_back"] == -1).all()
-
-
 def test_cosines_of_decoder_rows_where_both_have_the_side() -> None:
     one, other = made_crosscoder(), made_crosscoder()
     with torch.no_grad():
@@ -98,24 +90,3 @@ def test_cosines_of_decoder_rows_where_both_have_the_side() -> None:
     half = 0.5**0.5
     np.testing.assert_allclose(found["cosine_a"], [1, half, half, np.nan, np.nan, np.nan], rtol=1e-6)
     np.testing.assert_allclose(found["cosine_b"], [np.nan, np.nan, -1, -1, np.nan, np.nan], rtol=1e-6)
-
-
-def test_the_summary_counts_alive_features_by_the_place_where_they_came_back() -> None:
-    arrays = {
-        "partition": np.array([0, 0, 0, 0, 2], np.int8),
-        "firing_count": np.array([5, 5, 5, 0, 5]),
-        "came_back": np.array([[0, 0, -1, -1, 2], [0, 1, -2, -1, 1]], np.int8),
-        "correlation": np.array([[1, 0.9, 0.2, 0, 0.8]] * 2, np.float32),
-        "chance_correlation": np.array([[0.1, 0.1, 0.3, 0, 0.1]] * 2, np.float32),
-    }
-    summary = summarise(arrays, ["crosscoder:2", "crosscoder:3"])
-    assert list(summary) == ["A", "B"]
-    a = summary["A"]
-    assert (a["features"], a["alive"]) == (4, 3)
-    assert [one["came_back"] for one in a["against"]] == [
-        {"A": 2, "shared": 0, "B": 0, "one-sided": 0, "none": 1},
-        {"A": 1, "shared": 1, "B": 0, "one-sided": 1, "none": 0},
-    ]
-    assert a["against"][0]["correlation"] == pytest.approx(0.9)
-    assert a["against"][0]["chance"] == pytest.approx(0.1)
-    assert a["in_all"] == {"A": 1, "shared": 0, "B": 0, "one-sided": 0, "none": 0}

@@ -87,7 +87,6 @@ def test_every_number_equals_scikit_learn(workspace: Workspace) -> None:
     x_a, x_b = noisy()
     found = stitched(workspace, x_a, x_b)
     assert found.info["pairs"] == {part: len(found.stretches.rows(part)) for part in ("fit", "choose", "report")}
-    assert len(found.stretches.rows("report")) == found.info["pairs"]["report"] > 100
     for direction, x, y in (("a_to_b", x_a, x_b), ("b_to_a", x_b, x_a)):
         target, predicted = direct(x, y, found, direction)
         one = found.info["maps"][direction]
@@ -116,9 +115,7 @@ def test_what_the_held_out_pairs_hold_does_not_change_the_maps(workspace: Worksp
     after = stitched(workspace, x_a, changed)
     torch.testing.assert_close(after.a_to_b.w_DD, before.a_to_b.w_DD, rtol=1e-5, atol=1e-6)
     assert after.a_to_b.ridge == before.a_to_b.ridge
-    assert before.a_to_b.r2 is not None
-    assert after.a_to_b.r2 is not None
-    assert after.a_to_b.r2 < before.a_to_b.r2 - 0.2
+    assert after.info["maps"]["a_to_b"]["r2"] < before.info["maps"]["a_to_b"]["r2"] - 0.2
 
 
 def test_outliers_are_left_out_on_either_side(workspace: Workspace) -> None:
@@ -130,8 +127,7 @@ def test_outliers_are_left_out_on_either_side(workspace: Workspace) -> None:
     torch.testing.assert_close(found.a_to_b.w_DD, rotation, rtol=1e-3, atol=1e-3)
     kept = stitched(workspace, x_a, x_b, outlier_factor=0.0)
     assert kept.info["outliers"] == 0
-    assert kept.a_to_b.r2 is not None
-    assert kept.a_to_b.r2 < 0.5
+    assert kept.info["maps"]["a_to_b"]["r2"] < 0.5
 
 
 def test_r2_on_a_feature_s_own_tokens(workspace: Workspace) -> None:
@@ -151,14 +147,9 @@ def test_r2_on_a_feature_s_own_tokens(workspace: Workspace) -> None:
         assert getattr(whole, direction) == pytest.approx(found.info["maps"][direction]["r2"], abs=1e-9)
     for unseen in (seen, none):
         assert (unseen.pairs, unseen.a_to_b, unseen.b_to_a) == (0, None, None)
-
-
-def test_r2_on_other_pairs_is_refused(workspace: Workspace) -> None:
-    x_a, x_b = noisy()
-    found = stitched(workspace, x_a, x_b)
     other = ActivationStore(make_activations(workspace, x_a + 1, x_b, 700))
     with pytest.raises(InputError, match="is not the same"):
-        found.r2_on(other, [np.array([0])])
+        found.r2_on(other, [rows])
 
 
 def test_the_same_again_is_up_to_date_and_other_input_is_not(workspace: Workspace) -> None:
@@ -170,9 +161,7 @@ def test_the_same_again_is_up_to_date_and_other_input_is_not(workspace: Workspac
     assert 600 < sum(fewer.metrics["pairs"].values()) <= 1000
     assert run(StitchSettings(**{**ALL, "outlier_factor": 2.0}), workspace).ref == "stitch:3"
     make_activations(workspace, x_a + 1, x_b, 700)
-    third = run(StitchSettings(**ALL), workspace)
-    assert third.ref == "stitch:4"
-    assert third.manifest.inputs["activations"].label == "activations:2"
+    assert run(StitchSettings(**ALL), workspace).ref == "stitch:4"
 
 
 def test_an_interrupted_pass_goes_on_to_the_same_bytes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
