@@ -63,6 +63,16 @@ class Ragged:
         return cls(offsets, {name: columns[name].astype(dtype, copy=False) for name, dtype in dtypes.items()})
 
     @classmethod
+    def from_flat(cls, flat: dict[str, Column], name: str) -> Ragged:
+        """The inverse of `flat`."""
+        offsets = flat[f"{name}/offsets"].astype(np.int64)
+        return cls(offsets, {column: flat[f"{name}/{column}"] for column in RAGGED[name]})
+
+    def flat(self, name: str) -> dict[str, Column]:
+        """For a file: `name/offsets`, and `name/column` of each column."""
+        return {f"{name}/offsets": self.offsets} | {f"{name}/{column}": one for column, one in self.columns.items()}
+
+    @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
         """All lists of the parts, in order. There is at least one part."""
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
@@ -95,41 +105,8 @@ def ranges(start_E: Ints, stop_E: Ints) -> tuple[Ints, Ints]:
     return index_V, np.arange(total) + (start_E - first_E)[index_V]
 
 
-@dataclass(frozen=True)
-class Contexts:
-    """The surroundings of some examples: by name, the columns of FIXED and the lists of RAGGED."""
-
-    fixed: dict[str, Column]
-    ragged: dict[str, Ragged]
-
-    @classmethod
-    def joined(cls, parts: Sequence[Contexts]) -> Contexts:
-        fixed = {name: np.concatenate([part.fixed[name] for part in parts]) for name in FIXED}
-        return cls(fixed, {name: Ragged.joined([part.ragged[name] for part in parts]) for name in RAGGED})
-
-    def take(self, order: Ints) -> Contexts:
-        fixed = {name: column[order] for name, column in self.fixed.items()}
-        return Contexts(fixed, {name: ragged.take(order) for name, ragged in self.ragged.items()})
-
-    def arrays(self) -> dict[str, Column]:
-        """Flat, for a file: `text/offsets`, `text/bytes`, `words/start`, ..."""
-        flat = dict(self.fixed)
-        for name, ragged in self.ragged.items():
-            flat[f"{name}/offsets"] = ragged.offsets
-            flat |= {f"{name}/{column}": values for column, values in ragged.columns.items()}
-        return flat
-
-    @classmethod
-    def from_arrays(cls, flat: dict[str, Column]) -> Contexts:
-        ragged = {}
-        for name, dtypes in RAGGED.items():
-            offsets = flat[f"{name}/offsets"].astype(np.int64)
-            ragged[name] = Ragged(offsets, {column: flat[f"{name}/{column}"] for column in dtypes})
-        return cls({name: flat[name] for name in FIXED}, ragged)
-
-
-def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -> Contexts:
-    """Contexts of all examples, in their order.
+def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -> dict[str, Column]:
+    """What surrounds all examples, in their order: the columns of FIXED and, flat, the lists of RAGGED.
 
     Blocks that hold examples or their neighbours are encoded a second time. A window ends where its document or its
     shard ends. Each shard's part is kept in `resume`, so that an interrupted run goes on behind it.
@@ -139,7 +116,7 @@ def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -
     by_row = np.argsort(examples.row, kind="stable")
     borders = np.searchsorted(examples.row[by_row], store.first_row)
     resume.mkdir(exist_ok=True)
-    parts = []
+    parts: list[dict[str, Column]] = []
     with progress("features: examples in context", len(examples), "examples") as bar:
         for shard in range(len(store.info.shards)):
             path = resume / f"{shard:05d}.safetensors"
@@ -148,11 +125,15 @@ def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -
                 pair_E = examples.row[here] - store.first_row[shard]
                 window_EW = _windows(encoder, blocks[shard], pair_E, examples.feature[here], n_context)
                 temporary = temporary_path(path)
-                save_file(Surroundings(store.plan(shard), n_context).of(pair_E, window_EW).arrays(), temporary)
+                save_file(Surroundings(store.plan(shard), n_context).of(pair_E, window_EW), temporary)
                 replace_into(temporary, path)
-            parts.append(Contexts.from_arrays(load_file(path)))
+            parts.append(load_file(path))
             bar.advance(len(here))
-    return Contexts.joined(parts).take(np.argsort(by_row, kind="stable"))
+    order = np.argsort(by_row, kind="stable")
+    flat = {name: np.concatenate([part[name] for part in parts])[order] for name in FIXED}
+    for name in RAGGED:
+        flat |= Ragged.joined([Ragged.from_flat(part, name) for part in parts]).take(order).flat(name)
+    return flat
 
 
 def _windows(
@@ -194,8 +175,8 @@ class Surroundings:
         self.start_N = self._word_starts()
         """(N,) the character of its text at which the word that ends at each pair begins."""
 
-    def of(self, pair_E: Ints, window_EW: NDArray[np.float32]) -> Contexts:
-        """The contexts of examples at these pairs, with the activations in the windows around."""
+    def of(self, pair_E: Ints, window_EW: NDArray[np.float32]) -> dict[str, Column]:
+        """What surrounds examples at these pairs, with the activations in the windows around; see `gather`."""
         low_E, high_E = self._shown(pair_E)
         document_E = self._document_N[pair_E]
         begin_E, stop_E = self.start_N[low_E], self._end_N[high_E - 1]
@@ -219,7 +200,10 @@ class Surroundings:
             "centre": pair_E - low_E,
             "tokens_differ": self.tokens_differ(pair_E),
         }
-        return Contexts({name: np.asarray(fixed[name], dtype) for name, dtype in FIXED.items()}, ragged)
+        flat = {name: np.asarray(fixed[name], dtype) for name, dtype in FIXED.items()}
+        for name, lists in ragged.items():
+            flat |= lists.flat(name)
+        return flat
 
     def tokens_differ(self, pair_E: Ints) -> NDArray[np.bool_]:
         """(E,) whether the two models' tokens at these pairs begin or end at other characters.

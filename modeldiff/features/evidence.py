@@ -98,18 +98,18 @@ class Evidence:
 
     Attributes:
         r2: (F,) of every feature; null: the same in permuted pairs.
-        alone, difference: by the side that they are read from, shared features and differences of activations.
+        reference, difference: by the side that they are read from, shared features and differences of activations.
     """
 
     r2: dict[str, NDArray[np.float32]]
     null: dict[str, NDArray[np.float32]]
-    alone: dict[str, Readings]
+    reference: dict[str, Readings]
     difference: dict[str, Readings]
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """To be stored: r2_a, r2_b, null_a, null_b, and alone_a_own, alone_a_other, ... difference_b_null."""
+        """To be stored: r2_a, r2_b, null_a, null_b, and reference_a_own, ... difference_b_null."""
         named = {f"{name}_{side}": getattr(self, name)[side] for name in ("r2", "null") for side in SIDES}
-        for name in ("alone", "difference"):
+        for name in ("reference", "difference"):
             for side, readings in getattr(self, name).items():
                 named |= {f"{name}_{side}_{one}": values for one, values in vars(readings).items()}
         return named
@@ -122,13 +122,13 @@ class Evidence:
             return {s: Readings(*(arrays[f"{name}_{s}_{one}"] for one in ("own", "other", "null"))) for s in SIDES}
 
         r2, null = ({side: arrays[f"{name}_{side}"] for side in SIDES} for name in ("r2", "null"))
-        return cls(r2, null, readings("alone"), readings("difference"))
+        return cls(r2, null, readings("reference"), readings("difference"))
 
     def scales(self, crosscoder: Crosscoder) -> dict[str, Scale]:
         """By side, what the ratios of its features are held against. The null is that of its exclusive features."""
         return {
             side: scale_of(one.own, one.other, self.null[OTHER[side]][crosscoder.slices[EXCLUSIVE[side]]])
-            for side, one in self.alone.items()
+            for side, one in self.reference.items()
         }
 
 
@@ -144,7 +144,7 @@ def evidence_of(
     reference_R = reference_features(crosscoder, sample)
     readers = {
         side: (
-            shared_readers(crosscoder, sample, reference_R, side),
+            reference_readers(crosscoder, sample, reference_R, side),
             difference_readers(crosscoder, store, sample, side),
         )
         for side in SIDES
@@ -194,7 +194,7 @@ class Readers:
 
 
 def reference_features(crosscoder: Crosscoder, sample: CodeSample) -> NDArray[np.int64]:
-    """Up to 256 shared features that neither model dominates, spread evenly over those that fire often enough."""
+    """(R,) up to 256 shared features that neither model dominates, spread evenly over those that fire often enough."""
     shared = crosscoder.slices["shared"]
     relative = crosscoder.relative_norm().detach().cpu().numpy()
     fits = (np.abs(relative - 0.5) <= EXTREME_NORM - 0.5) & (firings(sample.codes_NF) >= REFERENCE_FIRINGS)
@@ -204,8 +204,8 @@ def reference_features(crosscoder: Crosscoder, sample: CodeSample) -> NDArray[np
     return candidates[np.linspace(0, len(candidates) - 1, REFERENCES).round().astype(np.int64)]
 
 
-def shared_readers(crosscoder: Crosscoder, sample: CodeSample, reference_R: NDArray[np.int64], side: str) -> Readers:
-    """These shared features' encoders on one side; each fires as often as the feature does."""
+def reference_readers(crosscoder: Crosscoder, sample: CodeSample, reference_R: NDArray[np.int64], side: str) -> Readers:
+    """The references' encoders on one side; each fires as often as the feature does."""
     w_enc = crosscoder.encoder(side).detach()
     w_RD = w_enc[torch.from_numpy(reference_R - crosscoder.sees(side).start).to(w_enc.device)]
     return Readers(w_RD, firings(sample.codes_NF)[reference_R])

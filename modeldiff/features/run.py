@@ -5,7 +5,7 @@ Layout (normative; F features, S text sources, E examples of all features togeth
     statistics.safetensors   (F,): density, firing_count, mean_activation, max_activation, relative_norm;
                              tokens_differ: share of its examples at which the two models' tokens begin or end at other
                              characters, NaN when it has none or there are no texts; (S, F): activation_by_source;
-                             unless predictability is off also r2_a, r2_b, null_a, null_b (F,), alone_X_Y and
+                             unless predictability is off also r2_a, r2_b, null_a, null_b (F,), reference_X_Y and
                              difference_X_Y (R,) for the models X (a, b) and Y (own, other, null): evidence.py
     twins.safetensors        feature, correlation (F, 3): see correlation.py
     examples.h5              offsets (F + 1,), row, activation (E,); with texts also the arrays of context.py
@@ -141,7 +141,7 @@ def _evidence(
 def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:
     arrays: Arrays = {"offsets": examples.offsets, "row": examples.row, "activation": examples.activation}
     if encoder.store.info.has_texts:
-        arrays |= gather(encoder, examples, n_context, work.resume / "contexts").arrays()
+        arrays |= gather(encoder, examples, n_context, work.resume / "contexts")
     temporary = work.temporary(EXAMPLES_NAME)
     with h5py.File(temporary, "w") as file:
         for name, array in arrays.items():

@@ -312,7 +312,7 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
 
     from modeldiff.features.codes import CodeSample, Encoder
     from modeldiff.features.evidence import read_alone as read_from_one
-    from modeldiff.features.evidence import reference_features, shared_readers
+    from modeldiff.features.evidence import reference_features, reference_readers
     from modeldiff.features.inputs import open_measured, outlier_factor_of
     from modeldiff.features.predictability import activations_of
     from modeldiff.linear.verdict import evidence_score
@@ -340,7 +340,7 @@ def pair(arguments: argparse.Namespace) -> list[list[str]]:
     ]
     for side in SIDES:
         own = crosscoder.slices[EXCLUSIVE[side]]
-        readers = shared_readers(crosscoder, taken, reference_R, side)
+        readers = reference_readers(crosscoder, taken, reference_R, side)
         alone = read_from_one(crosscoder, store, taken, readers, side)
         exclusive = np.arange(own.start, own.stop)
         fires = np.diff(taken.codes_NF[:, exclusive].tocsc().indptr)

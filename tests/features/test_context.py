@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import modeldiff.features.context as context_module
-from modeldiff.features.context import Ragged, Surroundings, ranges
+from modeldiff.features.context import FIXED, RAGGED, Ragged, Surroundings, ranges
 from modeldiff.sides import SIDES
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens
 
@@ -39,17 +39,16 @@ def shown(plan: ShardPlan, pair: int, n_context: int) -> dict[str, Any]:
     """Text, words and tokens of the window; the feature's activation at pair i is i + 1."""
     window_EW = np.array([[max(0, pair + offset + 1) for offset in range(-n_context, n_context + 1)]], np.float32)
     found = Surroundings(plan, n_context).of(np.array([pair]), window_EW)
-    text = found.ragged["text"].row(0)["bytes"].tobytes().decode()
+    text = found["text/bytes"].tobytes().decode()
 
     def spans(name: str) -> list[tuple[str, float]]:
-        columns = found.ragged[name].row(0)
-        places = zip(columns["start"], columns["end"], columns["activation"], strict=True)
+        places = zip(*(found[f"{name}/{column}"] for column in ("start", "end", "activation")), strict=True)
         return [(text[start:end], float(value)) for start, end, value in places]
 
     names = ("words", "tokens_a", "tokens_b")
     return {
         "text": text,
-        "centre": spans("words")[found.fixed["centre"][0]][0],
+        "centre": spans("words")[found["centre"][0]][0],
         **{name: spans(name) for name in names},
     }
 
@@ -160,11 +159,11 @@ def test_many_examples_at_once_equal_each_alone() -> None:
     found = surroundings.of(pair_E, window_EW)
     for example, pair in enumerate(pair_E):
         alone = surroundings.of(np.array([pair]), window_EW[[example]])
-        for name, values in found.fixed.items():
-            assert values[example] == alone.fixed[name][0]
-        for name, lists in found.ragged.items():
-            for column, values in lists.row(example).items():
-                np.testing.assert_array_equal(values, alone.ragged[name].row(0)[column])
+        for name in FIXED:
+            assert found[name][example] == alone[name][0]
+        for name in RAGGED:
+            for column, values in Ragged.from_flat(found, name).row(example).items():
+                np.testing.assert_array_equal(values, alone[f"{name}/{column}"])
 
 
 @given(

@@ -24,7 +24,7 @@ from modeldiff.features.evidence import (
     evidence_of,
     read_alone,
     reference_features,
-    shared_readers,
+    reference_readers,
 )
 from modeldiff.features.predictability import add_targets, predictability
 from modeldiff.linear.ridge import RIDGE, Moments, held_out_r2
@@ -148,10 +148,10 @@ def test_permuted_pairs_explain_nothing_and_controls_come_from_one_model(store: 
     for side in ("a", "b"):
         np.testing.assert_array_equal(found.r2[side], plain[side])
         assert found.null[side].max() < 0.1
-        for readings in (found.alone[side], found.difference[side]):
+        for readings in (found.reference[side], found.difference[side]):
             assert readings.own.min() > 0.4
             assert max(readings.other.max(), readings.null.max()) < 0.15
-    assert found.scales(crosscoder)["a"].references == len(found.alone["a"].own)
+    assert found.scales(crosscoder)["a"].references == len(found.reference["a"].own)
     again = Evidence.from_arrays(found.arrays()).arrays()
     assert all(np.array_equal(again[name], values, equal_nan=True) for name, values in found.arrays().items())
 
@@ -182,7 +182,9 @@ def test_a_feature_read_alone_is_its_encoder_on_one_side(side: str, wide: Activa
     crosscoder = made_crosscoder()
     sample = sample_of(encoded(crosscoder, wide), np.arange(0, N, 2))
     references = np.array([N_A, N_A + 2])
-    alone = read_alone(crosscoder, wide, sample, shared_readers(crosscoder, sample, references, side), side).toarray()
+    alone = read_alone(
+        crosscoder, wide, sample, reference_readers(crosscoder, sample, references, side), side
+    ).toarray()
     x = side_of(wide, side)[sample.rows_N]
     for column, feature in enumerate(references):
         fires = int((sample.codes_NF[:, [feature]].toarray() > 0).sum())
@@ -197,7 +199,7 @@ def test_a_feature_that_fires_on_every_pair_is_read_on_all_but_one(wide: Activat
     codes = np.zeros((N, 10))
     codes[:, N_A] = 1.0
     sample = sample_of(codes)
-    readers = shared_readers(made_crosscoder(), sample, np.array([N_A]), "a")
+    readers = reference_readers(made_crosscoder(), sample, np.array([N_A]), "a")
     alone = read_alone(made_crosscoder(), wide, sample, readers, "a")
     assert alone.nnz == N - 1
     assert np.isfinite(alone.toarray()).all()

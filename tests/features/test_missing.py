@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -75,12 +74,6 @@ def test_nothing_but_the_features_and_the_command_of_each_kind(workspace: Worksp
     }
 
 
-def test_predictability_is_part_of_the_features(workspace: Workspace) -> None:
-    measured = run_features(FeaturesSettings(device="cpu", outlier_factor=0.0), workspace)
-    assert there(workspace, measured) == {"predictability": "features:2"}
-    assert there(workspace) == {}
-
-
 def test_every_kind_is_found_by_what_it_was_made_from(workspace: Workspace) -> None:
     activations, crosscoder, features = (workspace.find(kind) for kind in ("activations", "crosscoder", "features"))
     other = publish(workspace, shared_only(), activations, "other")
@@ -91,6 +84,8 @@ def test_every_kind_is_found_by_what_it_was_made_from(workspace: Workspace) -> N
         add(workspace, kind, features=features, crosscoder=crosscoder, activations=activations)
     add(workspace, "match", reference=crosscoder, other_1=other, activations=activations)
     assert there(workspace) == {kind: f"{kind}:1" for kind in KINDS if kind != "predictability"}
+    measured = run_features(FeaturesSettings(device="cpu", outlier_factor=0.0), workspace)
+    assert there(workspace, measured)["predictability"] == "features:2", "it is part of the features"
 
 
 def test_what_is_about_other_features_does_not_count_however_new(workspace: Workspace) -> None:
@@ -112,22 +107,15 @@ def test_what_is_about_other_features_does_not_count_however_new(workspace: Work
     }
 
 
-def test_the_newest_that_is_about_them_comes_first(workspace: Workspace) -> None:
+def test_the_newest_comes_first_and_the_same_content_counts_whatever_its_version(workspace: Workspace) -> None:
     features = workspace.find("features")
     for label in ("one", "two"):
         add(workspace, "score", label, features=features)
     assert [one.ref for one in made_about(workspace, features, SCORE)] == ["score:2", "score:1"]
-    assert there(workspace) == {"score": "score:2"}
-
-
-def test_the_same_content_counts_whatever_its_version(workspace: Workspace) -> None:
-    """Measured again with --force, the features are the same."""
-    add(workspace, "score", features=workspace.find("features"))
-    again = run_features(
-        FeaturesSettings(predictability=False, device="cpu", outlier_factor=0.0), workspace, force=True
-    )
+    settings = FeaturesSettings(predictability=False, device="cpu", outlier_factor=0.0)
+    again = run_features(settings, workspace, force=True)
     assert again.ref == "features:2"
-    assert there(workspace, again) == {"score": "score:1"}
+    assert there(workspace, again) == there(workspace) == {"score": "score:2"}
 
 
 def test_features_measured_on_other_activations_keep_to_them(workspace: Workspace) -> None:
@@ -142,25 +130,22 @@ def test_features_measured_on_other_activations_keep_to_them(workspace: Workspac
     assert commands["stitch"] == "modeldiff features stitch --activations activations:2"
 
 
-def test_a_crosscoder_of_the_same_activations_is_named_to_match_with(workspace: Workspace) -> None:
+def test_commands_name_a_crosscoder_of_the_same_activations_and_what_is_gone(workspace: Workspace) -> None:
     publish(workspace, shared_only(), workspace.find("activations"), "other")
     publish(workspace, shared_only(), None, "of other activations")
     assert found(workspace)["match"].command == "modeldiff features match crosscoder:1 crosscoder:2"
-
-
-def test_what_the_features_were_made_from_may_be_gone(workspace: Workspace) -> None:
     for kind in ("activations", "crosscoder"):
-        workspace.remove(workspace.find(kind).folder)
+        workspace.remove(workspace.find(kind, "1").folder)
     commands = {kind: one.command for kind, one in found(workspace).items()}
     assert commands["impact"] == "modeldiff features impact --crosscoder crosscoder:1"
     assert commands["stitch"] == "modeldiff features stitch --activations activations:1"
 
 
 def test_at_most_five_lines_of_80_columns_that_name_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    for present in itertools.product([False, True], repeat=len(KINDS)):
+    for count in range(len(KINDS) + 1):
         made = [
-            Evidence(kind, f"{kind}:100" if is_there else None, f"modeldiff {kind} --crosscoder crosscoder:100")
-            for kind, is_there in zip(KINDS, present, strict=True)
+            Evidence(kind, f"{kind}:100" if number < count else None, f"modeldiff {kind} --crosscoder crosscoder:100")
+            for number, kind in enumerate(KINDS)
         ]
         print_evidence(made)
         lines = capsys.readouterr().out.splitlines()

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -124,14 +123,6 @@ def test_the_share_of_examples_where_the_tokens_differ(
     assert shown.count(", odd, tokens differ)") == sum(one.source == "odd" for one in rows[marked].examples)
 
 
-def test_where_nothing_says_whether_the_tokens_differ(workspace: Workspace) -> None:
-    x_a, x_b = sparse_pairs(300)
-    x_a[:, 1] = 0.0
-    publish(workspace, made_crosscoder(), make_activations(workspace, x_a, x_b, 300, words_of(300, 50)))
-    table = FeatureTable(run(FeaturesSettings(**ALL), workspace))
-    assert (table.row(0).tokens_differ, table.row(1).tokens_differ) == (0.0, None)
-
-
 def test_windows_cross_blocks_but_not_documents(workspace: Workspace) -> None:
     made_pair(workspace, per_document=90)
     table = FeatureTable(run(FeaturesSettings(**{**ALL, "examples": 40, "context": 20}), workspace))
@@ -189,6 +180,7 @@ def test_an_interrupted_run_continues_and_ends_the_same(
     done = run(FeaturesSettings(**ALL), workspace)
     assert done.manifest.digest == straight.manifest.digest
     assert files_of(done) == files_of(straight)
+    assert run(FeaturesSettings(crosscoder="crosscoder:1", **ALL), workspace).ref == done.ref, "it is up to date"
     # 900 pairs in shards of 300, blocks of 64: 15 blocks in each of two passes; at most one shard is done twice.
     assert encoded - 30 <= 5
 
@@ -214,13 +206,6 @@ def test_a_kill_between_the_checkpoint_and_the_next_shard(
         with pytest.raises(KilledError):
             run(FeaturesSettings(**ALL), workspace)
     assert files_of(run(FeaturesSettings(**ALL), workspace)) == files_of(straight)
-
-
-def test_the_same_command_again_is_up_to_date(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    made_pair(workspace)
-    first = run(FeaturesSettings(**ALL), workspace)
-    assert run(FeaturesSettings(crosscoder="crosscoder:1", **ALL), workspace).ref == first.ref
-    assert "features:1 is up to date" in capsys.readouterr().err
 
 
 def test_without_texts_examples_are_rows(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,48 +240,34 @@ def test_a_part_of_the_pairs_is_spread_over_all(workspace: Workspace) -> None:
     assert max(rows) >= 600
 
 
-def test_bf16_activations_of_other_widths_are_refused_in_one_line(workspace: Workspace) -> None:
+def test_inputs_that_cannot_be_measured_are_named_in_one_line(workspace: Workspace) -> None:
     made_pair(workspace)
     x_a, x_b = sparse_pairs(100)
     other = make_activations(workspace, x_a[:, :5].contiguous(), x_b, 100)
     with pytest.raises(InputError, match=rf"widths {WIDTH_A} and 9, but {other.ref} has 5 and 9.*--activations"):
         run(FeaturesSettings(activations=other.ref, **ALL), workspace)
-
-
-def test_activations_that_are_gone_are_named(workspace: Workspace) -> None:
-    publish(workspace, made_crosscoder(), None)
-    with pytest.raises(InputError, match=r"activations:7.*--activations"):
-        run(FeaturesSettings(**ALL), workspace)
-
-
-def test_nothing_left_to_measure(workspace: Workspace) -> None:
-    made_pair(workspace)
     with pytest.raises(InputError, match="--outlier-factor"):
         run(FeaturesSettings(**{**ALL, "outlier_factor": 0.001}), workspace)
-
-
-def test_a_damaged_examples_file_is_named(workspace: Workspace) -> None:
-    made_pair(workspace)
-    artifact = run(FeaturesSettings(**ALL), workspace)
-    path = artifact.folder / "examples.h5"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DamagedError, match=r"examples\.h5"):
-        FeatureTable(artifact)
+    publish(workspace, made_crosscoder(), None, "of activations that are gone")
+    with pytest.raises(InputError, match=r"activations:7.*--activations"):
+        run(FeaturesSettings(**ALL), workspace)
 
 
 def test_a_feature_that_never_fires_is_counted(workspace: Workspace) -> None:
     x_a, x_b = sparse_pairs(300)
     x_a[:, 1] = 0.0
-    activations = make_activations(workspace, x_a, x_b, 300)
-    publish(workspace, made_crosscoder(), activations)
+    publish(workspace, made_crosscoder(), make_activations(workspace, x_a, x_b, 300, words_of(300, 50)))
     artifact = run(FeaturesSettings(**ALL), workspace)
     table = FeatureTable(artifact)
     assert table.info["dead"] == {"A": 1, "shared": 0, "B": 0}
     assert table.row(1).examples == []
+    assert (table.row(0).tokens_differ, table.row(1).tokens_differ) == (0.0, None)
     assert table.select(exclusive="A").dead == 1
     assert table.select(exclusive="A").ids[-1] == 1
-    with h5py.File(artifact.folder / "examples.h5") as file:
-        assert len(file["offsets"]) == 10 + 1
+    path = artifact.folder / "examples.h5"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedError, match=r"examples\.h5"):
+        FeatureTable(artifact)
 
 
 def test_exclusive_features_are_explained_by_their_own_model_only(workspace: Workspace) -> None:

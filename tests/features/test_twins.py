@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 import modeldiff.features.correlation as correlation_module
-from modeldiff.features.correlation import PER_FEATURE, find_twins
+from modeldiff.features.correlation import PER_FEATURE, Columns, correlations, find_twins
 
 PARTITION_F = np.repeat([0, 1, 2], [4, 6, 5])
 
@@ -17,6 +17,8 @@ def made_codes(n: int = 400) -> np.ndarray:
     f_NF = np.where(generator.random((n, 15)) < 0.3, generator.random((n, 15)), 0).astype(np.float32)
     f_NF[:, 12] = 2 * f_NF[:, 1]  # B holds what A holds
     f_NF[:, 6] = f_NF[:, 2] * (generator.random(n) < 0.8)  # shared holds most of it
+    f_NF[:, 0] = f_NF[:, 4]  # A holds a shared concept
+    f_NF[:, 14] = f_NF[:, 13]  # B holds one twice: no twin, they are of one partition
     f_NF[:, 3] = 0  # dead
     f_NF[:, 8] = 0.7  # fires alike everywhere
     return f_NF
@@ -40,22 +42,10 @@ def test_correlations_equal_numpy_and_the_best_of_other_partitions_come_first(
         np.testing.assert_allclose(found, best, atol=1e-6)
         for other, value in zip(twins.feature[feature], found, strict=False):
             assert expected_FF[feature, other] == pytest.approx(value, abs=1e-6)
-
-
-def test_planted_duplicates_are_found_from_both_sides() -> None:
-    twins = find_twins(sparse.csr_matrix(made_codes()), PARTITION_F)
-    assert twins.feature[1, 0] == 12
-    assert twins.feature[12, 0] == 1
+    assert [twins.feature[i, 0] for i in (0, 4, 1, 12, 2, 6)] == [4, 0, 12, 1, 6, 2], "from both sides"
     assert twins.correlation[1, 0] == pytest.approx(1)
-    assert twins.feature[2, 0] == 6
-    assert twins.feature[6, 0] == 2
-
-
-def test_dead_and_constant_features_have_no_twins() -> None:
-    twins = find_twins(sparse.csr_matrix(made_codes()), PARTITION_F)
-    for feature in (3, 8):
-        assert (twins.feature[feature] == -1).all()
-        assert feature not in twins.feature
+    assert 14 not in twins.feature[13]
+    assert (twins.feature[[3, 8]] == -1).all(), "the dead and the constant have none"
 
 
 def test_no_firings_at_all() -> None:
@@ -63,23 +53,10 @@ def test_no_firings_at_all() -> None:
     assert (twins.feature == -1).all()
 
 
-def test_the_twins_of_exclusive_features_are_sought_in_the_other_partition_and_in_the_shared_one() -> None:
-    f_NF = made_codes()
-    f_NF[:, 0] = f_NF[:, 4]  # A holds a shared concept
-    f_NF[:, 11] = f_NF[:, 7]  # so does B
-    f_NF[:, 14] = f_NF[:, 13]  # B holds another twice: no twin, they are of one partition
-    twins = find_twins(sparse.csr_matrix(f_NF), PARTITION_F)
-    assert [twins.feature[i, 0] for i in (0, 11, 1, 12)] == [4, 7, 12, 1]
-    assert 14 not in twins.feature[13]
-    for feature in (*range(4), *range(10, 15)):
-        of_other = twins.feature[feature][twins.feature[feature] >= 0]
-        assert (PARTITION_F[of_other] != PARTITION_F[feature]).all()
-
-
 def test_no_array_of_all_features_against_all_ever_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     most = 60
     monkeypatch.setattr(correlation_module, "_BLOCK_ENTRIES", most)
-    columns = correlation_module.Columns.of(sparse.csr_matrix(made_codes()))
-    blocks = list(correlation_module.correlations(columns, columns, np.arange(15)))
+    columns = Columns.of(sparse.csr_matrix(made_codes()))
+    blocks = list(correlations(columns, columns, np.arange(15)))
     assert [block.tolist() for block, _ in blocks] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14]]
     assert max(correlation.size for _, correlation in blocks) <= most < 15 * 15

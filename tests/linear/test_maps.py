@@ -1,4 +1,5 @@
-"""Affine maps between activations, against scikit-learn and known answers."""
+"""Ridge regression from sums over pairs, its R² on other pairs and the maps made of it, against scikit-learn and known
+answers."""
 
 from __future__ import annotations
 
@@ -7,61 +8,106 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from modeldiff.linear.maps import RIDGES, LinearMap, best_ridge, ridge_scores
-from modeldiff.linear.ridge import RIDGE, Moments, ridge_weights
+from modeldiff.linear.ridge import RIDGE, Moments, held_out_r2, ridge_weights
 
-N_FIT, N_HELD, WIDTH_X, WIDTH_F = 300, 100, 6, 9
+N_FIT, N_HELD, WIDTH, TARGETS = 300, 100, 6, 9
+FIT, HELD = slice(None, N_FIT), slice(N_FIT, None)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def moments(x_ND: torch.Tensor, f_NG: torch.Tensor) -> Moments:
+def moments(x_ND: torch.Tensor, f_NG: torch.Tensor, chunk: int = 1000) -> Moments:
     made = Moments.empty(x_ND.shape[1], f_NG.shape[1])
-    made.add_dense(x_ND, f_NG)
+    for start in range(0, len(x_ND), chunk):
+        made.add_dense(x_ND[start : start + chunk], f_NG[start : start + chunk])
     return made
 
 
-def noisy_pairs() -> tuple[torch.Tensor, torch.Tensor]:
-    x_ND = normal(N_FIT + N_HELD, WIDTH_X, seed=0) + 3
-    f_NG = x_ND @ normal(WIDTH_X, WIDTH_F, seed=1) + 2 * normal(len(x_ND), WIDTH_F, seed=2) - 5
+def r2_of(x_ND: torch.Tensor, f_NG: torch.Tensor, chunk: int = 1000) -> torch.Tensor:
+    """(G,) R² on the last pairs of the map fitted on the first."""
+    return held_out_r2(*(moments(x_ND[part], f_NG[part], chunk) for part in (FIT, HELD)))
+
+
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs with a mean, and sparse targets that follow them in part."""
+    x_ND = normal(N_FIT + N_HELD, WIDTH, seed=0) + 3
+    f_NG = torch.relu(x_ND @ normal(WIDTH, TARGETS, seed=1) + 2 * normal(len(x_ND), TARGETS, seed=2))
     return x_ND, f_NG
 
 
-def alpha_of(ridge: float, x_ND: torch.Tensor) -> float:
-    return ridge * float((x_ND - x_ND.mean(0)).square().sum()) / x_ND.shape[1]
+def fitted(ridge: float, x_ND: torch.Tensor, f_NG: torch.Tensor) -> Ridge:
+    """scikit-learn's regression with the same penalty."""
+    alpha = ridge * float((x_ND - x_ND.mean(0)).square().sum()) / x_ND.shape[1]
+    return Ridge(alpha=alpha).fit(x_ND.numpy(), f_NG.numpy())
+
+
+@given(chunk=st.integers(1, N_FIT))
+def test_r2_equals_scikit_learn_however_the_pairs_are_cut(chunk: int) -> None:
+    x_ND, f_NG = pairs()
+    model = fitted(RIDGE, x_ND[FIT], f_NG[FIT])
+    expected_G = r2_score(f_NG[HELD].numpy(), model.predict(x_ND[HELD].numpy()), multioutput="raw_values")
+    np.testing.assert_allclose(r2_of(x_ND, f_NG, chunk).numpy(), expected_G, atol=1e-9)
+    assert expected_G.max() > 0.1
+    np.testing.assert_allclose(ridge_weights(moments(x_ND[FIT], f_NG[FIT], chunk)).numpy(), model.coef_.T, atol=1e-9)
 
 
 @pytest.mark.parametrize("ridge", [1e-8, 1e-2, 1.0, 10.0])
-def test_weights_and_bias_equal_scikit_learn(ridge: float) -> None:
-    x_ND, f_NG = noisy_pairs()
-    model = Ridge(alpha=alpha_of(ridge, x_ND)).fit(x_ND.numpy(), f_NG.numpy())
-    np.testing.assert_allclose(ridge_weights(moments(x_ND, f_NG), ridge).numpy(), model.coef_.T, atol=1e-9)
-    found = LinearMap.fitted(moments(x_ND, f_NG), ridge)
-    assert found.widths == (WIDTH_X, WIDTH_F)
-    assert (found.w_DD.dtype, found.bias_D.dtype, found.ridge) == (torch.float32, torch.float32, ridge)
+def test_a_map_and_its_score_equal_scikit_learn(ridge: float) -> None:
+    x_ND, f_NG = pairs()
+    model = fitted(ridge, x_ND[FIT], f_NG[FIT])
+    found = LinearMap.fitted(moments(x_ND[FIT], f_NG[FIT]), ridge)
+    assert (found.widths, found.ridge) == ((WIDTH, TARGETS), ridge)
+    assert found.w_DD.dtype == found.bias_D.dtype == torch.float32
     np.testing.assert_allclose(found.bias_D.numpy(), model.intercept_, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.apply(x_ND).numpy(), model.predict(x_ND.numpy()), rtol=1e-5, atol=1e-5)
-
-
-def test_scores_equal_scikit_learn() -> None:
-    x_ND, f_NG = noisy_pairs()
-    fit, held = slice(None, N_FIT), slice(N_FIT, None)
-    scores = ridge_scores(moments(x_ND[fit], f_NG[fit]), moments(x_ND[held], f_NG[held]))
+    scores = ridge_scores(moments(x_ND[FIT], f_NG[FIT]), moments(x_ND[HELD], f_NG[HELD]))
     assert tuple(scores) == RIDGES
-    for ridge, score in scores.items():
-        model = Ridge(alpha=alpha_of(ridge, x_ND[fit])).fit(x_ND[fit].numpy(), f_NG[fit].numpy())
-        expected = r2_score(f_NG[held].numpy(), model.predict(x_ND[held].numpy()), multioutput="variance_weighted")
-        assert score == pytest.approx(expected, abs=1e-9)
+    expected = r2_score(f_NG[HELD].numpy(), model.predict(x_ND[HELD].numpy()), multioutput="variance_weighted")
+    assert scores[ridge] == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_default_is_the_ridge_of_predictability() -> None:
-    fit = moments(*noisy_pairs())
-    assert torch.equal(ridge_weights(fit), ridge_weights(fit, RIDGE))
+def test_what_is_linear_is_explained_in_full_and_what_is_unrelated_is_not() -> None:
+    x_ND, f_NG = pairs()
+    torch.testing.assert_close(r2_of(x_ND, x_ND @ normal(WIDTH, 3, seed=3) + 7), torch.ones(3, dtype=torch.float64))
+    unrelated_G = r2_of(x_ND, normal(N_FIT + N_HELD, 200, seed=4))
+    # On other pairs, what is fitted to chance costs WIDTH / N_FIT of the variance, and the mean 1 / N_FIT + 1 / N_HELD.
+    assert float(unrelated_G.mean()) == pytest.approx(-(WIDTH + 1) / N_FIT - 1 / N_HELD, abs=0.01)
+    assert float(unrelated_G.max()) < 0.1
+    alone_G = torch.cat([r2_of(x_ND, f_NG[:, [target]]) for target in range(TARGETS)])
+    torch.testing.assert_close(r2_of(x_ND, f_NG), alone_G, msg="targets do not disturb each other")
+
+
+def test_where_nothing_varies_or_is_there_no_r2_is_given() -> None:
+    x_ND, f_NG = pairs()
+    f_NG[:, 1] = 0
+    f_NG[HELD, 2] = 0.5
+    assert r2_of(x_ND, f_NG).isnan().tolist() == [False, True, True] + [False] * (TARGETS - 3)
+    some, none = moments(x_ND, 0 * f_NG), Moments.empty(WIDTH, TARGETS)
+    assert held_out_r2(some, none).isnan().all()
+    assert held_out_r2(none, some).isnan().all()
+    for scores in (ridge_scores(some, some), ridge_scores(some, none), ridge_scores(none, some)):
+        assert all(map(math.isnan, scores.values()))
+        assert best_ridge(scores) == RIDGE
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e6])
+def test_an_input_that_does_not_vary_predicts_the_mean_and_changes_nothing_beside_others(value: float) -> None:
+    x_ND, f_NG = pairs()
+    still_ND = torch.full((len(f_NG), WIDTH), value, dtype=torch.float64)
+    mean_G = r2_of(torch.zeros_like(still_ND), f_NG)
+    assert ((mean_G <= 0) & (mean_G > -0.1)).all()
+    torch.testing.assert_close(r2_of(still_ND, f_NG), mean_G)
+    if value <= 1:
+        beside = r2_of(torch.cat([x_ND, still_ND[:, :3]], dim=1), f_NG)
+        torch.testing.assert_close(beside, r2_of(x_ND, f_NG), rtol=1e-3, atol=1e-6)
 
 
 def test_noise_asks_for_more_ridge_than_an_exact_relation() -> None:
@@ -75,11 +121,12 @@ def test_noise_asks_for_more_ridge_than_an_exact_relation() -> None:
     assert chosen(exact_NG) == min(RIDGES)
     assert chosen(exact_NG + 5 * noise_NG) >= 0.1
     assert chosen(noise_NG) == max(RIDGES)
+    assert best_ridge({1e-3: 0.5, 1e-2: 0.5, 1e-1: 0.4, 1.0: math.nan}) == 1e-2, "of equals the most regular"
 
 
 def test_what_was_taken_off_comes_back_in_the_bias() -> None:
-    x_ND, f_NG = noisy_pairs()
-    mean_x, mean_f = normal(WIDTH_X, seed=6), normal(WIDTH_F, seed=7)
+    x_ND, f_NG = pairs()
+    mean_x, mean_f = normal(WIDTH, seed=6), normal(TARGETS, seed=7)
     found = LinearMap.fitted(moments(x_ND - mean_x, f_NG - mean_f), 1e-4, taken_off_x=mean_x, taken_off_f=mean_f)
     expected = LinearMap.fitted(moments(x_ND, f_NG), 1e-4)
     torch.testing.assert_close(found.w_DD, expected.w_DD)
@@ -106,16 +153,3 @@ def test_computes_at_least_in_float32(given: torch.dtype, computed: torch.dtype)
     x_ND = torch.tensor([[1.5, -2.0]], dtype=given)
     assert one.apply(x_ND).dtype == one.direction(x_ND).dtype == computed
     assert one.apply(x_ND).tolist() == [[2.5, -1.0, 1.0]]
-
-
-def test_where_nothing_can_be_measured_the_default_is_taken() -> None:
-    x_ND, _ = noisy_pairs()
-    still = torch.zeros(len(x_ND), 2, dtype=torch.float64)
-    some, none = moments(x_ND, still), Moments.empty(WIDTH_X, 2)
-    for scores in (ridge_scores(some, some), ridge_scores(some, none), ridge_scores(none, some)):
-        assert all(map(math.isnan, scores.values()))
-        assert best_ridge(scores) == RIDGE
-
-
-def test_of_equal_scores_the_most_regular_map_is_taken() -> None:
-    assert best_ridge({1e-3: 0.5, 1e-2: 0.5, 1e-1: 0.4, 1.0: math.nan}) == 1e-2

@@ -116,8 +116,6 @@ def test_calls_beside_what_chance_gives() -> None:
     assert not few.beyond_chance
     assert few.p == pytest.approx(0.27, abs=0.05)
 
-
-def test_calls_of_which_nothing_is_known() -> None:
     unknown = calls_of(np.array(["unknown"] * 3), Scale(100, 0.8, 0.6, 0.0, 5, 90))
     assert (unknown.judged, unknown.by_chance, unknown.p, unknown.beyond_chance) == (0, 0, None, False)
     without = calls_of(np.array(["exclusive"] * 3), Scale(0, 1.0, 1.0, 0.0))
