@@ -106,8 +106,8 @@ def _listed(
 def _cells(row: dict[str, Any]) -> list[str]:
     counts = [f"{row[name]:,}" for name in ("firings", "windows")]
     nats = [number(row[name]) for name in ("own", "own_error", "other")]
-    return [str(row["id"]), row["partition"], *counts, *nats, fixed(row["asymmetry"]), fixed(row["surface"]),
-            number(row["score"])]  # fmt: skip
+    shares = [fixed(row[name]) for name in ("asymmetry", "surface")]
+    return [str(row["id"]), row["partition"], *counts, *nats, *shares, number(row["score"])]
 
 
 def _print_controls(info: dict[str, Any], side: str) -> None:
