@@ -89,7 +89,8 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
     if len(ratio_R) >= _LEAST_REFERENCES:
         # "weibull": so many of n references are below it that one more falls there with a probability of 5 %.
         low, median = np.quantile(ratio_R, _LOW_QUANTILE, method="weibull"), np.median(ratio_R)
-        scale = Scale(0, *(min(max(float(ratio), 0.0), 1.0) for ratio in (median, low)), null)
+        median, low = (min(max(float(ratio), 0.0), 1.0) for ratio in (median, low))
+        scale = Scale(0, median, low, null)
     called_R = verdicts(own_R, other_R, scale)
     return dataclasses.replace(
         scale,
