@@ -88,9 +88,8 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
     ratio_R = ratio_R[~np.isnan(ratio_R)]
     if len(ratio_R) >= _LEAST_REFERENCES:
         # "weibull": so many of n references are below it that one more falls there with a probability of 5 %.
-        low, median = np.quantile(ratio_R, _LOW_QUANTILE, method="weibull"), np.median(ratio_R)
-        median, low = (min(max(float(ratio), 0.0), 1.0) for ratio in (median, low))
-        scale = Scale(0, median, low, null)
+        bars = np.clip([np.median(ratio_R), np.quantile(ratio_R, _LOW_QUANTILE, method="weibull")], 0, 1)
+        scale = Scale(0, float(bars[0]), float(bars[1]), null)
     called_R = verdicts(own_R, other_R, scale)
     return dataclasses.replace(
         scale,
