@@ -1,11 +1,9 @@
 """Pearson correlations between features, and twins: features of another partition that fire on the same places.
 
-A dense features x features array never exists. Only features that fire on a common pair come out of a sparse product;
-all others have a correlation of at most 0, for activations are never negative. The exclusive partitions hold many
-concepts twice (paper 9.4); twins are found without a judge.
+They come in blocks: an array of all features by all never exists. The exclusive partitions hold many concepts twice
+(paper 9.4); twins are found without a judge.
 
-Legend: N pairs, F features, E entries of a block of products, G and M features of two partitions, of a block and all of
-them.
+Legend: N pairs, F, H features of two dictionaries, G features of a block, M features of a partition.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ PER_FEATURE = 3
 """Twins kept for each feature."""
 STRONG = 0.7
 """From this correlation on, twins share half of their variance: probably one concept that is there twice."""
-# Most entries of one block of products: 12 bytes each in a sparse matrix.
+# Most entries of one block: 128 MiB.
 _BLOCK_ENTRIES = 1 << 24
 
 
@@ -36,9 +34,7 @@ class Columns:
     """float64."""
     mean_F: NDArray[np.float64]
     deviation_F: NDArray[np.float64]
-    """1 where the feature does not vary."""
-    varies_F: NDArray[np.bool_]
-    """False where a feature is the same on every pair, 0 or not: it correlates with nothing."""
+    """Infinite where a feature is the same on every pair, 0 or not: it correlates with nothing."""
 
     @classmethod
     def of(cls, codes_NF: sparse.csr_matrix) -> Self:
@@ -49,8 +45,7 @@ class Columns:
         square_F = np.asarray(codes.multiply(codes).sum(axis=0)).ravel() / n
         variance_F = square_F - mean_F**2
         # A constant feature's variance is rounding error, not exactly 0.
-        varies_F = variance_F > 1e-12 * square_F
-        return cls(codes, mean_F, np.sqrt(np.where(varies_F, variance_F, 1.0)), varies_F)
+        return cls(codes, mean_F, np.sqrt(np.where(variance_F > 1e-12 * square_F, variance_F, np.inf)))
 
     @property
     def n_features(self) -> int:
@@ -63,46 +58,21 @@ class Columns:
         return replace(self, codes_NF=self.codes_NF[order_N])
 
 
-@dataclass(frozen=True)
-class Products:
-    """Sums over the pairs of f_i g_j, for the features i of a block and all features j that vary and fire with them."""
-
-    features: int
-    """Number of features i of the block."""
-    one: NDArray[np.int64]
-    """(E,) the feature i."""
-    other: NDArray[np.int64]
-    """(E,) the feature j."""
-    total: NDArray[np.float64]
-    """(E,) the sum."""
-
-    def where(self, wanted_E: NDArray[np.bool_]) -> Products:
-        """Only some of the entries."""
-        return replace(self, one=self.one[wanted_E], other=self.other[wanted_E], total=self.total[wanted_E])
-
-
-def blocks(features: NDArray[np.int64], others: int) -> Iterator[NDArray[np.int64]]:
-    """The features in blocks whose products with `others` features are not too many for one array."""
-    step = max(1, _BLOCK_ENTRIES // max(1, others))
+def correlations(
+    one: Columns, other: Columns, features: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """(some of the `features` of `one` (G,), their correlations with all features of `other` on the same pairs (G, H)),
+    block by block. Rounding may carry a perfect one past 1."""
+    step = max(1, _BLOCK_ENTRIES // max(1, other.n_features))
+    by_feature = one.codes_NF.tocsc()
     for start in range(0, len(features), step):
-        yield features[start : start + step]
-
-
-def products(one: Columns, other: Columns, features: NDArray[np.int64] | None = None) -> Iterator[Products]:
-    """The products of `features` of `one` (None: all), in blocks, with all features of `other` on the same pairs."""
-    features = np.arange(one.n_features) if features is None else features
-    columns = one.codes_NF.tocsc()
-    for block in blocks(features, other.n_features):
-        product = (columns[:, block].T.tocsr() @ other.codes_NF).tocoo()
-        found = Products(len(block), block[product.row], product.col, product.data)
-        yield found.where(one.varies_F[found.one] & other.varies_F[found.other])
-
-
-def correlations(one: Columns, other: Columns, entries: Products) -> NDArray[np.float64]:
-    """(E,) the Pearson correlation of each entry; rounding may carry a perfect one past 1."""
-    i, j = entries.one, entries.other
-    covariance = entries.total / one.codes_NF.shape[0] - one.mean_F[i] * other.mean_F[j]
-    return covariance / (one.deviation_F[i] * other.deviation_F[j])
+        block_G = features[start : start + step]
+        correlation_GH = (by_feature[:, block_G].T.tocsr() @ other.codes_NF).toarray()
+        correlation_GH /= one.codes_NF.shape[0]
+        correlation_GH -= np.outer(one.mean_F[block_G], other.mean_F)
+        correlation_GH /= one.deviation_F[block_G, None]
+        correlation_GH /= other.deviation_F
+        yield block_G, correlation_GH
 
 
 @dataclass(frozen=True)
@@ -130,20 +100,12 @@ def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> T
     if not n or not codes_NF.nnz:
         return twins
     columns = Columns.of(codes_NF)
-    by_feature = columns.codes_NF.tocsc()
-    # A feature that does not vary correlates with nothing.
-    deviation_F = np.where(columns.varies_F, columns.deviation_F, np.inf)
     parts = [np.flatnonzero(partition_F == number) for number in np.unique(partition_F)]
     parts.sort(key=len)
     # Every product serves both of its features; those of the largest partition are never multiplied by each other.
     with progress("features: twins", sum(map(len, parts[:-1])), "features") as bar:
         for place, part in enumerate(parts[:-1]):
-            for part_G in blocks(part, n_features):
-                correlation_GF = (by_feature[:, part_G].T.tocsr() @ columns.codes_NF).toarray()
-                correlation_GF /= n
-                correlation_GF -= np.outer(columns.mean_F[part_G], columns.mean_F)
-                correlation_GF /= deviation_F[part_G, None]
-                correlation_GF /= deviation_F
+            for part_G, correlation_GF in correlations(columns, columns, part):
                 for other in parts[place + 1 :]:
                     _keep_best(twins, part_G, other, correlation_GF[:, other])
                     _keep_best(twins, other, part_G, correlation_GF[:, other].T)

@@ -16,12 +16,15 @@ from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json
 
 
-def read_info(artifact: Artifact, name: str, *, version: int, fields: Set[str], again: str) -> dict[str, Any]:
+def read_info(
+    artifact: Artifact, name: str, *, version: int, again: str, fields: Set[str] | None = None
+) -> dict[str, Any]:
     """The description `name` of an artifact.
 
     Args:
-        version: the format that is read; fields: what it must hold, no more and no less.
+        version: the format that is read.
         again: the command that makes the artifact anew, for one of an older format.
+        fields: what it must hold, no more and no less; None: whatever it holds (its digest was checked).
 
     Raises:
         InputError: written by a newer or by an older modeldiff.
@@ -37,10 +40,11 @@ def read_info(artifact: Artifact, name: str, *, version: int, fields: Set[str], 
             f"{artifact.ref} was made by an older modeldiff (format {found}, this one reads {version}): make it again "
             f"with `{again}`"
         )
-    try:
-        check_fields(info, required=set(fields), where=str(path))
-    except InputError as error:
-        raise DamagedError(str(error)) from None
+    if fields is not None:
+        try:
+            check_fields(info, required=set(fields), where=str(path))
+        except InputError as error:
+            raise DamagedError(str(error)) from None
     return info
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 import modeldiff.features.correlation as correlation_module
-from modeldiff.features.correlation import PER_FEATURE, Columns, find_twins, products
+from modeldiff.features.correlation import PER_FEATURE, Columns, correlations, find_twins
 
 PARTITION_F = np.repeat([0, 1, 2], [4, 6, 5])
 
@@ -57,7 +57,6 @@ def test_no_array_of_all_features_against_all_ever_exists(monkeypatch: pytest.Mo
     most = 60
     monkeypatch.setattr(correlation_module, "_BLOCK_ENTRIES", most)
     columns = Columns.of(sparse.csr_matrix(made_codes()))
-    blocks = list(products(columns, columns))
-    assert [block.features for block in blocks] == [4, 4, 4, 3]
-    # Blocks hold no more than they may even where every feature meets every other one.
-    assert max(len(block.total) for block in blocks) <= most < 15 * 15
+    blocks = list(correlations(columns, columns, np.arange(15)))
+    assert [block.tolist() for block, _ in blocks] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14]]
+    assert max(correlation.size for _, correlation in blocks) <= most < 15 * 15

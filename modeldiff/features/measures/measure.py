@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from modeldiff.settings import Settings
+from modeldiff.settings import HarvestedModels, Settings, setting, settings
 
 if TYPE_CHECKING:
     import click
@@ -40,21 +40,27 @@ class Measure(ABC):
     the command line, the Python API, `workspace list`, `features show` and "what is missing" follow.
 
     Attributes:
-        name: of the command `modeldiff features NAME`, of `modeldiff.run_NAME`, and the kind of its artifacts.
         settings: its settings class. This is imported for every `--help`, so it must not import torch.
-        stage: the module with its `run(settings, workspace, *, name, force)`, imported when it runs.
         made_from: which artifacts are about some features: by input of the artifact, the input of the features that it
             must be ("features": the artifact itself).
         summary: one line of help; about: the help's text; examples: arguments of the command, one line each.
     """
 
-    name: ClassVar[str]
     settings: ClassVar[type[Settings]]
-    stage: ClassVar[str]
-    made_from: ClassVar[Mapping[str, str]]
+    made_from: ClassVar[Mapping[str, str]] = {"crosscoder": "crosscoder", "activations": "activations"}
     summary: ClassVar[str]
     about: ClassVar[str]
     examples: ClassVar[tuple[str, ...]]
+
+    @property
+    def name(self) -> str:
+        """The command `modeldiff features NAME`, `modeldiff.run_NAME` and the kind of its artifacts: the folder's."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def stage(self) -> str:
+        """The module with its `run(settings, workspace, *, name, force)`, imported when it runs."""
+        return f"{type(self).__module__}.run"
 
     def run(self, settings: Any, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
         """Make the artifact, or answer with the one that is there."""
@@ -74,7 +80,7 @@ class Measure(ABC):
         """Print it."""
 
     def arguments(self, about: About) -> str:
-        """Of the command that measures these features."""
+        """Arguments of the command that measures these features."""
         return about.which
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:  # noqa: ARG002
@@ -84,3 +90,25 @@ class Measure(ABC):
     def lines(self, found: dict[str, Any]) -> list[str]:  # noqa: ARG002
         """`of_feature`, with the artifact's `ref`, in lines for `features show`."""
         return []
+
+
+@settings
+class OnModels(HarvestedModels):
+    """Settings of a measure that runs both models over windows of the texts that were harvested."""
+
+    # References are only a way to say which artifact: its digest decides whether the result is the same.
+    crosscoder: str | None = setting(default=None, result=False)
+    """The crosscoder: a version, `crosscoder:2`, or a name. Default: the latest."""
+
+    activations: str | None = setting(default=None, result=False)
+    """The activations, with their texts, to measure on. Default: those the crosscoder was trained on."""
+
+    pairs: int = setting(default=20_000, least=1)
+    """Measure on about this many pairs, in whole windows of text spread evenly over the activations."""
+
+    outlier_factor: float | None = setting(default=None, least=0)
+    """Leave out pairs whose norm, on either side, exceeds this many times the median norm; 0 keeps all. Default: as in
+    training, for what it never saw means nothing."""
+
+    batch_tokens: int | None = setting(default=None, result=False, least=1)
+    """Padded tokens per batch. Default: by the device and the size of the vocabulary."""

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.workspace import Workspace
@@ -32,9 +30,7 @@ class PeakSettings(Settings):
 
 
 class PeakMeasure(Measure):
-    name = "peak"
     settings = PeakSettings
-    stage = "modeldiff.features.measures.peak.run"
     made_from = {"features": "features"}
     summary = "How high each feature reaches."
     about = "Features -> peak."
@@ -75,24 +71,13 @@ registry.__path__.append(sys.argv.pop(1))
 registry.MEASURES += ("peak",)
 """
 COMMAND = ENTERED + "from modeldiff.cli.main import run\nrun(sys.argv[1:])\n"
-API = ENTERED + (
-    "import modeldiff\n"
-    "made = modeldiff.run_peak(modeldiff.PeakSettings(times=3.0), modeldiff.Workspace(sys.argv[1]))\n"
-    "print(made.ref)\n"
+API = (
+    ENTERED
+    + """
+from modeldiff import PeakSettings, Workspace, run_peak
+print(run_peak(PeakSettings(times=3.0), Workspace(sys.argv[1])).ref)
+"""
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`ws` with features:1, and `more/peak`, a measure."""
-    made = tmp_path_factory.mktemp("registry")
-    (made / "more" / "peak").mkdir(parents=True)
-    (made / "more" / "peak" / "__init__.py").write_text(MEASURE)
-    (made / "more" / "peak" / "run.py").write_text(RUN)
-    workspace = Workspace(made / "ws")
-    made_pair(workspace)
-    run_features(FeaturesSettings(predictability=False, device="cpu", outlier_factor=0.0), workspace)
-    return made
 
 
 def said(folder: Path, program: str, *args: str) -> str:
@@ -105,8 +90,14 @@ def said(folder: Path, program: str, *args: str) -> str:
     return found.stdout
 
 
-def test_a_measure_that_is_entered_is_a_command_an_artifact_and_a_line_about_each_feature(folder: Path) -> None:
-    at = ("--workspace", str(folder / "ws"))
+def test_a_measure_that_is_entered_is_a_command_an_artifact_and_a_line_about_each_feature(tmp_path: Path) -> None:
+    folder, workspace = tmp_path, Workspace(tmp_path / "ws")
+    made_pair(workspace)
+    run_features(FeaturesSettings(predictability=False, device="cpu", outlier_factor=0.0), workspace)
+    (folder / "more" / "peak").mkdir(parents=True)
+    (folder / "more" / "peak" / "__init__.py").write_text(MEASURE)
+    (folder / "more" / "peak" / "run.py").write_text(RUN)
+    at = ("--workspace", str(workspace.folder))
     assert "How high each feature reaches." in said(folder, COMMAND, "features", "--help")
     assert "--times" in said(folder, COMMAND, "features", "peak", "--help")
     assert "peak; to have it:" in " ".join(said(folder, COMMAND, *at, "features", "--no-predictability").split())

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modeldiff.features.measures.evaluate.settings import KIND, EvaluateSettings
-from modeldiff.features.measures.measure import Measure
+import click
+
+from modeldiff.features.measures.measure import Measure, OnModels
+from modeldiff.format import percent, table
+from modeldiff.settings import settings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
 
 
+@settings
+class EvaluateSettings(OnModels):
+    """Which crosscoder is put in the place of which activations, and on how many pairs."""
+
+
 class EvaluateMeasure(Measure):
     """See the stage."""
 
-    name = KIND
     settings = EvaluateSettings
-    stage = "modeldiff.features.measures.evaluate.run"
-    made_from = {"crosscoder": "crosscoder", "activations": "activations"}  # noqa: RUF012
     summary = "The models' losses with the reconstruction in place."
     about = (
         "Crosscoder + activations + models -> evaluate: each model's next-token loss, and the KL to the unchanged "
@@ -26,18 +31,50 @@ class EvaluateMeasure(Measure):
     )
     examples = ("", "--crosscoder 2 --pairs 50000 --json", "--model-path-a ~/models/a --model-path-b ~/models/b")
 
-    def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
+    def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
         """Everything."""
-        from modeldiff.features.measures.evaluate.run import read_evaluation
+        from modeldiff.workspace.files import read_json
 
-        return {"evaluation": read_evaluation(artifact)}
+        return {"evaluation": read_json(artifact.file("evaluation.json"))}
 
-    def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
-        """Each model's losses."""
-        from modeldiff.features.measures.evaluate.run import read_evaluation
-        from modeldiff.features.measures.evaluate.show import print_evaluation
+    def show(self, artifact: Artifact, **_shown: Any) -> None:
+        """Each model's losses in a table, at the replaced tokens and at all."""
+        evaluation = self.data(artifact)["evaluation"]
+        for side, figures in evaluation["sides"].items():
+            columns = ("loss", "KL", "vs zero", "vs mean", "all: loss", "KL")
+            table(
+                f"{artifact.ref}: model {side.upper()} with {evaluation['crosscoder']} after block {figures['layer']}",
+                [("at pairs", "left"), *((column, "right") for column in columns)],
+                [_row(variant, figures) for variant in evaluation["variants"]],
+            )
+            exclusive = figures["replaced"]["exclusive"]
+            error = "" if exclusive["error"] is None else f" ± {exclusive['error']:.4f}"
+            click.echo(
+                f"without the exclusive features: loss {exclusive['increase']:+.4f}{error} nats (standard error)\n"
+                f"{figures['share_replaced']:.0%} of {figures['positions']['all']:,} predictions are made from a "
+                "replaced token; the stored activations\n"
+                f"differ from the model's by {figures['stored_gap']:.1%} of their spread\n"
+            )
+        click.echo(
+            f"{evaluation['pairs']:,} pairs in {evaluation['windows']:,} windows of {evaluation['activations']}; "
+            f"{evaluation['outliers']:,} outliers are not replaced.\n"
+            "loss, KL(unchanged || replaced): nats per next token, at the pairs and at all.\n"
+            "vs: share of the loss recovered, (L_ablated - L) / (L_ablated - L_unchanged)."
+        )
 
-        print_evaluation(artifact.ref, read_evaluation(artifact))
+
+def _row(variant: str, figures: dict[str, Any]) -> list[str]:
+    names = {"clean": "unchanged", "stored": "stored activation", "shared_only": "shared only"}
+    at_pairs, everywhere = (figures[scope]["losses"][variant] for scope in ("replaced", "all"))
+    recovered = figures["replaced"]["loss_recovered"].get(variant, {})
+    return [
+        names.get(variant, variant),
+        f"{at_pairs['loss']:.4f}",
+        f"{at_pairs['kl']:.4f}",
+        *(percent(recovered[base], 1) if base in recovered else "" for base in ("zero", "mean")),
+        f"{everywhere['loss']:.4f}",
+        f"{everywhere['kl']:.4f}",
+    ]
 
 
 MEASURE = EvaluateMeasure()

@@ -22,6 +22,7 @@ from modeldiff.features.codes import Arrays, Encoder, block_rows
 from modeldiff.features.context import Surroundings
 from modeldiff.features.windows import spread_shards
 from modeldiff.features.words import visible
+from modeldiff.splits import spread_blocks
 from modeldiff.workspace.activations import Block
 from modeldiff.workspace.files import replace_into, temporary_path
 from modeldiff.workspace.plan import ShardPlan

@@ -1,19 +1,17 @@
-"""What removing a feature does to either model's predictions, and how much of it the last words alone explain."""
+"""What removing a feature does to either model's predictions, and how much of it the last word alone explains."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.features.measures.impact.settings import KIND, ImpactSettings
+from modeldiff.features.measures.impact.settings import ImpactSettings
 from modeldiff.features.measures.measure import Measure
-from modeldiff.format import fixed, number
+from modeldiff.format import fixed, number, table
 
 if TYPE_CHECKING:
-    from modeldiff.features.measures.impact.result import Impact, ImpactRow
+    from modeldiff.features.measures.impact.result import Impact
     from modeldiff.features.table import FeatureRow
     from modeldiff.workspace import Artifact
 
@@ -21,61 +19,62 @@ if TYPE_CHECKING:
 class ImpactMeasure(Measure):
     """See the stage."""
 
-    name = KIND
     settings = ImpactSettings
-    stage = "modeldiff.features.measures.impact.run"
-    made_from = {"crosscoder": "crosscoder", "activations": "activations"}  # noqa: RUF012
     summary = "What removing a feature does to each model's predictions."
     about = (
         "Crosscoder + activations + stitch + models -> impact: for every feature at once, what removing it costs each "
-        "model's own predictions, and how much of its activation the last words alone explain.\n\n"
+        "model's own predictions, and how much of its activation the last word alone explains.\n\n"
         "Listed are the features that do most to their own model, little to the other one, and are not mere words."
     )
     examples = ("", "--exclusive A --top 10", "--crosscoder 2 --pairs 20000 --samples 10 --json")
 
     def options(self) -> list[click.Option]:
-        """Of the list."""
+        """What is listed."""
+        least = "Leave out what fires in fewer windows."
         return [
             click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="Only this model's exclusive features."),
-            click.Option(
-                ["--min-windows"],
-                type=int,
-                default=10,
-                show_default=True,
-                help="Leave out what fires in fewer windows.",
-            ),
+            click.Option(["--min-windows"], type=int, default=10, show_default=True, help=least),
             click.Option(["--top"], type=int, default=20, show_default=True, help="Features listed of each model."),
         ]
 
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:
         """Everything, and one object per feature listed."""
         impact, listed = _listed(artifact, **shown)
-        rows = {side: [dataclasses.asdict(row) for row in found] for side, found in listed.items()}
-        return {"impact": impact.info, "features": rows}
+        return {"impact": impact.info, "features": listed}
 
     def show(self, artifact: Artifact, **shown: Any) -> None:
         """A table of each side's features, the controls beneath it."""
-        from modeldiff.features.measures.impact.show import print_impact
-
         impact, listed = _listed(artifact, **shown)
-        print_impact(impact, listed, exclusive=shown["exclusive"] is not None)
+        info = impact.info
+        columns = ("fires", "in", "nats", "±", "other", "asym.", "surf.", "score")
+        for side, rows in listed.items():
+            which = f"{side}-exclusive features" if shown["exclusive"] else f"features of {side}"
+            table(
+                f"{artifact.ref}: {which} of {info['crosscoder']}, by score",
+                [("id", "right"), ("part", "left"), *((column, "right") for column in columns)],
+                [_cells(row) for row in rows],
+            )
+            if not rows:
+                click.echo("none that fires in so many windows")
+            _print_controls(info, side.lower())
+        click.echo(
+            f"{info['pairs']:,} pairs in {info['windows']:,} windows of {info['activations']}; "
+            f"{info['outliers']:,} outliers left alone.\n"
+            f"{info['samples']} draws of every next token.\n"
+            "nats: KL(unchanged || without the feature), to second order, summed over a\n"
+            "window in which it fires (in: so many). other: the same in the other model, of\n"
+            f"shared features by their own decoder row, else moved by {info['stitch']}.\n"
+            "asym.: (nats - other) / (nats + other); near 1: no linear analogue was found\n"
+            "that the other model minds losing.\n"
+            "surf.: held-out R² of the activation from the last word; all features\n"
+            f"{_range(info['surface'])}. score: nats x asym. x (1 - surf.). Medians [5 % to 95 %]."
+        )
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
         """By model, what removing it does to that and to the other one."""
         from modeldiff.features.measures.impact.result import read_impact
 
-        impact = read_impact(artifact)
-        if impact.arrays["windows"][row.id] == 0:
-            return {}
-        found: dict[str, Any] = {"surface": _finite(impact.surface()[row.id])}
-        for side in ("A", "B") if row.partition == "shared" else (row.partition,):
-            found[side] = {
-                "own": _finite(impact.own(side)[row.id]),
-                "other": _finite(impact.other(side)[row.id]),
-                "asymmetry": _finite(impact.asymmetry(side)[row.id]),
-                "asymmetry_of_random": impact.info["controls"][side.lower()]["asymmetry"]["50%"],
-            }
-        return found
+        return read_impact(artifact).of_feature(row.id)
 
     def lines(self, found: dict[str, Any]) -> list[str]:
         """Two for each model that has it."""
@@ -94,7 +93,7 @@ class ImpactMeasure(Measure):
 
 def _listed(
     artifact: Artifact, *, exclusive: str | None, min_windows: int, top: int
-) -> tuple[Impact, dict[str, list[ImpactRow]]]:
+) -> tuple[Impact, dict[str, list[dict[str, Any]]]]:
     from modeldiff.features.measures.impact.result import read_impact
 
     impact = read_impact(artifact)
@@ -104,8 +103,27 @@ def _listed(
     }
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _cells(row: dict[str, Any]) -> list[str]:
+    counts = [f"{row[name]:,}" for name in ("firings", "windows")]
+    nats = [number(row[name]) for name in ("own", "own_error", "other")]
+    shares = [fixed(row[name]) for name in ("asymmetry", "surface")]
+    return [str(row["id"]), row["partition"], *counts, *nats, *shares, number(row["score"])]
+
+
+def _print_controls(info: dict[str, Any], side: str) -> None:
+    control, shared, exact = (info[name][side] for name in ("controls", "shared", "exact"))
+    click.echo(
+        f"random directions ({control['directions']}): nats {number(control['own']['50%'])}, other "
+        f"{number(control['other']['50%'])}, asym. {_range(control['asymmetry'])}\n"
+        f"shared features ({shared['features']}): asym. {_range(shared['asymmetry'])};\n"
+        f"  moved through the stitch, as exclusive ones are: {_range(shared['asymmetry_stitched'])}\n"
+        f"really removed ({exact['features']}): second order / exact {_range(exact['ratio'])},\n"
+        f"  rank correlation {fixed(exact['rank_correlation'])}\n"
+    )
+
+
+def _range(one: dict[str, float | None]) -> str:
+    return f"{fixed(one['50%'])} [{fixed(one['5%'])} to {fixed(one['95%'])}]"
 
 
 MEASURE = ImpactMeasure()

@@ -3,11 +3,12 @@
 Removing feature i subtracts f_i(t) d_i from the stream at the tokens t of a window's pairs. To second order the KL from
 the model's own predictions to what is left of them, summed over the window, is the mean over draws of a_i² / 2 with
 a_i = sum_t f_i(t) d_i . score_t (see modeldiff/lm/residual.py; scores have mean zero, so places that follow from one
-another need no cross terms). Nothing is measured feature by feature: a window's scores serve all of them.
+another need no cross terms). A window's scores serve all features. An activation is no small change, so the impacts
+rank features better than they measure them: `check` really removes a few features in a few windows.
 
-A direction that the stitch moves here, d M, is not moved: score . (d M) = (score M^T) . d, so the scores are. In memory
-are the dictionary, the codes of the sample (sparse), four arrays of a batch's logits, a batch's scores and, of the
-features that fire in one window, at most 256 MiB at once: features times (pairs + draws x width).
+Of a direction that the stitch moves here the scores are moved back: score . (d M) = (score M^T) . d. In memory are the
+dictionary, the codes of the sample (sparse), four arrays of a batch's logits, a batch's scores and, for the features
+that fire in one window, at most 256 MiB at once: features times (pairs + draws x width).
 
 Legend: S draws, T tokens, D width of this model or of the one that directions come from, N pairs of the sample, R pairs
 of a window, F features, K directions that are removed, A those of them that fire in a window.
@@ -18,30 +19,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from scipy import sparse
 
 from modeldiff.console import progress
 from modeldiff.errors import MachineError
+from modeldiff.features.splice import next_token_losses
 from modeldiff.features.windows import Window, padded_windows
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.residual import sampled_scores
-from modeldiff.workspace.files import replace_into, temporary_path
+from modeldiff.lm.residual import replace_in_residual, residual_after, sampled_scores
+from modeldiff.workspace.files import write_bytes
 
 # Fewer tokens than a harvest's batches: the blocks above the layer keep what their backward pass needs. A batch's
 # logits have at most 2^27 values (512 MiB in float32), of which four sets are in memory.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 4096, "mps": 2048}
 _LOGIT_VALUES = 1 << 27
-# Of the arrays of the features of one window, with what multiplying them takes: 256 MiB in float32.
+# Values of the arrays of one window's features, with what multiplying them takes: 256 MiB in float32.
 _CHUNK_VALUES = 1 << 25
 # What an interrupted run loses at most. Sums are taken window by window, so this changes nothing.
 _PART_WINDOWS = 64
+# The check takes so many features, windows of each, and draws of the next tokens.
+_FEATURES, _WINDOWS, _DRAWS = 32, 4, 8
+
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Directions:
     rows_KD: torch.Tensor
     """Decoder rows in normalised units, of the model they come from, float32."""
     scale: float
-    """Of that model: raw activations times this are normalised."""
+    """Raw activations of that model times this are normalised."""
     through: LinearMap | None = None
     """Moves them into the model they are removed from; None: they are its own."""
 
@@ -62,32 +69,6 @@ class Directions:
         if self.through is not None:
             score_SRD = score_SRD @ self.through.w_DD.T.to(score_SRD)
         return score_SRD / self.scale
-
-
-@dataclass
-class Sums:
-    """Over the windows in which each of K directions fires, nats."""
-
-    total_K: NDArray[np.float64]
-    square_K: NDArray[np.float64]
-    windows_K: NDArray[np.int64]
-
-    @classmethod
-    def empty(cls, count: int) -> Sums:
-        return cls(np.zeros(count), np.zeros(count), np.zeros(count, np.int64))
-
-    def add(self, active_A: NDArray[np.int64], nats_A: NDArray[np.float64]) -> None:
-        """Take one window."""
-        self.total_K[active_A] += nats_A
-        self.square_K[active_A] += nats_A**2
-        self.windows_K[active_A] += 1
-
-    def mean_and_error(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(nats per window in which it fires, standard error over windows); NaN for none, and for the error of one."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean_K = self.total_K / self.windows_K
-            variance_K = np.maximum(self.square_K / self.windows_K - mean_K**2, 0) / (self.windows_K - 1)
-        return mean_K, np.sqrt(np.where(self.windows_K > 1, variance_K, np.nan))
 
 
 def window_nats(
@@ -127,15 +108,16 @@ def measure(
     seed: int,
     batch_tokens: int | None,
     resume: Path,
-) -> dict[str, Sums]:
-    """The sums of each group of directions, removed from one model.
+) -> Arrays:
+    """By group of directions, removed from one model: over the windows in which each fires the sums of nats and of
+    their squares, and the number of these windows, (3, K).
 
     What decides the tokens drawn in a window depends on the seed and the window's number alone, and is the same in both
     models: what differs between two copies of one model is not the draw.
 
     Args:
         codes_NF: of the windows' pairs, in order.
-        resume: where the state is kept; a run that was interrupted goes on from there.
+        resume: file in which the state is kept; a run that was interrupted goes on from there.
 
     Raises:
         MachineError: a batch does not fit into memory.
@@ -144,7 +126,11 @@ def measure(
     budget = batch_tokens or token_budget(lm, logit_values=_LOGIT_VALUES, by_device=_BATCH_TOKENS)
     first_row = np.cumsum([0, *(len(window.rows) for window in windows)])
     order = sorted(range(len(windows)), key=lambda i: (len(windows[i].ids[side]), i))
-    begun, sums = read_sums(resume, groups)
+    sums = {name: np.zeros((3, len(group.column_K))) for name, group in groups.items()}
+    begun = 0
+    if resume.exists():
+        sums = load_file(resume)
+        begun = int(sums.pop("windows done")[0])
     done = sum(len(windows[i].rows) for i in order[:begun])
     with progress(f"impact {side.upper()}", int(first_row[-1]), "pairs", done=done) as bar:
         for start in range(begun, len(order), _PART_WINDOWS):
@@ -156,15 +142,25 @@ def measure(
                         codes_RF = codes_NF[first_row[number] : first_row[number + 1]]
                         for name, group in groups.items():
                             seen_SRD = group.seen_by(score_SRD)
-                            sums[name].add(*window_nats(codes_RF[:, group.column_K], seen_SRD, group.rows_KD))
+                            active_A, nats_A = window_nats(codes_RF[:, group.column_K], seen_SRD, group.rows_KD)
+                            sums[name][:, active_A] += np.stack([nats_A, nats_A**2, np.ones(len(nats_A))])
                 except torch.OutOfMemoryError:
                     raise MachineError(
                         f"a batch of {len(batch)} windows and its backward pass do not fit into the memory of "
                         f"{lm.device} with model {side.upper()} ({lm.name}): use a smaller --batch-tokens"
                     ) from None
                 bar.advance(sum(len(windows[i].rows) for i in numbers))
-            _save(resume, start + len(part), sums)
+            write_bytes(resume, save({**sums, "windows done": np.array([start + len(part)])}))
     return sums
+
+
+def mean_and_error(sums_3K: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(nats per window in which it fires, standard error over windows); NaN for none, and for the error of one."""
+    total_K, square_K, windows_K = sums_3K
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_K = total_K / windows_K
+        variance_K = np.maximum(square_K / windows_K - mean_K**2, 0) / (windows_K - 1)
+    return mean_K, np.sqrt(np.where(windows_K > 1, variance_K, np.nan))
 
 
 def scores_of(
@@ -182,19 +178,58 @@ def scores_of(
         yield number, score_SBTD[:, at, torch.from_numpy(windows[number].token[side]).to(score_SBTD.device)]
 
 
-def read_sums(path: Path, groups: dict[str, Directions]) -> tuple[int, dict[str, Sums]]:
-    """(windows done, their sums) as an interrupted run left them, or the beginning."""
-    if not path.exists():
-        return 0, {name: Sums.empty(len(group.column_K)) for name, group in groups.items()}
-    arrays = load_file(path)
-    fields = ("total_K", "square_K", "windows_K")
-    return int(arrays["done"][0]), {name: Sums(*(arrays[f"{name}.{field}"] for field in fields)) for name in groups}
+def check(
+    lm: LanguageModel,
+    layer: int,
+    side: str,
+    windows: Sequence[Window],
+    codes_NF: sparse.csr_matrix,
+    own: Directions,
+    seed: int,
+) -> Arrays:
+    """Random features of a model among those that fire, in random windows in which they do: `feature`, and nats in
+    these windows to second order (`second`) and with the feature subtracted from the stream (`exact`), (K,).
+
+    Args:
+        codes_NF: of the windows' pairs, in order; own: the model's own directions.
+    """
+    random = np.random.default_rng((seed, 3))
+    first_row = np.cumsum([0, *(len(window.rows) for window in windows)])
+    codes_NK = codes_NF[:, own.column_K].tocsc()
+    alive = np.flatnonzero(np.diff(codes_NK.indptr))
+    chosen = np.sort(random.choice(alive, min(_FEATURES, len(alive)), replace=False))
+    second_K, exact_K = np.zeros(len(chosen)), np.zeros(len(chosen))
+    with progress(f"impact {side.upper()}: really removed", len(chosen), "features") as bar:
+        for at, k in enumerate(chosen):
+            rows = codes_NK.indices[codes_NK.indptr[k] : codes_NK.indptr[k + 1]]
+            fires_in = np.unique(np.searchsorted(first_row, rows, side="right") - 1)
+            for number in random.choice(fires_in, min(_WINDOWS, len(fires_in)), replace=False).tolist():
+                codes_R1 = codes_NK[first_row[number] : first_row[number + 1], [k]].tocsr()
+                ((_, score_SRD),) = scores_of(lm, layer, side, windows, [number], _DRAWS, seed)
+                second_K[at] += window_nats(codes_R1, own.seen_by(score_SRD), own.rows_KD[k : k + 1])[1].sum()
+                f_R = torch.from_numpy(codes_R1.toarray()[:, 0])
+                exact_K[at] += removed_kl(lm, layer, side, windows[number], f_R, own.rows_KD[k] / own.scale)
+            bar.advance()
+    return {"feature": own.column_K[chosen], "second": second_K, "exact": exact_K}
 
 
-def _save(path: Path, done: int, sums: dict[str, Sums]) -> None:
-    arrays: dict[str, NDArray[np.generic]] = {"done": np.array([done])}
-    for name, one in sums.items():
-        arrays |= {f"{name}.{field}": array for field, array in vars(one).items()}
-    temporary = temporary_path(path)
-    save_file(arrays, temporary)
-    replace_into(temporary, path)
+@torch.inference_mode()
+def removed_kl(
+    lm: LanguageModel, layer: int, side: str, window: Window, f_R: torch.Tensor, row_D: torch.Tensor
+) -> float:
+    """KL(unchanged || without f_R times row_D at the window's pairs), summed over all its positions, nats.
+
+    Args:
+        row_D: raw units of the model.
+    """
+    ids_1T = torch.from_numpy(window.ids[side])[None]
+    mask_1T = torch.ones_like(ids_1T)
+    at_R = torch.from_numpy(window.token[side])
+    x_RD = residual_after(lm, layer, ids_1T, mask_1T)[0, at_R.to(lm.device)].float()
+    x_RD = x_RD - f_R.to(x_RD)[:, None] * row_D.to(x_RD)
+    clean_1TV = lm.logits(ids_1T, mask_1T)
+    with replace_in_residual(lm, layer, torch.zeros_like(at_R), at_R, x_RD):
+        without_1TV = lm.logits(ids_1T, mask_1T)
+    every_T = torch.arange(ids_1T.shape[1], device=lm.device)
+    zero_T = torch.zeros_like(every_T)
+    return float(next_token_losses(without_1TV, clean_1TV, (zero_T, every_T), zero_T)[1].sum())

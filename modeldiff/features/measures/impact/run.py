@@ -7,66 +7,38 @@ Legend: N pairs of the sample, F features, C random directions, D width of a mod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save, save_file
+from safetensors.numpy import load_file, save
 from scipy import sparse
 
-from modeldiff.console import progress, say
+from modeldiff.console import progress
+from modeldiff.controls import random_directions
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder, block_rows
-from modeldiff.features.inputs import open_measured, outlier_factor_of
-from modeldiff.features.measures.impact.exact import Check, check
-from modeldiff.features.measures.impact.removal import Directions, Sums, measure, read_sums
-from modeldiff.features.measures.impact.result import ARRAYS_NAME, FORMAT, IMPACT_NAME, quantiles, summary
-from modeldiff.features.measures.impact.settings import KIND, ImpactSettings
-from modeldiff.features.measures.impact.surface import Surface, read_surface, surface_r2
-from modeldiff.features.splice import inlier_means, stored_gap
-from modeldiff.features.windows import Window, sample_windows
-from modeldiff.linear.stitch import Stitch, find_stitch, load_stitch
-from modeldiff.lm.device import resolve_device, resolve_dtype
-from modeldiff.lm.harvested import Harvested
-from modeldiff.lm.residual import verify_hook
+from modeldiff.features.measures.impact.removal import Arrays, Directions, check, mean_and_error, measure
+from modeldiff.features.measures.impact.result import ARRAYS_NAME, FORMAT, IMPACT_NAME, asymmetry
+from modeldiff.features.measures.impact.settings import ImpactSettings
+from modeldiff.features.measures.impact.surface import surface_r2, words_of
+from modeldiff.features.measures.models import Models
+from modeldiff.features.windows import Window
+from modeldiff.linear.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import Block
-from modeldiff.workspace.files import replace_into, temporary_path
+from modeldiff.workspace.files import write_bytes
 
-SCHEMA = 1
+SCHEMA = 2
 RANDOM_DIRECTIONS = 64
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything that is found and checked before a model is loaded."""
-
-    settings: ImpactSettings
-    encoder: Encoder
-    stitch: Stitch
-    targets: dict[str, Harvested]
-    windows: list[Window]
-    device: torch.device
-    dtype: torch.dtype
-    named: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Side:
-    """What was measured with one model."""
-
-    sums: dict[str, Sums]
-    """By group of directions."""
-    check: Check
-    stored_gap: float
+Groups = dict[str, Directions]
 
 
 def run(settings: ImpactSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
-    """Measure every feature's impact on both models, one in memory at a time, and the share the surface explains.
+    """Measure every feature's impact on both models, one in memory at a time, and what the last word explains of it.
 
     Raises:
         InputError: there is no such crosscoder or no stitch, the activations are gone or have no texts, a model is not
@@ -74,63 +46,55 @@ def run(settings: ImpactSettings, workspace: Workspace, *, name: str | None = No
         DamagedError: a file of the inputs is damaged.
         MachineError: a batch does not fit into memory.
     """
-    measured = open_measured(workspace, settings.crosscoder, settings.activations, what=KIND)
-    store, source, activations = measured.store, measured.source, measured.activations
-    stitch = find_stitch(workspace, activations.as_input(), settings.stitch)
-    targets = measured.models(settings.model_path_a, settings.model_path_b)
-    windows = sample_windows(store, settings.pairs)
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
-    outlier_factor = outlier_factor_of(source, settings.outlier_factor)
-    inputs = {**measured.inputs, "stitch": stitch.as_input()}
-    inputs |= {f"model_{side}": target.as_input() for side, target in targets.items()}
-    encoder = Encoder(measured.crosscoder, store, device, outlier_factor)
-    refs = {"crosscoder": source.ref, "activations": activations.ref, "stitch": stitch.ref}
-    plan = _Plan(
-        settings=settings, encoder=encoder, stitch=load_stitch(stitch, device=device), targets=targets,
-        windows=windows, device=device, dtype=dtype, named={**refs, "outlier_factor": outlier_factor},
-    )  # fmt: skip
+    models = Models.find(settings, workspace, "impact")
+    stitch = find_stitch(workspace, models.inputs["activations"], settings.stitch)
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
-        return _build(plan, work)
+        work.environment.update(device=str(models.device), dtype=models.resolved["dtype"])
+        return _build(settings, models, stitch, work)
 
-    resolved = {"outlier_factor": outlier_factor, "dtype": str(dtype).removeprefix("torch.")}
-    return produce(workspace, Order(KIND, settings, inputs, SCHEMA, resolved), build, name=name, force=force)
+    order = Order("impact", settings, {**models.inputs, "stitch": stitch.as_input()}, SCHEMA, models.resolved)
+    return produce(workspace, order, build, name=name, force=force)
 
 
-def _build(plan: _Plan, work: Work) -> dict[str, Any]:
-    settings, crosscoder = plan.settings, plan.encoder.crosscoder
+def _build(settings: ImpactSettings, models: Models, source: Artifact, work: Work) -> dict[str, Any]:
     # Not kept for a resumed run: they take a fraction of a model's pass.
-    codes_NF, kept_N = window_codes(plan.encoder, plan.windows)
+    codes_NF, kept_N = window_codes(models.encoder, models.windows)
     if not kept_N.any():
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
-    random = {side: _random(plan, codes_NF, side) for side in SIDES}
-    found = {side: _measure(plan, _groups(plan, random, side), codes_NF, side, work.resume) for side in SIDES}
-    arrays = _arrays(plan, codes_NF, found, random)
-    arrays |= (surface := _surface(plan, codes_NF, kept_N))[0]
-    sizes = crosscoder.sizes
+    stitch = load_stitch(source, device=models.device)
+    random = {side: _random(models.encoder, codes_NF, side, settings.seed) for side in SIDES}
+    found = {
+        side: _measured(settings, models, _groups(models, stitch, random, side), codes_NF, side, work.resume)
+        for side in SIDES
+    }
+    arrays = _arrays(models, codes_NF, found)
+    # Every other window is held out; outliers, whose codes are zero, count in neither half.
+    fit_N = np.repeat(np.arange(len(models.windows)) % 2 == 0, [len(window.rows) for window in models.windows])
+    word_N = words_of(models.encoder.store, models.windows)
+    arrays["surface"] = surface_r2(codes_NF[kept_N], word_N[kept_N], fit_N[kept_N])
     work.write_bytes(ARRAYS_NAME, save(arrays))
-    counts = {"pairs": len(kept_N), "outliers": int((~kept_N).sum()), "windows": len(plan.windows)}
+    counts = {"pairs": len(kept_N), "outliers": int((~kept_N).sum()), "windows": len(models.windows)}
     description = {
         "format": FORMAT,
-        **plan.named,
-        "stitch_r2": {name: plan.stitch.info["maps"][name]["r2"] for name in ("a_to_b", "b_to_a")},
+        **models.named,
+        "stitch": source.ref,
+        "stitch_r2": {name: stitch.info["maps"][name]["r2"] for name in DIRECTIONS},
         **counts,
         "samples": settings.samples,
         "seed": settings.seed,
-        "partitions": sizes,
+        "partitions": models.encoder.crosscoder.sizes,
         "sides": {
-            side: {"model": one.ref.name, "layer": one.layer, "stored_gap": found[side].stored_gap}
-            for side, one in plan.targets.items()
+            side: {"model": one.ref.name, "layer": one.layer, "stored_gap": float(found[side]["stored_gap"])}
+            for side, one in models.targets.items()
         },
-        **summary(arrays, sizes),
-        "surface": surface[1],
+        "surface": quantiles(arrays["surface"]),
+        **summary(arrays, models.encoder.crosscoder.slices["shared"]),
     }
     work.write_json(IMPACT_NAME, description)
     return {
         **counts,
-        **{f"total_{side}": float(np.nansum(arrays[f"impact_{side}"] * arrays["windows"])) for side in SIDES},
+        **{f"total_{side}": float(np.nansum(arrays[f"own_{side}"] * arrays["windows"])) for side in SIDES},
     }
 
 
@@ -150,109 +114,108 @@ def window_codes(encoder: Encoder, windows: list[Window]) -> tuple[sparse.csr_ma
     return sparse.vstack(parts, format="csr"), np.concatenate(kept)
 
 
-def _random(plan: _Plan, codes_NF: sparse.csr_matrix, side: str) -> Directions:
-    """Random directions of a model, as long as its median decoder row, that fire as features of it do."""
-    crosscoder = plan.encoder.crosscoder
-    seen = crosscoder.sees(side)
-    w_dec, scale = _decoder(plan, side)
-    random = np.random.default_rng((plan.settings.seed, SIDES.index(side), 1))
+def _random(encoder: Encoder, codes_NF: sparse.csr_matrix, side: str, seed: int) -> Directions:
+    """Random directions of a model, as long as the median decoder row that fires, that fire as features of it do."""
+    crosscoder = encoder.crosscoder
+    seen, w_dec = crosscoder.sees(side), crosscoder.decoder(side).detach()
     alive = seen.start + np.flatnonzero(np.diff(codes_NF[:, seen].tocsc().indptr))
-    count = RANDOM_DIRECTIONS if len(alive) else 0
-    column_C = np.sort(random.choice(alive, count, replace=len(alive) < count)) if count else alive
-    rows_CD = torch.from_numpy(random.standard_normal((count, w_dec.shape[1])).astype(np.float32)).to(w_dec.device)
-    if count:
-        norm_C = w_dec[torch.from_numpy(alive - seen.start).to(w_dec.device)].norm(dim=1)
-        rows_CD *= norm_C.median() / rows_CD.norm(dim=1, keepdim=True)
-    return Directions(column_C.astype(np.int64), rows_CD, scale)
+    if not len(alive):
+        return Directions(alive, w_dec[:0], crosscoder.scale(side))
+    random = np.random.default_rng((seed, SIDES.index(side), 1))
+    column_C = np.sort(random.choice(alive, RANDOM_DIRECTIONS, replace=len(alive) < RANDOM_DIRECTIONS))
+    by_norm = alive[np.argsort(w_dec.norm(dim=1).cpu().numpy()[alive - seen.start])]
+    median_D = w_dec[int(by_norm[(len(alive) - 1) // 2]) - seen.start].cpu()
+    rows_CD = random_directions(RANDOM_DIRECTIONS, median_D, int(random.integers(2**32)))
+    return Directions(column_C, rows_CD.to(w_dec.device), crosscoder.scale(side))
 
 
-def _groups(plan: _Plan, random: dict[str, Directions], side: str) -> dict[str, Directions]:
+def _groups(models: Models, stitch: Stitch, random: Groups, side: str) -> Groups:
     """What is removed from a model: its own rows, those of the other model by the stitch, and random ones of both."""
-    other = OTHER[side]
-    through = plan.stitch.from_side(other)
-    groups = {}
-    for name, origin, moved in (("own", side, None), ("stitched", other, through)):
-        seen = plan.encoder.crosscoder.sees(origin)
-        groups[name] = Directions(np.arange(seen.start, seen.stop), *_decoder(plan, origin), moved)
-        control = random[origin]
-        groups[f"random_{name}"] = Directions(control.column_K, control.rows_KD, control.scale, moved)
+    crosscoder, groups = models.encoder.crosscoder, {}
+    for name, origin, through in (("own", side, None), ("stitched", OTHER[side], stitch.from_side(OTHER[side]))):
+        seen, control = crosscoder.sees(origin), random[origin]
+        rows_KD, scale = crosscoder.decoder(origin).detach(), crosscoder.scale(origin)
+        groups[name] = Directions(np.arange(seen.start, seen.stop), rows_KD, scale, through)
+        groups[f"random_{name}"] = Directions(control.column_K, control.rows_KD, scale, through)
     return groups
 
 
-def _decoder(plan: _Plan, side: str) -> tuple[torch.Tensor, float]:
-    crosscoder = plan.encoder.crosscoder
-    return crosscoder.decoder(side).detach(), crosscoder.scale(side)
-
-
-def _measure(plan: _Plan, groups: dict[str, Directions], codes_NF: sparse.csr_matrix, side: str, folder: Path) -> _Side:
-    """One model, loaded if an interrupted run has left anything to do."""
-    sums_path, rest_path = folder / f"sums-{side}.safetensors", folder / f"rest-{side}.safetensors"
-    target = plan.targets[side]
-    if not rest_path.exists():
-        say(f"model {side.upper()}: {target.ref.short_name}, after block {target.layer}, on {plan.device}")
-        lm = target.open(plan.device, plan.dtype)
-        verify_hook(lm, target.layer)
-        means, _ = inlier_means(plan.encoder, plan.windows)
-        gap = stored_gap(lm, target.layer, side, plan.encoder, plan.windows, means[side])
-        seed = plan.settings.seed
-        measure(
-            lm, target.layer, side, plan.windows, codes_NF, groups, samples=plan.settings.samples, seed=seed,
-            batch_tokens=plan.settings.batch_tokens, resume=sums_path,
+def _measured(
+    settings: ImpactSettings, models: Models, groups: Groups, codes_NF: sparse.csr_matrix, side: str, folder: Path
+) -> Arrays:
+    """Sums by group, the check's arrays and `stored_gap` of one model, which is loaded if an interrupted run has left
+    anything to do."""
+    path = folder / f"{side}.safetensors"
+    if not path.exists():
+        lm, gap = models.open(side)
+        layer = models.targets[side].layer
+        found = measure(
+            lm, layer, side, models.windows, codes_NF, groups, samples=settings.samples, seed=settings.seed,
+            batch_tokens=settings.batch_tokens, resume=folder / f"sums-{side}.safetensors",
         )  # fmt: skip
-        checked = check(lm, target.layer, side, plan.windows, codes_NF, groups["own"], seed=seed)
-        temporary = temporary_path(rest_path)
-        save_file({**vars(checked), "stored_gap": np.array([gap])}, temporary)
-        replace_into(temporary, rest_path)
-    rest = load_file(rest_path)
-    gap = float(rest.pop("stored_gap")[0])
-    return _Side(read_sums(sums_path, groups)[1], Check(**rest), gap)
+        found |= check(lm, layer, side, models.windows, codes_NF, groups["own"], settings.seed)
+        write_bytes(path, save({**found, "stored_gap": np.array(gap)}))
+    return load_file(path)
 
 
-def _arrays(
-    plan: _Plan, codes_NF: sparse.csr_matrix, found: dict[str, _Side], random: dict[str, Directions]
-) -> dict[str, NDArray[Any]]:
-    """The arrays of the artifact, without the surface's."""
-    crosscoder = plan.encoder.crosscoder
-    features = crosscoder.n_features
-    arrays: dict[str, NDArray[Any]] = {
+def _arrays(models: Models, codes_NF: sparse.csr_matrix, found: dict[str, Arrays]) -> Arrays:
+    """The arrays of the artifact, without the surface."""
+    crosscoder = models.encoder.crosscoder
+    features, shared = crosscoder.n_features, crosscoder.slices["shared"]
+    arrays: Arrays = {
         "firings": np.bincount(codes_NF.indices, minlength=features).astype(np.int64),
         "windows": np.zeros(features, np.int64),
     }
-    for side, other in (("a", "b"), ("b", "a")):
-        for name, group, origin in (("impact", "own", side), ("stitched", "stitched", other)):
-            seen, sums = crosscoder.sees(origin), found[side].sums[group]
-            arrays["windows"][seen] = sums.windows_K
-            for suffix, values in zip(("", "_error"), sums.mean_and_error(), strict=True):
-                arrays[f"{name}_{side}{suffix}"] = np.full(features, np.nan)
-                arrays[f"{name}_{side}{suffix}"][seen] = values
-        for name, values in vars(found[side].check).items():
-            arrays[f"check_{side}_{name.removesuffix('_K')}"] = values
-        arrays[f"random_{side}_feature"] = random[side].column_K
-        arrays[f"random_{side}_own"] = found[side].sums["random_own"].mean_and_error()[0]
-        arrays[f"random_{side}_other"] = found[other].sums["random_stitched"].mean_and_error()[0]
+    for side, other in OTHER.items():
+        seen = crosscoder.sees(side)
+        arrays["windows"][seen] = found[side]["own"][2]
+        for name, sums_3K in (("own", found[side]["own"]), ("stitched", found[other]["stitched"])):
+            arrays[f"{name}_{side}"], arrays[f"{name}_error_{side}"] = np.full((2, features), np.nan)
+            arrays[f"{name}_{side}"][seen], arrays[f"{name}_error_{side}"][seen] = mean_and_error(sums_3K)
+        arrays |= {f"check_{side}_{name}": found[side][name] for name in ("feature", "second", "exact")}
+        arrays[f"random_{side}_own"] = mean_and_error(found[side]["random_own"])[0]
+        arrays[f"random_{side}_other"] = mean_and_error(found[other]["random_stitched"])[0]
+    for side, other in OTHER.items():
+        arrays[f"other_{side}"] = arrays[f"stitched_{side}"].copy()
+        arrays[f"other_{side}"][shared] = arrays[f"own_{other}"][shared]
     return arrays
 
 
-def _surface(
-    plan: _Plan, codes_NF: sparse.csr_matrix, kept_N: NDArray[np.bool_]
-) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """(arrays, summary) of what the text explains of the codes; the null gives every pair the text of another one."""
-    surface: Surface = read_surface(plan.encoder.store, plan.windows).take(kept_N)
-    codes_NF = codes_NF[kept_N]
-    fit_N = surface.fitting(plan.settings.seed)
-    keys = {"surface_1": surface.one_N, "surface_2": surface.two_N}
-    arrays, nulls = {}, {}
-    with progress("impact: surface", 2 * len(keys), "passes") as bar:
-        for name, key_N in keys.items():
-            arrays[name] = surface_r2(codes_NF, key_N, fit_N)
-            bar.advance()
-            nulls[name] = surface_r2(codes_NF, np.roll(key_N, len(key_N) // 2), fit_N)
-            bar.advance()
-    return arrays, {
-        "pairs": {"fit": int(fit_N.sum()), "held_out": int((~fit_N).sum())},
-        "split_by": surface.split_by,
-        "words": len(np.unique(surface.one_N)),
-        "two_words": len(np.unique(surface.two_N)),
-        "r2": quantiles(np.fmax(*arrays.values())),
-        "null_r2": quantiles(np.fmax(*nulls.values())),
-    }
+def summary(arrays: Arrays, shared: slice) -> dict[str, Any]:
+    """What random directions and shared features show beside the features.
+
+    Returns:
+        controls: by side, of random directions: own and other (nats per window) and asymmetry;
+        shared: by side, of shared features: asymmetry by both models' decoder rows, and by the stitch, which is what
+        an exclusive feature's would look like if the other model had it;
+        exact: by side, of features that were really removed: second order / exact, and the rank correlation of both.
+    """
+    controls, of_shared, exact = {}, {}, {}
+    for side in SIDES:
+        own_C, other_C = arrays[f"random_{side}_own"], arrays[f"random_{side}_other"]
+        controls[side] = {
+            "directions": len(own_C),
+            "own": quantiles(own_C),
+            "other": quantiles(other_C),
+            "asymmetry": quantiles(asymmetry(own_C, other_C)),
+        }
+        own_S = arrays[f"own_{side}"][shared]
+        of_shared[side] = {
+            "features": int((arrays["windows"][shared] > 0).sum()),
+            "asymmetry": quantiles(asymmetry(own_S, arrays[f"other_{side}"][shared])),
+            "asymmetry_stitched": quantiles(asymmetry(own_S, arrays[f"stitched_{side}"][shared])),
+        }
+        second_K, exact_K = arrays[f"check_{side}_second"], arrays[f"check_{side}_exact"]
+        rank_2K = np.argsort(np.argsort([second_K, exact_K], kind="stable"), kind="stable")
+        exact[side] = {
+            "features": len(exact_K),
+            "ratio": quantiles(second_K[exact_K > 0] / exact_K[exact_K > 0]),
+            "rank_correlation": float(np.corrcoef(rank_2K[0], rank_2K[1])[0, 1]) if len(exact_K) > 2 else None,
+        }
+    return {"controls": controls, "shared": of_shared, "exact": exact}
+
+
+def quantiles(values: NDArray[np.float64]) -> dict[str, float | None]:
+    """5 %, 50 % and 95 % of the numbers among the values; None when there are none."""
+    known = values[np.isfinite(values)]
+    return {f"{q:.0%}": float(np.quantile(known, q)) if len(known) else None for q in (0.05, 0.5, 0.95)}

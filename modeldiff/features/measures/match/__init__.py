@@ -6,21 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.errors import InputError
-from modeldiff.features.measures.match.settings import KIND, MatchSettings
+from modeldiff.features.measures.match.settings import MatchSettings
 from modeldiff.features.measures.measure import About, Measure
+from modeldiff.format import fixed, table
 
 if TYPE_CHECKING:
-    from modeldiff.features.measures.match.table import MatchTable
     from modeldiff.workspace import Artifact
 
 
 class MatchMeasure(Measure):
     """See the stage."""
 
-    name = KIND
     settings = MatchSettings
-    stage = "modeldiff.features.measures.match.run"
     made_from = {"reference": "crosscoder"}  # noqa: RUF012
     summary = "Which features come back in other crosscoders."
     about = (
@@ -28,47 +25,86 @@ class MatchMeasure(Measure):
         "Features are compared by the correlation of their activations on the same pairs, beside what permuted pairs "
         "give."
     )
-    examples = (
-        "crosscoder:1 crosscoder:2 crosscoder:3",
-        "crosscoder:1 crosscoder:2 --exclusive A --top 10",
-        "seed-0 seed-1 --all-features --json",
-    )
+    examples = ("crosscoder:1 crosscoder:2 crosscoder:3", "seed-0 seed-1 --exclusive A --top 10 --json")
 
     def options(self) -> list[click.Option]:
-        """Of the list."""
+        """What is listed."""
         return [
-            click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List the features of this model alone."),
-            click.Option(["--shared"], is_flag=True, help="List the shared features; needs --all-features."),
-            click.Option(["--top"], type=click.IntRange(1), default=20, show_default=True, help="Listed of each part."),
+            click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List this part."),
+            click.Option(["--top"], type=int, default=20, show_default=True, help="Features listed of each part."),
         ]
 
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:
         """match.json, and one object per feature listed."""
-        found, partitions = _listed(artifact, **shown)
-        rows = [row.to_json() for partition in partitions for row in found.rows(partition, shown["top"])]
-        return {**found.info, "features": rows}
+        info, listed = _listed(artifact, **shown)
+        return {**info, "features": listed}
 
     def show(self, artifact: Artifact, **shown: Any) -> None:
-        """For each partition how many features came back where, then the features, the most stable first."""
-        from modeldiff.features.measures.match.show import print_match
-
-        print_match(*_listed(artifact, **shown), shown["top"])
+        """How many features of each partition came back where, then the features, the most stable first."""
+        info, listed = _listed(artifact, **shown)
+        click.echo(f"{artifact.ref}: the features of {info['reference']} in others, on {info['pairs']:,} pairs\n")
+        where = ("A", "shared", "B", "one-sided", "none")
+        table(
+            "how many are back where",
+            [("of", "left"), ("in", "left"), *((name, "right") for name in where), ("median r", "right")],
+            [cells for partition, one in info["summary"].items() for cells in _counted(partition, one, where)],
+        )
+        click.echo()
+        table(
+            "alive features, the most stable first",
+            [
+                ("id", "right"), ("part", "left"), ("fires", "right"), ("in", "left"), ("best match", "left"),
+                ("r", "right"), ("cosine", "right"), ("back", "left"),
+            ],
+            [cells for row in listed for cells in _matches(row, info["threshold"])],
+        )  # fmt: skip
+        click.echo(
+            f"\nback: the best match correlates (r) {info['threshold']:g} or more, and is mutual. one-sided: it\n"
+            "prefers another feature. (In brackets): with the pairs permuted, by chance.\n"
+            "cosine: of the decoder rows, of a shared feature in A and in B."
+        )
 
     def arguments(self, about: About) -> str:
-        """Of the command that compares with another crosscoder."""
+        """Arguments of the command that compares with another crosscoder."""
         return f"{about.crosscoder} {about.other_crosscoder}"
 
 
-def _listed(artifact: Artifact, *, exclusive: str | None, shared: bool, **_: Any) -> tuple[MatchTable, list[str]]:
-    from modeldiff.features.measures.match.table import MatchTable
+def _listed(artifact: Artifact, *, exclusive: str | None, top: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(match.json, the rows that are listed)."""
+    from modeldiff.features.measures.match.run import read_match, rows
 
-    found = MatchTable(artifact)
-    if exclusive and shared:
-        raise InputError("--exclusive and --shared name two parts: give one of them")
-    if shared and not artifact.settings["all_features"]:
-        raise InputError("--shared needs --all-features: by default only exclusive features are looked for")
-    partition = "shared" if shared else exclusive
-    return found, [partition] if partition else list(found.info["summary"])
+    info, arrays = read_match(artifact)
+    partitions = [exclusive] if exclusive else list(info["summary"])
+    return info, [row for partition in partitions for row in rows(info, arrays, partition, top)]
+
+
+def _counted(partition: str, summary: dict[str, Any], where: tuple[str, ...]) -> list[list[str]]:
+    """The cells of one partition: a line for each other crosscoder, and one for all together."""
+    lines = [
+        [
+            one["crosscoder"],
+            *(str(one["came_back"][name]) for name in where),
+            f"{fixed(one['correlation'])} ({fixed(one['chance'])})",
+        ]
+        for one in summary["against"]
+    ]
+    if len(lines) > 1:
+        lines.append(["alike in all", *(str(summary["in_all"][name]) for name in where), ""])
+    first = f"{summary['alive']} alive of {summary['features']} {partition}"
+    return [["" if index else first, *line] for index, line in enumerate(lines)]
+
+
+def _matches(row: dict[str, Any], threshold: float) -> list[list[str]]:
+    """The cells of one feature: a line for each other crosscoder."""
+    lines = []
+    for index, one in enumerate(row["found"]):
+        first = ["", "", ""] if index else [str(row["id"]), row["partition"], f"{row['density']:.2%}"]
+        match = "none" if one["id"] is None else f"{one['partition']} {one['id']}"
+        cosines = [fixed(one[name]) for name in ("cosine_a", "cosine_b") if one[name] is not None]
+        back = "yes" if one["came_back"] else "one-sided" if one["correlation"] >= threshold else "no"
+        r = f"{one['correlation']:.2f} ({one['chance']:.2f})"
+        lines.append([*first, one["crosscoder"], match, r, " ".join(cosines), back])
+    return lines
 
 
 MEASURE = MatchMeasure()

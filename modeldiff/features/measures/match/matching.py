@@ -1,12 +1,13 @@
 """Features of one dictionary in another: the best-correlated one, and whether the choice is mutual.
 
-Legend: N pairs, F features of one dictionary, R features of the reference that are looked for, D width of one model.
+Legend: N pairs, F features of one dictionary, B a block of them, G features of the other dictionary, R features of the
+reference that are looked for, D width of one model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,16 @@ from numpy.typing import NDArray
 
 from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.features.correlation import Columns, Products, correlations, products
+from modeldiff.features.correlation import Columns, correlations
 from modeldiff.sides import SIDES
 
-NOWHERE = -1
-"""In place of a feature's or a partition's number: there is none."""
-ONE_SIDED = -2
-"""In place of the partition where a feature came back: its match correlates enough, but prefers another feature."""
+# In place of a feature's or a partition's number: there is none; there is one, but it prefers another feature.
+NOWHERE, ONE_SIDED = -1, -2
 # Correlations that agree to so many decimals are equal: two features that fire on one and the same pair both
 # correlate perfectly with a third one, up to rounding.
 _DECIMALS = 6
+
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,98 +35,69 @@ class Dictionary:
     partition_F: NDArray[np.int8]
     """0, 1, 2 for A, shared, B."""
 
-    def shifted(self) -> Self:
-        """The same with the pairs permuted: moved on by half of them, so that texts meet other texts."""
-        return replace(self, columns=self.columns.shifted(self.columns.codes_NF.shape[0] // 2))
 
+def match(
+    reference: Dictionary, other: Dictionary, features_R: NDArray[np.int64], threshold: float, label: str
+) -> Arrays:
+    """What each of the reference's `features_R` (ascending) finds in the other dictionary, arrays (R,).
 
-@dataclass(frozen=True)
-class Matches:
-    """For each feature that is looked for, what it found in the other dictionary."""
-
-    feature: NDArray[np.int32]
-    """(R,) the best-correlated feature of any partition; -1 when none correlates positively."""
-    correlation: NDArray[np.float32]
-    """(R,) to six decimals; 0 where there is none."""
-    partition: NDArray[np.int8]
-    """(R,) of the match; -1 where there is none."""
-    mutual: NDArray[np.bool_]
-    """(R,) the match, looked for among all features of the reference, finds this one."""
-
-    def came_back(self, threshold: float) -> NDArray[np.int8]:
-        """(R,) partition of the matches that correlate at least `threshold` and are mutual; -2 for those that are not
-        mutual, -1 for what correlates less."""
-        enough = np.round(self.correlation.astype(np.float64), _DECIMALS) >= threshold
-        found = np.where(self.mutual, self.partition, ONE_SIDED)
-        return np.where(enough, found, NOWHERE).astype(np.int8)
-
-
-def match(reference: Dictionary, other: Dictionary, features_R: NDArray[np.int64], label: str) -> Matches:
-    """The best match of each of the reference's `features_R`, exact on the common pairs.
-
-    Of matches that correlate equally one in the same partition counts, then the one with the lowest number.
-
-    Args:
-        features_R: ascending.
-        label: what the progress bar says.
+    Returns:
+        match, correlation: see `best_of`; came_back: partition of a match that correlates at least `threshold`, -1
+        where it correlates less, -2 where it is not mutual: looked for among all features of the reference, the match
+        finds another one; chance_correlation: the best one with the pairs permuted.
     """
-    found_R, correlation_R = _best(reference, other, features_R, label)
-    partition_R = np.where(found_R >= 0, other.partition_F[found_R], NOWHERE).astype(np.int8)
+    found_R, correlation_R = best_of(reference, other, features_R, label)
     candidates = np.unique(found_R[found_R >= 0])
-    back = np.full(other.columns.n_features, NOWHERE)
-    back[candidates] = _best(other, reference, candidates, f"{label}, and back")[0]
-    mutual_R = (found_R >= 0) & (back[found_R] == features_R)
-    return Matches(found_R.astype(np.int32), correlation_R.astype(np.float32), partition_R, mutual_R)
+    back_F = np.full(other.columns.n_features, NOWHERE)
+    back_F[candidates] = best_of(other, reference, candidates, f"{label}, and back")[0]
+    mutual_R = (found_R >= 0) & (back_F[found_R] == features_R)
+    where_R = np.where(mutual_R, other.partition_F[found_R], ONE_SIDED)
+    # Pairs moved on by half of them, so that texts meet other texts.
+    permuted = replace(other, columns=other.columns.shifted(other.columns.codes_NF.shape[0] // 2))
+    _, chance_R = best_of(reference, permuted, features_R, f"{label}, by chance")
+    return {
+        "match": found_R.astype(np.int32),
+        "correlation": correlation_R.astype(np.float32),
+        "came_back": np.where(correlation_R >= threshold, where_R, NOWHERE).astype(np.int8),
+        "chance_correlation": chance_R.astype(np.float32),
+    }
 
 
-def _best(
+def best_of(
     one: Dictionary, other: Dictionary, features_R: NDArray[np.int64], label: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    feature_F = np.full(one.columns.n_features, NOWHERE)
-    correlation_F = np.zeros(one.columns.n_features)
+    """For each of `features_R` of `one`: (the feature of `other` that correlates most, -1 where none does positively;
+    the correlation to six decimals, 0 where there is none), both (R,), exact on the common pairs.
+
+    Of features that correlate equally one in the same partition counts, then the one with the lowest number.
+    """
+    found, highest = [np.zeros(0, np.int64)], [np.zeros(0)]
     with progress(label, len(features_R), "features") as bar:
-        for block in products(one.columns, other.columns, features_R):
-            entries, correlation = _strongest(one, other, block)
-            elsewhere = one.partition_F[entries.one] != other.partition_F[entries.other]
-            order = np.lexsort((entries.other, elsewhere, entries.one))
-            i, first = np.unique(entries.one[order], return_index=True)
-            feature_F[i] = entries.other[order][first]
-            correlation_F[i] = correlation[order][first]
-            bar.advance(block.features)
-    return feature_F[features_R], correlation_F[features_R]
-
-
-def _strongest(one: Dictionary, other: Dictionary, block: Products) -> tuple[Products, NDArray[np.float64]]:
-    """The entries whose correlation is positive and, up to rounding, the highest of their feature."""
-    correlation = np.round(correlations(one.columns, other.columns, block), _DECIMALS)
-    highest_F = np.zeros(one.columns.n_features)
-    np.maximum.at(highest_F, block.one, correlation)
-    strongest = (correlation > 0) & (correlation == highest_F[block.one])
-    return block.where(strongest), correlation[strongest]
+        for block_B, correlation_BG in correlations(one.columns, other.columns, features_R):
+            np.round(correlation_BG, _DECIMALS, out=correlation_BG)
+            highest_B = correlation_BG.max(axis=1)
+            same_BG = one.partition_F[block_B, None] == other.partition_F
+            rank_BG = 2 * (correlation_BG == highest_B[:, None]).view(np.int8) + same_BG.view(np.int8)
+            found.append(np.where(highest_B > 0, rank_BG.argmax(axis=1), NOWHERE))
+            highest.append(highest_B.clip(min=0))
+            bar.advance(len(block_B))
+    return np.concatenate(found), np.concatenate(highest)
 
 
 def decoder_cosines(
     reference: Crosscoder, other: Crosscoder, features_R: NDArray[np.int64], match_R: NDArray[np.int32]
-) -> dict[str, NDArray[np.float32]]:
-    """Cosine of a feature's decoder row and its match's, by side "a" and "b": (R,), NaN where one of them lacks the
-    side, where a row is zero, or where there is no match. Both rows write to the same model, so they compare."""
+) -> Arrays:
+    """`cosine_a` and `cosine_b` (R,) of a feature's decoder row and its match's, NaN where one of them lacks the side,
+    where a row is zero, or where there is no match. Both rows write to the same model, so they compare."""
     result = {}
     for side in SIDES:
-        one_R, has_one_R = _rows(reference, side, features_R)
-        other_R, has_other_R = _rows(other, side, match_R.astype(np.int64))
-        both = has_one_R & has_other_R
-        cosine = np.full(len(features_R), np.nan, np.float32)
-        weights = [getattr(one, f"w_dec_{side}").detach().double() for one in (reference, other)]
-        rows = [w[torch.from_numpy(index[both])] for w, index in zip(weights, (one_R, other_R), strict=True)]
-        norms = rows[0].norm(dim=1) * rows[1].norm(dim=1)
-        cosine[both] = ((rows[0] * rows[1]).sum(dim=1) / norms).numpy()
-        result[side] = cosine
+        rows = []
+        for crosscoder, feature_R in ((reference, features_R), (other, match_R)):
+            seen = crosscoder.sees(side)
+            inside_R = (feature_R >= max(0, seen.start)) & (feature_R < seen.stop)
+            row_RD = torch.full((len(feature_R), crosscoder.decoder(side).shape[1]), torch.nan, dtype=torch.float64)
+            row_RD[inside_R] = crosscoder.decoder(side).detach().double()[feature_R[inside_R] - seen.start]
+            rows.append(row_RD)
+        norms_R = rows[0].norm(dim=1) * rows[1].norm(dim=1)
+        result[f"cosine_{side}"] = ((rows[0] * rows[1]).sum(dim=1) / norms_R).numpy().astype(np.float32)
     return result
-
-
-def _rows(
-    crosscoder: Crosscoder, side: str, features_R: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Row of each feature in the side's decoder, and whether it has one."""
-    seen = crosscoder.sees(side)
-    return features_R - seen.start, (features_R >= seen.start) & (features_R < seen.stop) & (features_R >= 0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from modeldiff.errors import InputError
 from modeldiff.settings import OnDevice, setting, settings
 
-KIND = "match"
-
 
 @settings
 class MatchSettings(OnDevice):
@@ -14,17 +12,14 @@ class MatchSettings(OnDevice):
 
     # References are only a way to say which artifact: its digest decides whether the result is the same.
     crosscoders: tuple[str, ...] = setting(default=(), result=False, argument=True)
-    """Two or more crosscoders that read the same two models. The first is the reference: its features are looked for
-    in the others."""
+    """Two or more crosscoders that read the same two models. The first is the reference: its exclusive features (all,
+    where it has none) are looked for in the others."""
 
     activations: str | None = setting(default=None, result=False)
     """The activations to compare on. Default: those the first crosscoder was trained on."""
 
     pairs: int = setting(default=200_000, least=2)
     """Compare on about this many pairs, in blocks spread evenly over the activations."""
-
-    all_features: bool = setting(default=False)
-    """Look for the reference's shared features too, not only for its exclusive ones."""
 
     threshold: float = setting(default=0.7, above=0, most=1)
     """A feature comes back when its best match is mutual and correlates at least this much."""

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from modeldiff.features.measures.measure import About, Measure
-from modeldiff.features.measures.stitch.settings import KIND, StitchSettings
+from modeldiff.features.measures.stitch.settings import StitchSettings
+from modeldiff.format import fixed, table
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
-
-_INTERNAL = ("format", "activations_digest", "sides", "stretches")
 
 
 class StitchMeasure(Measure):
     """See the stage."""
 
-    name = KIND
     settings = StitchSettings
-    stage = "modeldiff.features.measures.stitch.run"
     made_from = {"activations": "activations"}  # noqa: RUF012
     summary = "Affine maps between the models' activations, with their R²."
     about = (
@@ -27,21 +26,37 @@ class StitchMeasure(Measure):
     )
     examples = ("", "--activations activations:2 --pairs 200000 --json")
 
-    def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
+    def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
         """What was fitted, and how good it is."""
         from modeldiff.linear.stitch import load_stitch
 
-        return {name: value for name, value in load_stitch(artifact).info.items() if name not in _INTERNAL}
+        return load_stitch(artifact).info
 
-    def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
-        """R² of both maps."""
-        from modeldiff.features.measures.stitch.show import print_stitch
-        from modeldiff.linear.stitch import load_stitch
-
-        print_stitch(artifact.ref, load_stitch(artifact).info)
+    def show(self, artifact: Artifact, **_shown: Any) -> None:
+        """R² of both maps, in 80 columns."""
+        info = self.data(artifact)
+        pairs, trip, same = info["pairs"], info["round_trip"], info["identity"]
+        titles = {"a_to_b": "A -> B", "b_to_a": "B -> A"}
+        rows = []
+        for direction, title in titles.items():
+            found = info["maps"][direction]
+            rows.append([title, fixed(found["r2"], 3), fixed(found["null_r2"], 3), f"{found['ridge']:g}"])
+        columns = ("R²", "permuted", "ridge")
+        table(f"{artifact.ref} of {info['activations']}", [("map", "left"), *((one, "right") for one in columns)], rows)
+        click.echo(f"There and back: R² {fixed(trip['a'], 3)} for A by way of B, {fixed(trip['b'], 3)} for B by A.")
+        if same:
+            r2 = ", ".join(f"{fixed(same[direction], 3)} {title}" for direction, title in titles.items())
+            click.echo(f"Without a map (widths are equal): R² {r2}.")
+        click.echo(
+            f"Fitted on {pairs['fit']:,} pairs, the ridge chosen on {pairs['choose']:,} others; "
+            f"{info['outliers']:,} of outlying\nnorm were left out.\n"
+            f"R²: share of the variance of {pairs['report']:,} more pairs that the map explains; neither\n"
+            "the fit nor the choice of the ridge has seen them.\n"
+            "permuted: the same for a map that was fitted on wrong pairs."
+        )
 
     def arguments(self, about: About) -> str:
-        """Of the command that stitches these activations."""
+        """Arguments of the command that stitches these activations."""
         return f"--activations {about.activations}"
 
 

@@ -4,10 +4,8 @@ stitch.json (normative; R² is over all dimensions together, null where it has n
     format, activations, activations_digest, sides   what was stitched: both models, layers, widths, norms
     outlier_factor, outliers                         pairs left out for their norm
     pairs                                            pairs of each part: fit, choose, report
-    stretches                                        rows of the table in maps.safetensors (crosscoder/stitch.py)
-    maps.a_to_b, maps.b_to_a                         ridge; r2; null_r2; choice: R² of each regularisation on the pairs
-                                                     that choose; by_norm: the reported pairs in five equal parts by the
-                                                     norm of the target, each with from, to, pairs, r2, null_r2
+    stretches                                        rows of the table in maps.safetensors (linear/stitch.py)
+    maps.a_to_b, maps.b_to_a                         ridge; r2; null_r2
     round_trip                                       R² of A predicted from itself by way of B ("a"), and of B ("b")
     identity                                         where the widths are equal, R² of the other model's activations
                                                      taken as they are, in raw units; otherwise null
@@ -27,13 +25,12 @@ from safetensors.torch import save
 
 from modeldiff.console import progress, say
 from modeldiff.errors import InputError, MachineError
-from modeldiff.features.measures.stitch.report import TARGET, report
 from modeldiff.features.measures.stitch.scan import Scan, scan
-from modeldiff.features.measures.stitch.settings import KIND, StitchSettings
+from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.linear.maps import LinearMap, best_ridge, ridge_scores
-from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, number_or_none
+from modeldiff.linear.quality import Prediction, measure
+from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, map_predictions, number_or_none
 from modeldiff.lm.device import resolve_device
-from modeldiff.sides import OTHER
 from modeldiff.splits import PARTS, Stretches, split, spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
@@ -48,13 +45,11 @@ _NOTEWORTHY_LEFT_OUT = 0.01
 # A map that is fitted on n times as many pairs as there are dimensions adds about 1/n to what it leaves unexplained.
 _FEW_PAIRS_PER_DIMENSION = 10
 
+Maps = dict[str, LinearMap]
+
 
 def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
     """Fit affine maps between the two models' activations, or answer with those that were fitted before.
-
-    Args:
-        name: a name for the artifact.
-        force: fit even if it exists.
 
     Raises:
         InputError: there are no such activations, or too few pairs.
@@ -76,7 +71,7 @@ def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = No
         except torch.OutOfMemoryError:
             raise MachineError(f"{device} has too little memory for widths {store.widths}: use --device cpu") from None
 
-    order = Order(KIND, settings, {"activations": source.as_input()}, SCHEMA)
+    order = Order("stitch", settings, {"activations": source.as_input()}, SCHEMA)
     return produce(workspace, order, build, name=name, force=force)
 
 
@@ -85,36 +80,36 @@ def _build(settings: StitchSettings, store: ActivationStore, device: torch.devic
     rows = _BLOCK_ROWS if settings.pairs >= store.pairs else min(_BLOCK_ROWS, settings.pairs // _LEAST_BLOCKS)
     blocks = spread_blocks(store.blocks(rows), settings.pairs)
     stretches = split(store, blocks)
-    scanned = scan(store, blocks, stretches, outlier_factor=factor, device=device, resume=work.resume)
-    rows_N, norms = scanned.report
-    pairs = {"fit": scanned.sums["fit"].n, "choose": scanned.sums["choose"].n, "report": len(rows_N)}
-    _check_counts(store, pairs, scanned.outliers)
-    maps, nulls, choices = _fitted(store, scanned)
-    found = report(store, stretches, rows_N, norms, maps, nulls, outlier_factor=factor, device=device)
-    for direction, one in found["maps"].items():
-        one["ridge"] = maps[direction].ridge
-        one["choice"] = [{"ridge": ridge, "r2": number_or_none(r2)} for ridge, r2 in choices[direction].items()]
-    work.write_bytes(MAPS_NAME, save(_tensors(maps, stretches)))
+    scanned = scan(store, blocks, stretches, factor, device, work.resume)
+    pairs, outliers = {part: scanned.counts[part] for part in PARTS}, scanned.counts["outliers"]
+    _check_counts(store, pairs, outliers)
+    maps, nulls = _fitted(store, scanned)
+    r2 = _held_out_r2(store, stretches, maps, nulls, factor, device)
+    reported = {name: {"ridge": one.ridge, "r2": r2[name], "null_r2": r2[f"null {name}"]} for name, one in maps.items()}
+    tensors = {f"{name}.w": one.w_DD for name, one in maps.items()}
+    tensors |= {f"{name}.bias": one.bias_D for name, one in maps.items()}
+    rows_S = zip(("first", "stop", "part"), (stretches.first_S, stretches.stop_S, stretches.part_S), strict=True)
+    tensors |= {f"stretch.{name}": torch.from_numpy(np.ascontiguousarray(one_S)) for name, one_S in rows_S}
+    work.write_bytes(MAPS_NAME, save({name: one.cpu().contiguous() for name, one in tensors.items()}))
     description = {
         "format": FORMAT,
         "activations": store.artifact.ref,
         "activations_digest": store.artifact.manifest.digest,
         "sides": {side: dataclasses.asdict(info) for side, info in store.info.sides.items()},
         "outlier_factor": factor,
-        "outliers": scanned.outliers,
+        "outliers": outliers,
         "pairs": pairs,
         "stretches": len(stretches.first_S),
-        **found,
+        "maps": reported,
+        "round_trip": {"a": r2["round trip a"], "b": r2["round trip b"]},
+        "identity": {name: r2[f"identity {name}"] for name in DIRECTIONS} if "identity a_to_b" in r2 else None,
     }
     work.write_json(STITCH_NAME, description)
-    told = ("r2", "null_r2", "ridge")
-    return {"pairs": pairs, "outliers": scanned.outliers} | {
-        direction: {key: one[key] for key in told} for direction, one in found["maps"].items()
-    }
+    return {"pairs": pairs, "outliers": outliers, **reported}
 
 
 def _check_counts(store: ActivationStore, pairs: dict[str, int], outliers: int) -> None:
-    if not all(pairs[part] for part in PARTS):
+    if not all(pairs.values()):
         raise InputError(
             f"{store.artifact.ref}: too few pairs are left to fit, choose and report on different ones "
             f"({outliers} were left out for their norm): raise --outlier-factor, use 0 to keep all, or harvest more"
@@ -129,36 +124,37 @@ def _check_counts(store: ActivationStore, pairs: dict[str, int], outliers: int) 
         )
 
 
-def _fitted(
-    store: ActivationStore, scanned: Scan
-) -> tuple[dict[str, LinearMap], dict[str, LinearMap], dict[str, dict[float, float]]]:
-    """(maps, those of permuted pairs, R² of every regularisation), each by direction."""
-    maps: dict[str, LinearMap] = {}
-    nulls: dict[str, LinearMap] = {}
-    choices: dict[str, dict[float, float]] = {}
-    fit, choose = scanned.sums["fit"], scanned.sums["choose"]
+def _fitted(store: ActivationStore, scanned: Scan) -> tuple[Maps, Maps]:
+    """(maps, those of permuted pairs), by direction."""
+    maps: Maps = {}
+    nulls: Maps = {}
     with progress("stitch: solving", len(DIRECTIONS), "maps") as bar:
         for direction in DIRECTIONS:
-            target = TARGET[direction]
-            source = OTHER[target]
-            choices[direction] = ridge_scores(fit.moments(direction), choose.moments(direction))
-            ridge = best_ridge(choices[direction])
-            for into, moments in (
-                (maps, fit.moments(direction)),
-                (nulls, fit.moments(direction, scanned.null_DaDb)),
-            ):
-                into[direction] = LinearMap.fitted(
-                    moments, ridge, taken_off_x=store.mean[source], taken_off_f=store.mean[target]
-                )
+            x, f = (store.mean[side] for side in direction.split("_to_"))
+            ridge = best_ridge(ridge_scores(scanned.moments("fit", direction), scanned.moments("choose", direction)))
+            for into, null in ((maps, False), (nulls, True)):
+                moments = scanned.moments("fit", direction, null=null)
+                into[direction] = LinearMap.fitted(moments, ridge, taken_off_x=x, taken_off_f=f)
             bar.advance()
-    return maps, nulls, choices
+    return maps, nulls
 
 
-def _tensors(maps: dict[str, LinearMap], stretches: Stretches) -> dict[str, torch.Tensor]:
-    """The content of maps.safetensors."""
-    tensors: dict[str, torch.Tensor] = {}
-    for direction, one in maps.items():
-        tensors |= {f"{direction}.w": one.w_DD, f"{direction}.bias": one.bias_D}
-    for name in ("first", "stop", "part"):
-        tensors[f"stretch.{name}"] = torch.from_numpy(np.ascontiguousarray(getattr(stretches, f"{name}_S")))
-    return {name: one.cpu().contiguous() for name, one in tensors.items()}
+def _held_out_r2(
+    store: ActivationStore, stretches: Stretches, maps: Maps, nulls: Maps, outlier_factor: float, device: torch.device
+) -> dict[str, float | None]:
+    """R² of what there is to predict with, from one pass over the pairs reported on."""
+    there, back = maps["a_to_b"], maps["b_to_a"]
+    predictions = dict(zip(DIRECTIONS, map_predictions(there, back), strict=True))
+    null = map_predictions(nulls["a_to_b"], nulls["b_to_a"])
+    predictions |= {f"null {direction}": one for direction, one in zip(DIRECTIONS, null, strict=True)}
+    predictions["round trip a"] = Prediction("a", lambda x: back.apply(there.apply(x["a"])))
+    predictions["round trip b"] = Prediction("b", lambda x: there.apply(back.apply(x["b"])))
+    if store.widths[0] == store.widths[1]:
+        predictions["identity a_to_b"] = Prediction("b", lambda x: x["a"])
+        predictions["identity b_to_a"] = Prediction("a", lambda x: x["b"])
+    ranges, rows_N = stretches.ranges("report"), stretches.rows("report")
+    with progress("stitch: held-out pairs", len(rows_N), "pairs") as bar:
+        _, r2_P1 = measure(
+            store, ranges, [rows_N], list(predictions.values()), outlier_factor=outlier_factor, device=device, bar=bar
+        )
+    return {name: number_or_none(r2) for name, r2 in zip(predictions, r2_P1[:, 0], strict=True)}

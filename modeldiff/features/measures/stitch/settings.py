@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from modeldiff.settings import OnDevice, setting, settings
 
-KIND = "stitch"
-
 
 @settings
 class StitchSettings(OnDevice):

@@ -13,8 +13,7 @@ import torch
 from scipy import sparse
 
 from modeldiff.errors import InputError
-from modeldiff.features.measures.impact.exact import removed_kl
-from modeldiff.features.measures.impact.removal import Directions, Sums, measure, window_nats
+from modeldiff.features.measures.impact.removal import Directions, mean_and_error, measure, removed_kl, window_nats
 from modeldiff.features.windows import Window
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
@@ -23,10 +22,8 @@ from modeldiff.workspace.activations import Block
 from tests.tiny_models import save_tiny
 
 WIDTH, LAYER, TOKENS = 16, 1, 9
-COPIES, DRAWS = (
-    128,
-    24,
-)  # a mean over 3072 draws: its standard error is about 2.6 % (a² / 2 is spread like a chi-square)
+# A mean over 3072 draws: its standard error is about 2.6 % (a² / 2 is spread like a chi-square).
+COPIES, DRAWS = 128, 24
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -88,13 +85,10 @@ def test_really_removing_is_what_subtracting_by_hand_does(lm: LanguageModel) -> 
     assert removed_kl(lm, LAYER, "a", window, f_R, d_D) == pytest.approx(expected, rel=1e-4)
 
 
-def test_scores_have_mean_zero(lm: LanguageModel) -> None:
+def test_scores_have_mean_zero_and_padding_and_the_company_of_a_batch_change_nothing(lm: LanguageModel) -> None:
     score_STD = many_scores(lm)
     error_TD = score_STD.std(dim=0) / len(score_STD) ** 0.5
     assert float((score_STD.mean(dim=0).abs() / error_TD).max()) < 5
-
-
-def test_padding_and_the_company_of_a_batch_change_nothing(lm: LanguageModel) -> None:
     short, long = ids_of(5), ids_of(TOKENS)
     ids_BT = torch.nn.utils.rnn.pad_sequence([short, long], batch_first=True)
     mask_BT = torch.tensor([[1] * 5 + [0] * 4, [1] * TOKENS])
@@ -140,10 +134,7 @@ def test_moving_the_scores_is_moving_the_directions() -> None:
     np.testing.assert_allclose(nats, expected, rtol=1e-4)
 
 
-def test_the_size_of_batches_and_an_interruption_change_nothing(
-    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("modeldiff.features.measures.impact.removal._PART_WINDOWS", 2)
+def test_the_size_of_batches_changes_nothing(lm: LanguageModel, tmp_path: Path) -> None:
     lengths, windows, start = [7, 4, 9, 6, 5], [], 0
     for length in lengths:
         ids, at = ids_of(length).numpy(), np.arange(1, length)
@@ -152,42 +143,20 @@ def test_the_size_of_batches_and_an_interruption_change_nothing(
     codes_NF = made_codes(start, 30)
     rows_KD = torch.randn(29, WIDTH, generator=torch.Generator().manual_seed(0))
     groups = {"own": Directions(np.arange(1, 30), rows_KD, 1.5)}
-
-    def measured(file: str, batch_tokens: int = 100) -> Sums:
-        return measure(
+    together, alone = (
+        measure(
             lm, LAYER, "a", windows, codes_NF, groups, samples=2, seed=4, batch_tokens=batch_tokens,
-            resume=tmp_path / file,
-        )["own"]  # fmt: skip
-
-    straight = measured("straight")
-    np.testing.assert_array_equal(
-        straight.windows_K,
-        [sum(codes_NF[w.rows.start : w.rows.stop, k].nnz > 0 for w in windows) for k in range(1, 30)],
-    )
-    np.testing.assert_allclose(measured("small", 1).total_K, straight.total_K, rtol=1e-3)
-
-    calls, drawn = [], sampled_scores
-
-    def dying(*args: torch.Tensor) -> torch.Tensor:
-        calls.append(args[2].shape)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return drawn(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("modeldiff.features.measures.impact.removal.sampled_scores", dying)
-    with pytest.raises(KeyboardInterrupt):
-        measured("broken")
-    resumed = measured("broken")
-    assert [shape[0] for shape in calls] == [2, 2, 1, 1]
-    for name, array in vars(straight).items():
-        np.testing.assert_array_equal(getattr(resumed, name), array)
+            resume=tmp_path / str(batch_tokens),
+        )["own"]
+        for batch_tokens in (100, 1)
+    )  # fmt: skip
+    fires_in = [sum(codes_NF[w.rows.start : w.rows.stop, k].nnz > 0 for w in windows) for k in range(1, 30)]
+    np.testing.assert_array_equal(together[2], fires_in)
+    np.testing.assert_allclose(alone, together, rtol=1e-3)
 
 
 def test_mean_and_error_over_windows() -> None:
-    sums = Sums.empty(3)
-    for nats in (1.0, 3.0, 8.0):
-        sums.add(np.array([0]), np.array([nats]))
-    sums.add(np.array([1]), np.array([5.0]))
-    mean, error = sums.mean_and_error()
+    nats = np.array([1.0, 3.0, 8.0])
+    mean, error = mean_and_error(np.array([[nats.sum(), 5, 0], [(nats**2).sum(), 25, 0], [3, 1, 0]]))
     np.testing.assert_allclose(mean, [4, 5, np.nan])
-    np.testing.assert_allclose(error, [np.std([1, 3, 8], ddof=1) / 3**0.5, np.nan, np.nan])
+    np.testing.assert_allclose(error, [np.std(nats, ddof=1) / 3**0.5, np.nan, np.nan])
