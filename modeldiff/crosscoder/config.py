@@ -1,21 +1,54 @@
-"""config.json of a crosscoder: its partition, the units it works in, and how it encodes."""
+"""config.json of a crosscoder: its partition, how it encodes, and the units it works in.
+
+This is the only place that knows how raw activations and normalised ones convert (paper B.1). Another normalisation is
+another set of fields and another body for the methods under "Units", and nothing else.
+
+Legend: N rows, M directions or features, D width of one model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
+import torch
+
 from modeldiff import records
+from modeldiff.crosscoder.settings import Combine, Selection, TrainSettings
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.records import bounded, check_fields
+from modeldiff.sides import SIDES
+from modeldiff.workspace.activations import ActivationStore
 
 FORMAT = 2
-# Fields that format 1 did not have; its crosscoders have their defaults.
+# Format 1 lacks these fields; its crosscoders have the defaults.
 _SINCE_2 = {"n_designated", "tie", "designated_k", "threshold_designated"}
-Selection = Literal["activation", "l2", "sum", "mean"]
-Combine = Literal["mean", "sum"]
 Tie = Literal["none", "vectors", "norms"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the units of one model and the first biases are made from: statistics of its raw activations."""
+
+    mean_D: torch.Tensor
+    median_norm: float
+
+    @classmethod
+    def of(cls, x_ND: torch.Tensor) -> Measured:
+        """Of a sample of activations."""
+        return cls(x_ND.mean(dim=0).cpu(), float(x_ND.norm(dim=1).median()))
+
+    @classmethod
+    def in_store(cls, store: ActivationStore) -> dict[str, Measured]:
+        """By side, of all the activations of a store."""
+        return {side: cls(store.mean[side], store.info.sides[side].median_norm) for side in SIDES}
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return len(self.mean_D)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,11 +79,11 @@ class CrosscoderConfig:
     designated_k: float = bounded(default=1.0, above=0)
     """How many times more active entries the designated features get than their share of the dictionary."""
     selection: Selection = "activation"
-    """What BatchTopK ranks by (see selection.py)."""
+    """What BatchTopK ranks by (`Crosscoder.score_weights`)."""
     combine: Combine = "mean"
     """How a shared feature combines its two encoders: the paper's mean (2.1) or the public code's sum."""
     scale_a: float = bounded(default=1.0, above=0)
-    """Normalised activations of A = raw activations times this (paper B.1)."""
+    """Normalised activations of A = raw activations times this."""
     scale_b: float = bounded(default=1.0, above=0)
     threshold: float = bounded(default=0.0, least=0)
     """Score above which a feature is active at inference; 0 keeps every positive one (an untrained crosscoder)."""
@@ -64,40 +97,26 @@ class CrosscoderConfig:
 
     def __post_init__(self) -> None:
         records.check(self, lambda field: f"crosscoder: '{field.name}'")
-        if self.k > self.n_features:
-            raise InputError(
-                f"crosscoder: k must be at most the number of features ({self.n_features}), found {self.k}"
+        designated, total = self.n_designated, self.n_features
+        wrong = None
+        if self.k > total:
+            wrong = f"k must be at most the number of features ({total}), found {self.k}"
+        elif (self.tie == "none") != (designated == 0):
+            wrong = f"'tie' and 'n_designated' need each other, found tie {self.tie!r} with {designated} features"
+        elif designated > (self.n_shared if self.n_shared == total else 0):
+            wrong = f"'n_designated' must be at most 'n_shared', without exclusive features, found {designated}"
+        elif self.designated_k * designated > total:
+            wrong = (
+                f"'designated_k' times 'n_designated' must be at most the number of features ({total}), or nothing is "
+                f"left to the others; found {self.designated_k:g} times {designated}"
             )
-        self._check_designated()
-
-    def _check_designated(self) -> None:
-        if (self.tie == "none") != (self.n_designated == 0):
-            raise InputError(
-                "crosscoder: 'tie' and 'n_designated' need each other, "
-                f"found tie {self.tie!r} with {self.n_designated} designated features"
-            )
-        if self.n_designated == 0:
-            return
-        if self.n_a_only or self.n_b_only:
-            raise InputError(
-                "crosscoder: with designated features there are no exclusive partitions, "
-                f"found n_a_only {self.n_a_only} and n_b_only {self.n_b_only}"
-            )
-        if self.n_designated > self.n_shared:
-            raise InputError(
-                f"crosscoder: 'n_designated' must be at most 'n_shared' ({self.n_shared}), found {self.n_designated}"
-            )
-        if self.designated_k * self.n_designated > self.n_features:
-            raise InputError(
-                f"crosscoder: 'designated_k' times 'n_designated' must be at most the number of features "
-                f"({self.n_features}), or nothing is left to the others; "
-                f"found {self.designated_k:g} times {self.n_designated}"
-            )
-        if self.tie == "vectors" and self.width_a != self.width_b:
-            raise InputError(
-                "crosscoder: only models of equal width can have tied decoder vectors, "
+        elif self.tie == "vectors" and self.width_a != self.width_b:
+            wrong = (
+                "only models of equal width can have tied decoder vectors, "
                 f"found widths {self.width_a} and {self.width_b}; tie their norms instead"
             )
+        if wrong:
+            raise InputError(f"crosscoder: {wrong}")
 
     @property
     def n_features(self) -> int:
@@ -118,6 +137,40 @@ class CrosscoderConfig:
     def parameters(self) -> int:
         """Number of weights and biases."""
         return 2 * (self.n_a * self.width_a + self.n_b * self.width_b) + self.n_features + self.width_a + self.width_b
+
+    # Units
+
+    @staticmethod
+    def fitted_units(_settings: TrainSettings, measured: Mapping[str, Measured]) -> dict[str, Any]:
+        """The fields that say what the units are. Each model's median norm is sqrt((Da + Db) / 2) in them."""
+        norm = math.sqrt(sum(one.width for one in measured.values()) / 2)
+        return {f"scale_{side}": norm / one.median_norm for side, one in measured.items()}
+
+    def normalised(self, side: str, x_ND: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Raw activations of a model ("a" or "b") in normalised units, in their dtype; `out` may be `x_ND` itself."""
+        return torch.mul(x_ND, self._scale(side), out=out)
+
+    def raw(self, side: str, x_ND: torch.Tensor) -> torch.Tensor:
+        """The way back."""
+        return x_ND / self._scale(side)
+
+    def raw_direction(self, side: str, d_MD: torch.Tensor) -> torch.Tensor:
+        """What must be added to raw activations to add `d_MD` to normalised ones. Gradients, too, go this way: one in
+        raw activations becomes one in normalised ones."""
+        return d_MD / self._scale(side)
+
+    def raw_encoder(self, side: str, w_MD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weights (M, D), biases (M,)) that read from raw activations what `w_MD` reads from normalised ones."""
+        return w_MD * self._scale(side), w_MD.new_zeros(len(w_MD))
+
+    def largest_norm(self, side: str, factor: float) -> float:
+        """A raw norm: `factor` times the median of the activations that the units were made from."""
+        return factor * math.sqrt((self.width_a + self.width_b) / 2) / self._scale(side)
+
+    def _scale(self, side: str) -> float:
+        return self.scale_a if side == "a" else self.scale_b
+
+    # JSON
 
     def to_json(self) -> dict[str, Any]:
         """Every field, as JSON data."""

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.fast.bags import Bags, bag_sum
+from modeldiff.crosscoder.fast.sparse import Bags, bag_sum
 from modeldiff.features.alone import (
     Readers,
     random_readers,

@@ -51,7 +51,7 @@ class Decoders:
         for side in SIDES:
             start = crosscoder.sees(side).start
             mine_FD = crosscoder.decoder(side).detach()[shared.start - start : shared.stop - start]
-            rows[side] = mine_FD.float().cpu() / crosscoder.scale(side)
+            rows[side] = crosscoder.config.raw_direction(side, mine_FD.float().cpu())
         source_FD, target_FD = rows[source], rows[OTHER[source]]
         kept_F = source_FD.norm(dim=1) > 0
         if alive_F is not None:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from modeldiff.crosscoder.audits.judging import judge, sample
+from modeldiff.crosscoder.config import Measured
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.metrics import Quality, by_partition
-from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
-from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.training.losses import Quality, by_partition
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Recipe, Trainer
 from modeldiff.sides import SIDES
 from modeldiff.toy.recovery import Dictionary, Recovery, dictionary_of, recovery
 from modeldiff.toy.stitch import Stitch, residual_recipe, stitch_r2, train_stitch_residual
@@ -97,7 +98,8 @@ class CellSpec:
 def validate(cell: CellSpec) -> None:
     """Raise InputError for a cell that could not run."""
     widths = (cell.world.width_a, cell.world.width_b)
-    initial_config(cell.settings, cell.recipe, widths=widths, median_norms=(1.0, 1.0))
+    measured = {side: Measured(torch.zeros(width), 1.0) for side, width in zip(SIDES, widths, strict=True)}
+    initial_config(cell.settings, cell.recipe, measured)
 
 
 def run_cell(cell: CellSpec) -> dict[str, Any]:
@@ -141,11 +143,8 @@ def trained(
 ) -> Crosscoder:
     """As `modeldiff train`, with scales and means from a sample in place of the store's."""
     x_a, x_b = _calibration(world, cell.seed, device)
-    settings = cell.settings
-    norms = float(x_a.norm(dim=1).median()), float(x_b.norm(dim=1).median())
-    config = initial_config(settings, recipe, widths=(x_a.shape[1], x_b.shape[1]), median_norms=norms)
-    means = (x_a.mean(dim=0).cpu(), x_b.mean(dim=0).cpu())
-    crosscoder = Crosscoder.initialised(config, *means, seed=recipe.seed, decoder_norm=settings.decoder_norm)
+    measured = {"a": Measured.of(x_a), "b": Measured.of(x_b)}
+    crosscoder = Crosscoder.initialised(initial_config(cell.settings, recipe, measured), measured, seed=recipe.seed)
     trainer = Trainer(crosscoder.to(device), recipe, warn=False)
     stream = ConceptStream(world, batch=recipe.batch, seed=cell.seed, part=TRAIN, device=device)
     while trainer.step < recipe.steps:
@@ -209,13 +208,7 @@ def _verdict(
 
 
 def by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torch.Tensor, float]]:
-    weights_F = crosscoder.score_weights()
-
-    def select(pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
-        score_BF = pre_BF if weights_F is None else pre_BF * weights_F
-        return torch.where(score_BF > crosscoder.config.threshold, pre_BF, 0.0), crosscoder.config.threshold
-
-    return select
+    return lambda pre_BF: (crosscoder.active(pre_BF), crosscoder.config.threshold)
 
 
 def normalised_pairs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, Self, get_args
 
-from modeldiff.crosscoder.config import Combine, Selection
+from modeldiff.crosscoder.settings import Combine, Selection
 from modeldiff.errors import InputError
 from modeldiff.settings import Settings, setting, settings
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
+from modeldiff.crosscoder.config import Measured
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
-from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Recipe, Trainer
 from modeldiff.errors import InputError
 from modeldiff.linear.maps import LinearMap
 from modeldiff.linear.ridge import RIDGE, Moments
@@ -169,7 +170,5 @@ def _initialised(
     settings: TrainSettings, recipe: Recipe, r_a_NDa: torch.Tensor, r_b_NDb: torch.Tensor, *, seed: int
 ) -> Crosscoder:
     # Both residuals weigh the same, as activations do in a crosscoder.
-    norms = float(r_a_NDa.norm(dim=1).median()), float(r_b_NDb.norm(dim=1).median())
-    config = initial_config(settings, recipe, widths=(r_a_NDa.shape[1], r_b_NDb.shape[1]), median_norms=norms)
-    means = (r_a_NDa.mean(dim=0).cpu(), r_b_NDb.mean(dim=0).cpu())
-    return Crosscoder.initialised(config, *means, seed=seed, decoder_norm=settings.decoder_norm)
+    measured = {"a": Measured.of(r_a_NDa), "b": Measured.of(r_b_NDb)}
+    return Crosscoder.initialised(initial_config(settings, recipe, measured), measured, seed=seed)

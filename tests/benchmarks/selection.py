@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-
 from modeldiff.crosscoder.selection import Scores, batch_topk
+
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 
 _PAIRS, _FEATURES, _K = 2048, 8192, 64

@@ -4,11 +4,11 @@ autograd."""
 from __future__ import annotations
 
 import torch
-
-from modeldiff.crosscoder.distributed import Shards
 from modeldiff.crosscoder.fast.entries import Entries
 from modeldiff.crosscoder.fast.scores import Scores
 from modeldiff.crosscoder.fast.step import Both, Pass
+
+from modeldiff.crosscoder.distributed import Shards
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.workspace.ranks import Ranks
 

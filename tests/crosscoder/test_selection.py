@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from modeldiff.crosscoder.fast import scores as selection_module
 from modeldiff.crosscoder.fast.scores import Scores, batch_topk
 from modeldiff.crosscoder.selection import ThresholdAverage
+
+from modeldiff.crosscoder.fast import scores as selection_module
 from tests.crosscoder.made import random_crosscoder
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
 from modeldiff.crosscoder.fast.scores import Scores, batch_topk
 from modeldiff.crosscoder.selection import pooled_topk
-from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.checkpoint import read_checkpoint, write_checkpoint
+
+from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
+from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import make_recipe
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer

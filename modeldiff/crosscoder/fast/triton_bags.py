@@ -30,7 +30,7 @@ import torch
 import triton
 import triton.language as tl
 
-from modeldiff.crosscoder.fast.entries import Bags
+from modeldiff.crosscoder.fast.sparse import Bags
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modeldiff.crosscoder.training.adam import Adam
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
-from modeldiff.crosscoder.training.adam import Adam
 from tests.crosscoder.made import random_crosscoder
 
 WEIGHTS = {"w_enc_a": "a", "w_dec_a": "a", "w_enc_b": "b", "w_dec_b": "b"}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
 
 from modeldiff.crosscoder import fast as kernels
 from modeldiff.crosscoder.fast import bags as module
-from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
 from tests.crosscoder.fast.formulas import assert_dot, assert_sum, made_bags
 
 TRITON = "modeldiff.crosscoder.fast.triton_bags"

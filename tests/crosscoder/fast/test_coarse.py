@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.coarse import CoarseScores
 from modeldiff.crosscoder.fast.scores import batch_topk
+
+from modeldiff.crosscoder import Crosscoder
 from tests.crosscoder.made import random_crosscoder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from modeldiff.crosscoder.fast.flat import places_of, rows_and_columns
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from modeldiff.crosscoder.fast.products import decode_product, encode_product, product_into
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from modeldiff.crosscoder.distributed import Shards
 from modeldiff.crosscoder.fast.entries import Entries
 from modeldiff.crosscoder.fast.step import SparseStep
+
+from modeldiff.crosscoder.distributed import Shards
 from modeldiff.workspace.ranks import Ranks
 from tests.crosscoder.dense import DenseStep
 from tests.crosscoder.made import random_crosscoder

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-
-from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.audits.report import audit_note
 from modeldiff.crosscoder.training.checkpoint import read_checkpoint, write_checkpoint
+
+from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError
 from tests.crosscoder.training.test_trainer import batches, make_trainer

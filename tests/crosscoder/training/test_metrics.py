@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from modeldiff.crosscoder.training.metrics import Explained, Quality, by_partition
+
 from tests.crosscoder.made import random_crosscoder
 
 

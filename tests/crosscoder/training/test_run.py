@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from modeldiff.crosscoder.training.checkpoint import read_checkpoint
+from modeldiff.crosscoder.training.throughput import CheckpointClock
 
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.checkpoint import read_checkpoint
 from modeldiff.crosscoder.training.run import run
-from modeldiff.crosscoder.training.throughput import CheckpointClock
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError, InputError, MachineError
 from modeldiff.workspace import Artifact, Workspace

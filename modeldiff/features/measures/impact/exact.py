@@ -67,7 +67,7 @@ def check(
                 ((_, score_SRD),) = scores_of(lm, layer, side, windows, [number], DRAWS, seed)
                 second_K[at] += window_nats(codes_R1, own.seen_by(score_SRD), own.rows_KD[k : k + 1])[1].sum()
                 f_R = torch.from_numpy(codes_R1.toarray()[:, 0])
-                exact_K[at] += removed_kl(lm, layer, side, windows[number], f_R, own.rows_KD[k] / own.scale)
+                exact_K[at] += removed_kl(lm, layer, side, windows[number], f_R, own.to_raw(own.rows_KD[k]))
             bar.advance()
     return Check(own.column_K[chosen], second_K, exact_K)
 

@@ -15,7 +15,7 @@ of a window, F features, K directions that are removed, A those of them that fir
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +52,8 @@ class Directions:
     """Feature whose codes each one has, in the matrix of all codes."""
     rows_KD: torch.Tensor
     """Decoder rows in normalised units, of the model they come from, float32."""
-    scale: float
-    """Of that model: raw activations times this are normalised."""
+    to_raw: Callable[[torch.Tensor], torch.Tensor]
+    """Brings them to the units of that model's activations, and gradients in these to normalised units."""
     through: LinearMap | None = None
     """Moves them into the model they are removed from; None: they are its own."""
 
@@ -61,7 +61,7 @@ class Directions:
         """Scores whose product with `rows_KD` is that of the model's scores with the directions in raw units."""
         if self.through is not None:
             score_SRD = score_SRD @ self.through.w_DD.T.to(score_SRD)
-        return score_SRD / self.scale
+        return self.to_raw(score_SRD)
 
 
 @dataclass

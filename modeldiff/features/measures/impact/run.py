@@ -7,7 +7,9 @@ Legend: N pairs of the sample, F features, C random directions, D width of a mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +156,7 @@ def _random(plan: _Plan, codes_NF: sparse.csr_matrix, side: str) -> Directions:
     """Random directions of a model, as long as its median decoder row, that fire as features of it do."""
     crosscoder = plan.encoder.crosscoder
     seen = crosscoder.sees(side)
-    w_dec, scale = _decoder(plan, side)
+    w_dec, to_raw = _decoder(plan, side)
     random = np.random.default_rng((plan.settings.seed, SIDES.index(side), 1))
     alive = seen.start + np.flatnonzero(np.diff(codes_NF[:, seen].tocsc().indptr))
     count = RANDOM_DIRECTIONS if len(alive) else 0
@@ -163,7 +165,7 @@ def _random(plan: _Plan, codes_NF: sparse.csr_matrix, side: str) -> Directions:
     if count:
         norm_C = w_dec[torch.from_numpy(alive - seen.start).to(w_dec.device)].norm(dim=1)
         rows_CD *= norm_C.median() / rows_CD.norm(dim=1, keepdim=True)
-    return Directions(column_C.astype(np.int64), rows_CD, scale)
+    return Directions(column_C.astype(np.int64), rows_CD, to_raw)
 
 
 def _groups(plan: _Plan, random: dict[str, Directions], side: str) -> dict[str, Directions]:
@@ -175,13 +177,13 @@ def _groups(plan: _Plan, random: dict[str, Directions], side: str) -> dict[str, 
         seen = plan.encoder.crosscoder.sees(origin)
         groups[name] = Directions(np.arange(seen.start, seen.stop), *_decoder(plan, origin), moved)
         control = random[origin]
-        groups[f"random_{name}"] = Directions(control.column_K, control.rows_KD, control.scale, moved)
+        groups[f"random_{name}"] = Directions(control.column_K, control.rows_KD, control.to_raw, moved)
     return groups
 
 
-def _decoder(plan: _Plan, side: str) -> tuple[torch.Tensor, float]:
+def _decoder(plan: _Plan, side: str) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     crosscoder = plan.encoder.crosscoder
-    return crosscoder.decoder(side).detach(), crosscoder.scale(side)
+    return crosscoder.decoder(side).detach(), partial(crosscoder.config.raw_direction, side)
 
 
 def _measure(plan: _Plan, groups: dict[str, Directions], codes_NF: sparse.csr_matrix, side: str, folder: Path) -> _Side:

@@ -145,11 +145,7 @@ def _moved(
 
 
 def _typical_norm(crosscoder: Crosscoder, max_F: np.ndarray, side: str) -> float:
-    w_dec, scale = (
-        (crosscoder.w_dec_a, crosscoder.config.scale_a)
-        if side == "a"
-        else (crosscoder.w_dec_b, crosscoder.config.scale_b)
-    )
+    rows_SD = crosscoder.config.raw_direction(side, crosscoder.decoder(side).detach().float())
     max_S = max_F[crosscoder.sees(side)]
-    norm_S = w_dec.detach().float().norm(dim=1).cpu().numpy() / scale * max_S
+    norm_S = rows_SD.norm(dim=1).cpu().numpy() * max_S
     return float(np.median(norm_S[max_S > 0])) if (max_S > 0).any() else 1.0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from modeldiff.console import progress
-from modeldiff.crosscoder.training.throughput import CheckpointClock
+from modeldiff.crosscoder.training.loop import CheckpointClock
 from modeldiff.features.measures.stitch.sums import JointMoments, Permuted
 from modeldiff.linear.quality import norm_limits, within
 from modeldiff.linear.stitch import PARTS, Stretches
