@@ -1,26 +1,16 @@
-"""config.json of a crosscoder: its partition, how it encodes, and the units it works in.
-
-This is the only place that knows how raw activations and normalised ones convert (paper B.1). Another normalisation is
-another set of fields and another body for the methods under "Units", and nothing else.
-
-Legend: N rows, M directions or features, D width of one model.
-"""
+"""config.json of a crosscoder: its partition, the units it works in, and how it encodes."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-import torch
-
 from modeldiff import records
-from modeldiff.crosscoder.settings import Combine, Selection, TrainSettings
+from modeldiff.crosscoder.settings import Combine, Selection
+from modeldiff.crosscoder.units import Units
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.records import bounded, check_fields
-from modeldiff.sides import SIDES
-from modeldiff.workspace.activations import ActivationStore
 
 FORMAT = 2
 # Format 1 lacks these fields; its crosscoders have the defaults.
@@ -28,31 +18,8 @@ _SINCE_2 = {"n_designated", "tie", "designated_k", "threshold_designated"}
 Tie = Literal["none", "vectors", "norms"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What the units of one model and the first biases are made from: statistics of its raw activations."""
-
-    mean_D: torch.Tensor
-    median_norm: float
-
-    @classmethod
-    def of(cls, x_ND: torch.Tensor) -> Measured:
-        """Of a sample of activations."""
-        return cls(x_ND.mean(dim=0).cpu(), float(x_ND.norm(dim=1).median()))
-
-    @classmethod
-    def in_store(cls, store: ActivationStore) -> dict[str, Measured]:
-        """By side, of all the activations of a store."""
-        return {side: cls(store.mean[side], store.info.sides[side].median_norm) for side in SIDES}
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return len(self.mean_D)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrosscoderConfig:
+class CrosscoderConfig(Units):
     """What a crosscoder is, apart from its weights.
 
     Features are ordered A-exclusive | shared | B-exclusive. `n_a_only = n_b_only = 0` is the standard crosscoder, and
@@ -63,10 +30,6 @@ class CrosscoderConfig:
     """
 
     format: int = FORMAT
-    width_a: int = bounded(least=1)
-    """Da."""
-    width_b: int = bounded(least=1)
-    """Db."""
     n_a_only: int = bounded(least=0)
     n_shared: int = bounded(least=0)
     n_b_only: int = bounded(least=0)
@@ -82,9 +45,6 @@ class CrosscoderConfig:
     """What BatchTopK ranks by (`Crosscoder.score_weights`)."""
     combine: Combine = "mean"
     """How a shared feature combines its two encoders: the paper's mean (2.1) or the public code's sum."""
-    scale_a: float = bounded(default=1.0, above=0)
-    """Normalised activations of A = raw activations times this."""
-    scale_b: float = bounded(default=1.0, above=0)
     threshold: float = bounded(default=0.0, least=0)
     """Score above which a feature is active at inference; 0 keeps every positive one (an untrained crosscoder)."""
     threshold_designated: float = bounded(default=0.0, least=0)
@@ -137,40 +97,6 @@ class CrosscoderConfig:
     def parameters(self) -> int:
         """Number of weights and biases."""
         return 2 * (self.n_a * self.width_a + self.n_b * self.width_b) + self.n_features + self.width_a + self.width_b
-
-    # Units
-
-    @staticmethod
-    def fitted_units(_settings: TrainSettings, measured: Mapping[str, Measured]) -> dict[str, Any]:
-        """The fields that say what the units are. Each model's median norm is sqrt((Da + Db) / 2) in them."""
-        norm = math.sqrt(sum(one.width for one in measured.values()) / 2)
-        return {f"scale_{side}": norm / one.median_norm for side, one in measured.items()}
-
-    def normalised(self, side: str, x_ND: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Raw activations of a model ("a" or "b") in normalised units, in their dtype; `out` may be `x_ND` itself."""
-        return torch.mul(x_ND, self._scale(side), out=out)
-
-    def raw(self, side: str, x_ND: torch.Tensor) -> torch.Tensor:
-        """The way back."""
-        return x_ND / self._scale(side)
-
-    def raw_direction(self, side: str, d_MD: torch.Tensor) -> torch.Tensor:
-        """What must be added to raw activations to add `d_MD` to normalised ones. Gradients, too, go this way: one in
-        raw activations becomes one in normalised ones."""
-        return d_MD / self._scale(side)
-
-    def raw_encoder(self, side: str, w_MD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(weights (M, D), biases (M,)) that read from raw activations what `w_MD` reads from normalised ones."""
-        return w_MD * self._scale(side), w_MD.new_zeros(len(w_MD))
-
-    def largest_norm(self, side: str, factor: float) -> float:
-        """A raw norm: `factor` times the median of the activations that the units were made from."""
-        return factor * math.sqrt((self.width_a + self.width_b) / 2) / self._scale(side)
-
-    def _scale(self, side: str) -> float:
-        return self.scale_a if side == "a" else self.scale_b
-
-    # JSON
 
     def to_json(self) -> dict[str, Any]:
         """Every field, as JSON data."""

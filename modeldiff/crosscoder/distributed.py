@@ -56,9 +56,6 @@ class Shards(OneProcess):
         k = max(1, min(self._config.k, a + shared + b))
         return dataclasses.replace(self._config, n_a_only=a, n_shared=shared, n_b_only=b, k=k)
 
-    def whole_config(self, config: CrosscoderConfig) -> CrosscoderConfig:  # noqa: ARG002
-        return self._config
-
     def spans(self, name: str) -> Spans | None:
         return self._spans(name, self._rank)
 
@@ -77,6 +74,7 @@ class Shards(OneProcess):
         return found
 
     def part(self, whole: Crosscoder) -> Crosscoder:
+        """This process's crosscoder, with its rows of the weights."""
         made = Crosscoder(self.config(self._rank))
         for name, target in made.named_parameters():
             spans = self.spans(name)
@@ -87,6 +85,7 @@ class Shards(OneProcess):
         return made
 
     def whole(self, part: Crosscoder) -> Crosscoder | None:
+        """All parts as one crosscoder, on the CPU of the first process; elsewhere None."""
         made = Crosscoder(self._config) if self.first else None
         for name, value in part.named_parameters():
             gathered = self.gather(name, value.data)

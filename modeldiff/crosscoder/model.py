@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Self, assert_never
 
 import torch
 from torch import nn
 
-from modeldiff.crosscoder.config import CrosscoderConfig, Measured
+from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.saving import Saved
+from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
-from modeldiff.workspace import Artifact
 
 DECODER_NORM = 0.4
 """Of the decoder's rows at the start (paper B.1)."""
@@ -37,7 +36,7 @@ class Crosscoder(Saved):
     """Dedicated Feature Crosscoder (paper 2.2); with empty exclusive partitions the standard crosscoder (paper 2.1),
     and with designated features the DSF crosscoder (paper 5.2).
 
-    In normalised units (see config.py):
+    In normalised units (see units.py):
 
         pre = x_a W_ea (+) x_b W_eb + b_enc     shared features take the mean (or sum) of the two encoders
         f   = pre where it is selected, else 0
@@ -92,13 +91,13 @@ class Crosscoder(Saved):
     @property
     def n_features(self) -> int:
         """F."""
-        return self.config.n_features
+        return len(self.b_enc)
 
     @property
     def slices(self) -> dict[str, slice]:
         """The features of each partition: "A", "shared", "B"."""
-        n_a_only, n_a, n_features = self.config.n_a_only, self.config.n_a, self.config.n_features
-        return {"A": slice(0, n_a_only), "shared": slice(n_a_only, n_a), "B": slice(n_a, n_features)}
+        a, b = self.sees("a"), self.sees("b")
+        return {"A": slice(0, b.start), "shared": slice(b.start, a.stop), "B": slice(a.stop, b.stop)}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -112,7 +111,9 @@ class Crosscoder(Saved):
 
     def sees(self, side: str) -> slice:
         """The features that a model ("a" or "b") has."""
-        return slice(0, self.config.n_a) if side == "a" else slice(self.config.n_a_only, self.n_features)
+        if side == "a":
+            return slice(0, len(self.w_enc_a))
+        return slice(self.n_features - len(self.w_enc_b), self.n_features)
 
     def encoder(self, side: str) -> torch.Tensor:
         """(Fm, D) weights of a model ("a" or "b"); row i belongs to feature `sees(side).start + i`."""
@@ -257,38 +258,8 @@ class Crosscoder(Saved):
             )
         return self.config.raw_direction(side, self.decoder(side)[feature - self.sees(side).start].detach())
 
-    # Designated features (the DSF baseline) are the first ones. Their decoder rows are held together, "by decoder
-    # weight- or norm-sharing" (Mishra-Sharma et al. 2025, paper 12.2), in normalised units. The DFC paper compares with
-    # shared vectors (5.2, B.3), which cannot fit two models whose spaces differ by a rotation; shared norms can.
 
-    @torch.no_grad()
-    def tie_gradients(self) -> None:
-        """Before the gradient is clipped: a tied vector gets the sum of the gradients of both sides.
-
-        A's row holds it, and B's row, which `tie` makes a copy, gets none: the norm of the gradient counts the vector
-        once, as the one parameter that it is.
-        """
-        grad_a_FD, grad_b_FD, n = self.w_dec_a.grad, self.w_dec_b.grad, self.config.n_designated
-        if self.config.tie == "vectors" and grad_a_FD is not None and grad_b_FD is not None:
-            grad_a_FD[:n] += grad_b_FD[:n]
-            grad_b_FD[:n] = 0
-
-    @torch.no_grad()
-    def tie(self) -> None:
-        """After the optimizer's step: B's rows are A's (vectors), or both have the mean of their two norms (norms)."""
-        rows_a_nD, rows_b_nD = self.w_dec_a[: self.config.n_designated], self.w_dec_b[: self.config.n_designated]
-        if self.config.tie == "vectors":
-            rows_b_nD.copy_(rows_a_nD)
-        elif self.config.tie == "norms":
-            norm_a_n1, norm_b_n1 = rows_a_nD.norm(dim=1, keepdim=True), rows_b_nD.norm(dim=1, keepdim=True)
-            mean_n1, tiny = (norm_a_n1 + norm_b_n1) / 2, torch.finfo(norm_a_n1.dtype).tiny
-            rows_a_nD *= mean_n1 / norm_a_n1.clamp_min(tiny)
-            rows_b_nD *= mean_n1 / norm_b_n1.clamp_min(tiny)
-
-
-def load(source: Artifact | Path | str, *, device: str | torch.device = "cpu") -> Crosscoder:
-    """The crosscoder of an artifact, of a folder, or of a hub repository: see `Crosscoder.from_pretrained`."""
-    return Crosscoder.from_pretrained(source, device=device)
+load = Crosscoder.from_pretrained
 
 
 @torch.no_grad()

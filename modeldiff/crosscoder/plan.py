@@ -21,11 +21,12 @@ from typing import Any, Literal
 import torch
 
 from modeldiff.console import say
-from modeldiff.crosscoder.config import CrosscoderConfig, Measured
+from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.distributed import Shards
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.training.recipe import Recipe
 from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.units import Measured
 from modeldiff.sides import SIDES
 from modeldiff.workspace.bits import ENCODINGS, bytes_per_value
 from modeldiff.workspace.files import free_bytes, human_bytes
@@ -136,7 +137,7 @@ def step_parts(job: Job) -> dict[str, int]:
         parts["batch"] += B * job.row_bytes + B * F
     if recipe.auxk_alpha:
         parts["dead_features"] = round(DEAD_SHARE * _FLOAT * (1.5 * part.parameters + 4 * B * F))
-    if recipe.audits:
+    if recipe.audit_steps:
         pairs = recipe.audit_batches * B
         numbers = 2 * pairs * D + pairs * (part.n_a_only + part.n_b_only) + F * (D + 2 * B)
         parts["audits"] = _FLOAT * numbers
@@ -209,7 +210,7 @@ def seconds_of_a_step(job: Job) -> float:
     config = scaled(whole, min(whole.n_features, max(affordable, _FEATURE_STEP, whole.k)))
     recipe = dataclasses.replace(
         job.recipe, k=config.k, k_start=config.k, anneal_steps=0, steps=_FOREVER, lr=1e-9, warmup=0, decay="none",
-        log_every=_FOREVER, audits=0, dead_pairs=_FOREVER, threshold_start=_FOREVER,
+        log_every=_FOREVER, audit_steps=(), dead_pairs=_FOREVER, threshold_start=_FOREVER,
     )  # fmt: skip
     widths = (config.width_a, config.width_b)
     zeros = {side: Measured(torch.zeros(width), 1.0) for side, width in zip(SIDES, widths, strict=True)}

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from modeldiff.crosscoder.audits.judging import judge, sample
-from modeldiff.crosscoder.config import Measured
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.losses import Quality, by_partition
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Recipe, Trainer
+from modeldiff.crosscoder.units import Measured
 from modeldiff.sides import SIDES
 from modeldiff.toy.recovery import Dictionary, Recovery, dictionary_of, recovery
 from modeldiff.toy.stitch import Stitch, residual_recipe, stitch_r2, train_stitch_residual

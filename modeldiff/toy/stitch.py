@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
-from modeldiff.crosscoder.config import Measured
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Recipe, Trainer
+from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
 from modeldiff.linear.maps import LinearMap
 from modeldiff.linear.ridge import RIDGE, Moments

@@ -22,6 +22,7 @@ import torch
 from modeldiff.crosscoder.audits.candidates import SAME_COSINE, Candidates, found_exclusive, found_shared
 from modeldiff.crosscoder.audits.judging import Evidence, judge, sample
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
+from modeldiff.crosscoder.fast.topk import Scores
 from modeldiff.crosscoder.model import Both, Crosscoder
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
@@ -80,7 +81,7 @@ class _Decision:
 class _Audit:
     def __init__(self, trainer: Trainer, batches: Sequence[Both], last: bool) -> None:
         self.trainer, self.crosscoder, self.last = trainer, trainer.crosscoder, last
-        self.sampled = sample(trainer.crosscoder, batches, trainer.code)
+        self.sampled = sample(trainer.crosscoder, batches, self._code)
         self.pairs = sum(len(x_a) for x_a, _ in batches)
         self.worth_F = self._worth()
 
@@ -114,6 +115,14 @@ class _Audit:
                 "reference": evidence[side].reference,
             }
         return report
+
+    def _code(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """(f_BF, smallest score selected) of pre-activations, selected as in training at this step."""
+        count = self.trainer.recipe.active_entries(self.trainer.step, len(pre_BF))
+        flat_K, smallest = Scores(pre_BF, None, self.crosscoder.score_weights()).topk(count)
+        f_BF = torch.zeros_like(pre_BF)
+        f_BF.view(-1)[flat_K] = pre_BF.view(-1)[flat_K]
+        return f_BF, smallest or 0.0
 
     def _worth(self) -> torch.Tensor:
         """(F,) squared error per pair, over both sides, that each feature alone takes away: ‖e + f d‖² - ‖e‖²."""

@@ -34,12 +34,13 @@ def rearrange(crosscoder: Crosscoder, optimizer: Adam, order: Mapping[str, Seque
     former_F = torch.tensor([i for name in ("A", "shared", "B") for i in order[name]], dtype=torch.long)
     assert len(former_F) == crosscoder.n_features, "a rearranged crosscoder has as many features as before"
     had = {side: crosscoder.sees(side) for side in SIDES}
+    has = {"a": slice(0, len(order["A"]) + len(order["shared"])), "b": slice(len(order["A"]), None)}
     crosscoder.config = dataclasses.replace(
         crosscoder.config, n_a_only=len(order["A"]), n_shared=len(order["shared"]), n_b_only=len(order["B"])
     )
     rows = {"b_enc": former_F}
     for side in SIDES:
-        former_Fs = former_F[crosscoder.sees(side)]
+        former_Fs = former_F[has[side]]
         there_Fs = (former_Fs >= had[side].start) & (former_Fs < had[side].stop)
         rows[f"w_enc_{side}"] = torch.where(there_Fs, former_Fs - had[side].start, FRESH)
         rows[f"w_dec_{side}"] = rows[f"w_enc_{side}"]

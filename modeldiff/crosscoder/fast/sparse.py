@@ -25,7 +25,8 @@ from scipy.sparse import csr_array
 from torch.nn.functional import embedding_bag
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.fast.topk import Scores, Smallest, indices_of, pooled_topk, rows_and_columns
+from modeldiff.crosscoder.designated import pooled_topk
+from modeldiff.crosscoder.fast.topk import Scores, Smallest, indices_of, rows_and_columns
 from modeldiff.crosscoder.model import Both, Crosscoder, encode_into
 from modeldiff.crosscoder.saving import Spans
 from modeldiff.sides import SIDES
@@ -62,7 +63,7 @@ def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.
     """
     if bags.index_K.numel() == 0:
         return rows_ND.new_zeros(len(bags), rows_ND.shape[1])
-    if kernels := _kernels(rows_ND):
+    if kernels := _kernels(rows_ND.device):
         return kernels.bag_sum(rows_ND, bags, weight_K)
     with torch.no_grad():
         return _bag_sum(rows_ND, bags, weight_K)
@@ -78,7 +79,7 @@ def bag_sum_and_dot(
     """
     if bags.index_K.numel() == 0:
         return bag_sum(rows_ND, bags, weight_K), rows_ND.new_zeros(0)
-    if kernels := _kernels(rows_ND):
+    if kernels := _kernels(rows_ND.device):
         return kernels.bag_sum(rows_ND, bags, weight_K), kernels.bag_dot(left_GD, rows_ND, bags)
     with torch.enable_grad():
         # The products are the gradient of the sum in its weights.
@@ -90,7 +91,7 @@ def bag_sum_and_dot(
 
 def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.Tensor:
     """The second of `bag_sum_and_dot`, for itself: what a feature makes of some pairs. No autograd."""
-    if bags.index_K.numel() and (kernels := _kernels(rows_ND)):
+    if bags.index_K.numel() and (kernels := _kernels(rows_ND.device)):
         return kernels.bag_dot(left_GD, rows_ND, bags)
     return bag_sum_and_dot(rows_ND, bags, rows_ND.new_ones(len(bags.index_K)), left_GD)[1]
 
@@ -101,16 +102,12 @@ def _bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch
     )
 
 
-def _kernels(rows_ND: torch.Tensor) -> ModuleType | None:
-    """Kernels for the device that the rows are on, or None for torch's own."""
-    if not rows_ND.is_cuda or os.environ.get("MODELDIFF_KERNELS") == "torch":
-        return None
-    return _triton_bags()
-
-
 @cache
-def _triton_bags() -> ModuleType | None:
-    """Imported on first use: Triton takes a second to load, and a machine without a GPU need not have it."""
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Kernels for a device, or None for torch's own functions. Imported on first use: Triton takes a second to load,
+    and a machine without a GPU need not have it."""
+    if device.type != "cuda" or os.environ.get("MODELDIFF_KERNELS") == "torch":
+        return None
     try:
         from modeldiff.crosscoder.fast import triton_bags
     except ImportError:
@@ -198,7 +195,10 @@ class OneProcess:
     def select(self, scores: Scores, count: int, config: CrosscoderConfig) -> tuple[torch.Tensor, Smallest]:
         """This process's flat indices, ascending, of the `count` active entries of a batch, and the smallest scores
         among them all."""
-        return pooled_topk(scores, count, config)
+        if config.n_designated:
+            return pooled_topk(scores, count, config)
+        flat_K, smallest = scores.topk(count)
+        return flat_K, (smallest, None)
 
     def top_per_pair(self, value_BZ: torch.Tensor, count: int) -> torch.Tensor:
         """The values, 0 where one is not among its pair's `count` largest ones over all processes."""
@@ -219,16 +219,6 @@ class OneProcess:
         """The smallest of the processes' numbers."""
         return value
 
-    # Of what the processes hold
-
-    def part(self, whole: Crosscoder) -> Crosscoder:
-        """This process's crosscoder, with its rows of the weights."""
-        return whole
-
-    def whole(self, part: Crosscoder) -> Crosscoder | None:
-        """All parts as one crosscoder, on the CPU of the first process; elsewhere None."""
-        return part
-
     def spans(self, _name: str) -> Spans | None:
         """Where this process's rows of a tensor (a parameter, or what belongs to one) are in the whole; None: all."""
         return None
@@ -236,10 +226,6 @@ class OneProcess:
     def gather(self, _name: str, value: torch.Tensor) -> torch.Tensor | None:
         """The whole of a tensor of which each process has some rows, on the CPU of the first; elsewhere None."""
         return value.cpu()
-
-    def whole_config(self, config: CrosscoderConfig) -> CrosscoderConfig:
-        """That of all parts together."""
-        return config
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ A bound is guessed from a few pairs such that few entries exceed it, those are l
 taken. When the guess falls short, another one is made with a wider margin: the selection is exact all the same.
 On the CPU numpy looks up, which is several times as fast there as torch.
 
-Legend: B pairs, F features, K entries, R sampled pairs, n designated features.
+Legend: B pairs, F features, K entries, R sampled pairs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from modeldiff.crosscoder.config import CrosscoderConfig
 
 # Rows looked at to guess a bound that leaves few candidates, and how many more candidates than K the guess aims at.
 _SAMPLE_ROWS, _MARGIN = 32, 1.3
@@ -94,6 +92,11 @@ class Scores:
             # The sampled pairs had larger scores than others. By small steps: too many candidates take memory.
             margin *= _MARGIN
 
+    def topk(self, count: int) -> tuple[torch.Tensor, float | None]:
+        """As `top`, but of the scores only the smallest one, if there is any."""
+        flat_K, score_K = self.top(count)
+        return flat_K, float(score_K.min()) if len(score_K) else None
+
     def above(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(flat indices, ascending, of the scores above a bound of at least 0; these scores)."""
         flat_K, score_K = self._near(bound)
@@ -116,29 +119,6 @@ class Scores:
         if self.bias_F is not None:
             limit_F, slack_F = limit_F - self.bias_F, slack_F + self.bias_F.abs()
         return limit_F - 4 * torch.finfo(limit_F.dtype).eps * slack_F
-
-
-def pooled_topk(scores: Scores, count: int, config: CrosscoderConfig) -> tuple[torch.Tensor, Smallest]:
-    """Flat indices, ascending, of the `count` active entries, and the smallest scores among them.
-
-    Designated features (the DSF baseline) and the others are two pools with a BatchTopK and a threshold each. The n
-    designated ones get `designated_k * n / F` of the entries, so `designated_k` times their share, and the others the
-    rest, also what the designated ones have no positive score for. The total stays `count`: the paper leaves open
-    whether the larger k of the subset comes on top (5.2), and architectures are compared at equal L0.
-    """
-    n, n_features = config.n_designated, config.n_features
-    if n == 0:
-        flat_K, score_K = scores.top(count)
-        return flat_K, (_least(score_K), None)
-    kept_d, score_d = scores.columns(slice(n)).top(round(config.designated_k * n / n_features * count))
-    kept_o, score_o = scores.columns(slice(n, None)).top(count - len(kept_d))
-    flat_d = kept_d // n * n_features + kept_d % n
-    flat_o = kept_o // max(1, n_features - n) * n_features + kept_o % max(1, n_features - n) + n
-    return torch.cat([flat_d, flat_o]).sort().values, (_least(score_o), _least(score_d))
-
-
-def _least(score_K: torch.Tensor) -> float | None:
-    return float(score_K.min()) if len(score_K) else None
 
 
 def largest(flat_K: torch.Tensor, score_K: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -113,9 +113,9 @@ def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
     tensors = {name: whole.contiguous() for name, whole in gathered.items() if whole is not None}
     if not trainer.processes.first:
         return
-    config = trainer.processes.whole_config(trainer.crosscoder.config)
     numbers = {name: getattr(trainer, name) for name in _COUNTERS} | {"log_bytes": log_bytes}
-    numbers |= {name: getattr(config, name) for name in _SIZES.values()}
+    n_a, n_b, n_features = (len(tensors[name]) for name in ("w_enc_a", "w_enc_b", "b_enc"))
+    numbers |= {"n_a_only": n_features - n_b, "n_shared": n_a + n_b - n_features, "n_b_only": n_features - n_a}
     for written, name in _AVERAGES.items():
         average = getattr(trainer, name)
         numbers |= {f"{written}_total": average.total, f"{written}_weight": average.weight}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from modeldiff.crosscoder.config import CrosscoderConfig, Measured, Tie
+from modeldiff.crosscoder.config import CrosscoderConfig, Tie
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.trainer import AUDITS_FROM, AUDITS_TO, Recipe
+from modeldiff.crosscoder.training.trainer import Recipe
+from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
 
 # The paper's ratios and schedule (2.6, B.1): k 200 at width 4096; k starts 5 times larger and falls during the first
@@ -21,6 +22,10 @@ _PASSES, _LEAST_STEPS = 2, 2000
 # one seed) it gives 1.8e-3 and an FVE of 0.740; 3e-4 gave 0.601, 6e-4 0.717, 3.7e-3 0.744, 7.4e-3 0.741.
 _LR, _LR_FEATURES = 2e-4, 16384
 _LOG_LINES = 200
+# All audits but the closing one lie in this part of the run. Before it, decoders have hardly grown: features planted
+# then (from 6 % on) kept short decoders and large activations, and fired two to three times too often.
+# After it, what is planted has no time to settle: the learning rate falls.
+_AUDITS_FROM, _AUDITS_TO = 0.15, 0.8
 _AUDIT_PAIRS, _AUDIT_PAIRS_PER_WIDTH = 16_384, 16
 _TIES: dict[str, Tie] = {"dfc": "none", "standard": "none", "dsf-vectors": "vectors", "dsf-norms": "norms"}
 
@@ -38,8 +43,6 @@ def initial_config(
         InputError: settings that do not fit together.
     """
     return CrosscoderConfig(
-        width_a=measured["a"].width,
-        width_b=measured["b"].width,
         n_a_only=recipe.n_a_only,
         n_shared=recipe.n_shared,
         n_b_only=recipe.n_b_only,
@@ -49,7 +52,7 @@ def initial_config(
         k=recipe.k,
         selection=settings.selection,
         combine=settings.combine,
-        **CrosscoderConfig.fitted_units(settings, measured),
+        **CrosscoderConfig.fitted(settings, measured),
         **names,  # type: ignore[arg-type]
     )
 
@@ -73,11 +76,8 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
     if settings.tokens is not None:
         steps = max(1, settings.tokens // settings.batch)
     anneal = settings.anneal_steps if settings.anneal_steps is not None else round(_ANNEAL_SHARE * steps)
-    # As many audits as asked for, or as there is room for: each needs its own pairs, in two halves at least. One batch
-    # to spare: in very short runs the closing audit would be left with a single batch.
     audit_pairs = settings.audit_pairs or max(_AUDIT_PAIRS, _AUDIT_PAIRS_PER_WIDTH * max(widths))
     audit_batches = max(2, math.ceil(audit_pairs / settings.batch))
-    room = int((AUDITS_TO - AUDITS_FROM) * steps / (audit_batches + 1))
     return Recipe(
         n_a_only=n_exclusive,
         n_shared=features - 2 * n_exclusive,
@@ -103,7 +103,7 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
         threshold_start=min(steps - 1, max(anneal, steps // 10)),
         log_every=max(1, steps // _LOG_LINES),
         seed=settings.seed,
-        audits=min(settings.audits, room) if n_exclusive else 0,
+        audit_steps=_audit_steps(settings.audits, audit_batches, steps) if n_exclusive else (),
         audit_batches=audit_batches,
     )
 
@@ -117,6 +117,16 @@ def _k(settings: TrainSettings, features: int, mean_width: float) -> tuple[int, 
     if k_start < k:
         raise InputError(f"--k-start must be at least k ({k}), found {k_start}")
     return k, k_start
+
+
+def _audit_steps(audits: int, batches: int, steps: int) -> tuple[int, ...]:
+    """As many audits as asked for, or as there is room for: each needs its own pairs, in two halves at least. One batch
+    to spare: in very short runs the closing audit would be left with a single batch."""
+    audits = min(audits, int((_AUDITS_TO - _AUDITS_FROM) * steps / (batches + 1)))
+    if audits == 0:
+        return ()
+    shares = [_AUDITS_FROM + (_AUDITS_TO - _AUDITS_FROM) * audit / max(1, audits - 2) for audit in range(audits - 1)]
+    return (*(round(steps * share) for share in shares), steps - 1)
 
 
 def _exclusive(settings: TrainSettings, features: int) -> int:

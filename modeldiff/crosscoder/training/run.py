@@ -16,9 +16,8 @@ import torch
 
 from modeldiff.console import say
 from modeldiff.crosscoder.audits.auditor import Auditor, audit_metrics
-from modeldiff.crosscoder.config import CrosscoderConfig, Measured
+from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.distributed import Shards
-from modeldiff.crosscoder.fast.sparse import OneProcess
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.plan import Job, disk, forecast
 from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME
@@ -29,6 +28,7 @@ from modeldiff.crosscoder.training.loop import train
 from modeldiff.crosscoder.training.losses import Quality, by_partition
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError, MachineError
 from modeldiff.linear.quality import norm_limits, within
 from modeldiff.lm.device import resolve_device
@@ -148,15 +148,15 @@ class _Training:
         self.measured, (a, b) = Measured.in_store(store), (store.info.sides[side] for side in SIDES)
         names = {"model_a": a.model, "layer_a": a.layer, "model_b": b.model, "layer_b": b.layer}
         self.config = initial_config(settings, self.recipe, self.measured, **names)
-        if ours.world > 1 and (self.recipe.audits or self.config.n_designated):
+        if ours.world > 1 and (self.recipe.audit_steps or self.config.n_designated):
             raise InputError("several processes train dfc and standard, without --audits: start one process for this")
-        self.processes = Shards(ours, self.config) if ours.world > 1 else OneProcess()
+        self.shards = Shards(ours, self.config) if ours.world > 1 else None
 
     def build(self, work: Work) -> dict[str, Any]:
         """Train, evaluate and write the files; returns the metrics."""
         work.environment.update(device=str(self.device), dtype=self.precision)
-        if self.processes.world > 1:
-            work.environment["processes"] = self.processes.world
+        if self.shards:
+            work.environment["processes"] = self.shards.world
         try:
             return self._build(work)
         except RuntimeError as error:
@@ -173,7 +173,7 @@ class _Training:
         written = checkpoint.stat().st_size if checkpoint.exists() else 0
         require_free(work.folder, disk(config)["needed"] - written, f"a training of {config.n_features:,} features")
         trainer = self._trainer()
-        over = "" if self.processes.world == 1 else f" over {self.processes.world} processes"
+        over = f" over {self.shards.world} processes" if self.shards else ""
         say(f"{_sizes(config)}{over}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
         say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
         stream = PairStream(
@@ -186,12 +186,12 @@ class _Training:
         )
         train(trainer, stream, checkpoint, log_path, work.folder / THROUGHPUT_NAME, self.settings.checkpoint_seconds)
         dead = trainer.by_partition(trainer.dead())
-        crosscoder = self.processes.whole(trainer.crosscoder)
+        crosscoder = self.shards.whole(trainer.crosscoder) if self.shards else trainer.crosscoder
         if crosscoder is None:
             return {}
         crosscoder.to(self.device)
-        if recipe.audits:
-            say(f"after {recipe.audits} audits: {_sizes(crosscoder.config)}")
+        if recipe.audit_steps:
+            say(f"after {len(recipe.audit_steps)} audits: {_sizes(crosscoder.config)}")
         crosscoder.set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
         left_out = trainer.left_out / (recipe.steps * recipe.batch)
         if left_out > _NOTEWORTHY_LEFT_OUT:
@@ -228,10 +228,10 @@ class _Training:
 
     def _trainer(self) -> Trainer:
         crosscoder = Crosscoder.initialised(self.config, self.measured, seed=self.recipe.seed)
-        crosscoder = self.processes.part(crosscoder).to(self.device)
+        crosscoder = (self.shards.part(crosscoder) if self.shards else crosscoder).to(self.device)
         crosscoder.matmul_dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        auditor = Auditor() if self.recipe.audits else None
-        return Trainer(crosscoder, self.recipe, processes=self.processes, callback=auditor)
+        auditor = Auditor() if self.recipe.audit_steps else None
+        return Trainer(crosscoder, self.recipe, processes=self.shards, callback=auditor)
 
 
 @torch.no_grad()

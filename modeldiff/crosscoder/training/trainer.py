@@ -17,8 +17,9 @@ from torch.optim.adam import adam
 
 from modeldiff.console import say
 from modeldiff.crosscoder.config import Tie
-from modeldiff.crosscoder.fast.sparse import Entries, OneProcess, Pass, SparseStep
-from modeldiff.crosscoder.fast.topk import Scores, indices_of
+from modeldiff.crosscoder.designated import tie, tie_gradients
+from modeldiff.crosscoder.fast.sparse import OneProcess, Pass, SparseStep
+from modeldiff.crosscoder.fast.topk import indices_of
 from modeldiff.crosscoder.model import Both, Crosscoder
 from modeldiff.crosscoder.training.losses import (
     Quality,
@@ -34,10 +35,6 @@ from modeldiff.errors import DamagedError, InputError
 _STARVING_SHARE = 0.02
 # Of the public code (paper 2.3): the threshold is a moving average with this memory, here shortened in short runs.
 EMA_BETA = 0.999
-# All audits but the closing one lie in this part of the run. Before it, decoders have hardly grown: features planted
-# then (from 6 % on) kept short decoders and large activations, and fired two to three times too often.
-# After it, what is planted has no time to settle: the learning rate falls.
-AUDITS_FROM, AUDITS_TO = 0.15, 0.8
 _BETAS = (0.9, 0.999)
 
 
@@ -72,31 +69,28 @@ class Recipe:
     """Step from which the inference threshold is averaged."""
     log_every: int
     seed: int
-    audits: int
-    """Times at which exclusive features are judged (auditor.py)."""
+    audit_steps: tuple[int, ...]
+    """Steps that end with an audit of the exclusive features (auditor.py); the last step is one, if there are any."""
     audit_batches: int
     """Batches, the last ones before it, that an audit looks at."""
 
     def next_audit(self, step: int) -> int | None:
-        """The first step from `step` on that ends with an audit, if one does; the last step does."""
-        if self.audits == 0 or step >= self.steps:
-            return None
-        for audit in range(self.audits - 1):
-            done = audit / max(1, self.audits - 2)
-            at = round(self.steps * (AUDITS_FROM + (AUDITS_TO - AUDITS_FROM) * done))
-            if at >= step:
-                return at
-        return self.steps - 1
+        """The first step from `step` on that ends with an audit, if one does."""
+        return next((at for at in self.audit_steps if at >= step), None)
 
     def is_logged(self, step: int) -> bool:
         """Every `log_every` steps, those that end with an audit, and the last one."""
-        return step % self.log_every == 0 or step in (self.steps - 1, self.next_audit(step))
+        return step % self.log_every == 0 or step == self.steps - 1 or step in self.audit_steps
 
     def k_at(self, step: int) -> float:
         """Active features per pair at a step: linear from k_start to k, then k (paper B.1.3)."""
         if step >= self.anneal_steps:
             return float(self.k)
         return self.k_start + (self.k - self.k_start) * step / self.anneal_steps
+
+    def active_entries(self, step: int, pairs: int) -> int:
+        """Of a batch of so many pairs."""
+        return round(self.k_at(step) * pairs)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step: linear rise, constant, fall to 0."""
@@ -156,14 +150,6 @@ class ThresholdAverage:
         return self.total / self.weight if self.weight else 0.0
 
 
-class Step(Protocol):
-    """A way to run a batch and the way back: `SparseStep`, or the dense one of the tests."""
-
-    def forward(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, count: int) -> Pass: ...
-    def decode(self, entries: Entries, f_K: torch.Tensor) -> Both: ...
-    def backward(self, x: Both, done: Pass, g: Both) -> None: ...
-
-
 class Callback(Protocol):
     """What happens after the optimizer's step, with its batch; what it returns is logged as "audit"."""
 
@@ -189,14 +175,14 @@ class Trainer:
         recipe: Recipe,
         *,
         processes: OneProcess | None = None,
-        sparse: Step | None = None,
+        sparse: SparseStep | None = None,
         callback: Callback | None = None,
         warn: bool = True,
     ) -> None:
         """
         Args:
             processes: those of the run; `crosscoder` is then this one's part.
-            sparse: another way than the sparse one to run a batch.
+            sparse: another way to run a batch (the dense one of the tests).
             warn: say when a partition starves.
         """
         self.crosscoder, self.recipe, self.callback = crosscoder, recipe, callback
@@ -220,7 +206,7 @@ class Trainer:
             InputError: the training diverged.
         """
         x = self._inliers(x_a_BDa, x_b_BDb)
-        done = self.sparse.forward(*x, self._count(len(x[0])))
+        done = self.sparse.forward(*x, self.recipe.active_entries(self.step, len(x[0])))
         e = x[0] - done.xhat[0], x[1] - done.xhat[1]
         loss = reconstruction_loss(*e, self.recipe.loss)
         g = reconstruction_gradient(e[0], self.recipe.loss), reconstruction_gradient(e[1], self.recipe.loss)
@@ -248,19 +234,6 @@ class Trainer:
             )
         self.left_out += len(x_a) - int(keep_B.sum())
         return x_a[keep_B], x_b[keep_B]
-
-    def _count(self, pairs: int) -> int:
-        """Active entries of a batch of so many pairs."""
-        return round(self.recipe.k_at(self.step) * pairs)
-
-    @torch.no_grad()
-    def code(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """(f_BF, smallest score selected) of pre-activations, selected as in training at this step."""
-        scores = Scores(pre_BF, None, self.crosscoder.score_weights())
-        flat_K, (smallest, _) = self.processes.select(scores, self._count(len(pre_BF)), self.crosscoder.config)
-        f_BF = torch.zeros_like(pre_BF)
-        f_BF.view(-1)[flat_K] = pre_BF.view(-1)[flat_K]
-        return f_BF, smallest or 0.0
 
     def dead(self) -> torch.Tensor:
         """Mask (F,) of the features that were not active for `dead_pairs` pairs."""
@@ -292,7 +265,9 @@ class Trainer:
 
     def _descend(self, loss: torch.Tensor) -> None:
         """Move the weights along their gradients."""
-        self.crosscoder.tie_gradients()
+        tied = self.crosscoder.config.tie != "none"
+        if tied:
+            tie_gradients(self.crosscoder)
         norm = self._gradient_norm()
         if float(norm) > self.recipe.clip:
             clip_grads_with_norm_(self.crosscoder.parameters(), self.recipe.clip, norm)
@@ -302,7 +277,8 @@ class Trainer:
                 f"use a smaller --lr (now {self.recipe.lr:.2g})"
             )
         self.optimizer.step(self.recipe.lr_at(self.step))
-        self.crosscoder.tie()
+        if tied:
+            tie(self.crosscoder)
 
     def _gradient_norm(self) -> torch.Tensor:
         gradients = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
