@@ -2,8 +2,7 @@
 
 Counted is what the code keeps at four moments: the start, when the whole initial dictionary is made on the CPU; a
 training step; a checkpoint, which the first process gathers on the CPU; the evaluation at the end. What the
-interpreter, torch and CUDA themselves take is not. Time is that of real steps on random data, on a dictionary of at
-most a second's work.
+interpreter, torch and CUDA themselves take is not. Time is that of real steps on random data.
 
 Legend: B pairs, F features, D = Da + Db widths.
 """
@@ -99,9 +98,9 @@ def forecast(job: Job, folder: Path) -> dict[str, Any]:
 
     Returns:
         memory: `parts`, bytes of a step of one process by what they are for; by place ("device", "host"; on the CPU
-        only "host") the bytes at each moment, `needed` (the most, and a little to spare) and `free`. disk:
-        `checkpoint`, `artifact`, `needed`, `free`. time: seconds of a `step` late in the run, of the `run`,
-        `pairs_per_second`. fits. problems: what does not fit and what would mend it, one line each.
+        only "host") the most bytes `needed`, with a little to spare, and `free`. disk: `checkpoint`, `artifact`,
+        `needed`, `free`. time: seconds of a `step` late in the run, of the `run`, `pairs_per_second`. fits. problems:
+        what does not fit and what would mend it, one line each.
     """
     problems: list[str] = []
     memory: dict[str, Any] = {"parts": step_parts(job)}
@@ -110,9 +109,9 @@ def forecast(job: Job, folder: Path) -> dict[str, Any]:
         def most(changed: Job, place: str = place) -> int:
             return int(_MARGIN * max(needed(changed, place).values()))
 
-        free = free_memory() if place == "host" else free_on(job.device)
-        memory[place] = {**needed(job, place), "needed": most(job), "free": free}
-        problems += _problem(job, "memory of " + ("this machine" if place == "host" else str(job.device)), most, free)
+        memory[place] = {"needed": most(job), "free": free_memory() if place == "host" else free_on(job.device)}
+        where = "memory of " + ("this machine" if place == "host" else str(job.device))
+        problems += _problem(job, where, most, memory[place]["free"])
     on_disk = {**disk(job.config), "free": free_bytes(folder)}
     problems += _problem(job, f"disk in {folder}", lambda changed: disk(changed.config)["needed"], on_disk["free"])
     say("time some steps on random data")
@@ -147,28 +146,25 @@ def step_parts(job: Job) -> dict[str, int]:
 
 
 def needed(job: Job, place: str) -> dict[str, int]:
-    """Bytes at each moment: of the device that needs most, or ("host") of the machine with the first process, all
-    of its processes together."""
-    config, parts, on_cpu = job.config, step_parts(job), job.device.type == "cpu"
-    whole, part, several = _FLOAT * config.parameters, parts["weights"], job.processes > 1
+    """Bytes at each moment: of the device that needs most, or ("host") of the machine with the first process, all of
+    its processes together."""
+    config, parts, on_cpu, several = job.config, step_parts(job), job.device.type == "cpu", job.processes > 1
+    whole, part = _FLOAT * config.parameters, parts["weights"]
     lasting = sum(parts[name] for name in ("weights", "gradients", "moments", "pre_activations"))
-    block = round(_CODE_COPIES * _FLOAT * job.block_rows * config.n_features)
-    block += _EVALUATION_COPIES * _FLOAT * job.block_rows * (config.width_a + config.width_b)
-    evaluated = part + (whole if several else 0) + block
+    widths = config.width_a + config.width_b
+    block = job.block_rows * _FLOAT * round(_CODE_COPIES * config.n_features + _EVALUATION_COPIES * widths)
+    evaluation = part + (whole if several else 0) + block
+    step = sum(parts.values())
     if place == "device":
-        return {"start": part, "step": sum(parts.values()), "checkpoint": lasting, "evaluation": evaluated}
+        return {"start": part, "step": step, "checkpoint": lasting, "evaluation": evaluation}
     drawn = _FLOAT * (config.n_a * config.width_a + config.n_b * config.width_b)
-    each = {
-        "start": whole + max(drawn, part if several else 0),
-        "step": sum(parts.values()) if on_cpu else job.read_ahead,
-        "checkpoint": job.read_ahead + (lasting if on_cpu else 0),
-        "evaluation": part if on_cpu else 0,
+    gathered = disk(config)["checkpoint"] if several or not on_cpu else 0
+    return {
+        "start": job.local * (whole + max(drawn, part if several else 0)),
+        "step": job.local * (step if on_cpu else job.read_ahead),
+        "checkpoint": job.local * (job.read_ahead + (lasting if on_cpu else 0)) + gathered,
+        "evaluation": job.local * part + evaluation - part if on_cpu else whole,
     }
-    first = {
-        "checkpoint": 0 if on_cpu and not several else disk(config)["checkpoint"],
-        "evaluation": evaluated - part if on_cpu else whole,
-    }
-    return {moment: job.local * size + first.get(moment, 0) for moment, size in each.items()}
 
 
 def disk(config: CrosscoderConfig) -> dict[str, int]:
@@ -227,6 +223,6 @@ def seconds_of_a_step(job: Job) -> float:
     for _ in range(1 + _STEPS):
         start = time.perf_counter()
         trainer.update(*x)
-        float(crosscoder.b_dec_a[0])  # waits for the device
+        float(crosscoder.b_dec_a.detach()[0])  # waits for the device
         found.append(time.perf_counter() - start)
     return min(found[1:]) * whole.n_features / config.n_features

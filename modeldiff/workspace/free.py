@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-_FILES = ("inactive_file", "active_file")
 _MEMINFO, _CGROUPS, _OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -16,10 +15,28 @@ def free_memory() -> int:
 
     Where the system does not say what is available (macOS), all the memory that there is.
     """
-    available = _available()
-    for limit in _container_limits():
-        available = min(available, limit)
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _MEMINFO.exists():
+        sizes = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+        available = int(sizes["MemAvailable"].split()[0]) * 1024
+    # Control groups (version 2): the line is "0::/path"; in a container the path may be that of the host.
+    own = next((line for line in _read(_OWN_CGROUP) if line.startswith("0::")), "0::/")
+    group = _CGROUPS / own[3:].lstrip("/")
+    for folder in (group, *group.parents):
+        limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
+        if used and limit[0] != "max":
+            # Pages of files that were read are given back when they are needed.
+            pages = dict(line.split() for line in _read(folder / "memory.stat"))
+            cached = int(pages.get("inactive_file", 0)) + int(pages.get("active_file", 0))
+            available = min(available, int(limit[0]) - int(used[0]) + cached)
     return available
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def free_on(device: torch.device) -> int:
@@ -31,32 +48,3 @@ def free_on(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return free_memory()
-
-
-def _available() -> int:
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _container_limits() -> list[int]:
-    """What each limit on this process's control groups leaves."""
-    if not _OWN_CGROUP.exists():
-        return []
-    found = []
-    for line in _OWN_CGROUP.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        group = _CGROUPS / path.lstrip("/")
-        # In a container the path may be that of the host, and the files those of the root.
-        for folder in (group, *group.parents) if not controllers else ():
-            try:
-                limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
-                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no limit ("max")
-                continue
-            # Pages of files that were read are given back when they are needed.
-            found.append(limit - used + sum(int(statistics.get(name, 0)) for name in _FILES))
-    return found

@@ -63,15 +63,15 @@ def make_recipe(settings: TrainSettings, *, widths: tuple[int, int], pairs: int)
     Raises:
         InputError: the settings do not fit together, or not the activations.
     """
+    mean_width = sum(widths) / 2
+    features = settings.features or round(_EXPANSION * mean_width)
+    n_exclusive, n_designated = _exclusive(settings, features), _designated(settings, features, widths)
+    k, k_start = _k(settings, features, mean_width)
     if settings.batch > pairs:
         raise InputError(
             f"--batch must be at most the pairs there are to train on ({pairs}), found {settings.batch}: "
             "use a smaller batch, or harvest more pairs"
         )
-    mean_width = sum(widths) / 2
-    features = settings.features or round(_EXPANSION * mean_width)
-    n_exclusive, n_designated = _exclusive(settings, features), _designated(settings, features, widths)
-    k, k_start = _k(settings, features, mean_width)
     steps = settings.steps or max(_LEAST_STEPS, _PASSES * pairs // settings.batch)
     if settings.tokens is not None:
         steps = max(1, settings.tokens // settings.batch)

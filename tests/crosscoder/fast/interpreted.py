@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 import torch
-from modeldiff.crosscoder.fast.bags import Bags
 
 from modeldiff.crosscoder.fast import triton_bags
+from modeldiff.crosscoder.fast.sparse import Bags
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]
 

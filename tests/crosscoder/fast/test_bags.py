@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
 
 from modeldiff.crosscoder import fast as kernels
-from modeldiff.crosscoder.fast import bags as module
+from modeldiff.crosscoder.fast import sparse as module
+from modeldiff.crosscoder.fast.sparse import Bags, bag_dot, bag_sum
 from tests.crosscoder.fast.formulas import assert_dot, assert_sum, made_bags
 
 TRITON = "modeldiff.crosscoder.fast.triton_bags"
@@ -70,7 +70,7 @@ def test_no_graph_is_recorded(entries: list[int]) -> None:
 def test_the_cpu_needs_no_triton() -> None:
     code = """
 import sys, torch
-from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
+from modeldiff.crosscoder.fast.sparse import Bags, bag_dot, bag_sum
 zero = torch.zeros(1, dtype=torch.int64)
 bags = Bags(zero, zero, torch.tensor([0, 1]))
 bag_sum(torch.ones(1, 2), bags, torch.ones(1)), bag_dot(torch.ones(1, 2), torch.ones(1, 2), bags)
@@ -85,7 +85,7 @@ assert "triton" not in sys.modules
 class OnGpu(torch.Tensor):
     """A tensor that says that it is on a GPU."""
 
-    is_cuda = True
+    device = torch.device("cuda")
 
 
 @pytest.fixture
@@ -93,11 +93,11 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[torch.Tensor, torc
     """Left, rows, weights and bags, on a machine where nothing is known of kernels yet."""
     monkeypatch.delenv("MODELDIFF_KERNELS", raising=False)
     monkeypatch.delattr(kernels, "triton_bags", raising=False)
-    module._triton_bags.cache_clear()
+    module._kernels.cache_clear()
     bags = made_bags([2, 3], 4)
     left_GD, rows_ND, weight_K = (tensor.as_subclass(OnGpu) for tensor in drawn(bags, 4, 5))
     yield left_GD, rows_ND, weight_K, bags
-    module._triton_bags.cache_clear()
+    module._kernels.cache_clear()
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:

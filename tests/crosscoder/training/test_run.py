@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from modeldiff.crosscoder.training.checkpoint import read_checkpoint
-from modeldiff.crosscoder.training.throughput import CheckpointClock
 
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.loop import CheckpointClock, read_checkpoint
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError, InputError, MachineError
@@ -213,7 +212,7 @@ def test_resumed_equals_uninterrupted_also_across_audits(
         resumed.append(trainer.crosscoder.sizes)
         return log_bytes
 
-    monkeypatch.setattr("modeldiff.crosscoder.training.run.read_checkpoint", read)
+    monkeypatch.setattr("modeldiff.crosscoder.training.loop.read_checkpoint", read)
     artifact = run_with_kills(AUDITED, kills, workspace_with(tmp_path / "w", few), monkeypatch)
     assert resumed[0] == at_kill
     assert_same(artifact, audited)
