@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
-from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
 
+from modeldiff.crosscoder.fast.sparse import Bags, bag_dot, bag_sum
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 
 ROLES = ("decode", "weights' gradient", "codes' gradient")

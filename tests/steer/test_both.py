@@ -109,7 +109,7 @@ def test_the_model_that_was_named_is_steered_as_it_is_alone(made: Made, stitch: 
 def test_a_shared_feature_has_its_own_decoder_row_in_the_other_model(made: Made, stitch: Artifact) -> None:
     artifact = run(settings_of(both=True, feature=2, strength=(1.0,)), made.workspace)
     maximum = float(load_file(made.features.file("statistics.safetensors"))["max_activation"][2])
-    own = maximum * made.crosscoder.direction(2, "b", raw=True).norm()
+    own = maximum * made.crosscoder.direction(2, "b").norm()
     assert sides_of(artifact)["B"]["by"] == "decoder"
     assert sides_of(artifact)["B"]["unit_norm"] == pytest.approx(float(own))
     assert "stitch" not in artifact.manifest.inputs

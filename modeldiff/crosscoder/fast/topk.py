@@ -56,12 +56,11 @@ class Scores:
 
     def pre(self, flat_K: torch.Tensor) -> torch.Tensor:
         """Pre-activations, bias included, at flat indices."""
-        if self.pre_BF.is_contiguous():
-            pre_K = self.pre_BF.view(-1).index_select(0, flat_K)
-            columns_K = None if self.bias_F is None else rows_and_columns(flat_K, self.pre_BF.shape[1])[1]
-        else:
-            rows_K, columns_K = rows_and_columns(flat_K, self.pre_BF.shape[1])
-            pre_K = self.pre_BF[rows_K, columns_K]
+        whole = self.pre_BF.is_contiguous()
+        if whole and self.bias_F is None:
+            return self.pre_BF.view(-1).index_select(0, flat_K)
+        rows_K, columns_K = rows_and_columns(flat_K, self.pre_BF.shape[1])
+        pre_K = self.pre_BF.view(-1).index_select(0, flat_K) if whole else self.pre_BF[rows_K, columns_K]
         return pre_K if self.bias_F is None else pre_K.add_(self.bias_F.index_select(0, columns_K))
 
     def at(self, flat_K: torch.Tensor) -> torch.Tensor:
