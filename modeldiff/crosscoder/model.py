@@ -45,7 +45,6 @@ class Crosscoder(Saved):
     No method has a gradient: training writes them out (fast/sparse.py).
 
     Attributes:
-        config: everything but the weights.
         matmul_dtype: what matrices are multiplied in; the weights stay float32.
     """
 
@@ -149,7 +148,7 @@ class Crosscoder(Saved):
         """pre_BF of normalised activations."""
         tensors = (tensor.to(self.matmul_dtype) for tensor in (x_a_BDa, x_b_BDb, self.w_enc_a, self.w_enc_b))
         out_BF = torch.empty(len(x_a_BDa), self.n_features, dtype=self.matmul_dtype, device=self.b_enc.device)
-        encode_into(out_BF, *tensors, self.encoder_share).add_(self.b_enc.to(self.matmul_dtype))
+        encode_into(out_BF, *tensors, share=self.encoder_share).add_(self.b_enc.to(self.matmul_dtype))
         return out_BF.float()
 
     @torch.no_grad()
@@ -269,6 +268,7 @@ def encode_into(
     x_b_BDb: torch.Tensor,
     w_a_FaDa: torch.Tensor,
     w_b_FbDb: torch.Tensor,
+    *,
     share: float,
 ) -> torch.Tensor:
     """`out_BF` = [x_a W_a' | share (x_a W_a' + x_b W_b') | x_b W_b'], in the dtype of all the arguments.

@@ -56,7 +56,7 @@ class Saved(nn.Module):
         else:
             folder = Path(source) if Path(source).is_dir() else _from_hub(str(source))
             config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-        crosscoder = cls(CrosscoderConfig.from_json(read_json(config_path), str(config_path)))  # type: ignore[arg-type]
+        crosscoder = cls(CrosscoderConfig.from_json(read_json(config_path), str(config_path)))
         read_tensors(weights_path, dict(crosscoder.state_dict()))
         return crosscoder.to(device)
 

@@ -43,14 +43,6 @@ def rows(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor]:
     return crosscoder.w_dec_a[:n].detach().clone(), crosscoder.w_dec_b[:n].detach().clone()
 
 
-def test_the_first_features_are_designated_and_none_is_exclusive() -> None:
-    config = made_trainer("dsf-vectors").crosscoder.config
-    assert (config.n_a_only, config.n_shared, config.n_b_only) == (0, FEATURES, 0)
-    assert (config.n_designated, config.tie, config.designated_k) == (DESIGNATED, "vectors", 2)
-    standard = made_trainer("standard").crosscoder.config
-    assert (standard.n_designated, standard.tie, standard.designated_k) == (0, "none", 1)
-
-
 @pytest.mark.parametrize("clip", [1.0, 0.01])
 def test_tied_vectors_are_equal_to_the_bit_and_move_also_when_dead(clip: float) -> None:
     trainer = made_trainer("dsf-vectors", dead_tokens=2 * BATCH, auxk_alpha=1.0, clip=clip)
@@ -210,15 +202,6 @@ def test_settings_that_do_not_fit_are_refused() -> None:
             TrainSettings(**values)
     with pytest.raises(InputError, match="--designated-k must be above 0, found 0"):
         TrainSettings(designated_k=0.0)
-
-
-def test_save_and_load(tmp_path: Path) -> None:
-    crosscoder = random_crosscoder(**DSF, designated_k=2.0, threshold=0.1, threshold_designated=0.6)
-    crosscoder.save_pretrained(tmp_path)
-    found = load(tmp_path)
-    assert found.config == crosscoder.config
-    x_a, x_b = torch.randn(9, 6), torch.randn(9, 9)
-    assert torch.equal(found.encode(x_a, x_b), crosscoder.encode(x_a, x_b))
 
 
 def test_a_crosscoder_of_format_1_still_loads(tmp_path: Path) -> None:

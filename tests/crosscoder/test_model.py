@@ -60,7 +60,7 @@ def test_many_shared_features_are_summed_part_by_part(partition: tuple[int, int,
     shapes = [(4, 3), (4, 5), (n_a + n_shared, 3), (n_shared + n_b, 5)]
     x_a, x_b, w_a, w_b = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
     out = torch.full((4, sum(partition)), torch.nan, dtype=torch.float64)
-    assert encode_into(out, x_a, x_b, w_a, w_b, 1.0) is out
+    assert encode_into(out, x_a, x_b, w_a, w_b, share=1.0) is out
     nothing_a, nothing_b = x_a.new_zeros(n_b, 3), x_a.new_zeros(n_a, 5)
     torch.testing.assert_close(out, x_a @ torch.cat([w_a, nothing_a]).T + x_b @ torch.cat([nothing_b, w_b]).T)
 
@@ -77,15 +77,6 @@ def test_exclusive_features_neither_read_nor_write_the_other_model() -> None:
     changed[:, :2] += 1
     assert torch.equal(crosscoder.decode(f_BF)[1], crosscoder.decode(changed)[1])
     assert not torch.equal(crosscoder.decode(f_BF)[0], crosscoder.decode(changed)[0])
-
-
-def test_no_exclusive_features_is_the_standard_crosscoder() -> None:
-    crosscoder = random_crosscoder(n_a_only=0, n_shared=6, n_b_only=0)
-    x_a, x_b = torch.randn(5, crosscoder.config.width_a), torch.randn(5, crosscoder.config.width_b)
-    expected = torch.relu((x_a @ crosscoder.w_enc_a.T + x_b @ crosscoder.w_enc_b.T) / 2 + crosscoder.b_enc)
-    f_BF = crosscoder.encode(x_a, x_b, raw=False)
-    torch.testing.assert_close(f_BF, expected)
-    torch.testing.assert_close(crosscoder.decode(f_BF, raw=False)[0], f_BF @ crosscoder.w_dec_a + crosscoder.b_dec_a)
 
 
 def test_raw_units_are_normalised_units_divided_by_the_scale() -> None:

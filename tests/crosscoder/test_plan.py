@@ -15,7 +15,6 @@ import torch
 from modeldiff.cli.main import run
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder import plan as plan_module
-from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.plan import Job, disk, forecast, needed, scaled, seconds_of_a_step, step_parts
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.loop import write_checkpoint
@@ -100,11 +99,6 @@ def test_processes_share_the_features_and_a_machine_holds_its_processes() -> Non
     on_cpu = paper(processes=8, local=4)
     assert needed(on_cpu, "host")["step"] == 4 * sum(step_parts(on_cpu).values())
     assert needed(on_cpu, "host")["checkpoint"] > 12 * PAPER_PARAMETERS
-
-
-def test_few_pairs_need_no_large_buffer() -> None:
-    assert step_parts(job(SMALL, (16, 24), pairs=100))["buffer"] == 100 * 2 * 40
-    assert step_parts(job(SMALL, (16, 24), pairs=10**9))["buffer"] == 256 << 20
 
 
 def test_scaled_keeps_the_shares() -> None:
@@ -271,10 +265,3 @@ def test_processes_belong_to_the_plan(workspace: Path, capsys: pytest.CaptureFix
         run(["--workspace", str(workspace), "train", "--processes", "2"])
     assert caught.value.code == 2
     assert "--processes goes with --plan" in capsys.readouterr().err
-
-
-def test_a_config_is_planned_as_it_is_trained() -> None:
-    """Sizes that no process would have are not planned for: the largest part counts."""
-    config = CrosscoderConfig(width_a=8, width_b=8, n_a_only=3, n_shared=10, n_b_only=3, k=2)
-    planned = dataclasses.replace(job(SMALL, (8, 8)), config=config, processes=3)
-    assert (planned.part.n_a_only, planned.part.n_shared, planned.part.n_b_only) == (1, 4, 1)

@@ -41,7 +41,7 @@ class ActiveEntries:
             product_BF = torch.empty(len(x_a), crosscoder.n_features, device=x_a.device)
             self._of_thread.product_BF = product_BF
         out_BF = product_BF[: len(x_a)]
-        encode_into(out_BF, x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.encoder_share)
+        encode_into(out_BF, x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b, share=crosscoder.encoder_share)
         scores = Scores(out_BF, crosscoder.b_enc, crosscoder.score_weights())
         threshold_F = crosscoder.thresholds()
         flat_K, score_K = scores.above(float(threshold_F.min()))

@@ -56,10 +56,6 @@ def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.
 
     Decoding (bags are pairs, rows those of a decoder) and the gradients of weights (bags are features, rows are
     activations or errors) are this. No autograd.
-
-    Args:
-        rows_ND: float32, rows contiguous.
-        weight_K: float32.
     """
     if bags.index_K.numel() == 0:
         return rows_ND.new_zeros(len(bags), rows_ND.shape[1])
@@ -187,10 +183,8 @@ def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
 class OneProcess:
     """What the processes of a run exchange in a step. With one there is nobody to ask (several: distributed.py)."""
 
-    first = True
-    """True for the process that writes."""
-    world = 1
-    """Number of processes."""
+    world, first = 1, True
+    """How many there are, and whether this is the one that writes."""
 
     def select(self, scores: Scores, count: int, config: CrosscoderConfig) -> tuple[torch.Tensor, Smallest]:
         """This process's flat indices, ascending, of the `count` active entries of a batch, and the smallest scores
@@ -230,26 +224,18 @@ class OneProcess:
 
 @dataclass(frozen=True)
 class Pass:
-    """What became of a batch.
-
-    Attributes:
-        entries: the active ones; f_K: their values, pair by pair.
-        smallest: see `pooled_topk`.
-        xhat: reconstructions (B, Da), (B, Db).
-    """
+    """What became of a batch."""
 
     entries: Entries
     f_K: torch.Tensor
+    """Values of the active entries, pair by pair."""
     smallest: Smallest
     xhat: Both
+    """Reconstructions (B, Da), (B, Db)."""
 
 
 class SparseStep:
-    """Runs batches, activations in normalised units, with work only at the active entries and without autograd.
-
-    Args:
-        processes: those of the run; `crosscoder` is this one's part.
-    """
+    """Runs batches, activations in normalised units, with work only at the active entries and without autograd."""
 
     def __init__(self, crosscoder: Crosscoder, processes: OneProcess) -> None:
         self._crosscoder, self._processes = crosscoder, processes
@@ -304,5 +290,5 @@ class SparseStep:
             self._product = torch.empty(size, dtype=dtype, device=x_a.device)
         out_BF = self._product[:size].view(len(x_a), crosscoder.n_features)
         tensors = (tensor.to(dtype) for tensor in (x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b))
-        encode_into(out_BF, *tensors, crosscoder.encoder_share)
+        encode_into(out_BF, *tensors, share=crosscoder.encoder_share)
         return Scores(out_BF.float(), crosscoder.b_enc, crosscoder.score_weights())

@@ -63,11 +63,9 @@ class PairStream:
     """Batches of pairs without end, over and over the blocks, in an order that depends on the seed.
 
     Args:
-        buffer_bytes: all the memory for pairs as stored: one group of them all where they fit, else two groups, of
-            which one is used while the other is read. A block that is larger than half of it is held all the same.
-            Batches come on top.
-        device: where batches are wanted. For CUDA they go through pinned memory, one batch ahead, and their copying
-            does not wait for the device.
+        buffer_bytes: all the memory for pairs as stored, beside batches. A block that is larger than half of it is held
+            all the same.
+        device: where batches are wanted. For CUDA they go through pinned memory, one batch ahead.
     """
 
     def __init__(

@@ -104,11 +104,8 @@ class CheckpointClock:
 
 
 def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
-    """Write the state of a run; `log_bytes` is the length of its log at this step.
-
-    Not while an audit is collecting. Of several processes each calls it, and the first one writes: any number of them
-    can go on from the file.
-    """
+    """Write the state of a run; `log_bytes` is the length of its log at this step. Every process calls it, and the
+    first one writes: any number of them can go on from the file."""
     gathered = {name: trainer.processes.gather(name, value) for name, value in _tensors(trainer).items()}
     tensors = {name: whole.contiguous() for name, whole in gathered.items() if whole is not None}
     if not trainer.processes.first:

@@ -91,7 +91,7 @@ def add_auxk(
     inside = [slice(0, len(rows[0])), slice(len(dead_Z) - len(rows[1]), None)]
     shared_Z = slice(inside[1].start, inside[0].stop)
     e_low = [e_BD.to(dtype) for e_BD in e]
-    pre_BZ = encode_into(e_low[0].new_empty(len(e[0]), len(dead_Z)), *e_low, *w_enc, crosscoder.encoder_share)
+    pre_BZ = encode_into(e_low[0].new_empty(len(e[0]), len(dead_Z)), *e_low, *w_enc, share=crosscoder.encoder_share)
     z_BZ = torch.relu(processes.top_per_pair(pre_BZ.float(), count))
     z_low = z_BZ.to(dtype)
     miss = [
@@ -100,7 +100,7 @@ def add_auxk(
     loss = reconstruction_loss(miss[0], miss[1], "squared")
     step = torch.full_like(loss, weight)
     if normalised:
-        variance = reconstruction_loss(*(e_BD - e_BD.mean(dim=0) for e_BD in e), "squared")
+        variance = reconstruction_loss(e[0] - e[0].mean(dim=0), e[1] - e[1].mean(dim=0), "squared")
         loss, step = loss / variance, step / variance
     if bool(loss.isnan()):
         return loss

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -139,9 +139,8 @@ class _Training:
         self.device = resolve_device(settings.device, ours.local_rank)
         if settings.audits and self.device.type == "mps":
             raise InputError("--audits needs numbers of 64 bits, which mps lacks: use --device cpu, or --audits 0")
-        self.precision = settings.precision
-        if self.precision == "auto":
-            self.precision = "bfloat16" if self.device.type == "cuda" else "float32"
+        fastest: Literal["float32", "bfloat16"] = "bfloat16" if self.device.type == "cuda" else "float32"
+        self.precision = fastest if settings.precision == "auto" else settings.precision
         self.blocks, self.held_out = split(store, settings.holdout)
         self.pairs = sum(len(block) for block in self.blocks)
         self.recipe = make_recipe(settings, widths=store.widths, pairs=self.pairs)

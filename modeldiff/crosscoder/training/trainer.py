@@ -179,12 +179,8 @@ class Trainer:
         callback: Callback | None = None,
         warn: bool = True,
     ) -> None:
-        """
-        Args:
-            processes: those of the run; `crosscoder` is then this one's part.
-            sparse: another way to run a batch (the dense one of the tests).
-            warn: say when a partition starves.
-        """
+        """`crosscoder` is this process's part; `sparse`: another way to run a batch (the dense one of the tests);
+        `warn`: say when a partition starves."""
         self.crosscoder, self.recipe, self.callback = crosscoder, recipe, callback
         self.processes = processes or OneProcess()
         self.sparse = sparse or SparseStep(crosscoder, self.processes)

@@ -111,12 +111,3 @@ def test_training_goes_on() -> None:
     for one, value in zip(now, before, strict=True):
         assert optimizer.state[one]["step"] == 4
         assert (one != value).any(dim=-1).all()
-
-
-def test_the_same_order_changes_nothing() -> None:
-    crosscoder, optimizer = trained()
-    before, config = by_feature(crosscoder, optimizer), crosscoder.config
-    rearrange(crosscoder, optimizer, {"A": [0, 1], "shared": [2, 3, 4, 5, 6], "B": [7, 8, 9]})
-    for name, rows in by_feature(crosscoder, optimizer).items():
-        assert torch.equal(rows, before[name])
-    assert crosscoder.config == config

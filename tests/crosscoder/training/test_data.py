@@ -108,11 +108,6 @@ def test_the_buffer_is_all_the_memory_for_pairs(
         assert max(read) <= buffer_rows // 2
 
 
-def test_the_seed_changes_the_order(store: ActivationStore) -> None:
-    assert rows_of(store, 60, 3, seed=0) == rows_of(store, 60, 3, seed=0)
-    assert rows_of(store, 60, 3, seed=0) != rows_of(store, 60, 3, seed=1)
-
-
 def test_too_few_pairs_to_hold_any_out(tmp_path: Path) -> None:
     artifact = make_activations(Workspace(tmp_path / "w"), torch.ones(1, 3), torch.ones(1, 2))
     with pytest.raises(InputError, match="has 1 pairs, too few to hold out"):

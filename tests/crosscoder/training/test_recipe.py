@@ -51,11 +51,6 @@ def test_learning_rate_rises_stays_and_falls(decay: Any, middle: float, last: fl
     assert recipe.lr_at(99) / 2 == pytest.approx(last, abs=1e-3)
 
 
-def test_standard_has_no_exclusive_features() -> None:
-    recipe = make_recipe(TrainSettings(architecture="standard", features=100), widths=(8, 8), pairs=10**4)
-    assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (0, 100, 0)
-
-
 def audits(steps: int, wanted: int, batches: int, **values: Any) -> list[int]:
     """The steps that end with an audit, of which each looks at `batches` batches."""
     settings = TrainSettings(
@@ -77,14 +72,6 @@ def test_audits_are_spread_over_the_run_and_one_closes_it() -> None:
     assert min(found) >= 50
     between = [after - before for before, after in itertools.pairwise(found[:-1])]
     assert max(between) - min(between) <= 1
-
-
-def test_a_run_too_short_for_its_audits_has_fewer() -> None:
-    counts = [len(audits(steps, 8, 16)) for steps in (1000, 200, 100, 40, 10)]
-    assert counts == sorted(counts, reverse=True)
-    assert counts[0] == 8
-    assert 1 <= counts[2] < 8
-    assert counts[-1] == 0
 
 
 @given(steps=st.integers(1, 400), wanted=st.integers(0, 30), batches=st.integers(1, 30))

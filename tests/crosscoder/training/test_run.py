@@ -240,12 +240,6 @@ def test_audits_are_told_and_summed_up(audited_and_told: tuple[Artifact, str]) -
     assert f"after 5 audits: 40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']})" in told
 
 
-def test_without_audits_there_is_no_report(uninterrupted: Artifact) -> None:
-    assert uninterrupted.metrics["audit"] is None
-    assert uninterrupted.metrics["features"] == {"A": 5, "shared": 30, "B": 5}
-    assert all(line["audit"] is None for line in log_of(uninterrupted))
-
-
 def test_a_run_killed_after_its_last_step_is_finished(
     planted: Planted, uninterrupted: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,15 +85,6 @@ def test_divergence_stops_the_run() -> None:
         trainer.update(*batches(1)[0])
 
 
-def test_no_exclusive_share_trains_to_the_standard_crosscoder() -> None:
-    dfc, standard = make_trainer(exclusive=0.0), make_trainer(architecture="standard")
-    for x_a, x_b in batches(5):
-        dfc.update(x_a, x_b)
-        standard.update(x_a, x_b)
-    for name, value in dfc.crosscoder.state_dict().items():
-        assert torch.equal(standard.crosscoder.state_dict()[name], value)
-
-
 def test_a_starving_partition_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = make_trainer(steps=20, auxk_alpha=0.0)
     with torch.no_grad():
