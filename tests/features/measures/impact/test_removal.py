@@ -136,7 +136,7 @@ def test_moving_the_scores_is_moving_the_directions() -> None:
     generator = torch.Generator().manual_seed(0)
     w_DD, rows_KD = torch.randn(5, 6, generator=generator), torch.randn(50, 5, generator=generator)
     score_SRD, codes_RK = torch.randn(3, 20, 6, generator=generator), made_codes(20, 50)
-    moved = Directions(np.arange(50), rows_KD, 2.0, LinearMap(w_DD, torch.ones(6), 0.0))
+    moved = Directions(np.arange(50), rows_KD, lambda d: d / 2.0, LinearMap(w_DD, torch.ones(6), 0.0))
     _, nats = window_nats(codes_RK, moved.seen_by(score_SRD), rows_KD)
     _, expected = window_nats(codes_RK, score_SRD, (rows_KD / 2) @ w_DD)
     np.testing.assert_allclose(nats, expected, rtol=1e-4)
@@ -153,7 +153,7 @@ def test_the_size_of_batches_and_an_interruption_change_nothing(
         start += length - 1
     codes_NF = made_codes(start, 30)
     rows_KD = torch.randn(29, WIDTH, generator=torch.Generator().manual_seed(0))
-    groups = {"own": Directions(np.arange(1, 30), rows_KD, 1.5)}
+    groups = {"own": Directions(np.arange(1, 30), rows_KD, lambda d: d / 1.5)}
 
     def measured(file: str, batch_tokens: int = 100) -> Sums:
         return measure(
