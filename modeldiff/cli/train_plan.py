@@ -12,20 +12,11 @@ from modeldiff.workspace.files import human_bytes
 from modeldiff.workspace.ranks import launched
 
 _PARTS = {
-    "weights": "weights",
-    "gradients": "gradients",
     "moments": "Adam's moments",
     "pre_activations": "pre-activations",
-    "batch": "batch and kept entries",
+    "batch": "batch and active entries",
     "dead_features": "dead features (if a tenth)",
-    "audits": "audits",
     "buffer": "pairs read ahead",
-}
-_MOMENTS = {
-    "start": "at the start",
-    "step": "in a step",
-    "checkpoint": "for a checkpoint",
-    "evaluation": "in the evaluation",
 }
 
 
@@ -50,31 +41,28 @@ def print_plan(settings: TrainSettings, workspace: Workspace, processes: int | N
 
 def _rows(planned: dict[str, Any]) -> list[list[str]]:
     features, memory, disk, time = (planned[name] for name in ("features", "memory", "disk", "time"))
+    several = planned["processes"] > 1
+    on_machine = f", on this machine {planned['processes_per_machine']}" if several else ""
     split = ", ".join(f"{name} {size:,}" for name, size in features.items())
-    processes = f"{planned['processes']:,}"
-    if planned["processes"] > 1:
-        processes += f", on this machine {planned['processes_per_machine']}"
-    rows = [
+    part = "a process" if several else "a step"
+    return [
         ["activations", planned["activations"]],
         ["features", f"{sum(features.values()):,} ({split})"],
         ["parameters", f"{planned['parameters'] / 1e6:,.2f} M"],
         ["k, batch", f"{planned['k']}, {planned['batch']:,}"],
         ["device, precision", f"{planned['device']}, {planned['precision']}"],
-        ["processes", processes],
-    ]
-    step = "a step" if planned["processes"] == 1 else "a process"
-    rows += [[f"{step}: {_PARTS[part]}", human_bytes(size)] for part, size in memory["parts"].items()]
-    for place, name in (("device", "device memory"), ("host", "memory")):
-        if place in memory:
-            rows += [[f"{name} {_MOMENTS[moment]}", human_bytes(memory[place][moment])] for moment in _MOMENTS]
-            rows.append([f"{name}: needed, free", _against(memory[place])])
-    return [
-        *rows,
+        ["processes", f"{planned['processes']:,}{on_machine}"],
+        *([f"{part}: {_PARTS.get(name, name)}", human_bytes(size)] for name, size in memory["parts"].items()),
+        *([f"{_place(place)}: needed, free", _against(memory[place])] for place in memory if place != "parts"),
         ["disk: checkpoint, artifact", f"{human_bytes(disk['checkpoint'])}, {human_bytes(disk['artifact'])}"],
         ["disk: needed, free", _against(disk)],
         ["time of a step", f"{time['step']:.3g} s, {time['pairs_per_second']:,.0f} pairs/s"],
         [f"time of {planned['steps']:,} steps", _duration(time["run"])],
     ]
+
+
+def _place(place: str) -> str:
+    return "memory" if place == "host" else "device memory"
 
 
 def _against(place: dict[str, int]) -> str:

@@ -133,15 +133,16 @@ def prompt_before(
 def shown(crosscoder: Crosscoder, features: list[int], side: str) -> Shown:
     """Features as one model shows them: of a shared one, the other model's encoder is taken to say the same."""
     shared = torch.tensor([crosscoder.partition_of(g) == "shared" for g in features])
-    times_G = torch.where(shared, 2 * crosscoder.encoder_share, 1.0) * crosscoder.scale(side)
+    times_G = torch.where(shared, 2 * crosscoder.encoder_share, 1.0)
     threshold_G = crosscoder.thresholds().cpu()[features]
     weights_F = crosscoder.score_weights()
     if weights_F is not None:
         threshold_G = threshold_G / weights_F.cpu()[features].clamp_min(1e-12)
     rows = [g - crosscoder.sees(side).start for g in features]
+    w_GD, bias_G = crosscoder.config.raw_encoder(side, crosscoder.encoder(side)[rows].float().cpu())
     return Shown(
-        crosscoder.encoder(side)[rows].float().cpu() * times_G[:, None],
-        crosscoder.b_enc[features].float().cpu(),
+        w_GD * times_G[:, None],
+        crosscoder.b_enc[features].float().cpu() + times_G * bias_G,
         threshold_G.float(),
         torch.stack([crosscoder.direction(g, side).float().cpu() for g in features]),
     )

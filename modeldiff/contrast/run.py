@@ -116,9 +116,7 @@ def features_of(workspace: Workspace, crosscoder: Artifact) -> Artifact | None:
 def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, float]:
     """By side, the largest norm of a pair that the training of a crosscoder would have kept."""
     factor = float(crosscoder.settings.get("outlier_factor", _OUTLIER_FACTOR))
-    # The scale brings the median norm to the square root of the mean width (paper B.1).
-    norm = math.sqrt((config.width_a + config.width_b) / 2)
-    return {side: factor * norm / getattr(config, f"scale_{side}") if factor else math.inf for side in SIDES}
+    return {side: config.largest_norm(side, factor) if factor else math.inf for side in SIDES}
 
 
 def places_of(outcome: Outcome, ranks: list[int]) -> bytes:

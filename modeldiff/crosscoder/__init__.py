@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modeldiff.crosscoder.config import CrosscoderConfig
-    from modeldiff.crosscoder.model import Crosscoder
-    from modeldiff.crosscoder.saving import load
+    from modeldiff.crosscoder.model import Crosscoder, load
 
 __all__ = ["Crosscoder", "CrosscoderConfig", "load"]
 
-_HOMES = {"Crosscoder": "model", "CrosscoderConfig": "config", "load": "saving"}
+_HOMES = {"Crosscoder": "model", "CrosscoderConfig": "config", "load": "model"}
 
 
 def __getattr__(name: str) -> Any:

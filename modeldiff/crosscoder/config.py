@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from modeldiff import records
+from modeldiff.crosscoder.settings import Combine, Selection
+from modeldiff.crosscoder.units import Units
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.records import bounded, check_fields
 
 FORMAT = 2
-# Fields that format 1 did not have; its crosscoders have their defaults.
+# Format 1 lacks these fields; its crosscoders have the defaults.
 _SINCE_2 = {"n_designated", "tie", "designated_k", "threshold_designated"}
-Selection = Literal["activation", "l2", "sum", "mean"]
-Combine = Literal["mean", "sum"]
 Tie = Literal["none", "vectors", "norms"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrosscoderConfig:
+class CrosscoderConfig(Units):
     """What a crosscoder is, apart from its weights.
 
     Features are ordered A-exclusive | shared | B-exclusive. `n_a_only = n_b_only = 0` is the standard crosscoder, and
@@ -30,10 +30,6 @@ class CrosscoderConfig:
     """
 
     format: int = FORMAT
-    width_a: int = bounded(least=1)
-    """Da."""
-    width_b: int = bounded(least=1)
-    """Db."""
     n_a_only: int = bounded(least=0)
     n_shared: int = bounded(least=0)
     n_b_only: int = bounded(least=0)
@@ -46,12 +42,9 @@ class CrosscoderConfig:
     designated_k: float = bounded(default=1.0, above=0)
     """How many times more active entries the designated features get than their share of the dictionary."""
     selection: Selection = "activation"
-    """What BatchTopK ranks by (see selection.py)."""
+    """What BatchTopK ranks by (`Crosscoder.score_weights`)."""
     combine: Combine = "mean"
     """How a shared feature combines its two encoders: the paper's mean (2.1) or the public code's sum."""
-    scale_a: float = bounded(default=1.0, above=0)
-    """Normalised activations of A = raw activations times this (paper B.1)."""
-    scale_b: float = bounded(default=1.0, above=0)
     threshold: float = bounded(default=0.0, least=0)
     """Score above which a feature is active at inference; 0 keeps every positive one (an untrained crosscoder)."""
     threshold_designated: float = bounded(default=0.0, least=0)
@@ -64,40 +57,26 @@ class CrosscoderConfig:
 
     def __post_init__(self) -> None:
         records.check(self, lambda field: f"crosscoder: '{field.name}'")
-        if self.k > self.n_features:
-            raise InputError(
-                f"crosscoder: k must be at most the number of features ({self.n_features}), found {self.k}"
+        designated, total = self.n_designated, self.n_features
+        wrong = None
+        if self.k > total:
+            wrong = f"k must be at most the number of features ({total}), found {self.k}"
+        elif (self.tie == "none") != (designated == 0):
+            wrong = f"'tie' and 'n_designated' need each other, found tie {self.tie!r} with {designated} features"
+        elif designated > (self.n_shared if self.n_shared == total else 0):
+            wrong = f"'n_designated' must be at most 'n_shared', without exclusive features, found {designated}"
+        elif self.designated_k * designated > total:
+            wrong = (
+                f"'designated_k' times 'n_designated' must be at most the number of features ({total}), or nothing is "
+                f"left to the others; found {self.designated_k:g} times {designated}"
             )
-        self._check_designated()
-
-    def _check_designated(self) -> None:
-        if (self.tie == "none") != (self.n_designated == 0):
-            raise InputError(
-                "crosscoder: 'tie' and 'n_designated' need each other, "
-                f"found tie {self.tie!r} with {self.n_designated} designated features"
-            )
-        if self.n_designated == 0:
-            return
-        if self.n_a_only or self.n_b_only:
-            raise InputError(
-                "crosscoder: with designated features there are no exclusive partitions, "
-                f"found n_a_only {self.n_a_only} and n_b_only {self.n_b_only}"
-            )
-        if self.n_designated > self.n_shared:
-            raise InputError(
-                f"crosscoder: 'n_designated' must be at most 'n_shared' ({self.n_shared}), found {self.n_designated}"
-            )
-        if self.designated_k * self.n_designated > self.n_features:
-            raise InputError(
-                f"crosscoder: 'designated_k' times 'n_designated' must be at most the number of features "
-                f"({self.n_features}), or nothing is left to the others; "
-                f"found {self.designated_k:g} times {self.n_designated}"
-            )
-        if self.tie == "vectors" and self.width_a != self.width_b:
-            raise InputError(
-                "crosscoder: only models of equal width can have tied decoder vectors, "
+        elif self.tie == "vectors" and self.width_a != self.width_b:
+            wrong = (
+                "only models of equal width can have tied decoder vectors, "
                 f"found widths {self.width_a} and {self.width_b}; tie their norms instead"
             )
+        if wrong:
+            raise InputError(f"crosscoder: {wrong}")
 
     @property
     def n_features(self) -> int:

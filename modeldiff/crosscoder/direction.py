@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from safetensors.numpy import load_file
 
-from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.workspace import Artifact
 
@@ -34,10 +34,7 @@ class Direction:
 
 
 def direction_of(crosscoder: Crosscoder, features: Artifact, feature: int, side: str) -> Direction:
-    """The direction of a feature in model "a" or "b".
-
-    alpha x s_max x d (paper 8.1). The crosscoder's decoder reconstructs normalised activations, raw x scale, so its row
-    is divided by the scale.
+    """The direction of a feature in model "a" or "b": alpha x s_max x d (paper 8.1).
 
     Args:
         features: the artifact whose maximum activations are used.
@@ -46,7 +43,7 @@ def direction_of(crosscoder: Crosscoder, features: Artifact, feature: int, side:
         InputError: there is no such feature, that model does not have it, or it never fires.
         DamagedError: the statistics belong to another crosscoder.
     """
-    row_D = crosscoder.direction(feature, side, raw=True)
+    row_D = crosscoder.direction(feature, side)
     path = features.file(STATISTICS_NAME)
     max_F = load_file(path)["max_activation"]
     if len(max_F) != crosscoder.n_features:

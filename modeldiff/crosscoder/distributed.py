@@ -1,41 +1,38 @@
 """One crosscoder over several processes, for dictionaries that do not fit one device.
 
-Each rank holds a share of the features of every partition, with their moments, and sees every batch. What is exchanged
-in a step is small: candidates for the selection, reconstructions (B, Da + Db) to be summed, a few numbers. Splitting
-the batch instead would exchange the gradients of all weights, at the paper's size over a hundred times as much, and
-keep a whole dictionary on every device.
+Each process holds a share of the features of every partition, with their moments, and sees every batch. What is
+exchanged in a step is small: candidates for the selection, reconstructions (B, Da + Db) to be summed, a few numbers.
+Splitting the batch instead would exchange the gradients of all weights, at the paper's size over a hundred times as
+much, and keep a whole dictionary on every device.
 
-A rank trains an ordinary crosscoder of its own features. Sums over ranks are in another order than in one process;
+A process trains an ordinary crosscoder of its own features. Sums over processes are in another order than in one;
 beside that, the run is the same.
 
-Legend: B pairs, F features of this rank, K entries, D width of one model.
+Legend: B pairs, F features of this process, K entries, D width of one model, Z dead features.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import torch
+from torch import distributed
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.fast.scores import Scores, batch_topk, largest
+from modeldiff.crosscoder.fast.sparse import OneProcess
+from modeldiff.crosscoder.fast.topk import Scores, Smallest, largest
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.selection import pooled_topk
+from modeldiff.crosscoder.saving import Spans, take_rows
 from modeldiff.workspace.ranks import Ranks, lost_process
 
-# Entries that a rank offers at first, as a multiple of its even share of those that are kept.
+# Entries that a process offers at first, as a multiple of its even share of those that are active.
 _OFFER = 1.5
 _PARTITIONS = {None: ("A", "shared", "B"), "a": ("A", "shared"), "b": ("shared", "B")}
-Spans = list[tuple[int, int, int]]
-"""(first row in the whole tensor, first row in this rank's, number of rows) of each piece."""
 
 
-class Shards:
-    """The part of a crosscoder that one rank holds, and what the ranks exchange.
-
-    With one process all of it is the identity: nothing is copied or sent.
+class Shards(OneProcess):
+    """The part of a crosscoder that one of several processes holds, and what they exchange.
 
     Args:
         ranks: the processes of the run.
@@ -43,63 +40,53 @@ class Shards:
     """
 
     def __init__(self, ranks: Ranks, config: CrosscoderConfig) -> None:
-        self.ranks = ranks
-        self.whole_config = config
+        self.first, self.world, self._rank, self._config = ranks.first, ranks.world, ranks.rank, config
 
-    @property
-    def alone(self) -> bool:
-        """True in a run of one process."""
-        return self.ranks.world == 1
-
-    # -- which features are whose
+    # Which features are whose
 
     def _bounds(self, partition: str, rank: int) -> tuple[int, int]:
-        """Features of a partition, counted within it, that a rank holds: first, and one after the last."""
-        config = self.whole_config
+        """Features of a partition, counted within it, that a process holds: first, and one after the last."""
+        config = self._config
         size = {"A": config.n_a_only, "shared": config.n_shared, "B": config.n_b_only}[partition]
-        return size * rank // self.ranks.world, size * (rank + 1) // self.ranks.world
+        return size * rank // self.world, size * (rank + 1) // self.world
 
     def config(self, rank: int) -> CrosscoderConfig:
-        """Of a rank's own crosscoder."""
-        sizes = {name: stop - start for name in ("A", "shared", "B") for start, stop in [self._bounds(name, rank)]}
-        k = max(1, min(self.whole_config.k, sum(sizes.values())))
-        return dataclasses.replace(
-            self.whole_config, n_a_only=sizes["A"], n_shared=sizes["shared"], n_b_only=sizes["B"], k=k
-        )
+        """The config of a process's own crosscoder."""
+        a, shared, b = (stop - start for start, stop in (self._bounds(name, rank) for name in ("A", "shared", "B")))
+        k = max(1, min(self._config.k, a + shared + b))
+        return dataclasses.replace(self._config, n_a_only=a, n_shared=shared, n_b_only=b, k=k)
 
-    def spans(self, name: str, rank: int) -> Spans | None:
-        """Where a rank's rows of a tensor are in the whole one; None: every rank has all of it.
+    def spans(self, name: str) -> Spans | None:
+        return self._spans(name, self._rank)
 
-        Args:
-            name: a parameter of the crosscoder, or what belongs to one ("exp_avg.w_enc_a"), or `since_active`.
-        """
+    def _spans(self, name: str, rank: int) -> Spans | None:
+        """`spans` of a process; the name is one of a parameter, or ends in one ("exp_avg.w_enc_a"), or is
+        "since_active"."""
         name = name.rpartition(".")[2]
         if name.startswith("b_dec"):
             return None
-        side = name[-1] if name.startswith("w_") else None
         found, first, at = [], 0, 0
-        for partition in _PARTITIONS[side]:
+        for partition in _PARTITIONS[name[-1] if name.startswith("w_") else None]:
             start, stop = self._bounds(partition, rank)
             found.append((first + start, at, stop - start))
-            first += self._bounds(partition, self.ranks.world - 1)[1]
+            first += self._bounds(partition, self.world - 1)[1]
             at += stop - start
         return found
 
     def part(self, whole: Crosscoder) -> Crosscoder:
-        """This rank's crosscoder, with its rows of the weights. Alone: the whole itself."""
-        if self.alone:
-            return whole
-        made = Crosscoder(self.config(self.ranks.rank))
-        with torch.no_grad():
-            for name, target in made.named_parameters():
-                take_rows(target, whole.get_parameter(name), self.spans(name, self.ranks.rank))
+        """This process's crosscoder, with its rows of the weights."""
+        made = Crosscoder(self.config(self._rank))
+        for name, target in made.named_parameters():
+            spans = self.spans(name)
+            if spans is None:
+                target.data.copy_(whole.get_parameter(name).data)
+            else:
+                take_rows(target.data, whole.get_parameter(name).data, spans)
         return made
 
     def whole(self, part: Crosscoder) -> Crosscoder | None:
-        """All ranks' parts as one crosscoder, on rank 0 (elsewhere None), on the CPU. Alone: the part itself."""
-        if self.alone:
-            return part
-        made = Crosscoder(self.whole_config) if self.ranks.first else None
+        """All parts as one crosscoder, on the CPU of the first process; elsewhere None."""
+        made = Crosscoder(self._config) if self.first else None
         for name, value in part.named_parameters():
             gathered = self.gather(name, value.data)
             if made is not None and gathered is not None:
@@ -107,19 +94,13 @@ class Shards:
         return made
 
     def gather(self, name: str, value: torch.Tensor) -> torch.Tensor | None:
-        """The whole tensor, on the CPU, on rank 0; elsewhere None. Every rank calls it."""
-        if self.alone:
-            return value.cpu()
-        from torch import distributed
-
-        spans = self.spans(name, self.ranks.rank)
-        if spans is None:
-            return value.cpu() if self.ranks.first else None
-        if not self.ranks.first:
+        if self.spans(name) is None:
+            return value.cpu() if self.first else None
+        if not self.first:
             with lost_process():
                 distributed.send(value.detach().cpu().contiguous(), dst=0)
             return None
-        rows = [self.spans(name, rank) or [] for rank in range(self.ranks.world)]
+        rows = [self._spans(name, rank) or [] for rank in range(self.world)]
         whole = value.new_empty((sum(n for spans in rows for _, _, n in spans), *value.shape[1:]), device="cpu")
         for rank, spans in enumerate(rows):
             piece = value.cpu()
@@ -131,131 +112,75 @@ class Shards:
                 whole[first : first + n] = piece[at : at + n]
         return whole
 
-    # -- what a step exchanges
+    # What a step exchanges
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks, with autograd: the gradient of a rank's addend is that of the sum."""
-        if self.alone:
-            return x
-        out: torch.Tensor = _Sum.apply(x)
-        return out
-
-    def total(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks, without autograd."""
-        return x if self.alone else _all_reduce(x.detach().clone(), "SUM")
+        return _all_reduce(x.clone(), "SUM")
 
     def number(self, value: float) -> float:
-        """Sum of a number over the ranks."""
-        return value if self.alone else float(_all_reduce(torch.tensor(float(value), dtype=torch.float64), "SUM"))
+        return float(_all_reduce(torch.tensor(float(value), dtype=torch.float64), "SUM"))
 
     def least(self, value: float) -> float:
-        """The smallest of the ranks' numbers."""
-        return value if self.alone else float(_all_reduce(torch.tensor(float(value), dtype=torch.float64), "MIN"))
+        return float(_all_reduce(torch.tensor(float(value), dtype=torch.float64), "MIN"))
 
-    def select(self, scores: Scores, count: int) -> tuple[torch.Tensor, tuple[float | None, float | None]]:
-        """This rank's flat indices, ascending, of the `count` selected entries of a batch, and the smallest scores that
-        were selected (see `pooled_topk`)."""
-        if self.alone:
-            return pooled_topk(scores, count, self.whole_config)
-        flat_K, smallest = self.top(scores, count)
-        return flat_K, (smallest, None)
-
-    def top(self, scores: Scores, count: int) -> tuple[torch.Tensor, float | None]:
-        """This rank's flat indices, ascending, among the `count` largest scores of all ranks; the smallest of those.
-
-        The same entries as `batch_topk` keeps of the whole matrix, also among equal scores.
-        """
-        offer = math.ceil(_OFFER * count / self.ranks.world)
+    def select(self, scores: Scores, count: int, config: CrosscoderConfig) -> tuple[torch.Tensor, Smallest]:
+        """The same entries as one process keeps of the whole matrix, also among equal scores."""
+        offer = math.ceil(_OFFER * count / self.world)
         while True:
-            flat_K, score_K = batch_topk(scores, min(offer, count))
-            numbers, values, sizes = self._offers(flat_K, score_K)
+            flat_K, score_K = scores.top(min(offer, count))
+            numbers, values, sizes = self._offers(flat_K, score_K, config.n_features)
             order = numbers.argsort()
             kept, kept_score = largest(order, values[order], count)
             smallest = float(kept_score.min()) if len(kept) else None
-            if offer >= count or not self._cut_off(values, sizes, offer, smallest if len(kept) == count else None):
-                first = sum(sizes[: self.ranks.rank])
+            if offer >= count or not _cut_off(values, sizes, offer, smallest if len(kept) == count else None):
+                first = sum(sizes[: self._rank])
                 mine = kept[(kept >= first) & (kept < first + len(flat_K))] - first
-                return flat_K[mine], smallest
+                return flat_K[mine], (smallest, None)
             offer = count
 
-    def _offers(self, flat_K: torch.Tensor, score_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """All ranks' entries: flat indices in the whole matrix, scores, and how many are of each rank."""
-        config = self.config(self.ranks.rank)
-        rows_K = flat_K // config.n_features
-        spans = self.spans("b_enc", self.ranks.rank) or []
+    def _offers(
+        self, flat_K: torch.Tensor, score_K: torch.Tensor, features: int
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """All processes' entries: flat indices in the whole matrix, scores, and how many are of each process."""
+        rows_K = flat_K // features
+        spans = self.spans("b_enc") or []
         number_F = torch.cat([torch.arange(first, first + n) for first, _, n in spans]).to(flat_K.device)
-        numbers_K = rows_K * self.whole_config.n_features + number_F[flat_K - rows_K * config.n_features]
-        numbers, sizes = _all_gather(numbers_K, self.ranks.world)
-        return numbers, _all_gather(score_K, self.ranks.world, sizes)[0], sizes
-
-    def _cut_off(self, values: torch.Tensor, sizes: list[int], offer: int, smallest: float | None) -> bool:
-        """True when a rank may hold more entries that belong to the kept ones than it offered."""
-        at = 0
-        for size in sizes:
-            if size == offer and (smallest is None or float(values[at : at + size].min()) >= smallest):
-                return True
-            at += size
-        return False
+        numbers, sizes = self._all_gather(rows_K * self._config.n_features + number_F[flat_K - rows_K * features])
+        return numbers, self._all_gather(score_K, sizes)[0], sizes
 
     def top_per_pair(self, value_BZ: torch.Tensor, count: int) -> torch.Tensor:
-        """The same, 0 where a value is not among its pair's `count` largest ones over all ranks; with autograd."""
-        width = value_BZ.shape[1]
-        if self.alone and count >= width:
-            return value_BZ
-        values, places = value_BZ.topk(min(count, width), dim=1, sorted=False)
-        if self.alone:
-            return torch.zeros_like(value_BZ).scatter(1, places, values)
-        from torch import distributed
-
+        values = value_BZ.topk(min(count, value_BZ.shape[1]), dim=1, sorted=False).values
         offered = values.new_full((len(values), count), -math.inf)
-        offered[:, : values.shape[1]] = values.detach()
-        gathered = [torch.empty_like(offered) for _ in range(self.ranks.world)]
+        offered[:, : values.shape[1]] = values
+        gathered = [torch.empty_like(offered) for _ in range(self.world)]
         with lost_process():
             distributed.all_gather(gathered, offered)
         smallest_B1 = torch.cat(gathered, dim=1).topk(count, dim=1).values[:, -1:]
         return torch.where(value_BZ >= smallest_B1, value_BZ, 0.0)
 
+    def _all_gather(self, x_K: torch.Tensor, sizes: list[int] | None = None) -> tuple[torch.Tensor, list[int]]:
+        """The processes' vectors, of different lengths, one after the other; and their lengths."""
+        with lost_process():
+            if sizes is None:
+                lengths = [torch.zeros(1, dtype=torch.long, device=x_K.device) for _ in range(self.world)]
+                distributed.all_gather(lengths, torch.tensor([len(x_K)], device=x_K.device))
+                sizes = [int(length) for length in lengths]
+            padded = x_K.new_zeros(max(1, *sizes))
+            padded[: len(x_K)] = x_K
+            gathered = [torch.empty_like(padded) for _ in range(self.world)]
+            distributed.all_gather(gathered, padded)
+        return torch.cat([one[:size] for one, size in zip(gathered, sizes, strict=True)]), sizes
 
-def take_rows(target: torch.Tensor, whole: Any, spans: Spans | None) -> None:
-    """Copy a rank's rows of a tensor (or of a slice of a safetensors file) into its own."""
-    if spans is None:
-        target.copy_(whole[:])
-        return
-    for first, at, n in spans:
-        if n:
-            target[at : at + n] = whole[first : first + n]
 
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return _all_reduce(x.detach().clone(), "SUM")
-
-    @staticmethod
-    def backward(_ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        # The loss is the same number on every rank, not a part of it.
-        return grads[0]
+def _cut_off(values: torch.Tensor, sizes: list[int], offer: int, smallest: float | None) -> bool:
+    """True when a process may hold more entries that belong to the active ones than it offered."""
+    return any(
+        len(offered) == offer and (smallest is None or float(offered.min()) >= smallest)
+        for offered in values.split(sizes)
+    )
 
 
 def _all_reduce(x: torch.Tensor, operation: str) -> torch.Tensor:
-    from torch import distributed
-
     with lost_process():
         distributed.all_reduce(x, op=getattr(distributed.ReduceOp, operation))
     return x
-
-
-def _all_gather(x_K: torch.Tensor, world: int, sizes: list[int] | None = None) -> tuple[torch.Tensor, list[int]]:
-    """The ranks' vectors, of different lengths, one after the other; and their lengths."""
-    from torch import distributed
-
-    with lost_process():
-        if sizes is None:
-            lengths = [torch.zeros(1, dtype=torch.long, device=x_K.device) for _ in range(world)]
-            distributed.all_gather(lengths, torch.tensor([len(x_K)], device=x_K.device))
-            sizes = [int(length) for length in lengths]
-        padded = x_K.new_zeros(max(1, *sizes))
-        padded[: len(x_K)] = x_K
-        gathered = [torch.empty_like(padded) for _ in range(world)]
-        distributed.all_gather(gathered, padded)
-    return torch.cat([one[:size] for one, size in zip(gathered, sizes, strict=True)]), sizes

@@ -1,9 +1,8 @@
 """A few features of a crosscoder as a small crosscoder of their own: their codes, without computing all the others'.
 
-At inference a feature is active when its own score exceeds a fixed threshold, whatever the others do, so a part has the
-same codes as the whole.
+At inference a feature is active when its own score exceeds a fixed threshold, so a part has the codes of the whole.
 
-Legend: F features, P features of the part.
+Legend: P features of the part.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.sides import SIDES
 
 
 def part_of(crosscoder: Crosscoder, features: Sequence[int]) -> Crosscoder:
@@ -42,13 +42,13 @@ def part_of(crosscoder: Crosscoder, features: Sequence[int]) -> Crosscoder:
         )
     ).to(crosscoder.b_enc.device)
     part.matmul_dtype = crosscoder.matmul_dtype
-    with torch.no_grad():
-        for side in ("a", "b"):
-            seen = crosscoder.sees(side)
-            rows_P = torch.tensor([f - seen.start for f in features if seen.start <= f < seen.stop], dtype=torch.long)
-            for name in (f"w_enc_{side}", f"w_dec_{side}"):
-                whole = getattr(crosscoder, name)
-                getattr(part, name).copy_(whole[rows_P.to(whole.device)])
-            getattr(part, f"b_dec_{side}").copy_(getattr(crosscoder, f"b_dec_{side}"))
-        part.b_enc.copy_(crosscoder.b_enc[torch.tensor(features, device=crosscoder.b_enc.device)])
+    features_P = torch.tensor(features, device=crosscoder.b_enc.device)
+    weights = {"b_enc": crosscoder.b_enc[features_P]}
+    for side in SIDES:
+        seen = crosscoder.sees(side)
+        rows_P = features_P[(features_P >= seen.start) & (features_P < seen.stop)] - seen.start
+        weights[f"w_enc_{side}"] = crosscoder.encoder(side)[rows_P]
+        weights[f"w_dec_{side}"] = crosscoder.decoder(side)[rows_P]
+        weights[f"b_dec_{side}"] = crosscoder.decoder_bias(side)
+    part.load_state_dict(weights)
     return part

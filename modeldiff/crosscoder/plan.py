@@ -1,8 +1,8 @@
 """What a training run would take, before anything of its size is allocated: memory, disk, time. For `train --plan`.
 
 Counted is what the code keeps at four moments: the start, when the whole initial dictionary is made on the CPU; a
-training step; a checkpoint, which rank 0 gathers on the CPU; the evaluation at the end. What the interpreter, torch and
-CUDA themselves take is not. Time is that of real steps on random data, on a dictionary as large as a second allows.
+training step; a checkpoint, which the first process gathers on the CPU; the evaluation at the end. What the
+interpreter, torch and CUDA themselves take is not. Time is that of real steps on random data.
 
 Legend: B pairs, F features, D = Da + Db widths.
 """
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,13 +25,15 @@ from modeldiff.crosscoder.distributed import Shards
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.training.recipe import Recipe
 from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.units import Measured
+from modeldiff.sides import SIDES
 from modeldiff.workspace.bits import ENCODINGS, bytes_per_value
 from modeldiff.workspace.files import free_bytes, human_bytes
 from modeldiff.workspace.free import free_memory, free_on
 from modeldiff.workspace.ranks import Ranks
 
-# Share of the dictionary for which the auxiliary loss is given memory. How many will be dead nobody knows beforehand.
 DEAD_SHARE = 0.1
+"""Share of the dictionary for which the auxiliary loss is given memory: how many will be dead nobody knows."""
 # For what allocators cannot use again, and for what is small and not counted.
 _MARGIN = 1.1
 _FLOAT, _HALF, _LONG = 4, 2, 8
@@ -41,8 +43,8 @@ _BATCH_COPIES = 5
 _ENTRY = 60
 # (N, F) and (N, D) matrices of the evaluation of N pairs.
 _CODE_COPIES, _EVALUATION_COPIES = 2.5, 6
-# Of the timing: the dictionary grows until a step takes so long, or so much of the free memory; then so many steps.
-_STEP_SECONDS, _MEMORY_SHARE, _STEPS = 0.5, 1 / 8, 3
+# Timing: so many steps, of so many operations in the encoder's product at most.
+_STEPS, _OPERATIONS = 3, {"cpu": 4e10, "cuda": 1e12, "mps": 1e11}
 _FEATURE_STEP = 1024
 _FOREVER = 1 << 62
 
@@ -61,7 +63,7 @@ class Job:
 
     config: CrosscoderConfig
     recipe: Recipe
-    precision: str
+    precision: Literal["float32", "bfloat16"]
     device: torch.device
     encodings: tuple[str, str]
     pairs: int
@@ -81,6 +83,12 @@ class Job:
         widths = (self.config.width_a, self.config.width_b)
         return sum(w * bytes_per_value(encoding) for w, encoding in zip(widths, self.encodings, strict=True))
 
+    @property
+    def read_ahead(self) -> int:
+        """Bytes of pairs: all of them where they fit; on the way to another device, batches as well."""
+        ahead = 0 if self.device.type == "cpu" else 4 * self.recipe.batch * self.row_bytes
+        return min(self.buffer_bytes, self.pairs * self.row_bytes) + ahead
+
 
 def forecast(job: Job, folder: Path) -> dict[str, Any]:
     """What the run would take.
@@ -90,30 +98,24 @@ def forecast(job: Job, folder: Path) -> dict[str, Any]:
 
     Returns:
         memory: `parts`, bytes of a step of one process by what they are for; by place ("device", "host"; on the CPU
-        only "host") the bytes at each moment, `needed` (the most, and a little to spare) and `free`. disk:
-        `checkpoint`, `artifact`, `needed`, `free`. time: seconds of a `step` late in the run, of the `run`,
-        `pairs_per_second`. fits. problems: what does not fit and what would mend it, one line each.
+        only "host") the most bytes `needed`, with a little to spare, and `free`. disk: `checkpoint`, `artifact`,
+        `needed`, `free`. time: seconds of a `step` late in the run, of the `run`, `pairs_per_second`. fits. problems:
+        what does not fit and what would mend it, one line each.
     """
-    found = {place: needed(job, place) for place in (["host"] if job.device.type == "cpu" else ["device", "host"])}
-    free = {"host": free_memory(), "device": free_on(job.device)}
+    problems: list[str] = []
     memory: dict[str, Any] = {"parts": step_parts(job)}
-    problems = []
-    for place, moments in found.items():
-        most = int(_MARGIN * max(moments.values()))
-        memory[place] = {**moments, "needed": most, "free": free[place]}
-        where = "memory of this machine" if place == "host" else f"memory of {job.device}"
+    for place in ["host"] if job.device.type == "cpu" else ["device", "host"]:
 
-        def fits(changed: Job, place: str = place) -> bool:
-            return _MARGIN * max(needed(changed, place).values()) <= free[place]
+        def most(changed: Job, place: str = place) -> int:
+            return int(_MARGIN * max(needed(changed, place).values()))
 
-        problems += _problem(job, where, most, free[place], fits)
+        memory[place] = {"needed": most(job), "free": free_memory() if place == "host" else free_on(job.device)}
+        where = "memory of " + ("this machine" if place == "host" else str(job.device))
+        problems += _problem(job, where, most, memory[place]["free"])
     on_disk = {**disk(job.config), "free": free_bytes(folder)}
-    problems += _problem(
-        job, f"disk in {folder}", on_disk["needed"], on_disk["free"],
-        lambda changed: disk(changed.config)["needed"] <= on_disk["free"],
-    )  # fmt: skip
+    problems += _problem(job, f"disk in {folder}", lambda changed: disk(changed.config)["needed"], on_disk["free"])
     say("time some steps on random data")
-    step = seconds_of_a_step(job, int(_MEMORY_SHARE * min(free[place] for place in found)))
+    step = seconds_of_a_step(job)
     timed = {"step": step, "run": step * job.recipe.steps, "pairs_per_second": job.recipe.batch / step}
     return {"memory": memory, "disk": on_disk, "time": timed, "fits": not problems, "problems": problems}
 
@@ -134,44 +136,35 @@ def step_parts(job: Job) -> dict[str, int]:
         parts["batch"] += B * job.row_bytes + B * F
     if recipe.auxk_alpha:
         parts["dead_features"] = round(DEAD_SHARE * _FLOAT * (1.5 * part.parameters + 4 * B * F))
-    if recipe.audits:
+    if recipe.audit_steps:
         pairs = recipe.audit_batches * B
         numbers = 2 * pairs * D + pairs * (part.n_a_only + part.n_b_only) + F * (D + 2 * B)
         parts["audits"] = _FLOAT * numbers
     if job.device.type == "cpu":
-        parts["buffer"] = _buffer(job)
+        parts["buffer"] = job.read_ahead
     return parts
 
 
 def needed(job: Job, place: str) -> dict[str, int]:
-    """Bytes at each moment: of the device that needs most, or ("host") of the machine with rank 0, all its processes
-    together."""
-    config, parts, on_cpu = job.config, step_parts(job), job.device.type == "cpu"
-    whole, part, several = _FLOAT * config.parameters, parts["weights"], job.processes > 1
+    """Bytes at each moment: of the device that needs most, or ("host") of the machine with the first process, all of
+    its processes together."""
+    config, parts, on_cpu, several = job.config, step_parts(job), job.device.type == "cpu", job.processes > 1
+    whole, part = _FLOAT * config.parameters, parts["weights"]
     lasting = sum(parts[name] for name in ("weights", "gradients", "moments", "pre_activations"))
-    block = round(_CODE_COPIES * _FLOAT * job.block_rows * config.n_features)
-    block += _EVALUATION_COPIES * _FLOAT * job.block_rows * (config.width_a + config.width_b)
-    evaluated = part + (whole if several else 0) + block
+    widths = config.width_a + config.width_b
+    block = job.block_rows * _FLOAT * round(_CODE_COPIES * config.n_features + _EVALUATION_COPIES * widths)
+    evaluation = part + (whole if several else 0) + block
+    step = sum(parts.values())
     if place == "device":
-        return {"start": part, "step": sum(parts.values()), "checkpoint": lasting, "evaluation": evaluated}
+        return {"start": part, "step": step, "checkpoint": lasting, "evaluation": evaluation}
     drawn = _FLOAT * (config.n_a * config.width_a + config.n_b * config.width_b)
-    each = {
-        "start": whole + max(drawn, part if several else 0),
-        "step": sum(parts.values()) if on_cpu else _buffer(job),
-        "checkpoint": _buffer(job) + (lasting if on_cpu else 0),
-        "evaluation": part if on_cpu else 0,
+    gathered = disk(config)["checkpoint"] if several or not on_cpu else 0
+    return {
+        "start": job.local * (whole + max(drawn, part if several else 0)),
+        "step": job.local * (step if on_cpu else job.read_ahead),
+        "checkpoint": job.local * (job.read_ahead + (lasting if on_cpu else 0)) + gathered,
+        "evaluation": job.local * part + evaluation - part if on_cpu else whole,
     }
-    first = {
-        "checkpoint": 0 if on_cpu and not several else disk(config)["checkpoint"],
-        "evaluation": evaluated - part if on_cpu else whole,
-    }
-    return {moment: job.local * size + first.get(moment, 0) for moment, size in each.items()}
-
-
-def _buffer(job: Job) -> int:
-    """Pairs that are read ahead: all of them where they fit; on the way to another device, batches as well."""
-    ahead = 0 if job.device.type == "cpu" else 4 * job.recipe.batch * job.row_bytes
-    return min(job.buffer_bytes, job.pairs * job.row_bytes) + ahead
 
 
 def disk(config: CrosscoderConfig) -> dict[str, int]:
@@ -191,54 +184,45 @@ def scaled(config: CrosscoderConfig, features: int) -> CrosscoderConfig:
     return dataclasses.replace(config, n_a_only=a, n_shared=features - a - b, n_b_only=b, n_designated=designated, k=k)
 
 
-def _problem(job: Job, where: str, needs: int, free: int, fits: Callable[[Job], bool]) -> list[str]:
+def _problem(job: Job, where: str, needs: Callable[[Job], int], free: int) -> list[str]:
     """One line if it does not fit, with the largest dictionary that does."""
-    if needs <= free:
+    if needs(job) <= free:
         return []
-
-    def too_large(features: int) -> bool:
-        return not fits(dataclasses.replace(job, config=scaled(job.config, features)))
-
     sizes = range(_FEATURE_STEP, job.config.n_features, _FEATURE_STEP)
-    fitting = bisect.bisect_left(sizes, True, key=too_large)
+    fitting = bisect.bisect_right(
+        sizes, free, key=lambda features: needs(dataclasses.replace(job, config=scaled(job.config, features)))
+    )
     mending = [f"--features {sizes[fitting - 1]} or fewer"] if fitting else []
     mending += ["a smaller --batch or --buffer-mib", "more processes by torchrun"] if "memory" in where else []
     mending.append("a larger machine or disk")
-    return [f"{where}: {human_bytes(needs)} needed, {human_bytes(free)} free; use {', or '.join(mending)}"]
+    return [f"{where}: {human_bytes(needs(job))} needed, {human_bytes(free)} free; use {', or '.join(mending)}"]
 
 
-def seconds_of_a_step(job: Job, most_bytes: int) -> float:
+def seconds_of_a_step(job: Job) -> float:
     """The fastest of some steps on random data, in proportion to the features where the dictionary is too large for
     that: a step is mostly its products, which are. Steps of one process; what several exchange comes on top."""
-    config, features = job.part, min(job.part.n_features, max(_FEATURE_STEP, job.part.k))
-    while True:
-        seconds = _timed(job, scaled(config, features))
-        larger = min(config.n_features, 4 * features)
-        bytes_then = 4 * _FLOAT * scaled(config, larger).parameters + _FLOAT * job.recipe.batch * larger
-        if features == config.n_features or seconds > _STEP_SECONDS / 4 or bytes_then > most_bytes:
-            return seconds * config.n_features / features
-        features = larger
-
-
-def _timed(job: Job, config: CrosscoderConfig) -> float:
+    whole = job.part
+    affordable = int(_OPERATIONS[job.device.type] / (2 * job.recipe.batch * (whole.width_a + whole.width_b)))
+    config = scaled(whole, min(whole.n_features, max(affordable, _FEATURE_STEP, whole.k)))
     recipe = dataclasses.replace(
         job.recipe, k=config.k, k_start=config.k, anneal_steps=0, steps=_FOREVER, lr=1e-9, warmup=0, decay="none",
-        log_every=_FOREVER, audits=0, dead_pairs=_FOREVER, threshold_start=_FOREVER,
+        log_every=_FOREVER, audit_steps=(), dead_pairs=_FOREVER, threshold_start=_FOREVER,
     )  # fmt: skip
-    zeros = torch.zeros(config.width_a), torch.zeros(config.width_b)
-    crosscoder = Crosscoder.initialised(config, *zeros, seed=0).to(job.device)
+    widths = (config.width_a, config.width_b)
+    zeros = {side: Measured(torch.zeros(width), 1.0) for side, width in zip(SIDES, widths, strict=True)}
+    crosscoder = Crosscoder.initialised(config, zeros, seed=0).to(job.device)
     crosscoder.matmul_dtype = torch.bfloat16 if job.precision == "bfloat16" else torch.float32
     trainer = Trainer(crosscoder, recipe, warn=False)
     trainer.step = 1  # the first step is logged, which costs more
     generator = torch.Generator().manual_seed(0)
     x = [
         torch.randn(recipe.batch, width, generator=generator).to(job.device, ENCODINGS[encoding][0])
-        for width, encoding in zip((config.width_a, config.width_b), job.encodings, strict=True)
+        for width, encoding in zip(widths, job.encodings, strict=True)
     ]
     found = []
     for _ in range(1 + _STEPS):
         start = time.perf_counter()
         trainer.update(*x)
-        float(crosscoder.b_dec_a[0])  # waits for the device
+        float(crosscoder.b_dec_a.detach()[0])  # waits for the device
         found.append(time.perf_counter() - start)
-    return min(found[1:])
+    return min(found[1:]) * whole.n_features / config.n_features

@@ -5,68 +5,72 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.distributed import Spans, take_rows
-from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json, replace_into, temporary_path, write_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+Spans = list[tuple[int, int, int]]
+"""(first row in the whole tensor, first row in a part of it, number of rows) of each piece of the part."""
 
 
-def load(source: Artifact | Path | str, *, device: str | torch.device = "cpu") -> Crosscoder:
-    """The crosscoder of an artifact (its files are checked), of a folder, or of a hub repository.
+class Saved(nn.Module):
+    """A module made from a `CrosscoderConfig`, with the methods of the Hugging Face libraries."""
 
-    Raises:
-        InputError, DamagedError: as `Crosscoder.from_pretrained`.
-    """
-    if isinstance(source, Artifact):
-        return _read(source.file(CONFIG_NAME), source.file(WEIGHTS_NAME), device)
-    return from_source(source, device)
+    config: CrosscoderConfig
 
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors into `folder`, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(folder / WEIGHTS_NAME)
+        self.write_weights(temporary)
+        replace_into(temporary, folder / WEIGHTS_NAME)
+        write_json(folder / CONFIG_NAME, self.config.to_json())
 
-def from_source(source: Path | str, device: str | torch.device) -> Crosscoder:
-    """See `Crosscoder.from_pretrained`."""
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = _from_hub(str(source))
-    return _read(folder / CONFIG_NAME, folder / WEIGHTS_NAME, device)
+    def write_weights(self, path: Path) -> None:
+        """The weights as safetensors, float32."""
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, path, metadata={"format": "pt"})
 
+    @classmethod
+    def from_pretrained(cls, source: Artifact | Path | str, *, device: str | torch.device = "cpu") -> Self:
+        """The crosscoder of an artifact (its files are checked), of a folder, or of a repository of the Hugging Face
+        hub if there is no such folder.
 
-def save(crosscoder: Crosscoder, folder: Path) -> None:
-    """See `Crosscoder.save_pretrained`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(folder / WEIGHTS_NAME)
-    write_weights(crosscoder, temporary)
-    replace_into(temporary, folder / WEIGHTS_NAME)
-    write_json(folder / CONFIG_NAME, crosscoder.config.to_json())
+        Raises:
+            InputError: there is neither.
+            DamagedError: a file is missing, truncated, or does not fit the config; it is named.
+        """
+        if isinstance(source, Artifact):
+            config_path, weights_path = source.file(CONFIG_NAME), source.file(WEIGHTS_NAME)
+        else:
+            folder = Path(source) if Path(source).is_dir() else _from_hub(str(source))
+            config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+        crosscoder = cls(CrosscoderConfig.from_json(read_json(config_path), str(config_path)))
+        read_tensors(weights_path, dict(crosscoder.state_dict()))
+        return crosscoder.to(device)
 
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload to the Hugging Face hub (needs the user's own login) and return the address of the commit."""
+        from tempfile import TemporaryDirectory
 
-def write_weights(crosscoder: Crosscoder, path: Path) -> None:
-    """The weights as safetensors, float32."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in crosscoder.state_dict().items()}
-    save_file(weights, path, metadata={"format": "pt"})
+        from huggingface_hub import HfApi
 
-
-def push(crosscoder: Crosscoder, repository: str, *, private: bool) -> str:
-    """See `Crosscoder.push_to_hub`."""
-    from tempfile import TemporaryDirectory
-
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    with TemporaryDirectory() as folder:
-        save(crosscoder, Path(folder))
-        return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload crosscoder"))
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload crosscoder"))
 
 
 def _from_hub(repository: str) -> Path:
@@ -82,13 +86,6 @@ def _from_hub(repository: str) -> Path:
         ) from None
 
 
-def _read(config_path: Path, weights_path: Path, device: str | torch.device) -> Crosscoder:
-    config = CrosscoderConfig.from_json(read_json(config_path), str(config_path))
-    crosscoder = Crosscoder(config)
-    read_tensors(weights_path, dict(crosscoder.state_dict()))
-    return crosscoder.to(device)
-
-
 def read_metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says about itself.
 
@@ -102,7 +99,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def read_tensors(path: Path, into: dict[str, torch.Tensor], spans: Callable[[str], Spans | None] | None = None) -> None:
     """Fill the tensors of `into` from a safetensors file that must hold exactly these names, shapes and dtypes.
 
-    With `spans` they are parts of what the file holds: for each name, which rows (see shards.py).
+    With `spans` they are parts of what the file holds: for each name, which rows; None: all.
 
     Copies, instead of taking over the file's memory: its alignment differs from that of fresh tensors, and with it
     the last bits of matrix products.
@@ -116,8 +113,9 @@ def read_tensors(path: Path, into: dict[str, torch.Tensor], spans: Callable[[str
             what = f"tensor '{missing[0]}' is missing" if missing else f"tensor '{unknown[0]}' is unknown"
             raise DamagedError(f"{path}: {what}")
         for name, target in into.items():
-            if spans is not None:
-                take_rows(target, file.get_slice(name), spans(name))
+            rows = spans(name) if spans else None
+            if rows is not None:
+                take_rows(target, file.get_slice(name), rows)
                 continue
             found = file.get_tensor(name)
             if found.shape != target.shape or found.dtype != target.dtype:
@@ -126,6 +124,13 @@ def read_tensors(path: Path, into: dict[str, torch.Tensor], spans: Callable[[str
                     f"found {found.dtype} {tuple(found.shape)}"
                 )
             target.copy_(found)
+
+
+def take_rows(target: torch.Tensor, whole: Any, spans: Spans) -> None:
+    """Copy a part's rows of a tensor (or of a slice of a safetensors file) into it."""
+    for first, at, n in spans:
+        if n:
+            target[at : at + n] = whole[first : first + n]
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from modeldiff.crosscoder.config import Combine, Selection
 from modeldiff.errors import InputError
 from modeldiff.settings import OnDevice, setting, settings
+
+Selection = Literal["activation", "l2", "sum", "mean"]
+Combine = Literal["mean", "sum"]
 
 
 @settings
@@ -44,13 +46,9 @@ class TrainSettings(OnDevice):
     warmup: int | None = setting(default=None, least=0)
     """Steps during which the learning rate rises from 0; 5 % of all steps, at most 1000, if left out."""
     decay: Literal["none", "linear", "cosine"] = setting(default="linear")
-    """How the learning rate falls to 0 at the end."""
-    decay_share: float = setting(default=0.2, above=0, most=1)
-    """Last share of the steps during which the learning rate falls."""
+    """How the learning rate falls to 0 during the last fifth of the steps."""
     clip: float = setting(default=1.0, above=0)
     """Largest norm of the gradient; a longer one is shortened to it."""
-    betas: tuple[float, float] = setting(default=(0.9, 0.999), least=0, below=1)
-    """The two decay rates of Adam."""
     selection: Selection = setting(default="activation")
     """What the selection of active features ranks by: the activation, or the activation times the norm of both decoders
     together (l2), the sum of their norms (sum, which starves exclusive features), or their mean (mean)."""
@@ -64,8 +62,6 @@ class TrainSettings(OnDevice):
     """Weight of the auxiliary loss that revives dead features; 0 turns it off."""
     auxk: int | None = setting(default=None, least=1)
     """Dead features used per pair by the auxiliary loss; half the mean width if left out."""
-    auxk_input: Literal["error", "input"] = setting(default="error")
-    """What dead features encode in the auxiliary loss: the error, as in the paper, or the activations."""
     dead_tokens: int = setting(default=10_000_000, least=0)
     """A feature is dead when it was not active for this many pairs, or for --dead-share of the run if that is less."""
     dead_share: float = setting(default=0.1, above=0, most=1)
@@ -78,13 +74,9 @@ class TrainSettings(OnDevice):
     audit_pairs: int | None = setting(default=None, least=1)
     """Pairs, the last ones before it, that an audit looks at; 16384, or 16 times the larger width if that is more, if
     left out."""
-    threshold_start: int | None = setting(default=None, least=0)
-    """Step from which the inference threshold is averaged; after the first tenth, or the annealing, if left out."""
     outlier_factor: float = setting(default=2.0, least=0)
     """Leave out pairs whose norm, on either side, exceeds this many times the batch's median (paper B.1.4: 2); 0 keeps
     all. GPT-2-like models have many such tokens: the command says how many were left out."""
-    decoder_norm: float = setting(default=0.4, above=0)
-    """Norm of the decoder's rows at the start."""
     seed: int = setting(default=0, least=0)
     """Of the initial weights and of the order of the pairs."""
     holdout: float = setting(default=0.02, above=0, below=1)
@@ -92,8 +84,6 @@ class TrainSettings(OnDevice):
     buffer_mib: int = setting(default=256, least=1)
     """Memory for shuffling, in MiB, in all: where the pairs fit they are held whole; otherwise blocks in random order
     fill one half, from which pairs are drawn, while the next ones are read into the other."""
-    log_every: int | None = setting(default=None, least=1)
-    """Steps between two lines of training.jsonl; 1/200 of all steps if left out."""
     precision: Literal["auto", "float32", "bfloat16"] = setting(default="auto", result=False)
     """What matrices are multiplied in (weights stay float32); auto is bfloat16 on CUDA, float32 elsewhere."""
     checkpoint_seconds: float = setting(default=60.0, result=False, least=0)

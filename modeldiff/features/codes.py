@@ -19,6 +19,7 @@ from scipy import sparse
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.bags import Bags, bag_dot
 from modeldiff.crosscoder.fast.inference import ActiveEntries
+from modeldiff.crosscoder.fast.sparse import Bags, bag_dot
 from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -104,9 +105,9 @@ class Encoder:
         weights_F = crosscoder.score_weights()
         with torch.no_grad():
             pre_K = crosscoder.b_enc.to(device)[feature][bags.bag_K]
-            for side, scale in zip(SIDES, (crosscoder.config.scale_a, crosscoder.config.scale_b), strict=True):
+            for side in SIDES:
                 encoder_ED = self._encoder_rows(side, feature.to(crosscoder.b_enc.device)).to(device)
-                pre_K += bag_dot(encoder_ED, raw[side].to(device).float() * scale, bags)
+                pre_K += bag_dot(encoder_ED, crosscoder.config.normalised(side, raw[side].to(device).float()), bags)
             score_K = pre_K if weights_F is None else pre_K * weights_F.to(device)[feature][bags.bag_K]
             active_K = (score_K > crosscoder.thresholds().to(device)[feature][bags.bag_K]) & kept_B[bags.index_K]
             value_K = torch.where(active_K, pre_K, 0.0)

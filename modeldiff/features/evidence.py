@@ -248,12 +248,11 @@ def read_alone(
     n, r = len(sample.rows_N), len(readers.w_RD)
     if not n or not r:
         return sparse.csr_matrix((n, r), dtype=np.float32)
-    scale = crosscoder.scale(side)
-    w_RD = readers.w_RD * scale
+    w_RD, bias_R = crosscoder.config.raw_encoder(side, readers.w_RD)
     found = [_Largest(int(fires)) for fires in readers.fires_R]
 
     def read(some: tuple[slice, torch.Tensor]) -> NDArray[np.float32]:
-        return (w_RD @ some[1].to(w_RD.device).float().T).cpu().numpy()
+        return (w_RD @ some[1].to(w_RD.device).float().T).add_(bias_R[:, None]).cpu().numpy()
 
     for (rows, x_nD), pre_Rn in prefetched(read, activations_of(store, side, sample.rows_N)):
         for largest, pre_n in zip(found, pre_Rn, strict=True):

@@ -77,7 +77,7 @@ class Decoders:
         for side in SIDES:
             start = crosscoder.sees(side).start
             mine_FD = crosscoder.decoder(side).detach()[shared.start - start : shared.stop - start]
-            rows[side] = mine_FD.float().cpu() / crosscoder.scale(side)
+            rows[side] = crosscoder.config.raw_direction(side, mine_FD.float().cpu())
         kept_F = (rows[source].norm(dim=1) > 0) & alive_F[shared]
         ids_F = torch.arange(shared.start, shared.stop)[kept_F]
         return cls(rows[source][kept_F], rows[OTHER[source]][kept_F], ids_F)

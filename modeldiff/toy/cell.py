@@ -17,9 +17,10 @@ import torch
 from modeldiff.crosscoder.audits.judging import judge, sample
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.metrics import Quality, by_partition
-from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
-from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.training.losses import Quality, by_partition
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Recipe, Trainer
+from modeldiff.crosscoder.units import Measured
 from modeldiff.sides import SIDES
 from modeldiff.toy.recovery import Dictionary, dictionary_of, recovery
 from modeldiff.toy.settings import Architecture
@@ -85,7 +86,8 @@ class CellSpec:
 
     def check(self) -> None:
         """Raise InputError for a cell that could not run."""
-        initial_config(self.settings, self.recipe, widths=self.widths, median_norms=(1.0, 1.0))
+        measured = {side: Measured(torch.zeros(width), 1.0) for side, width in zip(SIDES, self.widths, strict=True)}
+        initial_config(self.settings, self.recipe, measured)
 
     def stream(self, world: World, part: int, batch: int = _CHUNK) -> ConceptStream:
         """Pairs of the cell's world."""
@@ -148,10 +150,8 @@ def train_cell(cell: CellSpec, after_step: Callable[[Trainer, World], None] | No
         x = stitch.residuals(*x)
     else:
         x = _calibration(cell, world, _CALIBRATION_PAIRS_PER_WIDTH)
-    norms = float(x[0].norm(dim=1).median()), float(x[1].norm(dim=1).median())
-    config = initial_config(settings, recipe, widths=cell.widths, median_norms=norms)
-    means = (x[0].mean(dim=0).cpu(), x[1].mean(dim=0).cpu())
-    crosscoder = Crosscoder.initialised(config, *means, seed=cell.seed, decoder_norm=settings.decoder_norm)
+    measured = {side: Measured.of(x_ND) for side, x_ND in zip(SIDES, x, strict=True)}
+    crosscoder = Crosscoder.initialised(initial_config(settings, recipe, measured), measured, seed=cell.seed)
     trainer = Trainer(crosscoder.to(cell.device), recipe, warn=False)
     stream = cell.stream(world, TRAIN, recipe.batch)
     while trainer.step < recipe.steps:
@@ -209,10 +209,4 @@ def _verdict(trained: Trained, dictionary: Dictionary) -> dict[str, dict[str, in
 
 def by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torch.Tensor, float]]:
     """The selection at inference, as `sample` wants it: pre_BF -> (code f_BF, smallest score kept)."""
-    weights_F = crosscoder.score_weights()
-
-    def select(pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
-        score_BF = pre_BF if weights_F is None else pre_BF * weights_F
-        return torch.where(score_BF > crosscoder.config.threshold, pre_BF, 0.0), crosscoder.config.threshold
-
-    return select
+    return lambda pre_BF: (crosscoder.active(pre_BF), crosscoder.config.threshold)

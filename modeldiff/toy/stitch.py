@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.recipe import Recipe, make_recipe
+from modeldiff.crosscoder.training.recipe import make_recipe
+from modeldiff.crosscoder.training.trainer import Recipe
 from modeldiff.errors import InputError
 from modeldiff.linear.maps import LinearMap
 from modeldiff.linear.ridge import RIDGE, Moments

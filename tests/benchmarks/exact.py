@@ -6,12 +6,14 @@ Legend: B pairs, d width of one model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.data import PairStream, split
-from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
-from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Recipe, Trainer
+from modeldiff.crosscoder.units import Measured
 from modeldiff.demo.texts import write_probing_corpus
 from modeldiff.demo.truth import MODEL_A, MODEL_B
 from modeldiff.harvest.run import run as run_harvest
@@ -61,15 +63,13 @@ def _bundled_pair(options: Options) -> ActivationStore:
 
 def _losses(store: ActivationStore) -> float:
     """Largest relative distance of losses."""
-    settings = TrainSettings(features=1024, k=16, steps=_STEPS, log_every=1, device="cpu")
+    settings = TrainSettings(features=1024, k=16, steps=_STEPS, device="cpu")
     blocks, _ = split(store, settings.holdout)
     recipe = make_recipe(settings, widths=store.widths, pairs=sum(len(block) for block in blocks))
-    sides = store.info.sides
-    norms = (sides["a"].median_norm, sides["b"].median_norm)
-    config = initial_config(settings, recipe, widths=store.widths, median_norms=norms)
+    recipe, measured = replace(recipe, log_every=1), Measured.in_store(store)
+    config = initial_config(settings, recipe, measured)
     sparse, dense = (
-        _trainer(Crosscoder.initialised(config, store.mean["a"], store.mean["b"], seed=0), recipe, dense=dense)
-        for dense in (False, True)
+        _trainer(Crosscoder.initialised(config, measured, seed=0), recipe, dense=dense) for dense in (False, True)
     )
     stream = PairStream(store, blocks, batch=recipe.batch, seed=0, buffer_bytes=1 << 28)
     worst = 0.0

@@ -11,9 +11,9 @@ import torch
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.data import PairStream
-from modeldiff.crosscoder.training.recipe import make_recipe
-from modeldiff.crosscoder.training.run import make_config
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.units import Measured
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.workspace import Workspace
@@ -53,8 +53,8 @@ class Made:
 
     def crosscoder(self, x_a: torch.Tensor | None = None, x_b: torch.Tensor | None = None) -> Crosscoder:
         """As training begins; with activations, with the threshold at which k of their features fire."""
-        mean = self.store.mean
-        made = Crosscoder.initialised(make_config(SETTINGS, self.recipe, self.store), mean["a"], mean["b"], seed=0)
+        measured = Measured.in_store(self.store)
+        made = Crosscoder.initialised(initial_config(SETTINGS, self.recipe, measured), measured, seed=0)
         if x_a is not None and x_b is not None:
             pre = made.pre_activations(*made.normalise(x_a[:2048], x_b[:2048])).detach().flatten()
             made.set_threshold(float(pre.topk(K * 2048).values[-1]))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from modeldiff.crosscoder.selection import Scores, batch_topk
+from modeldiff.crosscoder.fast.topk import Scores
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 
 _PAIRS, _FEATURES, _K = 2048, 8192, 64
@@ -29,12 +29,12 @@ def _row(options: Options, name: str, pre_BF: torch.Tensor, bias_F: torch.Tensor
     flat = post_BF.flatten()
     seconds = interleaved(
         {
-            "ours": lambda: batch_topk(Scores(pre_BF, bias_F), count),
+            "ours": lambda: Scores(pre_BF, bias_F).top(count),
             "topk": lambda: flat.topk(count, sorted=False),
         },
         options.rounds,
     )
-    kept_K, score_K = batch_topk(Scores(pre_BF, bias_F), count)
+    kept_K, score_K = Scores(pre_BF, bias_F).top(count)
     values, _ = flat.topk(count)
     assert torch.equal(score_K.sort(descending=True).values, values), "not the same scores"
     assert torch.equal(flat[kept_K], score_K)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import torch
@@ -19,7 +19,10 @@ from torch.nn import functional
 
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.recipe import Recipe, initial_config, make_recipe
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Recipe
+from modeldiff.crosscoder.units import Measured
+from modeldiff.sides import SIDES
 
 # One training step on a batch (B, 2, d), float32: A's activations, B's activations. It answers with the loss before the
 # update, where that is at hand.
@@ -116,15 +119,13 @@ def _untrained(sizes: Sizes, log_every: int) -> tuple[Crosscoder, Recipe]:
         decay="none",
         selection="sum",
         loss="norm",
-        threshold_start=0,
-        log_every=log_every,
     )
     widths = (sizes.width, sizes.width)
     recipe = make_recipe(settings, widths=widths, pairs=sizes.batch * _BATCHES)
-    norm = math.sqrt(sizes.width)
-    config = initial_config(settings, recipe, widths=widths, median_norms=(norm, norm))
-    mean_D = torch.zeros(sizes.width)
-    return Crosscoder.initialised(config, mean_D, mean_D, seed=settings.seed), recipe
+    recipe = replace(recipe, threshold_start=0, log_every=log_every)
+    measured = {side: Measured(torch.zeros(sizes.width), math.sqrt(sizes.width)) for side in SIDES}
+    config = initial_config(settings, recipe, measured)
+    return Crosscoder.initialised(config, measured, seed=settings.seed), recipe
 
 
 def _batches(dec_FD: torch.Tensor, sizes: Sizes, random: torch.Generator) -> torch.Tensor:

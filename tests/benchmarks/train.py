@@ -35,7 +35,6 @@ def rows(options: Options) -> Iterator[Row]:
         k_start=_K,
         steps=_STEPS,
         device="cpu",
-        log_every=10,
         checkpoint_seconds=20.0,
         buffer_mib=64,
     )

@@ -1,12 +1,23 @@
-"""Small crosscoders with random weights, biases included."""
+"""Small crosscoders with random weights, biases included, and trainers of small ones."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import torch
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.crosscoder.audits.auditor import Auditor
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.units import Measured
+from tests.crosscoder.dense import DenseStep
+from tests.crosscoder.planted import plant
+
+BATCH = 64
 
 
 def random_crosscoder(seed: int = 0, **config: Any) -> Crosscoder:
@@ -18,3 +29,29 @@ def random_crosscoder(seed: int = 0, **config: Any) -> Crosscoder:
         for parameter in crosscoder.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
     return crosscoder
+
+
+def centred(width_a: int, width_b: int) -> dict[str, Measured]:
+    """Statistics of activations with mean 0 that scale as planted ones need: A by 1/3, B by 5."""
+    norm = math.sqrt((width_a + width_b) / 2)
+    return {"a": Measured(torch.zeros(width_a), 3 * norm), "b": Measured(torch.zeros(width_b), norm / 5)}
+
+
+def make_trainer(
+    *, widths: tuple[int, int] = (16, 20), dense: bool = False, recipe: dict[str, Any] | None = None, **values: Any
+) -> Trainer:
+    """A fresh trainer that logs every step; `recipe` are fields of its recipe, the others are settings."""
+    settings = TrainSettings(**{"features": 40, "exclusive": 0.1, "k": 2, "batch": BATCH, **values})
+    made = dataclasses.replace(make_recipe(settings, widths=widths, pairs=10**5), **{"log_every": 1, **(recipe or {})})
+    measured = centred(*widths)
+    crosscoder = Crosscoder.initialised(initial_config(settings, made, measured), measured, seed=0)
+    callback = Auditor() if made.audit_steps else None
+    return Trainer(crosscoder, made, sparse=DenseStep(crosscoder) if dense else None, callback=callback)
+
+
+def planted_batches(
+    count: int, rows: int = BATCH, widths: tuple[int, int] = (16, 20)
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Raw activations."""
+    planted = plant(count * rows, widths=widths, offset=0)
+    return list(zip(planted.x_a.split(rows), planted.x_b.split(rows), strict=True))

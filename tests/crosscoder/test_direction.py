@@ -72,24 +72,18 @@ def test_it_adds_to_the_model_what_the_feature_adds_to_the_reconstruction(
     torch.testing.assert_close(direction.at(1.0), xhat_b[1] - xhat_b[0])
 
 
-@pytest.mark.parametrize(("feature", "side"), [(0, "b"), (3, "a")])
-def test_a_feature_that_the_model_does_not_have(
-    crosscoder: Crosscoder, tmp_path: Path, feature: int, side: str
+@pytest.mark.parametrize(
+    ("feature", "side", "statistics", "error", "message"),
+    [
+        (0, "b", MAX_F, InputError, "exclusive"),
+        (3, "a", MAX_F, InputError, "exclusive"),
+        (2, "a", MAX_F, InputError, "never fires"),
+        (4, "a", MAX_F, InputError, "0 to 3"),
+        (1, "a", MAX_F[:3], DamagedError, "3 features, the crosscoder 4"),
+    ],
+)
+def test_what_has_no_direction_is_refused(
+    crosscoder: Crosscoder, tmp_path: Path, feature: int, side: str, statistics: torch.Tensor, error: type, message: str
 ) -> None:
-    with pytest.raises(InputError, match="exclusive"):
-        direction_of(crosscoder, made_features(tmp_path), feature, side)
-
-
-def test_a_dead_feature_has_no_measure(crosscoder: Crosscoder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="never fires"):
-        direction_of(crosscoder, made_features(tmp_path), 2, "a")
-
-
-def test_a_feature_that_does_not_exist(crosscoder: Crosscoder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="0 to 3"):
-        direction_of(crosscoder, made_features(tmp_path), 4, "a")
-
-
-def test_statistics_of_another_dictionary(crosscoder: Crosscoder, tmp_path: Path) -> None:
-    with pytest.raises(DamagedError, match="3 features, the crosscoder 4"):
-        direction_of(crosscoder, made_features(tmp_path, MAX_F[:3]), 1, "a")
+    with pytest.raises(error, match=message):
+        direction_of(crosscoder, made_features(tmp_path, statistics), feature, side)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.crosscoder.model import encode_into
+from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
 from tests.crosscoder.made import random_crosscoder
 
@@ -50,6 +52,19 @@ def test_pre_activations_of_each_partition(combine: str) -> None:
         torch.testing.assert_close(pre_BF[:, i], expected)
 
 
+@pytest.mark.parametrize("partition", [(3, 2900, 70), (0, 1537, 0)])
+def test_many_shared_features_are_summed_part_by_part(partition: tuple[int, int, int]) -> None:
+    """Thousands of them come in several parts, of which the last one is smaller."""
+    n_a, n_shared, n_b = partition
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (4, 5), (n_a + n_shared, 3), (n_shared + n_b, 5)]
+    x_a, x_b, w_a, w_b = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    out = torch.full((4, sum(partition)), torch.nan, dtype=torch.float64)
+    assert encode_into(out, x_a, x_b, w_a, w_b, share=1.0) is out
+    nothing_a, nothing_b = x_a.new_zeros(n_b, 3), x_a.new_zeros(n_a, 5)
+    torch.testing.assert_close(out, x_a @ torch.cat([w_a, nothing_a]).T + x_b @ torch.cat([nothing_b, w_b]).T)
+
+
 def test_exclusive_features_neither_read_nor_write_the_other_model() -> None:
     crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
     x_a, x_b = torch.randn(4, crosscoder.config.width_a), torch.randn(4, crosscoder.config.width_b)
@@ -64,15 +79,6 @@ def test_exclusive_features_neither_read_nor_write_the_other_model() -> None:
     assert not torch.equal(crosscoder.decode(f_BF)[0], crosscoder.decode(changed)[0])
 
 
-def test_no_exclusive_features_is_the_standard_crosscoder() -> None:
-    crosscoder = random_crosscoder(n_a_only=0, n_shared=6, n_b_only=0)
-    x_a, x_b = torch.randn(5, crosscoder.config.width_a), torch.randn(5, crosscoder.config.width_b)
-    expected = torch.relu((x_a @ crosscoder.w_enc_a.T + x_b @ crosscoder.w_enc_b.T) / 2 + crosscoder.b_enc)
-    f_BF = crosscoder.encode(x_a, x_b, raw=False)
-    torch.testing.assert_close(f_BF, expected)
-    torch.testing.assert_close(crosscoder.decode(f_BF, raw=False)[0], f_BF @ crosscoder.w_dec_a + crosscoder.b_dec_a)
-
-
 def test_raw_units_are_normalised_units_divided_by_the_scale() -> None:
     crosscoder = random_crosscoder(scale_a=0.5, scale_b=20.0)
     x_a, x_b = torch.randn(5, crosscoder.config.width_a), torch.randn(5, crosscoder.config.width_b)
@@ -82,7 +88,7 @@ def test_raw_units_are_normalised_units_divided_by_the_scale() -> None:
     raw, normalised = crosscoder.decode(f_BF), crosscoder.decode(f_BF, raw=False)
     torch.testing.assert_close(raw[0], normalised[0] / 0.5)
     torch.testing.assert_close(raw[1], normalised[1] / 20)
-    torch.testing.assert_close(crosscoder.direction(2, "b"), crosscoder.direction(2, "b", raw=False) / 20)
+    torch.testing.assert_close(crosscoder.direction(2, "b"), crosscoder.w_dec_b[0] / 20)
 
 
 def test_direction_is_the_decoder_row_of_that_model() -> None:
@@ -112,7 +118,8 @@ def test_norms_and_relative_norm() -> None:
 def test_initial_decoder_norm_and_centred_start() -> None:
     config = CrosscoderConfig(width_a=5, width_b=9, n_a_only=4, n_shared=8, n_b_only=4, k=4, scale_a=2.0, scale_b=0.25)
     mean_a, mean_b = torch.randn(5, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
-    crosscoder = Crosscoder.initialised(config, mean_a, mean_b, seed=3)
+    measured = {"a": Measured(mean_a, 1.0), "b": Measured(mean_b, 1.0)}
+    crosscoder = Crosscoder.initialised(config, measured, seed=3)
     for side in ("a", "b"):
         norm = crosscoder.decoder_norms()[side][crosscoder.sees(side)]
         torch.testing.assert_close(norm, torch.full_like(norm, 0.4))
@@ -121,10 +128,36 @@ def test_initial_decoder_norm_and_centred_start() -> None:
     torch.testing.assert_close(pre_BF, torch.zeros_like(pre_BF), atol=1e-6, rtol=0)
     nothing = torch.zeros(1, 16)
     torch.testing.assert_close(crosscoder.decode(nothing)[0][0], mean_a.float())
-    again = Crosscoder.initialised(config, mean_a, mean_b, seed=3)
-    other = Crosscoder.initialised(config, mean_a, mean_b, seed=4)
+    again = Crosscoder.initialised(config, measured, seed=3)
+    other = Crosscoder.initialised(config, measured, seed=4)
     assert torch.equal(again.w_dec_b, crosscoder.w_dec_b)
     assert not torch.equal(other.w_dec_b, crosscoder.w_dec_b)
+
+
+def test_scores() -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    a_F, b_F = crosscoder.decoder_norms()["a"], crosscoder.decoder_norms()["b"]
+    expected = {
+        "l2": (a_F**2 + b_F**2).sqrt(),
+        "sum": a_F + b_F,
+        "mean": torch.cat([a_F[:2], (a_F[2:7] + b_F[2:7]) / 2, b_F[7:]]),
+    }
+    for selection, weights in expected.items():
+        found = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, selection=selection).score_weights()
+        assert found is not None
+        torch.testing.assert_close(found, weights)
+    assert crosscoder.score_weights() is None
+
+
+@pytest.mark.parametrize("selection", ["activation", "sum"])
+def test_inference_keeps_activations_whose_score_exceeds_the_threshold(selection: str) -> None:
+    crosscoder = random_crosscoder(selection=selection, threshold=0.7)
+    x_a, x_b = torch.randn(50, 6), torch.randn(50, 9)
+    pre_BF = crosscoder.pre_activations(x_a, x_b)
+    score_BF = pre_BF * (crosscoder.score_weights() if selection == "sum" else 1.0)
+    expected = torch.where(score_BF > 0.7, pre_BF, 0.0)
+    assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), expected)
+    assert 0 < (expected > 0).float().mean() < 1
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
-from modeldiff.crosscoder.config import Selection
 from modeldiff.crosscoder.part import part_of
+from modeldiff.crosscoder.settings import Selection
 
 CONFIGS: list[dict[str, Any]] = [
     *({"n_a_only": 5, "n_shared": 8, "n_b_only": 5, "selection": selection} for selection in get_args(Selection)),

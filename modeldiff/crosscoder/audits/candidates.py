@@ -40,13 +40,18 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.bias_M)
 
+    @classmethod
+    def none(cls, like_GD: torch.Tensor) -> Candidates:
+        """None at all, in the dtype and on the device of some rows."""
+        return cls(like_GD[:0], like_GD[:0], like_GD.new_zeros(0), like_GD.new_zeros(0))
+
     def take(self, chosen: torch.Tensor | slice) -> Candidates:
         """Some of them."""
         return Candidates(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
 
 @torch.no_grad()
-def prospect(
+def found_exclusive(
     sampled: Sample,
     evidence: Evidence,
     side: str,
@@ -71,7 +76,10 @@ def prospect(
         for parts in (sampled.errors[side], sampled.codes[side], sampled.x(side), sampled.x(OTHER[side]))
     )
     e_ND = e_ND + f_NG @ released_GD
-    r_ND = e_ND - e_ND.mean(dim=0) - _predicted(x_other_ND, e_ND)
+    fit = Moments.empty(x_other_ND.shape[1], e_ND.shape[1], x_other_ND.device)
+    fit.add_dense(x_other_ND, e_ND)
+    predicted_ND = (x_other_ND - x_other_ND.mean(dim=0)) @ ridge_weights(fit).to(x_other_ND.dtype)
+    r_ND = e_ND - e_ND.mean(dim=0) - predicted_ND
     u_MD, f_NM, found = _found(r_ND, e_ND, x_own_ND, count, sampled.threshold, decoder_norm, random)
     r2 = judged_r2(sampled, f_NM.split([len(x_a) for x_a, _ in sampled.batches]), side)
     good_M = exclusive(r2["own"], r2["other"], bar=evidence.bar, null=evidence.null)
@@ -80,7 +88,7 @@ def prospect(
 
 
 @torch.no_grad()
-def prospect_shared(sampled: Sample, count: int, *, decoder_norm: float, random: torch.Generator) -> Candidates:
+def found_shared(sampled: Sample, count: int, *, decoder_norm: float, random: torch.Generator) -> Candidates:
     """Candidates for shared features: directions of the error in both models at once, (M, Da + Db).
 
     Args:
@@ -117,34 +125,28 @@ def _found(
     return u_MD, f_NM, Candidates(length_M[:, None] * u_MD, encoder_MD, bias_M, gain_M)
 
 
-def _predicted(x_ND: torch.Tensor, e_ND: torch.Tensor) -> torch.Tensor:
-    """What a ridge regression from x predicts of e, about their means."""
-    fit = Moments.empty(x_ND.shape[1], e_ND.shape[1], x_ND.device)
-    fit.add_dense(x_ND, e_ND)
-    return (x_ND - x_ND.mean(dim=0)) @ ridge_weights(fit).to(x_ND.dtype)
-
-
 def _clusters(r_ND: torch.Tensor, count: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit directions u_MD, and how far each pair points along the one it belongs to, t_NM (0 elsewhere)."""
     norm_N = r_ND.norm(dim=1).clamp_min(_TINY)
+
+    def settled(u_MD: torch.Tensor, rounds: int) -> torch.Tensor:
+        """Every direction moved to the mean of its pairs, weighted by how far they point along it."""
+        for _ in range(rounds):
+            moved_MD = _belonging(r_ND, norm_N, u_MD).T @ r_ND
+            length_M1 = moved_MD.norm(dim=1, keepdim=True)
+            u_MD = torch.where(length_M1 > _TINY, moved_MD / length_M1.clamp_min(_TINY), u_MD)
+        return u_MD
+
     seeds = torch.multinomial(norm_N.square().cpu(), min(count, len(r_ND)), generator=random).to(r_ND.device)
-    u_MD = _settled(r_ND, norm_N, r_ND[seeds] / norm_N[seeds, None], _ROUNDS)
+    u_MD = settled(r_ND[seeds] / norm_N[seeds, None], _ROUNDS)
     # Several seeds often end at one direction and share its pairs: one of them shall have all.
     size_M = _belonging(r_ND, norm_N, u_MD).square().sum(dim=0)
-    u_MD = _settled(r_ND, norm_N, u_MD[_distinct(u_MD, size_M, u_MD[:0])], _MERGED_ROUNDS)
+    u_MD = settled(u_MD[_distinct(u_MD, size_M, u_MD[:0])], _MERGED_ROUNDS)
     return u_MD, _belonging(r_ND, norm_N, u_MD)
 
 
-def _settled(r_ND: torch.Tensor, norm_N: torch.Tensor, u_MD: torch.Tensor, rounds: int) -> torch.Tensor:
-    """Every direction moved to the mean of the pairs that belong to it, weighted by how far they point along it."""
-    for _ in range(rounds):
-        moved_MD = _belonging(r_ND, norm_N, u_MD).T @ r_ND
-        length_M1 = moved_MD.norm(dim=1, keepdim=True)
-        u_MD = torch.where(length_M1 > _TINY, moved_MD / length_M1.clamp_min(_TINY), u_MD)
-    return u_MD
-
-
 def _belonging(r_ND: torch.Tensor, norm_N: torch.Tensor, u_MD: torch.Tensor) -> torch.Tensor:
+    """t_NM: a pair belongs to the direction that it points along most, if it does so enough."""
     a_NM = r_ND @ u_MD.T
     best = a_NM.max(dim=1)
     keep_N = best.values > _LEAST_COSINE * norm_N

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.model import Both, Crosscoder
 from modeldiff.linear.ridge import Moments, held_out_r2
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 
@@ -48,7 +48,7 @@ class Sample:
         threshold: mean over the batches of the smallest score kept.
     """
 
-    batches: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    batches: Sequence[Both]
     errors: dict[str, list[torch.Tensor]]
     judged: dict[str, torch.Tensor]
     codes: dict[str, list[torch.Tensor]]
@@ -71,25 +71,20 @@ class Sample:
         return 2 * float(fires_F.double().quantile(0.75)) if len(fires_F) else math.inf
 
 
-Select = Callable[[torch.Tensor], tuple[torch.Tensor, float]]
-"""pre_BF -> (code f_BF, smallest score kept)."""
-
-
 @torch.no_grad()
-def sample(crosscoder: Crosscoder, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], select: Select) -> Sample:
-    """Run the crosscoder over the batches (normalised units)."""
-    relative_F = crosscoder.relative_norm()
-    shared = crosscoder.slices["shared"]
-    in_shared_F = torch.zeros_like(relative_F, dtype=torch.bool)
-    in_shared_F[shared] = True
-    reference_R = (in_shared_F & ((relative_F - 0.5).abs() <= EXTREME_NORM - 0.5)).nonzero()[:, 0]
+def sample(
+    crosscoder: Crosscoder, batches: Sequence[Both], select: Callable[[torch.Tensor], tuple[torch.Tensor, float]]
+) -> Sample:
+    """Run the crosscoder over batches in normalised units; `select` is pre_BF -> (code f_BF, smallest score kept)."""
+    relative_F, n, shared = crosscoder.relative_norm(), crosscoder.n_features, crosscoder.slices["shared"]
+    relative_S = relative_F[shared]
+    reference_R = shared.start + ((relative_S - 0.5).abs() <= EXTREME_NORM - 0.5).nonzero()[:, 0]
     reference_R = reference_R[:: max(1, len(reference_R) // _REFERENCES)][:_REFERENCES]
     judged = {}
-    for side, share_F in (("a", relative_F), ("b", 1 - relative_F)):
+    for side, share_S in (("a", relative_S), ("b", 1 - relative_S)):
         own = crosscoder.slices[EXCLUSIVE[side]]
-        extreme = (in_shared_F & (share_F > EXTREME_NORM)).nonzero()[:, 0]
+        extreme = shared.start + (share_S > EXTREME_NORM).nonzero()[:, 0]
         judged[side] = torch.cat([torch.arange(own.start, own.stop, device=extreme.device), extreme])
-    n = crosscoder.n_features
     made = Sample(
         batches=batches,
         errors={side: [] for side in SIDES},
@@ -166,8 +161,8 @@ def judge(crosscoder: Crosscoder, sampled: Sample, side: str) -> Evidence:
     r2 = judged_r2(sampled, targets, side)
     g = len(sampled.judged[side])
     # An R² from the own model near 0 says that a shared feature cannot be read from it: no reference.
-    legible_R = r2["own"][g:] > 0.01
-    ratio_R = (r2["other"][g:] / r2["own"][g:])[legible_R]
+    readable_R = r2["own"][g:] > 0.01
+    ratio_R = (r2["other"][g:] / r2["own"][g:])[readable_R]
     reference = float(ratio_R.median().clamp(0, 1)) if len(ratio_R) >= _LEAST_REFERENCES else 1.0
     fires_G = torch.stack([(part > 0).sum(dim=0) for part in sampled.codes[side]]).sum(dim=0)
     return Evidence(r2["own"][:g], r2["other"][:g], r2["null"][:g], fires_G, reference)

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.training.adam import Adam, Moments
+from modeldiff.crosscoder.training.trainer import Adam
+from modeldiff.sides import SIDES
 
 FRESH = -1
 """In place of a feature's number: a new one, with zero weights and moments."""
-_SIDE_OF = {"w_enc_a": "a", "w_enc_b": "b", "w_dec_a": "a", "w_dec_b": "b"}
-_PARTITIONS = ("A", "shared", "B")
 
 
 def rearrange(crosscoder: Crosscoder, optimizer: Adam, order: Mapping[str, Sequence[int]]) -> torch.Tensor:
@@ -32,28 +31,27 @@ def rearrange(crosscoder: Crosscoder, optimizer: Adam, order: Mapping[str, Seque
     Returns:
         (F,) for every feature its former number, or FRESH.
     """
-    former_F = torch.tensor([i for name in _PARTITIONS for i in order[name]], dtype=torch.long)
+    former_F = torch.tensor([i for name in ("A", "shared", "B") for i in order[name]], dtype=torch.long)
     assert len(former_F) == crosscoder.n_features, "a rearranged crosscoder has as many features as before"
-    had = {side: crosscoder.sees(side) for side in "ab"}
+    had = {side: crosscoder.sees(side) for side in SIDES}
+    has = {"a": slice(0, len(order["A"]) + len(order["shared"])), "b": slice(len(order["A"]), None)}
     crosscoder.config = dataclasses.replace(
         crosscoder.config, n_a_only=len(order["A"]), n_shared=len(order["shared"]), n_b_only=len(order["B"])
     )
-    for name, side in _SIDE_OF.items():
-        former_Fs = former_F[crosscoder.sees(side)]
+    rows = {"b_enc": former_F}
+    for side in SIDES:
+        former_Fs = former_F[has[side]]
         there_Fs = (former_Fs >= had[side].start) & (former_Fs < had[side].stop)
-        _replace(crosscoder, optimizer, name, torch.where(there_Fs, former_Fs - had[side].start, FRESH))
-    _replace(crosscoder, optimizer, "b_enc", former_F)
+        rows[f"w_enc_{side}"] = torch.where(there_Fs, former_Fs - had[side].start, FRESH)
+        rows[f"w_dec_{side}"] = rows[f"w_enc_{side}"]
+    for name, former in rows.items():
+        old = crosscoder.get_parameter(name)
+        new = nn.Parameter(_taken(old.data, former))
+        setattr(crosscoder, name, new)
+        state = optimizer.state.pop(old)
+        moments = {moment: _taken(state[moment], former) for moment in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[new] = {**moments, "step": state["step"]}
     return former_F
-
-
-def _replace(crosscoder: Crosscoder, optimizer: Adam, name: str, rows: torch.Tensor) -> None:
-    """The parameter's rows, and its moments', in a new order."""
-    old = getattr(crosscoder, name)
-    new = nn.Parameter(_taken(old.data, rows))
-    setattr(crosscoder, name, new)
-    optimizer.parameters = [new if parameter is old else parameter for parameter in optimizer.parameters]
-    state = optimizer.state.pop(old)
-    optimizer.state[new] = Moments(_taken(state.first, rows), _taken(state.second, rows), state.step)
 
 
 def _taken(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

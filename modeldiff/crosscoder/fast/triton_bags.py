@@ -1,36 +1,24 @@
-"""The two functions of bags.py on a GPU, in Triton.
+"""`bag_sum` and `bag_dot` of sparse.py on a GPU, in Triton.
 
 Legend: K entries, G bags, G1 = G + 1, N rows, D width; a tile is E entries times W columns.
 
-The reckoning behind the tiles, at the largest size in mind: 131,072 features of 4096 + 4096 weights (D = 8192; a row is
-32 KiB in float32), 2048 pairs, k = 200, so K = 409,600, on an H100 (3.35 TB/s from memory; perhaps 5.5 TB/s from its L2
-cache of 50 MB). Each call gathers K rows, 13.4 GB: 4.0 ms from memory, 2.4 ms from L2. But the matrices that they come
-from are only 4.3 GB (one row a feature: 1.3 ms from memory) or 67 MB (one a pair), so rows should come from L2:
-
-    decode    bags are pairs, tall tiles. The bags are the grid's fast axis, so programs that run at one time work on
-              the same 64 columns, which are 34 MB of all features. Memory 4.3 GB, L2 13.4 GB: no less than 2.4 ms.
-    gradient  bags are features, wide tiles: 1024 columns of all pairs are 8 MB. Memory 4.3 GB, nearly all of it
-              written; L2 13.4 GB read and 4.3 GB written: no less than 3.2 ms.
-    dot       bags are features. L2 13.4 GB and 4.3 GB of left rows: no less than 3.2 ms. The 67 MB of pairs do not
-              quite fit there; the rest, some 5 GB, and the left rows are 2.9 ms from memory, at the same time.
-
-A multiprocessor (there are 132) is kept busy by bytes in flight: 700 ns of latency at 3.35 TB/s are 18 kB for each, at
-L2's rate twice that. So tiles of 8 to 16 kB and a few programs at a time are enough: compiled for an H100, the tiles
-below take 40, 56 and 102 registers a thread, and 12, 9 and 4 programs fit on one.
-
-With rows in bfloat16 all that is gathered is half of that; sums are in float32. These are estimates, nothing of them is
-measured yet: `python -m tests.benchmarks --only kernels` does so where there is a GPU.
+At the size in mind (131,072 features of 4096 + 4096 weights, 2048 pairs, k = 200, so K = 409,600) each call gathers K
+rows, 13.4 GB, but the matrices they come from are only 4.3 GB (one row a feature) or 67 MB (one a pair): rows should
+come from the L2 cache. Hence tall tiles where bags are pairs, with the bags as the grid's fast axis (programs that run
+at one time work on the same 64 columns), and wide ones where bags are features.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
-from modeldiff.crosscoder.fast.entries import Bags
+if TYPE_CHECKING:
+    from modeldiff.crosscoder.fast.sparse import Bags
 
 
 @dataclass(frozen=True)
@@ -42,13 +30,9 @@ class Tile:
     warps: int = 4
 
 
-# For long bags. 64 columns are 256 bytes of a row in float32: two whole cache lines, so that the gather wastes nothing,
-# and few enough that the columns of a large dictionary stay in L2.
-TALL = Tile(entries=32, columns=64)
-# For short ones, three entries on average: what a bag lacks in entries its columns make up for. Bags may be uneven: one
-# with all 2048 pairs is 512 rounds of this tile in each of D / 1024 programs that run side by side, perhaps 0.3 ms
-# beside the 3 ms of the whole call. So it is not split further, and each sum stays in one program, without atomics.
-WIDE = Tile(entries=4, columns=1024)
+# For long bags: 64 columns of float32 are two whole cache lines. For short ones (three entries on average) what a bag
+# lacks in entries its columns make up for; each sum stays in one program, without atomics.
+TALL, WIDE = Tile(entries=32, columns=64), Tile(entries=4, columns=1024)
 _LONG = 16
 # Each entry has a result of its own, so programs share the entries evenly, and neither long bags nor empty ones matter.
 DOT = Tile(entries=8, columns=512)
@@ -59,53 +43,28 @@ def sum_tile(entries: int, bags: int) -> Tile:
     return TALL if entries >= _LONG * bags else WIDE
 
 
-def bag_sum(
-    rows_ND: torch.Tensor,
-    bags: Bags,
-    weight_K: torch.Tensor,
-    tile: Tile | None = None,
-    out_GD: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`bags.bag_sum` with rows in float32 or bfloat16. The same input and tile give the same bits."""
+def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, tile: Tile | None = None) -> torch.Tensor:
+    """`sparse.bag_sum` with rows in float32 or bfloat16. The same input and tile give the same bits."""
     G, D = len(bags), rows_ND.shape[1]
     tile = tile or sum_tile(len(bags.index_K), G)
-    if out_GD is None:
-        out_GD = torch.empty(G, D, dtype=torch.float32, device=rows_ND.device)
+    out_GD = torch.empty(G, D, dtype=torch.float32, device=rows_ND.device)
     with torch.cuda.device_of(rows_ND):
         _sum[G, triton.cdiv(D, tile.columns)](
-            rows_ND,
-            bags.index_K,
-            weight_K,
-            bags.start_G1,
-            out_GD,
-            D,
-            _stride(rows_ND),
-            E=tile.entries,
-            W=tile.columns,
-            num_warps=tile.warps,
-        )
+            rows_ND, bags.index_K, weight_K, bags.start_G1, out_GD, D, _stride(rows_ND),
+            E=tile.entries, W=tile.columns, num_warps=tile.warps,
+        )  # fmt: skip
     return out_GD
 
 
 def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags, tile: Tile = DOT) -> torch.Tensor:
-    """`bags.bag_dot` with left and rows each in float32 or bfloat16. The same input and tile give the same bits."""
+    """`sparse.bag_dot` with left and rows each in float32 or bfloat16. The same input and tile give the same bits."""
     K, D = len(bags.index_K), rows_ND.shape[1]
     out_K = torch.empty(K, dtype=torch.float32, device=rows_ND.device)
     with torch.cuda.device_of(rows_ND):
         _dot[(triton.cdiv(K, tile.entries),)](
-            left_GD,
-            rows_ND,
-            bags.bag_K,
-            bags.index_K,
-            out_K,
-            K,
-            D,
-            _stride(left_GD),
-            _stride(rows_ND),
-            E=tile.entries,
-            W=tile.columns,
-            num_warps=tile.warps,
-        )
+            left_GD, rows_ND, bags.bag_K, bags.index_K, out_K, K, D, _stride(left_GD), _stride(rows_ND),
+            E=tile.entries, W=tile.columns, num_warps=tile.warps,
+        )  # fmt: skip
     return out_K
 
 
@@ -120,7 +79,7 @@ def _stride(rows_ND: torch.Tensor) -> int:
     return rows_ND.stride(0)
 
 
-# Offsets can pass 2^31: index, bag and start are int64, and so is all that is reckoned from them. Loops are `while`s
+# Offsets can pass 2^31: index, bag and start are int64, and so is all that is computed from them. Loops are `while`s
 # since the interpreter of some releases cannot take the ends of a `range` from tensors; what is compiled is alike.
 
 

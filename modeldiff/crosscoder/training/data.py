@@ -13,15 +13,14 @@ Legend: N rows of a group, B rows of a batch, Da, Db widths.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeldiff.crosscoder.model import Both
 from modeldiff.errors import InputError
 from modeldiff.sides import SIDES
 from modeldiff.splits import evenly_spread
@@ -33,8 +32,10 @@ from modeldiff.workspace.bits import bytes_per_value, chunk_rows
 _LEAST_BLOCKS = 64
 # Keep apart the random numbers for the order of blocks and those for the order of rows.
 _BLOCKS, _ROWS = 0, 1
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""(x_a (B, Da), x_b (B, Db))."""
+Rows = dict[str, torch.Tensor]
+"""By side, activations (N, D) as stored."""
+_Group = tuple[int, int, list[Block], int]
+"""Blocks that are in memory together: their epoch and number in it, and how many of their rows were used before."""
 
 
 def split(store: ActivationStore, holdout: float) -> tuple[list[Block], list[Block]]:
@@ -58,28 +59,13 @@ def split(store: ActivationStore, holdout: float) -> tuple[list[Block], list[Blo
     return [b for i, b in enumerate(blocks) if i not in held], [blocks[i] for i in sorted(held)]
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Blocks that are in the buffer together; `skip` of their rows were used before the stream began."""
-
-    epoch: int
-    number: int
-    blocks: tuple[Block, ...]
-    skip: int
-
-    def __len__(self) -> int:
-        return sum(len(block) for block in self.blocks)
-
-
 class PairStream:
     """Batches of pairs without end, over and over the blocks, in an order that depends on the seed.
 
     Args:
-        buffer_bytes: all the memory for pairs as stored: one group of them all where they fit, else two groups, of
-            which one is used while the other is read. A block that is larger than half of it is held all the same.
-            Batches come on top.
-        device: where batches are wanted. For CUDA they go through pinned memory, one batch ahead, and their copying
-            does not wait for the device.
+        buffer_bytes: all the memory for pairs as stored, beside batches. A block that is larger than half of it is held
+            all the same.
+        device: where batches are wanted. For CUDA they go through pinned memory, one batch ahead.
     """
 
     def __init__(
@@ -92,27 +78,32 @@ class PairStream:
         buffer_bytes: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._store = store
-        self._blocks = blocks
-        self._batch = batch
-        self._seed = seed
+        self._store, self._blocks, self._batch, self._seed = store, blocks, batch, seed
         self._device = torch.device(device)
-        self.rows_per_epoch = sum(len(block) for block in blocks)
+        self.rows_per_epoch = _rows(blocks)
         row_bytes = sum(side.width * bytes_per_value(side.encoding) for side in store.info.sides.values())
         rows = max(1, buffer_bytes // row_bytes)
         self._in_one = self.rows_per_epoch <= rows
         self._group_rows = self.rows_per_epoch if self._in_one else max(1, rows // 2)
 
-    def batches(self, first_step: int = 0) -> Generator[Batch, None, None]:
+    def batches(self, first_step: int = 0) -> Generator[Both, None, None]:
         """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the device."""
-        return self._ahead(first_step) if self._device.type == "cuda" else self._on_cpu(first_step)
+        with closing(self._on_cpu(first_step)) as batches:
+            if self._device.type != "cuda":
+                yield from batches
+                return
+            # Each batch is under way before it is asked for. Pinned memory is not used again before it was copied.
+            for _, (x_a, x_b) in prefetched(
+                lambda _: [x.pin_memory().to(self._device, non_blocking=True) for x in next(batches)], itertools.count()
+            ):
+                yield x_a, x_b
 
-    def _on_cpu(self, first_step: int) -> Generator[Batch, None, None]:
+    def _on_cpu(self, first_step: int) -> Generator[Both, None, None]:
         batch, filled = self._empty(self._batch), 0
         with closing(self._read(first_step * self._batch)) as groups:
-            for group, x in groups:
-                order_N = self._row_order(group)
-                at = group.skip
+            for (epoch, number, blocks, skip), x in groups:
+                order_N = np.random.default_rng([self._seed, _ROWS, epoch, number]).permutation(_rows(blocks))
+                at = skip
                 while at < len(order_N):
                     rows = order_N[at : at + self._batch - filled]
                     for side in SIDES:
@@ -123,7 +114,7 @@ class PairStream:
                         yield batch["a"], batch["b"]
                         batch, filled = self._empty(self._batch), 0
 
-    def _read(self, first_row: int) -> Generator[tuple[_Group, dict[str, torch.Tensor]], None, None]:
+    def _read(self, first_row: int) -> Generator[tuple[_Group, Rows], None, None]:
         """The groups from the one on that holds a row of the stream, with their pairs; each is read while the one
         before it is used."""
         if self._in_one:
@@ -133,68 +124,43 @@ class PairStream:
         rows = max(self._group_rows, *(len(block) for block in self._blocks))
         halves = itertools.cycle([self._empty(rows), self._empty(rows)])
         numbered = zip(self._groups(first_row), halves, strict=False)
-        for (group, _), x in prefetched(lambda one: self._into(one[1], one[0].blocks), numbered):
+        for (group, _), x in prefetched(lambda one: self._into(one[1], one[0][2]), numbered):
             yield group, x
 
-    def _empty(self, rows: int) -> dict[str, torch.Tensor]:
+    def _empty(self, rows: int) -> Rows:
         return {side: self._store.empty_rows(side, rows) for side in SIDES}
 
-    def _into(self, x: dict[str, torch.Tensor], blocks: Sequence[Block]) -> dict[str, torch.Tensor]:
-        count = sum(len(block) for block in blocks)
+    def _into(self, x: Rows, blocks: list[Block]) -> Rows:
         for side in SIDES:
-            self._store.read_into(side, blocks, x[side][:count])
+            self._store.read_into(side, blocks, x[side][: _rows(blocks)])
         return x
-
-    def _ahead(self, first_step: int) -> Generator[Batch, None, None]:
-        """The same on the device, each batch under way before it is asked for."""
-        with closing(self._on_cpu(first_step)) as batches, ThreadPoolExecutor(1, "copy pairs") as worker:
-
-            def copied() -> Batch:
-                x_a, x_b = next(batches)
-                return self._copy(x_a), self._copy(x_b)
-
-            pending = worker.submit(copied)
-            while True:
-                batch = pending.result()
-                pending = worker.submit(copied)
-                yield batch
-
-    def _copy(self, x_BD: torch.Tensor) -> torch.Tensor:
-        # Pinned memory is not used again before it was copied: torch sees to that. Other memory is, so it is not given
-        # to a copying that does not wait.
-        if self._device.type == "cuda":
-            x_BD = x_BD.pin_memory()
-        return x_BD.to(self._device, non_blocking=True)
 
     def _groups(self, first_row: int) -> Iterator[_Group]:
         """The groups from the one on that holds row `first_row` of the stream."""
         first_epoch, skip = divmod(first_row, self.rows_per_epoch)
         for epoch in itertools.count(first_epoch):
-            for number, blocks in enumerate(self._grouped(self._block_order(epoch))):
-                group = _Group(epoch, number, blocks, skip)
-                if skip < len(group):
-                    yield group
-                skip = max(0, skip - len(group))
+            for number, blocks in enumerate(self._grouped(epoch)):
+                if skip < _rows(blocks):
+                    yield epoch, number, blocks, skip
+                skip = max(0, skip - _rows(blocks))
 
-    def _block_order(self, epoch: int) -> list[Block]:
+    def _grouped(self, epoch: int) -> Iterator[list[Block]]:
+        """The blocks in the order of an epoch, cut into groups."""
         if self._in_one:
-            return self._blocks  # all in one group: the order of the rows is all that matters
-        order = np.random.default_rng([self._seed, _BLOCKS, epoch]).permutation(len(self._blocks))
-        return [self._blocks[i] for i in order]
-
-    def _grouped(self, blocks: list[Block]) -> Iterator[tuple[Block, ...]]:
+            yield self._blocks  # the order of the rows is all that matters
+            return
         group: list[Block] = []
-        rows = 0
-        for block in blocks:
-            if group and rows + len(block) > self._group_rows:
-                yield tuple(group)
-                group, rows = [], 0
+        for at in np.random.default_rng([self._seed, _BLOCKS, epoch]).permutation(len(self._blocks)):
+            block = self._blocks[at]
+            if group and _rows(group) + len(block) > self._group_rows:
+                yield group
+                group = []
             group.append(block)
-            rows += len(block)
-        yield tuple(group)
+        yield group
 
-    def _row_order(self, group: _Group) -> NDArray[np.int64]:
-        return np.random.default_rng([self._seed, _ROWS, group.epoch, group.number]).permutation(len(group))
+
+def _rows(blocks: list[Block]) -> int:
+    return sum(len(block) for block in blocks)
 
 
 def _take(x_ND: torch.Tensor, rows_R: NDArray[np.int64], out_RD: torch.Tensor) -> None:

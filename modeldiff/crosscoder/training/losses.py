@@ -1,8 +1,7 @@
-"""What a crosscoder is trained on: the error of both reconstructions, and the auxiliary loss for dead features.
+"""What a crosscoder is trained on (the error of both reconstructions, and the auxiliary loss of dead features), and how
+well it reconstructs (FVE). Also the rule by which pairs with extreme norms are left out.
 
-Also the rule by which pairs with extreme norms are left out.
-
-Legend: B pairs, Da, Db widths, Z dead features; Za, Zb those of them that A, B has.
+Legend: B pairs, F features, Da, Db, D widths, Z dead features; Za, Zb those of them that A, B has.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ import math
 
 import torch
 
-from modeldiff.crosscoder.distributed import Shards
-from modeldiff.crosscoder.fast.products import decode_product, encode_product
-from modeldiff.crosscoder.fast.step import rows_of
-from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.workspace.ranks import Ranks
+from modeldiff.crosscoder.fast.sparse import OneProcess
+from modeldiff.crosscoder.model import Both, Crosscoder, encode_into
+from modeldiff.sides import SIDES
 
-# Of errors that are squared at once: 1 MiB.
-_PIECE_VALUES = 1 << 18
+# Of errors that are squared at once, 1 MiB; rows that are taken to float64 at once.
+_PIECE_VALUES, _PIECE_ROWS = 1 << 18, 256
 
 
 def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> torch.Tensor:
@@ -26,9 +23,9 @@ def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> torc
 
     The pair goes when either side is extreme: otherwise exclusive features would be rewarded for the side that is left.
     """
-    norm_a_B, norm_b_B = torch.linalg.vector_norm(x_a_BDa, dim=1), torch.linalg.vector_norm(x_b_BDb, dim=1)
-    keep_a_B = norm_a_B <= factor * norm_a_B.median()
-    return keep_a_B & (norm_b_B <= factor * norm_b_B.median())
+    norms = [torch.linalg.vector_norm(x_BD, dim=1) for x_BD in (x_a_BDa, x_b_BDb)]
+    keep_a_B, keep_b_B = (norm_B <= factor * norm_B.median() for norm_B in norms)
+    return keep_a_B & keep_b_B
 
 
 def reconstruction_loss(e_a_BDa: torch.Tensor, e_b_BDb: torch.Tensor, kind: str) -> torch.Tensor:
@@ -53,10 +50,7 @@ def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
-    """The gradient of `reconstruction_loss` in one side's reconstructions, minus that in its error.
-
-    To the last bit what autograd gives; written out, it takes fewer operations.
-    """
+    """The gradient of `reconstruction_loss` in one side's reconstructions: to the last bit what autograd gives."""
     if kind == "squared":
         return e_BD * (-2 / len(e_BD))
     norm_B1 = torch.linalg.vector_norm(e_BD, dim=1, keepdim=True)
@@ -64,46 +58,139 @@ def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
     return (e_BD / norm_B1.masked_fill_(norm_B1 == 0, math.inf)).mul_(-0.5 / len(e_BD))
 
 
-def auxk_loss(
+@torch.no_grad()
+def add_auxk(
     crosscoder: Crosscoder,
     dead_Z: torch.Tensor,
     count: int,
-    e: tuple[torch.Tensor, torch.Tensor],
+    e: Both,
     *,
-    inputs: tuple[torch.Tensor, torch.Tensor] | None = None,
+    weight: float = 1.0,
     normalised: bool = False,
-    shards: Shards | None = None,
+    processes: OneProcess | None = None,
 ) -> torch.Tensor:
-    """How badly the dead features reconstruct the error (paper 2.5): only their encoders and decoders get a gradient,
-    added to what is in `grad` (see `rows_of`): go back through the reconstruction loss first.
+    """How badly the dead features reconstruct the error (paper 2.5). `weight` times the gradient of this loss is added
+    to what is in `grad` of their encoders and decoders, unless the loss is not a number.
 
-    z = the `count` largest of the dead features' encodings, negative ones set to 0; loss = ‖e - z W_d‖², summed over
-    width and sides, mean over the pairs. The error is a constant. Only the dead columns are computed.
+    z = the `count` largest of the dead features' encodings of the error, without bias, negative ones set to 0;
+    loss = ‖e - z W_d‖², summed over width and sides, mean over the pairs. The error is a constant.
 
     Args:
         e: the error (B, Da), (B, Db), activations minus reconstructions.
-        dead_Z: indices of the dead features, ascending, not empty (on one of several ranks they may be).
-        inputs: None encodes the error without bias, as in the paper; otherwise these activations (a, b) are encoded,
-            with bias, as in the public code.
+        dead_Z: indices of the dead features, ascending, not empty (on one of several processes they may be).
         normalised: divide by the error's variance, as the public code does.
-        shards: where other ranks have dead features, too.
+        processes: those of the run, where others have dead features, too.
     """
-    e_a_BDa, e_b_BDb = e[0].detach(), e[1].detach()
-    config = crosscoder.config
-    dead_Za = dead_Z[dead_Z < config.n_a]
-    dead_Zb = dead_Z[dead_Z >= config.n_a_only] - config.n_a_only
-    dtype = crosscoder.matmul_dtype
-    w_enc_a, w_enc_b = rows_of(crosscoder.w_enc_a, dead_Za), rows_of(crosscoder.w_enc_b, dead_Zb)
-    if inputs is None:
-        encoded, bias_Z = (e_a_BDa, e_b_BDb), e_a_BDa.new_zeros(len(dead_Z))
-    else:
-        encoded, bias_Z = inputs, rows_of(crosscoder.b_enc, dead_Z)
-    pre_BZ = encode_product(*encoded, w_enc_a, w_enc_b, bias_Z, share=crosscoder.encoder_share, dtype=dtype)
-    shards = shards or Shards(Ranks(), config)
-    z_BZ = torch.relu(shards.top_per_pair(pre_BZ, count))
-    w_dec_a, w_dec_b = rows_of(crosscoder.w_dec_a, dead_Za), rows_of(crosscoder.w_dec_b, dead_Zb)
-    ehat_a, ehat_b = map(shards.sum, decode_product(z_BZ, w_dec_a, w_dec_b, dtype=dtype))
-    loss = reconstruction_loss(ehat_a - e_a_BDa, ehat_b - e_b_BDb, "squared")
-    if not normalised:
+    processes, dtype = processes or OneProcess(), crosscoder.matmul_dtype
+    rows, inside, w_enc, w_dec = [], [], [], []
+    for side in SIDES:
+        seen = crosscoder.sees(side)
+        rows.append(dead_Z[(dead_Z >= seen.start) & (dead_Z < seen.stop)] - seen.start)
+        w_enc.append(crosscoder.encoder(side).index_select(0, rows[-1]).to(dtype))
+        w_dec.append(crosscoder.decoder(side).index_select(0, rows[-1]).to(dtype))
+    inside = [slice(0, len(rows[0])), slice(len(dead_Z) - len(rows[1]), None)]
+    shared_Z = slice(inside[1].start, inside[0].stop)
+    e_low = [e_BD.to(dtype) for e_BD in e]
+    pre_BZ = encode_into(e_low[0].new_empty(len(e[0]), len(dead_Z)), *e_low, *w_enc, share=crosscoder.encoder_share)
+    z_BZ = torch.relu(processes.top_per_pair(pre_BZ.float(), count))
+    z_low = z_BZ.to(dtype)
+    miss = [
+        processes.sum((z_low[:, part] @ w_ZD).float()) - e_BD for part, w_ZD, e_BD in zip(inside, w_dec, e, strict=True)
+    ]
+    loss = reconstruction_loss(miss[0], miss[1], "squared")
+    step = torch.full_like(loss, weight)
+    if normalised:
+        variance = reconstruction_loss(e[0] - e[0].mean(dim=0), e[1] - e[1].mean(dim=0), "squared")
+        loss, step = loss / variance, step / variance
+    if bool(loss.isnan()):
         return loss
-    return loss / reconstruction_loss(e_a_BDa - e_a_BDa.mean(dim=0), e_b_BDb - e_b_BDb.mean(dim=0), "squared")
+    g = [(miss_BD * (2 * (step / len(miss_BD)))).to(dtype) for miss_BD in miss]
+    g_BZ = torch.empty_like(z_low)
+    only_b_Z, from_b = slice(inside[0].stop, None), len(rows[0]) - shared_Z.start
+    torch.mm(g[0], w_dec[0].T, out=g_BZ[:, inside[0]])
+    torch.mm(g[1], w_dec[1][from_b:].T, out=g_BZ[:, only_b_Z])
+    g_BZ[:, shared_Z].addmm_(g[1], w_dec[1][:from_b].T)
+    g_BZ.masked_fill_(z_BZ <= 0, 0.0)
+    for at, side in enumerate(SIDES):
+        grad_ZD = g_BZ[:, inside[at]].T @ e_low[at]
+        grad_ZD[shared_Z.start - inside[at].start : shared_Z.stop - inside[at].start] *= crosscoder.encoder_share
+        _add_rows(crosscoder.encoder(side), rows[at], grad_ZD)
+        _add_rows(crosscoder.decoder(side), rows[at], z_low[:, inside[at]].T @ g[at])
+    return loss
+
+
+def _add_rows(w_FD: torch.Tensor, rows_Z: torch.Tensor, grad_ZD: torch.Tensor) -> None:
+    if w_FD.grad is None:
+        w_FD.grad = torch.zeros_like(w_FD)
+    w_FD.grad.index_add_(0, rows_Z, grad_ZD.to(w_FD.dtype))
+
+
+class Explained:
+    """Fraction of variance explained (FVE) on one side: 1 - SSE / SST, SST around the mean of the data it has seen.
+
+    Predicting that mean scores 0, a perfect reconstruction 1. Sums are float64; data come in batches.
+    """
+
+    def __init__(self, centre_D: torch.Tensor) -> None:
+        """`centre_D` is any vector near the data's mean; it only keeps large numbers from cancelling."""
+        self._centre_D = _double(centre_D)
+        self._sum_D = torch.zeros_like(self._centre_D)
+        self._squares = self._errors = 0.0
+        self._rows = 0
+
+    def add(self, x_BD: torch.Tensor, xhat_BD: torch.Tensor) -> None:
+        """Take in a batch and its reconstruction."""
+        for x_RD, xhat_RD in zip(x_BD.split(_PIECE_ROWS), xhat_BD.split(_PIECE_ROWS), strict=True):
+            x_RD = _double(x_RD)
+            from_centre_RD = x_RD - self._centre_D
+            self._sum_D += from_centre_RD.sum(dim=0)
+            self._squares += float(from_centre_RD.square().sum())
+            self._errors += float((x_RD - _double(xhat_RD)).square().sum())
+            self._rows += len(x_RD)
+
+    @property
+    def fve(self) -> float:
+        """FVE of what was added; 0 when the data do not vary."""
+        if self._rows == 0:
+            return 0.0
+        total = self._squares - float(self._sum_D.square().sum()) / self._rows
+        return 1 - self._errors / total if total > 0 else 0.0
+
+
+class Quality:
+    """FVE of a crosscoder by side: with all features, with the shared ones only, and what the exclusive ones add."""
+
+    def __init__(self, crosscoder: Crosscoder) -> None:
+        self._crosscoder = crosscoder
+        self._all, self._shared = (
+            {side: Explained(crosscoder.decoder_bias(side).detach()) for side in SIDES} for _ in range(2)
+        )
+
+    @torch.no_grad()
+    def add(self, x: Both, xhat: Both, xhat_shared: Both) -> None:
+        """Take in a batch: activations, reconstructions, and those from the shared features alone; (a, b) each, in
+        normalised units."""
+        for at, side in enumerate(SIDES):
+            self._all[side].add(x[at], xhat[at])
+            self._shared[side].add(x[at], xhat_shared[at])
+
+    def add_code(self, x: Both, f_BF: torch.Tensor) -> None:
+        """Take in a batch: activations (a, b) in normalised units and their code."""
+        shared_BF, shared = torch.zeros_like(f_BF), self._crosscoder.slices["shared"]
+        shared_BF[:, shared] = f_BF[:, shared]
+        self.add(x, self._crosscoder.decode(f_BF, raw=False), self._crosscoder.decode(shared_BF, raw=False))
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """`fve`, `fve_shared` and `gain_exclusive`, each by side."""
+        fve, shared = ({side: one[side].fve for side in SIDES} for one in (self._all, self._shared))
+        return {"fve": fve, "fve_shared": shared, "gain_exclusive": {side: fve[side] - shared[side] for side in SIDES}}
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    """float64, on the CPU where the device (mps) has none."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
+def by_partition(crosscoder: Crosscoder, value_F: torch.Tensor) -> dict[str, float]:
+    """Sum of a value per feature over each partition."""
+    return {name: float(value_F[features].sum()) for name, features in crosscoder.slices.items()}

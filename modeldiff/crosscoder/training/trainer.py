@@ -1,4 +1,4 @@
-"""One training run: the crosscoder, Adam, the counters, and what one batch does to them.
+"""One training run: its numbers, the crosscoder, Adam, the counters, and what one batch does to them.
 
 All randomness is in the initial weights and in the order of the batches: `update` itself draws nothing.
 
@@ -8,48 +8,154 @@ Legend: B pairs, F features, K active entries of the batch, Da, Db widths, Z dea
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.adam import adam
 
 from modeldiff.console import say
-from modeldiff.crosscoder.distributed import Shards
-from modeldiff.crosscoder.fast.entries import Entries
-from modeldiff.crosscoder.fast.flat import places_of
-from modeldiff.crosscoder.fast.scores import Scores
-from modeldiff.crosscoder.fast.step import Both, Pass, SparseStep
-from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.selection import ThresholdAverage
-from modeldiff.crosscoder.training.adam import Adam
-from modeldiff.crosscoder.training.losses import auxk_loss, inliers, reconstruction_gradient, reconstruction_loss
-from modeldiff.crosscoder.training.metrics import Quality, by_partition
-from modeldiff.crosscoder.training.recipe import Recipe
+from modeldiff.crosscoder.config import Tie
+from modeldiff.crosscoder.designated import tie, tie_gradients
+from modeldiff.crosscoder.fast.sparse import OneProcess, Pass, SparseStep
+from modeldiff.crosscoder.fast.topk import indices_of
+from modeldiff.crosscoder.model import Both, Crosscoder
+from modeldiff.crosscoder.training.losses import (
+    Quality,
+    add_auxk,
+    by_partition,
+    inliers,
+    reconstruction_gradient,
+    reconstruction_loss,
+)
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.workspace.ranks import Ranks
 
 # A partition of which no feature was active for this share of the run is reported.
 _STARVING_SHARE = 0.02
+# Of the public code (paper 2.3): the threshold is a moving average with this memory, here shortened in short runs.
+EMA_BETA = 0.999
+_BETAS = (0.9, 0.999)
 
 
-class Step(Protocol):
-    """A way to run a batch, activations in normalised units, and the way back."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training run in numbers (see recipe.py). Steps are counted from 0; learning rate and k depend on the step."""
 
-    def forward(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, count: int) -> Pass:
-        """Select `count` active entries, and reconstruct from them."""
+    n_a_only: int
+    n_shared: int
+    n_b_only: int
+    n_designated: int
+    tie: Tie
+    k: int
+    designated_k: float
+    k_start: int
+    anneal_steps: int
+    steps: int
+    batch: int
+    lr: float
+    warmup: int
+    decay: Literal["none", "linear", "cosine"]
+    decay_steps: int
+    clip: float
+    loss: Literal["squared", "norm"]
+    auxk_alpha: float
+    auxk: int
+    outlier_factor: float
+    """Pairs with a larger norm than this times the median are left out; infinite: none."""
+    dead_pairs: int
+    """A feature is dead when it was not active for this many pairs."""
+    threshold_start: int
+    """Step from which the inference threshold is averaged."""
+    log_every: int
+    seed: int
+    audit_steps: tuple[int, ...]
+    """Steps that end with an audit of the exclusive features (auditor.py); the last step is one, if there are any."""
+    audit_batches: int
+    """Batches, the last ones before it, that an audit looks at."""
 
-    def decode(self, entries: Entries, f_K: torch.Tensor) -> Both:
-        """Reconstructions of a code."""
+    def next_audit(self, step: int) -> int | None:
+        """The first step from `step` on that ends with an audit, if one does."""
+        return next((at for at in self.audit_steps if at >= step), None)
 
-    def backward(self, x: Both, done: Pass, g: Both) -> None:
-        """Set `grad` of every parameter, from a loss's gradients in the two reconstructions."""
+    def is_logged(self, step: int) -> bool:
+        """Every `log_every` steps, those that end with an audit, and the last one."""
+        return step % self.log_every == 0 or step == self.steps - 1 or step in self.audit_steps
+
+    def k_at(self, step: int) -> float:
+        """Active features per pair at a step: linear from k_start to k, then k (paper B.1.3)."""
+        if step >= self.anneal_steps:
+            return float(self.k)
+        return self.k_start + (self.k - self.k_start) * step / self.anneal_steps
+
+    def active_entries(self, step: int, pairs: int) -> int:
+        """Of a batch of so many pairs."""
+        return round(self.k_at(step) * pairs)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step: linear rise, constant, fall to 0."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        left = (self.steps - step) / self.decay_steps
+        if self.decay == "none" or left >= 1:
+            return self.lr * rise
+        return self.lr * rise * (left if self.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015), by the function that torch.optim.Adam calls: its state is plain tensors, which audits
+    rearrange and checkpoints write, and a small crosscoder's step is not mostly the optimizer's bookkeeping.
+
+    Attributes:
+        state: for each parameter its `exp_avg`, `exp_avg_sq` and `step`.
+    """
+
+    def __init__(self, crosscoder: Crosscoder) -> None:
+        self.state = {one: self._fresh(one) for one in crosscoder.parameters()}
+        self._fused = all(one.device.type in ("cpu", "cuda") for one in self.state)
+
+    @staticmethod
+    def _fresh(one: torch.Tensor) -> dict[str, torch.Tensor]:
+        zeros = {name: torch.zeros_like(one.data) for name in ("exp_avg", "exp_avg_sq")}
+        return {**zeros, "step": torch.zeros((), device=one.device)}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One step by the gradients in `grad`."""
+        lists = {name: [state[name] for state in self.state.values()] for name in ("exp_avg", "exp_avg_sq", "step")}
+        grads = [one.grad for one in self.state if one.grad is not None]
+        adam(
+            list(self.state), grads, lists["exp_avg"], lists["exp_avg_sq"], [], lists["step"],
+            foreach=False, fused=self._fused, amsgrad=False, beta1=_BETAS[0], beta2=_BETAS[1], lr=lr, weight_decay=0.0,
+            eps=1e-8, maximize=False,
+        )  # fmt: skip
+
+
+class ThresholdAverage:
+    """Moving average, without bias from its start, of the smallest active score of each batch: the threshold at
+    inference. It remembers `window` batches, or as many as the public code if that is fewer."""
+
+    def __init__(self, window: float) -> None:
+        self.beta = 1 - 1 / max(1.0, min(window, 1 / (1 - EMA_BETA)))
+        self.total = self.weight = 0.0
+
+    def update(self, smallest: float | None) -> None:
+        """Take in one batch's smallest active score; None changes nothing."""
+        if smallest is not None:
+            self.total = self.beta * self.total + (1 - self.beta) * smallest
+            self.weight = self.beta * self.weight + (1 - self.beta)
+
+    @property
+    def value(self) -> float:
+        """The threshold; 0 before the first update."""
+        return self.total / self.weight if self.weight else 0.0
 
 
 class Callback(Protocol):
-    """What happens after a step, beside the training itself."""
+    """What happens after the optimizer's step, with its batch; what it returns is logged as "audit"."""
 
-    def __call__(self, trainer: Trainer, x: Both) -> dict[str, Any] | None:
-        """After the optimizer's step, with its batch; what it returns is logged as "audit"."""
+    @property
+    def collecting(self) -> bool: ...  # while true there is no checkpoint
+    def __call__(self, trainer: Trainer, x: Both) -> dict[str, Any] | None: ...
 
 
 class Trainer:
@@ -58,8 +164,7 @@ class Trainer:
     Attributes:
         step: batches done.
         since_active_F: int64, pairs since each feature was last active.
-        threshold: average of the smallest scores that were selected.
-        threshold_designated: the same for designated features.
+        threshold, threshold_designated: averages of the smallest scores that were selected.
         left_out: pairs left out as outliers so far.
         auxk_nan: steps whose auxiliary loss was not a number and was set to 0 (paper B.1.5).
     """
@@ -69,28 +174,21 @@ class Trainer:
         crosscoder: Crosscoder,
         recipe: Recipe,
         *,
-        shards: Shards | None = None,
-        sparse: Step | None = None,
+        processes: OneProcess | None = None,
+        sparse: SparseStep | None = None,
         callback: Callback | None = None,
         warn: bool = True,
     ) -> None:
-        """
-        Args:
-            shards: the ranks of the run; `crosscoder` is then this rank's part.
-            sparse: another way than the sparse one to run a batch.
-            warn: say when a partition starves.
-        """
+        """`crosscoder` is this process's part; `sparse`: another way to run a batch (the dense one of the tests);
+        `warn`: say when a partition starves."""
         self.crosscoder, self.recipe, self.callback = crosscoder, recipe, callback
-        self.shards = shards or Shards(Ranks(), crosscoder.config)
-        self.sparse = sparse or SparseStep(crosscoder, self.shards)
-        self.optimizer = Adam(crosscoder.parameters(), recipe.lr, recipe.betas)
-        self.step = 0
+        self.processes = processes or OneProcess()
+        self.sparse = sparse or SparseStep(crosscoder, self.processes)
+        self.optimizer = Adam(crosscoder)
+        self.step = self.left_out = self.auxk_nan = 0
         self.since_active_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=crosscoder.b_enc.device)
-        self.threshold = ThresholdAverage(recipe.threshold_window)
-        self.threshold_designated = ThresholdAverage(recipe.threshold_window)
-        self.left_out = self.auxk_nan = 0
-        self._warns = warn
-        self._starving: set[str] = set()
+        self.threshold, self.threshold_designated = (ThresholdAverage(recipe.steps / 10) for _ in range(2))
+        self._warns, self._starving = warn, set[str]()
 
     @torch.no_grad()
     def update(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> dict[str, Any] | None:
@@ -104,17 +202,14 @@ class Trainer:
             InputError: the training diverged.
         """
         x = self._inliers(x_a_BDa, x_b_BDb)
-        done = self.sparse.forward(*x, self._count(len(x[0])))
+        done = self.sparse.forward(*x, self.recipe.active_entries(self.step, len(x[0])))
         e = x[0] - done.xhat[0], x[1] - done.xhat[1]
         loss = reconstruction_loss(*e, self.recipe.loss)
         g = reconstruction_gradient(e[0], self.recipe.loss), reconstruction_gradient(e[1], self.recipe.loss)
         self.sparse.backward(x, done, g)
-        auxk = self._auxk(x, e)
-        if auxk is not None:  # adds to the gradients
-            with torch.enable_grad():
-                (self.recipe.auxk_alpha * auxk).backward()
+        auxk = self._add_auxk(e)
         firings_F = done.entries.start_F1.diff()
-        self._note_firings(firings_F, done.smallest, len(x[0]))
+        self._note_firings(firings_F, done, len(x[0]))
         line = self._line(x, done, firings_F, loss, auxk) if self.recipe.is_logged(self.step) else None
         self._descend(loss)
         audit = self.callback(self, x) if self.callback else None
@@ -136,57 +231,39 @@ class Trainer:
         self.left_out += len(x_a) - int(keep_B.sum())
         return x_a[keep_B], x_b[keep_B]
 
-    def _count(self, pairs: int) -> int:
-        """Active entries of a batch of so many pairs."""
-        return round(self.recipe.k_at(self.step) * pairs)
-
-    @torch.no_grad()
-    def code(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """(f_BF, smallest score selected) of pre-activations, selected as in training at this step."""
-        scores = Scores(pre_BF, None, self.crosscoder.score_weights())
-        flat_K, (smallest, _) = self.shards.select(scores, self._count(len(pre_BF)))
-        f_BF = torch.zeros_like(pre_BF)
-        f_BF.view(-1)[flat_K] = pre_BF.view(-1)[flat_K]
-        return f_BF, smallest or 0.0
-
     def dead(self) -> torch.Tensor:
         """Mask (F,) of the features that were not active for `dead_pairs` pairs."""
         return self.since_active_F >= self.recipe.dead_pairs
 
-    def _auxk(self, x: Both, e: Both) -> torch.Tensor | None:
-        """The auxiliary loss, with autograd; None: there is none in this step."""
+    def _add_auxk(self, e: Both) -> torch.Tensor | None:
+        """The auxiliary loss, its gradient added to what is there; None: there is none in this step."""
         recipe = self.recipe
         if recipe.auxk_alpha == 0:
             return None
-        dead_Z = places_of(self.dead())
-        if self.shards.number(len(dead_Z)) == 0:
+        dead_Z = indices_of(self.dead())
+        if self.processes.number(len(dead_Z)) == 0:
             return None
-        with torch.enable_grad():
-            loss = auxk_loss(
-                self.crosscoder,
-                dead_Z,
-                recipe.auxk,
-                e,
-                inputs=x if recipe.auxk_input == "input" else None,
-                normalised=recipe.loss == "norm",
-                shards=self.shards,
-            )
+        loss = add_auxk(
+            self.crosscoder, dead_Z, recipe.auxk, e,
+            weight=recipe.auxk_alpha, normalised=recipe.loss == "norm", processes=self.processes,
+        )  # fmt: skip
         if bool(loss.isnan()):
             self.auxk_nan += 1
             return None
         return loss
 
-    def _note_firings(self, firings_F: torch.Tensor, smallest: tuple[float | None, float | None], pairs: int) -> None:
+    def _note_firings(self, firings_F: torch.Tensor, done: Pass, pairs: int) -> None:
         self.since_active_F += pairs
         self.since_active_F.masked_fill_(firings_F > 0, 0)
         if self.step >= self.recipe.threshold_start:
-            self.threshold.update(smallest[0])
-            self.threshold_designated.update(smallest[1])
+            self.threshold.update(done.smallest[0])
+            self.threshold_designated.update(done.smallest[1])
 
     def _descend(self, loss: torch.Tensor) -> None:
         """Move the weights along their gradients."""
-        self.optimizer.lr = self.recipe.lr_at(self.step)
-        self.crosscoder.tie_gradients()
+        tied = self.crosscoder.config.tie != "none"
+        if tied:
+            tie_gradients(self.crosscoder)
         norm = self._gradient_norm()
         if float(norm) > self.recipe.clip:
             clip_grads_with_norm_(self.crosscoder.parameters(), self.recipe.clip, norm)
@@ -195,31 +272,27 @@ class Trainer:
                 f"training diverged at step {self.step}: the loss or its gradient is not finite; "
                 f"use a smaller --lr (now {self.recipe.lr:.2g})"
             )
-        self.optimizer.step()
-        self.crosscoder.tie()
+        self.optimizer.step(self.recipe.lr_at(self.step))
+        if tied:
+            tie(self.crosscoder)
 
     def _gradient_norm(self) -> torch.Tensor:
         gradients = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
-        if self.shards.alone:
+        if self.processes.world == 1:
             return get_total_norm(gradients.values())
-        # The decoder's biases are the same on all ranks, and count once.
+        # The decoder's biases are the same in all processes, and count once.
         biases = [gradients.pop(name) for name in ("b_dec_a", "b_dec_b")]
-        squares = self.shards.total(get_total_norm(gradients.values()).square())
+        squares = self.processes.sum(get_total_norm(gradients.values()).square())
         return (squares + get_total_norm(biases).square()).sqrt()
 
     def by_partition(self, value_F: torch.Tensor) -> dict[str, float]:
-        """Sum of a value per feature over each partition, over all ranks."""
+        """Sum of a value per feature over each partition, over all processes."""
         sums = by_partition(self.crosscoder, value_F)
-        total = self.shards.total(torch.tensor(list(sums.values()), dtype=torch.float64))
+        total = self.processes.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
         return dict(zip(sums, total.tolist(), strict=True))
 
     def _line(
-        self,
-        x: Both,
-        done: Pass,
-        firings_F: torch.Tensor,
-        loss: torch.Tensor,
-        auxk: torch.Tensor | None,
+        self, x: Both, done: Pass, firings_F: torch.Tensor, loss: torch.Tensor, auxk: torch.Tensor | None
     ) -> dict[str, Any]:
         if self._warns:
             self._warn_of_starving()
@@ -253,14 +326,13 @@ class Trainer:
         recipe = self.recipe
         limit = max(_STARVING_SHARE * recipe.steps, 10) * recipe.batch
         for name, features in self.crosscoder.slices.items():
-            if name in self._starving or self.shards.number(features.stop - features.start) == 0:
+            if name in self._starving or self.processes.number(features.stop - features.start) == 0:
                 continue
             since_F = self.since_active_F[features]
-            since = self.shards.least(float(since_F.min()) if len(since_F) else math.inf)
-            if since < limit:
-                continue
-            self._starving.add(name)
-            say(
-                f"warning: no {name} feature has been active for {int(since):,} pairs (step {self.step}): "
-                f"see --selection (now {self.crosscoder.config.selection}), --dead-share, --k-start"
-            )
+            since = self.processes.least(float(since_F.min()) if len(since_F) else math.inf)
+            if since >= limit:
+                self._starving.add(name)
+                say(
+                    f"warning: no {name} feature has been active for {int(since):,} pairs (step {self.step}): "
+                    f"see --selection (now {self.crosscoder.config.selection}), --dead-share, --k-start"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,8 +49,8 @@ def make_trainer(planted: Planted, concepts: Partitions, *, combine: Any = "sum"
             **values,
         }
     )
-    recipe = make_recipe(settings, widths=WIDTHS, pairs=10**5)
-    callback = Auditor() if recipe.audits else None
+    recipe = dataclasses.replace(make_recipe(settings, widths=WIDTHS, pairs=10**5), log_every=1)
+    callback = Auditor() if recipe.audit_steps else None
     return Trainer(true_crosscoder(planted, concepts, combine=combine), recipe, callback=callback)
 
 
@@ -59,7 +60,7 @@ def collecting_of(trainer: Trainer) -> bool:
 
 
 def audit(trainer: Trainer, planted: Planted, *, last: bool = False) -> dict[str, Any]:
-    return auditor_module._Audit(trainer).audit(cut(trainer.crosscoder, planted, BATCH), last=last)
+    return auditor_module.audit(trainer, cut(trainer.crosscoder, planted, BATCH), last=last)
 
 
 def raw(planted: Planted, steps: int) -> Batches:
@@ -130,7 +131,7 @@ def test_with_nothing_exclusive_the_partitions_end_empty() -> None:
 
 
 def test_a_run_keeps_the_number_of_features_and_the_bounds_of_the_partitions(planted: Planted) -> None:
-    trainer = make_trainer(planted, ([10, 0, 12], USURPED[1], [26, 27, 30]), log_every=1, audits=5, audit_pairs=1024)
+    trainer = make_trainer(planted, ([10, 0, 12], USURPED[1], [26, 27, 30]), audits=5, audit_pairs=1024)
     sizes = []
     for x_a, x_b in raw(planted, 100):
         line = trainer.update(x_a, x_b)
@@ -281,7 +282,7 @@ def run(trainer: Trainer, batches: Batches, before: Callable[[Trainer], None] = 
 
 
 def test_until_its_first_audit_a_run_is_the_same_as_without(planted: Planted) -> None:
-    trainer, plain = (make_trainer(planted, USURPED, audits=audits, log_every=1) for audits in (4, 0))
+    trainer, plain = (make_trainer(planted, USURPED, audits=audits) for audits in (4, 0))
     first = trainer.recipe.next_audit(0)
     assert first is not None
     batches = raw(planted, first)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.audits.candidates import Candidates, prospect, prospect_shared
+from modeldiff.crosscoder.audits.candidates import Candidates, found_exclusive, found_shared
 from modeldiff.crosscoder.audits.judging import judge, sample
 from tests.crosscoder.planted import Planted, plant
 from tests.crosscoder.truth import THRESHOLD, above_threshold, cut, true_crosscoder
@@ -40,7 +40,7 @@ def look(
     released_GD = torch.zeros(len(sampled.judged[side]), nothing.shape[1])
     if released is not None:
         released_GD[released] = crosscoder.w_dec_a.detach()[released]
-    return prospect(
+    return found_exclusive(
         sampled,
         judge(crosscoder, sampled, side),
         side,
@@ -133,7 +133,7 @@ def test_candidates_for_shared_features_are_concepts_that_both_models_have(plant
     crosscoder = true_crosscoder(planted, ([], range(3, 20), []))
     sampled = sample(crosscoder, cut(crosscoder, planted), above_threshold)
     random = torch.Generator().manual_seed(0)
-    found = prospect_shared(sampled, 60, decoder_norm=DECODER_NORM, random=random).take(slice(9))
+    found = found_shared(sampled, 60, decoder_norm=DECODER_NORM, random=random).take(slice(9))
     concepts = torch.cat([planted.concepts_a, planted.concepts_b], dim=1)
     near = torch.cosine_similarity(found.decoder_MD[:, None], concepts[None], dim=2).max(dim=1)
     assert sorted(near.indices.tolist()) == list(range(20, 29))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from modeldiff.crosscoder.fast.bags import Bags
+from modeldiff.crosscoder.fast.sparse import Bags
 
 
 def made_bags(lengths: Sequence[int], rows: int, seed: int = 0) -> Bags:

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from modeldiff.crosscoder.fast import triton_bags
-from modeldiff.crosscoder.fast.bags import Bags
+from modeldiff.crosscoder.fast.sparse import Bags
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]
 

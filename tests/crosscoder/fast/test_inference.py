@@ -8,7 +8,6 @@ import torch
 
 import modeldiff.crosscoder.fast.inference as active_module
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.features.codes import Encoder
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -52,14 +51,12 @@ def away_from_the_threshold(crosscoder: Crosscoder, block: Block, encoder: Encod
     return result
 
 
-@pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_sparse_codes_are_the_entries_of_the_dense_one(
-    store: ActivationStore, kind: str, coarse: bool, monkeypatch: pytest.MonkeyPatch
+    store: ActivationStore, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(active_module, "_PRODUCT_BYTES", 70 * 4 * 32)  # in several parts
     encoder = Encoder(made(kind), store, torch.device("cpu"), 4.0)
-    encoder._active = ActiveEntries(encoder.crosscoder, coarse=coarse)
     block = Block(0, 0, N)
     f_BF, kept_B = encoder.dense(block)
     codes, kept = encoder.sparse(block)

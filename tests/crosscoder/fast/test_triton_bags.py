@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from modeldiff.crosscoder.fast.bags import Bags, bag_dot, bag_sum
+from modeldiff.crosscoder.fast.sparse import Bags, bag_dot, bag_sum
 from tests.crosscoder.fast.formulas import assert_dot, assert_sum, made_bags
 
 if TYPE_CHECKING:

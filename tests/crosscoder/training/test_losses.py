@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.training.losses import auxk_loss, inliers, reconstruction_gradient, reconstruction_loss
+from modeldiff.crosscoder.training.losses import (
+    Explained,
+    Quality,
+    add_auxk,
+    by_partition,
+    inliers,
+    reconstruction_gradient,
+    reconstruction_loss,
+)
+from tests.crosscoder.dense import dense_pre, dense_reconstruction
 from tests.crosscoder.made import random_crosscoder
 
 B = 40
@@ -18,11 +27,10 @@ def batch(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor]:
     return a, torch.randn(B, crosscoder.config.width_b, generator=generator)
 
 
-def errors(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def errors(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor]:
     x_a, x_b = batch(crosscoder)
-    pre_BF = crosscoder.pre_activations(x_a, x_b)
-    xhat_a, xhat_b = crosscoder.reconstruct(torch.relu(pre_BF))
-    return x_a - xhat_a, x_b - xhat_b, pre_BF
+    xhat_a, xhat_b = dense_reconstruction(crosscoder, torch.relu(dense_pre(crosscoder, x_a, x_b)))
+    return x_a - xhat_a, x_b - xhat_b
 
 
 def touched(weight: torch.nn.Parameter) -> list[int]:
@@ -33,23 +41,10 @@ def touched(weight: torch.nn.Parameter) -> list[int]:
     return (grad.reshape(len(grad), -1) != 0).any(dim=1).nonzero()[:, 0].tolist()
 
 
-def full(weight: torch.Tensor, crosscoder: Crosscoder, side: str) -> torch.Tensor:
-    """(F, D) with zeros where the side lacks a feature: how the public code stores it."""
-    out = torch.zeros(crosscoder.n_features, weight.shape[1])
-    out[crosscoder.sees(side)] = weight.detach()
-    return out
-
-
 def test_squared_and_norm_reconstruction() -> None:
     e_a, e_b = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
     assert reconstruction_loss(e_a, e_b, "squared").item() == pytest.approx((25 + 4 + 1) / 2)
     assert reconstruction_loss(e_a, e_b, "norm").item() == pytest.approx(((5 + 2) / 2 + (0 + 1) / 2) / 2)
-
-
-def test_the_gradients_of_both_losses_in_the_reconstructions() -> None:
-    e_a = torch.tensor([[3.0, 4.0], [0.0, 0.0]])  # two pairs: halves; the second one has no error
-    assert reconstruction_gradient(e_a, "squared").tolist() == [[-3, -4], [0, 0]]
-    torch.testing.assert_close(reconstruction_gradient(e_a, "norm"), torch.tensor([[-0.6, -0.8], [0, 0]]) / 4)
 
 
 @pytest.mark.parametrize("kind", ["squared", "norm"])
@@ -66,100 +61,47 @@ def test_the_gradients_have_the_bits_of_autograd(kind: str, pairs: int) -> None:
         assert torch.equal(reconstruction_gradient(x - one, kind), leaf.grad)
 
 
-@pytest.mark.parametrize("kind", ["squared", "norm"])
-def test_reconstruction_of_a_does_not_touch_what_only_b_has(kind: str) -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
-    e_a, e_b, _ = errors(crosscoder)
-    reconstruction_loss(e_a, torch.zeros_like(e_b), kind).backward()
-    assert touched(crosscoder.w_enc_a) == list(range(7))
-    assert touched(crosscoder.w_dec_a) == list(range(7))
-    assert touched(crosscoder.b_enc) == list(range(7))
-    assert touched(crosscoder.b_dec_a) == list(range(6))
-    assert touched(crosscoder.w_enc_b) == list(range(5)), "shared features are encoded from B too"
-    assert touched(crosscoder.w_dec_b) == []
-    assert touched(crosscoder.b_dec_b) == []
-
-
-@pytest.mark.parametrize("combine", ["mean", "sum"])
-@pytest.mark.parametrize("count", [2, 100])
-@pytest.mark.parametrize("encodes", ["error", "input"])
 @pytest.mark.parametrize("normalised", [False, True])
-def test_auxk_value_against_dense_formula(combine: str, count: int, encodes: str, normalised: bool) -> None:
+@pytest.mark.parametrize("combine", ["mean", "sum"])
+@pytest.mark.parametrize(("count", "dead"), [(2, [0, 2, 3, 4, 7, 8, 9, 10]), (100, [3, 4, 5, 7]), (1, [0, 9])])
+def test_auxk_against_the_dense_formula_and_autograd(
+    combine: str, count: int, dead: list[int], normalised: bool
+) -> None:
     crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3, combine=combine)
-    e_a, e_b, pre_BF = (tensor.detach() for tensor in errors(crosscoder))
-    dead_Z = torch.tensor([0, 2, 3, 6, 9])
-    found = auxk_loss(
-        crosscoder,
-        dead_Z,
-        count,
-        (e_a, e_b),
-        inputs=batch(crosscoder) if encodes == "input" else None,
-        normalised=normalised,
-    )
-    from_a = e_a @ full(crosscoder.w_enc_a, crosscoder, "a").T
-    from_b = e_b @ full(crosscoder.w_enc_b, crosscoder, "b").T
-    both = torch.tensor([1.0] * 3 + [0.5 if combine == "mean" else 1.0] * 5 + [1.0] * 3)
-    pre = (from_a + from_b) * both if encodes == "error" else pre_BF
-    z_BF = torch.zeros_like(pre)
-    for row in range(B):
-        best = sorted(dead_Z.tolist(), key=lambda i: -float(pre[row, i]))[:count]
-        for i in best:
-            z_BF[row, i] = max(0.0, float(pre[row, i]))
-    rest_a = e_a - z_BF @ full(crosscoder.w_dec_a, crosscoder, "a")
-    rest_b = e_b - z_BF @ full(crosscoder.w_dec_b, crosscoder, "b")
-    expected = (rest_a**2).sum(1) + (rest_b**2).sum(1)
+    e_a, e_b = (tensor.detach() for tensor in errors(crosscoder))
+    before = e_a.clone(), e_b.clone()
+    is_dead_F = torch.zeros(crosscoder.n_features).index_fill(0, torch.tensor(dead), 1.0)
+    pre_BF = (dense_pre(crosscoder, e_a, e_b) - crosscoder.b_enc).masked_fill(is_dead_F == 0, -torch.inf)
+    top = pre_BF.topk(min(count, len(dead)), dim=1)
+    z_BF = torch.zeros_like(pre_BF).scatter(1, top.indices, torch.relu(top.values))
+    rest_a = e_a - z_BF[:, :8] @ crosscoder.w_dec_a
+    rest_b = e_b - z_BF[:, 3:] @ crosscoder.w_dec_b
+    expected = ((rest_a**2).sum(1) + (rest_b**2).sum(1)).mean()
     if normalised:
         expected = expected / (((e_a - e_a.mean(0)) ** 2).sum(1) + ((e_b - e_b.mean(0)) ** 2).sum(1)).mean()
-    torch.testing.assert_close(found, expected.mean())
-
-
-@pytest.mark.parametrize("encodes", ["error", "input"])
-def test_auxk_reaches_encoder_and_decoder_of_dead_features_only(encodes: str) -> None:
-    crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
-    e_a, e_b, _ = errors(crosscoder)
-    dead_Z = torch.tensor([1, 4, 7, 8])  # A | shared, shared | B
-    auxk_loss(crosscoder, dead_Z, 100, (e_a, e_b), inputs=batch(crosscoder) if encodes == "input" else None).backward()
-    assert touched(crosscoder.w_enc_a) == touched(crosscoder.w_dec_a) == [1, 4, 7]
-    assert touched(crosscoder.w_enc_b) == touched(crosscoder.w_dec_b) == [1, 4, 5]
-    assert touched(crosscoder.b_enc) == ([1, 4, 7, 8] if encodes == "input" else [])
-    assert touched(crosscoder.b_dec_a) == touched(crosscoder.b_dec_b) == []
-
-
-@pytest.mark.parametrize("normalised", [False, True])
-def test_auxk_gradients_against_autograd_on_the_formula(normalised: bool) -> None:
-    crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
-    e_a, e_b, _ = (tensor.detach() for tensor in errors(crosscoder))
-    before = e_a.clone(), e_b.clone()
-    dead_Z = torch.tensor([3, 4, 5, 7])  # shared ones
-    rows = slice(3, 8), slice(0, 5)
-    weights = (
-        crosscoder.w_enc_a[rows[0]],
-        crosscoder.w_enc_b[rows[1]],
-        crosscoder.w_dec_a[rows[0]],
-        crosscoder.w_dec_b[rows[1]],
-    )
-    leaves = [weight.detach()[dead_Z - 3].requires_grad_() for weight in weights]
-    enc_a, enc_b, dec_a, dec_b = leaves
-    z_BZ = torch.relu((e_a @ enc_a.T + e_b @ enc_b.T) * crosscoder.encoder_share)
-    loss = ((e_a - z_BZ @ dec_a) ** 2).sum(1).mean() + ((e_b - z_BZ @ dec_b) ** 2).sum(1).mean()
-    if normalised:
-        loss = loss / (((e_a - e_a.mean(0)) ** 2).sum(1) + ((e_b - e_b.mean(0)) ** 2).sum(1)).mean()
-    (0.25 * loss).backward()
-    (0.25 * auxk_loss(crosscoder, dead_Z, 100, (e_a, e_b), normalised=normalised)).backward()
-    found = crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b
-    for leaf, weight, first in zip(leaves, found, (0, 3, 0, 3), strict=True):
-        assert weight.grad is not None
-        torch.testing.assert_close(weight.grad[dead_Z - first], leaf.grad)
+    names = ("w_enc_a", "w_enc_b", "w_dec_a", "w_dec_b")
+    gradients = torch.autograd.grad(0.25 * expected, [getattr(crosscoder, name) for name in names])
+    found = add_auxk(crosscoder, torch.tensor(dead), count, (e_a, e_b), weight=0.25, normalised=normalised)
+    torch.testing.assert_close(found, expected.detach())
+    for name, gradient in zip(names, gradients, strict=True):
+        torch.testing.assert_close(getattr(crosscoder, name).grad, gradient)
+    assert crosscoder.b_enc.grad is crosscoder.b_dec_a.grad is crosscoder.b_dec_b.grad is None
     assert torch.equal(e_a, before[0]), "the error itself stays"
     assert torch.equal(e_b, before[1]), "the error itself stays"
 
 
-def test_auxk_takes_no_more_than_its_count_per_pair() -> None:
+def test_auxk_is_added_to_what_is_there_at_dead_features_only() -> None:
     crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
-    e_a, e_b, _ = errors(crosscoder)
-    dead_Z = torch.arange(11)
-    auxk_loss(crosscoder, dead_Z, 1, (e_a[:1], e_b[:1])).backward()
-    assert len(set(touched(crosscoder.w_dec_a)) | {i + 3 for i in touched(crosscoder.w_dec_b)}) == 1
+    e_a, e_b = (tensor.detach() for tensor in errors(crosscoder))
+    for parameter in crosscoder.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    add_auxk(crosscoder, torch.tensor([1, 4, 7, 8]), 100, (e_a, e_b))  # A | shared, shared | B
+    for parameter in crosscoder.parameters():
+        assert parameter.grad is not None
+        parameter.grad -= 1
+    assert touched(crosscoder.w_enc_a) == touched(crosscoder.w_dec_a) == [1, 4, 7]
+    assert touched(crosscoder.w_enc_b) == touched(crosscoder.w_dec_b) == [1, 4, 5]
+    assert touched(crosscoder.b_enc) == touched(crosscoder.b_dec_a) == touched(crosscoder.b_dec_b) == []
 
 
 def test_a_pair_goes_when_either_side_is_beyond_twice_the_median() -> None:
@@ -169,3 +111,53 @@ def test_a_pair_goes_when_either_side_is_beyond_twice_the_median() -> None:
     x_b[3] *= 50
     x_b[4] *= 0.0
     assert inliers(x_a, x_b, 2.0).tolist() == [True, True, False, False, True, True, True]
+
+
+def test_predicting_the_mean_scores_zero_and_the_truth_scores_one() -> None:
+    x_ND = torch.randn(1000, 8) + 100 * torch.randn(8)
+    mean_ND = x_ND.double().mean(dim=0).expand(1000, 8)
+    for predicted, expected in ((mean_ND, 0.0), (x_ND, 1.0), (x_ND + (mean_ND - x_ND) / 2, 0.75)):
+        explained = Explained(torch.zeros(8))
+        for start in (0, 300, 999):
+            stop = {0: 300, 300: 999, 999: 1000}[start]
+            explained.add(x_ND[start:stop], predicted[start:stop])
+        assert explained.fve == pytest.approx(expected, abs=1e-9)
+
+
+def test_data_that_do_not_vary_score_zero() -> None:
+    explained = Explained(torch.zeros(3))
+    assert explained.fve == 0
+    explained.add(torch.ones(5, 3), torch.zeros(5, 3))
+    assert explained.fve == 0
+
+
+def test_the_decoder_biases_alone_score_zero_when_they_are_the_mean() -> None:
+    crosscoder = random_crosscoder()
+    x_a, x_b = torch.randn(500, 6), torch.randn(500, 9)
+    with torch.no_grad():
+        crosscoder.b_dec_a.copy_(x_a.mean(dim=0))
+        crosscoder.b_dec_b.copy_(x_b.mean(dim=0))
+    nothing = torch.zeros(500, 10)
+    quality = Quality(crosscoder)
+    quality.add_code((x_a, x_b), nothing)
+    for figure in quality.figures().values():
+        assert figure == pytest.approx({"a": 0, "b": 0}, abs=1e-6)
+
+
+def test_gain_is_what_the_exclusive_features_add() -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    f_BF = torch.rand(300, 10)
+    x_a, x_b = crosscoder.decode(f_BF, raw=False)
+    quality = Quality(crosscoder)
+    quality.add_code((x_a, x_b), f_BF)
+    figures = quality.figures()
+    only_a = Explained(torch.zeros(6))
+    only_a.add(x_a, f_BF[:, 2:7] @ crosscoder.w_dec_a[2:].detach() + crosscoder.b_dec_a.detach())
+    assert figures["fve"] == pytest.approx({"a": 1, "b": 1})
+    assert figures["fve_shared"]["a"] == pytest.approx(only_a.fve)
+    assert figures["gain_exclusive"]["a"] == pytest.approx(1 - only_a.fve)
+
+
+def test_sums_by_partition() -> None:
+    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    assert by_partition(crosscoder, torch.arange(10)) == {"A": 1, "shared": 20, "B": 24}

@@ -14,9 +14,8 @@ import torch
 
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.checkpoint import read_checkpoint
+from modeldiff.crosscoder.training.loop import CheckpointClock, read_checkpoint
 from modeldiff.crosscoder.training.run import run
-from modeldiff.crosscoder.training.throughput import CheckpointClock
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError, InputError, MachineError
 from modeldiff.workspace import Artifact, Workspace
@@ -213,7 +212,7 @@ def test_resumed_equals_uninterrupted_also_across_audits(
         resumed.append(trainer.crosscoder.sizes)
         return log_bytes
 
-    monkeypatch.setattr("modeldiff.crosscoder.training.run.read_checkpoint", read)
+    monkeypatch.setattr("modeldiff.crosscoder.training.loop.read_checkpoint", read)
     artifact = run_with_kills(AUDITED, kills, workspace_with(tmp_path / "w", few), monkeypatch)
     assert resumed[0] == at_kill
     assert_same(artifact, audited)
@@ -239,12 +238,6 @@ def test_audits_are_told_and_summed_up(audited_and_told: tuple[Artifact, str]) -
     drawn = (audited.folder / "figures/training.png").read_bytes().decode("latin-1")
     assert f"40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']}), k 2" in drawn
     assert f"after 5 audits: 40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']})" in told
-
-
-def test_without_audits_there_is_no_report(uninterrupted: Artifact) -> None:
-    assert uninterrupted.metrics["audit"] is None
-    assert uninterrupted.metrics["features"] == {"A": 5, "shared": 30, "B": 5}
-    assert all(line["audit"] is None for line in log_of(uninterrupted))
 
 
 def test_a_run_killed_after_its_last_step_is_finished(

@@ -16,7 +16,7 @@ of a window, F features, K directions that are removed, A those of them that fir
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ class Directions:
     """Feature whose codes each one has, in the matrix of all codes."""
     rows_KD: torch.Tensor
     """Decoder rows in normalised units, of the model they come from, float32."""
-    scale: float
-    """Raw activations of that model times this are normalised."""
+    to_raw: Callable[[torch.Tensor], torch.Tensor]
+    """Brings them to the units of that model's activations, and gradients in these to normalised units."""
     through: LinearMap | None = None
     """Moves them into the model they are removed from; None: they are its own."""
 
@@ -68,7 +68,7 @@ class Directions:
         """Scores whose product with `rows_KD` is that of the model's scores with the directions in raw units."""
         if self.through is not None:
             score_SRD = score_SRD @ self.through.w_DD.T.to(score_SRD)
-        return score_SRD / self.scale
+        return self.to_raw(score_SRD)
 
 
 def window_nats(
@@ -208,7 +208,7 @@ def check(
                 ((_, score_SRD),) = scores_of(lm, layer, side, windows, [number], _DRAWS, seed)
                 second_K[at] += window_nats(codes_R1, own.seen_by(score_SRD), own.rows_KD[k : k + 1])[1].sum()
                 f_R = torch.from_numpy(codes_R1.toarray()[:, 0])
-                exact_K[at] += removed_kl(lm, layer, side, windows[number], f_R, own.rows_KD[k] / own.scale)
+                exact_K[at] += removed_kl(lm, layer, side, windows[number], f_R, own.to_raw(own.rows_KD[k]))
             bar.advance()
     return {"feature": own.column_K[chosen], "second": second_K, "exact": exact_K}
 

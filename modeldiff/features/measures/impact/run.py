@@ -7,6 +7,7 @@ Legend: N pairs of the sample, F features, C random directions, D width of a mod
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,15 @@ def _random(encoder: Encoder, codes_NF: sparse.csr_matrix, side: str, seed: int)
     crosscoder = encoder.crosscoder
     seen, w_dec = crosscoder.sees(side), crosscoder.decoder(side).detach()
     alive = seen.start + np.flatnonzero(np.diff(codes_NF[:, seen].tocsc().indptr))
+    to_raw = partial(crosscoder.config.raw_direction, side)
     if not len(alive):
-        return Directions(alive, w_dec[:0], crosscoder.scale(side))
+        return Directions(alive, w_dec[:0], to_raw)
     random = np.random.default_rng((seed, SIDES.index(side), 1))
     column_C = np.sort(random.choice(alive, RANDOM_DIRECTIONS, replace=len(alive) < RANDOM_DIRECTIONS))
     by_norm = alive[np.argsort(w_dec.norm(dim=1).cpu().numpy()[alive - seen.start])]
     median_D = w_dec[int(by_norm[(len(alive) - 1) // 2]) - seen.start].cpu()
     rows_CD = random_directions(RANDOM_DIRECTIONS, median_D, int(random.integers(2**32)))
-    return Directions(column_C, rows_CD.to(w_dec.device), crosscoder.scale(side))
+    return Directions(column_C, rows_CD.to(w_dec.device), to_raw)
 
 
 def _groups(models: Models, stitch: Stitch, random: Groups, side: str) -> Groups:
@@ -134,9 +136,9 @@ def _groups(models: Models, stitch: Stitch, random: Groups, side: str) -> Groups
     crosscoder, groups = models.encoder.crosscoder, {}
     for name, origin, through in (("own", side, None), ("stitched", OTHER[side], stitch.from_side(OTHER[side]))):
         seen, control = crosscoder.sees(origin), random[origin]
-        rows_KD, scale = crosscoder.decoder(origin).detach(), crosscoder.scale(origin)
-        groups[name] = Directions(np.arange(seen.start, seen.stop), rows_KD, scale, through)
-        groups[f"random_{name}"] = Directions(control.column_K, control.rows_KD, scale, through)
+        rows_KD, to_raw = crosscoder.decoder(origin).detach(), partial(crosscoder.config.raw_direction, origin)
+        groups[name] = Directions(np.arange(seen.start, seen.stop), rows_KD, to_raw, through)
+        groups[f"random_{name}"] = Directions(control.column_K, control.rows_KD, to_raw, through)
     return groups
 
 

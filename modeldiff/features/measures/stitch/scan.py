@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeldiff.console import progress
-from modeldiff.crosscoder.training.throughput import CheckpointClock
+from modeldiff.crosscoder.training.loop import CheckpointClock
 from modeldiff.linear.quality import within_norm
 from modeldiff.linear.ridge import Moments
 from modeldiff.sides import SIDES

@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 import torch
 
+from modeldiff.crosscoder.audits.auditor import audit_note
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
-from modeldiff.crosscoder.audits.report import audit_note
-from modeldiff.crosscoder.training.checkpoint import read_checkpoint, write_checkpoint
+from modeldiff.crosscoder.training.loop import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError
-from tests.crosscoder.training.test_trainer import batches, make_trainer
+from tests.crosscoder.made import make_trainer
+from tests.crosscoder.made import planted_batches as batches
 
 
 def tensors(trainer: Trainer) -> list[torch.Tensor]:
     """Weights, moments and counters."""
     parameters = list(trainer.crosscoder.parameters())
     states = [trainer.optimizer.state[one] for one in parameters]
-    moments = [value for state in states for value in (state.first, state.second, state.step)]
+    moments = [value for state in states for value in state.values()]
     return [*parameters, *moments, trainer.since_active_F]
 
 

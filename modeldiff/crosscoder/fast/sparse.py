@@ -1,0 +1,294 @@
+"""The sparse code of a batch: its active entries, sums over them, and a training batch there and back.
+
+A code has K active entries among B x F. What is summed over a pair's entries (reconstructions) wants them pair by pair,
+what is summed over a feature's (gradients of weights) feature by feature. Values come in the first order, as they were
+selected; their gradients in the second. With k of F features active, dense products would spend (F - k) / F of their
+work on zeros; one stays dense, the encoder's. The dense formula with autograd is the reference of the tests.
+
+On a GPU the sums run in Triton where it is installed, on everything else by torch's own functions;
+MODELDIFF_KERNELS=torch in the environment asks for the latter everywhere.
+
+Legend: K entries, B pairs, F features, Fm features that one model has, G bags, N rows, D, Da, Db widths; B1 = B + 1 and
+so on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache, cached_property
+from types import ModuleType
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch.nn.functional import embedding_bag
+
+from modeldiff.crosscoder.config import CrosscoderConfig
+from modeldiff.crosscoder.designated import pooled_topk
+from modeldiff.crosscoder.fast.topk import Scores, Smallest, indices_of, rows_and_columns
+from modeldiff.crosscoder.model import Both, Crosscoder, encode_into
+from modeldiff.crosscoder.saving import Spans
+from modeldiff.sides import SIDES
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Entries in bags: entry k stands for row `index_K[k]` and is in bag `bag_K[k]`.
+
+    Attributes:
+        index_K: int64, as all three; or int32 on the CPU.
+        bag_K: ascending.
+        start_G1: ascending, from 0 to K: bag g holds the entries start_G1[g] <= k < start_G1[g + 1].
+    """
+
+    index_K: torch.Tensor
+    bag_K: torch.Tensor
+    start_G1: torch.Tensor
+
+    def __len__(self) -> int:
+        """G."""
+        return len(self.start_G1) - 1
+
+
+def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
+    """(G, D), float32: out[g] = sum over the bag's entries k of weight_K[k] rows_ND[index_K[k]]; 0 for an empty bag.
+
+    Decoding (bags are pairs, rows those of a decoder) and the gradients of weights (bags are features, rows are
+    activations or errors) are this. No autograd.
+    """
+    if bags.index_K.numel() == 0:
+        return rows_ND.new_zeros(len(bags), rows_ND.shape[1])
+    if kernels := _kernels(rows_ND.device):
+        return kernels.bag_sum(rows_ND, bags, weight_K)
+    with torch.no_grad():
+        return _bag_sum(rows_ND, bags, weight_K)
+
+
+def bag_sum_and_dot(
+    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, left_GD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(`bag_sum`, dot_K), float32: dot[k] is the product of left_GD[bag_K[k]] and rows_ND[index_K[k]].
+
+    With the gradients of the reconstructions as rows and features as bags, the sum is the gradient of a decoder, and
+    the products, with the decoder as `left`, are that of the code.
+    """
+    if bags.index_K.numel() == 0:
+        return bag_sum(rows_ND, bags, weight_K), rows_ND.new_zeros(0)
+    if kernels := _kernels(rows_ND.device):
+        return kernels.bag_sum(rows_ND, bags, weight_K), kernels.bag_dot(left_GD, rows_ND, bags)
+    with torch.enable_grad():
+        # The products are the gradient of the sum in its weights.
+        weight_K = weight_K.detach().requires_grad_()
+        sum_GD = _bag_sum(rows_ND, bags, weight_K)
+        (dot_K,) = torch.autograd.grad(sum_GD, weight_K, left_GD.detach())
+    return sum_GD.detach(), dot_K
+
+
+def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.Tensor:
+    """The second of `bag_sum_and_dot`, for itself: what a feature makes of some pairs. No autograd."""
+    if bags.index_K.numel() and (kernels := _kernels(rows_ND.device)):
+        return kernels.bag_dot(left_GD, rows_ND, bags)
+    return bag_sum_and_dot(rows_ND, bags, rows_ND.new_ones(len(bags.index_K)), left_GD)[1]
+
+
+def _bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
+    return embedding_bag(
+        bags.index_K, rows_ND.detach(), bags.start_G1, mode="sum", per_sample_weights=weight_K, include_last_offset=True
+    )
+
+
+@cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Kernels for a device, or None for torch's own functions. Imported on first use: Triton takes a second to load,
+    and a machine without a GPU need not have it."""
+    if device.type != "cuda" or os.environ.get("MODELDIFF_KERNELS") == "torch":
+        return None
+    try:
+        from modeldiff.crosscoder.fast import triton_bags
+    except ImportError:
+        return None
+    return triton_bags
+
+
+class Entries:
+    """Active entries of a code. Of one feature, they are in the order of the pairs; of one pair, in that of the
+    features. All numbers are int32 on the CPU, int64 elsewhere.
+
+    Attributes:
+        row_K, column_K: the entry's pair and feature, pair by pair.
+    """
+
+    def __init__(self, flat_K: torch.Tensor, pairs: int, features: int) -> None:
+        """`flat_K`: int64, ascending: row * F + column of each entry."""
+        self.pairs, self.features = pairs, features
+        self.row_K, self.column_K = rows_and_columns(flat_K, features)
+
+    # The order by feature is made when it is first asked for: to sort takes as long as some products.
+
+    @cached_property
+    def by_feature_K(self) -> torch.Tensor:
+        """Values listed pair by pair, taken at these indices, are feature by feature."""
+        if self.row_K.device.type != "cpu":
+            return self.column_K.int().sort(stable=True).indices
+        if self.features <= 1 << 16:
+            # numpy sorts numbers of 16 bits by their digits: 0.6 ms for 131,072 entries, where torch takes 4 to 190.
+            order = self.column_K.numpy().astype(np.uint16).argsort(kind="stable")
+            return torch.from_numpy(order.astype(np.int32))
+        # scipy's transposition is a counting sort.
+        numbers_K = np.arange(len(self.row_K), dtype=np.int32)
+        starts = _starts(self.row_K, self.pairs).numpy()
+        code = csr_array((numbers_K, self.column_K.numpy(), starts), shape=(self.pairs, self.features))
+        return torch.from_numpy(code.tocsc().data)
+
+    @cached_property
+    def pair_K(self) -> torch.Tensor:
+        """The entry's pair, feature by feature."""
+        return self.row_K.index_select(0, self.by_feature_K)
+
+    @cached_property
+    def feature_K(self) -> torch.Tensor:
+        """The entry's feature, feature by feature."""
+        return self.column_K.index_select(0, self.by_feature_K)
+
+    @cached_property
+    def start_F1(self) -> torch.Tensor:
+        """Feature i holds the entries from start_F1[i] to start_F1[i + 1] of those listed feature by feature."""
+        return _starts(self.feature_K, self.features)
+
+    def of_features(self, seen: slice) -> tuple[slice, Bags]:
+        """The entries of neighbouring features among those listed feature by feature (their slice), and bags of them: a
+        bag is a feature, an index a pair."""
+        start_Fm1 = self.start_F1[seen.start : seen.stop + 1]
+        entries = slice(int(start_Fm1[0]), int(start_Fm1[-1]))
+        return entries, Bags(self.pair_K[entries], self.feature_K[entries] - seen.start, start_Fm1 - entries.start)
+
+    def of_pairs(self, seen: slice) -> tuple[torch.Tensor | slice, Bags]:
+        """The indices of the entries of neighbouring features among those listed pair by pair, and bags of them: a bag
+        is a pair, an index a feature, counted from the first of them."""
+        if seen.start == 0 and seen.stop == self.features:
+            return slice(None), Bags(self.column_K, self.row_K, _starts(self.row_K, self.pairs))
+        inside_K = (self.column_K >= seen.start) & (self.column_K < seen.stop)
+        indices = indices_of(inside_K).to(self.column_K.dtype)
+        rows_K, columns_K = self.row_K.index_select(0, indices), self.column_K.index_select(0, indices)
+        return indices, Bags(columns_K - seen.start, rows_K, _starts(rows_K, self.pairs))
+
+
+def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
+    """Of ascending numbers below `count`: where each begins, and where the last one ends."""
+    numbers = torch.arange(count + 1, dtype=number_K.dtype, device=number_K.device)
+    return torch.searchsorted(number_K, numbers, out_int32=number_K.dtype == torch.int32)
+
+
+class OneProcess:
+    """What the processes of a run exchange in a step. With one there is nobody to ask (several: distributed.py)."""
+
+    world, first = 1, True
+    """How many there are, and whether this is the one that writes."""
+
+    def select(self, scores: Scores, count: int, config: CrosscoderConfig) -> tuple[torch.Tensor, Smallest]:
+        """This process's flat indices, ascending, of the `count` active entries of a batch, and the smallest scores
+        among them all."""
+        if config.n_designated:
+            return pooled_topk(scores, count, config)
+        flat_K, smallest = scores.topk(count)
+        return flat_K, (smallest, None)
+
+    def top_per_pair(self, value_BZ: torch.Tensor, count: int) -> torch.Tensor:
+        """The values, 0 where one is not among its pair's `count` largest ones over all processes."""
+        if count >= value_BZ.shape[1]:
+            return value_BZ
+        values, at = value_BZ.topk(count, dim=1, sorted=False)
+        return torch.zeros_like(value_BZ).scatter(1, at, values)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes."""
+        return x
+
+    def number(self, value: float) -> float:
+        """Sum of a number over the processes."""
+        return value
+
+    def least(self, value: float) -> float:
+        """The smallest of the processes' numbers."""
+        return value
+
+    def spans(self, _name: str) -> Spans | None:
+        """Where this process's rows of a tensor (a parameter, or what belongs to one) are in the whole; None: all."""
+        return None
+
+    def gather(self, _name: str, value: torch.Tensor) -> torch.Tensor | None:
+        """The whole of a tensor of which each process has some rows, on the CPU of the first; elsewhere None."""
+        return value.cpu()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What became of a batch."""
+
+    entries: Entries
+    f_K: torch.Tensor
+    """Values of the active entries, pair by pair."""
+    smallest: Smallest
+    xhat: Both
+    """Reconstructions (B, Da), (B, Db)."""
+
+
+class SparseStep:
+    """Runs batches, activations in normalised units, with work only at the active entries and without autograd."""
+
+    def __init__(self, crosscoder: Crosscoder, processes: OneProcess) -> None:
+        self._crosscoder, self._processes = crosscoder, processes
+        self._product: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def forward(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, count: int) -> Pass:
+        """Select `count` active entries, and reconstruct from them."""
+        scores = self._scores(x_a_BDa, x_b_BDb)
+        flat_K, smallest = self._processes.select(scores, count, self._crosscoder.config)
+        entries = Entries(flat_K, len(x_a_BDa), self._crosscoder.n_features)
+        f_K = scores.pre(flat_K)
+        return Pass(entries, f_K, smallest, self.decode(entries, f_K))
+
+    @torch.no_grad()
+    def decode(self, entries: Entries, f_K: torch.Tensor) -> Both:
+        """Reconstructions of a code."""
+        crosscoder, xhat = self._crosscoder, []
+        for side in SIDES:
+            indices, bags = entries.of_pairs(crosscoder.sees(side))
+            xhat_BD = self._processes.sum(bag_sum(crosscoder.decoder(side), bags, f_K[indices]))
+            xhat.append(xhat_BD.add_(crosscoder.decoder_bias(side)))
+        return xhat[0], xhat[1]
+
+    @torch.no_grad()
+    def backward(self, x: Both, done: Pass, g: Both) -> None:
+        """Set `grad` of every parameter, from a loss's gradients in the two reconstructions. Over several processes,
+        the gradient of an addend is that of the sum."""
+        crosscoder, entries = self._crosscoder, done.entries
+        crosscoder.zero_grad()  # before new ones are made: these are as large as the weights
+        f_K = done.f_K.index_select(0, entries.by_feature_K)
+        g_K = torch.zeros_like(f_K)
+        for side, g_BD in zip(SIDES, g, strict=True):
+            crosscoder.decoder_bias(side).grad = g_BD.sum(dim=0)
+            mine, bags = entries.of_features(crosscoder.sees(side))
+            w_dec = crosscoder.decoder(side)
+            w_dec.grad, dot_K = bag_sum_and_dot(g_BD, bags, f_K[mine], w_dec)
+            g_K[mine] += dot_K
+        crosscoder.b_enc.grad = torch.segment_reduce(g_K, "sum", offsets=entries.start_F1, initial=0.0)
+        if crosscoder.encoder_share != 1:
+            g_K[entries.of_features(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share
+        for side, x_BD in zip(SIDES, x, strict=True):
+            mine, bags = entries.of_features(crosscoder.sees(side))
+            crosscoder.encoder(side).grad = bag_sum(x_BD, bags, g_K[mine])
+
+    def _scores(self, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
+        crosscoder, dtype = self._crosscoder, self._crosscoder.matmul_dtype
+        size = len(x_a) * crosscoder.n_features
+        # Memory for the largest matrix is kept: new memory is slow, the system clears every page of it.
+        if self._product is None or self._product.numel() < size:
+            self._product = None
+            self._product = torch.empty(size, dtype=dtype, device=x_a.device)
+        out_BF = self._product[:size].view(len(x_a), crosscoder.n_features)
+        tensors = (tensor.to(dtype) for tensor in (x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b))
+        encode_into(out_BF, *tensors, share=crosscoder.encoder_share)
+        return Scores(out_BF.float(), crosscoder.b_enc, crosscoder.score_weights())

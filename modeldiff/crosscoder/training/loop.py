@@ -1,0 +1,169 @@
+"""The training loop around `Trainer.update`: batches, the log, checkpoints.
+
+A run continued from a checkpoint gives the same bits on the CPU: weights, Adam's moments and counters are in it, and
+the order of the batches is a function of the seed and the step, so no cursor and no state of a random generator is
+needed. Everything is in one safetensors file, numbers in its metadata, so that one rename replaces it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from modeldiff.console import progress, say
+from modeldiff.crosscoder.audits.auditor import audit_note
+from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
+from modeldiff.crosscoder.saving import read_metadata, read_tensors
+from modeldiff.crosscoder.training.data import PairStream
+from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.errors import DamagedError, ModeldiffError
+from modeldiff.records import check_fields
+from modeldiff.workspace.files import replace_into, temporary_path
+
+# Writing checkpoints may take this share of the time.
+_WRITING_SHARE = 0.05
+# Audits change them: they need not be those that the run began with.
+_SIZES = {"A": "n_a_only", "shared": "n_shared", "B": "n_b_only"}
+_COUNTERS = ("step", "left_out", "auxk_nan")
+_AVERAGES = {"threshold": "threshold", "designated": "threshold_designated"}
+
+
+def train(trainer: Trainer, stream: PairStream, checkpoint: Path, log: Path, timings: Path, seconds: float) -> None:
+    """Train to the last step, from the checkpoint if there is one.
+
+    Args:
+        checkpoint: where the run is kept, `seconds` after the last time or later.
+        log: training.jsonl, cut to what it held at the checkpoint.
+        timings: is appended to: pairs per second, and the share of the time that the run waited for data.
+    """
+    recipe, first = trainer.recipe, trainer.processes.first
+    log_bytes = read_checkpoint(checkpoint, trainer) if checkpoint.exists() else 0
+    due = CheckpointClock(seconds)
+    timings.parent.mkdir(exist_ok=True)
+    with (
+        (log if first else Path(os.devnull)).open("ab+") as lines,
+        (timings if first else Path(os.devnull)).open("a", encoding="utf-8") as timed,
+        progress("train", recipe.steps, "steps", done=trainer.step) as bar,
+        closing(stream.batches(trainer.step)) as batches,
+    ):
+        if first:
+            lines.truncate(log_bytes)
+        began, waited, begun_at = time.monotonic(), 0.0, None
+        while trainer.step < recipe.steps:
+            asked = time.monotonic()
+            x_a, x_b = next(batches)
+            waited += time.monotonic() - asked
+            line = trainer.update(x_a, x_b)
+            if line:
+                lines.write((json.dumps(line) + "\n").encode())
+                if begun_at is not None:
+                    elapsed, done = max(1e-9, time.monotonic() - began), (trainer.step - begun_at) * recipe.batch
+                    record = {"step": trainer.step, "pairs_per_second": round(done / elapsed, 1)}
+                    timed.write(json.dumps({**record, "waiting_for_data": round(waited / elapsed, 4)}) + "\n")
+                began, waited, begun_at = time.monotonic(), 0.0, trainer.step
+                exclusive, fve = 100 * (line["slots"]["A"] + line["slots"]["B"]), line["fve"]
+                bar.note(f"loss {line['loss']:.3g} FVE {fve['a']:.2f} {fve['b']:.2f} excl {exclusive:.0f}%")
+                if line["audit"]:
+                    say(audit_note(line))
+            bar.advance()
+            # The pairs that an audit is collecting are in no checkpoint: one that is due waits for the audit.
+            is_due = trainer.processes.number(due.now() and first) > 0
+            collecting = trainer.callback is not None and trainer.callback.collecting
+            if (is_due and not collecting) or trainer.step == recipe.steps:
+                lines.flush()
+                if first:
+                    os.fsync(lines.fileno())
+                with due.writing():
+                    write_checkpoint(checkpoint, trainer, lines.tell())
+
+
+class CheckpointClock:
+    """Says when the next checkpoint is due: after some seconds, or later when writing one takes long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def now(self) -> bool:
+        return time.monotonic() - self._last >= max(self._seconds, self._cost / _WRITING_SHARE)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._last = time.monotonic()
+        self._cost = self._last - start
+
+
+def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
+    """Write the state of a run; `log_bytes` is the length of its log at this step. Every process calls it, and the
+    first one writes: any number of them can go on from the file."""
+    gathered = {name: trainer.processes.gather(name, value) for name, value in _tensors(trainer).items()}
+    tensors = {name: whole.contiguous() for name, whole in gathered.items() if whole is not None}
+    if not trainer.processes.first:
+        return
+    numbers = {name: getattr(trainer, name) for name in _COUNTERS} | {"log_bytes": log_bytes}
+    n_a, n_b, n_features = (len(tensors[name]) for name in ("w_enc_a", "w_enc_b", "b_enc"))
+    numbers |= {"n_a_only": n_features - n_b, "n_shared": n_a + n_b - n_features, "n_b_only": n_features - n_a}
+    for written, name in _AVERAGES.items():
+        average = getattr(trainer, name)
+        numbers |= {f"{written}_total": average.total, f"{written}_weight": average.weight}
+    temporary = temporary_path(path)
+    save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers)})
+    replace_into(temporary, path)
+
+
+def read_checkpoint(path: Path, trainer: Trainer) -> int:
+    """Bring a fresh trainer to the state that was written. Returns `log_bytes`.
+
+    Raises:
+        DamagedError: the file is truncated or belongs to another run.
+    """
+    required = {*_COUNTERS, "log_bytes", *_SIZES.values()}
+    required |= {f"{written}_{part}" for written in _AVERAGES for part in ("total", "weight")}
+    try:
+        try:
+            numbers = json.loads(read_metadata(path).get("numbers", "{}"))
+        except ValueError:
+            raise DamagedError(f"{path}: its numbers are not JSON") from None
+        check_fields(numbers, required=required, where=str(path))
+        if trainer.processes.world == 1:
+            _resize(trainer, numbers, path)
+        read_tensors(path, _tensors(trainer), trainer.processes.spans)
+    except ModeldiffError as error:
+        raise DamagedError(f"{error}; `modeldiff workspace clean` lets the run begin anew") from None
+    for name in _COUNTERS:
+        setattr(trainer, name, numbers[name])
+    for written, name in _AVERAGES.items():
+        average = getattr(trainer, name)
+        average.total, average.weight = numbers[f"{written}_total"], numbers[f"{written}_weight"]
+    for state in trainer.optimizer.state.values():
+        state["step"].fill_(trainer.step)
+    return int(numbers["log_bytes"])
+
+
+def _resize(trainer: Trainer, numbers: dict[str, Any], path: Path) -> None:
+    """Give the partitions the sizes that they had; what is in them is read afterwards."""
+    sizes = [numbers[name] for name in _SIZES.values()]
+    n_features = trainer.crosscoder.n_features
+    if any(not isinstance(size, int) or size < 0 for size in sizes) or sum(sizes) != n_features:
+        raise DamagedError(f"{path}: partitions of {n_features} features in all expected, found {sizes}")
+    order = {partition: [FRESH] * size for partition, size in zip(_SIZES, sizes, strict=True)}
+    rearrange(trainer.crosscoder, trainer.optimizer, order)
+
+
+def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The tensors of the state themselves, not copies."""
+    named = dict(trainer.crosscoder.named_parameters())
+    tensors = {name: parameter.data for name, parameter in named.items()}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        tensors |= {f"{moment}.{name}": trainer.optimizer.state[parameter][moment] for name, parameter in named.items()}
+    return tensors | {"since_active": trainer.since_active_F}
