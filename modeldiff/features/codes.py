@@ -17,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.fast.bags import Bags, bag_dot
 from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.crosscoder.fast.sparse import Bags, bag_dot
 from modeldiff.linear.quality import within_norm

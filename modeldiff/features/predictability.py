@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.crosscoder.fast.bags import Bags, bag_sum
+from modeldiff.crosscoder.fast.sparse import Bags, bag_sum
 from modeldiff.features.codes import CodeSample
 from modeldiff.linear.ridge import Moments, held_out_r2
 from modeldiff.sides import SIDES

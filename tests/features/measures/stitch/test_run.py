@@ -167,7 +167,7 @@ def test_the_same_again_is_up_to_date_and_other_input_is_not(workspace: Workspac
 def test_an_interrupted_pass_goes_on_to_the_same_bytes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     make_activations(workspace, *noisy(), 700)
     monkeypatch.setattr(scan_module, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("modeldiff.crosscoder.training.throughput._WRITING_SHARE", float("inf"))
+    monkeypatch.setattr("modeldiff.crosscoder.training.loop._WRITING_SHARE", float("inf"))
     monkeypatch.setattr("modeldiff.features.measures.stitch.scan.Permuted.__init__.__defaults__", (300,))
     whole = run(StitchSettings(**ALL), workspace)
     read, calls = ActivationStore.read_side, []
