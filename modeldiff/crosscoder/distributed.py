@@ -38,7 +38,7 @@ class Shards(OneProcess):
         self.first, self.world, self._rank, self._config = ranks.first, ranks.world, ranks.rank, config
 
     def _bounds(self, partition: str, rank: int) -> tuple[int, int]:
-        """Features of a partition, counted within it, that a process holds: first, and one after the last."""
+        """Features of a partition, counted within it, that a process holds."""
         config = self._config
         size = {"A": config.n_a_only, "shared": config.n_shared, "B": config.n_b_only}[partition]
         return size * rank // self.world, size * (rank + 1) // self.world

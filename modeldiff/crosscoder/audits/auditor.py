@@ -2,11 +2,10 @@
 not predict are planted in their place.
 
 A DFC fills its exclusive partitions with whatever lowers the error, in good part concepts that both models have. An
-audit judges every exclusive feature on the last pairs before it (judging.py). The predictable ones become shared
-features. The slots that this frees are planted with directions that the other model does not predict (candidates.py),
-up to the size that the partition was given at the start; slots for which there is none go to the shared part. Shared
-features that one model has almost alone and that pass the judgement become exclusive. So a partition ends as large as
-the evidence allows: with nothing to find, empty.
+audit judges every exclusive feature on the last pairs before it (judging.py). The predictable ones become shared. The
+slots that this frees are planted with directions that the other model does not predict (candidates.py), up to the
+partition's first size, or go to the shared part. Shared features that one model has almost alone and that pass the
+judgement become exclusive. So a partition ends as large as the evidence allows: with nothing to find, empty.
 
 Legend: B pairs of a batch, F features, G features judged, M planted features, D width of one model.
 """
@@ -44,7 +43,7 @@ class Auditor:
 
     @property
     def collecting(self) -> bool:
-        """True while pairs for the next audit are held: a checkpoint at this moment would lose them."""
+        """A checkpoint at this moment would lose the pairs for the next audit."""
         return bool(self._batches)
 
     def __call__(self, trainer: Trainer, x: Both) -> dict[str, Any] | None:

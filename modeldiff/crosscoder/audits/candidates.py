@@ -154,9 +154,8 @@ def _as_features(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(f_NM, encoder_MD, bias_M) of features that read x, fire where t is positive, and pass the threshold there.
 
-    The encoder is a ridge regression of t on x: among many interfering directions, it finds the one concerned better
-    than the direction itself does. Slope and bias bring the activations to the scale that a decoder row of
-    `decoder_norm` needs.
+    The encoder is a ridge regression of t on x, which among interfering directions finds the one concerned better than
+    the direction itself does. Slope and bias give the activations the scale that a decoder of `decoder_norm` needs.
     """
     fit = Moments.empty(x_ND.shape[1], t_NM.shape[1], x_ND.device)
     fit.add_dense(x_ND, t_NM)

@@ -59,9 +59,8 @@ class Sample:
 
     @property
     def frequent(self) -> float:
-        """Firings that nearly all features stay below: twice what three quarters of them do. An exclusive feature that
-        fires more often is no concept but a direction in which its model varies all the time, and where the linear map
-        from the other one errs."""
+        """Firings that nearly all features stay below: twice what three quarters of them do. What fires more often is
+        no concept but a direction in which its model varies all the time, and where the linear map errs."""
         fires_F = self.fires_F[self.fires_F > 0]
         return 2 * float(fires_F.double().quantile(0.75)) if len(fires_F) else math.inf
 
@@ -133,7 +132,6 @@ class Evidence:
 
     @property
     def exclusive_G(self) -> torch.Tensor:
-        """Mask: the owner's activations predict it, the other model's do not, or less than the bar allows."""
         return exclusive(self.own_G, self.other_G, bar=self.bar, null=self.null)
 
 

@@ -49,7 +49,7 @@ def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
-    """The gradient of `reconstruction_loss` in one side's reconstructions: to the last bit what autograd gives."""
+    """The gradient of `reconstruction_loss` in one side's reconstructions, to the bit as autograd's."""
     if kind == "squared":
         return e_BD * (-2 / len(e_BD))
     norm_B1 = torch.linalg.vector_norm(e_BD, dim=1, keepdim=True)
@@ -123,10 +123,8 @@ def _add_rows(w_FD: torch.Tensor, rows_Z: torch.Tensor, grad_ZD: torch.Tensor) -
 
 
 class Explained:
-    """Fraction of variance explained (FVE) on one side: 1 - SSE / SST, SST around the mean of the data it has seen.
-
-    Predicting that mean scores 0, a perfect reconstruction 1. Sums are float64; data come in batches.
-    """
+    """Fraction of variance explained (FVE) on one side: 1 - SSE / SST, SST around the mean of all batches. Sums are
+    float64."""
 
     def __init__(self, centre_D: torch.Tensor) -> None:
         """`centre_D` is any vector near the data's mean; it only keeps large numbers from cancelling."""
