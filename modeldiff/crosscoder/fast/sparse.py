@@ -54,15 +54,14 @@ def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.
     """(G, D), float32: out[g] = sum over the bag's entries k of weight_K[k] rows_ND[index_K[k]]; 0 for an empty bag.
 
     Decoding (bags are pairs, rows those of a decoder) and the gradients of weights (bags are features, rows are
-    activations or errors) are this. No gradient in the rows.
+    activations or errors) are this. No autograd.
     """
     if bags.index_K.numel() == 0:
         return rows_ND.new_zeros(len(bags), rows_ND.shape[1])
     if kernels := _kernels(rows_ND.device):
         return kernels.bag_sum(rows_ND, bags, weight_K)
-    return embedding_bag(
-        bags.index_K, rows_ND.detach(), bags.start_G1, mode="sum", per_sample_weights=weight_K, include_last_offset=True
-    )
+    with torch.no_grad():
+        return _bag_sum(rows_ND, bags, weight_K)
 
 
 def bag_sum_and_dot(
@@ -80,7 +79,7 @@ def bag_sum_and_dot(
     with torch.enable_grad():
         # The products are the gradient of the sum in its weights.
         weight_K = weight_K.detach().requires_grad_()
-        sum_GD = bag_sum(rows_ND, bags, weight_K)
+        sum_GD = _bag_sum(rows_ND, bags, weight_K)
         (dot_K,) = torch.autograd.grad(sum_GD, weight_K, left_GD.detach())
     return sum_GD.detach(), dot_K
 
@@ -90,6 +89,12 @@ def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.T
     if bags.index_K.numel() and (kernels := _kernels(rows_ND.device)):
         return kernels.bag_dot(left_GD, rows_ND, bags)
     return bag_sum_and_dot(rows_ND, bags, rows_ND.new_ones(len(bags.index_K)), left_GD)[1]
+
+
+def _bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
+    return embedding_bag(
+        bags.index_K, rows_ND.detach(), bags.start_G1, mode="sum", per_sample_weights=weight_K, include_last_offset=True
+    )
 
 
 @cache
