@@ -108,7 +108,7 @@ def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
     tensors = {name: whole.contiguous() for name, whole in gathered.items() if whole is not None}
     if not trainer.processes.first:
         return
-    numbers = {name: getattr(trainer, name) for name in _COUNTERS} | {"log_bytes": log_bytes}
+    numbers: dict[str, Any] = {name: getattr(trainer, name) for name in _COUNTERS} | {"log_bytes": log_bytes}
     n_a, n_b, n_features = (len(tensors[name]) for name in ("w_enc_a", "w_enc_b", "b_enc"))
     numbers |= {"n_a_only": n_features - n_b, "n_shared": n_a + n_b - n_features, "n_b_only": n_features - n_a}
     averages = {name: getattr(trainer, name) for name in _AVERAGES}
