@@ -21,11 +21,7 @@ _PARTS = {
 
 
 def print_plan(settings: TrainSettings, workspace: Workspace, processes: int | None, *, as_json: bool) -> None:
-    """Print it. Of several processes, the first one does.
-
-    Raises:
-        MachineError: the run would not fit; it says what to change.
-    """
+    """Print it, in the first of several processes. Raises MachineError if the run would not fit."""
     from modeldiff.crosscoder.training.run import plan
 
     if not launched()[0].first:
@@ -45,6 +41,7 @@ def _rows(planned: dict[str, Any]) -> list[list[str]]:
     on_machine = f", on this machine {planned['processes_per_machine']}" if several else ""
     split = ", ".join(f"{name} {size:,}" for name, size in features.items())
     part = "a process" if several else "a step"
+    places = {"host": "memory", "device": "device memory"}
     return [
         ["activations", planned["activations"]],
         ["features", f"{sum(features.values()):,} ({split})"],
@@ -53,7 +50,7 @@ def _rows(planned: dict[str, Any]) -> list[list[str]]:
         ["device, precision", f"{planned['device']}, {planned['precision']}"],
         ["processes", f"{planned['processes']:,}{on_machine}"],
         *([f"{part}: {_PARTS.get(name, name)}", human_bytes(size)] for name, size in memory["parts"].items()),
-        *([f"{_place(place)}: needed, free", _against(memory[place])] for place in memory if place != "parts"),
+        *([f"{name}: needed, free", _against(memory[place])] for place, name in places.items() if place in memory),
         ["disk: checkpoint, artifact", f"{human_bytes(disk['checkpoint'])}, {human_bytes(disk['artifact'])}"],
         ["disk: needed, free", _against(disk)],
         ["time of a step", f"{time['step']:.3g} s, {time['pairs_per_second']:,.0f} pairs/s"],
@@ -61,16 +58,11 @@ def _rows(planned: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _place(place: str) -> str:
-    return "memory" if place == "host" else "device memory"
-
-
 def _against(place: dict[str, int]) -> str:
     return f"{human_bytes(place['needed'])}, {human_bytes(place['free'])}"
 
 
 def _duration(seconds: float) -> str:
-    """ "3.5 h": two digits of the unit that suits."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

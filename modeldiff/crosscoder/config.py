@@ -80,26 +80,21 @@ class CrosscoderConfig(Units):
 
     @property
     def n_features(self) -> int:
-        """F."""
         return self.n_a_only + self.n_shared + self.n_b_only
 
     @property
     def n_a(self) -> int:
-        """Features that A has: its own and the shared ones."""
         return self.n_a_only + self.n_shared
 
     @property
     def n_b(self) -> int:
-        """Features that B has: the shared ones and its own."""
         return self.n_shared + self.n_b_only
 
     @property
     def parameters(self) -> int:
-        """Number of weights and biases."""
         return 2 * (self.n_a * self.width_a + self.n_b * self.width_b) + self.n_features + self.width_a + self.width_b
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, as JSON data."""
         return dataclasses.asdict(self)
 
     @classmethod

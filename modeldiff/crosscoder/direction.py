@@ -29,7 +29,6 @@ class Direction:
     """In normalised feature units."""
 
     def at(self, strength: float) -> torch.Tensor:
-        """The vector (D,) of a strength."""
         return strength * self.unit_D
 
 

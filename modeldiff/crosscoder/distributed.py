@@ -32,26 +32,18 @@ _PARTITIONS = {None: ("A", "shared", "B"), "a": ("A", "shared"), "b": ("shared",
 
 
 class Shards(OneProcess):
-    """The part of a crosscoder that one of several processes holds, and what they exchange.
-
-    Args:
-        ranks: the processes of the run.
-        config: of the whole crosscoder.
-    """
+    """The part of a crosscoder (its whole has `config`) that one of several processes holds, and what they exchange."""
 
     def __init__(self, ranks: Ranks, config: CrosscoderConfig) -> None:
         self.first, self.world, self._rank, self._config = ranks.first, ranks.world, ranks.rank, config
 
-    # Which features are whose
-
     def _bounds(self, partition: str, rank: int) -> tuple[int, int]:
-        """Features of a partition, counted within it, that a process holds: first, and one after the last."""
+        """Features of a partition, counted within it, that a process holds."""
         config = self._config
         size = {"A": config.n_a_only, "shared": config.n_shared, "B": config.n_b_only}[partition]
         return size * rank // self.world, size * (rank + 1) // self.world
 
     def config(self, rank: int) -> CrosscoderConfig:
-        """The config of a process's own crosscoder."""
         a, shared, b = (stop - start for start, stop in (self._bounds(name, rank) for name in ("A", "shared", "B")))
         k = max(1, min(self._config.k, a + shared + b))
         return dataclasses.replace(self._config, n_a_only=a, n_shared=shared, n_b_only=b, k=k)
@@ -111,8 +103,6 @@ class Shards(OneProcess):
             for first, at, n in spans:
                 whole[first : first + n] = piece[at : at + n]
         return whole
-
-    # What a step exchanges
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         return _all_reduce(x.clone(), "SUM")

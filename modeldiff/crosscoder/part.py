@@ -17,11 +17,7 @@ from modeldiff.sides import SIDES
 
 
 def part_of(crosscoder: Crosscoder, features: Sequence[int]) -> Crosscoder:
-    """The crosscoder that has only these features, in the order of their numbers; feature i of it is the i-th of them.
-
-    Args:
-        features: numbers, rising, each once; at least one.
-    """
+    """The crosscoder that has only these features (numbers, rising, each once; at least one), in this order."""
     assert list(features) == sorted(set(features)), "features in the order of their numbers, each once"
     config = crosscoder.config
     sizes = {

@@ -32,15 +32,14 @@ from modeldiff.workspace.files import free_bytes, human_bytes
 from modeldiff.workspace.free import free_memory, free_on
 from modeldiff.workspace.ranks import Ranks
 
-DEAD_SHARE = 0.1
-"""Share of the dictionary for which the auxiliary loss is given memory: how many will be dead nobody knows."""
+# Share of the dictionary for which the auxiliary loss is given memory: how many will be dead nobody knows.
+_DEAD_SHARE = 0.1
 # For what allocators cannot use again, and for what is small and not counted.
 _MARGIN = 1.1
 _FLOAT, _HALF, _LONG = 4, 2, 8
-# Float32 matrices (B, D) at once: activations, reconstructions, errors, their gradients, and one more.
-_BATCH_COPIES = 5
-# Bytes of an active entry: its row and column, the order by feature, values and gradients, and of the candidates.
-_ENTRY = 60
+# Float32 matrices (B, D) at once: activations, reconstructions, errors, their gradients, and one more. Bytes of an
+# active entry: its row and column, the order by feature, values and gradients, and of the candidates.
+_BATCH_COPIES, _ENTRY = 5, 60
 # (N, F) and (N, D) matrices of the evaluation of N pairs.
 _CODE_COPIES, _EVALUATION_COPIES = 2.5, 6
 # Timing: so many steps, of so many operations in the encoder's product at most.
@@ -51,26 +50,24 @@ _FOREVER = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What decides what a run takes.
-
-    Attributes:
-        config: of the whole crosscoder.
-        encodings: of the stored activations of A and B.
-        pairs: stored pairs to train on.
-        block_rows: pairs that are read and evaluated at once.
-        processes: that share the features; local: of them, on one machine.
-    """
+    """What decides what a run takes."""
 
     config: CrosscoderConfig
+    """Of the whole crosscoder."""
     recipe: Recipe
     precision: Literal["float32", "bfloat16"]
     device: torch.device
     encodings: tuple[str, str]
+    """Of the stored activations of A and B."""
     pairs: int
+    """Stored pairs to train on."""
     block_rows: int
+    """Pairs that are read and evaluated at once."""
     buffer_bytes: int
     processes: int = 1
+    """That share the features."""
     local: int = 1
+    """Of them, on one machine."""
 
     @property
     def part(self) -> CrosscoderConfig:
@@ -79,7 +76,6 @@ class Job:
 
     @property
     def row_bytes(self) -> int:
-        """Of a stored pair."""
         widths = (self.config.width_a, self.config.width_b)
         return sum(w * bytes_per_value(encoding) for w, encoding in zip(widths, self.encodings, strict=True))
 
@@ -91,10 +87,7 @@ class Job:
 
 
 def forecast(job: Job, folder: Path) -> dict[str, Any]:
-    """What the run would take.
-
-    Args:
-        folder: of the workspace.
+    """What the run would take in the `folder` of a workspace.
 
     Returns:
         memory: `parts`, bytes of a step of one process by what they are for; by place ("device", "host"; on the CPU
@@ -135,7 +128,7 @@ def step_parts(job: Job) -> dict[str, int]:
     if job.device.type != "cpu":  # the next batch, and masks of the selection, which the CPU makes piece by piece
         parts["batch"] += B * job.row_bytes + B * F
     if recipe.auxk_alpha:
-        parts["dead_features"] = round(DEAD_SHARE * _FLOAT * (1.5 * part.parameters + 4 * B * F))
+        parts["dead_features"] = round(_DEAD_SHARE * _FLOAT * (1.5 * part.parameters + 4 * B * F))
     if recipe.audit_steps:
         pairs = recipe.audit_batches * B
         numbers = 2 * pairs * D + pairs * (part.n_a_only + part.n_b_only) + F * (D + 2 * B)
@@ -199,8 +192,8 @@ def _problem(job: Job, where: str, needs: Callable[[Job], int], free: int) -> li
 
 
 def seconds_of_a_step(job: Job) -> float:
-    """The fastest of some steps on random data, in proportion to the features where the dictionary is too large for
-    that: a step is mostly its products, which are. Steps of one process; what several exchange comes on top."""
+    """The fastest of some steps of one process on random data, in proportion to the features where the dictionary is
+    too large for that: a step is mostly its products. What several processes exchange comes on top."""
     whole = job.part
     affordable = int(_OPERATIONS[job.device.type] / (2 * job.recipe.batch * (whole.width_a + whole.width_b)))
     config = scaled(whole, min(whole.n_features, max(affordable, _FEATURE_STEP, whole.k)))

@@ -29,7 +29,6 @@ class Saved(nn.Module):
     config: CrosscoderConfig
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors into `folder`, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(folder / WEIGHTS_NAME)
@@ -87,25 +86,17 @@ def _from_hub(repository: str) -> Path:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself.
-
-    Raises:
-        DamagedError: naming the file.
-    """
+    """What a safetensors file says about itself. Raises DamagedError, naming the file."""
     with _opened(path) as file:
         return dict(file.metadata() or {})
 
 
 def read_tensors(path: Path, into: dict[str, torch.Tensor], spans: Callable[[str], Spans | None] | None = None) -> None:
-    """Fill the tensors of `into` from a safetensors file that must hold exactly these names, shapes and dtypes.
-
-    With `spans` they are parts of what the file holds: for each name, which rows; None: all.
+    """Fill the tensors of `into` from a safetensors file that must hold exactly these names, shapes and dtypes. With
+    `spans` they are parts of what the file holds: for each name, which rows; None: all.
 
     Copies, instead of taking over the file's memory: its alignment differs from that of fresh tensors, and with it
-    the last bits of matrix products.
-
-    Raises:
-        DamagedError: naming the file and what is wrong with it.
+    the last bits of matrix products. Raises DamagedError, naming the file and what is wrong with it.
     """
     with _opened(path) as file:
         missing, unknown = sorted(into.keys() - file.keys()), sorted(file.keys() - into.keys())

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.records import bounded
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore
@@ -22,14 +21,13 @@ from modeldiff.workspace.activations import ActivationStore
 
 @dataclass(frozen=True)
 class Measured:
-    """What the units of one model and the first biases are made from: statistics of its raw activations."""
+    """Statistics of one model's raw activations, from which its units and the first biases are made."""
 
     mean_D: torch.Tensor
     median_norm: float
 
     @classmethod
     def of(cls, x_ND: torch.Tensor) -> Measured:
-        """Of a sample of activations."""
         return cls(x_ND.mean(dim=0).cpu(), float(x_ND.norm(dim=1).median()))
 
     @classmethod
@@ -51,7 +49,7 @@ class Units:
     scale_b: float = bounded(default=1.0, above=0)
 
     @staticmethod
-    def fitted(_settings: TrainSettings, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    def fitted(measured: Mapping[str, Measured]) -> dict[str, Any]:
         """The values of these fields for activations of both sides."""
         widths = {f"width_{side}": len(one.mean_D) for side, one in measured.items()}
         norm = math.sqrt(sum(widths.values()) / 2)
@@ -62,12 +60,11 @@ class Units:
         return torch.mul(x_ND, self._scale(side), out=out)
 
     def raw(self, side: str, x_ND: torch.Tensor) -> torch.Tensor:
-        """The way back."""
         return x_ND / self._scale(side)
 
     def raw_direction(self, side: str, d_MD: torch.Tensor) -> torch.Tensor:
-        """What must be added to raw activations to add `d_MD` to normalised ones. Gradients, too, go this way: one in
-        raw activations becomes one in normalised ones."""
+        """What must be added to raw activations to add `d_MD` to normalised ones; also a gradient in raw activations
+        as one in normalised ones."""
         return d_MD / self._scale(side)
 
     def raw_encoder(self, side: str, w_MD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

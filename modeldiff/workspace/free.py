@@ -11,10 +11,8 @@ _MEMINFO, _CGROUPS, _OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"),
 
 
 def free_memory() -> int:
-    """Bytes that this machine can give to its processes, and no more than this container may still take.
-
-    Where the system does not say what is available (macOS), all the memory that there is.
-    """
+    """Bytes that this machine can give to its processes, and no more than this container may still take; all that there
+    is where the system does not say (macOS)."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if _MEMINFO.exists():
         sizes = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
@@ -40,7 +38,6 @@ def _read(path: Path) -> list[str]:
 
 
 def free_on(device: torch.device) -> int:
-    """Bytes free on a device: of this machine if it is the CPU."""
     if device.type == "cuda":
         # What torch keeps for this process without using it is free to it, too.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

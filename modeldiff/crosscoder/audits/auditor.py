@@ -2,11 +2,10 @@
 not predict are planted in their place.
 
 A DFC fills its exclusive partitions with whatever lowers the error, in good part concepts that both models have. An
-audit judges every exclusive feature on the last pairs before it (judging.py). The predictable ones become shared
-features. The slots that this frees are planted with directions that the other model does not predict (candidates.py),
-up to the size that the partition was given at the start; slots for which there is none go to the shared part. Shared
-features that one model has almost alone and that pass the judgement become exclusive. So a partition ends as large as
-the evidence allows: with nothing to find, empty.
+audit judges every exclusive feature on the last pairs before it (judging.py). The predictable ones become shared. The
+slots that this frees are planted with directions that the other model does not predict (candidates.py), up to the
+partition's first size, or go to the shared part. Shared features that one model has almost alone and that pass the
+judgement become exclusive. So a partition ends as large as the evidence allows: with nothing to find, empty.
 
 Legend: B pairs of a batch, F features, G features judged, M planted features, D width of one model.
 """
@@ -14,12 +13,12 @@ Legend: B pairs of a batch, F features, G features judged, M planted features, D
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from modeldiff.crosscoder.audits.candidates import SAME_COSINE, Candidates, found_exclusive, found_shared
+from modeldiff.crosscoder.audits.candidates import SAME_COSINE, Candidates, distinct, found_exclusive, found_shared
 from modeldiff.crosscoder.audits.judging import Evidence, judge, sample
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.fast.topk import Scores
@@ -37,18 +36,18 @@ _SEED = 1_000_003
 
 
 class Auditor:
-    """Collects the pairs before each audit, and audits: a `Callback` of the trainer."""
+    """Collects the pairs (normalised units) before each audit, and audits: a `Callback` of the trainer."""
 
     def __init__(self) -> None:
         self._batches: list[Both] = []
 
     @property
     def collecting(self) -> bool:
-        """True while pairs for the next audit are held: a checkpoint at this moment would lose them."""
+        """A checkpoint at this moment would lose the pairs for the next audit."""
         return bool(self._batches)
 
     def __call__(self, trainer: Trainer, x: Both) -> dict[str, Any] | None:
-        """After every step: its batch, in normalised units. Returns what an audit did, when the step ended in one."""
+        """After every step. Returns what an audit did, when the step ended in one."""
         recipe, step = trainer.recipe, trainer.step
         due = recipe.next_audit(step)
         if due is None or due - step >= recipe.audit_batches:
@@ -60,22 +59,23 @@ class Auditor:
         return audit(trainer, batches, last=recipe.next_audit(step + 1) is None)
 
 
-@torch.no_grad()
-def audit(trainer: Trainer, batches: Sequence[Both], *, last: bool) -> dict[str, Any]:
-    """Judge, move, plant on batches in normalised units. The last audit, at the end of the run, only moves."""
-    return _Audit(trainer, batches, last).run()
-
-
 @dataclass
 class _Decision:
-    """What becomes of one side's judged features: numbers by fate, and what is planted."""
+    """What becomes of one side's judged features: numbers by fate (those kept without a judgement twice), and what is
+    planted. In the order of the log."""
 
     kept: list[int]
     promoted: list[int]
     moved: list[int]
-    gone: int
-    unjudged: int
+    gone: list[int]
+    unjudged: list[int]
     planted: Candidates
+
+
+@torch.no_grad()
+def audit(trainer: Trainer, batches: Sequence[Both], *, last: bool) -> dict[str, Any]:
+    """Judge, move, plant on batches in normalised units. The last audit, at the end of the run, only moves."""
+    return _Audit(trainer, batches, last).run()
 
 
 class _Audit:
@@ -105,15 +105,8 @@ class _Audit:
         trainer.since_active_F = torch.where(former_F == FRESH, 0, trainer.since_active_F[former_F.clamp_min(0)])
         report: dict[str, Any] = {"dropped": dropped, "fresh": order["shared"].count(FRESH)}
         for side, one in decisions.items():
-            report[EXCLUSIVE[side]] = {
-                "kept": len(one.kept),
-                "promoted": len(one.promoted),
-                "moved": len(one.moved),
-                "gone": one.gone,
-                "unjudged": one.unjudged,
-                "planted": len(one.planted),
-                "reference": evidence[side].reference,
-            }
+            counts = {field.name: len(getattr(one, field.name)) for field in fields(one)}
+            report[EXCLUSIVE[side]] = {**counts, "reference": evidence[side].reference}
         return report
 
     def _code(self, pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -141,7 +134,9 @@ class _Audit:
         rows_GD = self._rows("w_dec", side, numbers_G)
         unit_GD = rows_GD / rows_GD.norm(dim=1, keepdim=True).clamp_min(_TINY)
         stands_G = evidence.exclusive_G & (evidence.fires_G <= self.sampled.frequent)
-        keep_G = _without_twins(stands_G, unit_GD, worth_G)
+        # Of features that point the same way, only the one that explains most.
+        keep_G = torch.zeros_like(stands_G)
+        keep_G[distinct(unit_GD, worth_G, stands_G)] = True
         most = self.trainer.recipe.n_a_only if side == "a" else self.trainer.recipe.n_b_only
         room = most - int((keep_G & inside_G).sum())
         promoted = numbers_G[keep_G & ~inside_G].tolist()[: max(0, room)]
@@ -150,7 +145,20 @@ class _Audit:
         if room > 0 and not self.last:
             # What the features that lose their slots explain counts as error: part of it may be exclusive after all.
             released_GD = rows_GD * (inside_G & ~keep_G)[:, None]
-            planted = self._plantable(evidence, side, room, unit_GD[keep_G], released_GD, worth_G[keep_G])
+            planted = found_exclusive(
+                self.sampled,
+                evidence,
+                side,
+                _PER_SLOT * room + _BESIDES,
+                kept_GD=unit_GD[keep_G],
+                released_GD=released_GD,
+                decoder_norm=_typical_norm(crosscoder),
+                random=self._random(int(side == "b")),
+            ).take(slice(room))
+            # Chance finds explain next to nothing, and disturb the features that they resemble.
+            kept_worth = worth_G[keep_G]
+            typical = torch.cat([kept_worth[kept_worth > 0], planted.gain_M]).median()
+            planted = planted.take(planted.gain_M > _LEAST_GAIN * typical)
         # Too rare to judge: it may stay while it can still be judged and nothing better is known for its slot, but does
         # not end as exclusive without evidence.
         unjudged = (inside_G & ~evidence.known_G & (evidence.fires_G > 0) & (not self.last)).nonzero()[:, 0]
@@ -168,33 +176,10 @@ class _Audit:
             kept=numbers_G[keep_G].tolist(),
             promoted=promoted,
             moved=numbers_G[moved_G].tolist(),
-            gone=int((inside_G & ~keep_G & ~moved_G).sum()),
-            unjudged=len(unjudged),
+            gone=numbers_G[inside_G & ~keep_G & ~moved_G].tolist(),
+            unjudged=numbers_G[unjudged].tolist(),
             planted=planted,
         )
-
-    def _plantable(
-        self,
-        evidence: Evidence,
-        side: str,
-        room: int,
-        kept_GD: torch.Tensor,
-        released_GD: torch.Tensor,
-        worth_G: torch.Tensor,
-    ) -> Candidates:
-        found = found_exclusive(
-            self.sampled,
-            evidence,
-            side,
-            _PER_SLOT * room + _BESIDES,
-            kept_GD=kept_GD,
-            released_GD=released_GD,
-            decoder_norm=_typical_norm(self.crosscoder),
-            random=self._random(int(side == "b")),
-        ).take(slice(room))
-        # Chance finds explain next to nothing, and disturb the features that they resemble.
-        typical = torch.cat([worth_G[worth_G > 0], found.gain_M]).median()
-        return found.take(found.gain_M > _LEAST_GAIN * typical)
 
     def _order(self, decisions: dict[str, _Decision]) -> tuple[dict[str, list[int]], int]:
         """The new partitions, and how many shared features had to go: those that explain least."""
@@ -246,12 +231,9 @@ class _Audit:
             crosscoder.b_enc.data[planted] = one.planted.bias_M
         if fresh:
             # New shared features start at directions in which both models err at once.
-            found = found_shared(
-                self.sampled,
-                _PER_SLOT * fresh + _BESIDES,
-                decoder_norm=_typical_norm(crosscoder),
-                random=self._random(2 * _SEED),
-            ).take(slice(fresh))
+            count, norm = _PER_SLOT * fresh + _BESIDES, _typical_norm(crosscoder)
+            found = found_shared(self.sampled, count, decoder_norm=norm, random=self._random(2 * _SEED))
+            found = found.take(slice(fresh))
             filled = slice(fresh_start, fresh_start + len(found))
             width_a = crosscoder.config.width_a
             for side, columns in (("a", slice(width_a)), ("b", slice(width_a, None))):
@@ -274,22 +256,9 @@ class _Audit:
 
 def _typical_norm(crosscoder: Crosscoder) -> float:
     """Median norm of the features' decoders over both models: an exclusive feature has in one what others have in two.
-
-    With a shorter decoder its activations would be larger than those of others, and it would be selected too often.
-    """
+    With a shorter decoder its activations would be larger, and it would be selected too often."""
     norm_F = torch.hypot(*crosscoder.decoder_norms().values())
     return float(norm_F[norm_F > 0].median())
-
-
-def _without_twins(keep_G: torch.Tensor, unit_GD: torch.Tensor, worth_G: torch.Tensor) -> torch.Tensor:
-    """Of kept features that point the same way, only the one that explains most."""
-    same_GG = (unit_GD @ unit_GD.T > SAME_COSINE).cpu()
-    left_G = keep_G.cpu()
-    for index in worth_G.argsort(descending=True).tolist():
-        if left_G[index]:
-            left_G &= ~same_GG[index]
-            left_G[index] = True
-    return left_G.to(keep_G.device)
 
 
 _WORDS = {"moved": "moved to shared", "gone": "gone", "promoted": "taken from shared", "planted": "planted"}
@@ -306,8 +275,8 @@ def audit_note(line: dict[str, Any]) -> str:
 
 
 def audit_metrics(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """From all lines of training.jsonl: by exclusive partition, features moved to the shared part, promoted from it and
-    planted in the whole run, and how many the last audit kept, and kept without a judgement. None without audits."""
+    """From training.jsonl, by exclusive partition: features moved, promoted and planted in the whole run, and how many
+    the last audit kept, and kept without a judgement. None without audits."""
     reports = [line["audit"] for line in lines if line["audit"]]
     if not reports:
         return None

@@ -42,11 +42,9 @@ class Candidates:
 
     @classmethod
     def none(cls, like_GD: torch.Tensor) -> Candidates:
-        """None at all, in the dtype and on the device of some rows."""
         return cls(like_GD[:0], like_GD[:0], like_GD.new_zeros(0), like_GD.new_zeros(0))
 
     def take(self, chosen: torch.Tensor | slice) -> Candidates:
-        """Some of them."""
         return Candidates(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
 
@@ -62,10 +60,9 @@ def found_exclusive(
     decoder_norm: float,
     random: torch.Generator,
 ) -> Candidates:
-    """Candidates for exclusive features of `side` ("a" or "b") that pass the same judgement as features do.
+    """Candidates for exclusive features of `side`, out of `count` directions, that pass the judgement of features.
 
     Args:
-        count: directions to look for.
         kept_GD: unit directions of the exclusive features that stay; when found again they are left out.
         released_GD: decoder rows of the judged features that lose their slots, 0 for the others: what they explain
             counts as error.
@@ -84,17 +81,16 @@ def found_exclusive(
     r2 = judged_r2(sampled, f_NM.split([len(x_a) for x_a, _ in sampled.batches]), side)
     good_M = exclusive(r2["own"], r2["other"], bar=evidence.bar, null=evidence.null)
     good_M &= (f_NM > 0).sum(dim=0) <= sampled.frequent
-    return found.take(_distinct(u_MD, found.gain_M * good_M, kept_GD))
+    good_M &= found.gain_M > 0
+    if len(kept_GD):
+        good_M &= (u_MD @ kept_GD.T).max(dim=1).values <= SAME_COSINE
+    return found.take(distinct(u_MD, found.gain_M, good_M))
 
 
 @torch.no_grad()
 def found_shared(sampled: Sample, count: int, *, decoder_norm: float, random: torch.Generator) -> Candidates:
-    """Candidates for shared features: directions of the error in both models at once, (M, Da + Db).
-
-    Args:
-        count: directions to look for.
-        decoder_norm: norm that decoder rows should have, about, over both models.
-    """
+    """Candidates for shared features, out of `count` directions of the error in both models at once, (M, Da + Db);
+    `decoder_norm` is over both models."""
     e_ND, x_ND = (
         torch.cat([torch.cat(both, dim=1) for both in zip(*parts, strict=True)])
         for parts in ([sampled.errors[side] for side in SIDES], [sampled.x(side) for side in SIDES])
@@ -103,7 +99,7 @@ def found_shared(sampled: Sample, count: int, *, decoder_norm: float, random: to
     u_MD, _, found = _found(r_ND, e_ND, x_ND, count, sampled.threshold, decoder_norm, random)
     share_M = u_MD[:, : sampled.errors["a"][0].shape[1]].square().sum(dim=1)
     in_both_M = (share_M - 0.5).abs() <= EXTREME_NORM - 0.5
-    return found.take(_distinct(u_MD, found.gain_M * in_both_M, u_MD[:0]))
+    return found.take(distinct(u_MD, found.gain_M, in_both_M & (found.gain_M > 0)))
 
 
 def _found(
@@ -141,7 +137,7 @@ def _clusters(r_ND: torch.Tensor, count: int, random: torch.Generator) -> tuple[
     u_MD = settled(r_ND[seeds] / norm_N[seeds, None], _ROUNDS)
     # Several seeds often end at one direction and share its pairs: one of them shall have all.
     size_M = _belonging(r_ND, norm_N, u_MD).square().sum(dim=0)
-    u_MD = settled(u_MD[_distinct(u_MD, size_M, u_MD[:0])], _MERGED_ROUNDS)
+    u_MD = settled(u_MD[distinct(u_MD, size_M, size_M > 0)], _MERGED_ROUNDS)
     return u_MD, _belonging(r_ND, norm_N, u_MD)
 
 
@@ -158,9 +154,8 @@ def _as_features(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(f_NM, encoder_MD, bias_M) of features that read x, fire where t is positive, and pass the threshold there.
 
-    The encoder is a ridge regression of t on x: among many interfering directions, it finds the one concerned better
-    than the direction itself does. Slope and bias bring the activations to the scale that a decoder row of
-    `decoder_norm` needs.
+    The encoder is a ridge regression of t on x, which among interfering directions finds the one concerned better than
+    the direction itself does. Slope and bias give the activations the scale that a decoder of `decoder_norm` needs.
     """
     fit = Moments.empty(x_ND.shape[1], t_NM.shape[1], x_ND.device)
     fit.add_dense(x_ND, t_NM)
@@ -178,12 +173,10 @@ def _as_features(
     return f_NM, slope_M[:, None] * w_MD, threshold - slope_M * start_M
 
 
-def _distinct(u_MD: torch.Tensor, gain_M: torch.Tensor, kept_GD: torch.Tensor) -> torch.Tensor:
-    """Indices by falling gain (or size), without those of none and those close to a better or a kept one."""
+def distinct(u_MD: torch.Tensor, gain_M: torch.Tensor, among_M: torch.Tensor) -> torch.Tensor:
+    """Indices by falling gain, among some, of the unit directions that are not close to a better one."""
     same_MM = (u_MD @ u_MD.T > SAME_COSINE).cpu()
-    left_M = (gain_M > 0).cpu()
-    if len(kept_GD):
-        left_M &= ((u_MD @ kept_GD.T).max(dim=1).values <= SAME_COSINE).cpu()
+    left_M = among_M.to("cpu", copy=True)
     chosen: list[int] = []
     for index in gain_M.argsort(descending=True).tolist():
         if left_M[index]:

@@ -34,39 +34,33 @@ _NULL_QUANTILE = 0.95
 
 @dataclass
 class Sample:
-    """What a dictionary makes of some pairs, kept as far as an audit needs it.
-
-    Attributes:
-        batches: (x_a, x_b) in normalised units.
-        errors: by side, for each batch activation minus reconstruction (B, D).
-        judged: by side, numbers (G,) of the features to judge: the exclusive partition and, after it, shared features
-            with an extreme decoder norm.
-        codes: by side, for each batch their activations (B, G).
-        reference_R: numbers of shared features that neither model dominates.
-        fires_F: int64, pairs on which each feature is active; `ff_F`: sums of f².
-        fe: by side, sums of f times error (F, D).
-        threshold: mean over the batches of the smallest score kept.
-    """
+    """What a dictionary makes of some pairs, kept as far as an audit needs it."""
 
     batches: Sequence[Both]
+    """(x_a, x_b) in normalised units."""
     errors: dict[str, list[torch.Tensor]]
+    """By side, for each batch activation minus reconstruction (B, D)."""
     judged: dict[str, torch.Tensor]
+    """By side, numbers (G,) of the features to judge: the exclusive ones, then shared ones of extreme decoder norm."""
     codes: dict[str, list[torch.Tensor]]
+    """By side, for each batch their activations (B, G)."""
     reference_R: torch.Tensor
+    """Numbers of shared features that neither model dominates."""
     fires_F: torch.Tensor
+    """int64, pairs on which each feature is active; `ff_F`: sums of f²."""
     ff_F: torch.Tensor
     fe: dict[str, torch.Tensor]
+    """By side, sums of f times error (F, D)."""
     threshold: float
+    """Mean over the batches of the smallest score kept."""
 
     def x(self, side: str) -> list[torch.Tensor]:
-        """One side's activations, batch by batch."""
         return [batch[side == "b"] for batch in self.batches]
 
     @property
     def frequent(self) -> float:
-        """Firings that nearly all features stay below: twice what three quarters of them do. An exclusive feature that
-        fires more often is no concept but a direction in which its model varies all the time, and where the linear map
-        from the other one errs."""
+        """Firings that nearly all features stay below: twice what three quarters of them do. What fires more often is
+        no concept but a direction in which its model varies all the time, and where the linear map errs."""
         fires_F = self.fires_F[self.fires_F > 0]
         return 2 * float(fires_F.double().quantile(0.75)) if len(fires_F) else math.inf
 
@@ -98,7 +92,7 @@ def sample(
     )
     for x_a, x_b in batches:
         f_BF, smallest = select(crosscoder.pre_activations(x_a, x_b))
-        xhat_a, xhat_b = crosscoder.reconstruct(f_BF)
+        xhat_a, xhat_b = crosscoder.decode(f_BF, raw=False)
         for side, e_BD in (("a", x_a - xhat_a), ("b", x_b - xhat_b)):
             made.errors[side].append(e_BD)
             made.fe[side] += f_BF.T @ e_BD
@@ -111,14 +105,9 @@ def sample(
 
 @dataclass(frozen=True)
 class Evidence:
-    """About the judged features (G,) of one side.
-
-    Attributes:
-        own_G, other_G, null_G: held-out R² from the owner's activations, from the other model's, and from the other
-            model's in permuted pairs. NaN: fires too rarely.
-        fires_G: int64, pairs on which it is active.
-        reference: median of other / own over shared features read from the owner alone; 1 if there are too few.
-    """
+    """About the judged features (G,) of one side: held-out R² from the owner's activations, from the other model's, and
+    from the other model's in permuted pairs (NaN: fires too rarely to be judged); on how many pairs it fires; and
+    `reference`, the median of other / own over shared features read from the owner alone, 1 if there are too few."""
 
     own_G: torch.Tensor
     other_G: torch.Tensor
@@ -128,7 +117,6 @@ class Evidence:
 
     @property
     def known_G(self) -> torch.Tensor:
-        """Mask: fires often enough to be judged."""
         return ~self.own_G.isnan()
 
     @property
@@ -144,7 +132,6 @@ class Evidence:
 
     @property
     def exclusive_G(self) -> torch.Tensor:
-        """Mask: the owner's activations predict it, the other model's do not, or less than the bar allows."""
         return exclusive(self.own_G, self.other_G, bar=self.bar, null=self.null)
 
 
@@ -155,9 +142,8 @@ def exclusive(own_G: torch.Tensor, other_G: torch.Tensor, *, bar: float, null: f
 
 @torch.no_grad()
 def judge(crosscoder: Crosscoder, sampled: Sample, side: str) -> Evidence:
-    """Evidence about the judged features of a side ("a" or "b")."""
-    read_parts = read_alone(crosscoder, sampled, side)
-    targets = [torch.cat(both, dim=1) for both in zip(sampled.codes[side], read_parts, strict=True)]
+    alone = read_alone(crosscoder, sampled, side)
+    targets = [torch.cat(both, dim=1) for both in zip(sampled.codes[side], alone, strict=True)]
     r2 = judged_r2(sampled, targets, side)
     g = len(sampled.judged[side])
     # An R² from the own model near 0 says that a shared feature cannot be read from it: no reference.

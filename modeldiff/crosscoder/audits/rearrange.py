@@ -23,13 +23,10 @@ def rearrange(crosscoder: Crosscoder, optimizer: Adam, order: Mapping[str, Seque
     """Give the crosscoder new partitions of the same total size.
 
     What a feature has on a side it keeps; on a side that it did not have before it starts with zero weights. The
-    parameters are new objects; the optimizer is told.
+    parameters are new objects; the optimizer is told. Returns (F,), for every feature its former number, or FRESH.
 
     Args:
         order: by partition ("A", "shared", "B"), the numbers of the features that it shall hold, FRESH for new ones.
-
-    Returns:
-        (F,) for every feature its former number, or FRESH.
     """
     former_F = torch.tensor([i for name in ("A", "shared", "B") for i in order[name]], dtype=torch.long)
     assert len(former_F) == crosscoder.n_features, "a rearranged crosscoder has as many features as before"

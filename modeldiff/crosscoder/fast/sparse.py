@@ -1,9 +1,8 @@
 """The sparse code of a batch: its active entries, sums over them, and a training batch there and back.
 
-A code has K active entries among B x F. What is summed over a pair's entries (reconstructions) wants them pair by pair,
-what is summed over a feature's (gradients of weights) feature by feature. Values come in the first order, as they were
-selected; their gradients in the second. With k of F features active, dense products would spend (F - k) / F of their
-work on zeros; one stays dense, the encoder's. The dense formula with autograd is the reference of the tests.
+What is summed over a pair's entries (reconstructions) wants them pair by pair, what is summed over a feature's
+(gradients of weights) feature by feature. Values come in the first order, as they were selected; their gradients in the
+second. One product stays dense, the encoder's. The dense formula with autograd is the reference of the tests.
 
 On a GPU the sums run in Triton where it is installed, on everything else by torch's own functions;
 MODELDIFF_KERNELS=torch in the environment asks for the latter everywhere.
@@ -86,7 +85,7 @@ def bag_sum_and_dot(
 
 
 def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.Tensor:
-    """The second of `bag_sum_and_dot`, for itself: what a feature makes of some pairs. No autograd."""
+    """The second of `bag_sum_and_dot` alone: what a feature makes of some pairs. No autograd."""
     if bags.index_K.numel() and (kernels := _kernels(rows_ND.device)):
         return kernels.bag_dot(left_GD, rows_ND, bags)
     return bag_sum_and_dot(rows_ND, bags, rows_ND.new_ones(len(bags.index_K)), left_GD)[1]
@@ -100,8 +99,7 @@ def _bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch
 
 @cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    """Kernels for a device, or None for torch's own functions. Imported on first use: Triton takes a second to load,
-    and a machine without a GPU need not have it."""
+    """Kernels for a device, or None for torch's own functions. Imported on first use: not every machine has Triton."""
     if device.type != "cuda" or os.environ.get("MODELDIFF_KERNELS") == "torch":
         return None
     try:
@@ -116,7 +114,7 @@ class Entries:
     features. All numbers are int32 on the CPU, int64 elsewhere.
 
     Attributes:
-        row_K, column_K: the entry's pair and feature, pair by pair.
+        row_K, column_K: the entry's pair and feature, pair by pair; `pair_K`, `feature_K`: feature by feature.
     """
 
     def __init__(self, flat_K: torch.Tensor, pairs: int, features: int) -> None:
@@ -124,18 +122,12 @@ class Entries:
         self.pairs, self.features = pairs, features
         self.row_K, self.column_K = rows_and_columns(flat_K, features)
 
-    # The order by feature is made when it is first asked for: to sort takes as long as some products.
-
     @cached_property
     def by_feature_K(self) -> torch.Tensor:
         """Values listed pair by pair, taken at these indices, are feature by feature."""
         if self.row_K.device.type != "cpu":
             return self.column_K.int().sort(stable=True).indices
-        if self.features <= 1 << 16:
-            # numpy sorts numbers of 16 bits by their digits: 0.6 ms for 131,072 entries, where torch takes 4 to 190.
-            order = self.column_K.numpy().astype(np.uint16).argsort(kind="stable")
-            return torch.from_numpy(order.astype(np.int32))
-        # scipy's transposition is a counting sort.
+        # scipy's transposition is a counting sort: several times as fast as torch's.
         numbers_K = np.arange(len(self.row_K), dtype=np.int32)
         starts = _starts(self.row_K, self.pairs).numpy()
         code = csr_array((numbers_K, self.column_K.numpy(), starts), shape=(self.pairs, self.features))
@@ -143,12 +135,10 @@ class Entries:
 
     @cached_property
     def pair_K(self) -> torch.Tensor:
-        """The entry's pair, feature by feature."""
         return self.row_K.index_select(0, self.by_feature_K)
 
     @cached_property
     def feature_K(self) -> torch.Tensor:
-        """The entry's feature, feature by feature."""
         return self.column_K.index_select(0, self.by_feature_K)
 
     @cached_property
@@ -181,7 +171,7 @@ def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
 
 
 class OneProcess:
-    """What the processes of a run exchange in a step. With one there is nobody to ask (several: distributed.py)."""
+    """What the processes of a run exchange in a step: with one, nothing (several: distributed.py)."""
 
     world, first = 1, True
     """How many there are, and whether this is the one that writes."""
@@ -202,15 +192,13 @@ class OneProcess:
         return torch.zeros_like(value_BZ).scatter(1, at, values)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum over the processes."""
         return x
 
     def number(self, value: float) -> float:
-        """Sum of a number over the processes."""
+        """Sum over the processes."""
         return value
 
     def least(self, value: float) -> float:
-        """The smallest of the processes' numbers."""
         return value
 
     def spans(self, _name: str) -> Spans | None:
@@ -252,7 +240,6 @@ class SparseStep:
 
     @torch.no_grad()
     def decode(self, entries: Entries, f_K: torch.Tensor) -> Both:
-        """Reconstructions of a code."""
         crosscoder, xhat = self._crosscoder, []
         for side in SIDES:
             indices, bags = entries.of_pairs(crosscoder.sees(side))
@@ -262,10 +249,8 @@ class SparseStep:
 
     @torch.no_grad()
     def backward(self, x: Both, done: Pass, g: Both) -> None:
-        """Set `grad` of every parameter, from a loss's gradients in the two reconstructions. Over several processes,
-        the gradient of an addend is that of the sum."""
+        """Set `grad` of every parameter, from a loss's gradients in the two reconstructions."""
         crosscoder, entries = self._crosscoder, done.entries
-        crosscoder.zero_grad()  # before new ones are made: these are as large as the weights
         f_K = done.f_K.index_select(0, entries.by_feature_K)
         g_K = torch.zeros_like(f_K)
         for side, g_BD in zip(SIDES, g, strict=True):

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 # Rows looked at to guess a bound that leaves few candidates, and how many more candidates than K the guess aims at.
 _SAMPLE_ROWS, _MARGIN = 32, 1.3
@@ -44,7 +43,6 @@ class Scores:
     weight_F: torch.Tensor | None = None
 
     def columns(self, features: slice) -> Scores:
-        """The scores of some features."""
         bias_F, weight_F = (None if part is None else part[features] for part in (self.bias_F, self.weight_F))
         return Scores(self.pre_BF[:, features], bias_F, weight_F)
 
@@ -64,15 +62,14 @@ class Scores:
         return pre_K if self.bias_F is None else pre_K.add_(self.bias_F.index_select(0, columns_K))
 
     def at(self, flat_K: torch.Tensor) -> torch.Tensor:
-        """Scores at flat indices."""
         pre_K = self.pre(flat_K)
         if self.weight_F is None:
             return pre_K
         return pre_K * self.weight_F.index_select(0, rows_and_columns(flat_K, self.pre_BF.shape[1])[1])
 
     def top(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(flat indices, ascending, of the `count` largest positive scores; these scores); of all positive ones if
-        there are fewer. Of scores equal to the smallest kept one, those with the lowest index are kept."""
+        """(flat indices, ascending, of the `count` largest positive scores, or all of them; these scores). Of scores
+        equal to the smallest kept one, those with the lowest index are kept."""
         if count <= 0 or self.pre_BF.numel() == 0:
             return torch.zeros(0, dtype=torch.long, device=self.pre_BF.device), self.pre_BF.new_zeros(0)
         if self.pre_BF.numel() <= _FEW_SCORES and not (self.bias_F is None and self.weight_F is None):
@@ -100,7 +97,7 @@ class Scores:
         """(flat indices, ascending, of the scores above a bound of at least 0; these scores)."""
         flat_K, score_K = self._near(bound)
         over_K = score_K > bound
-        return (flat_K, score_K) if bool(over_K.all()) else (flat_K[over_K], score_K[over_K])
+        return flat_K[over_K], score_K[over_K]
 
     def _near(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As `above`, and some that are below the bound by a few roundings."""
@@ -135,7 +132,7 @@ def largest(flat_K: torch.Tensor, score_K: torch.Tensor, count: int) -> tuple[to
 
 
 def _nth_largest(value_N: torch.Tensor, n: int) -> float:
-    """The n-th largest value; n counts from 1."""
+    """n counts from 1."""
     if value_N.device.type != "cpu":
         # Not kthvalue: on CUDA a single block would do all of it.
         return float(value_N.topk(n, sorted=False).values.min())
@@ -149,37 +146,21 @@ def _where_above(pre_BF: torch.Tensor, limit_F: torch.Tensor | float) -> torch.T
         return indices_of(pre_BF > limit_F)
     # Piece by piece the mask stays in the cache; and a row against a matrix numpy compares faster than torch, too.
     limit = limit_F.numpy() if isinstance(limit_F, torch.Tensor) else limit_F
-    pre, step = pre_BF.numpy(), max(1, _MASK_BYTES // pre_BF.shape[1])
-    found = [
-        _flatnonzero(pre[start : start + step] > limit) + start * pre_BF.shape[1] for start in range(0, len(pre), step)
-    ]
-    return torch.from_numpy(found[0] if len(found) == 1 else np.concatenate(found))
+    pre, columns = pre_BF.numpy(), pre_BF.shape[1]
+    step = max(1, _MASK_BYTES // columns)
+    found = [np.flatnonzero(pre[at : at + step] > limit) + at * columns for at in range(0, len(pre), step)]
+    return torch.from_numpy(np.concatenate(found))
 
 
 def indices_of(mask: torch.Tensor) -> torch.Tensor:
     """Flat indices, int64, ascending, of the true ones."""
     if mask.device.type != "cpu":
         return mask.reshape(-1).nonzero()[:, 0]
-    return torch.from_numpy(_flatnonzero(mask.numpy()))
-
-
-def _flatnonzero(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """numpy's; where few are true, in two steps.
-
-    Below a tenth numpy looks for each true value anew, at a branch that the processor cannot predict. Looking first
-    for the words of eight that hold one is twice as fast.
-    """
-    if mask.size % 8 or not mask.flags.c_contiguous or 10 * np.count_nonzero(mask) >= mask.size:
-        return np.flatnonzero(mask)
-    words = mask.reshape(-1).view(np.uint64)
-    at = np.flatnonzero(words != 0)
-    within = np.flatnonzero(words[at].view(np.bool_))
-    return (at << 3)[within >> 3] + (within & 7)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def rows_and_columns(flat_K: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows and columns of flat indices, int64, in a matrix of so many columns; int32 on the CPU, to save memory,
-    elsewhere int64."""
+    """The rows and columns of flat indices, int64, in a matrix of so many columns; int32 on the CPU, to save memory."""
     if flat_K.device.type != "cpu":
         rows_K = flat_K // columns
         return rows_K, flat_K - rows_K * columns

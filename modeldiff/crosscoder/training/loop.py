@@ -32,15 +32,13 @@ from modeldiff.workspace.files import replace_into, temporary_path
 _WRITING_SHARE = 0.05
 # Audits change them: they need not be those that the run began with.
 _SIZES = {"A": "n_a_only", "shared": "n_shared", "B": "n_b_only"}
-_COUNTERS = ("step", "left_out", "auxk_nan")
-_AVERAGES = {"threshold": "threshold", "designated": "threshold_designated"}
+_COUNTERS, _AVERAGES = ("step", "left_out", "auxk_nan"), ("threshold", "threshold_designated")
 
 
 def train(trainer: Trainer, stream: PairStream, checkpoint: Path, log: Path, timings: Path, seconds: float) -> None:
-    """Train to the last step, from the checkpoint if there is one.
+    """Train to the last step, from the checkpoint (written again after some `seconds`) if there is one.
 
     Args:
-        checkpoint: where the run is kept, `seconds` after the last time or later.
         log: training.jsonl, cut to what it held at the checkpoint.
         timings: is appended to: pairs per second, and the share of the time that the run waited for data.
     """
@@ -86,7 +84,7 @@ def train(trainer: Trainer, stream: PairStream, checkpoint: Path, log: Path, tim
 
 
 class CheckpointClock:
-    """Says when the next checkpoint is due: after some seconds, or later when writing one takes long."""
+    """When the next checkpoint is due: after some seconds, or later when writing one takes long."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -110,12 +108,11 @@ def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
     tensors = {name: whole.contiguous() for name, whole in gathered.items() if whole is not None}
     if not trainer.processes.first:
         return
-    numbers = {name: getattr(trainer, name) for name in _COUNTERS} | {"log_bytes": log_bytes}
+    numbers: dict[str, Any] = {name: getattr(trainer, name) for name in _COUNTERS} | {"log_bytes": log_bytes}
     n_a, n_b, n_features = (len(tensors[name]) for name in ("w_enc_a", "w_enc_b", "b_enc"))
     numbers |= {"n_a_only": n_features - n_b, "n_shared": n_a + n_b - n_features, "n_b_only": n_features - n_a}
-    for written, name in _AVERAGES.items():
-        average = getattr(trainer, name)
-        numbers |= {f"{written}_total": average.total, f"{written}_weight": average.weight}
+    averages = {name: getattr(trainer, name) for name in _AVERAGES}
+    numbers |= {name: [average.total, average.weight] for name, average in averages.items()}
     temporary = temporary_path(path)
     save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers)})
     replace_into(temporary, path)
@@ -127,8 +124,7 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
     Raises:
         DamagedError: the file is truncated or belongs to another run.
     """
-    required = {*_COUNTERS, "log_bytes", *_SIZES.values()}
-    required |= {f"{written}_{part}" for written in _AVERAGES for part in ("total", "weight")}
+    required = {*_COUNTERS, *_AVERAGES, *_SIZES.values(), "log_bytes"}
     try:
         try:
             numbers = json.loads(read_metadata(path).get("numbers", "{}"))
@@ -142,9 +138,9 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
         raise DamagedError(f"{error}; `modeldiff workspace clean` lets the run begin anew") from None
     for name in _COUNTERS:
         setattr(trainer, name, numbers[name])
-    for written, name in _AVERAGES.items():
+    for name in _AVERAGES:
         average = getattr(trainer, name)
-        average.total, average.weight = numbers[f"{written}_total"], numbers[f"{written}_weight"]
+        average.total, average.weight = numbers[name]
     for state in trainer.optimizer.state.values():
         state["step"].fill_(trainer.step)
     return int(numbers["log_bytes"])
@@ -161,7 +157,7 @@ def _resize(trainer: Trainer, numbers: dict[str, Any], path: Path) -> None:
 
 
 def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """The tensors of the state themselves, not copies."""
+    """The state itself, no copies."""
     named = dict(trainer.crosscoder.named_parameters())
     tensors = {name: parameter.data for name, parameter in named.items()}
     for moment in ("exp_avg", "exp_avg_sq"):

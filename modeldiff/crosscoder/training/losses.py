@@ -1,5 +1,4 @@
-"""What a crosscoder is trained on (the error of both reconstructions, and the auxiliary loss of dead features), and how
-well it reconstructs (FVE). Also the rule by which pairs with extreme norms are left out.
+"""What a crosscoder is trained on, how well it reconstructs (FVE), and which pairs are left out.
 
 Legend: B pairs, F features, Da, Db, D widths, Z dead features; Za, Zb those of them that A, B has.
 """
@@ -42,7 +41,7 @@ def reconstruction_loss(e_a_BDa: torch.Tensor, e_b_BDb: torch.Tensor, kind: str)
 
 
 def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
-    """(B,); of large errors some rows at a time, which stay in a CPU's cache and need little memory."""
+    """(B,); some rows at a time, which stay in a CPU's cache and need little memory."""
     rows = max(1, _PIECE_VALUES // max(1, e_BD.shape[1]))
     if e_BD.device.type != "cpu" or len(e_BD) <= rows:
         return e_BD.square().sum(dim=1)
@@ -50,7 +49,7 @@ def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
-    """The gradient of `reconstruction_loss` in one side's reconstructions: to the last bit what autograd gives."""
+    """The gradient of `reconstruction_loss` in one side's reconstructions, to the bit as autograd's."""
     if kind == "squared":
         return e_BD * (-2 / len(e_BD))
     norm_B1 = torch.linalg.vector_norm(e_BD, dim=1, keepdim=True)
@@ -82,7 +81,7 @@ def add_auxk(
         processes: those of the run, where others have dead features, too.
     """
     processes, dtype = processes or OneProcess(), crosscoder.matmul_dtype
-    rows, inside, w_enc, w_dec = [], [], [], []
+    rows, w_enc, w_dec = [], [], []
     for side in SIDES:
         seen = crosscoder.sees(side)
         rows.append(dead_Z[(dead_Z >= seen.start) & (dead_Z < seen.stop)] - seen.start)
@@ -94,9 +93,7 @@ def add_auxk(
     pre_BZ = encode_into(e_low[0].new_empty(len(e[0]), len(dead_Z)), *e_low, *w_enc, share=crosscoder.encoder_share)
     z_BZ = torch.relu(processes.top_per_pair(pre_BZ.float(), count))
     z_low = z_BZ.to(dtype)
-    miss = [
-        processes.sum((z_low[:, part] @ w_ZD).float()) - e_BD for part, w_ZD, e_BD in zip(inside, w_dec, e, strict=True)
-    ]
+    miss = [processes.sum((z_low[:, inside[at]] @ w_dec[at]).float()) - e[at] for at in (0, 1)]
     loss = reconstruction_loss(miss[0], miss[1], "squared")
     step = torch.full_like(loss, weight)
     if normalised:
@@ -126,10 +123,8 @@ def _add_rows(w_FD: torch.Tensor, rows_Z: torch.Tensor, grad_ZD: torch.Tensor) -
 
 
 class Explained:
-    """Fraction of variance explained (FVE) on one side: 1 - SSE / SST, SST around the mean of the data it has seen.
-
-    Predicting that mean scores 0, a perfect reconstruction 1. Sums are float64; data come in batches.
-    """
+    """Fraction of variance explained (FVE) on one side: 1 - SSE / SST, SST around the mean of all batches. Sums are
+    float64."""
 
     def __init__(self, centre_D: torch.Tensor) -> None:
         """`centre_D` is any vector near the data's mean; it only keeps large numbers from cancelling."""
@@ -139,7 +134,6 @@ class Explained:
         self._rows = 0
 
     def add(self, x_BD: torch.Tensor, xhat_BD: torch.Tensor) -> None:
-        """Take in a batch and its reconstruction."""
         for x_RD, xhat_RD in zip(x_BD.split(_PIECE_ROWS), xhat_BD.split(_PIECE_ROWS), strict=True):
             x_RD = _double(x_RD)
             from_centre_RD = x_RD - self._centre_D
@@ -150,7 +144,7 @@ class Explained:
 
     @property
     def fve(self) -> float:
-        """FVE of what was added; 0 when the data do not vary."""
+        """0 when the data do not vary."""
         if self._rows == 0:
             return 0.0
         total = self._squares - float(self._sum_D.square().sum()) / self._rows
@@ -168,14 +162,13 @@ class Quality:
 
     @torch.no_grad()
     def add(self, x: Both, xhat: Both, xhat_shared: Both) -> None:
-        """Take in a batch: activations, reconstructions, and those from the shared features alone; (a, b) each, in
-        normalised units."""
+        """Take in activations, reconstructions, and those from the shared features alone, in normalised units."""
         for at, side in enumerate(SIDES):
             self._all[side].add(x[at], xhat[at])
             self._shared[side].add(x[at], xhat_shared[at])
 
     def add_code(self, x: Both, f_BF: torch.Tensor) -> None:
-        """Take in a batch: activations (a, b) in normalised units and their code."""
+        """Take in activations in normalised units and their code."""
         shared_BF, shared = torch.zeros_like(f_BF), self._crosscoder.slices["shared"]
         shared_BF[:, shared] = f_BF[:, shared]
         self.add(x, self._crosscoder.decode(f_BF, raw=False), self._crosscoder.decode(shared_BF, raw=False))
@@ -187,7 +180,7 @@ class Quality:
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
-    """float64, on the CPU where the device (mps) has none."""
+    """On the CPU where the device (mps) has no float64."""
     return x.cpu().double() if x.device.type == "mps" else x.double()
 
 

@@ -33,15 +33,8 @@ _TIES: dict[str, Tie] = {"dfc": "none", "standard": "none", "dsf-vectors": "vect
 def initial_config(
     settings: TrainSettings, recipe: Recipe, measured: Mapping[str, Measured], **names: str | int | None
 ) -> CrosscoderConfig:
-    """The crosscoder's config before training.
-
-    Args:
-        measured: by side, the raw activations.
-        names: the fields that say where the activations come from (`model_a`, `layer_a`, ...).
-
-    Raises:
-        InputError: settings that do not fit together.
-    """
+    """The crosscoder's config before training; `names`: the fields that say where the activations come from. Raises
+    InputError for settings that do not fit together."""
     return CrosscoderConfig(
         n_a_only=recipe.n_a_only,
         n_shared=recipe.n_shared,
@@ -52,7 +45,7 @@ def initial_config(
         k=recipe.k,
         selection=settings.selection,
         combine=settings.combine,
-        **CrosscoderConfig.fitted(settings, measured),
+        **CrosscoderConfig.fitted(measured),
         **names,  # type: ignore[arg-type]
     )
 
@@ -130,7 +123,6 @@ def _audit_steps(audits: int, batches: int, steps: int) -> tuple[int, ...]:
 
 
 def _exclusive(settings: TrainSettings, features: int) -> int:
-    """Features of each exclusive partition."""
     if settings.architecture != "dfc" or settings.exclusive == 0:
         return 0
     count = round(settings.exclusive * features)
@@ -143,7 +135,6 @@ def _exclusive(settings: TrainSettings, features: int) -> int:
 
 
 def _designated(settings: TrainSettings, features: int, widths: tuple[int, int]) -> int:
-    """Features that are designated as shared."""
     if _TIES[settings.architecture] == "none":
         return 0
     if settings.architecture == "dsf-vectors" and widths[0] != widths[1]:

@@ -41,10 +41,7 @@ from modeldiff.workspace.stage import Build
 
 # Counted up when the same settings and activations would train to something else than before.
 SCHEMA = 5
-LOG_NAME = "training.jsonl"
-FIGURE_NAME = "figures/training.png"
-THROUGHPUT_NAME = "logs/throughput.jsonl"
-_CHECKPOINT_NAME = "checkpoint.safetensors"
+_LOG_NAME = "training.jsonl"
 # Warn above this share of outliers.
 _NOTEWORTHY_LEFT_OUT = 0.01
 
@@ -53,10 +50,6 @@ def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = Non
     """Train a crosscoder on an activations artifact, or answer with the one that these settings gave before.
 
     Under torchrun every rank calls this, holds a share of the features, and gets the artifact.
-
-    Args:
-        name: a name for the artifact.
-        force: train even if it exists.
 
     Raises:
         InputError: settings that do not fit the activations; training diverged.
@@ -68,18 +61,11 @@ def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = Non
 
 
 def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None = None) -> dict[str, Any]:
-    """What a training would take, without allocating anything of its size: for `--plan`.
+    """For `--plan`: what the run is, and what `plan.forecast` says that it would take. Nothing large is allocated.
 
     Args:
         processes: that share the features, each on a device of its own or, on the CPU, a machine of its own; those that
             torchrun started, where they are, if left out.
-
-    Returns:
-        What `plan.forecast` gives, and what the run is: activations, features by partition, parameters, k, batch,
-        steps, pairs (counting repeats), device, precision, processes, processes_per_machine.
-
-    Raises:
-        InputError, DamagedError: as `run`.
     """
     source = workspace.find("activations", settings.activations)
     started, local = launched()
@@ -152,7 +138,6 @@ class _Training:
         self.shards = Shards(ours, self.config) if ours.world > 1 else None
 
     def build(self, work: Work) -> dict[str, Any]:
-        """Train, evaluate and write the files; returns the metrics."""
         work.environment.update(device=str(self.device), dtype=self.precision)
         if self.shards:
             work.environment["processes"] = self.shards.world
@@ -168,22 +153,18 @@ class _Training:
 
     def _build(self, work: Work) -> dict[str, Any]:
         config, recipe = self.config, self.recipe
-        checkpoint, log_path = work.resume / _CHECKPOINT_NAME, work.resume / LOG_NAME
+        checkpoint, log_path = work.resume / "checkpoint.safetensors", work.resume / _LOG_NAME
         written = checkpoint.stat().st_size if checkpoint.exists() else 0
         require_free(work.folder, disk(config)["needed"] - written, f"a training of {config.n_features:,} features")
         trainer = self._trainer()
         over = f" over {self.shards.world} processes" if self.shards else ""
         say(f"{_sizes(config)}{over}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
         say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
+        buffer_bytes, timings = self.settings.buffer_mib << 20, work.folder / "logs/throughput.jsonl"
         stream = PairStream(
-            self.store,
-            self.blocks,
-            batch=recipe.batch,
-            seed=recipe.seed,
-            buffer_bytes=self.settings.buffer_mib << 20,
-            device=self.device,
+            self.store, self.blocks, batch=recipe.batch, seed=recipe.seed, buffer_bytes=buffer_bytes, device=self.device
         )
-        train(trainer, stream, checkpoint, log_path, work.folder / THROUGHPUT_NAME, self.settings.checkpoint_seconds)
+        train(trainer, stream, checkpoint, log_path, timings, self.settings.checkpoint_seconds)
         dead = trainer.by_partition(trainer.dead())
         crosscoder = self.shards.whole(trainer.crosscoder) if self.shards else trainer.crosscoder
         if crosscoder is None:
@@ -201,10 +182,10 @@ class _Training:
         say(f"evaluate on {sum(len(block) for block in self.held_out):,} held-out pairs")
         evaluation = evaluate(crosscoder, self.store, self.held_out, self.settings.outlier_factor)
         log = log_path.read_bytes()
-        work.write_bytes(LOG_NAME, log)
+        work.write_bytes(_LOG_NAME, log)
         lines = [json.loads(line) for line in log.splitlines()]
         title = f"{_sizes(crosscoder.config)}, k {recipe.k}, on {self.store.artifact.ref}"
-        work.write_bytes(FIGURE_NAME, training_figure(lines, title))
+        work.write_bytes("figures/training.png", training_figure(lines, title))
         work.write_json(CONFIG_NAME, crosscoder.config.to_json())
         weights = work.temporary(WEIGHTS_NAME)
         crosscoder.write_weights(weights)
@@ -238,13 +219,7 @@ def evaluate(
     crosscoder: Crosscoder, store: ActivationStore, blocks: list[Block], outlier_factor: float
 ) -> dict[str, Any]:
     """A trained crosscoder on held-out pairs: FVE by side (all features, shared only, gain of the exclusive ones), L0
-    and active features by partition.
-
-    Pairs are left out as in training, by the median norm of the whole store.
-
-    Raises:
-        DamagedError: activations that are not finite.
-    """
+    and active features by partition. Pairs are left out as in training, by the median norm of the whole store."""
     quality = Quality(crosscoder)
     active_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=crosscoder.b_enc.device)
     pairs = left_out = 0
@@ -269,7 +244,6 @@ def evaluate(
 
 
 def _sizes(config: CrosscoderConfig) -> str:
-    """ "40 features (A 2, shared 36, B 2)"."""
     sizes = {"A": str(config.n_a_only), "shared": str(config.n_shared), "B": str(config.n_b_only)}
     if config.n_designated:
         sizes["shared"] += f" of which designated {config.n_designated}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.adam import adam
 
@@ -33,8 +34,7 @@ from modeldiff.errors import DamagedError, InputError
 
 # A partition of which no feature was active for this share of the run is reported.
 _STARVING_SHARE = 0.02
-# Of the public code (paper 2.3): the threshold is a moving average with this memory, here shortened in short runs.
-EMA_BETA = 0.999
+_EMA_BETA = 0.999
 _BETAS = (0.9, 0.999)
 
 
@@ -75,7 +75,7 @@ class Recipe:
     """Batches, the last ones before it, that an audit looks at."""
 
     def next_audit(self, step: int) -> int | None:
-        """The first step from `step` on that ends with an audit, if one does."""
+        """The first step from `step` on that ends with an audit."""
         return next((at for at in self.audit_steps if at >= step), None)
 
     def is_logged(self, step: int) -> bool:
@@ -89,7 +89,6 @@ class Recipe:
         return self.k_start + (self.k - self.k_start) * step / self.anneal_steps
 
     def active_entries(self, step: int, pairs: int) -> int:
-        """Of a batch of so many pairs."""
         return round(self.k_at(step) * pairs)
 
     def lr_at(self, step: int) -> float:
@@ -102,25 +101,18 @@ class Recipe:
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015), by the function that torch.optim.Adam calls: its state is plain tensors, which audits
-    rearrange and checkpoints write, and a small crosscoder's step is not mostly the optimizer's bookkeeping.
-
-    Attributes:
-        state: for each parameter its `exp_avg`, `exp_avg_sq` and `step`.
-    """
+    """Adam (Kingma & Ba 2015), by the function that torch.optim.Adam calls, whose bookkeeping takes longer than a small
+    crosscoder's step. `state` holds `exp_avg`, `exp_avg_sq` and `step` of each parameter."""
 
     def __init__(self, crosscoder: Crosscoder) -> None:
-        self.state = {one: self._fresh(one) for one in crosscoder.parameters()}
-        self._fused = all(one.device.type in ("cpu", "cuda") for one in self.state)
-
-    @staticmethod
-    def _fresh(one: torch.Tensor) -> dict[str, torch.Tensor]:
-        zeros = {name: torch.zeros_like(one.data) for name in ("exp_avg", "exp_avg_sq")}
-        return {**zeros, "step": torch.zeros((), device=one.device)}
+        self.state: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
+        for one in crosscoder.parameters():
+            moments = {name: torch.zeros_like(one.data) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[one] = {**moments, "step": torch.zeros((), device=one.device)}
+        self._fused = crosscoder.b_enc.device.type in ("cpu", "cuda")
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One step by the gradients in `grad`."""
         lists = {name: [state[name] for state in self.state.values()] for name in ("exp_avg", "exp_avg_sq", "step")}
         grads = [one.grad for one in self.state if one.grad is not None]
         adam(
@@ -132,21 +124,19 @@ class Adam:
 
 class ThresholdAverage:
     """Moving average, without bias from its start, of the smallest active score of each batch: the threshold at
-    inference. It remembers `window` batches, or as many as the public code if that is fewer."""
+    inference. It remembers `window` batches, at most 1000 as the public code (paper 2.3)."""
 
     def __init__(self, window: float) -> None:
-        self.beta = 1 - 1 / max(1.0, min(window, 1 / (1 - EMA_BETA)))
+        self.beta = 1 - 1 / max(1.0, min(window, 1 / (1 - _EMA_BETA)))
         self.total = self.weight = 0.0
 
     def update(self, smallest: float | None) -> None:
-        """Take in one batch's smallest active score; None changes nothing."""
         if smallest is not None:
             self.total = self.beta * self.total + (1 - self.beta) * smallest
             self.weight = self.beta * self.weight + (1 - self.beta)
 
     @property
     def value(self) -> float:
-        """The threshold; 0 before the first update."""
         return self.total / self.weight if self.weight else 0.0
 
 
@@ -179,8 +169,7 @@ class Trainer:
         callback: Callback | None = None,
         warn: bool = True,
     ) -> None:
-        """`crosscoder` is this process's part; `sparse`: another way to run a batch (the dense one of the tests);
-        `warn`: say when a partition starves."""
+        """`crosscoder` is this process's part; `sparse`: another way to run a batch; `warn`: of starving."""
         self.crosscoder, self.recipe, self.callback = crosscoder, recipe, callback
         self.processes = processes or OneProcess()
         self.sparse = sparse or SparseStep(crosscoder, self.processes)
@@ -192,25 +181,28 @@ class Trainer:
 
     @torch.no_grad()
     def update(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> dict[str, Any] | None:
-        """Train on a batch of raw activations of any dtype.
-
-        Returns:
-            A line for training.jsonl, when this step is one that is logged.
+        """Train on a batch of raw activations of any dtype. Returns a line for training.jsonl if the step is logged.
 
         Raises:
             DamagedError: activations that are not finite.
             InputError: the training diverged.
         """
+        self.crosscoder.zero_grad()  # as large as the weights: not beside the forward pass
         x = self._inliers(x_a_BDa, x_b_BDb)
         done = self.sparse.forward(*x, self.recipe.active_entries(self.step, len(x[0])))
+        quality = self._quality(x, done) if self.recipe.is_logged(self.step) else None
         e = x[0] - done.xhat[0], x[1] - done.xhat[1]
         loss = reconstruction_loss(*e, self.recipe.loss)
-        g = reconstruction_gradient(e[0], self.recipe.loss), reconstruction_gradient(e[1], self.recipe.loss)
-        self.sparse.backward(x, done, g)
+        kind = self.recipe.loss
+        self.sparse.backward(x, done, (reconstruction_gradient(e[0], kind), reconstruction_gradient(e[1], kind)))
         auxk = self._add_auxk(e)
         firings_F = done.entries.start_F1.diff()
-        self._note_firings(firings_F, done, len(x[0]))
-        line = self._line(x, done, firings_F, loss, auxk) if self.recipe.is_logged(self.step) else None
+        self.since_active_F += len(x[0])
+        self.since_active_F.masked_fill_(firings_F > 0, 0)
+        if self.step >= self.recipe.threshold_start:
+            self.threshold.update(done.smallest[0])
+            self.threshold_designated.update(done.smallest[1])
+        line = None if quality is None else self._line(len(x[0]), firings_F, loss, auxk) | quality
         self._descend(loss)
         audit = self.callback(self, x) if self.callback else None
         if line is not None:
@@ -222,7 +214,7 @@ class Trainer:
         """A raw batch in normalised units, outliers left out."""
         x_a, x_b = self.crosscoder.normalise(x_a_BDa, x_b_BDb)
         keep_B = inliers(x_a, x_b, self.recipe.outlier_factor)
-        if bool(keep_B.all()):
+        if keep_B.all():
             return x_a, x_b
         if not (x_a.isfinite().all() and x_b.isfinite().all()):  # a norm that is not a number is never an inlier
             raise DamagedError(
@@ -232,11 +224,10 @@ class Trainer:
         return x_a[keep_B], x_b[keep_B]
 
     def dead(self) -> torch.Tensor:
-        """Mask (F,) of the features that were not active for `dead_pairs` pairs."""
         return self.since_active_F >= self.recipe.dead_pairs
 
     def _add_auxk(self, e: Both) -> torch.Tensor | None:
-        """The auxiliary loss, its gradient added to what is there; None: there is none in this step."""
+        """The auxiliary loss, its gradient added to what is there; None without dead features."""
         recipe = self.recipe
         if recipe.auxk_alpha == 0:
             return None
@@ -252,15 +243,7 @@ class Trainer:
             return None
         return loss
 
-    def _note_firings(self, firings_F: torch.Tensor, done: Pass, pairs: int) -> None:
-        self.since_active_F += pairs
-        self.since_active_F.masked_fill_(firings_F > 0, 0)
-        if self.step >= self.recipe.threshold_start:
-            self.threshold.update(done.smallest[0])
-            self.threshold_designated.update(done.smallest[1])
-
     def _descend(self, loss: torch.Tensor) -> None:
-        """Move the weights along their gradients."""
         tied = self.crosscoder.config.tie != "none"
         if tied:
             tie_gradients(self.crosscoder)
@@ -286,13 +269,12 @@ class Trainer:
         return (squares + get_total_norm(biases).square()).sqrt()
 
     def by_partition(self, value_F: torch.Tensor) -> dict[str, float]:
-        """Sum of a value per feature over each partition, over all processes."""
         sums = by_partition(self.crosscoder, value_F)
         total = self.processes.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
         return dict(zip(sums, total.tolist(), strict=True))
 
     def _line(
-        self, x: Both, done: Pass, firings_F: torch.Tensor, loss: torch.Tensor, auxk: torch.Tensor | None
+        self, pairs: int, firings_F: torch.Tensor, loss: torch.Tensor, auxk: torch.Tensor | None
     ) -> dict[str, Any]:
         if self._warns:
             self._warn_of_starving()
@@ -309,10 +291,9 @@ class Trainer:
             "auxk": None if auxk is None else auxk.item(),
             "threshold": self.threshold.value,
             "features": {name: int(n) for name, n in self.by_partition(torch.ones_like(firings_F)).items()},
-            "l0": {name: count / len(x[0]) for name, count in active.items()},
+            "l0": {name: count / pairs for name, count in active.items()},
             "slots": {name: count / total for name, count in active.items()},
             "dead": {name: int(count) for name, count in self.by_partition(self.dead()).items()},
-            **self._quality(x, done),
         }
 
     def _quality(self, x: Both, done: Pass) -> dict[str, dict[str, float]]:

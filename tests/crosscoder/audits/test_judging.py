@@ -119,7 +119,7 @@ def test_a_sample_sums_up_errors_and_codes(planted: Planted) -> None:
     sampled = sample(crosscoder, batches, above_threshold)
     x_a, x_b = (torch.cat(x) for x in zip(*batches, strict=True))
     f_NF, _ = above_threshold(crosscoder.pre_activations(x_a, x_b).detach())
-    errors = [x - xhat.detach() for x, xhat in zip((x_a, x_b), crosscoder.reconstruct(f_NF), strict=True)]
+    errors = [x - xhat.detach() for x, xhat in zip((x_a, x_b), crosscoder.decode(f_NF, raw=False), strict=True)]
     torch.testing.assert_close(sampled.ff_F, f_NF.square().sum(dim=0))
     for side, e_ND in zip("ab", errors, strict=True):
         torch.testing.assert_close(torch.cat(sampled.errors[side]), e_ND)
