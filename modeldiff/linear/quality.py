@@ -1,6 +1,6 @@
-"""How well predictions of a model's activations do on chosen pairs: R² of many subsets of the pairs in one pass.
+"""How well predictions of a model's activations do on pairs held out for that, and which pairs are outliers.
 
-Legend: N pairs of a block, P predictions, G subsets, D width of a model.
+Legend: N pairs of a block, P predictions, D width of a model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 
 from modeldiff.console import Progress
 from modeldiff.errors import DamagedError
@@ -37,50 +36,46 @@ class Prediction:
 def measure(
     store: ActivationStore,
     ranges: Sequence[tuple[int, int]],
-    subsets: Sequence[NDArray[np.int64]],
     predictions: Sequence[Prediction],
     *,
     outlier_factor: float,
     device: torch.device,
     bar: Progress,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """R² of every prediction on every subset, from one pass over some of the pairs.
+) -> NDArray[np.float64]:
+    """R² of every prediction, from one pass over some of the pairs.
 
     Args:
         ranges: the rows (first, stop) of the store that are read, ascending.
-        subsets: rows of the store, ascending, each at most once; those that are not in the ranges do not count.
         outlier_factor: see `within_norm`.
         device: what the predictions are computed on; not mps, which has no float64.
 
     Returns:
-        The number of pairs of each subset (G,), and R² (predictions, G): 1 - sum of squared errors / sum of squares
-        about the subset's own mean, over all dimensions together. 0: no better than the mean of these very pairs; below
-        0: worse; NaN: the targets do not vary, or no pairs.
+        (P,) 1 - sum of squared errors / sum of squares about these pairs' own mean, over all dimensions together. 0: no
+        better than that mean; below 0: worse; NaN: the targets do not vary, or no pairs.
 
     Raises:
         DamagedError: the activations cannot be read or are not finite.
     """
-    counts_G = np.zeros(len(subsets), np.int64)
-    error_PG, square_PG = np.zeros((2, len(predictions), len(subsets)))
-    # The targets less a constant near their mean.
-    sum_PGD = [np.zeros((len(subsets), store.info.sides[one.target].width)) for one in predictions]
+    count = 0
+    # Of each prediction: squared error, square, and values of the targets less a constant near their mean.
+    sums = [np.zeros(2 + store.info.sides[one.target].width) for one in predictions]
     mean = {side: store.mean[side].to(device) for side in SIDES}
     for first, stop in ranges:
         for block in blocks_of(store, first, stop):
             x = {side: store.read_side(side, block).to(device).float() for side in SIDES}
             keep_N = within_norm(store, x, outlier_factor).cpu().numpy()
-            member_GN = _membership(subsets, store.first_row[block.shard] + block.start, keep_N)
-            counts_G += np.diff(member_GN.indptr)
+            count += int(keep_N.sum())
             for p, one in enumerate(predictions):
                 y_ND = x[one.target].double()
-                error_PG[p] += member_GN @ (one.of(x).double() - y_ND).square().sum(dim=1).cpu().numpy()
+                error_N = (one.of(x).double() - y_ND).square().sum(dim=1).cpu().numpy()
                 centred_ND = (y_ND - mean[one.target]).cpu().numpy()
-                square_PG[p] += member_GN @ np.einsum("nd,nd->n", centred_ND, centred_ND)
-                sum_PGD[p] += member_GN @ centred_ND
+                square_N = np.einsum("nd,nd->n", centred_ND, centred_ND)
+                sums[p] += np.column_stack([error_N, square_N, centred_ND])[keep_N].sum(axis=0)
             bar.advance(len(block))
-    total_PG = square_PG - [np.square(sum_GD).sum(1) / np.maximum(1, counts_G) for sum_GD in sum_PGD]
-    varies_PG = total_PG > _ROUNDING * square_PG
-    return counts_G, np.where(varies_PG, 1 - error_PG / np.where(varies_PG, total_PG, 1), np.nan)
+    error_P, square_P = np.array([one[:2] for one in sums]).T
+    total_P = square_P - [np.square(one[2:]).sum() / max(1, count) for one in sums]
+    varies_P = total_P > _ROUNDING * square_P
+    return np.where(varies_P, 1 - error_P / np.where(varies_P, total_P, 1), np.nan)
 
 
 def within_norm(store: ActivationStore, x: Mapping[str, torch.Tensor], outlier_factor: float) -> torch.Tensor:
@@ -112,15 +107,3 @@ def blocks_of(store: ActivationStore, first: int, stop: int) -> Iterator[Block]:
         end = min(stop, store.first_row[shard + 1], first + _BLOCK_ROWS)
         yield Block(shard, first - store.first_row[shard], end - store.first_row[shard])
         first = end
-
-
-def _membership(subsets: Sequence[NDArray[np.int64]], first_row: int, keep_N: NDArray[np.bool_]) -> sparse.csr_matrix:
-    """(G, N) float64: which of the rows from `first_row` on are in which subset, those that are not kept in none."""
-    inside = []
-    for rows in subsets:
-        low, high = np.searchsorted(rows, (first_row, first_row + len(keep_N)))
-        local = rows[low:high] - first_row
-        inside.append(local[keep_N[local]])
-    indptr = np.cumsum([0, *map(len, inside)])
-    indices = np.concatenate([*inside, np.zeros(0, np.int64)])
-    return sparse.csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(subsets), len(keep_N)))

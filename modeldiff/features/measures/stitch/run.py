@@ -29,7 +29,7 @@ from modeldiff.features.measures.stitch.scan import Scan, scan
 from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.linear.maps import LinearMap, best_ridge, ridge_scores
 from modeldiff.linear.quality import Prediction, measure
-from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, map_predictions, number_or_none
+from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, number_or_none
 from modeldiff.lm.device import resolve_device
 from modeldiff.splits import PARTS, Stretches, split, spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
@@ -144,17 +144,17 @@ def _held_out_r2(
 ) -> dict[str, float | None]:
     """R² of what there is to predict with, from one pass over the pairs reported on."""
     there, back = maps["a_to_b"], maps["b_to_a"]
-    predictions = dict(zip(DIRECTIONS, map_predictions(there, back), strict=True))
-    null = map_predictions(nulls["a_to_b"], nulls["b_to_a"])
-    predictions |= {f"null {direction}": one for direction, one in zip(DIRECTIONS, null, strict=True)}
+    predictions = {
+        f"{kind}{direction}": Prediction(direction[-1], lambda x, one=one, source=direction[0]: one.apply(x[source]))
+        for kind, found in (("", maps), ("null ", nulls))
+        for direction, one in found.items()
+    }
     predictions["round trip a"] = Prediction("a", lambda x: back.apply(there.apply(x["a"])))
     predictions["round trip b"] = Prediction("b", lambda x: there.apply(back.apply(x["b"])))
     if store.widths[0] == store.widths[1]:
         predictions["identity a_to_b"] = Prediction("b", lambda x: x["a"])
         predictions["identity b_to_a"] = Prediction("a", lambda x: x["b"])
-    ranges, rows_N = stretches.ranges("report"), stretches.rows("report")
-    with progress("stitch: held-out pairs", len(rows_N), "pairs") as bar:
-        _, r2_P1 = measure(
-            store, ranges, [rows_N], list(predictions.values()), outlier_factor=outlier_factor, device=device, bar=bar
-        )
-    return {name: number_or_none(r2) for name, r2 in zip(predictions, r2_P1[:, 0], strict=True)}
+    ranges = stretches.ranges("report")
+    with progress("stitch: held-out pairs", sum(stop - first for first, stop in ranges), "pairs") as bar:
+        r2_P = measure(store, ranges, list(predictions.values()), outlier_factor=outlier_factor, device=device, bar=bar)
+    return {name: number_or_none(r2) for name, r2 in zip(predictions, r2_P, strict=True)}
