@@ -20,7 +20,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import aligned, given_tokens
+from modeldiff.contrast.documents import given_tokens
 from modeldiff.contrast.words import words_of
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
@@ -28,6 +28,7 @@ from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after
 from modeldiff.sides import SIDES
+from modeldiff.texts.align import align
 from modeldiff.texts.tokenize import Reader
 
 # Words before a place that count as its context.
@@ -167,7 +168,7 @@ def pairs_before(continuations: Continuations, readers: dict[str, Reader], conte
             side: given_tokens(record, len(record.text), readers[side]) if prompt else readers[side].read(record)
             for side in SIDES
         }
-        alignment = aligned(read, record.text)
+        alignment = align(record.text, read)
         fits = alignment.kept & np.all([alignment.token[side] < context[side] for side in SIDES], axis=0)
         at = np.flatnonzero(fits)
         stops = [

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import Alignment, align
+from modeldiff.texts.align import align
 from modeldiff.texts.readers import read_lines
 from modeldiff.texts.sources import Record, parse_source, read_source
 from modeldiff.texts.tokenize import Reader
@@ -97,11 +97,6 @@ def drawn_documents(records: Iterable[Record], wanted: int, seed: int) -> list[t
     return sorted(drawn, key=lambda numbered: numbered[0])
 
 
-def aligned(tokens: dict[str, Tokens], text: str) -> Alignment:
-    """Where both models' tokens end with a word."""
-    return align(text, tokens)
-
-
 def open_document(
     record: Record, number: int, readers: dict[str, Reader], context: dict[str, int], seed: int
 ) -> Document | None:
@@ -115,7 +110,7 @@ def open_document(
     rng = random.Random(f"{seed}:{number}")
     text = passage(record.text, rng)
     tokens = {side: readers[side].read(Record(record.source, text)) for side in SIDES}
-    alignment = aligned(tokens, text)
+    alignment = align(text, tokens)
     cuts = {side: alignment.token[side] + 1 for side in SIDES}
     usable = alignment.kept & (alignment.char_end < len(text.rstrip()))
     for side in SIDES:

@@ -29,12 +29,14 @@ from modeldiff.contrast.cause import CauseOf, alike, cause_places, causes_of, ge
 from modeldiff.contrast.contexts import Contexts, PairsBefore, activations, feature_contexts, pairs_before, read_rows
 from modeldiff.contrast.continuations import Continuations, Models
 from modeldiff.contrast.discovery import PERMUTATIONS, WORLDS, Outcome, contrast
-from modeldiff.contrast.entries import Represented, entry_json
+from modeldiff.contrast.entries import entry_json, represented
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import LEAST_SAID, said_words
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.errors import InputError
+from modeldiff.features.inputs import outlier_factor_of
+from modeldiff.features.table import FeatureTable
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import load_tokenizer, model_identity, read_geometry
 from modeldiff.sides import SIDES
@@ -47,8 +49,6 @@ KIND = "contrast"
 _CODES = "resume/codes.npz"
 # In each half so many documents that they can be told from one another.
 _LEAST_DOCUMENTS = 4
-# As in training (paper B.1.4), for a crosscoder that was not trained here.
-_OUTLIER_FACTOR = 2.0
 
 
 def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -115,7 +115,7 @@ def features_of(workspace: Workspace, crosscoder: Artifact) -> Artifact | None:
 
 def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, float]:
     """By side, the largest norm of a pair that the training of a crosscoder would have kept."""
-    factor = float(crosscoder.settings.get("outlier_factor", _OUTLIER_FACTOR))
+    factor = outlier_factor_of(crosscoder, None)
     return {side: config.largest_norm(side, factor) if factor else math.inf for side in SIDES}
 
 
@@ -143,9 +143,7 @@ class _Build:
         self.continuations = Continuations(inputs["continuations"])
         self.refs = self.continuations.refs(settings.trust_remote_code)
         self.dictionary = load(inputs["crosscoder"]) if "crosscoder" in inputs else None
-        self.represented: Represented | None = None
-        if self.dictionary and "features" in inputs:
-            self.represented = Represented(inputs["features"], self.dictionary)
+        self.measured = FeatureTable(inputs["features"]) if "features" in inputs else None
 
     def run(self) -> dict[str, Any]:
         settings, continuations, source = self.settings, self.continuations, self.inputs["continuations"]
@@ -173,8 +171,8 @@ class _Build:
         for rank, one in enumerate(outcome.entries, 1):
             entry = entry_json(one, rank, outcome, continuations, said, words_before, settings.seed)
             entry["represented"] = entry["cause"] = None
-            if self.represented and entry["feature"] is not None:
-                entry["represented"] = self.represented.of(entry["feature"])
+            if self.measured and entry["feature"] is not None:
+                entry["represented"] = represented(self.measured.row(entry["feature"], examples=0))
             entries.append(entry)
         self.add_causes(outcome, entries)
         differences = [one for one in entries if one["verified"]][: settings.top]
@@ -225,9 +223,9 @@ class _Build:
             say("no crosscoder of these models: words, sources and everywhere alone (`modeldiff train` makes one)")
             return make.none(len(self.continuations.places))
         found = self.all_features
-        if self.represented is None or self.settings.tokens_differ:
+        if self.measured is None or self.settings.tokens_differ:
             return found
-        differ_F = self.represented.mostly_differ_F
+        differ_F = self.measured.mostly_differ_F
         keep_C = np.array([not differ_F[int(one.name)] for one in found.which], bool)
         say(f"{(~keep_C).sum()} features left out: the models mostly read different tokens there (--tokens-differ)")
         return found.those(keep_C)

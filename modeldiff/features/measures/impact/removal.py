@@ -29,8 +29,7 @@ from scipy import sparse
 
 from modeldiff.console import progress
 from modeldiff.errors import MachineError
-from modeldiff.features.splice import next_token_losses
-from modeldiff.features.windows import Window, padded_windows
+from modeldiff.features.measures.models import Window, next_token_losses, padded_windows
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from modeldiff.features.measures.measure import About, Measure
-from modeldiff.features.measures.score.settings import KIND, ScoreSettings
+from modeldiff.features.measures.score.settings import ScoreSettings
 from modeldiff.format import fixed, wrapped
 
 if TYPE_CHECKING:
@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 class ScoreMeasure(Measure):
-    """See the stage."""
-
-    name = KIND
     settings = ScoreSettings
-    stage = "modeldiff.features.measures.score.run"
     made_from = {"features": "features"}  # noqa: RUF012
     summary = "Does what a feature does to its model carry over? Judged, 1 to 5."
     about = (
@@ -34,24 +30,20 @@ class ScoreMeasure(Measure):
         "--judge openai --judge-model any --judge-base-url http://localhost:8000/v1",
     )
 
-    def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Everything."""
+    def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
         from modeldiff.features.measures.score.result import read_score
 
         return {"score": read_score(artifact)}
 
-    def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
-        """The distribution in each group, and the features of the highest score."""
+    def show(self, artifact: Artifact, **_shown: Any) -> None:
         from modeldiff.features.measures.score.result import print_score
 
         print_score(artifact)
 
     def arguments(self, about: About) -> str:
-        """Of the command that scores these features."""
         return f"--features {about.features} --judge openai --judge-model NAME"
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
-        """By the model that it was pushed in first."""
         from modeldiff.features.measures.score.directions import route
         from modeldiff.features.measures.score.result import read_score, read_scores
 
@@ -68,7 +60,6 @@ class ScoreMeasure(Measure):
         }
 
     def lines(self, found: dict[str, Any]) -> list[str]:
-        """Each way in which it is moved."""
         lines = []
         for side in filter(found.__contains__, ("A", "B")):
             one = found[side]

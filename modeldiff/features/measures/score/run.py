@@ -25,7 +25,7 @@ from modeldiff.features.measures.score.result import (
     ScoreRow,
     summary,
 )
-from modeldiff.features.measures.score.settings import KIND, ScoreSettings
+from modeldiff.features.measures.score.settings import ScoreSettings
 from modeldiff.features.measures.score.texts import Writer
 from modeldiff.judge.answers import Prompt
 from modeldiff.judge.client import Judge, Judged, open_judge
@@ -50,7 +50,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
     """
     features = workspace.find("features", settings.features)
     source, activations = (workspace.source_of(features, kind) for kind in ("crosscoder", "activations"))
-    measured = open_measured(workspace, source.ref, activations.ref, what=KIND)
+    measured = open_measured(workspace, source.ref, activations.ref, what="score")
     stitch_artifact = find_stitch(workspace, activations.as_input(), settings.stitch)
     if settings.features is None:
         say(f"score of {features.ref} ({source.ref}) by way of {stitch_artifact.ref}")
@@ -96,7 +96,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         "wording": WORDING,
     }
     with_models = inputs | {f"model_{side}": model.as_input() for side, model in models.items()}
-    order = Order(KIND, settings, with_models, SCHEMA, resolved)
+    order = Order("score", settings, with_models, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 

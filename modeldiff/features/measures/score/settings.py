@@ -12,14 +12,11 @@ from modeldiff.settings import Drawing, HarvestedModels, setting, settings
 PROMPTS = ("What's on your mind?", "What do you want to talk about?", "Tell me something")
 STRENGTHS = tuple(float(strength) for strength in range(11))
 
-KIND = "score"
-
 
 @settings
 class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
     """Which features are pushed in both models, how, and who says whether the same came of it."""
 
-    # References are only a way to say which artifact: its digest decides whether the result is the same.
     features: str | None = setting(default=None, result=False)
     """The features artifact: a version, `features:2`, or a name. Default: the latest."""
 

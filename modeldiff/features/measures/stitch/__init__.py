@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 
 class StitchMeasure(Measure):
-    """See the stage."""
-
     settings = StitchSettings
     made_from = {"activations": "activations"}  # noqa: RUF012
     summary = "Affine maps between the models' activations, with their R²."
@@ -27,13 +25,11 @@ class StitchMeasure(Measure):
     examples = ("", "--activations activations:2 --pairs 200000 --json")
 
     def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
-        """What was fitted, and how good it is."""
         from modeldiff.linear.stitch import load_stitch
 
         return load_stitch(artifact).info
 
     def show(self, artifact: Artifact, **_shown: Any) -> None:
-        """R² of both maps, in 80 columns."""
         info = self.data(artifact)
         pairs, trip, same = info["pairs"], info["round_trip"], info["identity"]
         titles = {"a_to_b": "A -> B", "b_to_a": "B -> A"}
@@ -56,7 +52,6 @@ class StitchMeasure(Measure):
         )
 
     def arguments(self, about: About) -> str:
-        """Arguments of the command that stitches these activations."""
         return f"--activations {about.activations}"
 
 

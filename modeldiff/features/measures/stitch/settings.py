@@ -9,7 +9,6 @@ from modeldiff.settings import OnDevice, setting, settings
 class StitchSettings(OnDevice):
     """Which pairs the maps between the two models are fitted on."""
 
-    # References are only a way to say which artifact: its digest decides whether the result is the same.
     activations: str | None = setting(default=None, result=False)
     """The activations: a version, `activations:2`, or a name. Default: the latest."""
 
