@@ -25,10 +25,6 @@ from modeldiff.workspace import Artifact
 
 Partition = Literal["A", "shared", "B"]
 Sort = Literal["evidence", "gap", "density", "max", "relative_norm", "twin", "id"]
-_FIELDS = {
-    "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "scales",
-    "differences", "pairs", "outliers", "sample_pairs", "dead",
-}  # fmt: skip
 _USAGE = ("relative_norm", "density", "firing_count", "mean_activation", "max_activation")
 
 
@@ -120,14 +116,14 @@ class FeatureTable:
         baselines: by side, what differences of two activations show; empty likewise.
 
     Raises:
-        DamagedError: a file is missing, damaged, or of another shape than features.json says.
+        DamagedError: a file is missing or damaged.
         InputError: written by a newer modeldiff.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         again = f"modeldiff features --crosscoder {artifact.manifest.inputs['crosscoder'].label}"
-        self.info = read_info(artifact, FEATURES_NAME, version=FORMAT, fields=_FIELDS, again=again)
+        self.info = read_info(artifact, FEATURES_NAME, version=FORMAT, again=again)
         self.scales = {side: Scale(**scale) for side, scale in self.info["scales"].items()}
         self.baselines = {side: Baseline(**one) for side, one in self.info["differences"].items()}
         sizes = {name: stop - start for name, (start, stop) in self.info["partitions"].items()}

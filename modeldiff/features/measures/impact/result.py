@@ -102,12 +102,7 @@ class Impact:
 
 
 def read_impact(artifact: Artifact) -> Impact:
-    """The figures of an artifact.
-
-    Raises:
-        DamagedError: a file is missing or damaged.
-        InputError: written by a newer or older modeldiff.
-    """
+    """The figures of an artifact. Raises as `read_info`."""
     info = read_info(artifact, IMPACT_NAME, version=FORMAT, again="modeldiff features impact")
     return Impact(artifact, info, read_arrays(artifact, ARRAYS_NAME))
 

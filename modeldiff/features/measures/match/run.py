@@ -202,12 +202,7 @@ def summarise(arrays: Arrays, others: list[str]) -> dict[str, Any]:
 
 
 def read_match(artifact: Artifact) -> tuple[dict[str, Any], Arrays]:
-    """(content of match.json, of match.safetensors).
-
-    Raises:
-        DamagedError: a file is missing or damaged.
-        InputError: written by a newer or older modeldiff.
-    """
+    """(content of match.json, of match.safetensors). Raises as `read_info`."""
     info = read_info(artifact, MATCH_NAME, version=FORMAT, again="modeldiff features match")
     return info, read_arrays(artifact, ARRAYS_NAME)
 

@@ -17,7 +17,7 @@ from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import InputError
-from modeldiff.features.measures.score.settings import ScoreSettings
+from modeldiff.features.measures.score import ScoreSettings
 from modeldiff.linear.stitch import Stitch
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact

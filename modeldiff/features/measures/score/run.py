@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from modeldiff.console import say
 from modeldiff.features.inputs import open_measured
+from modeldiff.features.measures.score import ScoreSettings
 from modeldiff.features.measures.score.directions import ScoredDirection, find_directions
 from modeldiff.features.measures.score.result import (
     FORMAT,
@@ -25,7 +26,6 @@ from modeldiff.features.measures.score.result import (
     ScoreRow,
     summary,
 )
-from modeldiff.features.measures.score.settings import ScoreSettings
 from modeldiff.features.measures.score.texts import Writer
 from modeldiff.judge.answers import Prompt
 from modeldiff.judge.client import Judge, Judged, open_judge

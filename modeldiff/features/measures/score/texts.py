@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from modeldiff.console import progress, say
+from modeldiff.features.measures.score import ScoreSettings
 from modeldiff.features.measures.score.directions import ScoredDirection
-from modeldiff.features.measures.score.settings import ScoreSettings
 from modeldiff.judge.questions import Written
 from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate

@@ -7,11 +7,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.features.measures.measure import About, Measure
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.format import fixed, table
+from modeldiff.settings import OnDevice, setting, settings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
+
+
+@settings
+class StitchSettings(OnDevice):
+    """Which pairs the maps between the two models are fitted on."""
+
+    activations: str | None = setting(default=None, result=False)
+    """The activations: a version, `activations:2`, or a name. Default: the latest."""
+
+    pairs: int = setting(default=1_000_000, least=100)
+    """Read about this many pairs, in blocks spread evenly over the activations. Eight tenths are fitted on, one tenth
+    chooses the regularisation, and one tenth gives the R² reported."""
+
+    outlier_factor: float = setting(default=2.0, least=0)
+    """Leave out pairs whose norm, on either side, exceeds this many times the median norm (paper B.1.4: 2); 0 keeps
+    all."""
 
 
 class StitchMeasure(Measure):

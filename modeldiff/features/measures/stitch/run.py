@@ -25,8 +25,8 @@ from safetensors.torch import save
 
 from modeldiff.console import progress, say
 from modeldiff.errors import InputError, MachineError
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.scan import Scan, scan
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.linear.maps import LinearMap, best_ridge, ridge_scores
 from modeldiff.linear.quality import Prediction, measure
 from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, number_or_none

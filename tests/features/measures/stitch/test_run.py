@@ -14,8 +14,8 @@ import modeldiff.features.measures.stitch.run as run_module
 import modeldiff.features.measures.stitch.scan as scan_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.linear.stitch import Stitch, load_stitch
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
