@@ -41,8 +41,6 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class Context:
-    """What it is."""
-
     kind: str
     """everywhere, source, word or feature."""
     name: str
@@ -51,8 +49,6 @@ class Context:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Where each of them holds."""
-
     which: list[Context]
     """(C,)"""
     on_CP: sparse.csr_matrix
@@ -62,7 +58,6 @@ class Contexts:
         return len(self.which)
 
     def those(self, keep_C: NDArray[np.bool_]) -> Contexts:
-        """Some of them, in order."""
         return Contexts([one for one, keep in zip(self.which, keep_C, strict=True) if keep], self.on_CP[keep_C])
 
     def often_enough(self, first_P: np.ndarray, *, least: int, most: float) -> Contexts:
@@ -79,19 +74,16 @@ class Contexts:
 
 
 def none(places: int) -> Contexts:
-    """No context of these places."""
     return Contexts([], sparse.csr_matrix((0, places), dtype=np.float32))
 
 
 def joined(parts: Sequence[Contexts]) -> Contexts:
-    """All contexts of all parts."""
     return Contexts(
         [one for part in parts for one in part.which], sparse.vstack([part.on_CP for part in parts], format="csr")
     )
 
 
 def everywhere(places: int) -> Contexts:
-    """The one that always holds."""
     return Contexts([Context("everywhere", "")], sparse.csr_matrix(np.ones((1, places), np.float32)))
 
 

@@ -85,13 +85,11 @@ class Continuations:
         ]
 
     def refs(self, trust_remote_code: bool = False) -> dict[str, ModelRef]:
-        """The models by side, as they were named."""
         return {
             side: ModelRef(self.info["models"][side], self.info["revisions"][side], trust_remote_code) for side in SIDES
         }
 
     def before(self, place: int) -> str:
-        """The text before a place."""
         one = self.places[place]
         return self.documents[one.document].text[: one.end]
 
@@ -108,7 +106,6 @@ class Models:
         return self.device.type == "cpu"
 
     def load(self, side: str) -> LanguageModel:
-        """The model of a side."""
         if side not in self._loaded:
             if not self.on_cpu:
                 self._loaded.clear()
@@ -202,7 +199,6 @@ def with_models_of(settings: ContinuationsSettings, workspace: Workspace) -> Con
 def _read(
     settings: ContinuationsSettings, refs: dict[str, ModelRef], sources: list[Source], prompts: list[Record]
 ) -> list[Document]:
-    """The documents that have a place."""
     readers = {side: Reader(load_tokenizer(refs[side])) for side in SIDES}
     context = {}
     for side in SIDES:

@@ -105,8 +105,6 @@ class Verified:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contrast found."""
-
     contexts: Contexts
     """Those that were compared."""
     first_P: Bools

@@ -65,7 +65,6 @@ class Document:
     """Of a chat."""
 
     def prompt(self, side: str, end: int) -> list[int]:
-        """The tokens that a model reads before the place at `end`."""
         cuts = [(reading, cut) for reading in self.readings[side] for cut in reading.cuts]
         reading, cut = cuts[self.ends.index(end)]
         return reading.ids[:cut]

@@ -120,7 +120,6 @@ def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, f
 
 
 def places_of(outcome: Outcome, ranks: list[int]) -> bytes:
-    """places.safetensors of the entries with these ranks."""
     found = [outcome.contexts.on_CP[outcome.entries[rank - 1].candidate.context].indices for rank in ranks]
     indices = np.concatenate([np.zeros(0, np.int32), *(np.sort(one) for one in found)]).astype(np.int32)
     return save({"indices": indices, "offsets": np.cumsum([0, *map(len, found)])})
@@ -206,7 +205,6 @@ class _Build:
         }
 
     def contexts(self, words_before: Contexts) -> Contexts:
-        """All that are asked for, the simplest kinds first."""
         places = self.continuations.places
         labels = [self.continuations.documents[place.document].source for place in places]
         made = {
@@ -218,7 +216,6 @@ class _Build:
         return make.joined([make_them() for kind, make_them in made.items() if kind in self.settings.contexts])
 
     def compared_features(self) -> Contexts:
-        """The features that are compared."""
         if self.dictionary is None:
             say("no crosscoder of these models: words, sources and everywhere alone (`modeldiff train` makes one)")
             return make.none(len(self.continuations.places))
@@ -255,7 +252,6 @@ class _Build:
 
     @cached_property
     def layer(self) -> dict[str, int]:
-        """By side, the layer that the crosscoder was trained on."""
         assert self.dictionary is not None
         return {side: int(getattr(self.dictionary.config, f"layer_{side}")) for side in SIDES}
 

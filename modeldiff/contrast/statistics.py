@@ -132,7 +132,6 @@ class Null:
 
 
 def null_of(statistics_RCS: Floats) -> Null:
-    """The null from the statistics of R permutations."""
     mean_CS = statistics_RCS.mean(axis=0)
     # Half of it is the average spread: of few permutations some spread is small by luck.
     spread = statistics_RCS.std(axis=0, ddof=1)
@@ -174,7 +173,6 @@ class Gap:
         return max(-2.0, self.value - self.quantile(confidence) * self.error)
 
     def high(self, confidence: float = 0.95) -> float:
-        """Upper end."""
         return min(2.0, self.value + self.quantile(confidence) * self.error)
 
     def p_above(self, least: float) -> float:

@@ -51,12 +51,10 @@ class Said:
         return (self.by_side["a"] - self.by_side["b"]).tocsr()
 
     def rows(self, places: np.ndarray) -> Said:
-        """Some of the places, in the order given."""
         return Said(self.names, {side: self.by_side[side][places] for side in SIDES})
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in order, in lower case."""
     found: list[str] = []
     for run in _RUN.findall(text.lower().replace("\u2019", "'")):
         if run.isascii() or not is_unspaced(run).any():

@@ -37,7 +37,6 @@ def block_rows(n_features: int) -> int:
 
 
 def by_shard(blocks: Sequence[Block], shards: int) -> list[list[Block]]:
-    """The blocks of each shard."""
     groups: list[list[Block]] = [[] for _ in range(shards)]
     for block in blocks:
         groups[block.shard].append(block)
@@ -132,8 +131,6 @@ class Encoder:
 
 @dataclass(frozen=True)
 class CodeSample:
-    """Codes of a sample of pairs, all features, in memory."""
-
     codes_NF: sparse.csr_matrix
     """float32."""
     rows_N: NDArray[np.int64]
@@ -162,7 +159,6 @@ class SampleWriter:
         return self._path(shard).exists()
 
     def finish_shard(self, shard: int) -> None:
-        """Write what was added since the last shard."""
         part, temporary = self._joined(self._parts), temporary_path(self._path(shard))
         arrays = {name: getattr(part.codes_NF, name) for name in ("indptr", "indices", "data")}
         save_file({**arrays, "rows": part.rows_N}, temporary)
@@ -170,7 +166,6 @@ class SampleWriter:
         self._parts = []
 
     def load(self, shards: int) -> CodeSample:
-        """The sample of the first `shards` shards, in order."""
         parts = []
         for shard in range(shards):
             arrays = load_file(self._path(shard))

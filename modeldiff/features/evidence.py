@@ -116,8 +116,6 @@ class Evidence:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Evidence:
-        """The inverse of `arrays`."""
-
         def readings(name: str) -> dict[str, Readings]:
             return {s: Readings(*(arrays[f"{name}_{s}_{one}"] for one in ("own", "other", "null"))) for s in SIDES}
 

@@ -27,7 +27,6 @@ class Measured:
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """For the fingerprint."""
         return {"crosscoder": self.source.as_input(), "activations": self.activations.as_input()}
 
     def models(self, path_a: str | None, path_b: str | None) -> dict[str, Harvested]:

@@ -87,8 +87,6 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What the pass found."""
-
     statistics: FeatureStatistics
     examples: Examples
     sample: CodeSample

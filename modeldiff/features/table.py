@@ -83,7 +83,6 @@ class FeatureRow:
     """Strongest first."""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data."""
         return dataclasses.asdict(self)
 
 
@@ -158,7 +157,6 @@ class FeatureTable:
 
     @property
     def n_features(self) -> int:
-        """F."""
         return len(self.partition_F)
 
     def select(

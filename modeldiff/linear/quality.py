@@ -25,8 +25,6 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Prediction:
-    """Something that predicts one side's activations."""
-
     target: str
     """"a" or "b"."""
     of: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]

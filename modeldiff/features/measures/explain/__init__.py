@@ -54,7 +54,6 @@ class ExplainSettings(JudgeSettings, OnDevice):
     feature."""
 
     def check(self) -> None:
-        """Features are named or taken from the list."""
         super().check()
         if self.feature and (self.exclusive is not None or self.shared):
             raise InputError("--feature names the features: leave out --exclusive and --shared")

@@ -29,8 +29,6 @@ INTERPRETABLE = 0.8
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A held-out text."""
-
     document: int
     activation: float
     """The feature's highest in it."""

@@ -37,7 +37,6 @@ class MatchSettings(OnDevice):
     the training of the first crosscoder."""
 
     def check(self) -> None:
-        """There is something to compare."""
         if len(self.crosscoders) < 2:
             raise InputError(
                 f"two or more crosscoders are needed, found {len(self.crosscoders)}: "
@@ -95,7 +94,6 @@ class MatchMeasure(Measure):
 
 
 def _listed(artifact: Artifact, *, exclusive: str | None, top: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(match.json, the rows that are listed)."""
     from modeldiff.features.measures.match.run import read_match, rows
 
     info, arrays = read_match(artifact)

@@ -29,8 +29,6 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Dictionary:
-    """One crosscoder's codes of the common pairs."""
-
     columns: Columns
     partition_F: NDArray[np.int8]
     """0, 1, 2 for A, shared, B."""

@@ -63,7 +63,6 @@ class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
     """Of the sample, the random directions and the texts."""
 
     def check(self) -> None:
-        """There is a judge, and something to push and to ask."""
         if self.judge is None:
             raise InputError(
                 "the score needs a judge that rates what the models write: give --judge local --judge-model MODEL "

@@ -29,8 +29,6 @@ _GROUPS = ("A", "B", "shared", RANDOM)
 
 @dataclass(frozen=True, eq=False)
 class ScoredDirection:
-    """A direction to push in both models."""
-
     number: int
     """Number of the feature, or of the random direction."""
     partition: str
@@ -42,7 +40,6 @@ class ScoredDirection:
 
     @property
     def target(self) -> str:
-        """The other model."""
         return OTHER[self.source]
 
     @property
@@ -96,7 +93,6 @@ def find_directions(
 
 
 def _drawn(settings: ScoreSettings, crosscoder: Crosscoder, features: Artifact) -> list[int]:
-    """Living features of each partition."""
     max_F = load_file(features.file(STATISTICS_NAME))["max_activation"]
     chosen: list[int] = []
     for number, (partition, part) in enumerate(crosscoder.slices.items()):

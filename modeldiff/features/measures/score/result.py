@@ -53,7 +53,6 @@ class ScoreRow:
 
 
 def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
-    """A group in numbers."""
     scores = [row.score for row in rows if row.score is not None]
     not_steerable = [row.steerability is not None and row.steerability < MIN_STEERABILITY for row in rows]
     low, median, high = np.quantile(scores, [0.25, 0.5, 0.75]).tolist() if scores else (None, None, None)

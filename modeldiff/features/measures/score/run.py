@@ -124,7 +124,6 @@ def _score(
 def _texts(
     writers: dict[str, Writer], directions: Sequence[ScoredDirection], role: Literal["source", "target"]
 ) -> dict[ScoredDirection, list[list[Written]]]:
-    """What the sources, or the targets, of the directions write."""
     # The model that wrote last comes first.
     for side in SIDES if role == "source" else reversed(SIDES):
         writers[side].write([one for one in directions if getattr(one, role) == side], role)

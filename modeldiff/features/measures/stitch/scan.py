@@ -44,7 +44,6 @@ class Permuted:
         self.waiting: dict[str, torch.Tensor] = {}
 
     def add(self, a_NDa: torch.Tensor, b_NDb: torch.Tensor) -> _Pair:
-        """Take in true pairs; returns permuted ones, as many as were taken in once the head is full."""
         head, queue = self.waiting.get("head", a_NDa[:0]), self.waiting.get("queue", b_NDb[:0])
         lacking = self._shift - len(head)
         head, a_NDa = torch.cat([head, a_NDa[:lacking]]) if lacking else head, a_NDa[lacking:]
@@ -98,7 +97,6 @@ class Scan:
         return Moments(self.counts[part], x_D, xx_DD, f_D, ff_DD.diagonal(), ab_DaDb.T if x == "a" else ab_DaDb)
 
     def add(self, block: Block) -> None:
-        """Read a block and take it in."""
         x = {side: self._store.read_side(side, block).to(self._device) for side in SIDES}
         rows_N = np.arange(len(block)) + self._store.first_row[block.shard] + block.start
         part_N = torch.from_numpy(self._stretches.part_of(rows_N)).to(self._device)
@@ -132,7 +130,6 @@ class Scan:
         replace_into(temporary, path)
 
     def restore(self, path: Path) -> None:
-        """Take up what `save` wrote."""
         found = load_file(path)
         self.counts = dict(zip(self.counts, found.pop("counts").tolist(), strict=True))
         for name, sums in self.sums.items():
