@@ -55,7 +55,6 @@ Made = TypeVar("Made")
 
 SCHEMA = 2
 FORMAT = 1
-KIND = "continuations"
 NAME = "continuations.json"
 DOCUMENTS, PLACES, SAID = "documents.jsonl", "places.jsonl", {side: f"said_{side}.jsonl" for side in SIDES}
 # Places of a part: what an interrupted run may lose. The same on every machine, for it decides the random numbers.
@@ -169,7 +168,7 @@ def run(
         return _write(work, refs, documents, places)
 
     resolved = {"dtype": number_format, "sources": [[source.label, source.weight] for source in sources]}
-    order = Order(KIND, settings, inputs, SCHEMA, resolved)
+    order = Order("continuations", settings, inputs, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 

@@ -327,7 +327,11 @@ def verify(
     measured: list[tuple[Candidate, dict[str, Gap], float]] = []
     for one in candidates:
         said_there, on_P = said_everywhere if half.always_C[one.context] else said, half.on(one.context)
-        score_of = {side: says_any(said_there, one.words[side], side) for side in SIDES if one.words[side]}
+        score_of = {
+            side: any_of(said_there, words, side) - any_of(said_there, words, OTHER[side])
+            for side, words in one.words.items()
+            if words
+        }
         gaps = {side: gap_of(score_P, on_P, half.document_P) for side, score_P in score_of.items()}
         p_of = {side: gap.p_above(settings.smallest) for side, gap in gaps.items()}
         for side, p in p_of.items():
@@ -344,11 +348,6 @@ def verify(
         if gaps
     ]
     return sorted(entries, key=lambda one: (not one.verified, -one.effect.low()))
-
-
-def says_any(said: Said, words: list[int], side: str) -> Floats:
-    """(P,) share of the draws in which a model says any of the words, minus the other model's."""
-    return any_of(said, words, side) - any_of(said, words, OTHER[side])
 
 
 def any_of(said: Said, words: list[int], side: str) -> Floats:

@@ -45,7 +45,6 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json
 
 SCHEMA = 4
-KIND = "contrast"
 _CODES = "resume/codes.npz"
 # In each half so many documents that they can be told from one another.
 _LEAST_DOCUMENTS = 4
@@ -73,7 +72,7 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
         work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
         return _Build(settings, workspace, work, inputs, device, dtype).run()
 
-    order = Order(KIND, settings, {kind: one.as_input() for kind, one in inputs.items()}, SCHEMA)
+    order = Order("contrast", settings, {kind: one.as_input() for kind, one in inputs.items()}, SCHEMA)
     return produce(workspace, order, build, name=name, force=force)
 
 

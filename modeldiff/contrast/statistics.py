@@ -168,12 +168,12 @@ class Gap:
     freedom: float
     """Degrees of freedom: the smaller number of documents, less one."""
 
-    def low(self, confidence: float = 0.95) -> float:
-        """Lower end of the two-sided confidence interval, within what a difference of differences can be."""
-        return max(-2.0, self.value - self.quantile(confidence) * self.error)
+    def low(self) -> float:
+        """Lower end of the two-sided 95 % confidence interval, within what a difference of differences can be."""
+        return max(-2.0, self.value - self.quantile() * self.error)
 
-    def high(self, confidence: float = 0.95) -> float:
-        return min(2.0, self.value + self.quantile(confidence) * self.error)
+    def high(self) -> float:
+        return min(2.0, self.value + self.quantile() * self.error)
 
     def p_above(self, least: float) -> float:
         """One-sided p-value of the hypothesis that the gap is at most `least`."""
@@ -181,9 +181,9 @@ class Gap:
             return 1.0
         return float(stats.t.sf((self.value - least) / self.error, self.freedom))
 
-    def quantile(self, confidence: float = 0.95) -> float:
+    def quantile(self) -> float:
         """Errors from the value to an end of the interval."""
-        return float(stats.t.ppf((1 + confidence) / 2, self.freedom))
+        return float(stats.t.ppf(0.975, self.freedom))
 
 
 def gap_of(score_P: Floats, on_P: Bools, document_P: Longs) -> Gap:

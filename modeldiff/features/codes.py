@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from modeldiff.workspace.files import replace_into, temporary_path
 _DENSE_VALUES = 1 << 26
 _MIN_ROWS, _MAX_ROWS = 64, 4096
 
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 
 
 def block_rows(n_features: int) -> int:

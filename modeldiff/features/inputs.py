@@ -30,13 +30,8 @@ class Measured:
         return {"crosscoder": self.source.as_input(), "activations": self.activations.as_input()}
 
     def models(self, path_a: str | None, path_b: str | None) -> dict[str, Harvested]:
-        """Both models by side, not loaded yet.
-
-        `path_a`, `path_b`: where they are now; None: where they were harvested from.
-
-        Raises:
-            InputError: one is not known.
-        """
+        """Both models by side, not loaded yet; a path of None: where it was harvested from. Raises InputError: one is
+        not known."""
         sides = self.store.info.sides
         paths = {"a": path_a, "b": path_b}
         return {side: harvested(side, sides[side], self.activations.ref, paths[side]) for side in SIDES}

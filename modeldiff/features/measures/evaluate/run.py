@@ -14,10 +14,8 @@ Legend: B windows of a batch, R replaced tokens of a batch, P predictions of a b
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from safetensors.numpy import load_file, save
 
 from modeldiff.console import progress
 from modeldiff.errors import InputError, MachineError
-from modeldiff.features.codes import Encoder, block_rows
+from modeldiff.features.codes import Arrays, Encoder, block_rows
 from modeldiff.features.measures.evaluate import EvaluateSettings
 from modeldiff.features.measures.models import Models, Window, next_token_losses, padded_windows
 from modeldiff.lm.batches import batches, token_budget
@@ -48,18 +46,6 @@ SCOPES = ("all", "replaced")
 
 # Two sets of a batch's logits are in memory, each of at most 2^28 values (1 GiB in float32).
 _LOGIT_VALUES = 1 << 28
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Sums over the predictions of each window, W windows."""
-
-    loss: NDArray[np.float64]
-    """(W, variants, scopes): cross-entropy of the next token, nats."""
-    kl: NDArray[np.float64]
-    """(W, variants, scopes): KL from the clean distribution of the next token to the variant's, nats."""
-    positions: NDArray[np.int64]
-    """(W, scopes): number of predictions."""
 
 
 def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -91,12 +77,12 @@ def _build(models: Models, batch_tokens: int | None, work: Work) -> dict[str, An
         if not work.has(file):
             lm, gap = models.open(side)
             losses = measure(lm, target.layer, side, models.encoder, models.windows, means[side], batch_tokens)
-            work.write_bytes(file, save({**dataclasses.asdict(losses), "stored_gap": np.array(gap)}))
+            work.write_bytes(file, save({**losses, "stored_gap": np.array(gap)}))
             del lm  # one model in memory at a time
         arrays = load_file(work.folder / file)
         gap = float(arrays.pop("stored_gap"))
         sides[side] = {
-            "model": target.ref.name, "layer": target.layer, "stored_gap": gap, **side_figures(Losses(**arrays)),
+            "model": target.ref.name, "layer": target.layer, "stored_gap": gap, **side_figures(arrays),
         }  # fmt: skip
     pairs = sum(len(window.rows) for window in models.windows)
     counts = {"pairs": pairs, "outliers": pairs - kept, "windows": len(models.windows)}
@@ -119,8 +105,8 @@ def measure(
     windows: Sequence[Window],
     mean_D: torch.Tensor,
     batch_tokens: int | None,
-) -> Losses:
-    """The losses of one model on all windows, with every variant.
+) -> Arrays:
+    """The losses of one model on all windows, with every variant: the arrays of losses_a.safetensors but the gap.
 
     Raises:
         MachineError: a batch does not fit into memory.
@@ -128,7 +114,11 @@ def measure(
     """
     budget = batch_tokens or token_budget(lm, logit_values=_LOGIT_VALUES)
     shape = (len(windows), len(VARIANTS), len(SCOPES))
-    losses = Losses(np.zeros(shape), np.zeros(shape), np.zeros((len(windows), len(SCOPES)), np.int64))
+    losses: Arrays = {
+        "loss": np.zeros(shape),
+        "kl": np.zeros(shape),
+        "positions": np.zeros((len(windows), len(SCOPES)), np.int64),
+    }
     with progress(f"evaluate {side.upper()}", sum(len(w.rows) for w in windows), "pairs") as bar:
         for batch in batches([len(window.ids[side]) for window in windows], budget):
             try:
@@ -150,7 +140,7 @@ def _measure_batch(
     encoder: Encoder,
     windows: list[Window],
     mean_D: torch.Tensor,
-    losses: Losses,
+    losses: Arrays,
     numbers_B: NDArray[np.int64],
 ) -> None:
     """Write the sums of these windows, which are number `numbers_B` of all, into `losses`."""
@@ -170,7 +160,7 @@ def _measure_batch(
 
     next_P = ids_BT[:, 1:][at_P].to(lm.device)
     at_P = (at_P[0].to(lm.device), at_P[1].to(lm.device))
-    losses.positions[numbers_B] = per_window(np.ones(len(window_P))).astype(np.int64)
+    losses["positions"][numbers_B] = per_window(np.ones(len(window_P))).astype(np.int64)
     clean_BTV = torch.empty(0)
     for number, variant in enumerate(VARIANTS):
         replaced = (
@@ -183,8 +173,8 @@ def _measure_batch(
         if variant == "clean":
             clean_BTV = logits_BTV
         loss_P, kl_P = next_token_losses(logits_BTV, clean_BTV, at_P, next_P)
-        losses.loss[numbers_B, number] = per_window(loss_P)
-        losses.kl[numbers_B, number] = per_window(kl_P)
+        losses["loss"][numbers_B, number] = per_window(loss_P)
+        losses["kl"][numbers_B, number] = per_window(kl_P)
 
 
 def _replacements(
@@ -216,7 +206,7 @@ def _replacements(
     return torch.cat(sequences), torch.cat(positions), values
 
 
-def side_figures(losses: Losses) -> dict[str, Any]:
+def side_figures(losses: Arrays) -> dict[str, Any]:
     """One side's figures from the sums of each window.
 
     Returns:
@@ -226,7 +216,7 @@ def side_figures(losses: Losses) -> dict[str, Any]:
         against `zero` and `mean`: (L_ablated - L_reconstructed) / (L_ablated - L_clean), null where the ablation does
         not raise the loss; `exclusive`: by how much the loss is higher without the exclusive features, and its error.
     """
-    positions = losses.positions.sum(axis=0)
+    positions = losses["positions"].sum(axis=0)
     if not positions.all():
         raise InputError("no replaced token has a next one to predict: measure on more --pairs")
     return {
@@ -236,14 +226,14 @@ def side_figures(losses: Losses) -> dict[str, Any]:
     }
 
 
-def _scope_figures(losses: Losses, scope: int) -> dict[str, Any]:
-    count_W = losses.positions[:, scope]
-    loss_W = {variant: losses.loss[:, number, scope] for number, variant in enumerate(VARIANTS)}
+def _scope_figures(losses: Arrays, scope: int) -> dict[str, Any]:
+    count_W = losses["positions"][:, scope]
+    loss_W = {variant: losses["loss"][:, number, scope] for number, variant in enumerate(VARIANTS)}
     mean = {variant: mean_and_error(sum_W, count_W)[0] for variant, sum_W in loss_W.items()}
     rows = {}
     for number, variant in enumerate(VARIANTS):
         increase, increase_error = mean_and_error(loss_W[variant] - loss_W["clean"], count_W)
-        kl, kl_error = mean_and_error(losses.kl[:, number, scope], count_W)
+        kl, kl_error = mean_and_error(losses["kl"][:, number, scope], count_W)
         rows[variant] = {
             "loss": mean[variant],
             "increase": increase,

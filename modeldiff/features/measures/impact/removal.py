@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from scipy import sparse
 
 from modeldiff.console import progress
 from modeldiff.errors import MachineError
+from modeldiff.features.codes import Arrays
 from modeldiff.features.measures.models import Window, next_token_losses, padded_windows
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import batches, token_budget
@@ -46,8 +46,6 @@ _CHUNK_VALUES = 1 << 25
 _PART_WINDOWS = 64
 # The check takes so many features, windows of each, and draws of the next tokens.
 _FEATURES, _WINDOWS, _DRAWS = 32, 4, 8
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

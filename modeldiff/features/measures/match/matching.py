@@ -7,7 +7,6 @@ reference that are looked for, D width of one model.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.features.codes import Arrays
 from modeldiff.features.correlation import Columns, correlations
 from modeldiff.sides import SIDES
 
@@ -23,8 +23,6 @@ NOWHERE, ONE_SIDED = -1, -2
 # Correlations that agree to so many decimals are equal: two features that fire on one and the same pair both
 # correlate perfectly with a third one, up to rounding.
 _DECIMALS = 6
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from modeldiff.console import progress, say
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Encoder, SampleWriter, block_rows, by_shard
+from modeldiff.features.codes import Arrays, Encoder, SampleWriter, block_rows, by_shard
 from modeldiff.features.correlation import Columns
 from modeldiff.features.inputs import outlier_factor_of
 from modeldiff.features.measures.match import MatchSettings
-from modeldiff.features.measures.match.matching import Arrays, Dictionary, decoder_cosines, match
+from modeldiff.features.measures.match.matching import Dictionary, decoder_cosines, match
 from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.linear.stitch import number_or_none
 from modeldiff.lm.device import resolve_device
