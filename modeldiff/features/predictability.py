@@ -97,7 +97,7 @@ def _summed(
     parts: list[Moments],
     device: torch.device,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Adds the targets' sums to the two parts, whose pairs `used` says, (N,) each; gives (part, inputs about their mean,
+    """Adds the targets' sums to the two parts, whose pairs `used` says, (N,) each; gives (part, inputs about the mean,
     float64) of some thousand pairs at a time, while the next ones are being added."""
     mean_D = store.mean[side].to(device).double()
 
