@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import modeldiff.features.measures.score.texts as texts_module
+import modeldiff.features.measures.score.run as texts_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError
