@@ -131,10 +131,8 @@ def run(
     settings = with_models_of(settings, workspace)
     workspace.create()
     digest = workspace.digest_of
-    refs = {
-        "a": ModelRef(str(settings.model_a), settings.revision_a, settings.trust_remote_code),
-        "b": ModelRef(str(settings.model_b), settings.revision_b, settings.trust_remote_code),
-    }
+    named = {"a": (settings.model_a, settings.revision_a), "b": (settings.model_b, settings.revision_b)}
+    refs = {side: ModelRef(str(name), rev, settings.trust_remote_code) for side, (name, rev) in named.items()}
     inputs: dict[str, Input] = {}
     for side in SIDES:
         identity = model_identity(refs[side], digest)
