@@ -65,11 +65,7 @@ _BATCH = {"cpu": 32, "cuda": 512, "mps": 128}
 
 
 class Continuations:
-    """A `continuations` artifact, opened.
-
-    Raises:
-        DamagedError: a file is missing or damaged.
-    """
+    """A `continuations` artifact, opened. Raises DamagedError: a file is missing or damaged."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -171,11 +167,8 @@ def run(
 
 
 def with_models_of(settings: ContinuationsSettings, workspace: Workspace) -> ContinuationsSettings:
-    """The settings with what they leave out taken from the latest activations.
-
-    Raises:
-        InputError: there are no activations, or they were imported without models or texts.
-    """
+    """The settings with what they leave out taken from the latest activations. Raises InputError: there are none, or
+    they were imported without models or texts."""
     if settings.model_a is not None and (settings.texts or settings.prompts):
         return settings
     latest = workspace.find("activations")

@@ -318,12 +318,7 @@ def verify(
     orders_RP: Longs,
     settings: ContrastSettings,
 ) -> list[Verified]:
-    """The candidates by what the second half says, verified ones first.
-
-    Args:
-        said_everywhere: see `Half.z`.
-        orders_RP: permutations of the places.
-    """
+    """The candidates by what the second half says, verified ones first; `said_everywhere`: see `Half.z`."""
     measured: list[tuple[Candidate, dict[str, Gap], float]] = []
     for one in candidates:
         said_there, on_P = said_everywhere if half.always_C[one.context] else said, half.on(one.context)

@@ -99,11 +99,8 @@ def drawn_documents(records: Iterable[Record], wanted: int, seed: int) -> list[t
 def open_document(
     record: Record, number: int, readers: dict[str, Reader], context: dict[str, int], seed: int
 ) -> Document | None:
-    """The document of a text, with up to CANDIDATES places, or of a chat; None where it has no place.
-
-    Args:
-        context: tokens that a model may read, by side.
-    """
+    """The document of a text, with up to CANDIDATES places, or of a chat; None where it has no place. `context`: tokens
+    that a model may read, by side."""
     if record.messages:
         return open_given(record, number, readers, context)
     rng = random.Random(f"{seed}:{number}")
@@ -173,11 +170,8 @@ def given_tokens(record: Record, end: int, reader: Reader) -> Tokens:
 
 
 def read_prompts(path: Path, text_field: str) -> list[Record]:
-    """The prompts of a file: the lines of a .txt file, or the records of a .jsonl or .parquet file.
-
-    Raises:
-        InputError: there is no such file, another suffix, a record that cannot be used, or no prompt.
-    """
+    """The prompts of a file: the lines of a .txt file, or the records of a .jsonl or .parquet file. Raises InputError:
+    there is no such file, another suffix, a record that cannot be used, or no prompt."""
     source = parse_source(str(path))
     if path.suffix.lower() == ".txt":
         found = [Record("prompts", line.rstrip("\r\n")) for line in read_lines(path) if line.strip()]

@@ -78,11 +78,7 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
 
 def crosscoder_for(workspace: Workspace, continuations: Artifact, ref: str | None) -> Artifact | None:
     """The crosscoder called `ref`, or the latest one that was trained on the models of the continuations; None where
-    there is none, or `ref` is "none".
-
-    Raises:
-        InputError: the one named was trained on other models.
-    """
+    there is none, or `ref` is "none". Raises InputError: the one named was trained on other models."""
     if ref == "none":
         return None
     models = [continuations.manifest.inputs[f"model_{side}"].digest for side in SIDES]

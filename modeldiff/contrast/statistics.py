@@ -43,11 +43,8 @@ def halves(document_P: Longs, seed: int) -> Bools:
 
 
 def permutations(document_P: Longs, count: int, seed: int) -> Iterator[Longs]:
-    """Orders (P,) of the places in which whole documents have changed their places with others of as many places.
-
-    Args:
-        document_P: the document of each place; places of one document stand together.
-    """
+    """Orders (P,) of the places in which whole documents, whose places stand together, have changed their places with
+    others of as many places."""
     rng = np.random.default_rng(seed)
     _, start_K, size_K = np.unique(document_P, return_index=True, return_counts=True)
     groups = [start_K[size_K == size][:, None] + np.arange(size) for size in np.unique(size_K)]
@@ -59,11 +56,7 @@ def permutations(document_P: Longs, count: int, seed: int) -> Iterator[Longs]:
 
 
 def context_z(on_CP: sparse.csr_matrix, said: Said) -> Floats:
-    """(C, V) z of every context and word; 0 where the word does not count.
-
-    Args:
-        on_CP: 1 where a context holds.
-    """
+    """(C, V) z of every context and word, `on_CP` being 1 where a context holds; 0 where the word does not count."""
     places = on_CP.shape[1]
     on_C1 = np.asarray(on_CP.sum(axis=1), np.float32)
     off_C1 = places - on_C1
@@ -187,12 +180,8 @@ class Gap:
 
 
 def gap_of(score_P: Floats, on_P: Bools, document_P: Longs) -> Gap:
-    """Mean score where a context holds, or that minus the mean elsewhere: whichever has the smaller lower end, for a
-    difference is to show in both.
-
-    Args:
-        score_P: such as how much more A says any of some words than B.
-    """
+    """Mean score (such as how much more A says any of some words than B) where a context holds, or that minus the mean
+    elsewhere: whichever has the smaller lower end, for a difference is to show in both."""
     on, variance_on, documents_on = _mean(score_P[on_P], document_P[on_P])
     here = Gap(on, float(np.sqrt(variance_on)), documents_on - 1)
     if on_P.all():

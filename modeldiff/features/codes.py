@@ -55,11 +55,8 @@ class SparseCodes:
 
 
 class Encoder:
-    """Codes of the store's pairs, with pairs left out that training leaves out.
-
-    Args:
-        outlier_factor: see `within_norm`.
-    """
+    """Codes of the store's pairs, with pairs left out that training leaves out (`outlier_factor`: see
+    `within_norm`)."""
 
     def __init__(
         self, crosscoder: Crosscoder, store: ActivationStore, device: torch.device, outlier_factor: float

@@ -151,11 +151,7 @@ def _windows(
 
 
 class Surroundings:
-    """Text, words and tokens around the pairs of one shard.
-
-    Args:
-        n_context: pairs on each side of an example.
-    """
+    """Text, words and tokens around the pairs of one shard, `n_context` pairs on each side of an example."""
 
     def __init__(self, plan: ShardPlan, n_context: int = 0) -> None:
         self._documents = plan.documents
@@ -283,11 +279,8 @@ class _FlatTokens:
         of_V: Ints,
         activation_V: NDArray[np.float32],
     ) -> Ragged:
-        """The tokens inside windows, cut at their borders.
-
-        Args:
-            pair_V, of_V, activation_V: the pairs of all windows one after the other, the example of each, activations.
-        """
+        """The tokens inside windows, cut at their borders; `pair_V`, `of_V`, `activation_V`: the pairs of all windows
+        one after the other, the example of each, activations."""
         first_E, behind_E = self._at_N[low_E], self._at_N[high_E - 1] + 1
         document_first_E = self._first_N[low_E]
         while True:

@@ -54,13 +54,8 @@ class FeatureStatistics:
         return int(self.totals[1])
 
     def update(self, codes: SparseCodes, kept_B: NDArray[np.bool_], source_B: NDArray[np.int64] | None) -> None:
-        """Take a block in.
-
-        Args:
-            codes: its activations.
-            kept_B: False for pairs that are left out.
-            source_B: index of the text source of each pair; None without texts.
-        """
+        """Take a block in: its activations, which pairs are kept, and the index of the text source of each (None
+        without texts)."""
         self.totals += (kept_B.sum(), (~kept_B).sum())
         features = len(self.count_F)
         value = codes.value.astype(np.float64)

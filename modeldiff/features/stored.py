@@ -39,11 +39,7 @@ def read_info(artifact: Artifact, name: str, *, version: int, again: str) -> dic
 
 
 def read_arrays(artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file of an artifact.
-
-    Raises:
-        DamagedError: it is missing or damaged.
-    """
+    """The arrays of a safetensors file of an artifact. Raises DamagedError: it is missing or damaged."""
     path = artifact.file(name)
     try:
         return dict(load_file(path))

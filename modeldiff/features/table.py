@@ -218,11 +218,7 @@ class FeatureTable:
         return [self.row(feature, examples=examples) for feature in self.select(**chosen).ids]
 
     def row(self, feature: int, *, examples: int | None = None) -> FeatureRow:
-        """Everything about one feature.
-
-        Raises:
-            InputError: there is no such feature.
-        """
+        """Everything about one feature. Raises InputError: there is no such feature."""
         if not 0 <= feature < self.n_features:
             raise InputError(
                 f"feature {feature} does not exist: {self.artifact.ref} has 0 to {self.n_features - 1} "

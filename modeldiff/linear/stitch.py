@@ -56,11 +56,8 @@ def number_or_none(value: float) -> float | None:
 
 
 def find_stitch(workspace: Workspace, activations: Input, ref: str | None) -> Artifact:
-    """The stitch called `ref`; without it the latest of these activations.
-
-    Raises:
-        InputError: there is none, or the one named is of other activations.
-    """
+    """The stitch called `ref`; without it the latest of these activations. Raises InputError: there is none, or the one
+    named is of other activations."""
     command = f"`modeldiff features stitch --activations {activations.label}`"
     if ref is not None:
         named = workspace.find("stitch", ref)

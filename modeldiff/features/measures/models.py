@@ -58,11 +58,8 @@ class Window:
 
 
 def sample_windows(store: ActivationStore, pairs: int) -> list[Window]:
-    """Windows that hold about `pairs` pairs together, spread evenly over the store; all when it has no more.
-
-    Raises:
-        InputError: the activations were imported without texts, or without token ids.
-    """
+    """Windows that hold about `pairs` pairs together, spread evenly over the store; all when it has no more. Raises
+    InputError: the activations were imported without texts, or without token ids."""
     windows: list[Window] = []
     chosen = spread_shards(store.info.shards, pairs)
     share = min(1.0, pairs / sum(store.info.shards[shard] for shard in chosen))
@@ -104,11 +101,8 @@ def _window(store: ActivationStore, plan: ShardPlan, rows: Block) -> Window:
 def next_token_losses(
     logits_BTV: torch.Tensor, clean_BTV: torch.Tensor, at_P: tuple[torch.Tensor, torch.Tensor], next_P: torch.Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(cross-entropy (P,), KL(clean || these) (P,)) in nats.
-
-    Args:
-        at_P: sequence and token of each prediction; next_P: the token that follows.
-    """
+    """(cross-entropy (P,), KL(clean || these) (P,)) in nats; `at_P`: sequence and token of each prediction, `next_P`:
+    the token that follows."""
     loss_P, kl_P = np.empty(len(next_P)), np.empty(len(next_P))
     for part in chunks(len(next_P), logits_BTV.shape[-1]):
         place = (at_P[0][part], at_P[1][part])
@@ -175,11 +169,8 @@ class Models:
 
     def open(self, side: str) -> tuple[LanguageModel, float]:
         """(one model, loaded; how far its activations are from the stored ones: root mean square, in units of their
-        spread).
-
-        Raises:
-            InputError: it is more than rounding, so this is not what was harvested; or the model lacks a token.
-        """
+        spread). Raises InputError: it is more than rounding, so this is not what was harvested; or the model lacks a
+        token."""
         target, store = self.targets[side], self.encoder.store
         say(f"model {side.upper()}: {target.ref.short_name}, after block {target.layer}, on {self.device}")
         lm = target.open(self.device, self.dtype)

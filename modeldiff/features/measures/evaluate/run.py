@@ -107,11 +107,7 @@ def measure(
     batch_tokens: int | None,
 ) -> Arrays:
     """The losses of one model on all windows, with every variant: the arrays of losses_a.safetensors but the gap.
-
-    Raises:
-        MachineError: a batch does not fit into memory.
-        InputError: a window is too long for the model.
-    """
+    Raises MachineError: a batch does not fit into memory; InputError: a window is too long for the model."""
     budget = batch_tokens or token_budget(lm, logit_values=_LOGIT_VALUES)
     shape = (len(windows), len(VARIANTS), len(SCOPES))
     losses: Arrays = {

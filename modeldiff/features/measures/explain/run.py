@@ -85,11 +85,7 @@ def run(settings: ExplainSettings, workspace: Workspace, *, name: str | None = N
 
 
 def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]:
-    """The features that the settings name, each once.
-
-    Raises:
-        InputError: one does not exist, or there is none.
-    """
+    """The features that the settings name, each once. Raises InputError: one does not exist, or there is none."""
     if settings.feature:
         for feature in settings.feature:
             table.row(feature, examples=0)  # says if there is no such feature

@@ -66,11 +66,7 @@ def find_directions(
     settings: ScoreSettings, crosscoder: Crosscoder, features: Artifact, stitch: Stitch
 ) -> list[ScoredDirection]:
     """The features that are named or drawn, and for each model random directions of its features' median norm; ordered
-    by group.
-
-    Raises:
-        InputError: a feature does not exist or never fires, or there is nothing to score.
-    """
+    by group. Raises InputError: a feature does not exist or never fires, or there is nothing to score."""
 
     def moved(number: int, partition: str, source: str, unit_D: torch.Tensor) -> ScoredDirection:
         target_D = stitch.from_side(source).direction(unit_D, bias=settings.stitch_bias)

@@ -212,12 +212,8 @@ def _rate(
     prompts: Sequence[str],
     texts: Mapping[ScoredDirection, Sequence[tuple[list[Written], ...]]],
 ) -> dict[ScoredDirection, list[Judged[int]]]:
-    """A rating of each direction for each prompt.
-
-    Args:
-        ask: makes the question about a prompt.
-        texts: for each prompt what the question shows of one model, or of both.
-    """
+    """A rating of each direction for each prompt. `ask` makes the question from what it shows of one model, or of
+    both."""
     asked = [
         ask(f"{one.name}, prompt {number}", prompt, *shown)
         for one, by_prompt in texts.items()

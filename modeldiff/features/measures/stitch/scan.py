@@ -86,11 +86,8 @@ class Scan:
         self._permuted = Permuted()
 
     def moments(self, part: str, direction: str, *, null: bool = False) -> Moments:
-        """Moments of the regression `a_to_b` or `b_to_a` on the pairs of a part; views, not copies.
-
-        Args:
-            null: of the same activations, permuted.
-        """
+        """Moments of the regression `a_to_b` or `b_to_a` on the pairs of a part, or (`null`) on the same activations
+        permuted; views, not copies."""
         x, f = ("a", "b") if direction == "a_to_b" else ("b", "a")
         ab_DaDb = self.sums["null.ab" if null else f"{part}.ab"]
         x_D, xx_DD, f_D, ff_DD = (self.sums[f"{part}.{of}"] for of in (x, x + x, f, f + f))
