@@ -60,6 +60,7 @@ def _about(workspace: Workspace, features: Artifact) -> About:
         crosscoder=crosscoder.ref if crosscoder else inputs["crosscoder"].label,
         activations=activations.ref if activations else inputs["activations"].label,
         elsewhere=trained_on is not None and trained_on.digest != inputs["activations"].digest,
+        other_crosscoder=_comparable(workspace, inputs),
     )
 
 
@@ -67,3 +68,13 @@ def _present(workspace: Workspace, kind: str, wanted: Input) -> Artifact | None:
     """The artifact that the input was, by its digest: the one it was called, if that is still there."""
     found = [one for one in workspace.artifacts(kind) if one.manifest.digest == wanted.digest]
     return next((one for one in found if one.ref == wanted.label), found[-1] if found else None)
+
+
+def _comparable(workspace: Workspace, inputs: dict[str, Input]) -> str:
+    """The newest other crosscoder of the same activations; without one, a word for it."""
+    for one in reversed(workspace.artifacts("crosscoder")):
+        trained_on = one.manifest.inputs.get("activations")
+        is_other = one.manifest.digest != inputs["crosscoder"].digest
+        if is_other and trained_on is not None and trained_on.digest == inputs["activations"].digest:
+            return one.ref
+    return "OTHER-CROSSCODER"

@@ -26,6 +26,8 @@ class About:
     activations: str
     elsewhere: bool
     """The features were measured on other activations than the crosscoder was trained on."""
+    other_crosscoder: str
+    """The newest other one of the same activations; in capitals: for the reader to fill in."""
 
     @property
     def which(self) -> str:

@@ -90,7 +90,7 @@ class MatchMeasure(Measure):
         )
 
     def arguments(self, about: About) -> str:
-        return f"{about.crosscoder} OTHER-CROSSCODER"
+        return f"{about.crosscoder} {about.other_crosscoder}"
 
 
 def _listed(artifact: Artifact, *, exclusive: str | None, top: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
