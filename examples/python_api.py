@@ -30,7 +30,7 @@ def main() -> None:
 
     features = modeldiff.run_features(modeldiff.FeaturesSettings(crosscoder=crosscoder.ref), workspace)
     table = modeldiff.FeatureTable(features)
-    rows = table.rows(exclusive="A", top=5)
+    rows = table.rows(partition="A", top=5)
     for row in rows:
         print(f"feature {row.id}: fires on {row.density:.3%} of pairs, at most {row.max_activation:.1f}")
 

@@ -224,7 +224,7 @@ def exclusive_list(table: FeatureTable, truth: Truth, *, anywhere: bool) -> dict
     found = 0
     base = float(truth.about.mean())
     for side in ("B", "A"):
-        ids = table.select(exclusive=side, anywhere=anywhere).ids[:LOOK_THROUGH]
+        ids = table.select(partition=side, anywhere=anywhere).ids[:LOOK_THROUGH]
         rows = [row for row in map(table.row, ids) if row.verdict == "exclusive"]
         found += len(rows)
         for row in rows[:FIRST]:

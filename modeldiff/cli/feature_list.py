@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from modeldiff.features.example import Example
     from modeldiff.features.missing import Evidence
-    from modeldiff.features.table import FeatureRow, FeatureTable, Selection
+    from modeldiff.features.table import FeatureRow, FeatureTable
     from modeldiff.linear.verdict import Calls
 
 _PARTITIONS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}
@@ -42,7 +42,7 @@ null (medians); other / own [5 % to 95 %]; how many excl./undec./pred./?:"""
 
 def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
     """What `--json` prints: what was measured and left out, and one object per feature listed."""
-    selection, ids = _listed(table, chosen)
+    selection = table.select(**chosen)
     return {
         "crosscoder": table.info["crosscoder"],
         "activations": table.info["activations"],
@@ -65,14 +65,8 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
             side: {**to_json(calls), "beyond_chance": calls.beyond_chance} for side, calls in table.calls.items()
         },
         "differences": table.info["differences"],
-        "features": [table.row(feature).to_json() for feature in ids],
+        "features": [table.row(feature).to_json() for feature in selection.ids],
     }
-
-
-def _listed(table: FeatureTable, chosen: dict[str, Any]) -> tuple[Selection, list[int]]:
-    """What was selected, and of it the features that ever fire: the dead are counted, not listed."""
-    selection = table.select(**chosen)
-    return selection, [feature for feature in selection.ids if table.statistics["firing_count"][feature] > 0]
 
 
 def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chosen: Any) -> None:
@@ -81,8 +75,9 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     from rich.table import Table
     from rich.text import Text
 
-    selection, ids = _listed(table, chosen)
-    which = _PARTITIONS[chosen["exclusive"]]
+    selection = table.select(**chosen)
+    ids = selection.ids
+    which = _PARTITIONS[chosen["partition"]]
     if not selection.candidates:
         click.echo(f"{table.artifact.ref}: {table.info['crosscoder']} has no {which} features")
         return
@@ -96,7 +91,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     for feature in ids:
         row = table.row(feature, examples=1)
         listing.add_row(
-            f"{row.id}{'s' if row.partition == 'shared' and chosen['exclusive'] in ('A', 'B') else ''}",
+            f"{row.id}{'s' if row.partition == 'shared' and chosen['partition'] in ('A', 'B') else ''}",
             f"{row.density:.2%}",
             fixed(row.r2_own),
             fixed(row.r2_other),
@@ -117,7 +112,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
         notes.append(f"{selection.without_evidence} fire too seldom for R²")
     click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
     click.echo(_LEGEND)
-    _print_calls(table, chosen["exclusive"])
+    _print_calls(table, chosen["partition"])
     _print_baselines(table)
     if evidence:
         print_evidence(evidence)
@@ -125,7 +120,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
         click.echo(f"next: modeldiff features show {ids[0]}")
 
 
-def _print_calls(table: FeatureTable, exclusive: str | None) -> None:
+def _print_calls(table: FeatureTable, partition: str | None) -> None:
     """What the verdicts are held against, and how many of the exclusive features listed are called what."""
     if table.scales:
         click.echo(_VERDICT_LEGEND)
@@ -135,7 +130,7 @@ def _print_calls(table: FeatureTable, exclusive: str | None) -> None:
             f"(of {scale.references} features {scale.called_exclusive} are excl., {scale.called_predictable} pred.)"
         )
     for side, calls in table.calls.items():
-        if exclusive in (None, side.upper()):
+        if partition in (None, side.upper()):
             click.echo("\n".join(wrapped(f"{side.upper()}: {_calls(calls)}.")))
 
 

@@ -40,7 +40,7 @@ def _chosen(*, exclusive: str | None, shared: bool, **chosen: Any) -> dict[str, 
     """The options as `FeatureTable.select` takes them."""
     if exclusive and shared:
         raise InputError("--exclusive and --shared name two parts: give one of them")
-    return {"exclusive": "shared" if shared else exclusive, **chosen}
+    return {"partition": "shared" if shared else exclusive, **chosen}
 
 
 def _evidence(artifact: Artifact) -> list[Evidence]:

@@ -79,11 +79,8 @@ class CausePlace:
 
 
 def alike(contexts: Contexts, feature: int) -> list[int]:
-    """The features that hold at much the same places as one of them, itself first.
-
-    Args:
-        contexts: of features.
-    """
+    """The features that hold at much the same places as one of them, itself first; the contexts are those of
+    features."""
     ids = [int(one.name) for one in contexts.which]
     overlap_C = jaccard(contexts.on_CP, contexts.on_CP[ids.index(feature)])
     best = np.argsort(-overlap_C, kind="stable")[:MOST_ALIKE].tolist()
@@ -252,11 +249,7 @@ def causes_of(
 
 
 def _removal(own: dict[str, Floats], gap_K: Floats, document_K: Longs) -> dict[str, Any]:
-    """What removal did to the owner (`causes_of`).
-
-    Args:
-        own: by what was done, at which places the owner says a word.
-    """
+    """What removal did to the owner (`causes_of`); `own`: by what was done, at which places the owner says a word."""
     moved_K = own[RANDOM] - own[REMOVED]
     beyond = _mean(moved_K, document_K)
     caused = beyond.low() > 0

@@ -20,7 +20,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import aligned, given_tokens
+from modeldiff.contrast.documents import given_tokens
 from modeldiff.contrast.words import words_of
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
@@ -28,6 +28,7 @@ from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after
 from modeldiff.sides import SIDES
+from modeldiff.texts.align import align
 from modeldiff.texts.tokenize import Reader
 
 # Words before a place that count as its context.
@@ -40,8 +41,6 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class Context:
-    """What it is."""
-
     kind: str
     """everywhere, source, word or feature."""
     name: str
@@ -50,8 +49,6 @@ class Context:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Where each of them holds."""
-
     which: list[Context]
     """(C,)"""
     on_CP: sparse.csr_matrix
@@ -61,15 +58,11 @@ class Contexts:
         return len(self.which)
 
     def those(self, keep_C: NDArray[np.bool_]) -> Contexts:
-        """Some of them, in order."""
         return Contexts([one for one, keep in zip(self.which, keep_C, strict=True) if keep], self.on_CP[keep_C])
 
     def often_enough(self, first_P: np.ndarray, *, least: int, most: float) -> Contexts:
-        """Those that hold on `least` places of either half and at most a share `most` of each. Everywhere stays.
-
-        Args:
-            first_P: True for the places of the first half.
-        """
+        """Those that hold on `least` places of either half (`first_P`: the first one) and at most a share `most` of
+        each. Everywhere stays."""
         keep_C = np.ones(len(self), bool)
         for half_P in (first_P, ~first_P):
             count_C = np.asarray(self.on_CP[:, half_P].sum(axis=1))[:, 0]
@@ -78,19 +71,16 @@ class Contexts:
 
 
 def none(places: int) -> Contexts:
-    """No context of these places."""
     return Contexts([], sparse.csr_matrix((0, places), dtype=np.float32))
 
 
 def joined(parts: Sequence[Contexts]) -> Contexts:
-    """All contexts of all parts."""
     return Contexts(
         [one for part in parts for one in part.which], sparse.vstack([part.on_CP for part in parts], format="csr")
     )
 
 
 def everywhere(places: int) -> Contexts:
-    """The one that always holds."""
     return Contexts([Context("everywhere", "")], sparse.csr_matrix(np.ones((1, places), np.float32)))
 
 
@@ -107,12 +97,8 @@ def sources(labels: Sequence[str]) -> Contexts:
 
 
 def words(before: Sequence[str], *, least: int) -> Contexts:
-    """One for each word among the last WORDS_BEFORE words before a place.
-
-    Args:
-        before: the text before each place.
-        least: a word stands before so many places.
-    """
+    """One for each word among the last WORDS_BEFORE words of the text before a place that stands there before `least`
+    places."""
     vectorizer = CountVectorizer(
         analyzer=lambda text: words_of(text)[-WORDS_BEFORE:], binary=True, min_df=least, dtype=np.float32
     )
@@ -148,11 +134,7 @@ class PairsBefore:
 
 
 def pairs_before(continuations: Continuations, readers: dict[str, Reader], context: dict[str, int]) -> PairsBefore:
-    """The pairs that count for the places.
-
-    Args:
-        context: tokens that each model can read.
-    """
+    """The pairs that count for the places; `context`: tokens that each model can read."""
     of_document: list[list[int]] = [[] for _ in continuations.documents]
     for i, place in enumerate(continuations.places):
         of_document[place.document].append(i)
@@ -167,7 +149,7 @@ def pairs_before(continuations: Continuations, readers: dict[str, Reader], conte
             side: given_tokens(record, len(record.text), readers[side]) if prompt else readers[side].read(record)
             for side in SIDES
         }
-        alignment = aligned(read, record.text)
+        alignment = align(record.text, read)
         fits = alignment.kept & np.all([alignment.token[side] < context[side] for side in SIDES], axis=0)
         at = np.flatnonzero(fits)
         stops = [
@@ -196,11 +178,8 @@ def pairs_before(continuations: Continuations, readers: dict[str, Reader], conte
 def read_rows(
     lm: LanguageModel, layer: int, side: str, pairs: PairsBefore, note: Callable[[int], None]
 ) -> torch.Tensor:
-    """(N, D) the model's residual stream after `layer` at all pairs, in its dtype, on the CPU.
-
-    Args:
-        note: told how many documents were read, batch by batch.
-    """
+    """(N, D) the model's residual stream after `layer` at all pairs, in its dtype, on the CPU. `note` is told how many
+    documents were read, batch by batch."""
     rows_ND = torch.empty(len(pairs.document_N), lm.width, dtype=lm.dtype)
     start = np.searchsorted(pairs.document_N, np.arange(len(pairs.ids) + 1))
     with_pairs = [i for i, ids in enumerate(pairs.ids) if len(ids[side])]
@@ -218,12 +197,8 @@ def read_rows(
 def activations(
     crosscoder: Crosscoder, rows: dict[str, torch.Tensor], limits: dict[str, float], *, device: torch.device
 ) -> sparse.csr_matrix:
-    """(N, F) float32: the crosscoder's activations at the pairs; none at pairs with an outlying norm.
-
-    Args:
-        rows: by side (N, D), raw units.
-        limits: by side, the largest norm that is not outlying.
-    """
+    """(N, F) float32: the crosscoder's activations at the pairs, `rows` by side (N, D) in raw units; none at pairs
+    whose norm exceeds the limit of a side."""
     active = ActiveEntries(crosscoder.to(device).eval())
     parts = []
     for start in range(0, len(rows["a"]), _ROWS):

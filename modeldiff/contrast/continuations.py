@@ -55,7 +55,6 @@ Made = TypeVar("Made")
 
 SCHEMA = 2
 FORMAT = 1
-KIND = "continuations"
 NAME = "continuations.json"
 DOCUMENTS, PLACES, SAID = "documents.jsonl", "places.jsonl", {side: f"said_{side}.jsonl" for side in SIDES}
 # Places of a part: what an interrupted run may lose. The same on every machine, for it decides the random numbers.
@@ -66,11 +65,7 @@ _BATCH = {"cpu": 32, "cuda": 512, "mps": 128}
 
 
 class Continuations:
-    """A `continuations` artifact, opened.
-
-    Raises:
-        DamagedError: a file is missing or damaged.
-    """
+    """A `continuations` artifact, opened. Raises DamagedError: a file is missing or damaged."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -85,13 +80,11 @@ class Continuations:
         ]
 
     def refs(self, trust_remote_code: bool = False) -> dict[str, ModelRef]:
-        """The models by side, as they were named."""
         return {
             side: ModelRef(self.info["models"][side], self.info["revisions"][side], trust_remote_code) for side in SIDES
         }
 
     def before(self, place: int) -> str:
-        """The text before a place."""
         one = self.places[place]
         return self.documents[one.document].text[: one.end]
 
@@ -108,7 +101,6 @@ class Models:
         return self.device.type == "cpu"
 
     def load(self, side: str) -> LanguageModel:
-        """The model of a side."""
         if side not in self._loaded:
             if not self.on_cpu:
                 self._loaded.clear()
@@ -135,10 +127,8 @@ def run(
     settings = with_models_of(settings, workspace)
     workspace.create()
     digest = workspace.digest_of
-    refs = {
-        "a": ModelRef(str(settings.model_a), settings.revision_a, settings.trust_remote_code),
-        "b": ModelRef(str(settings.model_b), settings.revision_b, settings.trust_remote_code),
-    }
+    named = {"a": (settings.model_a, settings.revision_a), "b": (settings.model_b, settings.revision_b)}
+    refs = {side: ModelRef(str(name), rev, settings.trust_remote_code) for side, (name, rev) in named.items()}
     inputs: dict[str, Input] = {}
     for side in SIDES:
         identity = model_identity(refs[side], digest)
@@ -172,16 +162,13 @@ def run(
         return _write(work, refs, documents, places)
 
     resolved = {"dtype": number_format, "sources": [[source.label, source.weight] for source in sources]}
-    order = Order(KIND, settings, inputs, SCHEMA, resolved)
+    order = Order("continuations", settings, inputs, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 
 def with_models_of(settings: ContinuationsSettings, workspace: Workspace) -> ContinuationsSettings:
-    """The settings with what they leave out taken from the latest activations.
-
-    Raises:
-        InputError: there are no activations, or they were imported without models or texts.
-    """
+    """The settings with what they leave out taken from the latest activations. Raises InputError: there are none, or
+    they were imported without models or texts."""
     if settings.model_a is not None and (settings.texts or settings.prompts):
         return settings
     latest = workspace.find("activations")
@@ -202,7 +189,6 @@ def with_models_of(settings: ContinuationsSettings, workspace: Workspace) -> Con
 def _read(
     settings: ContinuationsSettings, refs: dict[str, ModelRef], sources: list[Source], prompts: list[Record]
 ) -> list[Document]:
-    """The documents that have a place."""
     readers = {side: Reader(load_tokenizer(refs[side])) for side in SIDES}
     context = {}
     for side in SIDES:

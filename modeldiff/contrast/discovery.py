@@ -105,8 +105,6 @@ class Verified:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contrast found."""
-
     contexts: Contexts
     """Those that were compared."""
     first_P: Bools
@@ -320,16 +318,15 @@ def verify(
     orders_RP: Longs,
     settings: ContrastSettings,
 ) -> list[Verified]:
-    """The candidates by what the second half says, verified ones first.
-
-    Args:
-        said_everywhere: see `Half.z`.
-        orders_RP: permutations of the places.
-    """
+    """The candidates by what the second half says, verified ones first; `said_everywhere`: see `Half.z`."""
     measured: list[tuple[Candidate, dict[str, Gap], float]] = []
     for one in candidates:
         said_there, on_P = said_everywhere if half.always_C[one.context] else said, half.on(one.context)
-        score_of = {side: says_any(said_there, one.words[side], side) for side in SIDES if one.words[side]}
+        score_of = {
+            side: any_of(said_there, words, side) - any_of(said_there, words, OTHER[side])
+            for side, words in one.words.items()
+            if words
+        }
         gaps = {side: gap_of(score_P, on_P, half.document_P) for side, score_P in score_of.items()}
         p_of = {side: gap.p_above(settings.smallest) for side, gap in gaps.items()}
         for side, p in p_of.items():
@@ -346,11 +343,6 @@ def verify(
         if gaps
     ]
     return sorted(entries, key=lambda one: (not one.verified, -one.effect.low()))
-
-
-def says_any(said: Said, words: list[int], side: str) -> Floats:
-    """(P,) share of the draws in which a model says any of the words, minus the other model's."""
-    return any_of(said, words, side) - any_of(said, words, OTHER[side])
 
 
 def any_of(said: Said, words: list[int], side: str) -> Floats:

@@ -30,11 +30,8 @@ Kept = tuple[NDArray[np.int32], NDArray[np.float32]]
 def likeliest(
     lm: LanguageModel, side: str, documents: list[Document], buckets: Buckets, note: Callable[[int], None]
 ) -> Kept:
-    """What a model says next at every place of the documents, in their order.
-
-    Args:
-        note: told how many readings were done, batch by batch.
-    """
+    """What a model says next at every place of the documents, in their order. `note` is told how many readings were
+    done, batch by batch."""
     readings = [reading for document in documents for reading in document.readings[side]]
     start = np.concatenate([[0], np.cumsum([len(reading.cuts) for reading in readings])])
     kept = min(KEPT, len(buckets.names))

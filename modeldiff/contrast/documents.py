@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import uses_chat
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import Alignment, align
+from modeldiff.texts.align import align
 from modeldiff.texts.readers import read_lines
 from modeldiff.texts.sources import Record, parse_source, read_source
 from modeldiff.texts.tokenize import Reader
@@ -65,7 +65,6 @@ class Document:
     """Of a chat."""
 
     def prompt(self, side: str, end: int) -> list[int]:
-        """The tokens that a model reads before the place at `end`."""
         cuts = [(reading, cut) for reading in self.readings[side] for cut in reading.cuts]
         reading, cut = cuts[self.ends.index(end)]
         return reading.ids[:cut]
@@ -97,25 +96,17 @@ def drawn_documents(records: Iterable[Record], wanted: int, seed: int) -> list[t
     return sorted(drawn, key=lambda numbered: numbered[0])
 
 
-def aligned(tokens: dict[str, Tokens], text: str) -> Alignment:
-    """Where both models' tokens end with a word."""
-    return align(text, tokens)
-
-
 def open_document(
     record: Record, number: int, readers: dict[str, Reader], context: dict[str, int], seed: int
 ) -> Document | None:
-    """The document of a text, with up to CANDIDATES places, or of a chat; None where it has no place.
-
-    Args:
-        context: tokens that a model may read, by side.
-    """
+    """The document of a text, with up to CANDIDATES places, or of a chat; None where it has no place. `context`: tokens
+    that a model may read, by side."""
     if record.messages:
         return open_given(record, number, readers, context)
     rng = random.Random(f"{seed}:{number}")
     text = passage(record.text, rng)
     tokens = {side: readers[side].read(Record(record.source, text)) for side in SIDES}
-    alignment = aligned(tokens, text)
+    alignment = align(text, tokens)
     cuts = {side: alignment.token[side] + 1 for side in SIDES}
     usable = alignment.kept & (alignment.char_end < len(text.rstrip()))
     for side in SIDES:
@@ -179,11 +170,8 @@ def given_tokens(record: Record, end: int, reader: Reader) -> Tokens:
 
 
 def read_prompts(path: Path, text_field: str) -> list[Record]:
-    """The prompts of a file: the lines of a .txt file, or the records of a .jsonl or .parquet file.
-
-    Raises:
-        InputError: there is no such file, another suffix, a record that cannot be used, or no prompt.
-    """
+    """The prompts of a file: the lines of a .txt file, or the records of a .jsonl or .parquet file. Raises InputError:
+    there is no such file, another suffix, a record that cannot be used, or no prompt."""
     source = parse_source(str(path))
     if path.suffix.lower() == ".txt":
         found = [Record("prompts", line.rstrip("\r\n")) for line in read_lines(path) if line.strip()]

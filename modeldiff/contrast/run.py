@@ -29,12 +29,14 @@ from modeldiff.contrast.cause import CauseOf, alike, cause_places, causes_of, ge
 from modeldiff.contrast.contexts import Contexts, PairsBefore, activations, feature_contexts, pairs_before, read_rows
 from modeldiff.contrast.continuations import Continuations, Models
 from modeldiff.contrast.discovery import PERMUTATIONS, WORLDS, Outcome, contrast
-from modeldiff.contrast.entries import Represented, entry_json
+from modeldiff.contrast.entries import entry_json, represented
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import LEAST_SAID, said_words
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.errors import InputError
+from modeldiff.features.inputs import outlier_factor_of
+from modeldiff.features.table import FeatureTable
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import load_tokenizer, model_identity, read_geometry
 from modeldiff.sides import SIDES
@@ -43,12 +45,9 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json
 
 SCHEMA = 4
-KIND = "contrast"
 _CODES = "resume/codes.npz"
 # In each half so many documents that they can be told from one another.
 _LEAST_DOCUMENTS = 4
-# As in training (paper B.1.4), for a crosscoder that was not trained here.
-_OUTLIER_FACTOR = 2.0
 
 
 def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -73,17 +72,13 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
         work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
         return _Build(settings, workspace, work, inputs, device, dtype).run()
 
-    order = Order(KIND, settings, {kind: one.as_input() for kind, one in inputs.items()}, SCHEMA)
+    order = Order("contrast", settings, {kind: one.as_input() for kind, one in inputs.items()}, SCHEMA)
     return produce(workspace, order, build, name=name, force=force)
 
 
 def crosscoder_for(workspace: Workspace, continuations: Artifact, ref: str | None) -> Artifact | None:
     """The crosscoder called `ref`, or the latest one that was trained on the models of the continuations; None where
-    there is none, or `ref` is "none".
-
-    Raises:
-        InputError: the one named was trained on other models.
-    """
+    there is none, or `ref` is "none". Raises InputError: the one named was trained on other models."""
     if ref == "none":
         return None
     models = [continuations.manifest.inputs[f"model_{side}"].digest for side in SIDES]
@@ -115,12 +110,11 @@ def features_of(workspace: Workspace, crosscoder: Artifact) -> Artifact | None:
 
 def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, float]:
     """By side, the largest norm of a pair that the training of a crosscoder would have kept."""
-    factor = float(crosscoder.settings.get("outlier_factor", _OUTLIER_FACTOR))
+    factor = outlier_factor_of(crosscoder, None)
     return {side: config.largest_norm(side, factor) if factor else math.inf for side in SIDES}
 
 
 def places_of(outcome: Outcome, ranks: list[int]) -> bytes:
-    """places.safetensors of the entries with these ranks."""
     found = [outcome.contexts.on_CP[outcome.entries[rank - 1].candidate.context].indices for rank in ranks]
     indices = np.concatenate([np.zeros(0, np.int32), *(np.sort(one) for one in found)]).astype(np.int32)
     return save({"indices": indices, "offsets": np.cumsum([0, *map(len, found)])})
@@ -143,9 +137,7 @@ class _Build:
         self.continuations = Continuations(inputs["continuations"])
         self.refs = self.continuations.refs(settings.trust_remote_code)
         self.dictionary = load(inputs["crosscoder"]) if "crosscoder" in inputs else None
-        self.represented: Represented | None = None
-        if self.dictionary and "features" in inputs:
-            self.represented = Represented(inputs["features"], self.dictionary)
+        self.measured = FeatureTable(inputs["features"]) if "features" in inputs else None
 
     def run(self) -> dict[str, Any]:
         settings, continuations, source = self.settings, self.continuations, self.inputs["continuations"]
@@ -173,8 +165,8 @@ class _Build:
         for rank, one in enumerate(outcome.entries, 1):
             entry = entry_json(one, rank, outcome, continuations, said, words_before, settings.seed)
             entry["represented"] = entry["cause"] = None
-            if self.represented and entry["feature"] is not None:
-                entry["represented"] = self.represented.of(entry["feature"])
+            if self.measured and entry["feature"] is not None:
+                entry["represented"] = represented(self.measured.row(entry["feature"], examples=0))
             entries.append(entry)
         self.add_causes(outcome, entries)
         differences = [one for one in entries if one["verified"]][: settings.top]
@@ -208,7 +200,6 @@ class _Build:
         }
 
     def contexts(self, words_before: Contexts) -> Contexts:
-        """All that are asked for, the simplest kinds first."""
         places = self.continuations.places
         labels = [self.continuations.documents[place.document].source for place in places]
         made = {
@@ -220,14 +211,13 @@ class _Build:
         return make.joined([make_them() for kind, make_them in made.items() if kind in self.settings.contexts])
 
     def compared_features(self) -> Contexts:
-        """The features that are compared."""
         if self.dictionary is None:
             say("no crosscoder of these models: words, sources and everywhere alone (`modeldiff train` makes one)")
             return make.none(len(self.continuations.places))
         found = self.all_features
-        if self.represented is None or self.settings.tokens_differ:
+        if self.measured is None or self.settings.tokens_differ:
             return found
-        differ_F = self.represented.mostly_differ_F
+        differ_F = self.measured.mostly_differ_F
         keep_C = np.array([not differ_F[int(one.name)] for one in found.which], bool)
         say(f"{(~keep_C).sum()} features left out: the models mostly read different tokens there (--tokens-differ)")
         return found.those(keep_C)
@@ -257,7 +247,6 @@ class _Build:
 
     @cached_property
     def layer(self) -> dict[str, int]:
-        """By side, the layer that the crosscoder was trained on."""
         assert self.dictionary is not None
         return {side: int(getattr(self.dictionary.config, f"layer_{side}")) for side in SIDES}
 

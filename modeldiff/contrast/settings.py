@@ -51,7 +51,6 @@ class ContinuationsSettings(OnDevice):
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 
     def check(self) -> None:
-        """Both models or neither."""
         if (self.model_a is None) != (self.model_b is None):
             raise InputError("give both --model-a and --model-b, or neither (then those of the latest activations)")
 
@@ -91,6 +90,5 @@ class ContrastSettings(OnDevice):
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 
     def check(self) -> None:
-        """There are contexts."""
         if not self.contexts:
             raise InputError(f"--contexts expects some of {', '.join(CONTEXT_KINDS)}; found none")

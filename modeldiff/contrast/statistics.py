@@ -43,11 +43,8 @@ def halves(document_P: Longs, seed: int) -> Bools:
 
 
 def permutations(document_P: Longs, count: int, seed: int) -> Iterator[Longs]:
-    """Orders (P,) of the places in which whole documents have changed their places with others of as many places.
-
-    Args:
-        document_P: the document of each place; places of one document stand together.
-    """
+    """Orders (P,) of the places in which whole documents, whose places stand together, have changed their places with
+    others of as many places."""
     rng = np.random.default_rng(seed)
     _, start_K, size_K = np.unique(document_P, return_index=True, return_counts=True)
     groups = [start_K[size_K == size][:, None] + np.arange(size) for size in np.unique(size_K)]
@@ -59,11 +56,7 @@ def permutations(document_P: Longs, count: int, seed: int) -> Iterator[Longs]:
 
 
 def context_z(on_CP: sparse.csr_matrix, said: Said) -> Floats:
-    """(C, V) z of every context and word; 0 where the word does not count.
-
-    Args:
-        on_CP: 1 where a context holds.
-    """
+    """(C, V) z of every context and word, `on_CP` being 1 where a context holds; 0 where the word does not count."""
     places = on_CP.shape[1]
     on_C1 = np.asarray(on_CP.sum(axis=1), np.float32)
     off_C1 = places - on_C1
@@ -132,7 +125,6 @@ class Null:
 
 
 def null_of(statistics_RCS: Floats) -> Null:
-    """The null from the statistics of R permutations."""
     mean_CS = statistics_RCS.mean(axis=0)
     # Half of it is the average spread: of few permutations some spread is small by luck.
     spread = statistics_RCS.std(axis=0, ddof=1)
@@ -169,13 +161,12 @@ class Gap:
     freedom: float
     """Degrees of freedom: the smaller number of documents, less one."""
 
-    def low(self, confidence: float = 0.95) -> float:
-        """Lower end of the two-sided confidence interval, within what a difference of differences can be."""
-        return max(-2.0, self.value - self.quantile(confidence) * self.error)
+    def low(self) -> float:
+        """Lower end of the two-sided 95 % confidence interval, within what a difference of differences can be."""
+        return max(-2.0, self.value - self.quantile() * self.error)
 
-    def high(self, confidence: float = 0.95) -> float:
-        """Upper end."""
-        return min(2.0, self.value + self.quantile(confidence) * self.error)
+    def high(self) -> float:
+        return min(2.0, self.value + self.quantile() * self.error)
 
     def p_above(self, least: float) -> float:
         """One-sided p-value of the hypothesis that the gap is at most `least`."""
@@ -183,18 +174,14 @@ class Gap:
             return 1.0
         return float(stats.t.sf((self.value - least) / self.error, self.freedom))
 
-    def quantile(self, confidence: float = 0.95) -> float:
+    def quantile(self) -> float:
         """Errors from the value to an end of the interval."""
-        return float(stats.t.ppf((1 + confidence) / 2, self.freedom))
+        return float(stats.t.ppf(0.975, self.freedom))
 
 
 def gap_of(score_P: Floats, on_P: Bools, document_P: Longs) -> Gap:
-    """Mean score where a context holds, or that minus the mean elsewhere: whichever has the smaller lower end, for a
-    difference is to show in both.
-
-    Args:
-        score_P: such as how much more A says any of some words than B.
-    """
+    """Mean score (such as how much more A says any of some words than B) where a context holds, or that minus the mean
+    elsewhere: whichever has the smaller lower end, for a difference is to show in both."""
     on, variance_on, documents_on = _mean(score_P[on_P], document_P[on_P])
     here = Gap(on, float(np.sqrt(variance_on)), documents_on - 1)
     if on_P.all():

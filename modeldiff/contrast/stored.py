@@ -19,12 +19,8 @@ FORMAT = 1
 
 
 def read_contrast(artifact: Artifact) -> dict[str, Any]:
-    """contrast.json (run.py says what it holds).
-
-    Raises:
-        DamagedError: the file is missing or damaged.
-        InputError: it was written by a newer modeldiff.
-    """
+    """contrast.json (run.py says what it holds). Raises DamagedError: the file is missing or damaged; InputError: it
+    was written by a newer modeldiff."""
     path = artifact.file(NAME)
     found: dict[str, Any] = read_json(path)
     check_format(found, path, FORMAT)
@@ -33,10 +29,7 @@ def read_contrast(artifact: Artifact) -> dict[str, Any]:
 
 def read_places(artifact: Artifact) -> list[NDArray[np.int32]]:
     """For each entry, the verified ones first as in contrast.json: the numbers of the places where its context holds.
-
-    Raises:
-        DamagedError: the file is missing or damaged.
-    """
+    Raises DamagedError: the file is missing or damaged."""
     arrays = load_file(artifact.file(PLACES))
     offsets = arrays["offsets"].tolist()
     return [arrays["indices"][start:stop] for start, stop in pairwise(offsets)]

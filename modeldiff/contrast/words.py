@@ -51,12 +51,10 @@ class Said:
         return (self.by_side["a"] - self.by_side["b"]).tocsr()
 
     def rows(self, places: np.ndarray) -> Said:
-        """Some of the places, in the order given."""
         return Said(self.names, {side: self.by_side[side][places] for side in SIDES})
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in order, in lower case."""
     found: list[str] = []
     for run in _RUN.findall(text.lower().replace("\u2019", "'")):
         if run.isascii() or not is_unspaced(run).any():
@@ -90,13 +88,8 @@ def whole_words(text: str, *, begins: bool) -> str:
 
 
 def said_words(said: dict[str, Sequence[Sequence[str]]], begins: Sequence[bool], *, least: int) -> Said:
-    """The words of both models' continuations.
-
-    Args:
-        said: by side, for each place, the texts of its draws (as many at every place).
-        begins: for each place, whether what is said there begins an answer.
-        least: a word of the vocabulary is said in so many continuations.
-    """
+    """The words that are said in at least `least` of both models' continuations: by side, for each place, the texts of
+    its draws (as many at every place); `begins`: whether what is said there begins an answer."""
     draws = len(next(iter(said.values()))[0])
     texts = [
         whole_words(text, begins=begin) for side in SIDES for texts, begin in zip(said[side], begins, strict=True)

@@ -13,8 +13,8 @@ from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.run import run as run_train
 from modeldiff.diff.settings import DiffSettings
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run as run_stitch
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import estimate

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from modeldiff.workspace.files import replace_into, temporary_path
 _DENSE_VALUES = 1 << 26
 _MIN_ROWS, _MAX_ROWS = 64, 4096
 
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 
 
 def block_rows(n_features: int) -> int:
@@ -37,7 +38,6 @@ def block_rows(n_features: int) -> int:
 
 
 def by_shard(blocks: Sequence[Block], shards: int) -> list[list[Block]]:
-    """The blocks of each shard."""
     groups: list[list[Block]] = [[] for _ in range(shards)]
     for block in blocks:
         groups[block.shard].append(block)
@@ -55,11 +55,8 @@ class SparseCodes:
 
 
 class Encoder:
-    """Codes of the store's pairs, with pairs left out that training leaves out.
-
-    Args:
-        outlier_factor: see `within_norm`.
-    """
+    """Codes of the store's pairs, with pairs left out that training leaves out (`outlier_factor`: see
+    `within_norm`)."""
 
     def __init__(
         self, crosscoder: Crosscoder, store: ActivationStore, device: torch.device, outlier_factor: float
@@ -132,8 +129,6 @@ class Encoder:
 
 @dataclass(frozen=True)
 class CodeSample:
-    """Codes of a sample of pairs, all features, in memory."""
-
     codes_NF: sparse.csr_matrix
     """float32."""
     rows_N: NDArray[np.int64]
@@ -162,7 +157,6 @@ class SampleWriter:
         return self._path(shard).exists()
 
     def finish_shard(self, shard: int) -> None:
-        """Write what was added since the last shard."""
         part, temporary = self._joined(self._parts), temporary_path(self._path(shard))
         arrays = {name: getattr(part.codes_NF, name) for name in ("indptr", "indices", "data")}
         save_file({**arrays, "rows": part.rows_N}, temporary)
@@ -170,7 +164,6 @@ class SampleWriter:
         self._parts = []
 
     def load(self, shards: int) -> CodeSample:
-        """The sample of the first `shards` shards, in order."""
         parts = []
         for shard in range(shards):
             arrays = load_file(self._path(shard))

@@ -64,7 +64,6 @@ class Ragged:
 
     @classmethod
     def from_flat(cls, flat: dict[str, Column], name: str) -> Ragged:
-        """The inverse of `flat`."""
         offsets = flat[f"{name}/offsets"].astype(np.int64)
         return cls(offsets, {column: flat[f"{name}/{column}"] for column in RAGGED[name]})
 
@@ -74,13 +73,11 @@ class Ragged:
 
     @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
-        """All lists of the parts, in order. There is at least one part."""
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
         return cls(np.concatenate([[0], np.cumsum(lengths)]), columns)
 
     def row(self, index: int) -> dict[str, Column]:
-        """The columns of one list."""
         return {name: column[self.offsets[index] : self.offsets[index + 1]] for name, column in self.columns.items()}
 
     def take(self, order: Ints) -> Ragged:
@@ -154,11 +151,7 @@ def _windows(
 
 
 class Surroundings:
-    """Text, words and tokens around the pairs of one shard.
-
-    Args:
-        n_context: pairs on each side of an example.
-    """
+    """Text, words and tokens around the pairs of one shard, `n_context` pairs on each side of an example."""
 
     def __init__(self, plan: ShardPlan, n_context: int = 0) -> None:
         self._documents = plan.documents
@@ -261,8 +254,6 @@ class Surroundings:
 
 
 class _FlatTokens:
-    """One side's tokens of all documents of a shard in flat arrays."""
-
     def __init__(self, plan: ShardPlan, side: str) -> None:
         tokens = [document.tokens[side] for document in plan.documents]
         offset = np.cumsum([0, *(len(one.ids) for one in tokens)])
@@ -288,11 +279,8 @@ class _FlatTokens:
         of_V: Ints,
         activation_V: NDArray[np.float32],
     ) -> Ragged:
-        """The tokens inside windows, cut at their borders.
-
-        Args:
-            pair_V, of_V, activation_V: the pairs of all windows one after the other, the example of each, activations.
-        """
+        """The tokens inside windows, cut at their borders; `pair_V`, `of_V`, `activation_V`: the pairs of all windows
+        one after the other, the example of each, activations."""
         first_E, behind_E = self._at_N[low_E], self._at_N[high_E - 1] + 1
         document_first_E = self._first_N[low_E]
         while True:

@@ -49,7 +49,6 @@ class Columns:
 
     @property
     def n_features(self) -> int:
-        """F."""
         return int(self.codes_NF.shape[1])
 
     def shifted(self, rows: int) -> Self:

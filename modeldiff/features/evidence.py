@@ -116,8 +116,6 @@ class Evidence:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Evidence:
-        """The inverse of `arrays`."""
-
         def readings(name: str) -> dict[str, Readings]:
             return {s: Readings(*(arrays[f"{name}_{s}_{one}"] for one in ("own", "other", "null"))) for s in SIDES}
 
@@ -135,11 +133,8 @@ class Evidence:
 def evidence_of(
     crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, stretches: Stretches, device: torch.device
 ) -> Evidence:
-    """All regressions in one pass over the sample for each side (more, if the sums of all do not fit into memory).
-
-    Args:
-        stretches: what of the activations is fitted on, and what is held out.
-    """
+    """All regressions in one pass over the sample for each side (more, if the sums of all do not fit into memory); the
+    stretches say what is fitted on, and what is held out."""
     n, n_features = sample.codes_NF.shape
     reference_R = reference_features(crosscoder, sample)
     readers = {
@@ -241,10 +236,7 @@ def read_alone(
     advance: Callable[[float], None] = lambda _: None,
 ) -> sparse.csr_matrix:
     """(N, R) float32: activations of the readers. Like an exclusive feature's, they start at the selection's threshold.
-
-    Args:
-        advance: is told of pairs that were read.
-    """
+    `advance` is told of pairs that were read."""
     n, r = len(sample.rows_N), len(readers.w_RD)
     if not n or not r:
         return sparse.csr_matrix((n, r), dtype=np.float32)

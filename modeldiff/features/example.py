@@ -70,11 +70,8 @@ class ExampleReader:
         return found
 
     def read(self, feature: int, limit: int | None = None) -> tuple[list[Example], list[str]]:
-        """(at most `limit` examples of a feature, strongest first; the words of all its examples).
-
-        Raises:
-            DamagedError: the file is damaged.
-        """
+        """(at most `limit` examples of a feature, strongest first; the words of all its examples). Raises DamagedError:
+        the file is damaged."""
         try:
             start, stop = (int(offset) for offset in self._datasets["offsets"][feature : feature + 2])
             names = ("row", "activation", *(FIXED if self._has_texts else ()))

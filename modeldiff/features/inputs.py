@@ -27,17 +27,11 @@ class Measured:
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """For the fingerprint."""
         return {"crosscoder": self.source.as_input(), "activations": self.activations.as_input()}
 
     def models(self, path_a: str | None, path_b: str | None) -> dict[str, Harvested]:
-        """Both models by side, not loaded yet.
-
-        `path_a`, `path_b`: where they are now; None: where they were harvested from.
-
-        Raises:
-            InputError: one is not known.
-        """
+        """Both models by side, not loaded yet; a path of None: where it was harvested from. Raises InputError: one is
+        not known."""
         sides = self.store.info.sides
         paths = {"a": path_a, "b": path_b}
         return {side: harvested(side, sides[side], self.activations.ref, paths[side]) for side in SIDES}
@@ -55,7 +49,11 @@ def open_measured(workspace: Workspace, crosscoder: str | None, activations: str
         DamagedError: a file of theirs is damaged.
     """
     source = workspace.find("crosscoder", crosscoder)
-    found = find_activations(workspace, source, activations)
+    found = (
+        workspace.source_of(source, "activations")
+        if activations is None
+        else workspace.find("activations", activations)
+    )
     if crosscoder is None:
         say(f"{what} of {source.ref} on {found.ref}")
     measured = Measured(source, found, load(source), ActivationStore(found))
@@ -73,17 +71,6 @@ def open_measured(workspace: Workspace, crosscoder: str | None, activations: str
                 ": give activations of the same layers with --activations"
             )
     return measured
-
-
-def find_activations(workspace: Workspace, crosscoder: Artifact, ref: str | None) -> Artifact:
-    """The activations called `ref`; without it those that the crosscoder was trained on, known by their digest.
-
-    Raises:
-        InputError: there are none, or they are not in the workspace any more.
-    """
-    if ref is not None:
-        return workspace.find("activations", ref)
-    return workspace.source_of(crosscoder, "activations")
 
 
 def outlier_factor_of(crosscoder: Artifact, asked: float | None) -> float:

@@ -34,9 +34,6 @@ _CHUNK_ROWS, _GAP_ROWS = 16_384, 1024
 # Pairs whose products are summed in float32 at once.
 _FLOAT32_ROWS = 4096
 
-_Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
-"""(N,) each: the pairs of the sample that are fitted on, and those that are held out."""
-
 
 def predictability(
     store: ActivationStore, sample: CodeSample, stretches: Stretches, device: torch.device
@@ -96,12 +93,12 @@ def _summed(
     side: str,
     rows_N: NDArray[np.int64],
     codes_NG: sparse.csr_matrix,
-    used: _Masks,
+    used: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     parts: list[Moments],
     device: torch.device,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Adds the targets' sums to the two parts (`used`); gives (part, inputs about their mean, float64) of some thousand
-    pairs at a time, while the next ones are being added."""
+    """Adds the targets' sums to the two parts, whose pairs `used` says, (N,) each; gives (part, inputs about the mean,
+    float64) of some thousand pairs at a time, while the next ones are being added."""
     mean_D = store.mean[side].to(device).double()
 
     def add(some: tuple[slice, torch.Tensor]) -> list[tuple[int, torch.Tensor]]:

@@ -26,6 +26,9 @@ from modeldiff.workspace.files import replace_into, temporary_path
 _ENCODERS = 2
 _CHECKPOINT = "scan.safetensors"
 
+_State = dict[str, "FeatureStatistics | TopRows"]
+"""What the pass accumulates: in each part, arrays alone."""
+
 
 class FeatureStatistics:
     """Sums over the pairs, in float64 and int64.
@@ -51,13 +54,8 @@ class FeatureStatistics:
         return int(self.totals[1])
 
     def update(self, codes: SparseCodes, kept_B: NDArray[np.bool_], source_B: NDArray[np.int64] | None) -> None:
-        """Take a block in.
-
-        Args:
-            codes: its activations.
-            kept_B: False for pairs that are left out.
-            source_B: index of the text source of each pair; None without texts.
-        """
+        """Take a block in: its activations, which pairs are kept, and the index of the text source of each (None
+        without texts)."""
         self.totals += (kept_B.sum(), (~kept_B).sum())
         features = len(self.count_F)
         value = codes.value.astype(np.float64)
@@ -87,8 +85,6 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What the pass found."""
-
     statistics: FeatureStatistics
     examples: Examples
     sample: CodeSample
@@ -110,7 +106,10 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
     sampled = spread_blocks(blocks, sample_pairs)
     is_sampled = set(sampled)
     writer = SampleWriter(resume / "codes", n_features)
-    state, done = _restore(resume / _CHECKPOINT) or (_State(n_features, len(store.info.sources), examples), 0)
+    statistics = FeatureStatistics(n_features, len(store.info.sources))
+    by_document, by_passage = TopRows(n_features, examples), TopRows(n_features, examples)
+    state: _State = {"statistics": statistics, "by_document": by_document, "by_passage": by_passage}
+    done = _restore(resume / _CHECKPOINT, state)
     total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
     shards = by_shard(blocks, len(store.info.shards))
     bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
@@ -119,26 +118,17 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
             places = _Places(store, shard)
             for block, (codes, kept_B) in prefetched(encoder.sparse, shards[shard], _ENCODERS):
                 source_B, document_B, row_B = places.of(block)
-                state.statistics.update(codes, kept_B, source_B)
+                statistics.update(codes, kept_B, source_B)
                 document, row = document_B[codes.row], row_B[codes.row]
-                state.by_document.update(codes.feature, codes.value, row, document)
-                state.by_passage.update(codes.feature, codes.value, row, passage_of(document, row))
+                by_document.update(codes.feature, codes.value, row, document)
+                by_passage.update(codes.feature, codes.value, row, passage_of(document, row))
                 if block in is_sampled:
                     writer.add(codes, kept_B, int(row_B[0]))
                 bar.advance(len(block))
             writer.finish_shard(shard)
             _checkpoint(resume / _CHECKPOINT, state, shard + 1)
-    chosen = choose(state.by_document, state.by_passage)
-    return ScanResult(state.statistics, chosen, writer.load(len(shards)), sampled)
-
-
-class _State:
-    """What the pass accumulates: in each part, arrays alone."""
-
-    def __init__(self, n_features: int, n_sources: int, examples: int) -> None:
-        self.statistics = FeatureStatistics(n_features, n_sources)
-        self.by_document = TopRows(n_features, examples)
-        self.by_passage = TopRows(n_features, examples)
+    chosen = choose(by_document, by_passage)
+    return ScanResult(statistics, chosen, writer.load(len(shards)), sampled)
 
 
 class _Places:
@@ -163,19 +153,18 @@ class _Places:
 
 
 def _checkpoint(path: Path, state: _State, shards: int) -> None:
-    arrays = {f"{part}.{name}": array for part, one in vars(state).items() for name, array in vars(one).items()}
+    arrays = {f"{part}.{name}": array for part, one in state.items() for name, array in vars(one).items()}
     temporary = temporary_path(path)
     save_file(arrays, temporary, metadata={"shards": str(shards)})
     replace_into(temporary, path)
 
 
-def _restore(path: Path) -> tuple[_State, int] | None:
-    """The state and the number of shards it covers; None when there is no checkpoint."""
+def _restore(path: Path, state: _State) -> int:
+    """Brings the parts to the checkpoint, if there is one; the number of shards it covers."""
     if not path.exists():
-        return None
-    state = _State(0, 0, 0)
+        return 0
     with safe_open(path, framework="numpy") as file:
         for key in file.keys():  # noqa: SIM118 - not a mapping
             part, _, name = key.partition(".")
-            setattr(getattr(state, part), name, file.get_tensor(key).copy())
-        return state, int(file.metadata()["shards"])
+            setattr(state[part], name, file.get_tensor(key).copy())
+        return int(file.metadata()["shards"])

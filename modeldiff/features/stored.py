@@ -3,7 +3,6 @@ mend."""
 
 from __future__ import annotations
 
-from collections.abc import Set
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,24 +10,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.records import check_fields
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json
 
 
-def read_info(
-    artifact: Artifact, name: str, *, version: int, again: str, fields: Set[str] | None = None
-) -> dict[str, Any]:
+def read_info(artifact: Artifact, name: str, *, version: int, again: str) -> dict[str, Any]:
     """The description `name` of an artifact.
 
     Args:
         version: the format that is read.
         again: the command that makes the artifact anew, for one of an older format.
-        fields: what it must hold, no more and no less; None: whatever it holds (its digest was checked).
 
     Raises:
         InputError: written by a newer or by an older modeldiff.
-        DamagedError: it is missing, damaged, or has other fields.
+        DamagedError: it is missing or damaged.
     """
     path = artifact.file(name)
     info = read_json(path)
@@ -40,20 +35,11 @@ def read_info(
             f"{artifact.ref} was made by an older modeldiff (format {found}, this one reads {version}): make it again "
             f"with `{again}`"
         )
-    if fields is not None:
-        try:
-            check_fields(info, required=set(fields), where=str(path))
-        except InputError as error:
-            raise DamagedError(str(error)) from None
     return info
 
 
 def read_arrays(artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file of an artifact.
-
-    Raises:
-        DamagedError: it is missing or damaged.
-    """
+    """The arrays of a safetensors file of an artifact. Raises DamagedError: it is missing or damaged."""
     path = artifact.file(name)
     try:
         return dict(load_file(path))

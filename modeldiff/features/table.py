@@ -25,10 +25,6 @@ from modeldiff.workspace import Artifact
 
 Partition = Literal["A", "shared", "B"]
 Sort = Literal["evidence", "gap", "density", "max", "relative_norm", "twin", "id"]
-_FIELDS = {
-    "format", "crosscoder", "activations", "sides", "partitions", "sources", "has_texts", "predictability", "scales",
-    "differences", "pairs", "outliers", "sample_pairs", "dead",
-}  # fmt: skip
 _USAGE = ("relative_norm", "density", "firing_count", "mean_activation", "max_activation")
 
 
@@ -87,7 +83,6 @@ class FeatureRow:
     """Strongest first."""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON data."""
         return dataclasses.asdict(self)
 
 
@@ -100,9 +95,9 @@ class Selection:
     candidates: int
     """Features of the partition asked for."""
     dead: int
-    """Of these never fired; listed last."""
+    """Of these never fired; left out."""
     rare: int
-    """Fired, but below the minimum density asked for; left out, as are then the dead."""
+    """Fired, but below the minimum density asked for; left out."""
     without_evidence: int
     """Fired, but with no r2_own - r2_other; behind those that have it when sorted by it."""
 
@@ -120,14 +115,14 @@ class FeatureTable:
         baselines: by side, what differences of two activations show; empty likewise.
 
     Raises:
-        DamagedError: a file is missing, damaged, or of another shape than features.json says.
+        DamagedError: a file is missing or damaged.
         InputError: written by a newer modeldiff.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         again = f"modeldiff features --crosscoder {artifact.manifest.inputs['crosscoder'].label}"
-        self.info = read_info(artifact, FEATURES_NAME, version=FORMAT, fields=_FIELDS, again=again)
+        self.info = read_info(artifact, FEATURES_NAME, version=FORMAT, again=again)
         self.scales = {side: Scale(**scale) for side, scale in self.info["scales"].items()}
         self.baselines = {side: Baseline(**one) for side, one in self.info["differences"].items()}
         sizes = {name: stop - start for name, (start, stop) in self.info["partitions"].items()}
@@ -162,13 +157,12 @@ class FeatureTable:
 
     @property
     def n_features(self) -> int:
-        """F."""
         return len(self.partition_F)
 
     def select(
         self,
         *,
-        exclusive: Partition | None = None,
+        partition: Partition | None = None,
         top: int | None = None,
         sort: Sort = "evidence",
         min_density: float = 0.0,
@@ -177,40 +171,40 @@ class FeatureTable:
         """Choose and order features.
 
         Args:
-            exclusive: only this partition (A- or B-exclusive, or shared); None: all.
+            partition: only this one; None: all.
             top: at most so many; None: all.
             sort: evidence and gap (see FeatureRow), density, max, largest first; relative_norm (the one model's share
-                of the norm first: largest for A, smallest for B), twin (the least similar twin first), id. Dead
-                features come last, and before them those without evidence when sorted by that.
+                of the norm first: largest for A, smallest for B), twin (the least similar twin first), id. Features
+                without evidence come last when sorted by that.
             min_density: leave out features that fire on a smaller share of the pairs.
             anywhere: with "A" or "B", also the shared features that this model's activations explain better.
 
         Raises:
             InputError: an unknown partition or order.
         """
-        if exclusive is not None and exclusive not in get_args(Partition):
-            raise InputError(f"--exclusive expects A, B or shared, found '{exclusive}'")
+        if partition is not None and partition not in get_args(Partition):
+            raise InputError(f"--exclusive expects A, B or shared, found '{partition}'")
         if top is not None and top < 1:
             raise InputError(f"--top must be at least 1, found {top}")
-        if anywhere and exclusive not in ("A", "B"):
+        if anywhere and partition not in ("A", "B"):
             raise InputError("--anywhere goes with --exclusive A or --exclusive B")
         if anywhere and not self.info["predictability"]:
             raise InputError(
                 f"--anywhere goes by predictability, and {self.artifact.ref} was measured without: measure again with "
                 "--predictability"
             )
-        of_partition = np.ones(self.n_features, bool) if exclusive is None else self.partition_F == exclusive
+        of_partition = np.ones(self.n_features, bool) if partition is None else self.partition_F == partition
         gap_known = ~np.isnan(self._r2["evidence"])
         if anywhere:
-            of_partition |= gap_known & (self.partition_F == "shared") & (self._owner_F == exclusive)
+            of_partition |= gap_known & (self.partition_F == "shared") & (self._owner_F == partition)
         alive = self.statistics["firing_count"] > 0
         dense = self.statistics["density"] >= min_density
-        key = self._sort_key(sort, exclusive)
+        key = self._sort_key(sort, partition)
         known = ~np.isnan(key)
-        ids = np.flatnonzero(of_partition & dense)
+        ids = np.flatnonzero(of_partition & alive & dense)
         # Without evidence the strongest come first, so that the order still means something.
         strength = self.statistics["max_activation"]
-        order = np.lexsort((ids, -strength[ids], np.where(known, key, 0)[ids], ~known[ids], ~alive[ids]))
+        order = np.lexsort((ids, -strength[ids], np.where(known, key, 0)[ids], ~known[ids]))
         return Selection(
             ids=ids[order][:top].tolist(),
             candidates=int(of_partition.sum()),
@@ -224,11 +218,7 @@ class FeatureTable:
         return [self.row(feature, examples=examples) for feature in self.select(**chosen).ids]
 
     def row(self, feature: int, *, examples: int | None = None) -> FeatureRow:
-        """Everything about one feature.
-
-        Raises:
-            InputError: there is no such feature.
-        """
+        """Everything about one feature. Raises InputError: there is no such feature."""
         if not 0 <= feature < self.n_features:
             raise InputError(
                 f"feature {feature} does not exist: {self.artifact.ref} has 0 to {self.n_features - 1} "
@@ -266,14 +256,14 @@ class FeatureTable:
             for side, scale in self.scales.items()
         }
 
-    def _sort_key(self, sort: str, exclusive: str | None) -> NDArray[np.float64]:
+    def _sort_key(self, sort: str, partition: str | None) -> NDArray[np.float64]:
         """(F,) smallest first; NaN where there is no evidence."""
         keys: dict[str, NDArray[Any]] = {
             "evidence": -self._r2["evidence"],
             "gap": self._r2["r2_other"].astype(np.float64) - self._r2["r2_own"],
             "density": -self.statistics["density"],
             "max": -self.statistics["max_activation"],
-            "relative_norm": self.statistics["relative_norm"] * (1 if exclusive == "B" else -1),
+            "relative_norm": self.statistics["relative_norm"] * (1 if partition == "B" else -1),
             "twin": self._twins["correlation"][:, 0],
             "id": np.arange(self.n_features),
         }

@@ -16,8 +16,6 @@ _NEWLINE, _TAB, _UNPRINTABLE = "⏎", "⇥", "�"
 
 @dataclass(frozen=True)
 class WordShare:
-    """A word and its share (0 to 1) of a feature's top examples."""
-
     word: str
     share: float
 

@@ -61,7 +61,6 @@ class LinearMap:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """(D_source, D_target)."""
         return self.w_DD.shape[0], self.w_DD.shape[1]
 
     def apply(self, x_ND: torch.Tensor) -> torch.Tensor:

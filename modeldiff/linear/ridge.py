@@ -31,7 +31,6 @@ class Moments:
 
     @classmethod
     def empty(cls, width: int, targets: int, device: torch.device | str = "cpu") -> Moments:
-        """No pairs yet."""
         shapes = ((width,), (width, width), (targets,), (targets,), (targets, width))
         return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
@@ -51,7 +50,6 @@ class Moments:
         return Moments(self.n, self.x_D, self.xx_DD, empty.f_G, empty.ff_G, fx_GD)
 
     def add_dense(self, x_ND: torch.Tensor, f_NG: torch.Tensor) -> None:
-        """Take in pairs: their inputs and targets."""
         x_ND, f_NG = x_ND.double(), f_NG.double()
         self.add_inputs(x_ND)
         self.f_G += f_NG.sum(dim=0)

@@ -110,7 +110,7 @@ def test_the_share_of_examples_where_the_tokens_differ(
         assert row.tokens_differ == pytest.approx(sum(odd) / len(odd))
         assert table.mostly_differ_F[row.id] == (sum(odd) > len(odd) / 2)
     assert {bool(one) for one in table.mostly_differ_F} == {False, True}
-    print_listing(table, exclusive=None, top=20, sort="id", min_density=0.0)
+    print_listing(table, partition=None, top=20, sort="id", min_density=0.0)
     listed = capsys.readouterr().out
     for row in rows:
         line = next(line for line in listed.splitlines() if line.split()[:1] == [str(row.id)])
@@ -262,8 +262,8 @@ def test_a_feature_that_never_fires_is_counted(workspace: Workspace) -> None:
     assert table.info["dead"] == {"A": 1, "shared": 0, "B": 0}
     assert table.row(1).examples == []
     assert (table.row(0).tokens_differ, table.row(1).tokens_differ) == (0.0, None)
-    assert table.select(exclusive="A").dead == 1
-    assert table.select(exclusive="A").ids[-1] == 1
+    assert table.select(partition="A").dead == 1
+    assert 1 not in table.select(partition="A").ids
     path = artifact.folder / "examples.h5"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DamagedError, match=r"examples\.h5"):
@@ -302,12 +302,12 @@ def test_a_crosscoder_without_exclusive_features(workspace: Workspace, capsys: p
     assert {row.partition for row in table.rows()} == {"shared"}
     assert all(row.twins == [] for row in table.rows()), "there is no other partition"
     for side in ("A", "B"):
-        selection = table.select(exclusive=side)  # type: ignore[arg-type]
+        selection = table.select(partition=side)  # type: ignore[arg-type]
         assert (selection.ids, selection.candidates) == ([], 0)
         capsys.readouterr()
-        print_listing(table, exclusive=side, top=20, sort="evidence", min_density=0.0)
+        print_listing(table, partition=side, top=20, sort="evidence", min_density=0.0)
         assert capsys.readouterr().out == f"features:1: crosscoder:1 has no {side}-exclusive features\n"
-        assert listing_json(table, exclusive=side, sort="evidence")["features"] == []
+        assert listing_json(table, partition=side, sort="evidence")["features"] == []
 
 
 def test_activations_of_another_layer_are_refused(tmp_path: Path) -> None:
@@ -339,10 +339,10 @@ def test_differences_of_activations_are_kept_and_shown(
         for value, of in ((baseline.own, own), (baseline.other, other), (baseline.null, null)):
             assert value == pytest.approx(np.median(of[known]), abs=1e-6)
         assert sum(baseline.verdicts.values()) == baseline.directions
-    data = listing_json(table, exclusive="A", sort="evidence")
+    data = listing_json(table, partition="A", sort="evidence")
     assert data["differences"]["a"]["ratio_median"] == table.baselines["a"].ratio_median
     assert data["scales"]["b"]["references"] == table.scales["b"].references
-    print_listing(table, exclusive="A", top=20, sort="evidence", min_density=0.0)
+    print_listing(table, partition="A", top=20, sort="evidence", min_density=0.0)
     listed = capsys.readouterr().out
     assert max(map(len, listed.splitlines())) <= 80
     one = table.baselines["a"]
@@ -368,7 +368,7 @@ def test_a_strong_twin_is_marked(workspace: Workspace, capsys: pytest.CaptureFix
     assert (strong.id, strong.partition, strong.strong) == (7, "B", True)
     assert (weak.id, weak.strong) == (8, False)
     assert 0.2 < weak.correlation < 0.7
-    print_listing(table, exclusive="A", top=20, sort="id", min_density=0.0)
+    print_listing(table, partition="A", top=20, sort="id", min_density=0.0)
     listed = capsys.readouterr().out
     assert "1.00!" in listed
     assert f"{weak.correlation:.2f}!" not in listed

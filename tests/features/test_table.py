@@ -24,9 +24,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> FeatureTable:
 
 
 def test_partitions_and_every_order_lists_every_feature_once(table: FeatureTable) -> None:
-    assert sorted(table.select(exclusive="A").ids) == [0, 1, 2]
-    assert sorted(table.select(exclusive="shared").ids) == [3, 4, 5, 6]
-    assert sorted(table.select(exclusive="B").ids) == [7, 8, 9]
+    assert sorted(table.select(partition="A").ids) == [0, 1, 2]
+    assert sorted(table.select(partition="shared").ids) == [3, 4, 5, 6]
+    assert sorted(table.select(partition="B").ids) == [7, 8, 9]
     for sort in get_args(Sort):
         assert sorted(table.select(sort=sort).ids) == list(range(10))
 
@@ -51,7 +51,7 @@ def test_orders(table: FeatureTable) -> None:
 
 
 def test_shared_features_that_one_model_explains_better_are_listed_with_its_own(table: FeatureTable) -> None:
-    listed = {side: set(table.select(exclusive=side, anywhere=True).ids) for side in ("A", "B")}
+    listed = {side: set(table.select(partition=side, anywhere=True).ids) for side in ("A", "B")}
     assert listed["A"] & listed["B"] == set()
     assert listed["A"] | listed["B"] == set(range(10))
     assert {0, 1, 2} <= listed["A"]
@@ -62,7 +62,7 @@ def test_shared_features_that_one_model_explains_better_are_listed_with_its_own(
             assert row.r2_b is not None
             assert (row.r2_a >= row.r2_b) is (side == "A")
             assert row.verdict in ("predictable", "undecided"), "both models have it"
-    evidence = [row.evidence for row in table.rows(exclusive="A", anywhere=True)]
+    evidence = [row.evidence for row in table.rows(partition="A", anywhere=True)]
     assert evidence == sorted(evidence, reverse=True)
     with pytest.raises(InputError, match="--anywhere goes with"):
         table.select(anywhere=True)
@@ -75,7 +75,7 @@ def test_what_was_measured_without_evidence_cannot_be_listed_by_it(tmp_path: Pat
     assert table.scales == {}
     assert {row.verdict for row in table.rows()} == {None}
     with pytest.raises(InputError, match="measure again with --predictability"):
-        table.select(exclusive="A", anywhere=True)
+        table.select(partition="A", anywhere=True)
 
 
 def test_rare_features_are_left_out_and_counted(table: FeatureTable) -> None:
@@ -98,7 +98,7 @@ def test_rows_are_bounded_and_json(table: FeatureTable) -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"exclusive": "C"}, "A, B or shared"),
+        ({"partition": "C"}, "A, B or shared"),
         ({"sort": "beauty"}, "one of evidence, gap, density"),
         ({"top": 0}, "--top"),
     ],

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.linear.stitch import FORMAT, MAPS_NAME, STITCH_NAME, load_stitch
 from modeldiff.workspace import Artifact, Workspace
 from tests.made_activations import make_activations

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run as run_stitch
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.workspace import Artifact
 from tests.steer.made import Made, make
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 import modeldiff.lm.harvested as harvested_module
 import modeldiff.steer.sweep as sweep_module
 from modeldiff.cli.main import cli
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run as run_stitch
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import load_model
 from modeldiff.lm.residual import add_to_residual

@@ -15,8 +15,8 @@ import modeldiff.lm.harvested as harvested_module
 from modeldiff.cli.main import cli
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run as run_stitch
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.linear.stitch import load_stitch
 from modeldiff.lm.generate import generate, generate_tokens
 from modeldiff.lm.load import ModelRef

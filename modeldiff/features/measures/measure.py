@@ -96,7 +96,6 @@ class Measure(ABC):
 class OnModels(HarvestedModels):
     """Settings of a measure that runs both models over windows of the texts that were harvested."""
 
-    # References are only a way to say which artifact: its digest decides whether the result is the same.
     crosscoder: str | None = setting(default=None, result=False)
     """The crosscoder: a version, `crosscoder:2`, or a name. Default: the latest."""
 

@@ -1,24 +1,116 @@
-"""Both models over windows of the harvested texts: how the measures that run the models themselves begin."""
+"""Both models over windows of the harvested texts: what the measures that run the models themselves have in common.
+
+A window is a text as both models read it, with the rows of its pairs. A harvest never splits one over two shards, so a
+document of a shard's plan is a whole window.
+
+Legend: T tokens of a window, R pairs of a window, B windows of a batch, P predictions of a batch (a token that has a
+next one), D width, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from modeldiff.console import say
+from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
 from modeldiff.features.inputs import open_measured, outlier_factor_of
 from modeldiff.features.measures.measure import OnModels
-from modeldiff.features.splice import inlier_means, stored_gap
-from modeldiff.features.windows import Window, sample_windows
+from modeldiff.lm.batches import chunks, padded
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.residual import verify_hook
+from modeldiff.lm.residual import residual_after, verify_hook
+from modeldiff.sides import SIDES
+from modeldiff.splits import evenly_spread, spread_blocks
 from modeldiff.workspace import Input, Workspace
+from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.plan import ShardPlan
+
+# A plan file is read whole: with more shards than this only some are read, if they hold enough pairs.
+_MOST_SHARDS = 64
+# The model is compared with the store on this many windows before it is measured.
+_CHECKED_WINDOWS = 8
+# Measured on the bundled pair: 0.002 for activations stored in bfloat16, 0.007 when the model too runs in bfloat16 in
+# place of float32. Another model or layer differs by about the whole spread.
+_MOST_GAP = 0.1
+
+
+@dataclass(frozen=True)
+class Window:
+    """One text of the store. Its pairs are consecutive rows."""
+
+    rows: Block
+    """Where the activations of its R pairs are."""
+    ids: dict[str, NDArray[np.int64]]
+    """By side: token ids (T,), special tokens included."""
+    token: dict[str, NDArray[np.int64]]
+    """By side: which tokens the pairs are at, (R,)."""
+
+
+def sample_windows(store: ActivationStore, pairs: int) -> list[Window]:
+    """Windows that hold about `pairs` pairs together, spread evenly over the store; all when it has no more. Raises
+    InputError: the activations were imported without texts, or without token ids."""
+    windows: list[Window] = []
+    chosen = spread_shards(store.info.shards, pairs)
+    share = min(1.0, pairs / sum(store.info.shards[shard] for shard in chosen))
+    for shard in chosen:
+        plan = store.plan(shard)
+        first = np.searchsorted(plan.pairs.document, np.arange(len(plan.documents) + 1)).tolist()
+        rows = [Block(shard, start, stop) for start, stop in itertools.pairwise(first) if start < stop]
+        windows += [
+            _window(store, plan, block) for block in spread_blocks(rows, max(1, round(share * len(plan.pairs))))
+        ]
+    return windows
+
+
+def padded_windows(windows: Sequence[Window], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids_BT, mask_BT) for the model of a side, padded on the right."""
+    return padded([torch.from_numpy(window.ids[side]) for window in windows])
+
+
+def spread_shards(shards: list[int], pairs: int) -> list[int]:
+    """Shards, evenly spaced, that hold `pairs` pairs if all together do."""
+    enough = math.ceil(pairs * len(shards) / sum(shards))
+    count = min(len(shards), max(_MOST_SHARDS, enough))
+    return evenly_spread(len(shards), count)
+
+
+def _window(store: ActivationStore, plan: ShardPlan, rows: Block) -> Window:
+    document = plan.documents[plan.pairs.document[rows.start]]
+    # Copies: a view would keep the whole plan in memory.
+    ids = {side: document.tokens[side].ids.astype(np.int64) for side in SIDES}
+    token = {side: plan.pairs.token[side][rows.start : rows.stop].astype(np.int64) for side in SIDES}
+    if any((ids[side] < 0).any() for side in SIDES):
+        raise InputError(
+            f"{store.artifact.ref} was imported without token ids: this needs them; give ids_a and ids_b in the "
+            "file of --import-texts, or harvest the activations with modeldiff"
+        )
+    return Window(rows, ids, token)
+
+
+def next_token_losses(
+    logits_BTV: torch.Tensor, clean_BTV: torch.Tensor, at_P: tuple[torch.Tensor, torch.Tensor], next_P: torch.Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(cross-entropy (P,), KL(clean || these) (P,)) in nats; `at_P`: sequence and token of each prediction, `next_P`:
+    the token that follows."""
+    loss_P, kl_P = np.empty(len(next_P)), np.empty(len(next_P))
+    for part in chunks(len(next_P), logits_BTV.shape[-1]):
+        place = (at_P[0][part], at_P[1][part])
+        log_PV = logits_BTV[place].float().log_softmax(dim=-1)
+        clean_PV = clean_BTV[place].float().log_softmax(dim=-1)
+        loss_P[part] = -log_PV.gather(1, next_P[part, None])[:, 0].cpu().numpy()
+        kl_P[part] = (clean_PV.exp() * (clean_PV - log_PV)).sum(dim=-1).cpu().numpy()
+    return loss_P, kl_P
 
 
 @dataclass(frozen=True)
@@ -64,18 +156,49 @@ class Models:
 
     @cached_property
     def inliers(self) -> tuple[dict[str, torch.Tensor], int]:
-        """(mean activation (D,) by side, number) of the pairs that are no outliers."""
-        return inlier_means(self.encoder, self.windows)
+        """(mean activation (D,) by side, float64; number) of the pairs that are no outliers."""
+        store, count = self.encoder.store, 0
+        total = {side: torch.zeros(info.width, dtype=torch.float64) for side, info in store.info.sides.items()}
+        for window in self.windows:
+            x = store.read(window.rows)
+            kept_R = self.encoder.keeps(*x)
+            count += int(kept_R.sum())
+            for side, x_RD in zip(SIDES, x, strict=True):
+                total[side] += x_RD[kept_R].double().sum(dim=0)
+        return {side: sum_D / max(1, count) for side, sum_D in total.items()}, count
 
     def open(self, side: str) -> tuple[LanguageModel, float]:
-        """(one model, loaded; how far its activations are from the stored ones, see `stored_gap`).
-
-        Raises:
-            InputError: it is not the model that was harvested.
-        """
-        target = self.targets[side]
+        """(one model, loaded; how far its activations are from the stored ones: root mean square, in units of their
+        spread). Raises InputError: it is more than rounding, so this is not what was harvested; or the model lacks a
+        token."""
+        target, store = self.targets[side], self.encoder.store
         say(f"model {side.upper()}: {target.ref.short_name}, after block {target.layer}, on {self.device}")
         lm = target.open(self.device, self.dtype)
         verify_hook(lm, target.layer)
         mean_D = self.inliers[0][side]
-        return lm, stored_gap(lm, target.layer, side, self.encoder, self.windows, mean_D)
+        largest = max(int(window.ids[side].max()) for window in self.windows)
+        if largest >= lm.vocabulary:
+            raise InputError(
+                f"{store.artifact.ref} has token {largest} on side {side.upper()}, but model {lm.name} has only "
+                f"{lm.vocabulary} tokens: give the harvested model with --model-path-{side}"
+            )
+        squares = spread = norms = 0.0
+        step = max(1, len(self.windows) // _CHECKED_WINDOWS)
+        for window in self.windows[::step]:
+            ids_1T = torch.from_numpy(window.ids[side])[None]
+            live_TD = residual_after(lm, target.layer, ids_1T, torch.ones_like(ids_1T))[0]
+            kept_R = self.encoder.keeps(*store.read(window.rows))
+            stored_RD = store.read_side(side, window.rows)[kept_R].double()
+            live_RD = live_TD.cpu()[torch.from_numpy(window.token[side])].double()[kept_R]
+            squares += float((live_RD - stored_RD).square().sum())
+            spread += float((stored_RD - mean_D).square().sum())
+            norms += float(stored_RD.square().sum())
+        # A stream that hardly varies may still be rounded: half a step of bfloat16 (2^-9) of its norm.
+        gap = float(np.sqrt(squares / max(spread, 2**-9 * norms, torch.finfo(torch.float64).tiny)))
+        if not gap <= _MOST_GAP:
+            raise InputError(
+                f"model {side.upper()} ({lm.name}) gives other activations after block {target.layer} than "
+                f"{store.artifact.ref} holds (they differ by {gap:.2g} of their spread): "
+                f"give the harvested one with --model-path-{side}, in the harvest's --dtype"
+            )
+        return lm, gap

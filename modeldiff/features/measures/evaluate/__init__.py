@@ -20,8 +20,6 @@ class EvaluateSettings(OnModels):
 
 
 class EvaluateMeasure(Measure):
-    """See the stage."""
-
     settings = EvaluateSettings
     summary = "The models' losses with the reconstruction in place."
     about = (
@@ -32,13 +30,11 @@ class EvaluateMeasure(Measure):
     examples = ("", "--crosscoder 2 --pairs 50000 --json", "--model-path-a ~/models/a --model-path-b ~/models/b")
 
     def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
-        """Everything."""
         from modeldiff.workspace.files import read_json
 
         return {"evaluation": read_json(artifact.file("evaluation.json"))}
 
     def show(self, artifact: Artifact, **_shown: Any) -> None:
-        """Each model's losses in a table, at the replaced tokens and at all."""
         evaluation = self.data(artifact)["evaluation"]
         for side, figures in evaluation["sides"].items():
             columns = ("loss", "KL", "vs zero", "vs mean", "all: loss", "KL")

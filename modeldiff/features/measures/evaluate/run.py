@@ -1,31 +1,51 @@
 """The evaluation: what a model loses when the crosscoder's reconstruction takes the place of its activations.
 
-The metric that the paper does not report (B.1 gives the variance explained only).
+The metric that the paper does not report (B.1 gives the variance explained only). The crosscoder reads pairs, so only
+the tokens at which a pair was taken can be replaced, and of those not the outliers that training left out; everything
+else in the residual stream stays the model's own.
 
 Layout (normative; W windows, variants and scopes as named in evaluation.json):
     evaluation.json          what was measured, and the figures of both sides (see `side_figures`)
     losses_a.safetensors,    loss, kl (W, variants, scopes) float64: sums over the predictions of each window, in nats;
     losses_b.safetensors     positions (W, scopes) int64: number of predictions; stored_gap ()
+
+Legend: B windows of a batch, R replaced tokens of a batch, P predictions of a batch, W windows, D width, F features.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from modeldiff.errors import InputError
+from modeldiff.console import progress
+from modeldiff.errors import InputError, MachineError
+from modeldiff.features.codes import Arrays, Encoder, block_rows
 from modeldiff.features.measures.evaluate import EvaluateSettings
-from modeldiff.features.measures.models import Models
-from modeldiff.features.splice import SCOPES, VARIANTS, Losses, measure
+from modeldiff.features.measures.models import Models, Window, next_token_losses, padded_windows
+from modeldiff.lm.batches import batches, token_budget
+from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.residual import replace_in_residual
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.activations import Block
 
 SCHEMA = 1
 FORMAT = 1
 EVALUATION_NAME = "evaluation.json"
+# What stands at the replaced places. `stored`: the activation as harvested, which shows what the storage's rounding
+# costs; `shared_only`: the reconstruction without the exclusive features.
+VARIANTS = ("clean", "stored", "crosscoder", "shared_only", "mean", "zero")
+# Where losses are taken: at every prediction, or only at those made from a replaced token.
+SCOPES = ("all", "replaced")
+
+# Two sets of a batch's logits are in memory, each of at most 2^28 values (1 GiB in float32).
+_LOGIT_VALUES = 1 << 28
 
 
 def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -57,12 +77,12 @@ def _build(models: Models, batch_tokens: int | None, work: Work) -> dict[str, An
         if not work.has(file):
             lm, gap = models.open(side)
             losses = measure(lm, target.layer, side, models.encoder, models.windows, means[side], batch_tokens)
-            work.write_bytes(file, save({**dataclasses.asdict(losses), "stored_gap": np.array(gap)}))
+            work.write_bytes(file, save({**losses, "stored_gap": np.array(gap)}))
             del lm  # one model in memory at a time
         arrays = load_file(work.folder / file)
         gap = float(arrays.pop("stored_gap"))
         sides[side] = {
-            "model": target.ref.name, "layer": target.layer, "stored_gap": gap, **side_figures(Losses(**arrays)),
+            "model": target.ref.name, "layer": target.layer, "stored_gap": gap, **side_figures(arrays),
         }  # fmt: skip
     pairs = sum(len(window.rows) for window in models.windows)
     counts = {"pairs": pairs, "outliers": pairs - kept, "windows": len(models.windows)}
@@ -77,7 +97,112 @@ def _build(models: Models, batch_tokens: int | None, work: Work) -> dict[str, An
     }
 
 
-def side_figures(losses: Losses) -> dict[str, Any]:
+def measure(
+    lm: LanguageModel,
+    layer: int,
+    side: str,
+    encoder: Encoder,
+    windows: Sequence[Window],
+    mean_D: torch.Tensor,
+    batch_tokens: int | None,
+) -> Arrays:
+    """The losses of one model on all windows, with every variant: the arrays of losses_a.safetensors but the gap.
+    Raises MachineError: a batch does not fit into memory; InputError: a window is too long for the model."""
+    budget = batch_tokens or token_budget(lm, logit_values=_LOGIT_VALUES)
+    shape = (len(windows), len(VARIANTS), len(SCOPES))
+    losses: Arrays = {
+        "loss": np.zeros(shape),
+        "kl": np.zeros(shape),
+        "positions": np.zeros((len(windows), len(SCOPES)), np.int64),
+    }
+    with progress(f"evaluate {side.upper()}", sum(len(w.rows) for w in windows), "pairs") as bar:
+        for batch in batches([len(window.ids[side]) for window in windows], budget):
+            try:
+                _measure_batch(lm, layer, side, encoder, [windows[i] for i in batch], mean_D, losses, np.array(batch))
+            except torch.OutOfMemoryError:
+                raise MachineError(
+                    f"a batch of {len(batch)} windows does not fit into the memory of {lm.device} with model "
+                    f"{side.upper()} ({lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
+                ) from None
+            bar.advance(sum(len(windows[i].rows) for i in batch))
+    return losses
+
+
+@torch.inference_mode()
+def _measure_batch(
+    lm: LanguageModel,
+    layer: int,
+    side: str,
+    encoder: Encoder,
+    windows: list[Window],
+    mean_D: torch.Tensor,
+    losses: Arrays,
+    numbers_B: NDArray[np.int64],
+) -> None:
+    """Write the sums of these windows, which are number `numbers_B` of all, into `losses`."""
+    ids_BT, mask_BT = padded_windows(windows, side)
+    lm.check_length(ids_BT.shape[1])
+    sequence_R, position_R, values = _replacements(side, encoder, windows, mean_D)
+    is_replaced_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+    is_replaced_BT[sequence_R, position_R] = True
+    at_P = torch.nonzero(mask_BT[:, 1:], as_tuple=True)
+    scopes_SP = torch.stack([torch.ones(len(at_P[0]), dtype=torch.bool), is_replaced_BT[at_P]]).numpy()
+    window_P = at_P[0].numpy()
+
+    def per_window(values_P: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(B, scopes) sums."""
+        sums = [np.bincount(window_P, values_P * inside_P, minlength=len(windows)) for inside_P in scopes_SP]
+        return np.stack(sums, axis=1)
+
+    next_P = ids_BT[:, 1:][at_P].to(lm.device)
+    at_P = (at_P[0].to(lm.device), at_P[1].to(lm.device))
+    losses["positions"][numbers_B] = per_window(np.ones(len(window_P))).astype(np.int64)
+    clean_BTV = torch.empty(0)
+    for number, variant in enumerate(VARIANTS):
+        replaced = (
+            nullcontext()
+            if variant == "clean"
+            else replace_in_residual(lm, layer, sequence_R, position_R, values[variant])
+        )
+        with replaced:
+            logits_BTV = lm.logits(ids_BT, mask_BT)
+        if variant == "clean":
+            clean_BTV = logits_BTV
+        loss_P, kl_P = next_token_losses(logits_BTV, clean_BTV, at_P, next_P)
+        losses["loss"][numbers_B, number] = per_window(loss_P)
+        losses["kl"][numbers_B, number] = per_window(kl_P)
+
+
+def _replacements(
+    side: str, encoder: Encoder, windows: list[Window], mean_D: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """(sequence_R, position_R, what to put there (R, D) by variant), raw units, outliers left out."""
+    crosscoder, rows = encoder.crosscoder, block_rows(encoder.crosscoder.n_features)
+    shared = crosscoder.slices["shared"]
+    sequences, positions = [], []
+    parts: dict[str, list[torch.Tensor]] = {"stored": [], "crosscoder": [], "shared_only": []}
+    for sequence, window in enumerate(windows):
+        block = window.rows
+        for start in range(block.start, block.stop, rows):
+            piece = Block(block.shard, start, min(start + rows, block.stop))
+            f_BF, kept_B = encoder.dense(piece)
+            kept = torch.from_numpy(kept_B)
+            f_RF = f_BF[kept.to(f_BF.device)]
+            f_shared_RF = torch.zeros_like(f_RF)
+            f_shared_RF[:, shared] = f_RF[:, shared]
+            parts["stored"].append(encoder.store.read_side(side, piece)[kept].to(f_RF.device))
+            parts["crosscoder"].append(crosscoder.decode(f_RF)[SIDES.index(side)])
+            parts["shared_only"].append(crosscoder.decode(f_shared_RF)[SIDES.index(side)])
+            token_B = torch.from_numpy(window.token[side][start - block.start : start - block.start + len(piece)])
+            positions.append(token_B[kept])
+            sequences.append(torch.full((int(kept.sum()),), sequence))
+    values = {variant: torch.cat(found) for variant, found in parts.items()}
+    zero_RD = torch.zeros_like(values["crosscoder"])
+    values |= {"mean": zero_RD + mean_D.float().to(zero_RD.device), "zero": zero_RD}
+    return torch.cat(sequences), torch.cat(positions), values
+
+
+def side_figures(losses: Arrays) -> dict[str, Any]:
     """One side's figures from the sums of each window.
 
     Returns:
@@ -87,7 +212,7 @@ def side_figures(losses: Losses) -> dict[str, Any]:
         against `zero` and `mean`: (L_ablated - L_reconstructed) / (L_ablated - L_clean), null where the ablation does
         not raise the loss; `exclusive`: by how much the loss is higher without the exclusive features, and its error.
     """
-    positions = losses.positions.sum(axis=0)
+    positions = losses["positions"].sum(axis=0)
     if not positions.all():
         raise InputError("no replaced token has a next one to predict: measure on more --pairs")
     return {
@@ -97,14 +222,14 @@ def side_figures(losses: Losses) -> dict[str, Any]:
     }
 
 
-def _scope_figures(losses: Losses, scope: int) -> dict[str, Any]:
-    count_W = losses.positions[:, scope]
-    loss_W = {variant: losses.loss[:, number, scope] for number, variant in enumerate(VARIANTS)}
+def _scope_figures(losses: Arrays, scope: int) -> dict[str, Any]:
+    count_W = losses["positions"][:, scope]
+    loss_W = {variant: losses["loss"][:, number, scope] for number, variant in enumerate(VARIANTS)}
     mean = {variant: mean_and_error(sum_W, count_W)[0] for variant, sum_W in loss_W.items()}
     rows = {}
     for number, variant in enumerate(VARIANTS):
         increase, increase_error = mean_and_error(loss_W[variant] - loss_W["clean"], count_W)
-        kl, kl_error = mean_and_error(losses.kl[:, number, scope], count_W)
+        kl, kl_error = mean_and_error(losses["kl"][:, number, scope], count_W)
         rows[variant] = {
             "loss": mean[variant],
             "increase": increase,

@@ -2,24 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from modeldiff.features.measures.explain.settings import KIND, ExplainSettings
+from modeldiff.errors import InputError
 from modeldiff.features.measures.measure import About, Measure
 from modeldiff.format import wrapped
+from modeldiff.judge.settings import JudgeSettings
 from modeldiff.records import to_json
+from modeldiff.settings import OnDevice, setting, settings
 
 if TYPE_CHECKING:
     from modeldiff.features.table import FeatureRow
     from modeldiff.workspace import Artifact
 
 
-class ExplainMeasure(Measure):
-    """See the stage."""
+@settings
+class ExplainSettings(JudgeSettings, OnDevice):
+    """Which features are explained, from which pairs, and by whom."""
 
-    name = KIND
+    feature: tuple[int, ...] = setting(default=(), variadic=True)
+    """Numbers of the features. Default: the first --top of the list."""
+
+    exclusive: Literal["A", "B"] | None = setting(default=None)
+    """Explain the first features of this model alone, in the order of evidence. Default: those of A and those of B."""
+
+    shared: bool = setting(default=False)
+    """Explain the first shared features instead."""
+
+    top: int = setting(default=20, least=1)
+    """How many features of each part."""
+
+    # A reference is only a way to say which artifact: its digest decides whether the result is the same.
+    features: str | None = setting(default=None, result=False)
+    """The features artifact that the numbers refer to. Default: the latest."""
+
+    pairs: int = setting(default=200_000, least=100)
+    """Look at about this many pairs, in whole texts spread evenly over the activations."""
+
+    texts: int = setting(default=10, least=3)
+    """Held-out texts on which a feature is active, and as many on which it is not, for a judge to detect it on."""
+
+    seed: int = setting(default=0, least=0)
+    """Which half of the documents describes and which is held out, which texts and which features for comparison."""
+
+    judge: Literal["none", "local", "openai"] = setting(default="none")
+    """Who explains in words: none leaves it at the description from the texts; local is a chat model on this machine;
+    openai is any OpenAI-compatible endpoint."""
+
+    detection_null: bool = setting(default=False)
+    """Let the judge also detect each feature with the explanation of another one: what chance gives. One more call per
+    feature."""
+
+    def check(self) -> None:
+        super().check()
+        if self.feature and (self.exclusive is not None or self.shared):
+            raise InputError("--feature names the features: leave out --exclusive and --shared")
+        if self.shared and self.exclusive is not None:
+            raise InputError("--shared names the shared features: leave out --exclusive")
+
+
+class ExplainMeasure(Measure):
     settings = ExplainSettings
-    stage = "modeldiff.features.measures.explain.run"
     made_from = {"features": "features"}  # noqa: RUF012
     summary = "What features respond to, in words; with a judge, detection."
     about = (
@@ -34,31 +77,26 @@ class ExplainMeasure(Measure):
         "--judge local --judge-model ~/models/chat --detection-null",
     )
 
-    def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Everything."""
+    def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
         from modeldiff.features.measures.explain.result import read_explanation_info
 
         return read_explanation_info(artifact)
 
-    def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
-        """The features with their words."""
+    def show(self, artifact: Artifact, **_shown: Any) -> None:
         from modeldiff.features.measures.explain.result import print_explanations
 
         print_explanations(artifact)
 
     def arguments(self, about: About) -> str:
-        """Of the command that explains these features."""
         return f"--features {about.features}"
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
-        """The explanation, if it is about this feature."""
         from modeldiff.features.measures.explain.result import read_explanations
 
         found = read_explanations(artifact).get(row.id)
         return {} if found is None else {**to_json(found), "text": found.text}
 
     def lines(self, found: dict[str, Any]) -> list[str]:
-        """What it responds to."""
         flag = " [concerning]" if found["concerning"] else ""
         return wrapped(f"explained     {found['text']}{flag} ({found['ref']})")
 

@@ -87,7 +87,6 @@ class Describer:
         self._seed = seed
 
     def describe(self, column: int) -> Description:
-        """The feature in this column of the codes."""
         row, value = self._sample.firings(column)
         here = self._here[row]
         row_C, value_C = self._number[row[here]], value[here]

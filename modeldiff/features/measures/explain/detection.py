@@ -90,7 +90,6 @@ class Excerpts:
         ]
 
     def _one_per_document(self, excerpts: Ints) -> Ints:
-        """The first of each document."""
         _, first = np.unique(self.document_E[excerpts], return_index=True)
         return excerpts[np.sort(first)]
 

@@ -25,16 +25,10 @@ EXPLANATION_NAME = "explanation.json"
 FORMAT = 3
 INTERPRETABLE = 0.8
 """From this share told right on a feature counts as interpretable (paper B.4.4)."""
-_FIELDS = {
-    "format", "features", "crosscoder", "activations", "pairs", "outliers", "documents", "held_out_documents", "judge",
-    "explained",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A held-out text."""
-
     document: int
     activation: float
     """The feature's highest in it."""
@@ -72,18 +66,12 @@ class Explained:
 
 def read_explanation_info(artifact: Artifact) -> dict[str, Any]:
     """explanation.json. Raises as `read_info`."""
-    return read_info(
-        artifact, EXPLANATION_NAME, version=FORMAT, fields=_FIELDS, again="modeldiff features explain --force"
-    )
+    return read_info(artifact, EXPLANATION_NAME, version=FORMAT, again="modeldiff features explain --force")
 
 
 def read_explanations(artifact: Artifact) -> dict[int, Explained]:
-    """The features of an `explain` artifact, by number, in the order in which they were asked for.
-
-    Raises:
-        DamagedError: explanation.json is missing, damaged, or has other fields.
-        InputError: written by a newer or by an older modeldiff.
-    """
+    """The features of an `explain` artifact, by number, in the order in which they were asked for. Raises as
+    `read_info`."""
     where = f"{artifact.file(EXPLANATION_NAME)}, 'explained'"
     found = [from_json(Explained, one, where) for one in read_explanation_info(artifact)["explained"]]
     return {one.id: one for one in found}

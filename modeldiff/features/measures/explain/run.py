@@ -16,11 +16,11 @@ from modeldiff.crosscoder.part import part_of
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
 from modeldiff.features.inputs import open_measured, outlier_factor_of
+from modeldiff.features.measures.explain import ExplainSettings
 from modeldiff.features.measures.explain.describe import Describer
 from modeldiff.features.measures.explain.detection import Excerpts, Pieces, ask_judge
 from modeldiff.features.measures.explain.result import EXPLANATION_NAME, FORMAT, Explained
 from modeldiff.features.measures.explain.sample import Sample, take_sample
-from modeldiff.features.measures.explain.settings import KIND, ExplainSettings
 from modeldiff.features.table import FeatureTable, Partition
 from modeldiff.judge.client import Judge, open_judge
 from modeldiff.judge.questions import WORDING
@@ -81,15 +81,11 @@ def run(settings: ExplainSettings, workspace: Workspace, *, name: str | None = N
         told = {"detection": float(np.mean(detection))} if detection else {}
         return {"features": len(explained), "pairs": len(sample.word_N), **told}
 
-    return produce(workspace, Order(KIND, settings, inputs, SCHEMA, resolved), build, name=name, force=force)
+    return produce(workspace, Order("explain", settings, inputs, SCHEMA, resolved), build, name=name, force=force)
 
 
 def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]:
-    """The features that the settings name, each once.
-
-    Raises:
-        InputError: one does not exist, or there is none.
-    """
+    """The features that the settings name, each once. Raises InputError: one does not exist, or there is none."""
     if settings.feature:
         for feature in settings.feature:
             table.row(feature, examples=0)  # says if there is no such feature
@@ -97,14 +93,13 @@ def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]
     found: list[int] = []
     partition: Partition | None = "shared" if settings.shared else settings.exclusive
     for part in (partition,) if partition else ("A", "B"):
-        listed = table.select(exclusive=part, top=settings.top).ids
-        found += [feature for feature in listed if table.statistics["firing_count"][feature] > 0]
+        found += table.select(partition=part, top=settings.top).ids
     if not found:
         raise InputError(
             f"{table.artifact.ref} has no such feature that ever fires: choose others with --exclusive shared or "
             "--feature"
         )
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _explain(

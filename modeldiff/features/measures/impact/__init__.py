@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.features.measures.impact.settings import ImpactSettings
-from modeldiff.features.measures.measure import Measure
+from modeldiff.features.measures.measure import Measure, OnModels
 from modeldiff.format import fixed, number, table
+from modeldiff.settings import setting, settings
 
 if TYPE_CHECKING:
     from modeldiff.features.measures.impact.result import Impact
@@ -16,9 +16,23 @@ if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
 
 
-class ImpactMeasure(Measure):
-    """See the stage."""
+@settings
+class ImpactSettings(OnModels):
+    """Whose features are removed from the models' activations, and on how many pairs."""
 
+    stitch: str | None = setting(default=None, result=False)
+    """The stitch that moves directions into the other model. Default: the latest of the activations measured on."""
+
+    pairs: int = setting(default=60_000, least=1)
+
+    samples: int = setting(default=3, least=1)
+    """Next tokens drawn at every position. More of them make the impacts less noisy; a backward pass each."""
+
+    seed: int = setting(default=0, least=0)
+    """Seed of the tokens drawn, the random directions, and the features that are removed as a check."""
+
+
+class ImpactMeasure(Measure):
     settings = ImpactSettings
     summary = "What removing a feature does to each model's predictions."
     about = (
@@ -29,7 +43,6 @@ class ImpactMeasure(Measure):
     examples = ("", "--exclusive A --top 10", "--crosscoder 2 --pairs 20000 --samples 10 --json")
 
     def options(self) -> list[click.Option]:
-        """What is listed."""
         least = "Leave out what fires in fewer windows."
         return [
             click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="Only this model's exclusive features."),
@@ -38,12 +51,10 @@ class ImpactMeasure(Measure):
         ]
 
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:
-        """Everything, and one object per feature listed."""
         impact, listed = _listed(artifact, **shown)
         return {"impact": impact.info, "features": listed}
 
     def show(self, artifact: Artifact, **shown: Any) -> None:
-        """A table of each side's features, the controls beneath it."""
         impact, listed = _listed(artifact, **shown)
         info = impact.info
         columns = ("fires", "in", "nats", "±", "other", "asym.", "surf.", "score")
@@ -71,13 +82,11 @@ class ImpactMeasure(Measure):
         )
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
-        """By model, what removing it does to that and to the other one."""
         from modeldiff.features.measures.impact.result import read_impact
 
         return read_impact(artifact).of_feature(row.id)
 
     def lines(self, found: dict[str, Any]) -> list[str]:
-        """Two for each model that has it."""
         lines = []
         for side, other in (("A", "B"), ("B", "A")):
             if side in found:

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +28,8 @@ from scipy import sparse
 
 from modeldiff.console import progress
 from modeldiff.errors import MachineError
-from modeldiff.features.splice import next_token_losses
-from modeldiff.features.windows import Window, padded_windows
+from modeldiff.features.codes import Arrays
+from modeldiff.features.measures.models import Window, next_token_losses, padded_windows
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel
@@ -47,8 +46,6 @@ _CHUNK_VALUES = 1 << 25
 _PART_WINDOWS = 64
 # The check takes so many features, windows of each, and draws of the next tokens.
 _FEATURES, _WINDOWS, _DRAWS = 32, 4, 8
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,8 @@ class Directions:
 def window_nats(
     codes_RK: sparse.csr_matrix, score_SRD: torch.Tensor, rows_KD: torch.Tensor, chunk_values: int = _CHUNK_VALUES
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(directions that fire in a window (A,), what removing each costs in nats (A,)).
-
-    Args:
-        score_SRD: at the window's pairs, as `Directions.seen_by` gives them.
-        chunk_values: of arrays in memory at once.
-    """
+    """(directions that fire in a window (A,), what removing each costs in nats (A,)) from the scores at its pairs, as
+    `Directions.seen_by` gives them. `chunk_values`: of arrays in memory at once."""
     codes_RK = codes_RK.tocsc()
     active_A = np.flatnonzero(np.diff(codes_RK.indptr)).astype(np.int64)
     draws, pairs, width = score_SRD.shape
@@ -217,11 +210,8 @@ def check(
 def removed_kl(
     lm: LanguageModel, layer: int, side: str, window: Window, f_R: torch.Tensor, row_D: torch.Tensor
 ) -> float:
-    """KL(unchanged || without f_R times row_D at the window's pairs), summed over all its positions, nats.
-
-    Args:
-        row_D: raw units of the model.
-    """
+    """KL(unchanged || without f_R times row_D, raw units, at the window's pairs), summed over all its positions,
+    nats."""
     ids_1T = torch.from_numpy(window.ids[side])[None]
     mask_1T = torch.ones_like(ids_1T)
     at_R = torch.from_numpy(window.token[side])

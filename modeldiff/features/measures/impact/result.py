@@ -38,7 +38,6 @@ Floats = NDArray[np.float64]
 class Impact:
     """What an `impact` artifact holds. Sides are "A" and "B"."""
 
-    artifact: Artifact
     info: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
 
@@ -102,14 +101,9 @@ class Impact:
 
 
 def read_impact(artifact: Artifact) -> Impact:
-    """The figures of an artifact.
-
-    Raises:
-        DamagedError: a file is missing or damaged.
-        InputError: written by a newer or older modeldiff.
-    """
+    """The figures of an artifact. Raises as `read_info`."""
     info = read_info(artifact, IMPACT_NAME, version=FORMAT, again="modeldiff features impact")
-    return Impact(artifact, info, read_arrays(artifact, ARRAYS_NAME))
+    return Impact(info, read_arrays(artifact, ARRAYS_NAME))
 
 
 def asymmetry(own_F: Floats, other_F: Floats) -> Floats:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from modeldiff.features.windows import Window
+from modeldiff.features.measures.models import Window
 from modeldiff.workspace.activations import ActivationStore
 
 _PRIOR_COUNT = 2

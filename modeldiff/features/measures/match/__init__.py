@@ -6,17 +6,45 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.features.measures.match.settings import MatchSettings
+from modeldiff.errors import InputError
 from modeldiff.features.measures.measure import About, Measure
 from modeldiff.format import fixed, table
+from modeldiff.settings import OnDevice, setting, settings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
 
 
-class MatchMeasure(Measure):
-    """See the stage."""
+@settings
+class MatchSettings(OnDevice):
+    """Which crosscoders are compared, on which pairs, and when a feature counts as found again."""
 
+    crosscoders: tuple[str, ...] = setting(default=(), result=False, argument=True)
+    """Two or more crosscoders that read the same two models. The first is the reference: its exclusive features (all,
+    where it has none) are looked for in the others."""
+
+    activations: str | None = setting(default=None, result=False)
+    """The activations to compare on. Default: those the first crosscoder was trained on."""
+
+    pairs: int = setting(default=200_000, least=2)
+    """Compare on about this many pairs, in blocks spread evenly over the activations."""
+
+    threshold: float = setting(default=0.7, above=0, most=1)
+    """A feature comes back when its best match is mutual and correlates at least this much."""
+
+    outlier_factor: float | None = setting(default=None, least=0)
+    """Leave out pairs whose norm, on either side, exceeds this many times the median norm; 0 keeps all. Default: as in
+    the training of the first crosscoder."""
+
+    def check(self) -> None:
+        if len(self.crosscoders) < 2:
+            raise InputError(
+                f"two or more crosscoders are needed, found {len(self.crosscoders)}: "
+                "`modeldiff features match crosscoder:1 crosscoder:2`"
+            )
+
+
+class MatchMeasure(Measure):
     settings = MatchSettings
     made_from = {"reference": "crosscoder"}  # noqa: RUF012
     summary = "Which features come back in other crosscoders."
@@ -28,19 +56,16 @@ class MatchMeasure(Measure):
     examples = ("crosscoder:1 crosscoder:2 crosscoder:3", "seed-0 seed-1 --exclusive A --top 10 --json")
 
     def options(self) -> list[click.Option]:
-        """What is listed."""
         return [
             click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List this part."),
             click.Option(["--top"], type=int, default=20, show_default=True, help="Features listed of each part."),
         ]
 
     def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:
-        """match.json, and one object per feature listed."""
         info, listed = _listed(artifact, **shown)
         return {**info, "features": listed}
 
     def show(self, artifact: Artifact, **shown: Any) -> None:
-        """How many features of each partition came back where, then the features, the most stable first."""
         info, listed = _listed(artifact, **shown)
         click.echo(f"{artifact.ref}: the features of {info['reference']} in others, on {info['pairs']:,} pairs\n")
         where = ("A", "shared", "B", "one-sided", "none")
@@ -65,12 +90,10 @@ class MatchMeasure(Measure):
         )
 
     def arguments(self, about: About) -> str:
-        """Arguments of the command that compares with another crosscoder."""
         return f"{about.crosscoder} {about.other_crosscoder}"
 
 
 def _listed(artifact: Artifact, *, exclusive: str | None, top: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(match.json, the rows that are listed)."""
     from modeldiff.features.measures.match.run import read_match, rows
 
     info, arrays = read_match(artifact)

@@ -7,7 +7,6 @@ reference that are looked for, D width of one model.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.features.codes import Arrays
 from modeldiff.features.correlation import Columns, correlations
 from modeldiff.sides import SIDES
 
@@ -24,13 +24,9 @@ NOWHERE, ONE_SIDED = -1, -2
 # correlate perfectly with a third one, up to rounding.
 _DECIMALS = 6
 
-Arrays = dict[str, NDArray[Any]]
-
 
 @dataclass(frozen=True)
 class Dictionary:
-    """One crosscoder's codes of the common pairs."""
-
     columns: Columns
     partition_F: NDArray[np.int8]
     """0, 1, 2 for A, shared, B."""

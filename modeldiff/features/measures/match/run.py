@@ -21,11 +21,11 @@ from modeldiff.console import progress, say
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Encoder, SampleWriter, block_rows, by_shard
+from modeldiff.features.codes import Arrays, Encoder, SampleWriter, block_rows, by_shard
 from modeldiff.features.correlation import Columns
-from modeldiff.features.inputs import find_activations, outlier_factor_of
-from modeldiff.features.measures.match.matching import Arrays, Dictionary, decoder_cosines, match
-from modeldiff.features.measures.match.settings import MatchSettings
+from modeldiff.features.inputs import outlier_factor_of
+from modeldiff.features.measures.match import MatchSettings
+from modeldiff.features.measures.match.matching import Dictionary, decoder_cosines, match
 from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.linear.stitch import number_or_none
 from modeldiff.lm.device import resolve_device
@@ -51,7 +51,11 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
         DamagedError: a file of the inputs is damaged.
     """
     members = [workspace.find("crosscoder", ref) for ref in settings.crosscoders]
-    store = ActivationStore(find_activations(workspace, members[0], settings.activations))
+    named = settings.activations
+    activations = (
+        workspace.source_of(members[0], "activations") if named is None else workspace.find("activations", named)
+    )
+    store = ActivationStore(activations)
     configs = [_config(member, store) for member in members]
     sizes = [dict(zip(PARTITIONS, (one.n_a_only, one.n_shared, one.n_b_only), strict=True)) for one in configs]
     device = resolve_device(settings.device)
@@ -198,12 +202,7 @@ def summarise(arrays: Arrays, others: list[str]) -> dict[str, Any]:
 
 
 def read_match(artifact: Artifact) -> tuple[dict[str, Any], Arrays]:
-    """(content of match.json, of match.safetensors).
-
-    Raises:
-        DamagedError: a file is missing or damaged.
-        InputError: written by a newer or older modeldiff.
-    """
+    """(content of match.json, of match.safetensors). Raises as `read_info`."""
     info = read_info(artifact, MATCH_NAME, version=FORMAT, again="modeldiff features match")
     return info, read_arrays(artifact, ARRAYS_NAME)
 

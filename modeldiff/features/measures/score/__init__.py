@@ -2,23 +2,86 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from modeldiff.errors import InputError
 from modeldiff.features.measures.measure import About, Measure
-from modeldiff.features.measures.score.settings import KIND, ScoreSettings
 from modeldiff.format import fixed, wrapped
+from modeldiff.judge.settings import JudgeSettings
+from modeldiff.settings import Drawing, HarvestedModels, setting, settings
 
 if TYPE_CHECKING:
     from modeldiff.features.table import FeatureRow
     from modeldiff.workspace import Artifact
 
 
-class ScoreMeasure(Measure):
-    """See the stage."""
+# Paper B.5.
+PROMPTS = ("What's on your mind?", "What do you want to talk about?", "Tell me something")
+STRENGTHS = tuple(float(strength) for strength in range(11))
 
-    name = KIND
+
+@settings
+class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
+    """Which features are pushed in both models, how, and who says whether the same came of it."""
+
+    features: str | None = setting(default=None, result=False)
+    """The features artifact: a version, `features:2`, or a name. Default: the latest."""
+
+    stitch: str | None = setting(default=None, result=False)
+    """The stitch that moves directions. Default: the latest of the activations that the features were measured on."""
+
+    sample: int = setting(default=20, least=1)
+    """Score so many living features of each partition, drawn at random (the paper: 500). Shared ones should score low;
+    they are scored both ways."""
+
+    feature: tuple[int, ...] = setting(default=(), variadic=True)
+    """Score these features, in place of a sample."""
+
+    random_directions: int = setting(default=10, least=0)
+    """Also push so many random directions in each model, as long as its scored features usually are: what the score
+    says about nothing in particular."""
+
+    strength: tuple[float, ...] = setting(default=STRENGTHS, variadic=True, least=0)
+    """How hard: 1 adds the direction at the feature's maximum activation. 0, the model as it is, is always there."""
+
+    stitch_bias: bool = setting(default=False)
+    """Move directions with the stitch's constant added, as the paper writes it (eq. 18): the same constant in every
+    direction."""
+
+    judge: Literal["local", "openai"] | None = setting(default=None)  # type: ignore[assignment]
+    """Who rates what the models write, needed: a chat model on this machine (local), or any OpenAI-compatible endpoint
+    (openai)."""
+
+    prompt: tuple[str, ...] = setting(default=PROMPTS, variadic=True)
+    """What both models are asked. The ratings of the prompts are averaged."""
+
+    max_new_tokens: int = setting(default=200, least=1)
+    temperature: float = setting(default=0.7, least=0)
+    top_p: float = setting(default=0.9, above=0, most=1)
+
+    seed: int = setting(default=0, least=0)
+    """Of the sample, the random directions and the texts."""
+
+    def check(self) -> None:
+        if self.judge is None:
+            raise InputError(
+                "the score needs a judge that rates what the models write: give --judge local --judge-model MODEL "
+                "(a chat model on this machine) or --judge openai --judge-model NAME (an OpenAI-compatible endpoint)"
+            )
+        super().check()
+        if not any(self.strength):
+            raise InputError("--strength expects numbers above 0, e.g. `--strength 0.5 1 2`")
+        if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
+            raise InputError("--prompt: a prompt is empty; give the text that the models are to answer")
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Ascending, each once. 0 comes first: without it nobody can say what the push changed."""
+        return tuple(sorted({0.0, *map(float, self.strength)}))
+
+
+class ScoreMeasure(Measure):
     settings = ScoreSettings
-    stage = "modeldiff.features.measures.score.run"
     made_from = {"features": "features"}  # noqa: RUF012
     summary = "Does what a feature does to its model carry over? Judged, 1 to 5."
     about = (
@@ -34,24 +97,20 @@ class ScoreMeasure(Measure):
         "--judge openai --judge-model any --judge-base-url http://localhost:8000/v1",
     )
 
-    def data(self, artifact: Artifact, **shown: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Everything."""
+    def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
         from modeldiff.features.measures.score.result import read_score
 
         return {"score": read_score(artifact)}
 
-    def show(self, artifact: Artifact, **shown: Any) -> None:  # noqa: ARG002
-        """The distribution in each group, and the features of the highest score."""
+    def show(self, artifact: Artifact, **_shown: Any) -> None:
         from modeldiff.features.measures.score.result import print_score
 
         print_score(artifact)
 
     def arguments(self, about: About) -> str:
-        """Of the command that scores these features."""
         return f"--features {about.features} --judge openai --judge-model NAME"
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
-        """By the model that it was pushed in first."""
         from modeldiff.features.measures.score.directions import route
         from modeldiff.features.measures.score.result import read_score, read_scores
 
@@ -68,7 +127,6 @@ class ScoreMeasure(Measure):
         }
 
     def lines(self, found: dict[str, Any]) -> list[str]:
-        """Each way in which it is moved."""
         lines = []
         for side in filter(found.__contains__, ("A", "B")):
             one = found[side]

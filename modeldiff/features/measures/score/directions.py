@@ -17,7 +17,7 @@ from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import InputError
-from modeldiff.features.measures.score.settings import ScoreSettings
+from modeldiff.features.measures.score import ScoreSettings
 from modeldiff.linear.stitch import Stitch
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact
@@ -29,8 +29,6 @@ _GROUPS = ("A", "B", "shared", RANDOM)
 
 @dataclass(frozen=True, eq=False)
 class ScoredDirection:
-    """A direction to push in both models."""
-
     number: int
     """Number of the feature, or of the random direction."""
     partition: str
@@ -42,7 +40,6 @@ class ScoredDirection:
 
     @property
     def target(self) -> str:
-        """The other model."""
         return OTHER[self.source]
 
     @property
@@ -69,11 +66,7 @@ def find_directions(
     settings: ScoreSettings, crosscoder: Crosscoder, features: Artifact, stitch: Stitch
 ) -> list[ScoredDirection]:
     """The features that are named or drawn, and for each model random directions of its features' median norm; ordered
-    by group.
-
-    Raises:
-        InputError: a feature does not exist or never fires, or there is nothing to score.
-    """
+    by group. Raises InputError: a feature does not exist or never fires, or there is nothing to score."""
 
     def moved(number: int, partition: str, source: str, unit_D: torch.Tensor) -> ScoredDirection:
         target_D = stitch.from_side(source).direction(unit_D, bias=settings.stitch_bias)
@@ -96,7 +89,6 @@ def find_directions(
 
 
 def _drawn(settings: ScoreSettings, crosscoder: Crosscoder, features: Artifact) -> list[int]:
-    """Living features of each partition."""
     max_F = load_file(features.file(STATISTICS_NAME))["max_activation"]
     chosen: list[int] = []
     for number, (partition, part) in enumerate(crosscoder.slices.items()):

@@ -29,10 +29,6 @@ MIN_STEERABILITY = 3.0
 """A feature whose push is rated below this on its own model has no score (paper 6.1)."""
 HIGH_SCORE = 4.0
 _LISTED = 10
-_FIELDS = {
-    "format", "features", "crosscoder", "activations", "stitch", "stitch_r2", "judge", "strengths", "prompts", "groups",
-    "rows",
-}  # fmt: skip
 _GROUPS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", RANDOM: "random"}
 
 
@@ -57,7 +53,6 @@ class ScoreRow:
 
 
 def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
-    """A group in numbers."""
     scores = [row.score for row in rows if row.score is not None]
     not_steerable = [row.steerability is not None and row.steerability < MIN_STEERABILITY for row in rows]
     low, median, high = np.quantile(scores, [0.25, 0.5, 0.75]).tolist() if scores else (None, None, None)
@@ -77,17 +72,12 @@ def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, 
 
 def read_score(artifact: Artifact) -> dict[str, Any]:
     """The content of score.json, rows as JSON data. Raises as `read_info`."""
-    return read_info(artifact, SCORE_NAME, version=FORMAT, fields=_FIELDS, again="modeldiff features score --judge ...")
+    return read_info(artifact, SCORE_NAME, version=FORMAT, again="modeldiff features score --judge ...")
 
 
 def read_scores(artifact: Artifact) -> dict[int, dict[str, ScoreRow]]:
     """The features of a `score` artifact: number -> source ("A" or "B") -> what is known. Random directions are left
-    out.
-
-    Raises:
-        DamagedError: score.json is missing, damaged, or has other fields.
-        InputError: written by a newer or by an older modeldiff.
-    """
+    out. Raises as `read_info`."""
     found: dict[int, dict[str, ScoreRow]] = {}
     where = str(artifact.folder / SCORE_NAME)
     for data in read_score(artifact)["rows"]:
@@ -114,13 +104,14 @@ def print_score(artifact: Artifact) -> None:
             for group in score["groups"]
         ],
     )
-    click.echo("score: 5 does not carry over to the other model, 1 does.")
     r2 = " and ".join(f"{fixed(score['stitch_r2'][way])} {route(way[0])}" for way in DIRECTIONS)
-    click.echo(f"{score['stitch']}: R² {r2} on held-out pairs.")
-    click.echo("What the stitch loses raises scores: compare a group with shared, not with 1.")
-    click.echo(f"not st.: rated below {MIN_STEERABILITY:g} on its own model (features: no score).")
-    click.echo("random: random directions of the features' usual norm, scored steerable or not.")
-    click.echo("")
+    click.echo(
+        "score: 5 does not carry over to the other model, 1 does.\n"
+        f"{score['stitch']}: R² {r2} on held-out pairs.\n"
+        "What the stitch loses raises scores: compare a group with shared, not with 1.\n"
+        f"not st.: rated below {MIN_STEERABILITY:g} on its own model (features: no score).\n"
+        "random: random directions of the features' usual norm, scored steerable or not.\n"
+    )
     rows = [row for row in score["rows"] if row["partition"] != RANDOM and row["score"] is not None]
     rows.sort(key=lambda row: (-row["score"], row["number"]))
     if not rows:

@@ -12,10 +12,15 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from modeldiff.console import say
+import torch
+
+from modeldiff.console import progress, say
 from modeldiff.features.inputs import open_measured
+from modeldiff.features.measures.score import ScoreSettings
 from modeldiff.features.measures.score.directions import ScoredDirection, find_directions
 from modeldiff.features.measures.score.result import (
     FORMAT,
@@ -25,18 +30,24 @@ from modeldiff.features.measures.score.result import (
     ScoreRow,
     summary,
 )
-from modeldiff.features.measures.score.settings import KIND, ScoreSettings
-from modeldiff.features.measures.score.texts import Writer
 from modeldiff.judge.answers import Prompt
 from modeldiff.judge.client import Judge, Judged, open_judge
 from modeldiff.judge.questions import WORDING, Written, ask_similarity, ask_steerability, read_rating
 from modeldiff.linear.stitch import DIRECTIONS, find_stitch, load_stitch
+from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.generate import generate
+from modeldiff.lm.harvested import Harvested
+from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.residual import add_to_residual
 from modeldiff.records import to_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.files import read_json, write_json
 
 SCHEMA = 5
+# The paper's 3 prompts at 10 strengths.
+_BATCH_SIZE = 32
 
 
 def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -50,7 +61,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
     """
     features = workspace.find("features", settings.features)
     source, activations = (workspace.source_of(features, kind) for kind in ("crosscoder", "activations"))
-    measured = open_measured(workspace, source.ref, activations.ref, what=KIND)
+    measured = open_measured(workspace, source.ref, activations.ref, what="score")
     stitch_artifact = find_stitch(workspace, activations.as_input(), settings.stitch)
     if settings.features is None:
         say(f"score of {features.ref} ({source.ref}) by way of {stitch_artifact.ref}")
@@ -96,7 +107,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         "wording": WORDING,
     }
     with_models = inputs | {f"model_{side}": model.as_input() for side, model in models.items()}
-    order = Order(KIND, settings, with_models, SCHEMA, resolved)
+    order = Order("score", settings, with_models, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 
@@ -124,11 +135,75 @@ def _score(
 def _texts(
     writers: dict[str, Writer], directions: Sequence[ScoredDirection], role: Literal["source", "target"]
 ) -> dict[ScoredDirection, list[list[Written]]]:
-    """What the sources, or the targets, of the directions write."""
     # The model that wrote last comes first.
     for side in SIDES if role == "source" else reversed(SIDES):
         writers[side].write([one for one in directions if getattr(one, role) == side], role)
     return {one: writers[getattr(one, role)].read(one) for one in directions}
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Makes the texts of one model and keeps them in a folder; what is there already is not made again."""
+
+    settings: ScoreSettings
+    model: Harvested
+    device: torch.device
+    dtype: torch.dtype
+    folder: Path
+
+    def write(self, directions: Sequence[ScoredDirection], role: str) -> None:
+        """Make what is missing of the texts of these directions, to which the model is the source or the target
+        (`role`). It is in memory only meanwhile. Raises InputError if it is not the model that was harvested, or if
+        prompt and text are too long for it."""
+        missing = [one for one in directions if not self._path(one.key).exists()]
+        if not missing:
+            return
+        side, total = self.model.side, len(directions)
+        say(f"model {side.upper()}: {self.model.ref.short_name}, after block {self.model.layer}, on {self.device}")
+        lm = self.model.open(self.device, self.dtype)
+        with progress(f"write {side.upper()} ({role})", total, "directions", total - len(missing)) as bar:
+            if not self._path("unsteered").exists():
+                self._keep("unsteered", self._texts(lm, [torch.zeros(lm.width)]))
+            for one in missing:
+                pushes = [strength * one.unit_D[side] for strength in self.settings.strengths if strength]
+                self._keep(one.key, self._texts(lm, pushes))
+                bar.advance()
+
+    def read(self, direction: ScoredDirection) -> list[list[Written]]:
+        """For each prompt what the model wrote, strength by strength, unsteered first."""
+        by_strength = [text for key in ("unsteered", direction.key) for text in read_json(self._path(key))["texts"]]
+        return [list(zip(self.settings.strengths, texts, strict=True)) for texts in zip(*by_strength, strict=True)]
+
+    def _texts(self, lm: LanguageModel, vectors: Sequence[torch.Tensor]) -> list[list[str]]:
+        """For each vector (D,) the model's texts, one per prompt. As many at a time as a batch takes."""
+        settings = self.settings
+        chat = uses_chat(lm.tokenizer, settings.chat)
+        prompts = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in settings.prompt]
+        at_once = max(1, _BATCH_SIZE // len(prompts))
+        texts: list[list[str]] = []
+        for start in range(0, len(vectors), at_once):
+            chosen = vectors[start : start + at_once]
+            vector_BD = torch.stack(list(chosen)).repeat_interleave(len(prompts), dim=0)
+            with add_to_residual(lm, self.model.layer, vector_BD):
+                made = generate(
+                    lm,
+                    prompts * len(chosen),
+                    max_new_tokens=settings.max_new_tokens,
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    seed=settings.seed,
+                    add_special_tokens=not chat,
+                    batch_size=len(vector_BD),
+                )
+            texts += [made[i : i + len(prompts)] for i in range(0, len(made), len(prompts))]
+        return texts
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def _keep(self, key: str, texts: list[list[str]]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._path(key), {"texts": texts})
 
 
 def _rate(
@@ -137,12 +212,8 @@ def _rate(
     prompts: Sequence[str],
     texts: Mapping[ScoredDirection, Sequence[tuple[list[Written], ...]]],
 ) -> dict[ScoredDirection, list[Judged[int]]]:
-    """A rating of each direction for each prompt.
-
-    Args:
-        ask: makes the question about a prompt.
-        texts: for each prompt what the question shows of one model, or of both.
-    """
+    """A rating of each direction for each prompt. `ask` makes the question from what it shows of one model, or of
+    both."""
     asked = [
         ask(f"{one.name}, prompt {number}", prompt, *shown)
         for one, by_prompt in texts.items()

@@ -7,16 +7,30 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.features.measures.measure import About, Measure
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.format import fixed, table
+from modeldiff.settings import OnDevice, setting, settings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
 
 
-class StitchMeasure(Measure):
-    """See the stage."""
+@settings
+class StitchSettings(OnDevice):
+    """Which pairs the maps between the two models are fitted on."""
 
+    activations: str | None = setting(default=None, result=False)
+    """The activations: a version, `activations:2`, or a name. Default: the latest."""
+
+    pairs: int = setting(default=1_000_000, least=100)
+    """Read about this many pairs, in blocks spread evenly over the activations. Eight tenths are fitted on, one tenth
+    chooses the regularisation, and one tenth gives the R² reported."""
+
+    outlier_factor: float = setting(default=2.0, least=0)
+    """Leave out pairs whose norm, on either side, exceeds this many times the median norm (paper B.1.4: 2); 0 keeps
+    all."""
+
+
+class StitchMeasure(Measure):
     settings = StitchSettings
     made_from = {"activations": "activations"}  # noqa: RUF012
     summary = "Affine maps between the models' activations, with their R²."
@@ -27,13 +41,11 @@ class StitchMeasure(Measure):
     examples = ("", "--activations activations:2 --pairs 200000 --json")
 
     def data(self, artifact: Artifact, **_shown: Any) -> dict[str, Any]:
-        """What was fitted, and how good it is."""
         from modeldiff.linear.stitch import load_stitch
 
         return load_stitch(artifact).info
 
     def show(self, artifact: Artifact, **_shown: Any) -> None:
-        """R² of both maps, in 80 columns."""
         info = self.data(artifact)
         pairs, trip, same = info["pairs"], info["round_trip"], info["identity"]
         titles = {"a_to_b": "A -> B", "b_to_a": "B -> A"}
@@ -56,7 +68,6 @@ class StitchMeasure(Measure):
         )
 
     def arguments(self, about: About) -> str:
-        """Arguments of the command that stitches these activations."""
         return f"--activations {about.activations}"
 
 

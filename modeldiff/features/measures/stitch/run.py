@@ -17,6 +17,7 @@ regularisation that was fitted on permuted pairs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,22 @@ from safetensors.torch import save
 
 from modeldiff.console import progress, say
 from modeldiff.errors import InputError, MachineError
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.scan import Scan, scan
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.linear.maps import LinearMap, best_ridge, ridge_scores
-from modeldiff.linear.quality import Prediction, measure
-from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, map_predictions, number_or_none
+from modeldiff.linear.quality import within_norm
+from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, number_or_none
 from modeldiff.lm.device import resolve_device
+from modeldiff.sides import SIDES
 from modeldiff.splits import PARTS, Stretches, split, spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.activations import ActivationStore, Block
 
 # Counted up when the same settings and activations would give something else than before.
 SCHEMA = 2
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = _READ_ROWS = 1024
+# Relative error of a float64 sum of squares over millions of pairs.
+_ROUNDING = 1e-12
 # A few pairs are still read from all over the activations.
 _LEAST_BLOCKS = 16
 # A larger share of outliers than this is said.
@@ -142,19 +146,46 @@ def _fitted(store: ActivationStore, scanned: Scan) -> tuple[Maps, Maps]:
 def _held_out_r2(
     store: ActivationStore, stretches: Stretches, maps: Maps, nulls: Maps, outlier_factor: float, device: torch.device
 ) -> dict[str, float | None]:
-    """R² of what there is to predict with, from one pass over the pairs reported on."""
+    """R² of what there is to predict with, from one pass over the pairs reported on: 1 - sum of squared errors / sum of
+    squares about these pairs' own mean, over all dimensions together. None: the targets do not vary."""
     there, back = maps["a_to_b"], maps["b_to_a"]
-    predictions = dict(zip(DIRECTIONS, map_predictions(there, back), strict=True))
-    null = map_predictions(nulls["a_to_b"], nulls["b_to_a"])
-    predictions |= {f"null {direction}": one for direction, one in zip(DIRECTIONS, null, strict=True)}
-    predictions["round trip a"] = Prediction("a", lambda x: back.apply(there.apply(x["a"])))
-    predictions["round trip b"] = Prediction("b", lambda x: there.apply(back.apply(x["b"])))
+    predictions: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], torch.Tensor]]] = {
+        f"{kind}{direction}": (direction[-1], lambda x, one=one, source=direction[0]: one.apply(x[source]))
+        for kind, found in (("", maps), ("null ", nulls))
+        for direction, one in found.items()
+    }
+    predictions["round trip a"] = ("a", lambda x: back.apply(there.apply(x["a"])))
+    predictions["round trip b"] = ("b", lambda x: there.apply(back.apply(x["b"])))
     if store.widths[0] == store.widths[1]:
-        predictions["identity a_to_b"] = Prediction("b", lambda x: x["a"])
-        predictions["identity b_to_a"] = Prediction("a", lambda x: x["b"])
-    ranges, rows_N = stretches.ranges("report"), stretches.rows("report")
-    with progress("stitch: held-out pairs", len(rows_N), "pairs") as bar:
-        _, r2_P1 = measure(
-            store, ranges, [rows_N], list(predictions.values()), outlier_factor=outlier_factor, device=device, bar=bar
-        )
-    return {name: number_or_none(r2) for name, r2 in zip(predictions, r2_P1[:, 0], strict=True)}
+        predictions |= {"identity a_to_b": ("b", lambda x: x["a"]), "identity b_to_a": ("a", lambda x: x["b"])}
+    count = 0
+    # Of each prediction: squared error, square, and values of the targets less a constant near their mean.
+    sums = {name: np.zeros(2 + store.info.sides[side].width) for name, (side, _) in predictions.items()}
+    mean = {side: store.mean[side].to(device) for side in SIDES}
+    ranges = stretches.ranges("report")
+    with progress("stitch: held-out pairs", sum(stop - first for first, stop in ranges), "pairs") as bar:
+        for block in (one for first, stop in ranges for one in _blocks_of(store, first, stop)):
+            x = {side: store.read_side(side, block).to(device).float() for side in SIDES}
+            keep_N = within_norm(store, x, outlier_factor).cpu().numpy()
+            count += int(keep_N.sum())
+            for name, (side, predict) in predictions.items():
+                y_ND = x[side].double()
+                error_N = (predict(x).double() - y_ND).square().sum(dim=1).cpu().numpy()
+                centred_ND = (y_ND - mean[side]).cpu().numpy()
+                square_N = np.einsum("nd,nd->n", centred_ND, centred_ND)
+                sums[name] += np.column_stack([error_N, square_N, centred_ND])[keep_N].sum(axis=0)
+            bar.advance(len(block))
+    found = {}
+    for name, (error, square, *sum_D) in sums.items():
+        total = square - np.square(sum_D).sum() / max(1, count)
+        found[name] = number_or_none(1 - error / total) if total > _ROUNDING * square else None
+    return found
+
+
+def _blocks_of(store: ActivationStore, first: int, stop: int) -> Iterator[Block]:
+    """The rows first..stop of the store as blocks, never across shards."""
+    while first < stop:
+        shard = int(np.searchsorted(store.first_row, first, side="right")) - 1
+        end = min(stop, store.first_row[shard + 1], first + _READ_ROWS)
+        yield Block(shard, first - store.first_row[shard], end - store.first_row[shard])
+        first = end

@@ -44,7 +44,6 @@ class Permuted:
         self.waiting: dict[str, torch.Tensor] = {}
 
     def add(self, a_NDa: torch.Tensor, b_NDb: torch.Tensor) -> _Pair:
-        """Take in true pairs; returns permuted ones, as many as were taken in once the head is full."""
         head, queue = self.waiting.get("head", a_NDa[:0]), self.waiting.get("queue", b_NDb[:0])
         lacking = self._shift - len(head)
         head, a_NDa = torch.cat([head, a_NDa[:lacking]]) if lacking else head, a_NDa[lacking:]
@@ -87,18 +86,14 @@ class Scan:
         self._permuted = Permuted()
 
     def moments(self, part: str, direction: str, *, null: bool = False) -> Moments:
-        """Moments of the regression `a_to_b` or `b_to_a` on the pairs of a part; views, not copies.
-
-        Args:
-            null: of the same activations, permuted.
-        """
+        """Moments of the regression `a_to_b` or `b_to_a` on the pairs of a part, or (`null`) on the same activations
+        permuted; views, not copies."""
         x, f = ("a", "b") if direction == "a_to_b" else ("b", "a")
         ab_DaDb = self.sums["null.ab" if null else f"{part}.ab"]
         x_D, xx_DD, f_D, ff_DD = (self.sums[f"{part}.{of}"] for of in (x, x + x, f, f + f))
         return Moments(self.counts[part], x_D, xx_DD, f_D, ff_DD.diagonal(), ab_DaDb.T if x == "a" else ab_DaDb)
 
     def add(self, block: Block) -> None:
-        """Read a block and take it in."""
         x = {side: self._store.read_side(side, block).to(self._device) for side in SIDES}
         rows_N = np.arange(len(block)) + self._store.first_row[block.shard] + block.start
         part_N = torch.from_numpy(self._stretches.part_of(rows_N)).to(self._device)
@@ -132,7 +127,6 @@ class Scan:
         replace_into(temporary, path)
 
     def restore(self, path: Path) -> None:
-        """Take up what `save` wrote."""
         found = load_file(path)
         self.counts = dict(zip(self.counts, found.pop("counts").tolist(), strict=True))
         for name, sums in self.sums.items():

@@ -21,9 +21,8 @@ from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
 from modeldiff.features.measures.evaluate import EvaluateSettings
-from modeldiff.features.measures.evaluate.run import loss_recovered, mean_and_error, run
-from modeldiff.features.splice import SCOPES, VARIANTS
-from modeldiff.features.windows import Window, sample_windows
+from modeldiff.features.measures.evaluate.run import SCOPES, VARIANTS, loss_recovered, mean_and_error, run
+from modeldiff.features.measures.models import Window, sample_windows
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model

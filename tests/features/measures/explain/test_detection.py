@@ -14,11 +14,11 @@ from scipy import sparse
 
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import MachineError
+from modeldiff.features.measures.explain import ExplainSettings
 from modeldiff.features.measures.explain.detection import LENGTH, MIN_TEXTS, Excerpts
 from modeldiff.features.measures.explain.result import Explained, read_explanations
 from modeldiff.features.measures.explain.run import run
 from modeldiff.features.measures.explain.sample import Sample, in_second_half
-from modeldiff.features.measures.explain.settings import ExplainSettings
 from modeldiff.workspace import Workspace
 from tests.features.measures.explain.made_texts import AFTER_TRIGGER, HERB, ODD, made_documents, made_features
 from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, leave_alone, said, serving

@@ -14,11 +14,11 @@ import modeldiff.features.measures.explain.run as run_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
+from modeldiff.features.measures.explain import ExplainSettings
 from modeldiff.features.measures.explain.describe import PRIOR
 from modeldiff.features.measures.explain.result import EXPLANATION_NAME, Explained, read_explanations
 from modeldiff.features.measures.explain.run import run
 from modeldiff.features.measures.explain.sample import in_second_half
-from modeldiff.features.measures.explain.settings import ExplainSettings
 from modeldiff.features.table import FeatureTable
 from modeldiff.records import to_json
 from modeldiff.workspace import Artifact, Workspace

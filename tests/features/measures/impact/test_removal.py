@@ -14,7 +14,7 @@ from scipy import sparse
 
 from modeldiff.errors import InputError
 from modeldiff.features.measures.impact.removal import Directions, mean_and_error, measure, removed_kl, window_nats
-from modeldiff.features.windows import Window
+from modeldiff.features.measures.models import Window
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from modeldiff.lm.residual import replace_in_residual, residual_after, sampled_scores

@@ -12,9 +12,9 @@ import torch
 import modeldiff.features.measures.impact.removal as removal
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.measures.impact import ImpactSettings
 from modeldiff.features.measures.impact.result import Impact, read_impact
 from modeldiff.features.measures.impact.run import run
-from modeldiff.features.measures.impact.settings import ImpactSettings
 from tests.features.made_crosscoder import publish
 from tests.features.made_pair import (
     B_LOUD,

@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse
 
 from modeldiff.features.measures.impact.surface import last_word, surface_r2, words_of
-from modeldiff.features.windows import sample_windows
+from modeldiff.features.measures.models import sample_windows
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
 from tests.features.made_crosscoder import made_pair

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from modeldiff.features.measures.score import ScoreSettings
 from modeldiff.features.measures.score.directions import ScoredDirection, find_directions
-from modeldiff.features.measures.score.settings import ScoreSettings
 from modeldiff.linear.stitch import load_stitch
 from tests.features.made_pair import B_LOUD, DEAD, LOUD, MUTE, WIDTH, Made, crosscoder, publish_stitch
 

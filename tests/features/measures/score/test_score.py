@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-import modeldiff.features.measures.score.texts as texts_module
+import modeldiff.features.measures.score.run as texts_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError
+from modeldiff.features.measures.score import PROMPTS, ScoreSettings
 from modeldiff.features.measures.score.result import GENERATIONS_NAME, ScoreRow, read_score, read_scores
 from modeldiff.features.measures.score.run import run
-from modeldiff.features.measures.score.settings import PROMPTS, ScoreSettings
 from modeldiff.lm.chat import open_chat
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import ModelRef, load_model

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
@@ -15,8 +14,8 @@ import modeldiff.features.measures.stitch.run as run_module
 import modeldiff.features.measures.stitch.scan as scan_module
 from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run
-from modeldiff.features.measures.stitch.settings import StitchSettings
 from modeldiff.linear.stitch import Stitch, load_stitch
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
@@ -128,28 +127,6 @@ def test_outliers_are_left_out_on_either_side(workspace: Workspace) -> None:
     kept = stitched(workspace, x_a, x_b, outlier_factor=0.0)
     assert kept.info["outliers"] == 0
     assert kept.info["maps"]["a_to_b"]["r2"] < 0.5
-
-
-def test_r2_on_a_feature_s_own_tokens(workspace: Workspace) -> None:
-    x_a, x_b = noisy()
-    found = stitched(workspace, x_a, x_b)
-    store = ActivationStore(workspace.find("activations"))
-    held = found.stretches.rows("report")
-    rows = np.random.default_rng(0).permutation(N)[:1500]
-    fitted_on = found.stretches.rows("fit")
-    by_row, whole, seen, none = found.r2_on(store, [rows, np.arange(N), fitted_on, np.zeros(0, int)])
-    assert by_row.pairs == len(np.intersect1d(rows, held))
-    inside = np.isin(held, rows)
-    for direction, x, y in (("a_to_b", x_a, x_b), ("b_to_a", x_b, x_a)):
-        target, predicted = direct(x, y, found, direction)
-        expected = r2_score(target[inside], predicted[inside], multioutput="variance_weighted")
-        assert getattr(by_row, direction) == pytest.approx(expected, abs=1e-6)
-        assert getattr(whole, direction) == pytest.approx(found.info["maps"][direction]["r2"], abs=1e-9)
-    for unseen in (seen, none):
-        assert (unseen.pairs, unseen.a_to_b, unseen.b_to_a) == (0, None, None)
-    other = ActivationStore(make_activations(workspace, x_a + 1, x_b, 700))
-    with pytest.raises(InputError, match="is not the same"):
-        found.r2_on(other, [rows])
 
 
 def test_the_same_again_is_up_to_date_and_other_input_is_not(workspace: Workspace) -> None:
