@@ -55,7 +55,6 @@ def test_r2_equals_scikit_learn_however_the_pairs_are_cut(chunk: int) -> None:
     model = fitted(RIDGE, x_ND[FIT], f_NG[FIT])
     expected_G = r2_score(f_NG[HELD].numpy(), model.predict(x_ND[HELD].numpy()), multioutput="raw_values")
     np.testing.assert_allclose(r2_of(x_ND, f_NG, chunk).numpy(), expected_G, atol=1e-9)
-    assert expected_G.max() > 0.1
     np.testing.assert_allclose(ridge_weights(moments(x_ND[FIT], f_NG[FIT], chunk)).numpy(), model.coef_.T, atol=1e-9)
 
 
@@ -64,8 +63,6 @@ def test_a_map_and_its_score_equal_scikit_learn(ridge: float) -> None:
     x_ND, f_NG = pairs()
     model = fitted(ridge, x_ND[FIT], f_NG[FIT])
     found = LinearMap.fitted(moments(x_ND[FIT], f_NG[FIT]), ridge)
-    assert (found.widths, found.ridge) == ((WIDTH, TARGETS), ridge)
-    assert found.w_DD.dtype == found.bias_D.dtype == torch.float32
     np.testing.assert_allclose(found.bias_D.numpy(), model.intercept_, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.apply(x_ND).numpy(), model.predict(x_ND.numpy()), rtol=1e-5, atol=1e-5)
     scores = ridge_scores(moments(x_ND[FIT], f_NG[FIT]), moments(x_ND[HELD], f_NG[HELD]))
@@ -80,8 +77,6 @@ def test_where_nothing_varies_or_is_there_no_r2_is_given() -> None:
     f_NG[HELD, 2] = 0.5
     assert r2_of(x_ND, f_NG).isnan().tolist() == [False, True, True] + [False] * (TARGETS - 3)
     some, none = moments(x_ND, 0 * f_NG), Moments.empty(WIDTH, TARGETS)
-    assert held_out_r2(some, none).isnan().all()
-    assert held_out_r2(none, some).isnan().all()
     for scores in (ridge_scores(some, some), ridge_scores(some, none), ridge_scores(none, some)):
         assert all(map(math.isnan, scores.values()))
         assert best_ridge(scores) == RIDGE
@@ -111,11 +106,3 @@ def test_what_was_taken_off_comes_back_in_the_bias() -> None:
     expected = LinearMap.fitted(moments(x_ND, f_NG), 1e-4)
     torch.testing.assert_close(found.w_DD, expected.w_DD)
     torch.testing.assert_close(found.bias_D, expected.bias_D)
-
-
-def test_a_direction_moves_without_the_bias_unless_asked() -> None:
-    w_DD, bias_D = normal(3, 4, seed=8).float(), normal(4, seed=9).float()
-    one = LinearMap(w_DD, bias_D, 0.1)
-    d_D = torch.tensor([1.0, -2.0, 0.5])
-    torch.testing.assert_close(one.direction(d_D), d_D @ w_DD)
-    torch.testing.assert_close(one.direction(d_D, bias=True), d_D @ w_DD + bias_D)

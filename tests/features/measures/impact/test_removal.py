@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 
 from modeldiff.errors import InputError
-from modeldiff.features.measures.impact.removal import Directions, mean_and_error, measure, removed_kl, window_nats
+from modeldiff.features.measures.impact.removal import Directions, measure, removed_kl, window_nats
 from modeldiff.features.windows import Window
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
@@ -153,10 +153,3 @@ def test_the_size_of_batches_changes_nothing(lm: LanguageModel, tmp_path: Path) 
     fires_in = [sum(codes_NF[w.rows.start : w.rows.stop, k].nnz > 0 for w in windows) for k in range(1, 30)]
     np.testing.assert_array_equal(together[2], fires_in)
     np.testing.assert_allclose(alone, together, rtol=1e-3)
-
-
-def test_mean_and_error_over_windows() -> None:
-    nats = np.array([1.0, 3.0, 8.0])
-    mean, error = mean_and_error(np.array([[nats.sum(), 5, 0], [(nats**2).sum(), 25, 0], [3, 1, 0]]))
-    np.testing.assert_allclose(mean, [4, 5, np.nan])
-    np.testing.assert_allclose(error, [np.std(nats, ddof=1) / 3**0.5, np.nan, np.nan])
