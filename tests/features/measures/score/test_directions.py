@@ -17,7 +17,7 @@ def found_in(
     pair: Made, a_to_b: torch.Tensor, bias: torch.Tensor | None = None, **values: Any
 ) -> list[ScoredDirection]:
     settings = ScoreSettings(judge="local", judge_model="m", **values)
-    stitch = load_stitch(publish_stitch(pair, a_to_b, "it", bias))
+    stitch = load_stitch(publish_stitch(pair, a_to_b, str(bias), bias))
     return find_directions(settings, crosscoder(), pair.features, stitch)
 
 
