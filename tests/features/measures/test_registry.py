@@ -91,7 +91,6 @@ def test_a_measure_that_is_entered_is_a_command_an_artifact_and_a_line_about_eac
     (folder / "more" / "peak" / "__init__.py").write_text(MEASURE)
     (folder / "more" / "peak" / "run.py").write_text(RUN)
     at = ("--workspace", str(workspace.folder))
-    assert "How high each feature reaches." in said(folder, COMMAND, "features", "--help")
     assert said(folder, COMMAND, *at, "features", "peak") == "peaks of 10 features\n"
     peaks = json.loads(said(folder, COMMAND, *at, "features", "peak", "--times", "2", "--json"))
     shown = said(folder, COMMAND, *at, "features", "show", "3")

@@ -154,7 +154,6 @@ def test_words_are_shown_as_text(workspace: Workspace, printed: Callable[..., st
     options = ["explain", "--device", "cpu", "--texts", "8", "--top", "2"]
     shown = printed(workspace, *options)
     assert "'[red]h/[/red]'" in shown
-    assert "no judge" in shown
     assert {one["partition"] for one in json.loads(printed(workspace, *options, "--json"))["explained"]} == {"A", "B"}
     assert "explained     on '[red]h/[/red]'" in printed(workspace, "show", "0")
     assert json.loads(printed(workspace, "show", "3", "--json"))["explain"] is None
