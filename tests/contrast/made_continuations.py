@@ -7,16 +7,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-
-
-@settings
-class MadeSettings(Settings):
-    """Stands for the stage's settings."""
-
-    content: str = setting()
-    """All of it."""
+from tests.features.made_crosscoder import MadeSettings
 
 
 def made_continuations(
@@ -51,7 +43,7 @@ def made_continuations(
         return {}
 
     inputs = {f"model_{side}": Input(model, f"digest of {model}") for side, model in zip("ab", models, strict=True)}
-    order = Order("continuations", MadeSettings(content=repr((documents, places))), inputs, 1)
+    order = Order("continuations", MadeSettings(label=repr((documents, places))), inputs, 1)
     return produce(workspace, order, build)
 
 

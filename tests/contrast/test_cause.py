@@ -11,20 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
 
 from modeldiff.contrast.cause import (
     VARIANTS,
     CauseOf,
     CausePlace,
-    alike,
     cause_places,
     causes_of,
     generate_variants,
     prompt_before,
     shown,
 )
-from modeldiff.contrast.contexts import Context, Contexts, PairsBefore, pairs_before
+from modeldiff.contrast.contexts import PairsBefore, pairs_before
 from modeldiff.contrast.documents import Place, open_document, open_given
 from modeldiff.lm.edit import Shown
 from modeldiff.lm.generate import continue_tokens
@@ -97,9 +95,8 @@ def test_places_are_drawn_at_random_where_the_context_holds() -> None:
         return cause_places(entries, continuations, pairs, _readers(), places=count, seed=0)
 
     everything = drawn(99)
-    assert [sorted(one.place for one in everything if one.entry == number) for number in (0, 1)] == [
-        np.flatnonzero(on_P).tolist()
-    ] * 2
+    for number in (0, 1):
+        assert sorted(one.place for one in everything if one.entry == number) == np.flatnonzero(on_P).tolist()
     some = drawn(4)
     assert [one.entry for one in some] == [0] * 4 + [1] * 4
     assert {one.place for one in some[:4]} != {one.place for one in some[4:]}
@@ -178,45 +175,6 @@ def test_the_share_that_closes_is_found(removed: float, share: float, owner: str
     assert (together["verdict"], together["settled"]) == ("cause" if share else "context", True)
 
 
-def test_what_random_directions_close_too_is_no_cause() -> None:
-    together = _made({"b": (0.85, 0.2, 0.2), "a": (0.05,)})["together"]
-    assert together["closed"] == together["closed_random"]
-    assert together["verdict"] == "context"
-
-
-def test_few_places_settle_nothing() -> None:
-    rates = {"b": (0.3, 0.28, 0.3), "a": (0.05,)}
-    assert not _made(rates, places=8)["together"]["settled"]
-    assert _made(rates, places=400)["together"]["settled"]
-
-
-@pytest.mark.parametrize(("unchanged", "other"), [(0.05, 0.05), (0.2, 0.15)])
-def test_a_gap_that_may_be_none_has_no_share(unchanged: float, other: float) -> None:
-    together = _made({"b": (unchanged, unchanged, unchanged), "a": (other,)}, places=20)["together"]
-    assert (together["closed"], together["closed_random"]) == (None, None)
-    assert (together["verdict"], together["settled"]) == ("context", False)
-
-
-def test_a_share_is_not_cut_off_where_a_difference_of_rates_would_be() -> None:
-    # Removal takes the words away three times as far as the other model is.
-    share = _made({"b": (0.9, 0.0, 0.9), "a": (0.6,)}, places=60)["together"]["closed"]
-    assert 2 < share["value"] < share["high"]
-    assert share["high"] - share["value"] == pytest.approx(share["value"] - share["low"])
-
-
-def test_an_owner_without_the_features_has_rates_alone() -> None:
-    found = _made({"b": (0.85,), "a": (0.05,)})
-    assert found["together"] is None
-    assert {side: list(found["rates"][side]) for side in "ab"} == {"a": ["unchanged"], "b": ["unchanged"]}
-
-
-def test_features_alike_hold_at_much_the_same_places() -> None:
-    on_CP = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [1, 1, 0, 0]], np.float32)
-    contexts = Contexts([Context("feature", str(i)) for i in (4, 7, 9)], sparse.csr_matrix(on_CP))
-    assert alike(contexts, 4) == [4, 7]
-    assert alike(contexts, 9) == [9]
-
-
 @pytest.mark.parametrize("combine", ["mean", "sum"])
 @pytest.mark.parametrize(("side", "features"), [("a", [3, 0]), ("b", [3, 8])])
 def test_a_model_shows_the_features_that_it_has(combine: str, side: str, features: list[int]) -> None:
@@ -233,3 +191,18 @@ def test_a_model_shows_the_features_that_it_has(combine: str, side: str, feature
     pre_NG = x[side] @ found.encoder_GD.T + found.bias_G
     torch.testing.assert_close(torch.where(pre_NG > found.threshold_G, pre_NG, 0.0), f_NF[:, features])
     torch.testing.assert_close(found.decoder_GD[1], crosscoder.direction(features[1], side))
+
+
+def test_special_shares() -> None:
+    """Random directions close it too; few places; removal goes beyond the other model; no gap; no features."""
+    alike_removed = _made({"b": (0.85, 0.2, 0.2), "a": (0.05,)})["together"]
+    assert alike_removed["closed"] == alike_removed["closed_random"]
+    assert alike_removed["verdict"] == "context"
+    rates: dict[str, tuple[float, ...]] = {"b": (0.3, 0.28, 0.3), "a": (0.05,)}
+    assert [_made(rates, places=places)["together"]["settled"] for places in (8, 400)] == [False, True]
+    share = _made({"b": (0.9, 0.0, 0.9), "a": (0.6,)}, places=60)["together"]["closed"]
+    assert 2 < share["value"] < share["high"]
+    no_gap = _made({"b": (0.2, 0.2, 0.2), "a": (0.15,)}, places=20)["together"]
+    assert (no_gap["closed"], no_gap["verdict"], no_gap["settled"]) == (None, "context", False)
+    rates_alone = _made({"b": (0.85,), "a": (0.05,)})
+    assert (rates_alone["together"], list(rates_alone["rates"]["b"])) == (None, ["unchanged"])

@@ -10,15 +10,12 @@ import torch
 from scipy import sparse
 
 from modeldiff.contrast.contexts import (
-    PAIRS_BEFORE,
-    WORDS_BEFORE,
     Context,
     Contexts,
     PairsBefore,
     activations,
     everywhere,
     feature_contexts,
-    jaccard,
     joined,
     pairs_before,
     read_rows,
@@ -26,14 +23,12 @@ from modeldiff.contrast.contexts import (
     words,
 )
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import open_given
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
 from tests.contrast.conftest import make_texts
 from tests.crosscoder.made import random_crosscoder
-from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 
 def places_of(contexts: Contexts) -> dict[tuple[str, str], list[int]]:
@@ -56,19 +51,11 @@ def test_a_word_holds_where_it_stands_before_the_place_however_often() -> None:
         ("word", "a"): [1, 2], ("word", "cat"): [0, 1], ("word", "dog"): [2], ("word", "the"): [0],
     }  # fmt: skip
     assert set(found.on_CP.data) == {1.0}
-
-
-def test_only_the_last_64_words_before_a_place_count() -> None:
-    assert WORDS_BEFORE == 64
-    just = "inside " + "x " * 63
-    over = "outside " + "x " * 64
-    assert places_of(words([just, over], least=1)) == {("word", "inside"): [0], ("word", "x"): [0, 1]}
-
-
-def test_a_word_must_stand_before_enough_places() -> None:
     assert places_of(words(["a b", "a", "a b"], least=3)) == {("word", "a"): [0, 1, 2]}
     assert words(["a b", "a"], least=3).on_CP.shape == (0, 2)
-    assert words(["", ""], least=1).on_CP.shape == (0, 2)
+    # Only the last 64 words count.
+    late = ["inside " + "x " * 63, "outside " + "x " * 64]
+    assert places_of(words(late, least=1)) == {("word", "inside"): [0], ("word", "x"): [0, 1]}
 
 
 def test_contexts_that_are_compared_hold_often_enough_in_either_half_but_not_too_often() -> None:
@@ -85,21 +72,6 @@ def test_contexts_that_are_compared_hold_often_enough_in_either_half_but_not_too
     found = contexts.often_enough(first, least=2, most=0.5)
     assert places_of(found) == {("everywhere", ""): list(range(8)), ("word", "0"): [0, 1, 4, 5]}
     assert [one.name for one in contexts.often_enough(first, least=1, most=0.5).which] == ["", "0", "1", "2"]
-    assert [one.name for one in contexts.often_enough(first, least=2, most=1).which] == ["", "0", "3", "4"]
-
-
-def test_joined_keeps_the_order_of_the_parts() -> None:
-    together = joined([everywhere(2), sources(["a", "a"]), sources(["b", "a"]), words(["x", "x"], least=1)])
-    assert places_of(together) == {
-        ("everywhere", ""): [0, 1], ("source", "a"): [1], ("source", "b"): [0], ("word", "x"): [0, 1],
-    }  # fmt: skip
-    assert [one.kind for one in together.which] == ["everywhere", "source", "source", "word"]
-
-
-def test_jaccard_is_the_share_of_the_places_of_either() -> None:
-    on_CP = sparse.csr_matrix(np.array([[1, 1, 1, 0], [0, 0, 0, 0]], np.float32))
-    np.testing.assert_allclose(jaccard(on_CP, sparse.csr_matrix(np.array([[0, 1, 1, 1]], np.float32))), [0.5, 0])
-    np.testing.assert_allclose(jaccard(on_CP, sparse.csr_matrix(np.zeros((1, 4), np.float32))), 0)
 
 
 def continuations(texts: list[str], places: list[tuple[int, int]], drawn: str = "uniform") -> Any:
@@ -122,7 +94,6 @@ def texts_before(pairs: PairsBefore, texts: list[str], place: int) -> list[str]:
 
 
 def test_pairs_before_a_place_are_the_last_24_up_to_it(readers: dict[str, Reader]) -> None:
-    assert PAIRS_BEFORE == 24
     texts = [SHORT, LONG]
     places = [(0, 3), (0, len(SHORT)), (1, LONG.index(" w10")), (1, LONG.index(" w30")), (1, 1)]
     pairs = pairs_before(continuations(texts, places), readers, FAR)
@@ -131,21 +102,6 @@ def test_pairs_before_a_place_are_the_last_24_up_to_it(readers: dict[str, Reader
     assert texts_before(pairs, texts, 2) == [f"w{i}" for i in range(10)]
     assert texts_before(pairs, texts, 3) == [f"w{i}" for i in range(6, 30)]
     assert texts_before(pairs, texts, 4) == []
-
-
-def test_a_prompt_is_read_as_a_chat_model_answers_it() -> None:
-    """Its features are those of the tokens that the continuations go on from, template included."""
-    prompt = "The lazy dog jumps"
-    readers = {side: Reader(tiny_tokenizer(chat_template=CHAT_TEMPLATE)) for side in "ab"}
-    pairs = pairs_before(continuations([prompt], [(0, len(prompt))], drawn="given"), readers, FAR)
-    document = open_given(Record("prompts", prompt), 0, readers, FAR)
-    assert document is not None
-    answered = document.readings["a"][0].ids
-    assert "<|im_start|>user" in readers["a"].decode(answered)
-    read = pairs.ids[0]["a"].tolist()
-    assert read == answered[: len(read)]
-    assert readers["a"].decode(read).endswith(prompt)
-    assert texts_before(pairs, [prompt], 0) == prompt.split()
 
 
 def test_nothing_behind_the_last_place_of_a_document_is_read_nor_what_a_model_cannot_read(
@@ -161,7 +117,6 @@ def test_nothing_behind_the_last_place_of_a_document_is_read_nor_what_a_model_ca
             assert len(pairs.ids[number][side]) == (last[-1] + 1 if words_read else 0)
     pairs = pairs_before(continuations([LONG], [(0, len(LONG))]), readers, {"a": 10_000, "b": 20})
     assert 0 < pairs.stop_P[0] < 40
-    assert pairs.token_N["b"].max() < 20
 
 
 def test_rows_are_what_a_model_is_after_the_layer_at_the_pairs(
@@ -197,23 +152,16 @@ def test_activations_are_those_of_the_crosscoder_and_none_of_outlying_pairs() ->
     expected[[2, 5]] = 0
     # Products may be taken in bfloat16 only where they cannot change what is active.
     np.testing.assert_allclose(found.toarray(), expected, rtol=1e-4, atol=1e-4)
-    everything = activations(crosscoder, rows, {"a": np.inf, "b": np.inf}, device=torch.device("cpu"))
-    assert everything[2].nnz
-    assert everything[5].nnz
 
 
 def test_a_feature_holds_where_a_pair_before_is_above_a_quarter_of_its_largest_activation() -> None:
-    f_NF = sparse.csr_matrix(
-        np.array(
-            [
-                [8.0, 0.0, 1.0, 9.0],
-                [2.0, 0.0, 0.2, 0.0],  # exactly a quarter is not above it
-                [2.1, 3.0, 0.3, 0.0],
-                [0.0, 0.0, 0.0, 0.0],
-            ],
-            np.float32,
-        )
-    )
+    rows = [
+        [8.0, 0.0, 1.0, 9.0],
+        [2.0, 0.0, 0.2, 0.0],  # exactly a quarter is not above it
+        [2.1, 3.0, 0.3, 0.0],
+        [0.0, 0.0, 0.0, 0.0],
+    ]
+    f_NF = sparse.csr_matrix(np.array(rows, np.float32))
     f_NF.data[f_NF.data == 9] = 0  # an explicit zero, as of an outlying pair
     bounds = np.array([(0, 1), (1, 2), (1, 3), (2, 4), (3, 4), (2, 2)])
     none = np.zeros(0, np.int64)

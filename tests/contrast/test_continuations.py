@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import modeldiff.contrast.continuations as module
 from modeldiff.contrast.continuations import Continuations, run
@@ -98,7 +99,6 @@ def test_interrupted_at_a_part_it_ends_with_the_same_bytes(
         return continue_tokens(lm, prompts, **values)
 
     monkeypatch.setattr(module, "continue_tokens", breaking)
-    monkeypatch.setattr(module, "likeliest", _once(module.likeliest))
     with pytest.raises(KeyboardInterrupt):
         run(make_settings(), workspace)
     calls.append(0)  # no further interruption
@@ -108,29 +108,6 @@ def test_interrupted_at_a_part_it_ends_with_the_same_bytes(
     assert again.files() == straight.files()
     # Every finished part was kept: what was interrupted and what had not begun is done now.
     assert sum(calls) - sum(done) == 2 * 80 - (sum(done) - done[fails_at - 1])
-
-
-def _once(likeliest: Callable[..., Any]) -> Callable[..., Any]:
-    """Each model reads the documents once, however often the run is interrupted."""
-    seen: set[str] = set()
-
-    def wrapped(lm: LanguageModel, side: str, *args: Any) -> Any:
-        assert side not in seen
-        seen.add(side)
-        return likeliest(lm, side, *args)
-
-    return wrapped
-
-
-def test_two_draws_of_each_place_come_from_the_models_whole_distribution(
-    make_settings: Make, workspace: Workspace
-) -> None:
-    """Untrained models say nearly anything: hardly a continuation comes twice."""
-    opened = Continuations(run(make_settings(draws=2), workspace))
-    for side in "ab":
-        draws = [place.said[side] for place in opened.places]
-        assert {len(texts) for texts in draws} == {2}
-        assert sum(one != other for one, other in draws) > 60
 
 
 @pytest.fixture(scope="module")
@@ -145,22 +122,30 @@ def test_prompts_alone_and_together_with_texts(
     make_settings: Make, workspace: Workspace, texts_file: Path, prompts_file: Path, texts: bool
 ) -> None:
     asked = make_settings(texts=(str(texts_file),) if texts else (), prompts=prompts_file)
-    opened = Continuations(run(asked, workspace))
+    artifact = run(asked, workspace)
+    opened = Continuations(artifact)
     assert opened.info["sources"] == ({"code": 20, "web": 20} if texts else {}) | {"prompts": 45}
     before = [opened.before(i) for i, place in enumerate(opened.places) if place.drawn == "given"]
     assert before == [f"abc {i}?" for i in range(45)]
     assert len(set(opened.number)) == len(opened.documents)
+    (artifact.folder / "said_b.jsonl").write_text("{")
+    with pytest.raises(DamagedError, match=r"said_b\.jsonl.*workspace remove continuations:1"):
+        Continuations(artifact)
 
 
-def test_chats_are_kept_with_their_messages(make_settings: Make, workspace: Workspace, tmp_path: Path) -> None:
+def test_chats_are_kept_with_their_messages_and_draws_differ(
+    make_settings: Make, workspace: Workspace, tmp_path: Path
+) -> None:
     path = tmp_path / "chats.jsonl"
     messages = [{"role": "user", "content": "abc gah?"}, {"role": "assistant", "content": "bed cab 3.14."}]
-    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for _ in range(3)))
-    artifact = run(make_settings(texts=(str(path),)), workspace)
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for _ in range(20)))
+    artifact = run(make_settings(texts=(str(path),), draws=2), workspace)
     assert lines(artifact, "documents.jsonl")[0]["messages"] == messages
     opened = Continuations(artifact)
     assert opened.documents[0].messages == tuple(messages)
-    assert [opened.before(i) for i in range(3)] == ["abc gah?"] * 3
+    assert [opened.before(i) for i in range(20)] == ["abc gah?"] * 20
+    for side in "ab":  # untrained models say nearly anything
+        assert sum(one != other for one, other in (place.said[side] for place in opened.places)) > 15
 
 
 def test_models_and_texts_of_the_latest_activations(
@@ -178,11 +163,6 @@ def test_models_and_texts_of_the_latest_activations(
     # What is given goes first.
     assert run(make_settings(model_a=None, model_b=None), workspace).ref == artifact.ref
     assert run(make_settings(texts=()), workspace).ref == artifact.ref
-
-
-def test_activations_without_models_or_texts_are_no_settings(make_settings: Make, workspace: Workspace) -> None:
-    import torch
-
     make_activations(workspace, torch.randn(20, 4), torch.randn(20, 4))
     with pytest.raises(InputError, match="--model-a and --model-b"):
         run(make_settings(model_a=None, model_b=None), workspace)
@@ -194,32 +174,16 @@ def test_activations_without_models_or_texts_are_no_settings(make_settings: Make
     ("changes", "says"),
     [
         ({"model_b": None}, "both --model-a and --model-b"),
-        ({"places": 39}, "--places must be at least 40"),
-        ({"context": 7}, "--context"),
-        ({"uniform": 1.5}, "--uniform"),
         ({"texts": ("nowhere.txt",)}, "nowhere.txt"),
         ({"texts": ("short.txt",)}, "no place that both models can go on from"),
         ({"tokens": 250}, "--tokens 250 leaves too few"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
-    make_settings: Make,
-    workspace: Workspace,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, Any],
+def test_what_cannot_be_done_is_said(
+    make_settings: Make, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any],
     says: str,
-) -> None:
+) -> None:  # fmt: skip
     (tmp_path / "short.txt").write_text("abc")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=says):
         run(make_settings(**changes), workspace)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_file_is_named_with_its_mend(make_settings: Make, workspace: Workspace) -> None:
-    artifact = run(make_settings(), workspace)
-    (artifact.folder / "said_b.jsonl").write_text("{")
-    with pytest.raises(DamagedError, match=r"said_b\.jsonl.*workspace remove continuations:1"):
-        Continuations(artifact)

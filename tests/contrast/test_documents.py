@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -30,7 +29,7 @@ from modeldiff.contrast.documents import (
 from modeldiff.errors import InputError
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
-from modeldiff.texts.words import is_word_end
+from modeldiff.texts.words import word_ends
 from tests.contrast.conftest import make_texts
 from tests.texts.tokenizers_for_tests import bytes_trimmed, bytes_untrimmed
 from tests.tiny_models import CHAT_TEMPLATE, TEXTS, tiny_tokenizer
@@ -52,6 +51,11 @@ def test_documents_are_drawn_in_order_with_their_numbers() -> None:
     assert all(record.text == f"text {number}" for number, record in drawn)
     assert drawn == drawn_documents(records(100), 30, 0)
     assert drawn != drawn_documents(records(100), 30, 1)
+    assert [number for number, _ in drawn_documents(records(3), 30, 0)] == [0, 1, 2]
+    # At most fifty times as many are read.
+    stream = iter(records(1000))
+    assert max(number for number, _ in drawn_documents(stream, 2, 0)) < 100
+    assert len(list(stream)) >= 899
 
 
 def test_every_document_is_drawn_as_often_as_any_other() -> None:
@@ -62,26 +66,14 @@ def test_every_document_is_drawn_as_often_as_any_other() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_all_are_taken_where_there_are_fewer_and_at_most_fifty_times_as_many_are_read() -> None:
-    assert [number for number, _ in drawn_documents(records(3), 30, 0)] == [0, 1, 2]
-    assert drawn_documents([], 30, 0) == []
-    stream = iter(records(1000))
-    assert max(number for number, _ in drawn_documents(stream, 2, 0)) < 100
-    assert len(list(stream)) >= 899
-
-
 @given(st.integers(0, 999))
-def test_a_passage_of_a_longer_text_begins_after_a_blank(seed: int) -> None:
+def test_a_passage_of_a_longer_text_begins_after_a_blank_if_there_is_one(seed: int) -> None:
     text = " ".join(str(i) for i in range(2000))
     found = passage(text, random.Random(seed))
     assert PASSAGE_CHARS - 10 <= len(found) <= PASSAGE_CHARS
     assert f" {found}" in f" {text}"
-    assert found == passage(text, random.Random(seed))
-
-
-@pytest.mark.parametrize("text", ["word " * (PASSAGE_CHARS // 5), "京" * (3 * PASSAGE_CHARS)])
-def test_a_short_text_is_its_own_passage_and_one_without_blanks_is_cut_anywhere(text: str) -> None:
-    assert passage(text, random.Random(0)) == text[:PASSAGE_CHARS]
+    for text in ("word " * (PASSAGE_CHARS // 5), "京" * (3 * PASSAGE_CHARS)):
+        assert passage(text, random.Random(seed)) == text[:PASSAGE_CHARS]
 
 
 def decoded(document: Document, side: str, end: int) -> str:
@@ -102,18 +94,11 @@ def test_a_place_is_where_both_models_have_read_the_same_and_a_word_ends(words: 
     assert 0 < len(document.ends) <= CANDIDATES
     assert document.ends == sorted(set(document.ends))
     for end in document.ends:
-        assert is_word_end(text, end)
+        assert word_ends(text)[end]
         assert text[end:].strip()  # something follows
         for side in "ab":
             assert decoded(document, side, end) == text[:end]
     assert document.prompt("b", document.ends[0])[0] == READERS["b"].tokenizer.bos_token_id
-
-
-def test_a_place_has_words_before_it() -> None:
-    assert open_document(Record("made", "one two three four"), 0, READERS, CONTEXT, 0) is None
-    document = open_document(Record("made", "one two three four five six"), 0, READERS, CONTEXT, 0)
-    assert document is not None
-    assert document.ends == [len("one two three four five")]
 
 
 def test_a_place_is_within_what_the_models_may_read() -> None:
@@ -123,6 +108,10 @@ def test_a_place_is_within_what_the_models_may_read() -> None:
         assert document is not None
         assert all(len(document.prompt(side, end)) <= context[side] for side in "ab" for end in document.ends)
     assert open_document(Record("made", text), 0, READERS, {"a": 3, "b": 512}, 0) is None
+    # It has words before it.
+    short = open_document(Record("made", "one two three four five six"), 0, READERS, CONTEXT, 0)
+    assert short is not None
+    assert short.ends == [len("one two three four five")]
 
 
 def test_the_places_of_a_document_depend_on_the_seed_and_its_number_alone() -> None:
@@ -130,6 +119,10 @@ def test_the_places_of_a_document_depend_on_the_seed_and_its_number_alone() -> N
     assert open_document(record, 3, READERS, CONTEXT, 0) == open_document(record, 3, READERS, CONTEXT, 0)
     ends = {tuple(open_document(record, n, READERS, CONTEXT, seed).ends) for n, seed in ((3, 0), (4, 0), (3, 1))}
     assert len(ends) == 3
+    documents = [plain(i, 8) for i in range(40)]
+    assert chosen(documents) == chosen(documents) != chosen(documents, seed=1)
+    of_one = [place.end for place in chosen(documents, uniform=0.0) if place.document == 7]
+    assert [place.end for place in chosen(documents[7:8], uniform=0.0)] == of_one
 
 
 @pytest.fixture(scope="module")
@@ -153,66 +146,59 @@ def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens
     assert [document.text[:end] for end in document.ends] == [
         "Be brief.\nA fox?", "Be brief.\nA fox?\nYes, a fox.\nAnd a dog?",
     ]  # fmt: skip
-    read = {
-        side: [chatting[side].tokenizer.decode(document.prompt(side, end)) for end in document.ends] for side in "ab"
-    }
-    assert read["a"][0] == "System: Be brief.\n\nUser: A fox?\n\nAssistant:"
-    assert read["a"][1] == read["a"][0] + " Yes, a fox.\n\nUser: And a dog?\n\nAssistant:"
+    read = {side: [chatting[side].decode(document.prompt(side, end)) for end in document.ends] for side in "ab"}
+    first = "System: Be brief.\n\nUser: A fox?\n\nAssistant:"
+    assert read["a"] == [first, first + " Yes, a fox.\n\nUser: And a dog?\n\nAssistant:"]
     assert read["b"][0] == (
         "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nA fox?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert read["b"][1].endswith("<|im_start|>user\nAnd a dog?<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_a_chat_keeps_the_first_ends_of_users_messages_that_fit(chatting) -> None:
-    document = open_document(CHAT, 0, chatting, CONTEXT, 0)
-    assert document is not None
-    first = len(document.prompt("b", document.ends[0]))
-    short = open_document(CHAT, 0, chatting, {"a": 512, "b": first}, 0)
+    # Of those that do not all fit, the first are kept.
+    length = len(document.prompt("b", document.ends[0]))
+    short = open_document(CHAT, 0, chatting, {"a": 512, "b": length}, 0)
     assert short is not None
     assert short.ends == document.ends[:1]
-    assert open_document(CHAT, 0, chatting, {"a": 512, "b": first - 1}, 0) is None
+    assert open_document(CHAT, 0, chatting, {"a": 512, "b": length - 1}, 0) is None
     assert open_document(chat(("assistant", "Hello there, you.")), 0, chatting, CONTEXT, 0) is None
 
 
-def prompts(path: Path, text_field: str) -> list[str]:
-    return [record.text for record in read_prompts(path, text_field)]
-
-
-def test_prompts_of_a_text_file_are_its_lines(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_bytes("\ufeffWho?\r\n\r\n  Why\u2028not? \n \t\nCafé\x0b?".encode())
-    assert prompts(path, "text") == ["Who?", "  Why\u2028not? ", "Café\x0b?"]
-
-
-def test_prompts_of_a_jsonl_file_are_the_field_of_its_records(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.JSONL"
-    # Half a character becomes one that every tokenizer takes.
-    rows = [{"q": "Who?\nWhy?"}, {"q": "  "}, {"q": "東京 \ud83d", "text": 3}]
-    path.write_text("\ufeff" + "\r\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert prompts(path, "q") == ["Who?\nWhy?", "東京 \ufffd"]
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "prompts.txt",
+            "\ufeffWho?\r\n\r\n  Why\u2028not? \n \t\nCafé\x0b?",
+            ["Who?", "  Why\u2028not? ", "Café\x0b?"],
+        ),
+        # Half a character becomes one that every tokenizer takes.
+        (
+            "prompts.JSONL",
+            '\ufeff{"q": "Who?\\nWhy?"}\r\n{"q": "  "}\r\n{"q": "東京 \\ud83d", "text": 3}\n\n',
+            ["Who?\nWhy?", "東京 \ufffd"],
+        ),
+    ],
+)
+def test_prompts_are_the_lines_of_a_text_file_or_the_field_of_its_records(
+    tmp_path: Path, name: str, content: str, expected: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    assert [record.text for record in read_prompts(tmp_path / name, "q")] == expected
 
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("nowhere.txt", None, "nowhere.txt"),
         ("prompts.csv", b"a,b", "ends in '.csv'"),
         ("prompts.txt", b"\n \n", "holds no prompt"),
         ("prompts.txt", b"good\n\xff\xfe\n", "not UTF-8"),
         ("prompts.jsonl", b'{"text": "x"}\n{"other": 1}', "line 2: field 'text' is missing"),
     ],
 )
-def test_a_file_of_prompts_that_cannot_be_used_is_an_error_in_one_line(
-    tmp_path: Path, name: str, content: bytes | None, says: str
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError) as caught:
+def test_a_file_of_prompts_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=says) as caught:
         read_prompts(tmp_path / name, "text")
-    assert says in str(caught.value)
     assert str(tmp_path / name) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_prompt_is_a_users_message_for_a_model_with_a_template_and_a_text_for_the_other(chatting) -> None:
@@ -239,7 +225,7 @@ def chosen(documents: list[Document], divergence: list[float] | None = None, **c
     )
 
 
-@pytest.mark.parametrize(("places", "each"), [(11, 1), (16, 1), (17, 2), (33, 3), (1, 1), (999, 8)])
+@pytest.mark.parametrize(("places", "each"), [(16, 1), (17, 2), (1, 1), (999, 8)])
 def test_every_document_gives_as_many_places_as_any_other_in_order_and_none_twice(places: int, each: int) -> None:
     divergence = (np.arange(83) / 100).tolist()
     found = chosen([plain(i, 8) for i in range(10)] + [plain(10, 3)], divergence, places=places)
@@ -266,17 +252,3 @@ def test_places_are_drawn_evenly_or_in_proportion_to_the_square_of_the_divergenc
     assert {place.drawn for place in found} == {"uniform" if uniform else "divergence"}
     # Models that never differ have places too.
     assert len(chosen(documents[:1], [0.0] * 4, places=3, uniform=uniform)) == 3
-
-
-def test_ends_of_prompts_and_of_users_messages_are_given() -> None:
-    readings = [Reading(list(range(9)), [9])] * 3
-    chats = Document("text", "made", 0, [0, 1, 2], {"a": readings, "b": readings}, given=True)
-    assert [(p.end, p.drawn) for p in chosen([chats], places=3)] == [(i, "given") for i in range(3)]
-
-
-def test_the_same_seed_draws_the_same_places_whatever_documents_stand_around() -> None:
-    documents = [plain(i, 8) for i in range(40)]
-    assert chosen(documents) == chosen(documents)
-    assert chosen(documents) != chosen(documents, seed=1)
-    of_one = [p.end for p in chosen(documents, uniform=0.0) if p.document == 7]
-    assert [p.end for p in chosen(documents[7:8], uniform=0.0)] == of_one

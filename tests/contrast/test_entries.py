@@ -11,7 +11,7 @@ from scipy import sparse
 
 from modeldiff.contrast.contexts import Context, Contexts
 from modeldiff.contrast.discovery import Candidate, Outcome, Verified
-from modeldiff.contrast.entries import SHOWN_CHARS, entry_json, feature_of, words_there
+from modeldiff.contrast.entries import SHOWN_CHARS, entry_json, feature_of
 from modeldiff.contrast.statistics import gap_of
 from modeldiff.contrast.words import Said
 
@@ -86,8 +86,14 @@ def test_an_entry_says_where_it_holds_and_how_large_the_effect_is() -> None:
     one, _ = made(contexts(("word", "oak", HOLDS)))
     assert (found["effect"], found["low"], found["high"]) == (one.effect.value, one.effect.low(), one.effect.high())
     assert found["effect"] == pytest.approx(2 / 3 - 1 / 2)
-    assert -2 <= found["low"] <= found["effect"] <= found["high"]
     assert (found["p"], found["verified"]) == (0.01, True)
+    assert found["words_there"] == ["near", "rare"]
+    feature = entry(contexts(("feature", "5", HOLDS), ("feature", "8", HOLDS)), same=(1,))
+    assert (feature["feature"], feature["also"]) == (5, [{"kind": "feature", "id": 8}])
+    everywhere = entry(contexts(("everywhere", "", list(range(10)))))
+    assert everywhere["a_says"][0]["a"] == pytest.approx(3 / 5)
+    assert {everywhere["a_says"][0][key] for key in ("a_elsewhere", "b_elsewhere")} == {0.0}
+    assert (everywhere["feature"], everywhere["words_there"]) == (None, [])
 
 
 def test_texts_are_of_verifying_places_with_what_both_said_first() -> None:
@@ -98,20 +104,6 @@ def test_texts_are_of_verifying_places_with_what_both_said_first() -> None:
     for number, one in zip(numbers, texts, strict=True):
         assert one == {"before": ("x" * 200 + str(number))[-SHOWN_CHARS:], "a": f"A{number}", "b": f"B{number}"}
     assert entry()["texts"] == texts
-
-
-def test_words_there_tell_its_places_from_the_others_best_first() -> None:
-    assert entry()["words_there"] == ["near", "rare"]
-    assert words_there(contexts(("word", "near", HOLDS)), np.ones(10, bool)) == []
-    assert words_there(contexts(), ON) == []
-
-
-def test_a_context_that_holds_everywhere_has_rates_of_nothing_elsewhere() -> None:
-    found = entry(contexts(("everywhere", "", list(range(10)))))
-    assert found["a_says"][0]["a"] == pytest.approx(3 / 5)
-    assert {found["a_says"][0][key] for key in ("a_elsewhere", "b_elsewhere")} == {0.0}
-    assert found["feature"] is None
-    assert found["words_there"] == []
 
 
 @pytest.mark.parametrize(
@@ -130,10 +122,3 @@ def test_the_feature_that_an_entry_is_about(
 ) -> None:
     one, outcome = made(contexts(("word", "oak", HOLDS), *others), same=same)
     assert feature_of(outcome, one) == feature
-
-
-def test_a_feature_is_about_itself() -> None:
-    found = entry(contexts(("feature", "5", HOLDS), ("feature", "8", HOLDS)), same=(1,))
-    assert found["feature"] == 5
-    assert found["context"] == {"kind": "feature", "id": 5}
-    assert found["also"] == [{"kind": "feature", "id": 8}]

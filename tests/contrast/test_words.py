@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modeldiff.contrast.words import said_words, whole_words, words_of
 
@@ -21,33 +19,16 @@ from modeldiff.contrast.words import said_words, whole_words, words_of
         ("cafe\u0301s", ["cafe\u0301s"]),
         ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
         ("می\u200cخواهم", ["می\u200cخواهم"]),
-        ("", []),
         (" ,.!? \n", []),
+        # Scripts without spaces give pairs of characters, to which their marks belong; other words there stay whole.
+        ("東京都", ["東京", "京都"]),
+        ("東京。都", ["東京", "都"]),
+        ("สวัสดี", ["สวั", "วัส", "สดี"]),
+        ("2024年にGPT", ["2024", "年に", "gpt"]),
     ],
 )
 def test_words_are_runs_of_letters_digits_and_apostrophes_in_lower_case(text: str, words: list[str]) -> None:
     assert words_of(text) == words
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("東京都", ["東京", "京都"]),
-        ("東京。都", ["東京", "都"]),
-        ("สวัสดี", ["สวั", "วัส", "สดี"]),
-        ("น้ำใจ", ["น้ำใ", "ใจ"]),
-        ("iPhoneの話", ["iphone", "の話"]),
-        ("2024年にGPT", ["2024", "年に", "gpt"]),
-    ],
-)
-def test_scripts_without_spaces_give_pairs_of_characters(text: str, words: list[str]) -> None:
-    """Marks belong to the character before them, and words of other scripts in between stay whole."""
-    assert words_of(text) == words
-
-
-@given(st.lists(st.sampled_from(["a", "dog", "1989", "3rd", "don't", "o'er'it", "naïve"]), max_size=8))
-def test_words_between_blanks_are_found_as_they_are(words: list[str]) -> None:
-    assert words_of(", ".join(words)) == words
 
 
 @pytest.mark.parametrize(
@@ -58,30 +39,17 @@ def test_words_between_blanks_are_found_as_they_are(words: list[str]) -> None:
         ("Sure, the dog runs aw", True, "Sure, the dog runs "),
         ("'t know it. I do", False, " know it. I "),
         ("on't know it. ", False, " know it. "),
-        (" it. I don't", False, " it. I "),
         (" it. I don'", False, " it. I "),
-        (" a whole word\n", False, " a whole word\n"),
         ("ending", False, ""),
         ("", False, ""),
         ("ing भाषा हिन्दी", False, " भाषा "),
         # Scripts without spaces are not cut.
         ("東京は今日", True, "東京は今日"),
-        ("สวัสดี", False, "สวัสดี"),
         ("ing東京のtow", False, "東京の"),
     ],
 )
 def test_a_word_that_is_cut_off_at_either_end_is_left_out(text: str, begins: bool, left: str) -> None:
     assert whole_words(text, begins=begins) == left
-
-
-@given(st.text(max_size=40), st.booleans())
-def test_what_is_left_is_a_part_of_the_text_and_no_word_of_it_is_new(text: str, begins: bool) -> None:
-    left = whole_words(text, begins=begins)
-    assert left in text
-    words = words_of(text)
-    assert len(words_of(left)) <= len(words)
-    if begins:
-        assert words[: len(words_of(left))] == words_of(left)
 
 
 def rates(said: dict[str, list[list[str]]], least: int = 1, begins: bool = True) -> dict[str, dict[str, list[float]]]:
@@ -105,14 +73,7 @@ def test_draws_of_a_place_are_averaged() -> None:
 def test_a_word_counts_when_both_models_together_say_it_in_enough_continuations() -> None:
     said = {"a": [["red red red. "], ["blue. "]], "b": [["blue. "], ["green. "]]}
     assert list(rates(said, least=2)) == ["blue"]
-
-
-def test_nothing_said_often_enough_gives_no_words() -> None:
-    said = {"a": [["red. "], ["blue. "]], "b": [["- "], ["- "]]}
-    for least in (2, 99):
-        found = said_words(said, [True, True], least=least)
-        assert found.names == []
-        assert found.difference.shape == (2, 0)
+    assert rates(said, least=99) == {}
 
 
 def test_only_answers_keep_the_word_that_they_begin_with() -> None:

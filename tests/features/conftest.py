@@ -1,11 +1,14 @@
-"""One tiny model as both models of a pair, harvested once for all tests."""
+"""One tiny model as both models of a pair, harvested once for all tests; the command line."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from modeldiff.cli.main import run as run_cli
+from modeldiff.workspace import Workspace
 from tests.features.made_pair import Made, make_pair
 
 
@@ -18,3 +21,30 @@ def _pair(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def pair(_pair: Made, tmp_path: Path) -> Made:
     """Model A and model B are the same; no stitch yet. A workspace of the test's own."""
     return _pair.copy(tmp_path / "ws")
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What `modeldiff features ARGS` prints, which must end well and fit 80 columns."""
+
+    def call(workspace: Workspace, *args: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run_cli(["--workspace", str(workspace.folder), "features", *args])
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        assert "--json" in args or max(map(len, shown.splitlines())) <= 80
+        return shown
+
+    return call
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 64 pairs of made_crosscoder.py's features, so that shards have several."""
+    monkeypatch.setattr("modeldiff.features.codes._DENSE_VALUES", 640)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "ws")

@@ -19,7 +19,7 @@ THRESHOLD = 0.5
 
 @settings
 class MadeSettings(Settings):
-    """Stands for the training's settings."""
+    """Stands for the settings of a stage."""
 
     label: str = setting(default="made")
     """Anything."""

@@ -24,9 +24,8 @@ from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.linear.stitch import FIELDS, MAPS_NAME, STITCH_NAME
-from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from tests.features.made_crosscoder import publish
+from tests.features.made_crosscoder import MadeSettings, publish
 from tests.harvest.conftest import make_texts
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
@@ -35,14 +34,6 @@ LAYER = 1
 # Features of `crosscoder`, by what they do. 0 to 3 are A's, 4 to 7 shared, 8 to 11 B's.
 LOUD, MUTE, DEAD = 0, 2, 3
 SHARED_LOUD, B_LOUD = 4, 8
-
-
-@settings
-class MadeSettings(Settings):
-    """Stands for the stitch's settings."""
-
-    label: str = setting()
-    """Anything."""
 
 
 @dataclass
@@ -116,18 +107,14 @@ def publish_stitch(made: Made, a_to_b: torch.Tensor, label: str, bias: torch.Ten
     info |= {"maps": {way: {"ridge": 0.0, "r2": 0.5} for way in ("a_to_b", "b_to_a")}}
     pairs = int(store.metrics["pairs"])
     offset = torch.zeros(WIDTH) if bias is None else bias
-    tensors = {"a_to_b.w": a_to_b, "b_to_a.w": a_to_b.T, "a_to_b.bias": offset, "b_to_a.bias": offset}
-    tensors |= {
-        "stretch.first": torch.tensor([0, pairs - 100]),
-        "stretch.stop": torch.tensor([pairs - 100, pairs]),
-        "stretch.part": torch.tensor([0, 2]),
-    }
+    tensors = {"a_to_b.w": a_to_b.clone(), "b_to_a.w": a_to_b.T.clone(memory_format=torch.contiguous_format)}
+    tensors |= {"a_to_b.bias": offset, "b_to_a.bias": offset.clone()}
+    stretches = {"first": [0, pairs - 100], "stop": [pairs - 100, pairs], "part": [0, 2]}
+    tensors |= {f"stretch.{name}": torch.tensor(values) for name, values in stretches.items()}
 
     def build(work: Work) -> dict[str, Any]:
         work.write_json(STITCH_NAME, info)
-        work.write_bytes(
-            MAPS_NAME, save({name: one.clone(memory_format=torch.contiguous_format) for name, one in tensors.items()})
-        )
+        work.write_bytes(MAPS_NAME, save(tensors))
         return {}
 
     order = Order("stitch", MadeSettings(label=label), {"activations": store.as_input()}, 1)

@@ -59,15 +59,3 @@ def test_streaming_keeps_what_sorting_everything_would(
     document_N = np.arange(rows) // length
     found = streamed(f_NF, document_N, n, block)
     assert found == [brute_force(f_NF[:, i], document_N, n) for i in range(N_FEATURES)]
-
-
-def test_one_example_per_document_as_long_as_there_are_enough() -> None:
-    f_NF = np.zeros((100, N_FEATURES), np.float32)
-    f_NF[:10, 0] = 9  # one document full of the strongest activations
-    f_NF[[30, 60, 90], 0] = 1
-    (examples, *_) = streamed(f_NF, np.arange(100) // 10, 3, 50)
-    assert examples == [(9, 0), (1, 30), (1, 60)]
-
-
-def test_a_feature_that_never_fires_has_no_examples() -> None:
-    assert streamed(np.zeros((20, N_FEATURES), np.float32), np.zeros(20, np.int64), 4, 7) == [[], [], []]

@@ -6,26 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from modeldiff.cli.feature_list import print_evidence
 from modeldiff.features.measures import MEASURES, measures
 from modeldiff.features.missing import PREDICTABILITY, Evidence, evidence_about, made_about
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
-from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Order, Workspace, produce
-from tests.features.made_crosscoder import made_pair, publish, shared_only, sparse_pairs
+from tests.features.made_crosscoder import MadeSettings, made_pair, publish, shared_only, sparse_pairs
 from tests.made_activations import make_activations
 
 KINDS = (PREDICTABILITY, *MEASURES)
 SCORE = next(one for one in measures() if one.name == "score")
-
-
-@settings
-class MadeSettings(Settings):
-    """Stands for a stage's settings."""
-
-    label: str = setting()
-    """Anything."""
 
 
 @pytest.fixture
@@ -99,12 +89,8 @@ def test_what_is_about_other_features_does_not_count_however_new(workspace: Work
     # Its rows are features of the reference.
     add(workspace, "match", reference=other, other_1=crosscoder, activations=activations)
     assert there(workspace) == {"impact": "impact:1"}
-    assert there(workspace, others_features) == {
-        "impact": "impact:2",
-        "explain": "explain:1",
-        "match": "match:1",
-        "evaluate": "evaluate:1",
-    }
+    versions = {"impact": 2, "explain": 1, "match": 1, "evaluate": 1}
+    assert there(workspace, others_features) == {kind: f"{kind}:{number}" for kind, number in versions.items()}
 
 
 def test_the_newest_comes_first_and_the_same_content_counts_whatever_its_version(workspace: Workspace) -> None:
@@ -118,39 +104,17 @@ def test_the_newest_comes_first_and_the_same_content_counts_whatever_its_version
     assert there(workspace, again) == there(workspace) == {"score": "score:2"}
 
 
-def test_features_measured_on_other_activations_keep_to_them(workspace: Workspace) -> None:
+def test_commands_name_the_features_own_activations_and_crosscoders_also_when_gone(workspace: Workspace) -> None:
     crosscoder, trained_on = workspace.find("crosscoder"), workspace.find("activations")
-    x_a, x_b = sparse_pairs(300, seed=5)
-    elsewhere = make_activations(workspace, x_a, x_b, 300, None)
-    features = measure(workspace, activations=elsewhere.ref)
+    publish(workspace, shared_only(), trained_on, "other")
+    elsewhere = make_activations(workspace, *sparse_pairs(300, seed=5), 300, None)
+    features = measure(workspace, crosscoder=crosscoder.ref, activations=elsewhere.ref)
     add(workspace, "impact", crosscoder=crosscoder, activations=trained_on)
     assert there(workspace, features) == {}
     commands = {kind: one.command for kind, one in found(workspace, features).items()}
     assert commands["impact"] == "modeldiff features impact --crosscoder crosscoder:1 --activations activations:2"
     assert commands["stitch"] == "modeldiff features stitch --activations activations:2"
-
-
-def test_commands_name_a_crosscoder_of_the_same_activations_and_what_is_gone(workspace: Workspace) -> None:
-    publish(workspace, shared_only(), workspace.find("activations"), "other")
-    publish(workspace, shared_only(), None, "of other activations")
     assert found(workspace)["match"].command == "modeldiff features match crosscoder:1 crosscoder:2"
-    for kind in ("activations", "crosscoder"):
-        workspace.remove(workspace.find(kind, "1").folder)
-    commands = {kind: one.command for kind, one in found(workspace).items()}
-    assert commands["impact"] == "modeldiff features impact --crosscoder crosscoder:1"
-    assert commands["stitch"] == "modeldiff features stitch --activations activations:1"
-
-
-def test_at_most_five_lines_of_80_columns_that_name_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    for count in range(len(KINDS) + 1):
-        made = [
-            Evidence(kind, f"{kind}:100" if number < count else None, f"modeldiff {kind} --crosscoder crosscoder:100")
-            for number, kind in enumerate(KINDS)
-        ]
-        print_evidence(made)
-        lines = capsys.readouterr().out.splitlines()
-        assert len(lines) <= 5
-        assert max(map(len, lines)) <= 80
-        there, _, missing = " ".join(lines).partition("missing: ")
-        for one in made:
-            assert one.kind in (there if one.ref else missing)
+    for one in (trained_on, crosscoder):
+        workspace.remove(one.folder)
+    assert found(workspace)["stitch"].command == "modeldiff features stitch --activations activations:1"

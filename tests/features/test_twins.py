@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 import modeldiff.features.correlation as correlation_module
-from modeldiff.features.correlation import PER_FEATURE, Columns, correlations, find_twins
+from modeldiff.features.correlation import PER_FEATURE, find_twins
 
 PARTITION_F = np.repeat([0, 1, 2], [4, 6, 5])
 
@@ -46,17 +46,3 @@ def test_correlations_equal_numpy_and_the_best_of_other_partitions_come_first(
     assert twins.correlation[1, 0] == pytest.approx(1)
     assert 14 not in twins.feature[13]
     assert (twins.feature[[3, 8]] == -1).all(), "the dead and the constant have none"
-
-
-def test_no_firings_at_all() -> None:
-    twins = find_twins(sparse.csr_matrix((10, 15), dtype=np.float32), PARTITION_F)
-    assert (twins.feature == -1).all()
-
-
-def test_no_array_of_all_features_against_all_ever_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    most = 60
-    monkeypatch.setattr(correlation_module, "_BLOCK_ENTRIES", most)
-    columns = Columns.of(sparse.csr_matrix(made_codes()))
-    blocks = list(correlations(columns, columns, np.arange(15)))
-    assert [block.tolist() for block, _ in blocks] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14]]
-    assert max(correlation.size for _, correlation in blocks) <= most < 15 * 15

@@ -55,7 +55,6 @@ def test_r2_equals_scikit_learn_however_the_pairs_are_cut(chunk: int) -> None:
     model = fitted(RIDGE, x_ND[FIT], f_NG[FIT])
     expected_G = r2_score(f_NG[HELD].numpy(), model.predict(x_ND[HELD].numpy()), multioutput="raw_values")
     np.testing.assert_allclose(r2_of(x_ND, f_NG, chunk).numpy(), expected_G, atol=1e-9)
-    assert expected_G.max() > 0.1
     np.testing.assert_allclose(ridge_weights(moments(x_ND[FIT], f_NG[FIT], chunk)).numpy(), model.coef_.T, atol=1e-9)
 
 
@@ -64,8 +63,6 @@ def test_a_map_and_its_score_equal_scikit_learn(ridge: float) -> None:
     x_ND, f_NG = pairs()
     model = fitted(ridge, x_ND[FIT], f_NG[FIT])
     found = LinearMap.fitted(moments(x_ND[FIT], f_NG[FIT]), ridge)
-    assert (found.widths, found.ridge) == ((WIDTH, TARGETS), ridge)
-    assert found.w_DD.dtype == found.bias_D.dtype == torch.float32
     np.testing.assert_allclose(found.bias_D.numpy(), model.intercept_, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.apply(x_ND).numpy(), model.predict(x_ND.numpy()), rtol=1e-5, atol=1e-5)
     scores = ridge_scores(moments(x_ND[FIT], f_NG[FIT]), moments(x_ND[HELD], f_NG[HELD]))
@@ -74,53 +71,31 @@ def test_a_map_and_its_score_equal_scikit_learn(ridge: float) -> None:
     assert scores[ridge] == pytest.approx(expected, abs=1e-9)
 
 
-def test_what_is_linear_is_explained_in_full_and_what_is_unrelated_is_not() -> None:
-    x_ND, f_NG = pairs()
-    torch.testing.assert_close(r2_of(x_ND, x_ND @ normal(WIDTH, 3, seed=3) + 7), torch.ones(3, dtype=torch.float64))
-    unrelated_G = r2_of(x_ND, normal(N_FIT + N_HELD, 200, seed=4))
-    # On other pairs, what is fitted to chance costs WIDTH / N_FIT of the variance, and the mean 1 / N_FIT + 1 / N_HELD.
-    assert float(unrelated_G.mean()) == pytest.approx(-(WIDTH + 1) / N_FIT - 1 / N_HELD, abs=0.01)
-    assert float(unrelated_G.max()) < 0.1
-    alone_G = torch.cat([r2_of(x_ND, f_NG[:, [target]]) for target in range(TARGETS)])
-    torch.testing.assert_close(r2_of(x_ND, f_NG), alone_G, msg="targets do not disturb each other")
-
-
 def test_where_nothing_varies_or_is_there_no_r2_is_given() -> None:
     x_ND, f_NG = pairs()
     f_NG[:, 1] = 0
     f_NG[HELD, 2] = 0.5
     assert r2_of(x_ND, f_NG).isnan().tolist() == [False, True, True] + [False] * (TARGETS - 3)
     some, none = moments(x_ND, 0 * f_NG), Moments.empty(WIDTH, TARGETS)
-    assert held_out_r2(some, none).isnan().all()
-    assert held_out_r2(none, some).isnan().all()
     for scores in (ridge_scores(some, some), ridge_scores(some, none), ridge_scores(none, some)):
         assert all(map(math.isnan, scores.values()))
         assert best_ridge(scores) == RIDGE
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e6])
-def test_an_input_that_does_not_vary_predicts_the_mean_and_changes_nothing_beside_others(value: float) -> None:
-    x_ND, f_NG = pairs()
+@pytest.mark.parametrize("value", [0.1, 1e6])
+def test_an_input_that_does_not_vary_predicts_the_mean(value: float) -> None:
+    _, f_NG = pairs()
     still_ND = torch.full((len(f_NG), WIDTH), value, dtype=torch.float64)
     mean_G = r2_of(torch.zeros_like(still_ND), f_NG)
     assert ((mean_G <= 0) & (mean_G > -0.1)).all()
     torch.testing.assert_close(r2_of(still_ND, f_NG), mean_G)
-    if value <= 1:
-        beside = r2_of(torch.cat([x_ND, still_ND[:, :3]], dim=1), f_NG)
-        torch.testing.assert_close(beside, r2_of(x_ND, f_NG), rtol=1e-3, atol=1e-6)
 
 
 def test_noise_asks_for_more_ridge_than_an_exact_relation() -> None:
     few, wide = 60, 40
     x_ND, noise_NG = normal(2 * few, wide, seed=3), normal(2 * few, 5, seed=4)
-    exact_NG = x_ND @ normal(wide, 5, seed=5)
-
-    def chosen(f_NG: torch.Tensor) -> float:
-        return best_ridge(ridge_scores(moments(x_ND[:few], f_NG[:few]), moments(x_ND[few:], f_NG[few:])))
-
-    assert chosen(exact_NG) == min(RIDGES)
-    assert chosen(exact_NG + 5 * noise_NG) >= 0.1
-    assert chosen(noise_NG) == max(RIDGES)
+    for f_NG, expected in ((x_ND @ normal(wide, 5, seed=5), min(RIDGES)), (noise_NG, max(RIDGES))):
+        assert best_ridge(ridge_scores(*(moments(x_ND[k::2], f_NG[k::2]) for k in (0, 1)))) == expected
     assert best_ridge({1e-3: 0.5, 1e-2: 0.5, 1e-1: 0.4, 1.0: math.nan}) == 1e-2, "of equals the most regular"
 
 
@@ -131,25 +106,3 @@ def test_what_was_taken_off_comes_back_in_the_bias() -> None:
     expected = LinearMap.fitted(moments(x_ND, f_NG), 1e-4)
     torch.testing.assert_close(found.w_DD, expected.w_DD)
     torch.testing.assert_close(found.bias_D, expected.bias_D)
-
-
-def test_a_direction_moves_without_the_bias_unless_asked() -> None:
-    w_DD, bias_D = normal(3, 4, seed=8).float(), normal(4, seed=9).float()
-    one = LinearMap(w_DD, bias_D, 0.1)
-    d_D = torch.tensor([1.0, -2.0, 0.5])
-    torch.testing.assert_close(one.direction(d_D), d_D @ w_DD)
-    torch.testing.assert_close(one.direction(d_D, bias=True), d_D @ w_DD + bias_D)
-    assert torch.equal(one.direction(torch.zeros(2, 3)), torch.zeros(2, 4))
-    # A direction is a difference of activations: moved, it is the difference of the moved ones.
-    x_ND = normal(2, 3, seed=10).float()
-    torch.testing.assert_close(one.apply(x_ND + d_D) - one.apply(x_ND), one.direction(d_D).expand(2, 4))
-
-
-@pytest.mark.parametrize(
-    ("given", "computed"), [(torch.bfloat16, torch.float32), (torch.float32,) * 2, (torch.float64,) * 2]
-)
-def test_computes_at_least_in_float32(given: torch.dtype, computed: torch.dtype) -> None:
-    one = LinearMap(torch.eye(2, 3), torch.ones(3), 0.1)
-    x_ND = torch.tensor([[1.5, -2.0]], dtype=given)
-    assert one.apply(x_ND).dtype == one.direction(x_ND).dtype == computed
-    assert one.apply(x_ND).tolist() == [[2.5, -1.0, 1.0]]

@@ -25,7 +25,9 @@ def artifact(tmp_path: Path) -> Artifact:
     return run(StitchSettings(device="cpu"), workspace)
 
 
-def test_what_was_written_is_read(artifact: Artifact) -> None:
+def test_what_was_written_is_read_and_what_another_version_wrote_is_refused(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = load_stitch(artifact)
     written = load_file(artifact.folder / MAPS_NAME)
     assert (found.a_to_b.widths, found.b_to_a.widths) == ((4, 6), (6, 4))
@@ -33,32 +35,16 @@ def test_what_was_written_is_read(artifact: Artifact) -> None:
     assert torch.equal(found.b_to_a.bias_D, written["b_to_a.bias"])
     assert torch.equal(torch.from_numpy(found.stretches.part_S), written["stretch.part"])
     assert found.a_to_b.r2 == found.info["maps"]["a_to_b"]["r2"] == artifact.metrics["a_to_b"]["r2"]
-    assert found.b_to_a.ridge == artifact.metrics["b_to_a"]["ridge"]
+    newer = json.loads((artifact.folder / STITCH_NAME).read_text()) | {"format": FORMAT + 1}
+    monkeypatch.setattr("modeldiff.linear.stitch.read_json", lambda _: newer)
+    with pytest.raises(InputError, match="upgrade modeldiff"):
+        load_stitch(artifact)
 
 
 @pytest.mark.parametrize("name", [STITCH_NAME, MAPS_NAME])
 def test_damage_is_named(artifact: Artifact, name: str) -> None:
     content = (artifact.folder / name).read_bytes()
-    for damaged in (content[: len(content) // 2], b"{", None):
-        (artifact.folder / name).unlink()
-        if damaged is not None:
-            (artifact.folder / name).write_bytes(damaged)
-        with pytest.raises(DamagedError, match=name):
-            load_stitch(artifact)
-        (artifact.folder / name).write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"format": FORMAT + 1}, InputError, "upgrade modeldiff"),
-        ({"extra": 1}, DamagedError, "field 'extra' is unknown"),
-    ],
-)
-def test_what_another_version_wrote(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, change: dict[str, int], error: type[Exception], message: str
-) -> None:
-    info = json.loads((artifact.folder / STITCH_NAME).read_text()) | change
-    monkeypatch.setattr("modeldiff.linear.stitch.read_json", lambda _: info)
-    with pytest.raises(error, match=message):
+    (artifact.folder / name).unlink()
+    (artifact.folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DamagedError, match=name):
         load_stitch(artifact)

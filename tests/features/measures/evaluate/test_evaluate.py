@@ -6,10 +6,9 @@ Legend: T tokens, R replaced tokens, D width, W windows.
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ import torch
 from safetensors.numpy import load_file
 
 import modeldiff.features.measures.evaluate.run as evaluate_module
-from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
 from modeldiff.features.measures.evaluate import EvaluateSettings
@@ -39,8 +37,7 @@ N_SHARED_COORDINATES = 8
 PARTS: dict[str, Any] = {"device": "cpu", "outlier_factor": 0.0, "pairs": 300, "batch_tokens": 256}
 
 
-@dataclass
-class Made:
+class Made(NamedTuple):
     """A harvest of two tiny models and where they are."""
 
     workspace: Workspace
@@ -166,35 +163,25 @@ def test_only_the_tokens_of_pairs_are_replaced(made: Made, artifact: Artifact, s
                 assert found["kl"][place] == pytest.approx(float(kl_T[within_T].sum()), rel=1e-4, abs=1e-6)
 
 
-def test_the_figures_follow_from_the_sums(artifact: Artifact) -> None:
-    found = figures(artifact)
-    assert (found["pairs"], found["outliers"]) == (artifact.metrics["pairs"], 0)
-    assert abs(found["pairs"] - 300) < 40
-    for side in ("a", "b"):
-        sums, one = load_file(artifact.file(f"losses_{side}.safetensors")), found["sides"][side]
-        for number, scope in enumerate(SCOPES):
-            mean_V = sums["loss"][:, :, number].sum(0) / sums["positions"][:, number].sum()
-            of = dict(zip(VARIANTS, mean_V, strict=True))
-            assert {variant: row["loss"] for variant, row in one[scope]["losses"].items()} == pytest.approx(of)
-            assert one[scope]["exclusive"]["increase"] == pytest.approx(of["shared_only"] - of["crosscoder"])
-            expected = loss_recovered(of["shared_only"], of["mean"], of["clean"])
-            assert one[scope]["loss_recovered"]["shared_only"]["mean"] == pytest.approx(expected)
-        assert one["share_replaced"] == pytest.approx(one["positions"]["replaced"] / one["positions"]["all"])
-        assert one["stored_gap"] < 1e-4
-    # B's reconstruction is all exclusive: without it, it is ablated.
-    losses = found["sides"]["b"]["replaced"]["losses"]
-    assert losses["shared_only"] == losses["zero"]
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_the_figures_follow_from_the_sums(artifact: Artifact, side: str) -> None:
+    sums, one = load_file(artifact.file(f"losses_{side}.safetensors")), figures(artifact)["sides"][side]
+    for number, scope in enumerate(SCOPES):
+        mean_V = sums["loss"][:, :, number].sum(0) / sums["positions"][:, number].sum()
+        of = dict(zip(VARIANTS, mean_V, strict=True))
+        assert {variant: row["loss"] for variant, row in one[scope]["losses"].items()} == pytest.approx(of)
+        assert one[scope]["exclusive"]["increase"] == pytest.approx(of["shared_only"] - of["crosscoder"])
+    assert one["stored_gap"] < 1e-4
 
 
 def test_loss_recovered_and_the_error_of_a_mean_over_windows() -> None:
     assert [loss_recovered(loss, 4.0, 2.0) for loss in (2.0, 4.0, 2.5, 5.0)] == [1, 0, 0.75, -0.5]
     assert loss_recovered(2.5, 2.0, 2.0) is None
-    ones_W = np.ones(4, np.int64)
-    values_W = np.array([1.0, 2.0, 3.0, 6.0])
-    mean, error = mean_and_error(values_W, ones_W)  # one prediction per window: the usual error of a mean
-    assert (mean, error) == (3, pytest.approx(float(values_W.std(ddof=1)) / 2))
-    # Tokens that all say the same within a window are worth no more than one.
-    assert mean_and_error(10 * values_W, 10 * ones_W) == (3, pytest.approx(error))
+    ones_W, values_W = np.ones(4, np.int64), np.array([1.0, 2.0, 3.0, 6.0])
+    # The usual error of a mean; tokens that all say the same within a window are worth no more than one.
+    for tokens in (1, 10):
+        expected = (3, pytest.approx(float(values_W.std(ddof=1)) / 2))
+        assert mean_and_error(tokens * values_W, tokens * ones_W) == expected
     assert mean_and_error(values_W[:1], ones_W[:1]) == (1, None)
 
 
@@ -235,9 +222,7 @@ def test_an_interrupted_run_keeps_the_model_it_has_measured(
     resumed = run(EvaluateSettings(**PARTS), workspace)
     assert measured == ["a", "b", "b"]
     assert resumed.manifest.digest == artifact.manifest.digest
-    assert resumed.metrics == artifact.metrics
     assert run(EvaluateSettings(**{**PARTS, "batch_tokens": 99}), workspace).ref == resumed.ref
-    assert len(measured) == 3
 
 
 def test_another_model_is_refused_and_a_rounded_one_is_not(made: Made, models: dict[str, Path]) -> None:
@@ -250,25 +235,20 @@ def test_another_model_is_refused_and_a_rounded_one_is_not(made: Made, models: d
     assert 0 < rounded["all"]["losses"]["stored"]["kl"] < 0.01
 
 
-@pytest.mark.parametrize(
-    ("known", "message"),
-    [
+def test_imports_without_models_layers_texts_or_the_models_own_token_ids_are_refused(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    publish(workspace, perfect(), None)
+    incomplete: list[tuple[dict[str, Any], str]] = [
         ({}, "imported without naming model A: say where it is with --model-path-a"),
         ({"models": ("a", "b")}, "without the layer of model A"),
         ({"models": ("a", "b"), "layers": (0, 0)}, "was imported without texts"),
-    ],
-)
-def test_activations_without_texts_or_models_are_refused(tmp_path: Path, known: dict[str, Any], message: str) -> None:
-    workspace = Workspace(tmp_path / "ws")
-    activations = make_activations(workspace, torch.ones(9, WIDTH_A), torch.ones(9, WIDTH_B), **known)
-    publish(workspace, perfect(), activations)
-    with pytest.raises(InputError, match=message):
-        run(EvaluateSettings(**PARTS), workspace)
-
-
-def test_imported_token_ids_must_be_there_and_the_models_own(tmp_path: Path, models: dict[str, Path]) -> None:
-    workspace = Workspace(tmp_path / "ws")
-    publish(workspace, perfect(), None)
+    ]
+    for known, message in incomplete:
+        activations = make_activations(workspace, torch.ones(9, WIDTH_A), torch.ones(9, WIDTH_B), **known)
+        with pytest.raises(InputError, match=message):
+            run(EvaluateSettings(**PARTS, activations=activations.ref), workspace)
     for side, width in (("a", WIDTH_A), ("b", WIDTH_B)):
         np.save(tmp_path / f"{side}.npy", np.random.default_rng(0).normal(size=(2, width)).astype(np.float32))
     for ids, message in (
@@ -287,24 +267,7 @@ def test_imported_token_ids_must_be_there_and_the_models_own(tmp_path: Path, mod
             run(EvaluateSettings(**PARTS, activations=imported.ref), workspace)
 
 
-def test_windows_are_whole_and_spread_over_the_shards(made: Made) -> None:
-    store = ActivationStore(made.activations)
-    every, some = (sample_windows(store, pairs) for pairs in (10**6, 120))
-    assert sum(len(window.rows) for window in every) == store.pairs
-    assert {window.rows.shard for window in some} == set(range(len(store.info.shards)))
-    assert {window.rows for window in some} < {window.rows for window in every}
-    assert 60 < sum(len(window.rows) for window in some) < 200
-
-
-def test_the_command_prints_a_table_or_json(made: Made, artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--pairs", "300", "--outlier-factor", "0", "--device", "cpu"]
-    shown = {}
-    for more in ("--json", "--force"):
-        with pytest.raises(SystemExit):
-            run_cli(["--workspace", str(made.workspace.folder), "features", "evaluate", *options, more])
-        shown[more] = capsys.readouterr().out
-    evaluation = json.loads(shown["--json"])["evaluation"]
-    assert evaluation == figures(artifact)
-    assert math.isfinite(evaluation["sides"]["a"]["replaced"]["exclusive"]["error"])
-    assert "shared only" in shown["--force"]
-    assert max(map(len, shown["--force"].splitlines())) <= 80
+def test_the_command_prints_a_table_or_json(made: Made, artifact: Artifact, printed: Callable[..., str]) -> None:
+    options = ["evaluate", "--pairs", "300", "--outlier-factor", "0", "--device", "cpu"]
+    assert json.loads(printed(made.workspace, *options, "--json"))["evaluation"] == figures(artifact)
+    assert "shared only" in printed(made.workspace, *options)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import MachineError
 from modeldiff.features.measures.explain import ExplainSettings
-from modeldiff.features.measures.explain.detection import LENGTH, MIN_TEXTS, Excerpts
+from modeldiff.features.measures.explain.detection import Excerpts
 from modeldiff.features.measures.explain.result import Explained, read_explanations
 from modeldiff.features.measures.explain.run import run
-from modeldiff.features.measures.explain.sample import Sample, in_second_half
+from modeldiff.features.measures.explain.sample import Sample
 from modeldiff.workspace import Workspace
-from tests.features.measures.explain.made_texts import AFTER_TRIGGER, HERB, ODD, made_documents, made_features
+from tests.features.measures.explain.made_texts import AFTER_TRIGGER, HERB, ODD, made_features
 from tests.judge.fake_endpoint import FakeEndpoint, Reply, Request, leave_alone, said, serving
 
+Answering = Callable[[Request, int], Reply]
 FEATURES = (HERB, AFTER_TRIGGER, ODD)
 TEXT = re.compile(r"\[begin text \d+ (\w+)\]\n(.*?)\n\[end text \d+ \1\]", re.DOTALL)
 DESCRIPTION = re.compile(r"\[begin description (\w+)\]\n(.*?)\n\[end description \1\]", re.DOTALL)
@@ -70,14 +70,12 @@ def settings(endpoint: FakeEndpoint, **more: Any) -> ExplainSettings:
     return ExplainSettings(judge="openai", judge_model="judge", judge_base_url=endpoint.base_url, **given)
 
 
-def explained(
-    workspace: Workspace, answering: Callable[[Request, int], Reply], **more: Any
-) -> tuple[dict[int, Explained], FakeEndpoint]:
+def explained(workspace: Workspace, answering: Answering, **more: Any) -> tuple[dict[int, Explained], FakeEndpoint]:
     with serving(answering) as endpoint:
         return read_explanations(run(settings(endpoint, **more), workspace)), endpoint
 
 
-def made_sample(lengths: list[int], code_N: np.ndarray, second: list[bool], texts: list[int] | None = None) -> Sample:
+def made_sample(lengths: list[int], code_N: np.ndarray, second: list[bool], texts: list[int]) -> Sample:
     """One feature, a document for each length; all words alike."""
     n, windows = sum(lengths), len(lengths)
     return Sample(
@@ -91,24 +89,9 @@ def made_sample(lengths: list[int], code_N: np.ndarray, second: list[bool], text
         codes_NG=sparse.csc_matrix(code_N[:, None].astype(np.float32)),
         document_W=np.arange(windows),
         source_W=np.zeros(windows, np.int32),
-        text_W=np.array(texts or range(windows)),
+        text_W=np.array(texts),
         second_W=np.array(second),
     )
-
-
-def test_the_halves_are_halves_whatever_order_the_sources_come_in() -> None:
-    second = in_second_half(np.arange(10_000), 0)
-    for start in range(4):  # sources are often mixed by turns
-        assert 0.45 < second[start::4].mean() < 0.55
-    assert 0.4 < (second == in_second_half(np.arange(10_000), 1)).mean() < 0.6
-    np.testing.assert_array_equal(second[:10], in_second_half(np.arange(10), 0))
-
-
-def test_excerpts_are_equal_parts_of_texts() -> None:
-    lengths = [LENGTH, LENGTH + 1, 1, 3 * LENGTH]
-    excerpts = Excerpts(made_sample(lengths, np.zeros(sum(lengths)), [False] * 4))
-    assert (excerpts.stop_E - excerpts.start_E).tolist() == [32, 16, 17, 1, 32, 32, 32]
-    assert excerpts.document_E.tolist() == [0, 1, 1, 2, 3, 3, 3]
 
 
 def test_held_out_texts_come_from_the_other_half_each_from_a_document_of_its_own() -> None:
@@ -129,18 +112,7 @@ def test_held_out_texts_come_from_the_other_half_each_from_a_document_of_its_own
     assert max(one.activation for one in chosen) == pytest.approx(highest)
 
 
-@pytest.mark.parametrize(
-    ("active", "each"),
-    [(0, 0), (MIN_TEXTS - 1, 0), (MIN_TEXTS + 1, MIN_TEXTS + 1), (10 - MIN_TEXTS, MIN_TEXTS), (10, 0)],
-)
-def test_as_many_texts_of_each_kind_as_there_are_of_the_rarer_or_none(active: int, each: int) -> None:
-    code_N = np.zeros(320)
-    code_N[: 32 * active : 32] = 1
-    chosen = Excerpts(made_sample([32] * 10, code_N, [True] * 10)).choose(0, 5, [], [0])
-    assert sorted(one.activation for one in chosen) == [0] * each + [1] * each
-
-
-def test_a_judge_that_knows(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_that_knows(workspace: Workspace) -> None:
     found, endpoint = explained(workspace, lambda request, _: said(knows(request)), detection_null=True)
     herb = found[HERB]
     assert (herb.explanation, herb.concerning, herb.reason) == ("The word herb.", False, "Because of herb.")
@@ -151,7 +123,6 @@ def test_a_judge_that_knows(workspace: Workspace, capsys: pytest.CaptureFixture[
     assert herb.null is not None
     assert 0.2 < herb.null < 0.8
     assert len(endpoint.requests) == 3 * len(FEATURES)
-    assert "at most 9 calls if every answer can be read" in capsys.readouterr().err
     for request in endpoint.requests:
         texts = [text for _, text in TEXT.findall(request.user)]
         if asks_for_explanation(request):
@@ -162,17 +133,6 @@ def test_a_judge_that_knows(workspace: Workspace, capsys: pytest.CaptureFixture[
         active = [text in {one.text for one in herb.texts if one.activation} for text in texts]
         # Neither the active nor the inactive ones come all first.
         assert active not in ([True] * 8 + [False] * 8, [False] * 8 + [True] * 8)
-
-
-def test_answers_are_kept_for_other_commands(workspace: Workspace) -> None:
-    with serving(lambda request, _: said(knows(request))) as endpoint:
-        first = run(settings(endpoint), workspace)
-        asked = len(endpoint.requests)
-        again = run(settings(endpoint), workspace, force=True)
-        assert len(endpoint.requests) == asked == 2 * len(FEATURES)
-        assert read_explanations(again) == read_explanations(first)
-        run(settings(endpoint, texts=6), workspace)  # the same explanations, other texts
-        assert len(endpoint.requests) == asked + len(FEATURES)
 
 
 def test_malformed_answers_are_missing_with_the_reason(workspace: Workspace) -> None:
@@ -204,22 +164,14 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(workspac
         tried = len(endpoint.requests)
         endpoint.answering = lambda request, _: said(knows(request))
         found = read_explanations(run(settings(endpoint, judge_concurrency=1), workspace))
-        assert len(endpoint.requests) == tried + 2 * len(FEATURES) - answered
+        asked = len(endpoint.requests)
+        assert asked == tried + 2 * len(FEATURES) - answered
+        run(settings(endpoint, judge_concurrency=1, texts=6), workspace)  # the same explanations, other texts
+        assert len(endpoint.requests) == asked + len(FEATURES)
     assert found[HERB].detection == 1.0
 
 
-def test_a_feature_that_never_fires_is_not_asked_about(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path / "dead")
-    made_features(workspace, made_documents(24, herb="other"))
-    found, endpoint = explained(workspace, lambda request, _: said(knows(request)), feature=(HERB,))
-    assert endpoint.requests == []
-    assert found[HERB].missing == "it has no examples: it never fires"
-    assert found[HERB].text.startswith("fires 0 times in the ")
-
-
-def test_what_a_judge_says_is_shown_as_text(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_what_a_judge_says_is_shown_as_text(workspace: Workspace, printed: Callable[..., str]) -> None:
     def answering(request: Request, _: int) -> Reply:
         if asks_for_explanation(request):
             return said("EXPLANATION: A [red]herb[/].\nCONCERNING: yes\nREASON: [bold]It is[/bold] poison.")
@@ -227,11 +179,7 @@ def test_what_a_judge_says_is_shown_as_text(
 
     with serving(answering) as endpoint:
         options = ["--judge", "openai", "--judge-model", "judge", "--judge-base-url", endpoint.base_url]
-        with pytest.raises(SystemExit) as caught:
-            run_cli(["--workspace", str(tmp_path / "ws"), "features", "explain", "--feature", "0", "1", *options])
-    assert caught.value.code == 0
-    printed = capsys.readouterr().out
-    assert "A [red]herb[/]." in printed
-    assert "concerning: [bold]It is[/bold] poison." in printed
-    assert "0 of 2 interpretable (at least 0.8)" in printed
-    assert max(map(len, printed.splitlines())) <= 80
+        shown = printed(workspace, "explain", "--feature", "0", "1", *options)
+    assert "A [red]herb[/]." in shown
+    assert "concerning: [bold]It is[/bold] poison." in shown
+    assert "0 of 2 interpretable (at least 0.8)" in shown

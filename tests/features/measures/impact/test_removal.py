@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 
 from modeldiff.errors import InputError
-from modeldiff.features.measures.impact.removal import Directions, mean_and_error, measure, removed_kl, window_nats
+from modeldiff.features.measures.impact.removal import Directions, measure, removed_kl, window_nats
 from modeldiff.features.measures.models import Window
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
@@ -128,7 +128,7 @@ def test_moving_the_scores_is_moving_the_directions() -> None:
     generator = torch.Generator().manual_seed(0)
     w_DD, rows_KD = torch.randn(5, 6, generator=generator), torch.randn(50, 5, generator=generator)
     score_SRD, codes_RK = torch.randn(3, 20, 6, generator=generator), made_codes(20, 50)
-    moved = Directions(np.arange(50), rows_KD, 2.0, LinearMap(w_DD, torch.ones(6), 0.0))
+    moved = Directions(np.arange(50), rows_KD, lambda x: x / 2, LinearMap(w_DD, torch.ones(6), 0.0))
     _, nats = window_nats(codes_RK, moved.seen_by(score_SRD), rows_KD)
     _, expected = window_nats(codes_RK, score_SRD, (rows_KD / 2) @ w_DD)
     np.testing.assert_allclose(nats, expected, rtol=1e-4)
@@ -142,7 +142,7 @@ def test_the_size_of_batches_changes_nothing(lm: LanguageModel, tmp_path: Path) 
         start += length - 1
     codes_NF = made_codes(start, 30)
     rows_KD = torch.randn(29, WIDTH, generator=torch.Generator().manual_seed(0))
-    groups = {"own": Directions(np.arange(1, 30), rows_KD, 1.5)}
+    groups = {"own": Directions(np.arange(1, 30), rows_KD, lambda x: x / 1.5)}
     together, alone = (
         measure(
             lm, LAYER, "a", windows, codes_NF, groups, samples=2, seed=4, batch_tokens=batch_tokens,
@@ -153,10 +153,3 @@ def test_the_size_of_batches_changes_nothing(lm: LanguageModel, tmp_path: Path) 
     fires_in = [sum(codes_NF[w.rows.start : w.rows.stop, k].nnz > 0 for w in windows) for k in range(1, 30)]
     np.testing.assert_array_equal(together[2], fires_in)
     np.testing.assert_allclose(alone, together, rtol=1e-3)
-
-
-def test_mean_and_error_over_windows() -> None:
-    nats = np.array([1.0, 3.0, 8.0])
-    mean, error = mean_and_error(np.array([[nats.sum(), 5, 0], [(nats**2).sum(), 25, 0], [3, 1, 0]]))
-    np.testing.assert_allclose(mean, [4, 5, np.nan])
-    np.testing.assert_allclose(error, [np.std(nats, ddof=1) / 3**0.5, np.nan, np.nan])

@@ -5,17 +5,11 @@ Legend: N pairs, F features, K words.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import sparse
 
-from modeldiff.features.measures.impact.surface import last_word, surface_r2, words_of
-from modeldiff.features.measures.models import sample_windows
-from modeldiff.workspace import Workspace
-from modeldiff.workspace.activations import ActivationStore
-from tests.features.made_crosscoder import made_pair
+from modeldiff.features.measures.impact.surface import last_word, surface_r2
 
 N, WORDS = 20_000, 20
 
@@ -51,10 +45,3 @@ def test_features_of_one_word_of_two_of_none_and_what_fires_in_one_half_only() -
     residual = ((held - mean_KF[word_N[~fit_N]]) ** 2).sum(axis=0)
     expected = 1 - residual[:3] / ((held - held.mean(axis=0)) ** 2).sum(axis=0)[:3]
     np.testing.assert_allclose(found[:3], expected, rtol=1e-4)
-
-
-def test_the_words_of_a_store_are_those_of_its_pairs(tmp_path: Path) -> None:
-    activations, _, _ = made_pair(Workspace(tmp_path / "ws"))
-    store = ActivationStore(activations)
-    # Word i of the store is `w<i>`: no two pairs have the same.
-    np.testing.assert_array_equal(words_of(store, sample_windows(store, store.pairs)), np.arange(store.pairs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import torch
 
 import modeldiff.features.codes as codes_module
-from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
 from modeldiff.features.measures.match import MatchSettings
@@ -30,14 +30,9 @@ from tests.features.made_crosscoder import (
     shared_only,
 )
 
+pytestmark = pytest.mark.usefixtures("small_blocks")
 ALL: dict[str, Any] = {"outlier_factor": 0.0, "device": "cpu"}
 BOTH = ("crosscoder:1", "crosscoder:2")
-
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 64 pairs, so that shards have several."""
-    monkeypatch.setattr(codes_module, "_DENSE_VALUES", 640)
 
 
 @pytest.fixture
@@ -151,41 +146,27 @@ def test_an_interrupted_run_continues_and_ends_the_same(
     assert len(calls) <= {"sparse": 50, "match": 3}[what]
 
 
-def cli(workspace: Workspace, *args: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run_cli(["--workspace", str(workspace.folder), "features", "match", *args])
-    return int(str(caught.value.code))
-
-
-def test_the_command_fits_80_columns_and_says_what_came_back(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_came_back(workspace: Workspace, printed: Callable[..., str]) -> None:
     add(workspace, moved())
-    assert cli(workspace, *BOTH, "crosscoder:1", "--outlier-factor", "0") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
+    lines = printed(workspace, "match", *BOTH, "crosscoder:1", "--outlier-factor", "0").splitlines()
     assert [line.split()[-5:] for line in lines if "alike in all" in line] == [list("20000"), list("00200")]
-    assert cli(workspace, *BOTH, "--outlier-factor", "0", "--exclusive", "B", "--top", "1", "--json") == 0
-    data = json.loads(capsys.readouterr().out)
+    options = ("--outlier-factor", "0", "--exclusive", "B", "--top", "1", "--json")
+    data = json.loads(printed(workspace, "match", *BOTH, *options))
     assert (data["ref"], data["reference"]) == ("match:2", "crosscoder:1")
     assert [row["partition"] for row in data["features"]] == ["B"]
     assert data["features"][0]["found"][0]["came_back"] is True
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("crosscoders", "message"),
     [
-        ([], "two or more crosscoders are needed, found 0"),
-        (["crosscoder:1", "crosscoder:9"], "no crosscoder called 'crosscoder:9'"),
-        (["crosscoder:1", "crosscoder:2"], "crosscoder:2 reads widths 4 and 9, but activations:1 has 8 and 9"),
-        (["crosscoder:1", "crosscoder:1", "--threshold", "1.5"], "--threshold must be above 0"),
+        ((), "two or more crosscoders are needed, found 0"),
+        (("crosscoder:1", "crosscoder:9"), "no crosscoder called 'crosscoder:9'"),
+        (BOTH, "crosscoder:2 reads widths 4 and 9, but activations:1 has 8 and 9"),
     ],
 )
-def test_a_users_mistake_is_one_line(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str], args: list[str], message: str
-) -> None:
+def test_a_users_mistake_is_said(workspace: Workspace, crosscoders: tuple[str, ...], message: str) -> None:
     narrow = CrosscoderConfig(width_a=4, width_b=WIDTH_B, n_a_only=1, n_shared=2, n_b_only=1, k=1)
     add(workspace, Crosscoder(narrow))
-    capsys.readouterr()
-    assert cli(workspace, *args) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(InputError, match=message):
+        run(MatchSettings(crosscoders=crosscoders, **ALL), workspace)

@@ -44,25 +44,6 @@ def test_correlations_equal_numpy(block_entries: int, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(found["came_back"], np.where(mutual_F, partition_G[best_F], -2))
     permuted_FG = np.corrcoef(f_NF.T, np.roll(g_NF, 300, axis=0).T)[:15, 15:]
     np.testing.assert_allclose(found["chance_correlation"], permuted_FG.max(axis=1), atol=1e-6)
-    some = np.array([1, 4, 12])
-    of_some = match(dictionary(f_NF), dictionary(g_NF, partition_G), some, 1e-9, "test")
-    for name, array in of_some.items():
-        np.testing.assert_array_equal(array, found[name][some])
-
-
-def test_a_dictionary_against_itself_in_another_order_and_scale_and_the_dead() -> None:
-    f_NF = codes(0)
-    f_NF[:, 3] = 0
-    f_NF[:, 8] = 0.7  # alike on every pair
-    order = np.random.default_rng(5).permutation(15)
-    found = everything(f_NF, f_NF[:, order] * np.linspace(0.1, 9, 15, dtype=np.float32), PARTITION_F[order], at=1.0)
-    living, dead = np.setdiff1d(np.arange(15), [3, 8]), [3, 8]
-    np.testing.assert_array_equal(order[found["match"][living]], living)
-    np.testing.assert_allclose(found["correlation"][living], 1, atol=1e-6)
-    np.testing.assert_array_equal(found["came_back"][living], PARTITION_F[living])
-    assert (found["match"][dead] == -1).all()
-    assert (found["came_back"][dead] == -1).all()
-    assert (found["correlation"][dead] == 0).all()
 
 
 def test_where_features_went_and_which_of_equal_ones_counts() -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import modeldiff.features.measures.score.run as texts_module
-from modeldiff.cli.main import run as run_cli
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError
 from modeldiff.features.measures.score import PROMPTS, ScoreSettings
@@ -111,8 +110,6 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     assert kinds["similarity"] <= 10
     texts = generations(artifact)
     assert len(texts) == 5 * 2 * 2 * 3  # directions, models, prompts, strengths 0, 1 and 3
-    assert {text["prompt"] for text in texts} == set(PROMPTS[:2])
-    assert {text["strength"] for text in texts} == {0, 1, 3}
     unsteered = {(t["model"], t["prompt"], t["text"]) for t in texts if t["strength"] == 0}
     assert len(unsteered) == 4
     mute = [t for t in texts if t["subject"].startswith(f"{MUTE} A")]
@@ -123,26 +120,21 @@ def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generat
     assert (score["judge"], score["prompts"]) == (f"openai:wise at {server.base_url}", list(PROMPTS[:2]))
 
 
-def test_without_a_stitch_the_command_that_makes_it_is_named(pair: Made) -> None:
-    with (
-        serving(rating()) as server,
-        pytest.raises(InputError, match=r"no stitch of activations:1 yet.*modeldiff features stitch --activations"),
-    ):
-        run(settings_of(server), pair.workspace)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"feature": (DEAD,)}, "never fires"),
         ({"feature": (99,)}, "feature 99 does not exist"),
         ({"stitch": "7"}, "no stitch called '7'"),
-        ({"features": "7"}, "no features called '7'"),
     ],
 )
-def test_what_is_not_there_is_said(stitched: Made, values: dict[str, Any], message: str) -> None:
-    with serving(rating()) as server, pytest.raises(InputError, match=message):
-        run(settings_of(server, **values), stitched.workspace)
+def test_what_is_not_there_is_said(pair: Made, values: dict[str, Any], message: str) -> None:
+    with serving(rating()) as server:
+        with pytest.raises(InputError, match=r"no stitch of activations:1 yet.*modeldiff features stitch --activ"):
+            run(settings_of(server), pair.workspace)
+        publish_stitch(pair, torch.eye(WIDTH), "identity")
+        with pytest.raises(InputError, match=message):
+            run(settings_of(server, **values), pair.workspace)
 
 
 def test_the_judge_sees_what_the_paper_shows_it(stitched: Made) -> None:
@@ -225,26 +217,6 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(
     assert all(row.score == 4 for row in rows_of(artifact))
 
 
-def test_a_killed_generation_continues_with_the_direction_it_was_at(
-    stitched: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generate, calls, stop_at = texts_module.generate, [0], [5]
-
-    def stopping(*args: Any, **kwargs: Any) -> list[str]:
-        calls[0] += 1
-        if calls[0] == stop_at[0]:
-            raise KeyboardInterrupt
-        return generate(*args, **kwargs)
-
-    monkeypatch.setattr(texts_module, "generate", stopping)
-    with serving(rating()) as server:
-        with pytest.raises(KeyboardInterrupt):
-            run(settings_of(server), stitched.workspace)
-        assert not server.requests
-        run(settings_of(server), stitched.workspace)
-    assert calls[0] == 2 + 5 * 2 + 1  # only the one that was cut short is made again
-
-
 def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
     with serving(rating()) as server:
         settings = settings_of(server, **ONE, temperature=0.0)
@@ -260,28 +232,17 @@ def test_texts_are_those_of_each_vector_alone(stitched: Made) -> None:
             assert found == expected
 
 
-def test_the_tables_fit_80_columns_and_json_has_everything(stitched: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_have_all_groups_and_json_has_everything(stitched: Made, printed: Callable[..., str]) -> None:
     small = ["--device", "cpu", "--random-directions", "2", "--max-new-tokens", "2", "--strength", "1"]
-
-    def printed(server: FakeEndpoint, *more: str) -> str:
-        judge = ["--judge", "openai", "--judge-model", "wise", "--judge-base-url", server.base_url]
-        with pytest.raises(SystemExit) as caught:
-            run_cli(["--workspace", str(stitched.workspace.folder), "features", "score", *small, *judge, *more])
-        assert caught.value.code == 0
-        return capsys.readouterr().out
-
     with serving(rating(similarity=3)) as server:
-        lines = printed(server).splitlines()
-        found = json.loads(printed(server, "--json"))
-    assert max(map(len, lines)) <= 80
+        judge = ["--judge", "openai", "--judge-model", "wise", "--judge-base-url", server.base_url]
+        lines = printed(stitched.workspace, "score", *small, *judge).splitlines()
+        found = json.loads(printed(stitched.workspace, "score", *small, *judge, "--json"))
     groups = ["A-exclusive A -> B", "B-exclusive B -> A", "shared A -> B", "shared B -> A", "random A -> B",
               "random B -> A"]  # fmt: skip
     first = next(i for i, line in enumerate(lines) if line.startswith("A-exclusive"))
     assert [line[:18].strip() for line in lines[first : first + 6]] == groups
     assert lines[first].split()[4:] == ["3", "0", "0", "3.00", "3.00", "3.00", "0%"]
-    assert "not st.: rated below 3 on its own model (features: no score)." in lines
-    assert any(line.rstrip().endswith("3 3 3") for line in lines)
-    assert any(line.startswith("A high score: no counterpart was found by this stitch") for line in lines)
     assert len(found["score"]["rows"]) == 3 + 3 + 2 * 3 + 2 * 2
     by_source = read_scores(stitched.workspace.find("score"))
     assert by_source[SHARED_LOUD].keys() == {"A", "B"}
@@ -290,14 +251,11 @@ def test_the_tables_fit_80_columns_and_json_has_everything(stitched: Made, capsy
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"strength": ()}, "--strength"),
         ({"strength": (0.0,)}, "--strength"),
         ({"prompt": (" ",)}, "--prompt"),
-        ({"prompt": ()}, "--prompt"),
         ({"judge": None}, "give --judge local --judge-model MODEL .* or --judge openai --judge-model NAME"),
     ],
 )
 def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         ScoreSettings(**{"judge": "local", "judge_model": "m", **values})
-    assert "\n" not in str(caught.value)
