@@ -20,7 +20,6 @@ def setting(
     *,
     default: Any = dataclasses.MISSING,
     result: bool = True,
-    variadic: bool = False,
     flag: str | None = None,
     argument: bool = False,
     **bounds: float,
@@ -30,12 +29,11 @@ def setting(
     Args:
         default: the default value; left out means the user must give one.
         result: False when the value cannot change the artifact; then the cache ignores it.
-        variadic: on the command line the option takes one or more values (`--texts a.txt b.txt`).
         flag: the option, where it cannot be called like the field.
         argument: on the command line it has no option: its values stand behind the command's name.
         bounds: least, above, most, below: of the number, or of each number of a tuple.
     """
-    return records.bounded(default=default, result=result, variadic=variadic, flag=flag, argument=argument, **bounds)
+    return records.bounded(default=default, result=result, flag=flag, argument=argument, **bounds)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting, dataclasses.field))

@@ -25,7 +25,7 @@ class ContinuationsSettings(OnDevice):
     revision_b: str | None = setting(default=None)
     """Branch, tag or commit of model B on the hub."""
     # What counts is their content, label and weight (see continuations.py); likewise of the prompts their content.
-    texts: tuple[str, ...] = setting(default=(), result=False, variadic=True)
+    texts: tuple[str, ...] = setting(default=(), result=False)
     """Texts to continue, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME, each with @WEIGHT
     if wanted. Of chats, the ends of the user's messages are continued. Default: of the latest activations."""
     prompts: Path | None = setting(default=None, result=False)
@@ -65,7 +65,7 @@ class ContrastSettings(OnDevice):
     crosscoder: str | None = setting(default=None, result=False)
     """The crosscoder whose features are contexts: a version or a name. Default: the latest of these models; `none`:
     words, sources and everywhere alone."""
-    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS, variadic=True)
+    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS)
     """Kinds of context: everywhere, source, word, feature."""
     rate: float = setting(default=0.05, above=0, below=1)
     """False discovery rate of the list."""

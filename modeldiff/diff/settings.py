@@ -14,7 +14,7 @@ class DiffSettings(OnDevice):
     """Model A: a name on the hub, a local folder or a .gguf file."""
     model_b: str = setting()
     """Model B, likewise."""
-    texts: tuple[str, ...] = setting(variadic=True)
+    texts: tuple[str, ...] = setting()
     """Texts that both models read, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME."""
     text_field: str = setting(default="text")
     """The field of a .jsonl or .parquet record that holds the text."""
@@ -28,7 +28,7 @@ class DiffSettings(OnDevice):
     """Steps of training; two passes over the pairs but at least 2000 if left out."""
     places: int = setting(default=6000, least=40)
     """Both models continue the texts from about this many places."""
-    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS, variadic=True)
+    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS)
     """Kinds of context that are compared: everywhere, source, word, feature."""
     rate: float = setting(default=0.05, above=0, below=1)
     """False discovery rate of the list."""

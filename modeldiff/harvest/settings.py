@@ -32,7 +32,7 @@ class HarvestSettings(Settings):
     trust_remote_code: bool = setting(default=False)
     """Run Python code that comes with the models. Only for models whose authors you trust."""
     # Not part of the result as they are written: what counts is their content, label and weight (see run.py).
-    texts: tuple[str, ...] = setting(default=(), result=False, variadic=True)
+    texts: tuple[str, ...] = setting(default=(), result=False)
     """Text sources, each as [LABEL=]SOURCE[@WEIGHT], e.g. `news=data/cnn.jsonl@0.5`. SOURCE is a .txt, .jsonl or
     .parquet file, or `hf:NAME[:CONFIG[:SPLIT]]` for a hub data set. Sources are mixed by weight, counted in characters
     (default 1 each), until they run out. LABEL (default: the file's name) is kept with every text; a record's own

@@ -2,7 +2,7 @@
 
 Layer index: `layer` L is the residual stream after block L, counted from 0, that is `hidden_states[L + 1]`.
 Shapes: B batch, T tokens, D width of the model's residual stream, R replaced positions, N responses, S draws,
-V vocabulary, P = B * T positions.
+V vocabulary, P = B * T positions, G features of a sequence.
 """
 
 from __future__ import annotations
@@ -126,6 +126,45 @@ def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[N
         return hidden_BTD + addend
 
     with changed(lm, layer, add):
+        yield
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Features as a model's residual stream shows them: f = x encoder + bias where above the threshold, else 0."""
+
+    encoder_GD: Tensor
+    """In the model's own units, float32; likewise `decoder_GD`, what an activation of 1 contributes."""
+    bias_G: Tensor
+    threshold_G: Tensor
+    decoder_GD: Tensor
+
+
+@contextmanager
+def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[None]:
+    """While the context is open, what features contribute to the residual stream after block `layer` is subtracted at
+    every token, written ones too.
+
+    shown: for each sequence of the batch, G features. Raises InputError for a layer out of range, or (in the pass)
+    another number of sequences.
+    """
+
+    def stacked(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
+        # Sequences with fewer features get some that are never active.
+        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=value).to(lm.device)
+
+    encoder_BGD, decoder_BGD = (stacked([getattr(one, k) for one in shown]) for k in ("encoder_GD", "decoder_GD"))
+    bias_BG = stacked([one.bias_G for one in shown])
+    threshold_BG = stacked([one.threshold_G for one in shown], float("inf"))
+
+    def subtract(hidden_BTD: Tensor) -> Tensor:
+        if len(hidden_BTD) != len(shown):
+            raise InputError(f"features of {len(shown)} sequences were given for {len(hidden_BTD)}")
+        pre_BTG = torch.einsum("btd,bgd->btg", hidden_BTD.float(), encoder_BGD) + bias_BG[:, None]
+        f_BTG = torch.where(pre_BTG > threshold_BG[:, None], pre_BTG, 0.0)
+        return hidden_BTD - torch.einsum("btg,bgd->btd", f_BTG, decoder_BGD)
+
+    with changed(lm, layer, subtract):
         yield
 
 

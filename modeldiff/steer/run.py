@@ -107,7 +107,7 @@ def _prompts(settings: SteerSettings) -> tuple[str, ...]:
     """The prompts, from --prompt or the lines of the --prompts file (empty lines are skipped; `\\n` is not special)."""
     prompts = settings.prompt
     if settings.prompts is not None:
-        prompts = tuple(line.rstrip("\r\n") for line in read_lines(settings.prompts) if line.strip())
+        prompts = tuple(read_lines(settings.prompts))
     if not prompts or not all(prompt.strip() for prompt in prompts):
         where = settings.prompts or "--prompt"
         raise InputError(f"{where}: a prompt is empty; give the text that the model is to continue")

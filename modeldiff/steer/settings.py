@@ -16,7 +16,7 @@ _MOST_STRENGTHS = 1000
 class Steering(Drawing, HarvestedModels):
     """Settings of what pushes a model along a direction."""
 
-    strength: tuple[float, ...] = setting(default=(1.0,), variadic=True)
+    strength: tuple[float, ...] = setting(default=(1.0,))
     """How hard: 1 adds a feature's direction at its maximum activation, or a moved direction as it is; negative values
     push against it. `steer` also takes ranges, FROM:TO:STEP."""
 
@@ -61,7 +61,7 @@ class SteerSettings(Steering):
     """Random directions of the same norm that each model is pushed along as well, at every strength: what any push of
     that size does. 0: none, then there is nothing to compare with."""
 
-    prompt: tuple[str, ...] = setting(default=(), variadic=True)
+    prompt: tuple[str, ...] = setting(default=())
     """Texts to continue."""
 
     # The prompts themselves are an input with a digest: where the file lies makes no difference.
@@ -92,7 +92,7 @@ class TransferSettings(Steering):
     vector: Path | None = setting(default=None, result=False)
     """A .npy or .safetensors file with one array (D,) or (N, D), raw units."""
 
-    from_prompts: tuple[Path, ...] = setting(default=(), result=False, variadic=True)
+    from_prompts: tuple[Path, ...] = setting(default=(), result=False)
     """Two files, POSITIVE and NEGATIVE: the direction is the mean residual over the response tokens of the one minus
     the other's (paper 8.2). One prompt per line, or .jsonl with prompt and, if wanted, system and response."""
 
@@ -102,7 +102,7 @@ class TransferSettings(Steering):
     top: int = setting(default=10, least=1)
     """Rule `paper`: number of shared features."""
 
-    prompt: tuple[str, ...] = setting(default=(), variadic=True)
+    prompt: tuple[str, ...] = setting(default=())
     """Texts for the other model to continue, unsteered and steered by each rule's direction."""
 
     def check(self) -> None:

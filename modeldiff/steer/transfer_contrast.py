@@ -48,7 +48,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if path.suffix == ".jsonl":
         prompts = [_prompt(where, record) for where, record in read_jsonl(path)]
     else:
-        prompts = [Prompt(line.rstrip("\r\n")) for line in read_lines(path) if line.strip()]
+        prompts = [Prompt(line) for line in read_lines(path)]
     if len(prompts) < 2:
         raise InputError(f"{path} holds {len(prompts)} prompts: two are the least that a mean is made of")
     return prompts

@@ -32,7 +32,7 @@ def read_txt(path: Path, text_field: str) -> Iterator[Row]:
         for text in split_long("".join(lines), TXT_MOST_CHARS):
             yield f"{path}, from line {first}", {text_field: text}
 
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip() and size >= TXT_DOCUMENT_CHARS:
             yield from documents()
             lines, size, first = [], 0, number + 1
@@ -52,7 +52,7 @@ def read_jsonl(path: Path, _text_field: str = "") -> Iterator[Row]:
 
     Raises InputError when a line is not a JSON object (named by its number), or the file is not UTF-8.
     """
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -107,10 +107,12 @@ SUFFIXES = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text file, with their ends; a byte-order mark is no part of the first.
+    """The lines of a UTF-8 text file without their ends, blank ones left out. Raises InputError when it is not UTF-8."""
+    return (line.rstrip("\r\n") for line in _lines(path) if line.strip())
 
-    Raises InputError when the file is not UTF-8.
-    """
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines with their ends; a byte-order mark is no part of the first."""
     number = 0
     try:
         # newline="\n": a carriage return stays in the text, where both models shall read it.

@@ -26,7 +26,7 @@ from modeldiff.contrast.cause import (
 )
 from modeldiff.contrast.contexts import Context, Contexts, PairsBefore, pairs_before
 from modeldiff.contrast.documents import Place, open_document, open_given
-from modeldiff.lm.edit import Shown
+from modeldiff.lm.residual import Shown
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
