@@ -107,7 +107,7 @@ SUFFIXES = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text file without their ends, blank ones left out. Raises InputError when it is not UTF-8."""
+    """The lines of a UTF-8 text file that are not blank, without their ends. Raises InputError: it is not UTF-8."""
     return (line.rstrip("\r\n") for line in _lines(path) if line.strip())
 
 
