@@ -75,11 +75,8 @@ class Stretches:
 
 
 def split(store: ActivationStore, blocks: Sequence[Block]) -> Stretches:
-    """The rows of the blocks in stretches, each of one part. Without texts, stretches end anywhere, with gaps.
-
-    Raises:
-        DamagedError: the plan of a shard cannot be read.
-    """
+    """The rows of the blocks in stretches, each of one part. Without texts, stretches end anywhere, with gaps. Raises
+    DamagedError: the plan of a shard cannot be read."""
     length = max(1, min(_STRETCH, sum(map(len, blocks)) // _LEAST_STRETCHES))
     gap = min(_GAP, length // 4)
     starts = document_starts(store, blocks)

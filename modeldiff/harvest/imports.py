@@ -51,13 +51,8 @@ class ArrayFile:
 
 
 def find_arrays(settings: HarvestSettings) -> dict[str, ArrayFile]:
-    """Both arrays, by side.
-
-    Raises:
-        InputError: no such file or key, not two-dimensional, empty, not of a floating type, or different numbers of
-            rows.
-        DamagedError: a file cannot be read.
-    """
+    """Both arrays, by side. Raises InputError: no such file or key, not two-dimensional, empty, not of a floating type,
+    or different numbers of rows; DamagedError: a file cannot be read."""
     arrays = {side: _find_array(str(getattr(settings, f"import_{side}")), f"--import-{side}") for side in SIDES}
     if arrays["a"].rows != arrays["b"].rows:
         raise InputError(

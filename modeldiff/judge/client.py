@@ -141,11 +141,8 @@ class Judge:
 
 
 def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device) -> Judge:
-    """The judge that the settings ask for, with the answers that `cache_folder` holds. Loads no model yet.
-
-    Raises:
-        InputError: the settings name no judge, no such model, or a key that is not there.
-    """
+    """The judge that the settings ask for, with the answers that `cache_folder` holds. Loads no model yet. Raises
+    InputError: the settings name no judge, no such model, or a key that is not there."""
     cache = AnswerCache(cache_folder)
     if settings.judge == "local":
         from modeldiff.judge.local import LocalModel

@@ -40,10 +40,8 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     """Generate from every prompt, unsteered and at each strength, and measure what the push does.
 
     Everything that can be wrong with the request is found before a model is loaded; one model is in memory at a time.
-
-    Raises:
-        InputError: no such feature, the model does not have it, it never fires, no model is known, no stitch, or no
-            prompt.
+    Raises InputError: no such feature, the model does not have it, it never fires, no model is known, no stitch, or no
+    prompt.
     """
     features = workspace.find("features", settings.features)
     source = workspace.source_of(features, "crosscoder")

@@ -75,11 +75,8 @@ def sweep(
     """(the records of all generations of one model, whether the prompts were put in its chat format).
 
     The pushes that fill a batch are written to `resume` when they are done. The model is loaded if some are missing,
-    and is gone when this returns.
-
-    Raises:
-        MachineError: a batch does not fit into memory.
-        InputError: this is not the model that was harvested, or a prompt is too long for it.
+    and is gone when this returns. Raises MachineError: a batch does not fit into memory; InputError: this is not the
+    model that was harvested, or a prompt is too long for it.
     """
     wanted = pushes(settings)
     step = 1 if settings.temperature > 0 else max(1, settings.batch // len(prompts))

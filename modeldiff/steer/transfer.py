@@ -61,10 +61,8 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
     """Move a direction from one model to the other, or answer with what was moved before.
 
     Everything that can be wrong with the request is found before a model is loaded; without prompts none is needed.
-
-    Raises:
-        InputError: an artifact, a model or a file is missing or does not fit; the line says what mends it.
-        DamagedError: a file cannot be read.
+    Raises InputError: an artifact, a model or a file is missing or does not fit; the line says what mends it;
+    DamagedError: a file cannot be read.
     """
     features = workspace.find("features", settings.features)
     crosscoder = workspace.source_of(features, "crosscoder")

@@ -40,11 +40,8 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a .jsonl file (prompt, and if wanted system and response), or of a text file, one per line.
-
-    Raises:
-        InputError: the file cannot be read or holds fewer than two prompts; a line of .jsonl is no such object.
-    """
+    """The prompts of a .jsonl file (prompt, and if wanted system and response), or of a text file, one per line. Raises
+    InputError: the file cannot be read or holds fewer than two prompts; a line of .jsonl is no such object."""
     if path.suffix == ".jsonl":
         prompts = [_prompt(where, record) for where, record in read_jsonl(path)]
     else:

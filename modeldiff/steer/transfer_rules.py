@@ -24,11 +24,8 @@ from modeldiff.sides import OTHER, SIDES
 
 def read_vectors(path: Path, width: int, model: str) -> Tensor:
     """The directions (N, D) float32 of a .npy or .safetensors file with one array (D,) or (N, D); no pickle is read.
-
-    Raises:
-        InputError: no such file, or not one array of finite floating-point numbers of that width.
-        DamagedError: the file cannot be read.
-    """
+    Raises InputError: no such file, or not one array of finite floating-point numbers of that width; DamagedError: the
+    file cannot be read."""
     if not path.is_file():
         raise InputError(f"--vector: there is no file {path}")
     try:

@@ -66,12 +66,8 @@ def read_jsonl(path: Path, _text_field: str = "") -> Iterator[Row]:
 
 
 def read_parquet(path: Path, text_field: str) -> Iterator[Row]:
-    """The rows of a Parquet file; of its columns only the text, `messages` and `source` are read.
-
-    Raises:
-        MachineError: pyarrow is not installed.
-        InputError: no column that could be used; DamagedError: not a Parquet file.
-    """
+    """The rows of a Parquet file; of its columns only the text, `messages` and `source` are read. Raises MachineError:
+    pyarrow is not installed; InputError: no column that could be used; DamagedError: not a Parquet file."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -142,11 +138,8 @@ def split_long(text: str, most: int) -> Iterator[str]:
 
 def read_dataset(location: str) -> Iterator[Row]:
     """The rows of a data set NAME[:CONFIG[:SPLIT]], streamed; NAME is of the hub, or a local folder of the same layout.
-
-    Raises:
-        MachineError: the package `datasets` is not installed, or the hub does not answer.
-        InputError: it cannot open the data set.
-    """
+    Raises MachineError: the package `datasets` is not installed, or the hub does not answer; InputError: it cannot open
+    the data set."""
     name, config, split = _name_config_split(location)
     try:
         import datasets
@@ -162,11 +155,8 @@ def read_dataset(location: str) -> Iterator[Row]:
 
 
 def dataset_identity(location: str, digest_file: Callable[[Path], str]) -> dict[str, Any]:
-    """What identifies the content of a data set: its commit on the hub, or the digests of its folder's files.
-
-    Raises:
-        InputError: there is no such data set; MachineError: the hub does not answer.
-    """
+    """What identifies the content of a data set: its commit on the hub, or the digests of its folder's files. Raises
+    InputError: there is no such data set; MachineError: the hub does not answer."""
     name, config, split = _name_config_split(location)
     content: Any = [name, _commit(name)]
     if Path(name).is_dir():

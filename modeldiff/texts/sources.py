@@ -54,11 +54,8 @@ def parse_sources(entries: tuple[str, ...]) -> list[Source]:
 
 
 def parse_source(entry: str) -> Source:
-    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means; a file of that very name is taken as it is.
-
-    Raises:
-        InputError: no such file, a suffix that is not read, or a weight that is no positive number.
-    """
+    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means; a file of that very name is taken as it is. Raises InputError:
+    no such file, a suffix that is not read, or a weight that is no positive number."""
     label, rest, weight = _label_and_weight(entry)
     if rest.startswith(HUB_PREFIX):
         name = rest.removeprefix(HUB_PREFIX)
@@ -108,11 +105,8 @@ def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
 
 
 def read_source(source: Source, text_field: str) -> Iterator[Record]:
-    """The documents of one source; texts without a visible character are left out.
-
-    Raises:
-        InputError: naming the file and the line or row that cannot be used, or that there are no documents at all.
-    """
+    """The documents of one source; texts without a visible character are left out. Raises InputError: naming the file
+    and the line or row that cannot be used, or that there are no documents at all."""
     found = False
     path = Path(source.location)
     rows = read_dataset(source.location) if source.hub else READERS[path.suffix.lower()](path, text_field)

@@ -59,10 +59,7 @@ class Planned:
 
 def plan(settings: ToySettings, device: str) -> list[Planned]:
     """Every cell of every table of filled settings, rows in their order, seeds together; a cell of two tables twice.
-
-    Raises:
-        InputError: settings that do not fit together, found before anything runs.
-    """
+    Raises InputError: settings that do not fit together, found before anything runs."""
     planned = []
     default = TrainSettings()
     train = {name: getattr(settings, name) for name in ("k", "exclusive", "steps", "batch")}

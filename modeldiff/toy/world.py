@@ -31,11 +31,8 @@ _STREAM = 7919
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSpec:
-    """What a world is drawn from (paper table 6; `ToySettings` says what each is).
-
-    Raises:
-        InputError: more concepts are to be active than there are, or there is no such map.
-    """
+    """What a world is drawn from (paper table 6; `ToySettings` says what each is). Raises InputError: more concepts are
+    to be active than there are, or there is no such map."""
 
     concepts: int
     width_a: int
