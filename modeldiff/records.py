@@ -55,11 +55,8 @@ def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None
     """Check the fields of a frozen dataclass, for its `__post_init__`; lists become tuples, and texts paths, where the
     field's type wants it.
 
-    Args:
-        name_of: how a message calls a field.
-
-    Raises:
-        InputError: a value has the wrong type, is no choice of its Literal, or is out of bounds.
+    name_of: how a message calls a field. Raises InputError: a value has the wrong type, is no choice of its Literal, or
+    is out of bounds.
     """
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     for name, value in _fitted(type(record), values, name_of).items():
@@ -145,11 +142,8 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[Record], data: Any, where: str) -> Record:
     """The record that `to_json` wrote: every field of the class and no other.
 
-    Args:
-        where: the file, and the place in it, for messages.
-
-    Raises:
-        DamagedError: a field is missing, unknown or of the wrong type; the message names `where` and the field.
+    where: the file, and the place in it, for messages. Raises DamagedError: a field is missing, unknown or of the wrong
+    type; the message names `where` and the field.
     """
     try:
         made: Record = _made(cls, data, where)

@@ -20,8 +20,7 @@ def print_differences(found: dict[str, Any], ref: str, *, numbers: bool, everyth
     for one in shown:
         _print_entry(one, numbers=numbers)
         click.echo()
-    for line in textwrap.wrap(verdict(found), _WIDTH):
-        click.echo(line)
+    click.echo(textwrap.fill(verdict(found), _WIDTH))
     hidden = 0 if everything else len(found["not_verified"])
     if hidden:
         click.echo(f"{hidden} more candidates of the first half did not hold on the second: --all shows them.")

@@ -41,12 +41,8 @@ class Diff:
 def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Diff:
     """All stages.
 
-    Args:
-        name: of the contrast.
-        force: run every stage even when it is up to date.
-
-    Raises:
-        InputError, MachineError, DamagedError: as the stages do.
+    name: of the contrast; force: run every stage even when it is up to date. Raises InputError, MachineError,
+    DamagedError: as the stages do.
     """
     workspace.create()
     harvest = _of(settings, HarvestSettings, seed=0)  # the same pairs for every seed of the training

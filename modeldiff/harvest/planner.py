@@ -110,13 +110,9 @@ class Cursor:
 def make_plan(
     work: Work, settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]
 ) -> Cursor:
-    """Write all plan files that are missing.
+    """Write all plan files that are missing. Raises InputError: a text cannot be used, or there is no pair in any.
 
-    Args:
-        context: by side, most tokens that a model reads at once.
-
-    Raises:
-        InputError: a text cannot be used, or no pair was found in all texts.
+    context: by side, most tokens that a model reads at once.
     """
     cursor = _resume(work)
     if cursor.finished:
@@ -191,7 +187,6 @@ def _cursor_path(work: Work, shard: int) -> Path:
 
 
 def write_shard(work: Work, number: int, pieces: list[Piece]) -> None:
-    """Write the plan file of a shard."""
     tables = [pairs for _, pairs in pieces]
     pairs = PairTable(
         document=np.repeat(np.arange(len(tables), dtype=np.int32), [len(one) for one in tables]),
@@ -227,25 +222,21 @@ def plan_record(
     at a word end where there is one. The special tokens that the tokenizer puts around a text (before its first, after
     its last text token) stand around every piece. What comes after the last match that fits no piece is left out.
 
-    Args:
-        counts: where to count what was kept and lost; None to count nothing.
-        source: index of the record's label; index: running number of the record.
+    counts: where to count what was kept and lost; None to count nothing; source: index of the record's label; index:
+    running number of the record.
     """
     tokens = {side: readers[side].read(record) for side in SIDES}
     if record.messages:
         if counts and any(len(tokens[side].ids) > context[side] for side in SIDES):
             counts.data["chats_cut"] += 1
-        tokens = {side: _truncated(tokens[side], context[side]) for side in SIDES}
+        for side, one in tokens.items():
+            tokens[side] = Tokens(one.ids[: context[side]], one.starts[: context[side]], one.ends[: context[side]])
     decode = {side: readers[side].decode for side in SIDES} if settings.align == "greedy" else None
     alignment = align(record.text, tokens, settings.pair_at, decode)
     pieces, matches = _cut(record.text, tokens, alignment, context)
     if counts:
         counts.add(record.text, alignment, matches)
     return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
-
-
-def _truncated(tokens: Tokens, context: int) -> Tokens:
-    return Tokens(tokens.ids[:context], tokens.starts[:context], tokens.ends[:context])
 
 
 def _cut(

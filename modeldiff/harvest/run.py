@@ -51,13 +51,9 @@ class Pair:
 def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
     """Harvest paired activations, or import them. Under torchrun every rank calls this, and each gets the artifact.
 
-    Args:
-        name: a label for the artifact; force: run even when the workspace has it already.
-
-    Raises:
-        InputError: settings, texts, layers or tokenizers that cannot be used.
-        MachineError: too little disk or memory, activations that are not finite, or a process that was lost.
-        DamagedError: a file is not what it should be.
+    name: a label for the artifact; force: run even when the workspace has it already. Raises InputError: settings,
+    texts, layers or tokenizers that cannot be used; MachineError: too little disk or memory, activations that are not
+    finite, or a process that was lost; DamagedError: a file is not what it should be.
     """
     ours = ranks()
     return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
@@ -105,7 +101,7 @@ def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
 
 
 def open_pair(settings: HarvestSettings) -> Pair:
-    """Both models' configurations, and the layers and lengths that follow. Raises InputError."""
+    """Both models' configurations, and the layers and lengths that follow."""
     ref, geometry, layer, context = {}, {}, {}, {}
     for side in SIDES:
         model, revision = getattr(settings, f"model_{side}"), getattr(settings, f"revision_{side}")
@@ -117,12 +113,10 @@ def open_pair(settings: HarvestSettings) -> Pair:
 
 
 def open_readers(pair: Pair) -> dict[str, Reader]:
-    """Both tokenizers."""
     return {side: Reader(load_tokenizer(pair.ref[side])) for side in SIDES}
 
 
 def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
-    """What is wanted, and how it is made."""
     workspace.create()
     digest = workspace.digest_of
     if settings.importing:

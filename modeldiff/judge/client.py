@@ -55,9 +55,8 @@ class Backend(Protocol):
 class Judge:
     """A backend with a cache and a limit in front: nothing is asked twice, and never more than was allowed.
 
-    Args:
-        cache: looked up first; every answer that has a text is on disk before it is used.
-        max_calls: calls allowed during the life of this object; None: no limit.
+    cache: looked up first; every answer that has a text is on disk before it is used; max_calls: calls allowed during
+    the life of this object; None: no limit.
     """
 
     def __init__(self, backend: Backend, cache: AnswerCache, max_calls: int | None = None) -> None:
@@ -74,12 +73,9 @@ class Judge:
     def ask(self, prompts: Sequence[Prompt], readers: Sequence[Callable[[str], T | None]]) -> list[Judged[T]]:
         """Ask, read, and ask again, up to three times, what is missing or cannot be read.
 
-        Args:
-            readers: for each prompt, what gives the meaning of an answer, None if it cannot be read.
-
-        Raises:
-            InputError: the calls would exceed the budget (none is made), or the judge refuses the request.
-            MachineError: the judge gives no answers. Those it gave before are kept: asking again continues.
+        readers: for each prompt, what gives the meaning of an answer, None if it cannot be read. Raises InputError: the
+        calls would exceed the budget (none is made), or the judge refuses the request; MachineError: the judge gives no
+        answers. Those it gave before are kept: asking again continues.
         """
         found: list[Judged[T]] = [Judged(None, None)] * len(prompts)
         for attempt in range(_ATTEMPTS):

@@ -127,8 +127,7 @@ def _measured(
 ) -> list[list[dict[str, Any]]]:
     """By vector and prompt, the text and its figures.
 
-    Args:
-        plain: those of the unsteered texts; None: the first vector is 0, so they are the first here.
+    plain: those of the unsteered texts; None: the first vector is 0, so they are the first here.
     """
     written = write(settings, lm, layer, rendered, vectors_SD, chat=chat, batch=settings.batch)
     unsteered = written[0] if plain is None else [Generated(one["prompt_ids"], one["new_ids"], "") for one in plain]

@@ -98,13 +98,9 @@ def make_contrast(
 ) -> Contrast:
     """The contrast in a model.
 
-    Args:
-        opened: gives the model; not called when `kept` exists, into which an earlier run has written the contrast.
-        prompts: positive and negative ones.
-
-    Raises:
-        InputError: a prompt is too long for the model, or it says nothing to all but one prompt of a class.
-        MachineError: a residual overflows the model's number format.
+    opened: gives the model; not called when `kept` exists, into which an earlier run has written the contrast; prompts:
+    positive and negative ones. Raises InputError: a prompt is too long for the model, or it says nothing to all but one
+    prompt of a class; MachineError: a residual overflows the model's number format.
     """
     if not kept.exists():
         lm = opened()

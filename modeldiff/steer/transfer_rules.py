@@ -65,9 +65,8 @@ class Decoders:
     def of(cls, crosscoder: Crosscoder, source: str, alive_F: Tensor) -> Decoders:
         """Those of a crosscoder, read from model "a" or "b".
 
-        Args:
-            alive_F: (all features) bool; a feature that never fires has a decoder that no data ever shaped, so it is
-                left out. A row without length has no direction, and is left out too.
+        alive_F: (all features) bool; a feature that never fires has a decoder that no data ever shaped, so it is left
+        out. A row without length has no direction, and is left out too.
         """
         shared = crosscoder.slices["shared"]
         rows = {}

@@ -90,7 +90,6 @@ class CellSpec:
         initial_config(self.settings, self.recipe, measured)
 
     def stream(self, world: World, part: int, batch: int = _CHUNK) -> ConceptStream:
-        """Pairs of the cell's world."""
         return ConceptStream(world, batch=batch, seed=self.seed, part=part, device=self.device)
 
 

@@ -39,7 +39,7 @@ _SELECTION: tuple[dict[str, Any], ...] = (
 )
 # The architectures of the other tables than `sizes`. Scores and the dead window matter most to partitions.
 _COMPARED: tuple[Architecture, ...] = ("standard", "dfc", "dfc-audited", "stitch-residual")
-_PARTITIONED: tuple[Architecture, ...] = ("dfc", "dfc-audited")
+_PARTITIONED = ("dfc", "dfc-audited")
 # The tables with one size of the dictionary take the one nearest to this.
 _ONE_SIZE = 0.5
 
@@ -88,7 +88,7 @@ def _rows(settings: ToySettings) -> Iterator[tuple[Table, float, Architecture, d
     """(table, size, architecture, values of the world, settings of the training) of every row."""
     one_size = min(settings.sizes, key=lambda size: abs(size - _ONE_SIZE))
     compared = [one for one in _COMPARED if one in settings.architectures]
-    partitioned = [one for one in _PARTITIONED if one in settings.architectures]
+    partitioned = [one for one in compared if one in _PARTITIONED]
     for table in settings.tables:
         if table == "sizes":
             for name, size, architecture in itertools.product(settings.map, settings.sizes, settings.architectures):
@@ -108,8 +108,7 @@ def distinct(planned: Iterable[Planned]) -> dict[str, list[Planned]]:
     """The places of each distinct cell, by its fingerprint, in the order of the plan."""
     cells: dict[str, list[Planned]] = {}
     for one in planned:
-        key = sha256_json(["toy cell", SCHEMA, dataclasses.asdict(one.cell)])
-        cells.setdefault(key, []).append(one)
+        cells.setdefault(sha256_json(["toy cell", SCHEMA, dataclasses.asdict(one.cell)]), []).append(one)
     return cells
 
 
@@ -118,13 +117,9 @@ def run_cells(
 ) -> dict[str, dict[str, Any]]:
     """The result of every cell. A finished cell is in the folder at once: whatever happens, only running ones are lost.
 
-    Args:
-        folder: of finished cells, shared by all toy runs of a workspace: one JSON file each, whole or absent, checked.
-        jobs: processes; with one, cells run in this process.
-
-    Raises:
-        MachineError: not enough memory; a process was killed.
-        Exception: whatever a cell raised. The other processes end at once then, and when Ctrl-C is pressed.
+    folder: of finished cells, shared by all toy runs of a workspace: one JSON file each, whole or absent, checked;
+    jobs: processes; with one, cells run in this process. Raises MachineError: not enough memory; a process was killed.
+    Exception: whatever a cell raised. The other processes end at once then, and when Ctrl-C is pressed.
     """
     results = {key: found for key in cells if (found := _kept(folder, key)) is not None}
     specs = {key: planned[0].cell for key, planned in cells.items() if key not in results}

@@ -81,14 +81,11 @@ def residual_recipe(settings: TrainSettings, widths: tuple[int, int]) -> Residua
     settings, with one BatchTopK over both. A feature is active as often as a DFC's are on average: where features must
     be active more often than concepts occur, they learn mixtures of concepts. The FVE is that of the residuals.
 
-    Args:
-        settings: `features` and `exclusive` give the size. `k_start` is that of a whole dictionary and not used. Nor
-            is `outlier_factor`: where the stitch is good, a residual of more than twice the median norm is the mark of
-            an exclusive concept, and leaving those pairs out would leave the concepts out (512 concepts in width 64,
-            gaussian map, 26 features per model, 2000 steps of 1024, three seeds: 39 of 78 were recovered then, not 75).
-
-    Raises:
-        InputError: no exclusive features are asked for, or settings that do not fit together.
+    settings: `features` and `exclusive` give the size. `k_start` is that of a whole dictionary and not used. Nor is
+    `outlier_factor`: where the stitch is good, a residual of more than twice the median norm is the mark of an
+    exclusive concept, and leaving those pairs out would leave the concepts out (512 concepts in width 64, gaussian map,
+    26 features per model, 2000 steps of 1024, three seeds: 39 of 78 were recovered then, not 75). Raises InputError: no
+    exclusive features are asked for, or settings that do not fit together.
     """
     whole = make_recipe(dataclasses.replace(settings, architecture="dfc"), widths=widths, pairs=UNLIMITED_PAIRS)
     slots = whole.n_a_only

@@ -159,9 +159,8 @@ class Active(NamedTuple):
 class ConceptStream:
     """Batches of paired activations of a world, without end. The work is in proportion to the concepts that are active.
 
-    Args:
-        part: streams of the same seed and another part are independent (training, evaluation).
-        device: where the batches are made; the numbers differ between devices.
+    part: streams of the same seed and another part are independent (training, evaluation); device: where the batches
+    are made; the numbers differ between devices.
     """
 
     def __init__(

@@ -142,9 +142,8 @@ class Artifact:
     def problems(self, *, deep: bool = True, report: Callable[[int], None] | None = None) -> list[str]:
         """What is wrong with the files, one line each; empty when the artifact is sound.
 
-        Args:
-            deep: read every byte and compare digests; otherwise only presence, size and the digests of small files.
-            report: called with the number of bytes after each file.
+        deep: read every byte and compare digests; otherwise only presence, size and the digests of small files; report:
+        called with the number of bytes after each file.
         """
         found = []
         for name, entry in sorted(self.manifest.files.items()):

@@ -142,13 +142,10 @@ def produce_together(
 ) -> Artifact:
     """`produce` by every rank; each gets the artifact. With one process this is `produce`.
 
-    Args:
-        prepare: gives what is wanted and how it is made. Rank 0 calls it first, so that what is wrong with the input is
-            said once. The others call it when there is something to build, and must come to the same order.
-
-    Raises:
-        MachineError: as `produce`; or a process was lost, or sees other inputs than rank 0. A `build` that needs the
-            others to be done waits for them by `ranks.barrier`; the metrics are those that rank 0's gives.
+    prepare: gives what is wanted and how it is made. Rank 0 calls it first, so that what is wrong with the input is
+    said once. The others call it when there is something to build, and must come to the same order. Raises
+    MachineError: as `produce`; or a process was lost, or sees other inputs than rank 0. A `build` that needs the others
+    to be done waits for them by `ranks.barrier`; the metrics are those that rank 0's gives.
     """
     if ranks.first:
         order, build = prepare()

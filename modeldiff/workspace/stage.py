@@ -135,12 +135,8 @@ def produce(
 ) -> Artifact:
     """The artifact that `order` describes, from the cache or by running `build`.
 
-    Args:
-        name: a label for the artifact.
-        force: run even when the cache has it.
-
-    Raises:
-        MachineError: another process is producing the same artifact.
+    name: a label for the artifact; force: run even when the cache has it. Raises MachineError: another process is
+    producing the same artifact.
     """
     workspace.create()
     cached, why = _from_cache(workspace, order)

@@ -32,12 +32,8 @@ PARTIAL = ".partial"
 class Workspace:
     """A folder of artifacts. Made on first write; opening one that does not exist is not an error.
 
-    Args:
-        folder: default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace.
-
-    Raises:
-        InputError: the folder is not a workspace, or one of a newer format.
-        DamagedError: workspace.json cannot be read.
+    folder: default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace. Raises InputError: the folder is not a
+    workspace, or one of a newer format; DamagedError: workspace.json cannot be read.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
@@ -88,12 +84,8 @@ class Workspace:
     def find(self, kind: str, ref: str | int | None = None) -> Artifact:
         """The artifact of `kind` that `ref` means.
 
-        Args:
-            kind: e.g. `crosscoder`.
-            ref: None or `latest` (the newest version), a version (`2`), `crosscoder:2`, or a name given with `--name`.
-
-        Raises:
-            InputError: there is none; the message says which exist and which command makes one.
+        kind: e.g. `crosscoder`; ref: None or `latest` (the newest version), a version (`2`), `crosscoder:2`, or a name
+        given with `--name`. Raises InputError: there is none; the message says which exist and which command makes one.
         """
         wanted = str(ref) if ref is not None else "latest"
         prefix, _, rest = wanted.rpartition(":")
