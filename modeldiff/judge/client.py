@@ -94,7 +94,13 @@ class Judge:
         return [self._cache.get(key) or answered[key] for key in keys]
 
     def _ask_missing(self, missing: dict[str, Prompt]) -> dict[str, Answer]:
-        self._check_budget(len(missing))
+        needed = self._calls + len(missing)
+        if self._max_calls is not None and needed > self._max_calls:
+            made = f" after the {self._calls} made so far, whose answers are kept" if self._calls else ""
+            raise InputError(
+                f"{len(missing)} calls to {self.name} are needed{made}, but --judge-max-calls allows "
+                f"{self._max_calls}: allow {needed} or ask about less"
+            )
         keys = list(missing)
         answered: dict[str, Answer] = {}
         keeping = threading.Lock()
@@ -118,14 +124,6 @@ class Judge:
                     "the same command continues with the others"
                 ) from None
         return answered
-
-    def _check_budget(self, needed: int) -> None:
-        if self._max_calls is not None and self._calls + needed > self._max_calls:
-            made = f" after the {self._calls} made so far, whose answers are kept" if self._calls else ""
-            raise InputError(
-                f"{needed} calls to {self.name} are needed{made}, but --judge-max-calls allows {self._max_calls}: "
-                f"allow {self._calls + needed} or ask about less"
-            )
 
     def _missing(self, prompts: Sequence[Prompt]) -> dict[str, Prompt]:
         """The different prompts without an answer, by key, in their order."""

@@ -71,13 +71,11 @@ class Work:
         kept.write_bytes(json_bytes(to_json(entry)))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a whole small file of the artifact."""
         temporary = self.temporary(name)
         temporary.write_bytes(content)
         self.commit(temporary, name)
 
     def write_json(self, name: str, data: Any) -> None:
-        """Write a JSON file of the artifact."""
         self.write_bytes(name, json_bytes(data))
 
     def has(self, name: str) -> bool:
