@@ -67,12 +67,10 @@ def plain(value: Any) -> str:
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
-    """ "0.25"."""
     return NONE if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """ "25%"."""
     return NONE if value is None else f"{value:.{digits}%}"
 
 

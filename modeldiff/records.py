@@ -76,7 +76,10 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if hint is Any or hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
-        return _optional(value, args, name, bounds)
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (arg for arg in args if arg is not type(None))
+        return fitting(value, hint, name, bounds)
     if origin is Literal:
         return _choice(value, args, name)
     if origin is tuple or origin is list:
@@ -88,13 +91,6 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _made(hint, value, name)
     return _plain(value, hint, name, bounds)
-
-
-def _optional(value: Any, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
-    if value is None and type(None) in args:
-        return None
-    (hint,) = (arg for arg in args if arg is not type(None))
-    return fitting(value, hint, name, bounds)
 
 
 def _choice(value: Any, choices: tuple[Any, ...], name: str) -> Any:

@@ -108,8 +108,7 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
         print_json({"verified": [a.ref for a in wanted], "problems": problems})
     else:
         for ref, found in problems.items():
-            for one in found:
-                click.echo(f"{ref}: {one}")
+            click.echo("\n".join(f"{ref}: {one}" for one in found))
         click.echo(f"{len(wanted)} artifacts verified, {len(problems)} damaged")
     if problems:
         raise DamagedError(

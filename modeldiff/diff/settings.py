@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from modeldiff.contrast.settings import CONTEXT_KINDS, ContextKind
-from modeldiff.settings import OnDevice, setting, settings
+from modeldiff.contrast.settings import ListSettings
+from modeldiff.settings import setting, settings
 
 
 @settings
-class DiffSettings(OnDevice):
+class DiffSettings(ListSettings):
     """Two models and texts; what else the stages need has sensible defaults (their own commands have every option)."""
 
     model_a: str = setting()
@@ -28,16 +28,6 @@ class DiffSettings(OnDevice):
     """Steps of training; two passes over the pairs but at least 2000 if left out."""
     places: int = setting(default=6000, least=40)
     """Both models continue the texts from about this many places."""
-    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS)
-    """Kinds of context that are compared: everywhere, source, word, feature."""
-    rate: float = setting(default=0.05, above=0, below=1)
-    """False discovery rate of the list."""
-    smallest: float = setting(default=0.05, least=0, below=1)
-    """Smallest effect that is listed, as a difference of rates from 0 to 1."""
-    top: int = setting(default=10, least=1)
-    """Entries of the list, at most."""
-    cause: bool = setting(default=True)
-    """Sample again with the features of the list removed."""
     seed: int = setting(default=0, least=0)
     """Of the training, the places and the sampling."""
     trust_remote_code: bool = setting(default=False)

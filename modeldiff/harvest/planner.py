@@ -201,7 +201,6 @@ def write_shard(work: Work, number: int, pieces: list[Piece]) -> None:
 
 
 def _first(pairs: PairTable, n: int) -> PairTable:
-    """The first `n` pairs."""
     token, window = ({side: by_side[side][:n] for side in SIDES} for by_side in (pairs.token, pairs.window))
     return PairTable(pairs.document[:n], token, pairs.char_end[:n], window)
 
