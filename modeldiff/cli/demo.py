@@ -28,8 +28,7 @@ def _demo(workspace: Workspace, *, quick: bool, seed: int, device: str, force: b
 
 def _print(done: Demo, folder: Path) -> None:
     from modeldiff.cli.differences import print_differences
-    from modeldiff.cli.steer import read_generations
-    from modeldiff.cli.steer_tables import print_generations
+    from modeldiff.cli.steer_tables import print_generations, read_generations
     from modeldiff.contrast.stored import read_contrast
 
     ranks = done.ranks

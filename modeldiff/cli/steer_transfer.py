@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli.common import stage_command
+from modeldiff.cli.steer_tables import read_generations
 from modeldiff.format import Columns, console, fixed, table
 from modeldiff.steer.settings import TransferSettings
 
@@ -27,16 +27,6 @@ def _info(artifact: Artifact) -> dict[str, Any]:
 def _show(artifact: Artifact) -> None:
     print_transfer(artifact.ref, _info(artifact))
     print_generations(read_generations(artifact))
-
-
-def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
-    """The records of generations.jsonl: prompt, rule, vector, strength, text; none without --prompt."""
-    from modeldiff.steer.transfer import GENERATIONS_NAME
-
-    if GENERATIONS_NAME not in artifact.manifest.files:
-        return []
-    text = artifact.file(GENERATIONS_NAME).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def print_transfer(ref: str, info: dict[str, Any]) -> None:

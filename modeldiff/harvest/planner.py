@@ -247,7 +247,9 @@ def _cut(
         return [], 0
     if all(len(tokens[side].ids) <= context[side] for side in SIDES):
         return [(text, tokens, _pairs(alignment, 0, matches, 0, dict.fromkeys(SIDES, 0)))], matches
-    bounds = {side: _text_bounds(tokens[side]) for side in SIDES}
+    # By side, the index of the first text token and after the last one.
+    of_text = {side: np.flatnonzero(tokens[side].starts >= 0) for side in SIDES}
+    bounds = {side: (int(of_text[side][0]), int(of_text[side][-1]) + 1) for side in SIDES}
     room = {side: context[side] - bounds[side][0] - (len(tokens[side].ids) - bounds[side][1]) for side in SIDES}
     pieces = []
     begin = {side: bounds[side][0] for side in SIDES}
@@ -267,12 +269,6 @@ def _cut(
         pieces.append((text[char_start:char_stop], read, _pairs(alignment, first, stop, char_start, shift)))
         first, begin, char_start = stop, end, char_stop
     return pieces, first
-
-
-def _text_bounds(tokens: Tokens) -> tuple[int, int]:
-    """Index of the first text token and after the last one."""
-    of_text = np.flatnonzero(tokens.starts >= 0)
-    return int(of_text[0]), int(of_text[-1]) + 1
 
 
 def _last_that_fits(alignment: Alignment, first: int, begin: dict[str, int], room: dict[str, int]) -> int:

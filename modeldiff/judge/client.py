@@ -80,8 +80,11 @@ class Judge:
         found: list[Judged[T]] = [Judged(None, None)] * len(prompts)
         for attempt in range(_ATTEMPTS):
             unread = [number for number, one in enumerate(found) if one.value is None]
-            answers = self.answers([_again(prompts[number], attempt) for number in unread])
-            for number, answer in zip(unread, answers, strict=True):
+            asked = [prompts[number] for number in unread]
+            if attempt:
+                words = _REMINDER.format(attempt + 1)
+                asked = [dataclasses.replace(one, user=one.user + words, attempt=attempt) for one in asked]
+            for number, answer in zip(unread, self.answers(asked), strict=True):
                 value = None if answer.text is None else readers[number](answer.text)
                 found[number] = Judged(value, None if value is not None else _why(answer))
         return found
@@ -151,12 +154,6 @@ def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device
         "no judge is named: give --judge local --judge-model MODEL (a chat model on this machine) or "
         "--judge openai --judge-model NAME (an OpenAI-compatible endpoint)"
     )
-
-
-def _again(prompt: Prompt, attempt: int) -> Prompt:
-    if attempt == 0:
-        return prompt
-    return dataclasses.replace(prompt, user=prompt.user + _REMINDER.format(attempt + 1), attempt=attempt)
 
 
 def _why(answer: Answer) -> str:

@@ -134,7 +134,8 @@ def _greedily(tokens: dict[str, Tokens], content: dict[str, Content], decode: di
     start = dict.fromkeys(SIDES, 0)
 
     def read(side: str) -> str:
-        return _normalize(decode[side](ids[side][start[side] : stop[side]].tolist()))
+        text = decode[side](ids[side][start[side] : stop[side]].tolist())
+        return "".join(unicodedata.normalize("NFKC", text).split())
 
     parted = False
     while not parted and all(start[side] < len(ids[side]) for side in SIDES):
@@ -162,10 +163,6 @@ def _grows(texts: dict[str, str], possible: dict[str, bool]) -> str | None:
     if len(texts["a"]) < len(texts["b"]) and possible["a"]:
         return "a"
     return "b" if possible["b"] else None
-
-
-def _normalize(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _unfinished(text: str) -> bool:

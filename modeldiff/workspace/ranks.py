@@ -106,19 +106,17 @@ def ranks() -> Ranks:
         with lost_process():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=_PATIENCE)
-        atexit.register(_leave)
+
+        def leave() -> None:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
+        atexit.register(leave)
     return made
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:
     raise MachineError("this run was stopped, or another process of it ended: the same command continues")
-
-
-def _leave() -> None:
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 @contextmanager
