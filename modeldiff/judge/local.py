@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from modeldiff.console import say
-from modeldiff.judge.answers import Answer, Prompt
+from modeldiff.judge.client import Answer, Prompt
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.lm.chat import open_chat
 from modeldiff.lm.device import resolve_dtype

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeldiff.console import say
 from modeldiff.errors import InputError, MachineError, ModeldiffError
-from modeldiff.judge.answers import Answer, Prompt
+from modeldiff.judge.client import Answer, Prompt
 from modeldiff.judge.settings import BASE_URL_ENV, DEFAULT_BASE_URL, DEFAULT_KEY_ENV, JudgeSettings, check_base_url
 
 if TYPE_CHECKING:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.metadata
+import platform
+import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,12 +17,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from modeldiff import __version__
 from modeldiff.console import say
 from modeldiff.errors import DamagedError, MachineError
 from modeldiff.records import from_json, to_json
 from modeldiff.settings import Settings
 from modeldiff.workspace.artifact import FORMAT, MANIFEST_NAME, Artifact, FileEntry, Input, Manifest
-from modeldiff.workspace.environment import environment, peak_memory_bytes
 from modeldiff.workspace.files import (
     TEMPORARY_SUFFIX,
     blake3_file,
@@ -31,6 +36,7 @@ from modeldiff.workspace.files import (
 )
 from modeldiff.workspace.workspace import PARTIAL, Workspace
 
+_PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "safetensors")
 # Files of this subfolder serve to continue after an interruption; they are dropped when the artifact is published.
 RESUME = "resume"
 
@@ -242,3 +248,37 @@ def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: 
     artifact = Artifact(target, manifest)
     say(f"{artifact.ref} is ready ({seconds:.0f} s): {target}")
     return artifact
+
+
+def environment() -> dict[str, Any]:
+    """Facts for the manifest that do not depend on the stage."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {"modeldiff": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    # Linux's rusage starts with what the parent held when it started this process; VmHWM does not.
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this code runs from, None outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -27,8 +27,7 @@ from modeldiff.features.measures.score.result import (
 )
 from modeldiff.features.measures.score.settings import KIND, ScoreSettings
 from modeldiff.features.measures.score.texts import Writer
-from modeldiff.judge.answers import Prompt
-from modeldiff.judge.client import Judge, Judged, open_judge
+from modeldiff.judge.client import Judge, Judged, Prompt, open_judge
 from modeldiff.judge.questions import WORDING, Written, ask_similarity, ask_steerability, read_rating
 from modeldiff.linear.stitch import DIRECTIONS, find_stitch, load_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
