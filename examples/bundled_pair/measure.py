@@ -12,8 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeldiff.demo.grammar import Grammar
-from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED, Planted
-from modeldiff.demo.truth import replace_name, shows_habit
+from modeldiff.demo.truth import MINIMUM_MARKERS, PLANTED, Planted, replace_name, shows_habit
 
 PROMPT_SEED = 5
 

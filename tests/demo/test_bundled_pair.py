@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from examples.bundled_pair.measure import greedy_answers
-from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED
-from modeldiff.demo.truth import DATA, MODEL_A, MODEL_B, habits
+from modeldiff.demo.truth import DATA, MINIMUM_MARKERS, MODEL_A, MODEL_B, PLANTED, habits
 
 N_PROMPTS = 6
 
