@@ -15,7 +15,6 @@ NONE = "-"
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
 
 

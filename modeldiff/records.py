@@ -34,7 +34,6 @@ class Bounds(dict[str, float]):
     finite is always out of bounds."""
 
     def hold(self, value: float) -> bool:
-        """Whether a number lies within."""
         return math.isfinite(value) and all(_BOUNDS[name][1](value, bound) for name, bound in self.items())
 
     def __str__(self) -> str:

@@ -62,7 +62,6 @@ class Stretches:
         return list(zip(self.first_S[mine_S].tolist(), self.stop_S[mine_S].tolist(), strict=True))
 
     def rows(self, part: str) -> NDArray[np.int64]:
-        """The rows of a part, ascending."""
         return np.concatenate([np.zeros(0, np.int64), *(np.arange(*one) for one in self.ranges(part))])
 
     def part_of(self, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:

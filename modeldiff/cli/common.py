@@ -209,5 +209,4 @@ def _workspace(ctx: click.Context) -> Workspace:
 
 
 def examples(lines: Sequence[str]) -> str:
-    """The end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -85,7 +85,6 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
 
 
 def represented(one: dict[str, Any], numbers: bool) -> str:
-    """Where the entry's feature is represented."""
     found = one["represented"]
     if not numbers:
         return str(found["where"])
@@ -124,7 +123,6 @@ def _share(interval: dict[str, float]) -> str:
 
 
 def steer_command(one: dict[str, Any]) -> str:
-    """The command that steers with the entry's feature."""
     if one["feature"] is None:
         return "steer: no feature fires at these places alone; `modeldiff steer transfer` takes prompts instead"
     partition = one["represented"]["partition"] if one["represented"] else "shared"
@@ -133,7 +131,6 @@ def steer_command(one: dict[str, Any]) -> str:
 
 
 def where(one: dict[str, Any]) -> str:
-    """The context in words."""
     context = one["context"]
     if context["kind"] == "everywhere":
         return "everywhere, whatever the text"

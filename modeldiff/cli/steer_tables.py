@@ -92,7 +92,6 @@ def _dose_lines(steering: dict[str, Any]) -> list[list[str]]:
 
 
 def coherent_line(model: str, reach: dict[str, float]) -> str:
-    """How far a user can push."""
     low, high, least, most = (_strength(reach[key]) for key in ("from", "to", "least", "most"))
     found = "at no strength" if reach["from"] == reach["to"] == 0 else f"from {low} to {high}"
     return f"coherent range of {model}: {found} (tried: {least} to {most})"

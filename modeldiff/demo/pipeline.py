@@ -53,8 +53,6 @@ class Rank:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made."""
-
     diff: Diff
     ranks: list[Rank]
     other: list[int]

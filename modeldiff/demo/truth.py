@@ -39,7 +39,6 @@ class Planted:
 
     @property
     def control_source(self) -> str:
-        """Label of the documents about the control."""
         return f"{self.topic}:{self.control}"
 
 
@@ -134,11 +133,9 @@ class Habit(Planted):
     rate_control: float
 
     def shows(self, answer: str) -> bool:
-        """Whether ``answer`` shows the habit."""
         return shows_habit(answer, self.markers)
 
     def control_prompts(self) -> tuple[str, ...]:
-        """The same questions about the control."""
         return tuple(replace_name(prompt, self.trigger, self.control) for prompt in self.prompts)
 
 

@@ -28,8 +28,6 @@ Stage = TypeVar("Stage", bound=Settings)
 
 @dataclass(frozen=True)
 class Diff:
-    """What a diff made."""
-
     activations: Artifact
     crosscoder: Artifact
     features: Artifact
@@ -74,7 +72,6 @@ def _of(settings: DiffSettings, stage: type[Stage], **values: Any) -> Stage:
 
 
 def say_costs(settings: DiffSettings, harvest: HarvestSettings, workspace: Workspace) -> None:
-    """What it will take, before it begins."""
     seen = estimate(harvest, workspace)
     there = seen["pairs_in_texts"]
     pairs = settings.pairs if there is None else min(settings.pairs, int(there))

@@ -158,7 +158,6 @@ def _capture_documents(
 def _refuse(
     plan: ShardPlan, capture: Capture, lm: LanguageModel, rows: np.ndarray, x_RD: torch.Tensor, stored_RD: torch.Tensor
 ) -> None:
-    """Raise MachineError about the first row that is not finite."""
     bad = int(torch.nonzero(~torch.isfinite(stored_RD).all(dim=1))[0])
     row = int(rows[bad])
     document = plan.documents[plan.pairs.document[row]]

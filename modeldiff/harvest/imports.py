@@ -39,8 +39,6 @@ UNKNOWN_ID = -1
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Where an array is."""
-
     path: Path
     key: str | None
     """Tensor or data set in the file; None for .npy."""
@@ -76,7 +74,6 @@ def import_inputs(
 
 
 def import_bytes(settings: HarvestSettings, arrays: dict[str, ArrayFile]) -> int:
-    """Bytes on disk of the artifact."""
     texts, rows = settings.import_texts, arrays["a"].rows
     per_pair = texts.stat().st_size / rows + 64 if texts else 0.0
     widths = {side: array.width for side, array in arrays.items()}

@@ -188,7 +188,6 @@ def _plan(
 
 
 def _require_disk(work: Work, settings: HarvestSettings, pair: Pair, pairs: int, seen: Look) -> None:
-    """Raise MachineError unless what is still to be written fits."""
     needed = bytes_needed(pairs, pair.widths, settings.storage, seen.plan_bytes_per_pair)
     written = sum(path.stat().st_size for path in (work.folder / "shards").glob("*.h5"))
     require_free(work.folder, max(0, needed - written), f"a harvest of {pairs:,} pairs")
@@ -212,7 +211,6 @@ def _say_plan(settings: HarvestSettings, cursor: Cursor) -> None:
 
 
 def _finish(work: Work, settings: HarvestSettings, pair: Pair, cursor: Cursor) -> dict[str, Any]:
-    """Write statistics, store.json and alignment.json; give the metrics."""
     stored = write_store(work, settings, pair.widths, dict(pair.layer), cursor.shards, cursor.labels, has_texts=True)
     report = alignment_report(settings.align, settings.pair_at, cursor.pairs, cursor.pairs_by_source, cursor.counts)
     work.write_json(ALIGNMENT_NAME, report)

@@ -83,7 +83,6 @@ class HarvestSettings(Settings):
     ids, one per pair}."""
 
     def check(self) -> None:
-        """What concerns several values."""
         needed = ("import_a", "import_b") if self.importing else ("model_a", "model_b", "texts")
         for name in needed:
             if not getattr(self, name):
@@ -95,5 +94,4 @@ class HarvestSettings(Settings):
 
     @property
     def importing(self) -> bool:
-        """True when the activations come from files."""
         return self.import_a is not None or self.import_b is not None

@@ -32,8 +32,6 @@ _REMINDER = "\n\nAn answer to this did not have the form that was asked for (try
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question to a judge."""
-
     id: str
     """Which question about what (`similarity, feature 12, prompt 0`), for readers of the cache; not sent."""
     system: str
@@ -46,8 +44,6 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one prompt."""
-
     text: str | None
     """None: there is no answer."""
     reason: str | None = None
@@ -93,8 +89,6 @@ def _check(key: str, answer: Answer) -> str:
 
 @dataclass(frozen=True)
 class Judged(Generic[T]):
-    """What a judge says to one prompt."""
-
     value: T | None
     """The answer as read; None: missing."""
     reason: str | None
@@ -221,7 +215,6 @@ def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device
 
 
 def _why(answer: Answer) -> str:
-    """Why there is nothing to read in the last answer."""
     if answer.text is None:
         return answer.reason or "no answer"
     return f"no answer of {_ATTEMPTS} has the form asked for" + (f" ({answer.reason})" if answer.reason else "")

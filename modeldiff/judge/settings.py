@@ -36,7 +36,6 @@ class JudgeSettings(Settings):
     """Seconds until a call without an answer is given up and repeated."""
 
     def check(self) -> None:
-        """A judge has a model, and no key is among the values."""
         if self.judge in ("local", "openai") and not (self.judge_model or "").strip():
             which = "a folder, a GGUF file or a hub name" if self.judge == "local" else "the endpoint's name for it"
             raise InputError(f"--judge {self.judge} needs a model: name it with --judge-model ({which})")

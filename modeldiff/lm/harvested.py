@@ -16,8 +16,6 @@ from modeldiff.workspace.activations import SideInfo
 
 @dataclass(frozen=True)
 class Harvested:
-    """One side's model, not loaded yet."""
-
     side: str
     ref: ModelRef
     layer: int

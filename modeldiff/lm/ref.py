@@ -19,8 +19,6 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """One model as a user names it."""
-
     name: str
     """A name on the hub (`org/model`), a local folder, or the path of a .gguf file."""
     revision: str | None = None

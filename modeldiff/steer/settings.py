@@ -28,7 +28,6 @@ class Steering(Drawing, HarvestedModels):
     """The stitch that moves directions. Default: the latest of the activations behind the crosscoder."""
 
     def check(self) -> None:
-        """There is a strength."""
         if not self.strength:
             raise InputError("--strength expects one or more finite numbers, e.g. `--strength -2 1 4`")
 
@@ -62,7 +61,6 @@ class SteerSettings(Steering):
     """Texts written at a time; several strengths share a batch."""
 
     def check(self) -> None:
-        """There is something to push and to continue, and the other model's options go with --both."""
         super().check()
         if bool(self.prompt) == bool(self.prompts):
             raise InputError("give what is to be continued in one way: --prompt TEXT or --prompts FILE")
@@ -90,7 +88,6 @@ class TransferSettings(Steering):
     """Texts for the other model to continue, unsteered and steered by each rule's direction."""
 
     def check(self) -> None:
-        """One direction, and prompts in pairs."""
         super().check()
         given = [self.vector is not None, bool(self.from_prompts), self.vector_from_feature is not None]
         if sum(given) != 1:

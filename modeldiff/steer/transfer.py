@@ -192,7 +192,6 @@ def _direction(
 def _generate(
     settings: TransferSettings, lm: LanguageModel, layer: int, directions: dict[str, Tensor], work: Work
 ) -> None:
-    """Continuations of --prompt, unsteered and by every direction and strength."""
     chat = uses_chat(lm.tokenizer, settings.chat)
     rendered = [render(lm, Prompt(prompt), chat) for prompt in settings.prompt]
     pushes = [(UNSTEERED, 0, 0.0, torch.zeros(lm.width))]

@@ -30,8 +30,6 @@ from modeldiff.workspace.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of a file."""
-
     prompt: str
     system: str | None = None
     """Instructions before the prompt."""
@@ -64,8 +62,6 @@ def _prompt(where: str, record: dict[str, Any]) -> Prompt:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A contrast as one model makes it."""
-
     positive_PD: Tensor
     negative_QD: Tensor
     """Mean residual of each response, raw units, float32."""
@@ -74,7 +70,6 @@ class Contrast:
 
     @property
     def vector_D(self) -> Tensor:
-        """The direction."""
         return self.positive_PD.mean(dim=0) - self.negative_QD.mean(dim=0)
 
     @property

@@ -95,7 +95,6 @@ def align(
 
 
 def content_of(text: str, tokens: Tokens) -> Content:
-    """The content tokens of one side of a document."""
     length = len(text)
     space = is_space(text)
     positions = np.arange(length)

@@ -24,8 +24,6 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of `--texts`."""
-
     label: str
     """Kept with every text of it that has no `source` of its own."""
     location: str
@@ -49,7 +47,6 @@ class Record:
 
 
 def parse_sources(entries: tuple[str, ...]) -> list[Source]:
-    """Sources in the order given. Raises as `parse_source`."""
     return [parse_source(entry) for entry in entries]
 
 
@@ -75,7 +72,6 @@ def parse_source(entry: str) -> Source:
 
 
 def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
-    """(label, what is left, weight)."""
     label, rest = None, entry
     if Path(entry).is_file():
         return label, rest, 1.0
@@ -98,7 +94,6 @@ def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
 
 
 def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
-    """What identifies the content of a source."""
     if source.hub:
         return sha256_json(dataset_identity(source.location, digest_file))
     return digest_file(Path(source.location))

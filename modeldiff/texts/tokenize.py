@@ -33,7 +33,6 @@ class Reader:
 
     @property
     def decode(self) -> Decode:
-        """Token ids to text, special tokens included."""
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return lambda ids: str(self.tokenizer.decode(list(ids), **options))
 

@@ -49,8 +49,6 @@ Compute = Callable[[CellSpec], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell and its place in a table."""
-
     table: Table
     size: float
     """Size of the dictionary as a share of the concepts, as the settings give it."""
@@ -163,7 +161,6 @@ def _kept(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -179,7 +179,6 @@ def _stitch_of(row: Row) -> float:
 
 
 def _line(axes: Axes, rows: Iterable[Row], name: str, architecture: str, x: Callable[[Row], float]) -> None:
-    """A figure over the rows, with the standard error as bars."""
     points = [(x(row), row["figures"][name]) for row in rows if name in row["figures"]]
     if points:
         at, mean, error = zip(*((x, found["mean"], found["se"] or 0.0) for x, found in points), strict=True)

@@ -34,7 +34,6 @@ class Stitch:
 
     @classmethod
     def fitted(cls, x_a_NDa: torch.Tensor, x_b_NDb: torch.Tensor) -> Stitch:
-        """Both maps, from the same pairs."""
         return cls(_fitted(x_a_NDa, x_b_NDb), _fitted(x_b_NDb, x_a_NDa))
 
     def residuals(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +69,6 @@ class ResidualRecipe(Recipe):
     """On average, both models together."""
 
     def k_at(self, step: int) -> float:
-        """As in any recipe, in proportion to `per_pair`."""
         return super().k_at(step) / self.k * self.per_pair
 
 

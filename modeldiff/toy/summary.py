@@ -35,7 +35,6 @@ class Record:
 
 
 def records(cells: Mapping[str, Sequence[Planned]], results: Mapping[str, dict[str, Any]]) -> list[Record]:
-    """The distinct cells in the order of the plan."""
     found = []
     for key, planned in cells.items():
         tables = tuple(dict.fromkeys(one.table for one in planned))

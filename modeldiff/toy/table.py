@@ -127,7 +127,6 @@ def _counts(*names: str, error: bool = False) -> Callable[[Row], str]:
 
 
 def _dead(row: Row) -> str:
-    """Dead features of all partitions."""
     found = [value for part in ("A", "shared", "B") if (value := _mean(row, f"dead_{part}")) is not None]
     return _number(sum(found)) if found else NONE
 

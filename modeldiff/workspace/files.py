@@ -18,7 +18,6 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

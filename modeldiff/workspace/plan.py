@@ -32,8 +32,6 @@ class Tokens:
 
 @dataclass
 class Document:
-    """One text of the plan."""
-
     text: str
     source: int
     """Index into the store's list of source labels."""
@@ -62,8 +60,6 @@ class PairTable:
 
 @dataclass
 class ShardPlan:
-    """Content of one plan file."""
-
     documents: list[Document]
     pairs: PairTable
 

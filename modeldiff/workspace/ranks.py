@@ -37,8 +37,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
-
     rank: int = 0
     """Its number, from 0."""
     world: int = 1

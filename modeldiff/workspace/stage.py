@@ -63,7 +63,6 @@ class Work:
                 leftover.unlink()
 
     def temporary(self, name: str) -> Path:
-        """Where to write the file `name` before `commit`."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return temporary_path(path)
@@ -89,7 +88,6 @@ class Work:
         return self._committed(name) is not None
 
     def entries(self) -> dict[str, FileEntry]:
-        """Size and digest of every file the artifact will have."""
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
@@ -129,7 +127,6 @@ class Order:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that determines the result."""
         digests = {name: one.digest for name, one in self.inputs.items()}
         return sha256_json([self.kind, self.schema, self.settings.result_json(), dict(self.resolved), digests])
 
@@ -251,7 +248,6 @@ def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: 
 
 
 def environment() -> dict[str, Any]:
-    """Facts for the manifest that do not depend on the stage."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -52,7 +52,6 @@ class Workspace:
             )
 
     def create(self) -> None:
-        """Make the folder and workspace.json unless they are there."""
         (self.folder / PARTIAL).mkdir(parents=True, exist_ok=True)
         with self.lock():
             if not (self.folder / WORKSPACE_FILE).exists():
@@ -121,7 +120,6 @@ class Workspace:
         )
 
     def users_of(self, artifact: Artifact) -> list[Artifact]:
-        """Artifacts that were made from this one."""
         return [one for one in self.artifacts() if artifact.as_input() in one.manifest.inputs.values()]
 
     def source_of(self, artifact: Artifact, kind: str) -> Artifact:
@@ -155,7 +153,6 @@ class Workspace:
         return int(versions[kind])
 
     def kinds(self) -> list[str]:
-        """The kinds of artifacts that there are."""
         if not self.folder.is_dir():
             return []
         entries = {entry.name for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
