@@ -55,9 +55,7 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "scales": {
             side: {
                 **to_json(scale),
-                "bar": scale.bar,
-                "predictable_from": scale.predictable_from,
-                "false_exclusive": scale.false_exclusive,
+                **{name: getattr(scale, name) for name in ("bar", "predictable_from", "false_exclusive")},
             }
             for side, scale in table.scales.items()
         },

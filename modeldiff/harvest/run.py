@@ -62,13 +62,9 @@ def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = N
 def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
     """What a harvest would take and give, from configurations, tokenizers and the first documents; for `--dry-run`.
 
-    Returns:
-        pairs (asked for), pairs_in_texts (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side "a"
-        and "b": model, layer, width; unless imported also layers (of the model), context, and kept and characters
-        (share of tokens and of characters in pairs).
-
-    Raises:
-        As `run`, apart from a disk that is too small.
+    Returns pairs (asked for), pairs_in_texts (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side
+    "a" and "b": model, layer, width; unless imported also layers (of the model), context, and kept and characters
+    (share of tokens and of characters in pairs). Raises as `run`, apart from a disk that is too small.
     """
     sides: dict[str, dict[str, Any]]
     if settings.importing:
@@ -219,9 +215,7 @@ def _finish(work: Work, settings: HarvestSettings, pair: Pair, cursor: Cursor) -
         "pairs": cursor.pairs,
         "pairs_asked_for": settings.pairs,
         "texts_ran_out": cursor.ran_out,
-        "documents": report["documents"],
-        "documents_without_pairs": report["documents_without_pairs"],
-        "pairs_by_source": report["pairs_by_source"],
+        **{name: report[name] for name in ("documents", "documents_without_pairs", "pairs_by_source")},
         "tokens_kept": {side: shares[side]["tokens"] for side in SIDES},
         "characters_kept": {side: shares[side]["characters"] for side in SIDES},
         "lost_tails": report["lost_tails"]["documents"],

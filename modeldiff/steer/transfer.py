@@ -293,8 +293,7 @@ def paper_rule(decoders: Decoders, top: int, v_ND: Tensor) -> tuple[Tensor, Tens
     Decoders are averaged as long as they are, as in the paper, each in the crosscoder's normalised units (a model's
     scale is common to all of its rows, and is lost when the result is rescaled).
 
-    Returns:
-        The directions (N, Dt) in the target; numbers (N, K) of the features used, strongest first, and their cosines.
+    Returns the directions (N, Dt) in the target; numbers (N, K) of the features used, strongest first; their cosines.
     """
     cosine_NF = unit(v_ND) @ decoders.source_FD.T / decoders.source_FD.norm(dim=1)
     weight_NK, at_NK = cosine_NF.topk(min(top, len(decoders.ids_F)), dim=1)

@@ -72,13 +72,8 @@ class Alignment:
 def align(
     text: str, tokens: dict[str, Tokens], pair_at: str = "words", decode: dict[str, Decode] | None = None
 ) -> Alignment:
-    """The alignment of one document.
-
-    Args:
-        tokens: by side.
-        pair_at: "words" keeps matches at word ends only (see words.py), "tokens" all.
-        decode: by side, token ids to text: align greedily; None: by offsets.
-    """
+    """The alignment of one document. pair_at: "words" keeps matches at word ends only (see words.py), "tokens" all;
+    decode: by side, token ids to text: align greedily; None: by offsets."""
     content = {side: content_of(text, tokens[side]) for side in SIDES}
     matches = _by_offsets(content) if decode is None else _greedily(tokens, content, decode)
     char_end = content["a"].end[matches["a"]]

@@ -81,11 +81,9 @@ class Workspace:
         return found, damaged
 
     def find(self, kind: str, ref: str | int | None = None) -> Artifact:
-        """The artifact of `kind` that `ref` means.
-
-        kind: e.g. `crosscoder`; ref: None or `latest` (the newest version), a version (`2`), `crosscoder:2`, or a name
-        given with `--name`. Raises InputError: there is none; the message says which exist and which command makes one.
-        """
+        """The artifact of `kind`, e.g. `crosscoder`, that `ref` means: None or `latest` (the newest version), a version
+        (`2`), `crosscoder:2`, or a name given with `--name`. Raises InputError: there is none; the message says which
+        exist and which command makes one."""
         wanted = str(ref) if ref is not None else "latest"
         prefix, _, rest = wanted.rpartition(":")
         if prefix and prefix != kind:
