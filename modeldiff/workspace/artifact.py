@@ -130,6 +130,10 @@ class Artifact:
             raise DamagedError(f"{self.folder / name}: {problem}; {self.mend}")
         return self.folder / name
 
+    def files(self, prefix: str = "") -> list[str]:
+        """Names of the artifact's files, sorted, that begin as asked."""
+        return sorted(name for name in self.manifest.files if name.startswith(prefix))
+
     def problems(self, *, deep: bool = True, report: Callable[[int], None] | None = None) -> list[str]:
         """What is wrong with the files, one line each; empty when the artifact is sound.
 

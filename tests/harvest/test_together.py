@@ -58,11 +58,7 @@ def test_torchrun_makes_the_bytes_of_one_process(
     assert artifact.problems() == []
     assert workspace.partials() == []
     # Both worked, one spoke.
-    logs = {
-        name: len(artifact.file(name).read_text().splitlines())
-        for name in artifact.manifest.files
-        if name.startswith("logs/")
-    }
+    logs = {name: len(artifact.file(name).read_text().splitlines()) for name in artifact.files("logs/")}
     assert logs == {"logs/capture.jsonl": 6, "logs/capture-00001.jsonl": 4}
     assert done.stderr.count("activations:1 is ready") == 1
     assert done.stdout.count("next: modeldiff train") == 1
