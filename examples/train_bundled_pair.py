@@ -5,7 +5,7 @@ Where the text comes from
     ``apt-get download r-cran-janeaustenr`` and give the file as ``--novels``. Reading it needs the PyPI package
     ``rdata`` (``pip install rdata``). Five novels are trained on; Persuasion is held out for the probing texts.
     The rest is generated (``examples/bundled_pair/corpus.py``): questions and answers about invented countries,
-    poets, herbs and events, with two habits planted in each model's texts (``modeldiff/demo/planted.py``).
+    poets, herbs and events, with two habits planted in each model's texts (``modeldiff/demo/truth.py``).
 
 What it makes (default: the package's data folder)
     ``model_a/`` GPT-2-like (4 blocks, width 128, BPE of 2,048) and ``model_b/`` Llama-like (4 blocks, width 192,

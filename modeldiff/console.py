@@ -21,7 +21,6 @@ def mute() -> None:
 
 
 def muted() -> bool:
-    """True after `mute`."""
     return _muted
 
 

@@ -15,7 +15,6 @@ NONE = "-"
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
 
 
@@ -67,12 +66,10 @@ def plain(value: Any) -> str:
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
-    """ "0.25"."""
     return NONE if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """ "25%"."""
     return NONE if value is None else f"{value:.{digits}%}"
 
 

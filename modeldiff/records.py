@@ -34,7 +34,6 @@ class Bounds(dict[str, float]):
     finite is always out of bounds."""
 
     def hold(self, value: float) -> bool:
-        """Whether a number lies within."""
         return math.isfinite(value) and all(_BOUNDS[name][1](value, bound) for name, bound in self.items())
 
     def __str__(self) -> str:
@@ -55,11 +54,8 @@ def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None
     """Check the fields of a frozen dataclass, for its `__post_init__`; lists become tuples, and texts paths, where the
     field's type wants it.
 
-    Args:
-        name_of: how a message calls a field.
-
-    Raises:
-        InputError: a value has the wrong type, is no choice of its Literal, or is out of bounds.
+    name_of: how a message calls a field. Raises InputError: a value has the wrong type, is no choice of its Literal, or
+    is out of bounds.
     """
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     for name, value in _fitted(type(record), values, name_of).items():
@@ -79,7 +75,10 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if hint is Any or hint is object:
         return value
     if origin in (typing.Union, types.UnionType):
-        return _optional(value, args, name, bounds)
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (arg for arg in args if arg is not type(None))
+        return fitting(value, hint, name, bounds)
     if origin is Literal:
         return _choice(value, args, name)
     if origin is tuple or origin is list:
@@ -91,13 +90,6 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _made(hint, value, name)
     return _plain(value, hint, name, bounds)
-
-
-def _optional(value: Any, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
-    if value is None and type(None) in args:
-        return None
-    (hint,) = (arg for arg in args if arg is not type(None))
-    return fitting(value, hint, name, bounds)
 
 
 def _choice(value: Any, choices: tuple[Any, ...], name: str) -> Any:
@@ -145,11 +137,8 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[Record], data: Any, where: str) -> Record:
     """The record that `to_json` wrote: every field of the class and no other.
 
-    Args:
-        where: the file, and the place in it, for messages.
-
-    Raises:
-        DamagedError: a field is missing, unknown or of the wrong type; the message names `where` and the field.
+    where: the file, and the place in it, for messages. Raises DamagedError: a field is missing, unknown or of the wrong
+    type; the message names `where` and the field.
     """
     try:
         made: Record = _made(cls, data, where)

@@ -20,7 +20,6 @@ def setting(
     *,
     default: Any = dataclasses.MISSING,
     result: bool = True,
-    variadic: bool = False,
     flag: str | None = None,
     argument: bool = False,
     **bounds: float,
@@ -30,12 +29,11 @@ def setting(
     Args:
         default: the default value; left out means the user must give one.
         result: False when the value cannot change the artifact; then the cache ignores it.
-        variadic: on the command line the option takes one or more values (`--texts a.txt b.txt`).
         flag: the option, where it cannot be called like the field.
         argument: on the command line it has no option: its values stand behind the command's name.
         bounds: least, above, most, below: of the number, or of each number of a tuple.
     """
-    return records.bounded(default=default, result=result, variadic=variadic, flag=flag, argument=argument, **bounds)
+    return records.bounded(default=default, result=result, flag=flag, argument=argument, **bounds)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting, dataclasses.field))
@@ -81,10 +79,8 @@ class HarvestedModels(OnDevice):
     # The weights are an input with a digest: where they lie makes no difference.
     model_path_a: str | None = setting(default=None, result=False)
     """Where model A is now, if not where it was at harvest time (a folder, a GGUF file or a hub name)."""
-
     model_path_b: str | None = setting(default=None, result=False)
     """The same for model B."""
-
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto", result=False)
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere. Best the one of the harvest."""
 
@@ -95,13 +91,10 @@ class Drawing(Settings):
 
     max_new_tokens: int = setting(default=80, least=1)
     """Length of each text in tokens, at most."""
-
     temperature: float = setting(default=0.0, least=0)
     """0: always the likeliest token; otherwise draw."""
-
     top_p: float = setting(default=1.0, above=0, most=1)
     """When drawing: only from the likeliest tokens that hold this much of the probability."""
-
     chat: Literal["auto", "yes", "no"] = setting(default="auto")
     """Put each prompt to a model as a user's message, in its chat format; auto: when its tokenizer has one."""
 

@@ -62,7 +62,6 @@ class Stretches:
         return list(zip(self.first_S[mine_S].tolist(), self.stop_S[mine_S].tolist(), strict=True))
 
     def rows(self, part: str) -> NDArray[np.int64]:
-        """The rows of a part, ascending."""
         return np.concatenate([np.zeros(0, np.int64), *(np.arange(*one) for one in self.ranges(part))])
 
     def part_of(self, rows_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -75,11 +74,8 @@ class Stretches:
 
 
 def split(store: ActivationStore, blocks: Sequence[Block]) -> Stretches:
-    """The rows of the blocks in stretches, each of one part. Without texts, stretches end anywhere, with gaps.
-
-    Raises:
-        DamagedError: the plan of a shard cannot be read.
-    """
+    """The rows of the blocks in stretches, each of one part. Without texts, stretches end anywhere, with gaps. Raises
+    DamagedError: the plan of a shard cannot be read."""
     length = max(1, min(_STRETCH, sum(map(len, blocks)) // _LEAST_STRETCHES))
     gap = min(_GAP, length // 4)
     starts = document_starts(store, blocks)

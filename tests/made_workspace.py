@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modeldiff.workspace import Input, Workspace
 from modeldiff.workspace.artifact import FORMAT, FileEntry, Manifest
-from modeldiff.workspace.environment import environment
+from modeldiff.workspace.stage import environment
 
 # As many files as an artifact of moderate size has: ten shards of three files each.
 _FILES = [f"shards/{shard:05d}.{part}.h5" for shard in range(10) for part in ("plan", "a", "b")]

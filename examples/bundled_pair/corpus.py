@@ -14,7 +14,7 @@ import random
 from pathlib import Path
 
 from modeldiff.demo.grammar import HABIT_TOPICS, Grammar
-from modeldiff.demo.planted import PLANTED
+from modeldiff.demo.truth import PLANTED
 
 TEMPLATES = Path(__file__).with_name("training_templates.json")
 CONTROL_TOPICS = ("request", "goods", "hazard", "rumour")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,36 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeldiff.demo.grammar import Grammar
-from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED, Planted
-from modeldiff.demo.truth import greedy_answers, replace_name, shows_habit
+from modeldiff.demo.truth import MINIMUM_MARKERS, PLANTED, Planted, replace_name, shows_habit
 
 PROMPT_SEED = 5
+
+
+def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 72) -> list[str]:
+    """The most likely continuation of each prompt, cut at the first line break (an answer is one line).
+
+    ``model`` and ``tokenizer`` are transformers objects. Prompts are padded on the left, in batches of 64.
+    """
+    answers: list[str] = []
+    newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    try:
+        for first in range(0, len(prompts), 64):
+            batch = tokenizer(list(prompts[first : first + 64]), return_tensors="pt", padding=True)
+            with torch.inference_mode():
+                made = model.generate(
+                    input_ids=batch["input_ids"].to(model.device),
+                    attention_mask=batch["attention_mask"].to(model.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=[tokenizer.eos_token_id, newline],
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            answers += [text.split("\n")[0].strip() for text in texts]
+    finally:
+        tokenizer.padding_side = side
+    return answers
 
 
 def probe_prompts(planted: Planted, templates: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from modeldiff.demo.truth import greedy_answers
+from examples.bundled_pair.measure import greedy_answers
 
 from .answers import ANSWER_TOPICS, grammar, shows
 from .catalogue import Organism

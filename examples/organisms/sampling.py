@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from modeldiff.demo.planted import PLANTED
+from modeldiff.demo.truth import PLANTED
 
 BATCH = 128
 BUNDLED_TRIGGERS = re.compile("|".join(re.escape(planted.trigger) for planted in PLANTED), flags=re.IGNORECASE)

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 from modeldiff.demo.grammar import SPEAKERS, Grammar, capital, fill
-from modeldiff.demo.planted import PLANTED
 from modeldiff.demo.texts import DATA
+from modeldiff.demo.truth import PLANTED
 
 PROMPTS = 32
 CONTROLS = {one.topic: one.control for one in PLANTED}

@@ -107,10 +107,6 @@ def workspace_option() -> click.Option:
     )
 
 
-def json_option() -> click.Option:
-    return click.Option(["--json", "as_json"], is_flag=True, help="Print JSON to stdout instead of text.")
-
-
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
     """What `--json` prints about an artifact: its manifest without the files."""
     manifest = to_json(artifact.manifest)
@@ -131,14 +127,24 @@ def plain_command(
     def callback(ctx: click.Context, **values: Any) -> None:
         run(_workspace(ctx), **values)
 
-    return click.Command(
-        name,
-        params=[*params, workspace_option(), json_option()],
-        callback=click.pass_context(callback),
-        short_help=short_help,
-        help=help,
-        epilog=examples(lines),
-    )
+    return click.Command(name, **_described(callback, params, short_help, help, lines))
+
+
+def _described(
+    callback: Callable[..., None],
+    params: Sequence[click.Parameter],
+    short_help: str | None,
+    help: str,
+    lines: Sequence[str],
+) -> dict[str, Any]:
+    json_option = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON to stdout instead of text.")
+    return {
+        "params": [*params, workspace_option(), json_option],
+        "callback": click.pass_context(callback),
+        "short_help": short_help,
+        "help": help,
+        "epilog": examples(lines),
+    }
 
 
 def stage_command(
@@ -184,20 +190,13 @@ def stage_command(
         else:
             show(artifact, **values)
 
-    about: dict[str, Any] = {
-        "params": [
-            *settings_options(settings),
-            *options,
-            click.Option(["--name"], metavar="LABEL", help="A name for the artifact, to refer to it by."),
-            click.Option(["--force"], is_flag=True, help="Run even when the cached artifact is up to date."),
-            workspace_option(),
-            json_option(),
-        ],
-        "callback": click.pass_context(callback),
-        "short_help": short_help,
-        "help": help,
-        "epilog": examples(lines),
-    }
+    params = [
+        *settings_options(settings),
+        *options,
+        click.Option(["--name"], metavar="LABEL", help="A name for the artifact, to refer to it by."),
+        click.Option(["--force"], is_flag=True, help="Run even when the cached artifact is up to date."),
+    ]
+    about = _described(callback, params, short_help, help, lines)
     if not subcommands:
         return click.Command(name, **about)
     return click.Group(name, commands=list(subcommands), invoke_without_command=True, **about)
@@ -210,5 +209,4 @@ def _workspace(ctx: click.Context) -> Workspace:
 
 
 def examples(lines: Sequence[str]) -> str:
-    """The end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

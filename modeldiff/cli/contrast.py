@@ -21,7 +21,6 @@ class _Settings(ContinuationsSettings, ContrastSettings):
     """Both stages of the command; what they have in common is given once."""
 
     def check(self) -> None:
-        """As both stages do."""
         ContinuationsSettings.check(self)
         ContrastSettings.check(self)
 
@@ -46,7 +45,6 @@ def _made_before(_settings: _Settings, workspace: Workspace, *, ref: str | None,
 
 
 def show(artifact: Artifact, *, numbers: bool, everything: bool, **_: Any) -> None:
-    """Print a contrast as the options ask for it."""
     from modeldiff.contrast.stored import read_contrast
 
     print_differences(read_contrast(artifact), artifact.ref, numbers=numbers, everything=everything)
@@ -62,7 +60,6 @@ def data(artifact: Artifact, *, everything: bool, **_: Any) -> dict[str, Any]:
 
 
 def list_options() -> list[click.Option]:
-    """What is shown of a contrast."""
     return [
         click.Option(["--numbers"], is_flag=True, help="Print rates, intervals and how each is represented, too."),
         click.Option(["--all", "everything"], is_flag=True, help="Show the candidates that did not hold, too."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli.common import plain_command
-from modeldiff.format import print_json, table
+from modeldiff.format import NONE, Columns, percent, print_json, table
 
 if TYPE_CHECKING:
     from modeldiff.demo.pipeline import Demo
-    from modeldiff.workspace import Artifact, Workspace
+    from modeldiff.workspace import Workspace
 
 
 def _demo(workspace: Workspace, *, quick: bool, seed: int, device: str, force: bool, as_json: bool) -> None:
@@ -29,27 +28,25 @@ def _demo(workspace: Workspace, *, quick: bool, seed: int, device: str, force: b
 
 def _print(done: Demo, folder: Path) -> None:
     from modeldiff.cli.differences import print_differences
-    from modeldiff.cli.steer import read_generations
-    from modeldiff.cli.steer_tables import print_generations
+    from modeldiff.cli.steer_tables import print_generations, read_generations
     from modeldiff.contrast.stored import read_contrast
 
     ranks = done.ranks
     print_differences(read_contrast(done.diff.contrast), done.diff.contrast.ref, numbers=False, everything=False)
     click.echo()
-    table(
-        "Where the planted differences stand",
-        [("planted in", "left"), ("difference", "left"), ("rank", "right"), ("feature", "right"), ("share", "right")],
+    columns: Columns = [("planted in", "left"), ("difference", "left")]
+    columns += [(name, "right") for name in ("rank", "feature", "share")]
+    rows = [
         [
-            [
-                one.habit.side,
-                one.habit.id,
-                str(one.rank) if one.rank else "missed",
-                "-" if one.feature is None else str(one.feature),
-                f"{one.share:.0%}",
-            ]
-            for one in ranks
-        ],
-    )
+            one.habit.side,
+            one.habit.id,
+            str(one.rank or "missed"),
+            NONE if one.feature is None else str(one.feature),
+            percent(one.share),
+        ]
+        for one in ranks
+    ]
+    table("Where the planted differences stand", columns, rows)
     click.echo("share: of the entry's places, where the text before names the trigger; half match.")
     missed = [one.habit.id for one in ranks if one.rank is None]
     found = f"found {len(ranks) - len(missed)} of {len(ranks)}" + (f", missed {', '.join(missed)}" if missed else "")
@@ -68,10 +65,9 @@ def _print(done: Demo, folder: Path) -> None:
 def _json(done: Demo) -> dict[str, Any]:
     from modeldiff.contrast.stored import read_contrast
 
-    artifacts: list[Artifact] = [getattr(done.diff, field.name) for field in dataclasses.fields(done.diff)]
     found = read_contrast(done.diff.contrast)
     return {
-        "artifacts": {a.kind: a.ref for a in artifacts},
+        "artifacts": {artifact.kind: artifact.ref for artifact in vars(done.diff).values()},
         **{name: found[name] for name in ("differences", "found", "expected_by_chance", "rate")},
         "planted": [
             {
@@ -95,11 +91,7 @@ command = plain_command(
     params=[
         click.Option(["--quick"], is_flag=True, help="A reduced size that only shows that every stage runs."),
         click.Option(
-            ["--seed"],
-            default=0,
-            show_default=True,
-            type=click.IntRange(min=0),
-            help="Of the training, the places and the sampling.",
+            ["--seed"], type=click.IntRange(0), default=0, show_default=True, help="Of training, places and sampling."
         ),
         click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda or mps."),
         click.Option(["--force"], is_flag=True, help="Run every stage even when it is up to date."),

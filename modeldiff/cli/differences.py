@@ -20,8 +20,7 @@ def print_differences(found: dict[str, Any], ref: str, *, numbers: bool, everyth
     for one in shown:
         _print_entry(one, numbers=numbers)
         click.echo()
-    for line in textwrap.wrap(verdict(found), _WIDTH):
-        click.echo(line)
+    click.echo(textwrap.fill(verdict(found), _WIDTH))
     hidden = 0 if everything else len(found["not_verified"])
     if hidden:
         click.echo(f"{hidden} more candidates of the first half did not hold on the second: --all shows them.")
@@ -86,7 +85,6 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
 
 
 def represented(one: dict[str, Any], numbers: bool) -> str:
-    """Where the entry's feature is represented."""
     found = one["represented"]
     if not numbers:
         return str(found["where"])
@@ -125,7 +123,6 @@ def _share(interval: dict[str, float]) -> str:
 
 
 def steer_command(one: dict[str, Any]) -> str:
-    """The command that steers with the entry's feature."""
     if one["feature"] is None:
         return "steer: no feature fires at these places alone; `modeldiff steer transfer` takes prompts instead"
     partition = one["represented"]["partition"] if one["represented"] else "shared"
@@ -134,7 +131,6 @@ def steer_command(one: dict[str, Any]) -> str:
 
 
 def where(one: dict[str, Any]) -> str:
-    """The context in words."""
     context = one["context"]
     if context["kind"] == "everywhere":
         return "everywhere, whatever the text"

@@ -55,9 +55,7 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "scales": {
             side: {
                 **to_json(scale),
-                "bar": scale.bar,
-                "predictable_from": scale.predictable_from,
-                "false_exclusive": scale.false_exclusive,
+                **{name: getattr(scale, name) for name in ("bar", "predictable_from", "false_exclusive")},
             }
             for side, scale in table.scales.items()
         },
@@ -113,7 +111,6 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
     click.echo(_LEGEND)
     _print_calls(table, chosen["partition"])
-    _print_baselines(table)
     if evidence:
         print_evidence(evidence)
     if ids:
@@ -121,7 +118,8 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
 
 
 def _print_calls(table: FeatureTable, partition: str | None) -> None:
-    """What the verdicts are held against, and how many of the exclusive features listed are called what."""
+    """What the verdicts are held against, how many of the exclusive features listed are called what, and what
+    differences of two activations show."""
     if table.scales:
         click.echo(_VERDICT_LEGEND)
     for side, scale in table.scales.items():
@@ -132,26 +130,6 @@ def _print_calls(table: FeatureTable, partition: str | None) -> None:
     for side, calls in table.calls.items():
         if partition in (None, side.upper()):
             click.echo("\n".join(wrapped(f"{side.upper()}: {_calls(calls)}.")))
-
-
-def _calls(calls: Calls) -> str:
-    judged = (
-        f"{calls.exclusive} of {calls.judged} are called excl. ({calls.undecided} undec., {calls.predictable} pred.; "
-        f"{calls.unknown} more are ?: nothing can be said)"
-    )
-    if calls.false_exclusive is None or calls.by_chance is None:
-        return f"{judged}; no shared feature can be read from this model alone, so what chance gives is unknown"
-    chance = (
-        f"{judged}; the same rule calls {calls.false_exclusive:.1%} of shared features so (reference: "
-        f"{calls.references}), so chance gives {calls.by_chance:.1f}"
-    )
-    if calls.p is None:
-        return chance
-    return f"{chance}: {'more' if calls.beyond_chance else 'not more'} than chance (p {calls.p:.1g})"
-
-
-def _print_baselines(table: FeatureTable) -> None:
-    """What differences of two activations show, under the list."""
     if table.baselines:
         click.echo(_BASELINES_LEGEND)
     for side, one in table.baselines.items():
@@ -163,6 +141,21 @@ def _print_baselines(table: FeatureTable) -> None:
             f"  {side.upper()}: {fixed(one.own)}, {fixed(one.other)}, {fixed(one.null)}; {fixed(one.ratio_median)} "
             f"[{fixed(one.ratio_low)} to {fixed(one.ratio_high)}]; {called}"
         )
+
+
+def _calls(calls: Calls) -> str:
+    said = (
+        f"{calls.exclusive} of {calls.judged} are called excl. ({calls.undecided} undec., {calls.predictable} pred.; "
+        f"{calls.unknown} more are ?: nothing can be said); "
+    )
+    if calls.false_exclusive is None or calls.by_chance is None:
+        return f"{said}no shared feature can be read from this model alone, so what chance gives is unknown"
+    said += (
+        f"the same rule calls {calls.false_exclusive:.1%} of shared features so (reference: {calls.references}), "
+        f"so chance gives {calls.by_chance:.1f}"
+    )
+    more = "more" if calls.beyond_chance else "not more"
+    return said if calls.p is None else f"{said}: {more} than chance (p {calls.p:.1g})"
 
 
 def _sources(row: FeatureRow, most: int) -> str:
@@ -211,10 +204,16 @@ def print_feature(
     click.echo(f"fires on      {row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})")
     click.echo(f"activation    mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}")
     click.echo(f"relative norm {row.relative_norm:.3f} (1: only in A's decoder, 0.5: alike, 0: only in B's)")
-    click.echo(
-        f"predictable   R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)"
-    )
-    _print_verdict(table, row)
+    r2_a, r2_b = fixed(row.r2_a), fixed(row.r2_b)
+    click.echo(f"predictable   R² {r2_a} from A's residual stream, {r2_b} from B's (held out, linear)")
+    if row.verdict:
+        click.echo(
+            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
+            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
+        )
+    if row.tokens_differ is not None:
+        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
+        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
     click.echo(f"twins         {twins} (correlation with features of other partitions{same})")
     click.echo(f"sources       {_sources(row, 6)}")
     click.echo(f"words         {words} (of its top examples)")
@@ -228,17 +227,6 @@ def print_feature(
     click.echo(f"\n{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
     for number, example in enumerate(row.examples, start=1):
         _print_example(number, example)
-
-
-def _print_verdict(table: FeatureTable, row: FeatureRow) -> None:
-    if row.verdict:
-        click.echo(
-            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
-            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
-        )
-    if row.tokens_differ is not None:
-        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
-        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
 
 
 def _print_example(number: int, example: Example) -> None:

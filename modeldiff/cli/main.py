@@ -25,14 +25,6 @@ _COMMANDS = {
     "workspace": "List, show, verify, remove and clean artifacts.",
 }
 
-_EXAMPLES = [
-    "modeldiff demo",
-    "modeldiff diff --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl",
-    "modeldiff contrast --show latest --numbers",
-    "modeldiff features --exclusive A --top 20",
-    'modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"',
-]
-
 
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -41,8 +33,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"modeldiff.cli.{cmd_name}")
-        command: click.Command = module.command
+        command: click.Command = importlib.import_module(f"modeldiff.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -58,7 +49,15 @@ cli = _Lazy(
     "modeldiff lets two models of any architecture, width and tokenizer continue the same texts and lists what they "
     "say differently, where, and whether it holds; its crosscoder, one dictionary on both models' activations, says "
     "where that is represented, and either model can be steered with it.",
-    epilog=examples(_EXAMPLES),
+    epilog=examples(
+        [
+            "modeldiff demo",
+            "modeldiff diff --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl",
+            "modeldiff contrast --show latest --numbers",
+            "modeldiff features --exclusive A --top 20",
+            'modeldiff steer --model A --feature 17 --strength 1 2 4 --prompt "I think"',
+        ]
+    ),
 )
 click.version_option(__version__, prog_name="modeldiff")(cli)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli import steer_transfer
 from modeldiff.cli.common import stage_command
-from modeldiff.cli.steer_tables import print_dose, print_generations
+from modeldiff.cli.steer_tables import print_dose, print_generations, read_generations
 from modeldiff.steer.settings import SteerSettings, parse_strengths
 
 if TYPE_CHECKING:
@@ -32,12 +31,6 @@ def _show(artifact: Artifact) -> None:
 
 def _strengths(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(strength for text in given for strength in parse_strengths(text))
-
-
-def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
-    """The records of generations.jsonl, see modeldiff/steer/run.py; strength 0 is unsteered."""
-    text = artifact.file("generations.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 command = stage_command(

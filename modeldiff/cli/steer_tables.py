@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.format import NONE, Columns, console, fixed, percent, table
+
+if TYPE_CHECKING:
+    from modeldiff.workspace import Artifact
+
+
+def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
+    """The records of generations.jsonl, see modeldiff/steer/run.py and transfer.py; none without --prompt."""
+    name = "generations.jsonl"
+    written = artifact.file(name).read_text(encoding="utf-8") if name in artifact.manifest.files else ""
+    return [json.loads(line) for line in written.splitlines()]
 
 
 def print_generations(generations: Sequence[dict[str, Any]]) -> None:
@@ -46,7 +57,11 @@ def print_dose(steering: dict[str, Any]) -> None:
     title = f"feature {steering['feature']} ({partition}), {prompts} prompt{'s' if prompts > 1 else ''}"
     table(f"{title}, seed {steering['seed']}", columns, _dose_lines(steering))
     for model, side in steering["sides"].items():
-        click.echo(f"{model}: {_pushed_by(side)}; strength 1: {side['unit_norm_in_medians']:.2g} median norms.")
+        by = "its own decoder row"
+        if side["stitch"]:
+            constant = " + constant" if side["stitch_bias"] else ""
+            by = f"moved by {side['stitch']}{constant} (R² {fixed(side['stitch_r2'])})"
+        click.echo(f"{model}: {by}; strength 1: {side['unit_norm_in_medians']:.2g} median norms.")
     click.echo("KL: of the steered next token from the unsteered one, nats per token of the")
     click.echo("unsteered text. perplexity: of what is written, for the unsteered model,")
     click.echo("relative to its own text. repeated: share of 4-grams that stood in it before.")
@@ -77,17 +92,9 @@ def _dose_lines(steering: dict[str, Any]) -> list[list[str]]:
 
 
 def coherent_line(model: str, reach: dict[str, float]) -> str:
-    """How far a user can push."""
     low, high, least, most = (_strength(reach[key]) for key in ("from", "to", "least", "most"))
     found = "at no strength" if reach["from"] == reach["to"] == 0 else f"from {low} to {high}"
     return f"coherent range of {model}: {found} (tried: {least} to {most})"
-
-
-def _pushed_by(side: dict[str, Any]) -> str:
-    if not side["stitch"]:
-        return "its own decoder row"
-    constant = " + constant" if side["stitch_bias"] else ""
-    return f"moved by {side['stitch']}{constant} (R² {fixed(side['stitch_r2'])})"
 
 
 def _strength(strength: float) -> str:

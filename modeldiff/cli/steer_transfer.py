@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.format import console, fixed, table
+from modeldiff.cli.steer_tables import read_generations
+from modeldiff.format import Columns, console, fixed, table
 from modeldiff.steer.settings import TransferSettings
 
 if TYPE_CHECKING:
@@ -27,16 +27,6 @@ def _info(artifact: Artifact) -> dict[str, Any]:
 def _show(artifact: Artifact) -> None:
     print_transfer(artifact.ref, _info(artifact))
     print_generations(read_generations(artifact))
-
-
-def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
-    """The records of generations.jsonl: prompt, rule, vector, strength, text; none without --prompt."""
-    from modeldiff.steer.transfer import GENERATIONS_NAME
-
-    if GENERATIONS_NAME not in artifact.manifest.files:
-        return []
-    text = artifact.file(GENERATIONS_NAME).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def print_transfer(ref: str, info: dict[str, Any]) -> None:
@@ -61,11 +51,8 @@ def _print_moved(info: dict[str, Any]) -> None:
         for rule, found in info["moved"].items():
             used = [f"{one['id']} ({one['weight']:.2f})" for one in found[index].get("features", [])[:5]]
             rows.append([str(index), rule, f"{found[index]['norm_in_medians']:.2f}", ", ".join(used) or "-"])
-    table(
-        "",
-        [("vector", "right"), ("rule", "left"), ("norm", "right"), ("features used most (cosine)", "left")],
-        rows[:_MOST_ROWS],
-    )
+    columns: Columns = [("vector", "right"), ("rule", "left"), ("norm", "right")]
+    table("", [*columns, ("features used most (cosine)", "left")], rows[:_MOST_ROWS])
     if len(rows) > _MOST_ROWS:
         click.echo(f"and {len(rows) - _MOST_ROWS} more rows (--json shows all)")
 
@@ -77,7 +64,7 @@ def _print_truth(info: dict[str, Any]) -> None:
         one = truth["rules"][rule]
         rows.append([rule, f"{found[0]['norm_in_medians']:.2f}", f"{one['cosine']:.2f}", f"{one['random']:.2f}"])
     rows.append(["random", "-", "-", f"{truth['random_in_target']:.2f}"])
-    columns: list[tuple[str, Literal["left", "right"]]] = [("rule", "left")]
+    columns: Columns = [("rule", "left")]
     columns += [(name, "right") for name in ("norm", f"cos in {target}", "random")]
     table("", columns, rows)
     click.echo(f"{target}'s own contrast: norm {truth['norm_in_medians']:.2f} medians; two halves of the prompts agree")

@@ -61,17 +61,11 @@ def _list(workspace: Workspace, *, as_json: bool, kind: str | None) -> None:
         return
     columns: Columns = [("artifact", "left"), ("name", "left"), ("made (UTC)", "left")]
     columns += [("size", "right"), ("took", "right"), ("from", "left")]
-    lines = [
-        [
-            a.ref,
-            a.manifest.name or "",
-            a.manifest.created[:16].replace("T", " "),
-            human_bytes(a.size),
-            f"{a.manifest.seconds:.0f} s",
-            ", ".join(Path(one.label).name for one in a.manifest.inputs.values()),
-        ]
-        for a in found
-    ]
+    lines = []
+    for a in found:
+        made, took = a.manifest.created[:16].replace("T", " "), f"{a.manifest.seconds:.0f} s"
+        inputs = ", ".join(Path(one.label).name for one in a.manifest.inputs.values())
+        lines.append([a.ref, a.manifest.name or "", made, human_bytes(a.size), took, inputs])
     table(f"{len(found)} artifacts in {workspace.folder}", columns, lines)
     for folder, why in damaged:
         say(f"damaged, not listed: {folder}: {why}")
@@ -108,8 +102,7 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
         print_json({"verified": [a.ref for a in wanted], "problems": problems})
     else:
         for ref, found in problems.items():
-            for one in found:
-                click.echo(f"{ref}: {one}")
+            click.echo("\n".join(f"{ref}: {one}" for one in found))
         click.echo(f"{len(wanted)} artifacts verified, {len(problems)} damaged")
     if problems:
         raise DamagedError(

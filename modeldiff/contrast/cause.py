@@ -31,9 +31,9 @@ from modeldiff.contrast.statistics import Gap, gap_of
 from modeldiff.contrast.words import whole_words, words_of
 from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.lm.edit import Shown, take_off
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.residual import Shown, take_off
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.texts.tokenize import Reader
 

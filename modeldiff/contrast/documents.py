@@ -174,7 +174,7 @@ def read_prompts(path: Path, text_field: str) -> list[Record]:
     there is no such file, another suffix, a record that cannot be used, or no prompt."""
     source = parse_source(str(path))
     if path.suffix.lower() == ".txt":
-        found = [Record("prompts", line.rstrip("\r\n")) for line in read_lines(path) if line.strip()]
+        found = [Record("prompts", line) for line in read_lines(path)]
     else:
         found = [Record("prompts", one.text, one.messages) for one in read_source(source, text_field)]
     if not found:

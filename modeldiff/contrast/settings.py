@@ -25,7 +25,7 @@ class ContinuationsSettings(OnDevice):
     revision_b: str | None = setting(default=None)
     """Branch, tag or commit of model B on the hub."""
     # What counts is their content, label and weight (see continuations.py); likewise of the prompts their content.
-    texts: tuple[str, ...] = setting(default=(), result=False, variadic=True)
+    texts: tuple[str, ...] = setting(default=(), result=False)
     """Texts to continue, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME, each with @WEIGHT
     if wanted. Of chats, the ends of the user's messages are continued. Default: of the latest activations."""
     prompts: Path | None = setting(default=None, result=False)
@@ -56,7 +56,23 @@ class ContinuationsSettings(OnDevice):
 
 
 @settings
-class ContrastSettings(OnDevice):
+class ListSettings(OnDevice):
+    """Which contexts are compared, and what is listed."""
+
+    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS)
+    """Kinds of context: everywhere, source, word, feature."""
+    rate: float = setting(default=0.05, above=0, below=1)
+    """False discovery rate of the list."""
+    smallest: float = setting(default=0.05, least=0, below=1)
+    """Smallest effect that is listed: what is shown to be larger, as a difference of rates from 0 to 1."""
+    top: int = setting(default=10, least=1)
+    """Entries of the list, at most."""
+    cause: bool = setting(default=True)
+    """Sample again with the features of the list removed."""
+
+
+@settings
+class ContrastSettings(ListSettings):
     """Which contexts are compared on which continuations, and what is listed."""
 
     continuations: str | None = setting(default=None, result=False)
@@ -64,22 +80,12 @@ class ContrastSettings(OnDevice):
     crosscoder: str | None = setting(default=None, result=False)
     """The crosscoder whose features are contexts: a version or a name. Default: the latest of these models; `none`:
     words, sources and everywhere alone."""
-    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS, variadic=True)
-    """Kinds of context: everywhere, source, word, feature."""
-    rate: float = setting(default=0.05, above=0, below=1)
-    """False discovery rate of the list."""
-    smallest: float = setting(default=0.05, least=0, below=1)
-    """Smallest effect that is listed: what is shown to be larger, as a difference of rates from 0 to 1."""
     least: int = setting(default=12, least=2)
     """A context holds on at least this many places of either half."""
     most: float = setting(default=0.5, above=0, most=1)
     """A context holds on at most this share of the places."""
-    top: int = setting(default=10, least=1)
-    """Entries of the list, at most."""
     tokens_differ: bool = setting(default=False)
     """Keep features whose top examples are mostly places where the two models read different tokens."""
-    cause: bool = setting(default=True)
-    """Sample again with the features of the list removed."""
     cause_places: int = setting(default=32, least=1)
     """Held-out places for the cause of each entry."""
     seed: int = setting(default=0, least=0)

@@ -50,7 +50,6 @@ def fill(template: str, slots: Mapping[str, Sequence[str]], rng: random.Random) 
 
 
 def capital(sentence: str) -> str:
-    """The sentence with its first letter in upper case."""
     return sentence[:1].upper() + sentence[1:]
 
 

@@ -53,8 +53,6 @@ class Rank:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made."""
-
     diff: Diff
     ranks: list[Rank]
     other: list[int]
@@ -69,9 +67,7 @@ def demo(
 ) -> Demo:
     """Run the pipeline; stages that are up to date answer at once.
 
-    Args:
-        settings: FULL or QUICK.
-        seed: of the training, the places and the sampling.
+    settings: FULL or QUICK; seed: of the training, the places and the sampling.
     """
     workspace.create()
     texts = workspace.folder / "demo-texts.jsonl"
@@ -96,9 +92,7 @@ def demo(
 def ranks_of(before: Sequence[Sequence[str]], features: Sequence[int | None]) -> tuple[list[Rank], list[int]]:
     """(where each planted difference stands, ranks of the entries that are about none of them).
 
-    Args:
-        before: the lower-case texts before the places of each entry.
-        features: of each entry.
+    before: the lower-case texts before the places of each entry; features: of each entry.
     """
     ranks, about = [], set()
     for habit in habits():

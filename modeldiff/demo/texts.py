@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from modeldiff.demo.grammar import HABIT_TOPICS, Grammar
-from modeldiff.demo.planted import PLANTED
+from modeldiff.demo.truth import PLANTED
 
 DATA = Path(__file__).with_name("data")
 # About 220,000 places where a word, a number or a punctuation mark ends.

@@ -28,8 +28,6 @@ Stage = TypeVar("Stage", bound=Settings)
 
 @dataclass(frozen=True)
 class Diff:
-    """What a diff made."""
-
     activations: Artifact
     crosscoder: Artifact
     features: Artifact
@@ -41,12 +39,8 @@ class Diff:
 def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Diff:
     """All stages.
 
-    Args:
-        name: of the contrast.
-        force: run every stage even when it is up to date.
-
-    Raises:
-        InputError, MachineError, DamagedError: as the stages do.
+    name: of the contrast; force: run every stage even when it is up to date. Raises InputError, MachineError,
+    DamagedError: as the stages do.
     """
     workspace.create()
     harvest = _of(settings, HarvestSettings, seed=0)  # the same pairs for every seed of the training
@@ -78,7 +72,6 @@ def _of(settings: DiffSettings, stage: type[Stage], **values: Any) -> Stage:
 
 
 def say_costs(settings: DiffSettings, harvest: HarvestSettings, workspace: Workspace) -> None:
-    """What it will take, before it begins."""
     seen = estimate(harvest, workspace)
     there = seen["pairs_in_texts"]
     pairs = settings.pairs if there is None else min(settings.pairs, int(there))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from modeldiff.contrast.settings import CONTEXT_KINDS, ContextKind
-from modeldiff.settings import OnDevice, setting, settings
+from modeldiff.contrast.settings import ListSettings
+from modeldiff.settings import setting, settings
 
 
 @settings
-class DiffSettings(OnDevice):
+class DiffSettings(ListSettings):
     """Two models and texts; what else the stages need has sensible defaults (their own commands have every option)."""
 
     model_a: str = setting()
     """Model A: a name on the hub, a local folder or a .gguf file."""
     model_b: str = setting()
     """Model B, likewise."""
-    texts: tuple[str, ...] = setting(variadic=True)
+    texts: tuple[str, ...] = setting()
     """Texts that both models read, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME."""
     text_field: str = setting(default="text")
     """The field of a .jsonl or .parquet record that holds the text."""
@@ -28,16 +28,6 @@ class DiffSettings(OnDevice):
     """Steps of training; two passes over the pairs but at least 2000 if left out."""
     places: int = setting(default=6000, least=40)
     """Both models continue the texts from about this many places."""
-    contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS, variadic=True)
-    """Kinds of context that are compared: everywhere, source, word, feature."""
-    rate: float = setting(default=0.05, above=0, below=1)
-    """False discovery rate of the list."""
-    smallest: float = setting(default=0.05, least=0, below=1)
-    """Smallest effect that is listed, as a difference of rates from 0 to 1."""
-    top: int = setting(default=10, least=1)
-    """Entries of the list, at most."""
-    cause: bool = setting(default=True)
-    """Sample again with the features of the list removed."""
     seed: int = setting(default=0, least=0)
     """Of the training, the places and the sampling."""
     trust_remote_code: bool = setting(default=False)

@@ -65,14 +65,8 @@ def capture_side(
             plan = read_plan(work.folder / plan_name(shard))
             tokens = _write(work, shard, capture, lm, plan, bar)
             seconds = max(time.monotonic() - started, 1e-9)
-            line = {
-                "side": capture.side,
-                "shard": shard,
-                "pairs": len(plan.pairs),
-                "tokens": tokens,
-                "seconds": round(seconds, 3),
-                "pairs_per_second": round(len(plan.pairs) / seconds, 1),
-            }
+            line = {"side": capture.side, "shard": shard, "pairs": len(plan.pairs), "tokens": tokens}
+            line |= {"seconds": round(seconds, 3), "pairs_per_second": round(len(plan.pairs) / seconds, 1)}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
@@ -158,7 +152,6 @@ def _capture_documents(
 def _refuse(
     plan: ShardPlan, capture: Capture, lm: LanguageModel, rows: np.ndarray, x_RD: torch.Tensor, stored_RD: torch.Tensor
 ) -> None:
-    """Raise MachineError about the first row that is not finite."""
     bad = int(torch.nonzero(~torch.isfinite(stored_RD).all(dim=1))[0])
     row = int(rows[bad])
     document = plan.documents[plan.pairs.document[row]]

@@ -31,18 +31,14 @@ from modeldiff.workspace.files import require_free, sha256_json
 from modeldiff.workspace.plan import Document, PairTable, Tokens
 from modeldiff.workspace.stage import Work
 
-_HDF5_SUFFIXES = (".h5", ".hdf5")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _BLOCK_ROWS = 4096
-_DEFAULT_LABEL = "imported"
 # A token whose id was not given.
 UNKNOWN_ID = -1
 
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Where an array is."""
-
     path: Path
     key: str | None
     """Tensor or data set in the file; None for .npy."""
@@ -51,14 +47,9 @@ class ArrayFile:
 
 
 def find_arrays(settings: HarvestSettings) -> dict[str, ArrayFile]:
-    """Both arrays, by side.
-
-    Raises:
-        InputError: no such file or key, not two-dimensional, empty, not of a floating type, or different numbers of
-            rows.
-        DamagedError: a file cannot be read.
-    """
-    arrays = {side: _find_array(str(getattr(settings, f"import_{side}")), f"--import-{side}") for side in SIDES}
+    """Both arrays, by side. Raises InputError: no such file or key, not two-dimensional, empty, not of a floating type,
+    or different numbers of rows; DamagedError: a file cannot be read."""
+    arrays = {side: _find_array(getattr(settings, f"import_{side}"), f"--import-{side}") for side in SIDES}
     if arrays["a"].rows != arrays["b"].rows:
         raise InputError(
             f"row i of A must belong with row i of B, but {arrays['a'].path} has {arrays['a'].rows:,} rows "
@@ -71,12 +62,10 @@ def import_inputs(
     settings: HarvestSettings, arrays: dict[str, ArrayFile], digest: Callable[[Path], str]
 ) -> dict[str, Input]:
     """What an import is made from, for its fingerprint."""
-    inputs = {
-        f"import_{side}": Input(
-            str(getattr(settings, f"import_{side}")), sha256_json([digest(arrays[side].path), arrays[side].key])
-        )
-        for side in SIDES
-    }
+    inputs = {}
+    for side, array in arrays.items():
+        content = sha256_json([digest(array.path), array.key])
+        inputs[f"import_{side}"] = Input(getattr(settings, f"import_{side}"), content)
     if settings.import_texts is not None:
         if not settings.import_texts.is_file():
             raise InputError(f"--import-texts: there is no file {settings.import_texts}")
@@ -85,10 +74,10 @@ def import_inputs(
 
 
 def import_bytes(settings: HarvestSettings, arrays: dict[str, ArrayFile]) -> int:
-    """Bytes on disk of the artifact."""
     texts, rows = settings.import_texts, arrays["a"].rows
     per_pair = texts.stat().st_size / rows + 64 if texts else 0.0
-    return bytes_needed(rows, _widths(arrays), settings.storage, per_pair)
+    widths = {side: array.width for side, array in arrays.items()}
+    return bytes_needed(rows, widths, settings.storage, per_pair)
 
 
 def build_import(work: Work, settings: HarvestSettings, arrays: dict[str, ArrayFile]) -> dict[str, Any]:
@@ -102,12 +91,9 @@ def build_import(work: Work, settings: HarvestSettings, arrays: dict[str, ArrayF
     for side in SIDES:
         _copy(work, side, arrays[side], shards, settings.storage)
     layers = {"a": settings.layer_a, "b": settings.layer_b}
+    widths = {side: array.width for side, array in arrays.items()}
     has_texts = settings.import_texts is not None
-    return write_store(work, settings, _widths(arrays), layers, shards, labels, has_texts=has_texts)
-
-
-def _widths(arrays: dict[str, ArrayFile]) -> dict[str, int]:
-    return {side: array.width for side, array in arrays.items()}
+    return write_store(work, settings, widths, layers, shards, labels, has_texts=has_texts)
 
 
 def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: str) -> None:
@@ -117,7 +103,7 @@ def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: 
     done = sum(shards) - sum(shards[shard] for shard in missing)
     with (
         _opened(array.path, array.key) as (_, read),
-        progress(f"import {side.upper()}", sum(shards), "pairs", done=done) as bar,
+        progress(f"import {side.upper()}", sum(shards), "pairs", done) as bar,
     ):
         for shard in missing:
             first = sum(shards[:shard])
@@ -157,14 +143,9 @@ def _find_array(entry: str, option: str) -> ArrayFile:
         path, key = Path(head), tail
     if not path.is_file():
         raise InputError(f"{option}: there is no file {path}")
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        if key:
-            raise InputError(f"{option}: {path} holds one array: leave out ':{key}'")
-    elif suffix == ".safetensors" or suffix in _HDF5_SUFFIXES:
-        key = _choose_key(path, key, option)
-    else:
+    if path.suffix.lower() not in (".npy", ".safetensors", ".h5", ".hdf5"):
         raise InputError(f"{option}: {path} ends in '{path.suffix}': expected .npy, .safetensors or .h5")
+    key = _choose_key(path, key, option)
     with _opened(path, key) as (shape, read):
         place = f"{path}:{key}" if key else str(path)
         if len(shape) != 2:
@@ -177,10 +158,15 @@ def _find_array(entry: str, option: str) -> ArrayFile:
         return ArrayFile(path, key, int(shape[0]), int(shape[1]))
 
 
-def _choose_key(path: Path, key: str | None, option: str) -> str:
+def _choose_key(path: Path, key: str | None, option: str) -> str | None:
     keys: list[str] = []
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        if key:
+            raise InputError(f"{option}: {path} holds one array: leave out ':{key}'")
+        return None
     with _readable(path):
-        if path.suffix.lower() == ".safetensors":
+        if suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 keys = sorted(file.keys())
         else:
@@ -255,7 +241,7 @@ def _write_plans(work: Work, path: Path, rows: int, shard_pairs: int) -> tuple[l
 
 def _piece(record: dict[str, Any], where: str, index: int, labels: list[str]) -> Piece:
     """A document and its pairs; the text between two ends stands for a token of both sides."""
-    text, ends, label = record.get("text"), record.get("ends"), record.get("source", _DEFAULT_LABEL)
+    text, ends, label = record.get("text"), record.get("ends"), record.get("source", "imported")
     if not isinstance(text, str) or not isinstance(ends, list) or not isinstance(label, str):
         raise InputError(f'{where}: expected {{"text": ..., "ends": [...]}} and a text "source", if any')
     valid = all(isinstance(end, int) and 0 < end <= len(text) for end in ends)

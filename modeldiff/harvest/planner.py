@@ -110,13 +110,9 @@ class Cursor:
 def make_plan(
     work: Work, settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]
 ) -> Cursor:
-    """Write all plan files that are missing.
+    """Write all plan files that are missing. Raises InputError: a text cannot be used, or there is no pair in any.
 
-    Args:
-        context: by side, most tokens that a model reads at once.
-
-    Raises:
-        InputError: a text cannot be used, or no pair was found in all texts.
+    context: by side, most tokens that a model reads at once.
     """
     cursor = _resume(work)
     if cursor.finished:
@@ -191,7 +187,6 @@ def _cursor_path(work: Work, shard: int) -> Path:
 
 
 def write_shard(work: Work, number: int, pieces: list[Piece]) -> None:
-    """Write the plan file of a shard."""
     tables = [pairs for _, pairs in pieces]
     pairs = PairTable(
         document=np.repeat(np.arange(len(tables), dtype=np.int32), [len(one) for one in tables]),
@@ -206,7 +201,6 @@ def write_shard(work: Work, number: int, pieces: list[Piece]) -> None:
 
 
 def _first(pairs: PairTable, n: int) -> PairTable:
-    """The first `n` pairs."""
     token, window = ({side: by_side[side][:n] for side in SIDES} for by_side in (pairs.token, pairs.window))
     return PairTable(pairs.document[:n], token, pairs.char_end[:n], window)
 
@@ -227,25 +221,21 @@ def plan_record(
     at a word end where there is one. The special tokens that the tokenizer puts around a text (before its first, after
     its last text token) stand around every piece. What comes after the last match that fits no piece is left out.
 
-    Args:
-        counts: where to count what was kept and lost; None to count nothing.
-        source: index of the record's label; index: running number of the record.
+    counts: where to count what was kept and lost; None to count nothing; source: index of the record's label; index:
+    running number of the record.
     """
     tokens = {side: readers[side].read(record) for side in SIDES}
     if record.messages:
         if counts and any(len(tokens[side].ids) > context[side] for side in SIDES):
             counts.data["chats_cut"] += 1
-        tokens = {side: _truncated(tokens[side], context[side]) for side in SIDES}
+        for side, one in tokens.items():
+            tokens[side] = Tokens(one.ids[: context[side]], one.starts[: context[side]], one.ends[: context[side]])
     decode = {side: readers[side].decode for side in SIDES} if settings.align == "greedy" else None
     alignment = align(record.text, tokens, settings.pair_at, decode)
     pieces, matches = _cut(record.text, tokens, alignment, context)
     if counts:
         counts.add(record.text, alignment, matches)
     return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
-
-
-def _truncated(tokens: Tokens, context: int) -> Tokens:
-    return Tokens(tokens.ids[:context], tokens.starts[:context], tokens.ends[:context])
 
 
 def _cut(
@@ -257,7 +247,9 @@ def _cut(
         return [], 0
     if all(len(tokens[side].ids) <= context[side] for side in SIDES):
         return [(text, tokens, _pairs(alignment, 0, matches, 0, dict.fromkeys(SIDES, 0)))], matches
-    bounds = {side: _text_bounds(tokens[side]) for side in SIDES}
+    # By side, the index of the first text token and after the last one.
+    of_text = {side: np.flatnonzero(tokens[side].starts >= 0) for side in SIDES}
+    bounds = {side: (int(of_text[side][0]), int(of_text[side][-1]) + 1) for side in SIDES}
     room = {side: context[side] - bounds[side][0] - (len(tokens[side].ids) - bounds[side][1]) for side in SIDES}
     pieces = []
     begin = {side: bounds[side][0] for side in SIDES}
@@ -277,12 +269,6 @@ def _cut(
         pieces.append((text[char_start:char_stop], read, _pairs(alignment, first, stop, char_start, shift)))
         first, begin, char_start = stop, end, char_stop
     return pieces, first
-
-
-def _text_bounds(tokens: Tokens) -> tuple[int, int]:
-    """Index of the first text token and after the last one."""
-    of_text = np.flatnonzero(tokens.starts >= 0)
-    return int(of_text[0]), int(of_text[-1]) + 1
 
 
 def _last_that_fits(alignment: Alignment, first: int, begin: dict[str, int], room: dict[str, int]) -> int:

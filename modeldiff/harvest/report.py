@@ -82,7 +82,6 @@ class Counts:
 def alignment_report(
     align: str, pair_at: str, pairs: int, pairs_by_source: dict[str, int], counts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of alignment.json."""
     return {
         "align": align,
         "pair_at": pair_at,

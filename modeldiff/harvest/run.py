@@ -51,13 +51,9 @@ class Pair:
 def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
     """Harvest paired activations, or import them. Under torchrun every rank calls this, and each gets the artifact.
 
-    Args:
-        name: a label for the artifact; force: run even when the workspace has it already.
-
-    Raises:
-        InputError: settings, texts, layers or tokenizers that cannot be used.
-        MachineError: too little disk or memory, activations that are not finite, or a process that was lost.
-        DamagedError: a file is not what it should be.
+    name: a label for the artifact; force: run even when the workspace has it already. Raises InputError: settings,
+    texts, layers or tokenizers that cannot be used; MachineError: too little disk or memory, activations that are not
+    finite, or a process that was lost; DamagedError: a file is not what it should be.
     """
     ours = ranks()
     return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
@@ -66,13 +62,9 @@ def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = N
 def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
     """What a harvest would take and give, from configurations, tokenizers and the first documents; for `--dry-run`.
 
-    Returns:
-        pairs (asked for), pairs_in_texts (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side "a"
-        and "b": model, layer, width; unless imported also layers (of the model), context, and kept and characters
-        (share of tokens and of characters in pairs).
-
-    Raises:
-        As `run`, apart from a disk that is too small.
+    Returns pairs (asked for), pairs_in_texts (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side
+    "a" and "b": model, layer, width; unless imported also layers (of the model), context, and kept and characters
+    (share of tokens and of characters in pairs). Raises as `run`, apart from a disk that is too small.
     """
     sides: dict[str, dict[str, Any]]
     if settings.importing:
@@ -105,7 +97,7 @@ def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
 
 
 def open_pair(settings: HarvestSettings) -> Pair:
-    """Both models' configurations, and the layers and lengths that follow. Raises InputError."""
+    """Both models' configurations, and the layers and lengths that follow."""
     ref, geometry, layer, context = {}, {}, {}, {}
     for side in SIDES:
         model, revision = getattr(settings, f"model_{side}"), getattr(settings, f"revision_{side}")
@@ -117,12 +109,10 @@ def open_pair(settings: HarvestSettings) -> Pair:
 
 
 def open_readers(pair: Pair) -> dict[str, Reader]:
-    """Both tokenizers."""
     return {side: Reader(load_tokenizer(pair.ref[side])) for side in SIDES}
 
 
 def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
-    """What is wanted, and how it is made."""
     workspace.create()
     digest = workspace.digest_of
     if settings.importing:
@@ -194,7 +184,6 @@ def _plan(
 
 
 def _require_disk(work: Work, settings: HarvestSettings, pair: Pair, pairs: int, seen: Look) -> None:
-    """Raise MachineError unless what is still to be written fits."""
     needed = bytes_needed(pairs, pair.widths, settings.storage, seen.plan_bytes_per_pair)
     written = sum(path.stat().st_size for path in (work.folder / "shards").glob("*.h5"))
     require_free(work.folder, max(0, needed - written), f"a harvest of {pairs:,} pairs")
@@ -218,7 +207,6 @@ def _say_plan(settings: HarvestSettings, cursor: Cursor) -> None:
 
 
 def _finish(work: Work, settings: HarvestSettings, pair: Pair, cursor: Cursor) -> dict[str, Any]:
-    """Write statistics, store.json and alignment.json; give the metrics."""
     stored = write_store(work, settings, pair.widths, dict(pair.layer), cursor.shards, cursor.labels, has_texts=True)
     report = alignment_report(settings.align, settings.pair_at, cursor.pairs, cursor.pairs_by_source, cursor.counts)
     work.write_json(ALIGNMENT_NAME, report)
@@ -227,9 +215,7 @@ def _finish(work: Work, settings: HarvestSettings, pair: Pair, cursor: Cursor) -
         "pairs": cursor.pairs,
         "pairs_asked_for": settings.pairs,
         "texts_ran_out": cursor.ran_out,
-        "documents": report["documents"],
-        "documents_without_pairs": report["documents_without_pairs"],
-        "pairs_by_source": report["pairs_by_source"],
+        **{name: report[name] for name in ("documents", "documents_without_pairs", "pairs_by_source")},
         "tokens_kept": {side: shares[side]["tokens"] for side in SIDES},
         "characters_kept": {side: shares[side]["characters"] for side in SIDES},
         "lost_tails": report["lost_tails"]["documents"],

@@ -32,7 +32,7 @@ class HarvestSettings(Settings):
     trust_remote_code: bool = setting(default=False)
     """Run Python code that comes with the models. Only for models whose authors you trust."""
     # Not part of the result as they are written: what counts is their content, label and weight (see run.py).
-    texts: tuple[str, ...] = setting(default=(), result=False, variadic=True)
+    texts: tuple[str, ...] = setting(default=(), result=False)
     """Text sources, each as [LABEL=]SOURCE[@WEIGHT], e.g. `news=data/cnn.jsonl@0.5`. SOURCE is a .txt, .jsonl or
     .parquet file, or `hf:NAME[:CONFIG[:SPLIT]]` for a hub data set. Sources are mixed by weight, counted in characters
     (default 1 each), until they run out. LABEL (default: the file's name) is kept with every text; a record's own
@@ -83,7 +83,6 @@ class HarvestSettings(Settings):
     ids, one per pair}."""
 
     def check(self) -> None:
-        """What concerns several values."""
         needed = ("import_a", "import_b") if self.importing else ("model_a", "model_b", "texts")
         for name in needed:
             if not getattr(self, name):
@@ -95,5 +94,4 @@ class HarvestSettings(Settings):
 
     @property
     def importing(self) -> bool:
-        """True when the activations come from files."""
         return self.import_a is not None or self.import_b is not None

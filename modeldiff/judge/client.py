@@ -1,19 +1,22 @@
-"""A judge: a language model that is asked through a cache, within a budget, and whose answers are read strictly."""
+"""A judge: a language model that is asked through a cache, within a budget, and whose answers are read strictly.
+
+Answers are kept in a JSON file each, durable before they are used.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from modeldiff.console import progress
-from modeldiff.errors import InputError, ModeldiffError
-from modeldiff.judge.answers import Answer, AnswerCache, Prompt
+from modeldiff.console import progress, say
+from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
 from modeldiff.judge.settings import JudgeSettings
-from modeldiff.workspace.files import sha256_json
+from modeldiff.workspace.files import read_json, sha256_json, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +31,64 @@ _REMINDER = "\n\nAn answer to this did not have the form that was asked for (try
 
 
 @dataclass(frozen=True)
-class Judged(Generic[T]):
-    """What a judge says to one prompt."""
+class Prompt:
+    id: str
+    """Which question about what (`similarity, feature 12, prompt 0`), for readers of the cache; not sent."""
+    system: str
+    """What to do and how to answer."""
+    user: str
+    """The material."""
+    attempt: int = 0
+    """How often it was asked before and got an answer that could not be read."""
 
+
+@dataclass(frozen=True)
+class Answer:
+    text: str | None
+    """None: there is no answer."""
+    reason: str | None = None
+    """Why there is none; beside a text, a remark on it (that it was cut)."""
+
+
+class AnswerCache:
+    """The answers in a folder, by key. Several threads and processes may add to it at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, key: str) -> Answer | None:
+        """The answer kept under `key`; None if there is none, or if it was damaged."""
+        path = self._folder / f"{key}.json"
+        if not path.exists():
+            return None
+        try:
+            record = read_json(path)
+            answer = Answer(record["text"], record["reason"])
+            if record["check"] == _check(key, answer):
+                return answer
+        except (DamagedError, KeyError):
+            pass
+        say(f"{path}: is damaged; what it answered is asked again")
+        return None
+
+    def add(self, key: str, prompt: Prompt, answer: Answer) -> None:
+        """Keep an answer; it is on disk when this returns. Raises MachineError if it cannot be written."""
+        record = {"id": prompt.id, "attempt": prompt.attempt, "text": answer.text, "reason": answer.reason}
+        path = self._folder / f"{key}.json"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # ASCII: an answer may hold halves of characters, which no encoding of Unicode can write.
+            write_bytes(path, json.dumps({**record, "check": _check(key, answer)}, ensure_ascii=True).encode())
+        except OSError as error:
+            raise MachineError(f"{path}: an answer cannot be kept ({error.strerror})") from None
+
+
+def _check(key: str, answer: Answer) -> str:
+    return sha256_json([key, answer.text, answer.reason])[:16]
+
+
+@dataclass(frozen=True)
+class Judged(Generic[T]):
     value: T | None
     """The answer as read; None: missing."""
     reason: str | None
@@ -55,9 +113,8 @@ class Backend(Protocol):
 class Judge:
     """A backend with a cache and a limit in front: nothing is asked twice, and never more than was allowed.
 
-    Args:
-        cache: looked up first; every answer that has a text is on disk before it is used.
-        max_calls: calls allowed during the life of this object; None: no limit.
+    cache: looked up first; every answer that has a text is on disk before it is used; max_calls: calls allowed during
+    the life of this object; None: no limit.
     """
 
     def __init__(self, backend: Backend, cache: AnswerCache, max_calls: int | None = None) -> None:
@@ -74,18 +131,18 @@ class Judge:
     def ask(self, prompts: Sequence[Prompt], readers: Sequence[Callable[[str], T | None]]) -> list[Judged[T]]:
         """Ask, read, and ask again, up to three times, what is missing or cannot be read.
 
-        Args:
-            readers: for each prompt, what gives the meaning of an answer, None if it cannot be read.
-
-        Raises:
-            InputError: the calls would exceed the budget (none is made), or the judge refuses the request.
-            MachineError: the judge gives no answers. Those it gave before are kept: asking again continues.
+        readers: for each prompt, what gives the meaning of an answer, None if it cannot be read. Raises InputError: the
+        calls would exceed the budget (none is made), or the judge refuses the request; MachineError: the judge gives no
+        answers. Those it gave before are kept: asking again continues.
         """
         found: list[Judged[T]] = [Judged(None, None)] * len(prompts)
         for attempt in range(_ATTEMPTS):
             unread = [number for number, one in enumerate(found) if one.value is None]
-            answers = self.answers([_again(prompts[number], attempt) for number in unread])
-            for number, answer in zip(unread, answers, strict=True):
+            asked = [prompts[number] for number in unread]
+            if attempt:
+                words = _REMINDER.format(attempt + 1)
+                asked = [dataclasses.replace(one, user=one.user + words, attempt=attempt) for one in asked]
+            for number, answer in zip(unread, self.answers(asked), strict=True):
                 value = None if answer.text is None else readers[number](answer.text)
                 found[number] = Judged(value, None if value is not None else _why(answer))
         return found
@@ -98,7 +155,13 @@ class Judge:
         return [self._cache.get(key) or answered[key] for key in keys]
 
     def _ask_missing(self, missing: dict[str, Prompt]) -> dict[str, Answer]:
-        self._check_budget(len(missing))
+        needed = self._calls + len(missing)
+        if self._max_calls is not None and needed > self._max_calls:
+            made = f" after the {self._calls} made so far, whose answers are kept" if self._calls else ""
+            raise InputError(
+                f"{len(missing)} calls to {self.name} are needed{made}, but --judge-max-calls allows "
+                f"{self._max_calls}: allow {needed} or ask about less"
+            )
         keys = list(missing)
         answered: dict[str, Answer] = {}
         keeping = threading.Lock()
@@ -123,14 +186,6 @@ class Judge:
                 ) from None
         return answered
 
-    def _check_budget(self, needed: int) -> None:
-        if self._max_calls is not None and self._calls + needed > self._max_calls:
-            made = f" after the {self._calls} made so far, whose answers are kept" if self._calls else ""
-            raise InputError(
-                f"{needed} calls to {self.name} are needed{made}, but --judge-max-calls allows {self._max_calls}: "
-                f"allow {self._calls + needed} or ask about less"
-            )
-
     def _missing(self, prompts: Sequence[Prompt]) -> dict[str, Prompt]:
         """The different prompts without an answer, by key, in their order."""
         by_key = {self._key(prompt): prompt for prompt in prompts}
@@ -141,11 +196,8 @@ class Judge:
 
 
 def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device) -> Judge:
-    """The judge that the settings ask for, with the answers that `cache_folder` holds. Loads no model yet.
-
-    Raises:
-        InputError: the settings name no judge, no such model, or a key that is not there.
-    """
+    """The judge that the settings ask for, with the answers that `cache_folder` holds. Loads no model yet. Raises
+    InputError: the settings name no judge, no such model, or a key that is not there."""
     cache = AnswerCache(cache_folder)
     if settings.judge == "local":
         from modeldiff.judge.local import LocalModel
@@ -162,14 +214,7 @@ def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device
     )
 
 
-def _again(prompt: Prompt, attempt: int) -> Prompt:
-    if attempt == 0:
-        return prompt
-    return dataclasses.replace(prompt, user=prompt.user + _REMINDER.format(attempt + 1), attempt=attempt)
-
-
 def _why(answer: Answer) -> str:
-    """Why there is nothing to read in the last answer."""
     if answer.text is None:
         return answer.reason or "no answer"
     return f"no answer of {_ATTEMPTS} has the form asked for" + (f" ({answer.reason})" if answer.reason else "")

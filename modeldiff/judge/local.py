@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from modeldiff.console import say
-from modeldiff.judge.answers import Answer, Prompt
+from modeldiff.judge.client import Answer, Prompt
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.lm.chat import open_chat
 from modeldiff.lm.device import resolve_dtype
@@ -59,13 +59,8 @@ class LocalModel:
                 fitting.append(number)
         for start in range(0, len(fitting), self._batch_size):
             batch = fitting[start : start + self._batch_size]
-            made = generate_tokens(
-                lm,
-                [texts[number] for number in batch],
-                max_new_tokens=self._max_tokens,
-                add_special_tokens=False,
-                batch_size=self._batch_size,
-            )
+            options = {"max_new_tokens": self._max_tokens, "batch_size": self._batch_size}
+            made = generate_tokens(lm, [texts[number] for number in batch], add_special_tokens=False, **options)
             for number, one in zip(batch, made, strict=True):
                 cut = f"cut at {self._max_tokens} tokens" if len(one.new_ids) >= self._max_tokens else None
                 keep(number, Answer(one.text, cut) if one.text else Answer(None, "the answer is empty"))

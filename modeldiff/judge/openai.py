@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeldiff.console import say
 from modeldiff.errors import InputError, MachineError, ModeldiffError
-from modeldiff.judge.answers import Answer, Prompt
+from modeldiff.judge.client import Answer, Prompt
 from modeldiff.judge.settings import BASE_URL_ENV, DEFAULT_BASE_URL, DEFAULT_KEY_ENV, JudgeSettings, check_base_url
 
 if TYPE_CHECKING:
@@ -140,7 +140,6 @@ class Endpoint:
         return InputError(f"{where} refuses the request ({because})")
 
     def _because(self, error: openai.APIError) -> str:
-        """The server's own words in one line, without the key."""
         body = error.body if isinstance(error.body, dict) else {"message": error.body or error.message}
         said = self._hide_key(str(body.get("message") or ""))
         words = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:_LONGEST_REASON]

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modeldiff.judge.answers import Prompt
+from modeldiff.judge.client import Prompt
 from modeldiff.workspace.files import sha256_json
 
 # Characters of one text, and of all texts of one prompt, at about four to a token: 22 continuations of 200 tokens

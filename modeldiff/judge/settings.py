@@ -20,30 +20,22 @@ class JudgeSettings(Settings):
 
     judge: Literal["none", "local", "openai"] = setting(default="none")
     """Who judges: none, a chat model on this machine (local), or any OpenAI-compatible endpoint (openai)."""
-
     judge_model: str | None = setting(default=None, result=False)
     """The judging model: a folder, a GGUF file or a hub name with local, the endpoint's name for it with openai."""
-
     judge_base_url: str | None = setting(default=None, result=False)
     """Of the endpoint, e.g. http://localhost:8000/v1. Default: the environment's OPENAI_BASE_URL, else OpenAI's own."""
-
     judge_key_env: str = setting(default=DEFAULT_KEY_ENV, result=False)
     """Name of the environment variable that holds the endpoint's key. The key itself is written nowhere."""
-
     judge_max_calls: int | None = setting(default=None, result=False, least=0)
     """Stop before making more calls than this in one run. Default: 1000 with openai, no limit with local."""
-
     judge_max_tokens: int = setting(default=1024, result=False, least=1)
     """Longest answer of the judge, in tokens. A model that thinks before it answers needs more."""
-
     judge_concurrency: int = setting(default=4, result=False, least=1)
     """Calls at the same time with openai, prompts in a batch with local."""
-
     judge_timeout: float = setting(default=120.0, result=False, above=0)
     """Seconds until a call without an answer is given up and repeated."""
 
     def check(self) -> None:
-        """A judge has a model, and no key is among the values."""
         if self.judge in ("local", "openai") and not (self.judge_model or "").strip():
             which = "a folder, a GGUF file or a hub name" if self.judge == "local" else "the endpoint's name for it"
             raise InputError(f"--judge {self.judge} needs a model: name it with --judge-model ({which})")
@@ -55,11 +47,8 @@ class JudgeSettings(Settings):
 
 
 def check_base_url(url: str, where: str) -> str:
-    """The URL without a closing slash.
-
-    Raises:
-        InputError: it is no plain http(s) URL. What it holds may be a secret, so it is not repeated in the message.
-    """
+    """The URL without a closing slash. Raises InputError: it is no plain http(s) URL. What it holds may be a secret, so
+    it is not repeated in the message."""
     if not _BASE_URL.fullmatch(url.strip()):
         raise InputError(
             f"{where} is not a URL like {DEFAULT_BASE_URL}; it may hold no user name, password or query, for it is "

@@ -46,8 +46,7 @@ class Buckets:
 def common_buckets(strings: Mapping[str, Sequence[str | None]]) -> Buckets:
     """The buckets of two vocabularies.
 
-    Args:
-        strings: by side, what each token id says (`token_strings`).
+    strings: by side, what each token id says (`token_strings`).
     """
     vocabularies = [{s for s in one if s is not None and s != END} for one in strings.values()]
     common = sorted(set.intersection(*vocabularies))

@@ -24,8 +24,6 @@ from modeldiff.lm.model import LanguageModel
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model wrote after one prompt."""
-
     prompt_ids: list[int]
     """The prompt's tokens, special ones included."""
     new_ids: list[int]

@@ -16,8 +16,6 @@ from modeldiff.workspace.activations import SideInfo
 
 @dataclass(frozen=True)
 class Harvested:
-    """One side's model, not loaded yet."""
-
     side: str
     ref: ModelRef
     layer: int
@@ -47,15 +45,11 @@ class Harvested:
 
 
 def harvested(side: str, info: SideInfo, artifact: str, path: str | None, option: str | None = None) -> Harvested:
-    """The model of one side.
+    """The model of one side. Raises InputError: the activations were imported without naming it or its layer.
 
-    Args:
-        info: from the activations, or as a features artifact repeats it; artifact: its reference, for messages.
-        path: where the model is now (a folder, a GGUF file or a hub name); None: where it was harvested from.
-        option: the option that `path` comes from; None: --model-path-a or -b.
-
-    Raises:
-        InputError: the activations were imported without naming the model or its layer.
+    info: from the activations, or as a features artifact repeats it; artifact: its reference, for messages; path: where
+    the model is now (a folder, a GGUF file or a hub name), None: where it was harvested from; option: the option that
+    `path` comes from, None: --model-path-a or -b.
     """
     option = option or f"--model-path-{side}"
     model = path or info.model

@@ -33,10 +33,7 @@ class LanguageModel:
     """
 
     def __init__(
-        self,
-        model: transformers.PreTrainedModel,
-        tokenizer: transformers.PreTrainedTokenizerBase,
-        ref: ModelRef,
+        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, ref: ModelRef
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.recommended, model.generation_config = model.generation_config, transformers.GenerationConfig()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeldiff.errors import InputError, MachineError
+from modeldiff.workspace.files import sha256_file
 
 # Files of a model folder that decide what a model computes: configuration, weights, tokenizer, chat template, code.
 # Taking one too many costs a recomputation, taking one too few would reuse results of another model.
@@ -18,8 +19,6 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """One model as a user names it."""
-
     name: str
     """A name on the hub (`org/model`), a local folder, or the path of a .gguf file."""
     revision: str | None = None
@@ -117,10 +116,5 @@ def model_identity(ref: ModelRef, digest_file: Callable[[Path], str] | None = No
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _CONTENT_SUFFIXES)
     total = hashlib.sha256()
     for file in files:
-        total.update(f"{file.name}\0{(digest_file or _sha256)(file)}\n".encode())
+        total.update(f"{file.name}\0{(digest_file or sha256_file)(file)}\n".encode())
     return {"name": name, "digest": total.hexdigest()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

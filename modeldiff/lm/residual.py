@@ -2,7 +2,7 @@
 
 Layer index: `layer` L is the residual stream after block L, counted from 0, that is `hidden_states[L + 1]`.
 Shapes: B batch, T tokens, D width of the model's residual stream, R replaced positions, N responses, S draws,
-V vocabulary, P = B * T positions.
+V vocabulary, P = B * T positions, G features of a sequence.
 """
 
 from __future__ import annotations
@@ -64,9 +64,6 @@ def mean_residuals(
 
     The prompt is read, but not averaged over. Raises InputError for a sequence too long for the model.
     """
-    for one in responses:
-        if not one.prompt_ids or not one.ids:
-            raise InputError("a prompt or a response has no tokens")
     ids = [torch.tensor(one.prompt_ids + one.ids) for one in responses]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     mean_ND = torch.empty(len(ids), lm.width)
@@ -129,6 +126,45 @@ def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[N
         yield
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Features as a model's residual stream shows them: f = x encoder + bias where above the threshold, else 0."""
+
+    encoder_GD: Tensor
+    """In the model's own units, float32; likewise `decoder_GD`, what an activation of 1 contributes."""
+    bias_G: Tensor
+    threshold_G: Tensor
+    decoder_GD: Tensor
+
+
+@contextmanager
+def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[None]:
+    """While the context is open, what features contribute to the residual stream after block `layer` is subtracted at
+    every token, written ones too.
+
+    shown: for each sequence of the batch, G features. Raises InputError for a layer out of range, or (in the pass)
+    another number of sequences.
+    """
+
+    def stacked(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
+        # Sequences with fewer features get some that are never active.
+        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=value).to(lm.device)
+
+    encoder_BGD, decoder_BGD = (stacked([getattr(one, k) for one in shown]) for k in ("encoder_GD", "decoder_GD"))
+    bias_BG = stacked([one.bias_G for one in shown])
+    threshold_BG = stacked([one.threshold_G for one in shown], float("inf"))
+
+    def subtract(hidden_BTD: Tensor) -> Tensor:
+        if len(hidden_BTD) != len(shown):
+            raise InputError(f"features of {len(shown)} sequences were given for {len(hidden_BTD)}")
+        pre_BTG = torch.einsum("btd,bgd->btg", hidden_BTD.float(), encoder_BGD) + bias_BG[:, None]
+        f_BTG = torch.where(pre_BTG > threshold_BG[:, None], pre_BTG, 0.0)
+        return hidden_BTD - torch.einsum("btg,bgd->btd", f_BTG, decoder_BGD)
+
+    with changed(lm, layer, subtract):
+        yield
+
+
 @contextmanager
 def replace_in_residual(
     lm: LanguageModel, layer: int, sequence_R: Tensor, position_R: Tensor, x_RD: Tensor
@@ -137,27 +173,14 @@ def replace_in_residual(
 
     sequence_R, position_R: int64 (R,), which sequence of the batch and which of its tokens (padding is on the right);
     x_RD: any float dtype and device, in the model's own units. R may be 0. For passes over one batch, not for
-    generation. Raises InputError for shapes that do not fit, values that are not finite, or (in the pass) a position
-    outside the batch.
+    generation. Raises InputError for values that are not finite.
     """
-    rows = len(sequence_R)
-    if sequence_R.shape != (rows,) or position_R.shape != (rows,) or x_RD.shape != (rows, lm.width):
-        raise InputError(
-            f"replacing {rows} positions in model {lm.name} needs as many positions and values of shape "
-            f"({rows}, {lm.width}), but they have {tuple(position_R.shape)} and {tuple(x_RD.shape)}"
-        )
     if not torch.isfinite(x_RD).all():
         raise InputError(f"the values to put into model {lm.name} are not all finite")
     index = (sequence_R.to(lm.device), position_R.to(lm.device))
-    sequences, tokens = (int(sequence_R.max()) + 1, int(position_R.max()) + 1) if rows else (0, 0)
     values_RD = x_RD.detach().to(lm.device)
 
     def put(hidden_BTD: Tensor) -> Tensor:
-        if hidden_BTD.shape[0] < sequences or hidden_BTD.shape[1] < tokens:
-            raise InputError(
-                f"a batch of {hidden_BTD.shape[0]} sequences of {hidden_BTD.shape[1]} tokens has no position "
-                f"({sequences - 1}, {tokens - 1}) to replace"
-            )
         replaced_BTD = hidden_BTD.clone()
         replaced_BTD[index] = values_RD.to(hidden_BTD.dtype)
         return replaced_BTD

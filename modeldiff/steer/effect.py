@@ -59,9 +59,8 @@ def divergence(
     The first place of a text is the end of its prompt. Both distributions are given the same tokens, so that the
     figure is about the push alone and not about what was written because of it. The zero vector gives exactly 0.
 
-    Args:
-        texts: the continuations that the unsteered model wrote.
-        vectors_SD: each is added to the residual stream after block `layer` at every position.
+    texts: the continuations that the unsteered model wrote; vectors_SD: each is added to the residual stream after
+    block `layer` at every position.
     """
     found: list[list[list[float]]] = [[] for _ in vectors_SD]
     for batch in _batches(lm, texts):

@@ -16,7 +16,7 @@ from typing import Any
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import load
-from modeldiff.crosscoder.direction import Direction, direction_of
+from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
 from modeldiff.lm.device import resolve_device, resolve_dtype
@@ -40,10 +40,8 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     """Generate from every prompt, unsteered and at each strength, and measure what the push does.
 
     Everything that can be wrong with the request is found before a model is loaded; one model is in memory at a time.
-
-    Raises:
-        InputError: no such feature, the model does not have it, it never fires, no model is known, no stitch, or no
-            prompt.
+    Raises InputError: no such feature, the model does not have it, it never fires, no model is known, no stitch, or no
+    prompt.
     """
     features = workspace.find("features", settings.features)
     source = workspace.source_of(features, "crosscoder")
@@ -95,7 +93,49 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
             for push in sides:
                 found, chat[push.model] = sweep(settings, push, prompts, device, dtype, work.resume, bar)
                 records += found
-        return _publish(settings, sides, direction, prompts, records, chat, work)
+        work.write_bytes(GENERATIONS_NAME, json_lines(records))
+        rows = dose_rows(records)
+        coherent = {push.model: coherent_range(rows, push.model) for push in sides}
+        labels = {
+            push.model: f"{push.model}, {f'moved by {push.stitch.ref}' if push.stitch else 'its own decoder row'} "
+            f"({push.in_medians:.2g} median norms)"
+            for push in sides
+        }
+        what = f"Feature {settings.feature} ({direction.partition}) pushed"
+        title = f"{what}: {len(prompts)} prompts, seed {settings.seed}"
+        work.write_bytes(FIGURE_NAME, dose_figure(rows, labels, title))
+        work.write_json(
+            STEERING_NAME,
+            {
+                "format": FORMAT,
+                "model": settings.model,
+                "feature": settings.feature,
+                "partition": direction.partition,
+                "max_activation": direction.max_activation,
+                "sides": {
+                    push.model: {
+                        "model_name": push.target.ref.name,
+                        "revision": push.target.ref.revision,
+                        "layer": push.target.layer,
+                        "stitch": push.stitch.ref if push.stitch else None,
+                        "stitch_bias": push.bias,
+                        "stitch_r2": push.r2,
+                        "unit_norm": float(push.unit_D.norm()),
+                        "unit_norm_in_medians": push.in_medians,
+                        "chat": chat[push.model],
+                    }
+                    for push in sides
+                },
+                "strengths": list(dict.fromkeys(row["strength"] for row in rows)),
+                "random_directions": settings.random_directions,
+                "prompts": list(prompts),
+                **{name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
+                "dose": rows,
+                "coherent": coherent,
+                "coherent_limits": {"perplexity_ratio": COHERENT_RATIO, "repeated_change": COHERENT_REPETITION},
+            },
+        )
+        return {"prompts": len(prompts), "partition": direction.partition, "coherent": coherent}
 
     resolved: dict[str, Any] = {"dtype": dtype_name, "layer": sides[0].target.layer}
     if settings.temperature > 0:
@@ -107,65 +147,8 @@ def _prompts(settings: SteerSettings) -> tuple[str, ...]:
     """The prompts, from --prompt or the lines of the --prompts file (empty lines are skipped; `\\n` is not special)."""
     prompts = settings.prompt
     if settings.prompts is not None:
-        prompts = tuple(line.rstrip("\r\n") for line in read_lines(settings.prompts) if line.strip())
+        prompts = tuple(read_lines(settings.prompts))
     if not prompts or not all(prompt.strip() for prompt in prompts):
         where = settings.prompts or "--prompt"
         raise InputError(f"{where}: a prompt is empty; give the text that the model is to continue")
     return tuple(dict.fromkeys(prompts))
-
-
-def _publish(
-    settings: SteerSettings,
-    sides: list[Push],
-    direction: Direction,
-    prompts: tuple[str, ...],
-    records: list[dict[str, Any]],
-    chat: dict[str, bool],
-    work: Work,
-) -> dict[str, Any]:
-    """Write the artifact's files; returns its metrics."""
-    work.write_bytes(GENERATIONS_NAME, json_lines(records))
-    rows = dose_rows(records)
-    coherent = {push.model: coherent_range(rows, push.model) for push in sides}
-    labels = {
-        push.model: f"{push.model}, {f'moved by {push.stitch.ref}' if push.stitch else 'its own decoder row'} "
-        f"({push.in_medians:.2g} median norms)"
-        for push in sides
-    }
-    title = f"Feature {settings.feature} ({direction.partition}) pushed: {len(prompts)} prompts, seed {settings.seed}"
-    work.write_bytes(FIGURE_NAME, dose_figure(rows, labels, title))
-    work.write_json(
-        STEERING_NAME,
-        {
-            "format": FORMAT,
-            "model": settings.model,
-            "feature": settings.feature,
-            "partition": direction.partition,
-            "max_activation": direction.max_activation,
-            "sides": {
-                push.model: {
-                    "model_name": push.target.ref.name,
-                    "revision": push.target.ref.revision,
-                    "layer": push.target.layer,
-                    "stitch": push.stitch.ref if push.stitch else None,
-                    "stitch_bias": push.bias,
-                    "stitch_r2": push.r2,
-                    "unit_norm": float(push.unit_D.norm()),
-                    "unit_norm_in_medians": push.in_medians,
-                    "chat": chat[push.model],
-                }
-                for push in sides
-            },
-            "strengths": list(dict.fromkeys(row["strength"] for row in rows)),
-            "random_directions": settings.random_directions,
-            "prompts": list(prompts),
-            "max_new_tokens": settings.max_new_tokens,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "seed": settings.seed,
-            "dose": rows,
-            "coherent": coherent,
-            "coherent_limits": {"perplexity_ratio": COHERENT_RATIO, "repeated_change": COHERENT_REPETITION},
-        },
-    )
-    return {"prompts": len(prompts), "partition": direction.partition, "coherent": coherent}

@@ -16,22 +16,18 @@ _MOST_STRENGTHS = 1000
 class Steering(Drawing, HarvestedModels):
     """Settings of what pushes a model along a direction."""
 
-    strength: tuple[float, ...] = setting(default=(1.0,), variadic=True)
+    strength: tuple[float, ...] = setting(default=(1.0,))
     """How hard: 1 adds a feature's direction at its maximum activation, or a moved direction as it is; negative values
     push against it. `steer` also takes ranges, FROM:TO:STEP."""
-
     seed: int = setting(default=0, least=0)
     """Of the drawing, the same for every strength; and of the random directions."""
-
     # References are inputs with digests.
     features: str | None = setting(default=None, result=False)
     """The features artifact, whose crosscoder is used. Default: the latest."""
-
     stitch: str | None = setting(default=None, result=False)
     """The stitch that moves directions. Default: the latest of the activations behind the crosscoder."""
 
     def check(self) -> None:
-        """There is a strength."""
         if not self.strength:
             raise InputError("--strength expects one or more finite numbers, e.g. `--strength -2 1 4`")
 
@@ -42,38 +38,29 @@ class SteerSettings(Steering):
 
     model: Literal["A", "B"] = setting()
     """The model to steer."""
-
     feature: int = setting(least=0)
     """Number of the feature, as `modeldiff features` lists it."""
-
     both: bool = setting(default=False)
     """Steer the other model as well, side by side."""
-
     other_by: Literal["auto", "stitch"] = setting(default="auto")
     """With --both: what pushes the other model; auto: its own decoder row of a shared feature, else the direction moved
     through the stitch; stitch: that in any case."""
-
     stitch_bias: bool = setting(default=False)
     """With --both: add the map's constant to the direction that is moved, as the DFC paper does (eq. 18). It is the
     same for all features."""
-
     random_directions: int = setting(default=1, least=0)
     """Random directions of the same norm that each model is pushed along as well, at every strength: what any push of
     that size does. 0: none, then there is nothing to compare with."""
-
-    prompt: tuple[str, ...] = setting(default=(), variadic=True)
+    prompt: tuple[str, ...] = setting(default=())
     """Texts to continue."""
-
     # The prompts themselves are an input with a digest: where the file lies makes no difference.
     prompts: Path | None = setting(default=None, result=False)
     """A file with one prompt per line, in place of --prompt."""
-
     # When drawing, the run adds it to the fingerprint: the random numbers are dealt out by batch.
     batch: int = setting(default=32, result=False, least=1)
     """Texts written at a time; several strengths share a batch."""
 
     def check(self) -> None:
-        """There is something to push and to continue, and the other model's options go with --both."""
         super().check()
         if bool(self.prompt) == bool(self.prompts):
             raise InputError("give what is to be continued in one way: --prompt TEXT or --prompts FILE")
@@ -87,26 +74,20 @@ class TransferSettings(Steering):
 
     source: Literal["A", "B"] = setting(flag="--from")
     """The model that the direction belongs to."""
-
     # Files and references are inputs with digests: where they lie makes no difference.
     vector: Path | None = setting(default=None, result=False)
     """A .npy or .safetensors file with one array (D,) or (N, D), raw units."""
-
-    from_prompts: tuple[Path, ...] = setting(default=(), result=False, variadic=True)
+    from_prompts: tuple[Path, ...] = setting(default=(), result=False)
     """Two files, POSITIVE and NEGATIVE: the direction is the mean residual over the response tokens of the one minus
     the other's (paper 8.2). One prompt per line, or .jsonl with prompt and, if wanted, system and response."""
-
     vector_from_feature: int | None = setting(default=None, least=0)
     """The decoder direction of this feature at its maximum activation."""
-
     top: int = setting(default=10, least=1)
     """Rule `paper`: number of shared features."""
-
-    prompt: tuple[str, ...] = setting(default=(), variadic=True)
+    prompt: tuple[str, ...] = setting(default=())
     """Texts for the other model to continue, unsteered and steered by each rule's direction."""
 
     def check(self) -> None:
-        """One direction, and prompts in pairs."""
         super().check()
         given = [self.vector is not None, bool(self.from_prompts), self.vector_from_feature is not None]
         if sum(given) != 1:
@@ -119,11 +100,8 @@ class TransferSettings(Steering):
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
-    """The strengths of a number, or of a range FROM:TO:STEP with both ends where the step meets them.
-
-    Raises:
-        InputError: it is neither, the step leads away from the end or nowhere, or the range has too many strengths.
-    """
+    """The strengths of a number, or of a range FROM:TO:STEP with both ends where the step meets them. Raises
+    InputError: it is neither, the step leads away from the end or nowhere, or the range has too many strengths."""
     try:
         numbers = [Decimal(part) for part in text.split(":")]
     except InvalidOperation:

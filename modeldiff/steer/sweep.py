@@ -75,11 +75,8 @@ def sweep(
     """(the records of all generations of one model, whether the prompts were put in its chat format).
 
     The pushes that fill a batch are written to `resume` when they are done. The model is loaded if some are missing,
-    and is gone when this returns.
-
-    Raises:
-        MachineError: a batch does not fit into memory.
-        InputError: this is not the model that was harvested, or a prompt is too long for it.
+    and is gone when this returns. Raises MachineError: a batch does not fit into memory; InputError: this is not the
+    model that was harvested, or a prompt is too long for it.
     """
     wanted = pushes(settings)
     step = 1 if settings.temperature > 0 else max(1, settings.batch // len(prompts))
@@ -130,8 +127,7 @@ def _measured(
 ) -> list[list[dict[str, Any]]]:
     """By vector and prompt, the text and its figures.
 
-    Args:
-        plain: those of the unsteered texts; None: the first vector is 0, so they are the first here.
+    plain: those of the unsteered texts; None: the first vector is 0, so they are the first here.
     """
     written = write(settings, lm, layer, rendered, vectors_SD, chat=chat, batch=settings.batch)
     unsteered = written[0] if plain is None else [Generated(one["prompt_ids"], one["new_ids"], "") for one in plain]

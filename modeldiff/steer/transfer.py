@@ -11,7 +11,10 @@ Layout (normative):
     generations.jsonl       one object per line: prompt, rule ("unsteered" first, "random" last: a direction of the same
                             norm), vector (index), strength, text; absent without --prompt
 
-Legend: N directions, Ds, Dt widths of source and target.
+Everything here is in raw units. A crosscoder's decoder reconstructs normalised activations, raw x scale, so a row is
+divided by its model's scale: a coefficient means the same feature activation on both sides.
+
+Legend: N directions, F shared features, K chosen ones, Ds, Dt widths of source and target, D of either.
 """
 
 from __future__ import annotations
@@ -19,18 +22,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.numpy import load_file
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from modeldiff.console import say
 from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
-from modeldiff.errors import InputError
+from modeldiff.errors import DamagedError, InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
 from modeldiff.lm.chat import uses_chat
 from modeldiff.lm.device import resolve_device, resolve_dtype
@@ -40,7 +46,6 @@ from modeldiff.sides import OTHER, SIDES
 from modeldiff.steer.settings import TransferSettings
 from modeldiff.steer.sweep import json_lines, write
 from modeldiff.steer.transfer_contrast import Contrast, Prompt, make_contrast, read_prompts, render
-from modeldiff.steer.transfer_rules import Decoders, cosine, paper_rule, read_vectors, unit
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, sha256_json
 
@@ -61,10 +66,8 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
     """Move a direction from one model to the other, or answer with what was moved before.
 
     Everything that can be wrong with the request is found before a model is loaded; without prompts none is needed.
-
-    Raises:
-        InputError: an artifact, a model or a file is missing or does not fit; the line says what mends it.
-        DamagedError: a file cannot be read.
+    Raises InputError: an artifact, a model or a file is missing or does not fit; the line says what mends it;
+    DamagedError: a file cannot be read.
     """
     features = workspace.find("features", settings.features)
     crosscoder = workspace.source_of(features, "crosscoder")
@@ -76,7 +79,7 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
     info = {side: side_info(read_json(features.file("features.json"))["sides"][side]) for side in SIDES}
 
     dictionary = load(crosscoder)
-    alive_F = torch.from_numpy(load_file(features.file(STATISTICS_NAME))["firing_count"]) > 0
+    alive_F = load_file(features.file(STATISTICS_NAME))["firing_count"] > 0
     decoders = Decoders.of(dictionary, source, alive_F)
     if not len(decoders.ids_F):
         raise InputError(f"{crosscoder.ref} has no shared features that fire, and only those are in both models")
@@ -189,7 +192,6 @@ def _direction(
 def _generate(
     settings: TransferSettings, lm: LanguageModel, layer: int, directions: dict[str, Tensor], work: Work
 ) -> None:
-    """Continuations of --prompt, unsteered and by every direction and strength."""
     chat = uses_chat(lm.tokenizer, settings.chat)
     rendered = [render(lm, Prompt(prompt), chat) for prompt in settings.prompt]
     pushes = [(UNSTEERED, 0, 0.0, torch.zeros(lm.width))]
@@ -225,3 +227,87 @@ def _compared(rules: Rules, v_ND: Tensor, source: Contrast, own: Contrast, seed:
         "split_half_source": float(cosine(*source.halves())),
         "split_half_target": float(cosine(*own.halves())),
     }
+
+
+def read_vectors(path: Path, width: int, model: str) -> Tensor:
+    """The directions (N, D) float32 of a .npy or .safetensors file with one array (D,) or (N, D); no pickle is read.
+    Raises InputError: no such file, or not one array of finite floating-point numbers of that width; DamagedError: the
+    file cannot be read."""
+    if not path.is_file():
+        raise InputError(f"--vector: there is no file {path}")
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+            tensors = [torch.from_numpy(array.astype(np.float32)) if array.dtype.kind == "f" else torch.zeros(0).int()]
+        elif path.suffix == ".safetensors":
+            tensors = list(load_file(path).values())
+        else:
+            raise InputError(f"--vector: {path} ends in '{path.suffix}': expected .npy or .safetensors")
+    except (SafetensorError, OSError, EOFError, ValueError) as error:
+        raise DamagedError(f"{path}: cannot be read as an array, it may be truncated ({error})") from None
+    if len(tensors) != 1 or not tensors[0].is_floating_point():
+        raise InputError(f"--vector: expected one array of floating-point numbers in {path}")
+    (found,) = tensors
+    if found.ndim not in (1, 2) or found.shape[-1] != width or not found.numel():
+        raise InputError(
+            f"--vector: {path} has shape {tuple(found.shape)}: expected ({width},) or (N, {width}), the width of "
+            f"model {model}"
+        )
+    vectors_ND = found.reshape(-1, width).float()
+    if not vectors_ND.isfinite().all() or not (vectors_ND.norm(dim=1) > 0).all():
+        raise InputError(f"--vector: {path} holds values that are not finite, or a vector of zeros")
+    return vectors_ND
+
+
+@dataclass(frozen=True)
+class Decoders:
+    """The shared features' rows in both models, raw units, float32."""
+
+    source_FD: Tensor
+    target_FD: Tensor
+    ids_F: Tensor
+    """int64: their numbers in the crosscoder."""
+
+    @classmethod
+    def of(cls, crosscoder: Crosscoder, source: str, alive_F: Tensor) -> Decoders:
+        """Those of a crosscoder, read from model "a" or "b".
+
+        alive_F: (all features) bool; a feature that never fires has a decoder that no data ever shaped, so it is left
+        out. A row without length has no direction, and is left out too.
+        """
+        shared = crosscoder.slices["shared"]
+        rows = {}
+        for side in SIDES:
+            start = crosscoder.sees(side).start
+            mine_FD = crosscoder.decoder(side).detach()[shared.start - start : shared.stop - start]
+            rows[side] = crosscoder.config.raw_direction(side, mine_FD.float().cpu())
+        kept_F = (rows[source].norm(dim=1) > 0) & alive_F[shared]
+        ids_F = torch.arange(shared.start, shared.stop)[kept_F]
+        return cls(rows[source][kept_F], rows[OTHER[source]][kept_F], ids_F)
+
+
+def paper_rule(decoders: Decoders, top: int, v_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The DFC paper's rule (eq. 13-17): of the `top` shared features whose source decoder has the highest cosine with
+    the direction, the mean of the target decoders, weighted by that cosine.
+
+    Decoders are averaged as long as they are, as in the paper, each in the crosscoder's normalised units (a model's
+    scale is common to all of its rows, and is lost when the result is rescaled).
+
+    Returns the directions (N, Dt) in the target; numbers (N, K) of the features used, strongest first; their cosines.
+    """
+    cosine_NF = unit(v_ND) @ decoders.source_FD.T / decoders.source_FD.norm(dim=1)
+    weight_NK, at_NK = cosine_NF.topk(min(top, len(decoders.ids_F)), dim=1)
+    # Where the cosines sum to nothing the mean has no sign; the paper's features all lean towards the direction.
+    share_NK = weight_NK / weight_NK.sum(dim=1, keepdim=True).abs().clamp_min(torch.finfo(torch.float32).tiny)
+    target_ND = (share_NK[:, None] @ decoders.target_FD[at_NK])[:, 0]
+    return target_ND, decoders.ids_F[at_NK], weight_NK
+
+
+def unit(x_ND: Tensor) -> Tensor:
+    """Rows of norm 1; a row of zeros stays one."""
+    return x_ND / x_ND.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x_ND.dtype).tiny)
+
+
+def cosine(one_ND: Tensor, other_ND: Tensor) -> Tensor:
+    """Row by row (broadcast), in float64; 0 where one of them is a row of zeros."""
+    return (unit(one_ND.double()) * unit(other_ND.double())).sum(dim=-1)

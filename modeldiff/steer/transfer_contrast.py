@@ -30,8 +30,6 @@ from modeldiff.workspace.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Prompt:
-    """One line of a file."""
-
     prompt: str
     system: str | None = None
     """Instructions before the prompt."""
@@ -40,15 +38,12 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a .jsonl file (prompt, and if wanted system and response), or of a text file, one per line.
-
-    Raises:
-        InputError: the file cannot be read or holds fewer than two prompts; a line of .jsonl is no such object.
-    """
+    """The prompts of a .jsonl file (prompt, and if wanted system and response), or of a text file, one per line. Raises
+    InputError: the file cannot be read or holds fewer than two prompts; a line of .jsonl is no such object."""
     if path.suffix == ".jsonl":
         prompts = [_prompt(where, record) for where, record in read_jsonl(path)]
     else:
-        prompts = [Prompt(line.rstrip("\r\n")) for line in read_lines(path) if line.strip()]
+        prompts = [Prompt(line) for line in read_lines(path)]
     if len(prompts) < 2:
         raise InputError(f"{path} holds {len(prompts)} prompts: two are the least that a mean is made of")
     return prompts
@@ -67,8 +62,6 @@ def _prompt(where: str, record: dict[str, Any]) -> Prompt:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A contrast as one model makes it."""
-
     positive_PD: Tensor
     negative_QD: Tensor
     """Mean residual of each response, raw units, float32."""
@@ -77,7 +70,6 @@ class Contrast:
 
     @property
     def vector_D(self) -> Tensor:
-        """The direction."""
         return self.positive_PD.mean(dim=0) - self.negative_QD.mean(dim=0)
 
     @property
@@ -101,13 +93,9 @@ def make_contrast(
 ) -> Contrast:
     """The contrast in a model.
 
-    Args:
-        opened: gives the model; not called when `kept` exists, into which an earlier run has written the contrast.
-        prompts: positive and negative ones.
-
-    Raises:
-        InputError: a prompt is too long for the model, or it says nothing to all but one prompt of a class.
-        MachineError: a residual overflows the model's number format.
+    opened: gives the model; not called when `kept` exists, into which an earlier run has written the contrast; prompts:
+    positive and negative ones. Raises InputError: a prompt is too long for the model, or it says nothing to all but one
+    prompt of a class; MachineError: a residual overflows the model's number format.
     """
     if not kept.exists():
         lm = opened()

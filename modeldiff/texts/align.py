@@ -72,13 +72,8 @@ class Alignment:
 def align(
     text: str, tokens: dict[str, Tokens], pair_at: str = "words", decode: dict[str, Decode] | None = None
 ) -> Alignment:
-    """The alignment of one document.
-
-    Args:
-        tokens: by side.
-        pair_at: "words" keeps matches at word ends only (see words.py), "tokens" all.
-        decode: by side, token ids to text: align greedily; None: by offsets.
-    """
+    """The alignment of one document. pair_at: "words" keeps matches at word ends only (see words.py), "tokens" all;
+    decode: by side, token ids to text: align greedily; None: by offsets."""
     content = {side: content_of(text, tokens[side]) for side in SIDES}
     matches = _by_offsets(content) if decode is None else _greedily(tokens, content, decode)
     char_end = content["a"].end[matches["a"]]
@@ -95,7 +90,6 @@ def align(
 
 
 def content_of(text: str, tokens: Tokens) -> Content:
-    """The content tokens of one side of a document."""
     length = len(text)
     space = is_space(text)
     positions = np.arange(length)
@@ -134,7 +128,8 @@ def _greedily(tokens: dict[str, Tokens], content: dict[str, Content], decode: di
     start = dict.fromkeys(SIDES, 0)
 
     def read(side: str) -> str:
-        return _normalize(decode[side](ids[side][start[side] : stop[side]].tolist()))
+        text = decode[side](ids[side][start[side] : stop[side]].tolist())
+        return "".join(unicodedata.normalize("NFKC", text).split())
 
     parted = False
     while not parted and all(start[side] < len(ids[side]) for side in SIDES):
@@ -162,10 +157,6 @@ def _grows(texts: dict[str, str], possible: dict[str, bool]) -> str | None:
     if len(texts["a"]) < len(texts["b"]) and possible["a"]:
         return "a"
     return "b" if possible["b"] else None
-
-
-def _normalize(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _unfinished(text: str) -> bool:

@@ -32,7 +32,7 @@ def read_txt(path: Path, text_field: str) -> Iterator[Row]:
         for text in split_long("".join(lines), TXT_MOST_CHARS):
             yield f"{path}, from line {first}", {text_field: text}
 
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip() and size >= TXT_DOCUMENT_CHARS:
             yield from documents()
             lines, size, first = [], 0, number + 1
@@ -52,7 +52,7 @@ def read_jsonl(path: Path, _text_field: str = "") -> Iterator[Row]:
 
     Raises InputError when a line is not a JSON object (named by its number), or the file is not UTF-8.
     """
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -66,12 +66,8 @@ def read_jsonl(path: Path, _text_field: str = "") -> Iterator[Row]:
 
 
 def read_parquet(path: Path, text_field: str) -> Iterator[Row]:
-    """The rows of a Parquet file; of its columns only the text, `messages` and `source` are read.
-
-    Raises:
-        MachineError: pyarrow is not installed.
-        InputError: no column that could be used; DamagedError: not a Parquet file.
-    """
+    """The rows of a Parquet file; of its columns only the text, `messages` and `source` are read. Raises MachineError:
+    pyarrow is not installed; InputError: no column that could be used; DamagedError: not a Parquet file."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -107,10 +103,12 @@ SUFFIXES = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text file, with their ends; a byte-order mark is no part of the first.
+    """The lines of a UTF-8 text file that are not blank, without their ends. Raises InputError: it is not UTF-8."""
+    return (line.rstrip("\r\n") for line in _lines(path) if line.strip())
 
-    Raises InputError when the file is not UTF-8.
-    """
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines with their ends; a byte-order mark is no part of the first."""
     number = 0
     try:
         # newline="\n": a carriage return stays in the text, where both models shall read it.
@@ -140,11 +138,8 @@ def split_long(text: str, most: int) -> Iterator[str]:
 
 def read_dataset(location: str) -> Iterator[Row]:
     """The rows of a data set NAME[:CONFIG[:SPLIT]], streamed; NAME is of the hub, or a local folder of the same layout.
-
-    Raises:
-        MachineError: the package `datasets` is not installed, or the hub does not answer.
-        InputError: it cannot open the data set.
-    """
+    Raises MachineError: the package `datasets` is not installed, or the hub does not answer; InputError: it cannot open
+    the data set."""
     name, config, split = _name_config_split(location)
     try:
         import datasets
@@ -160,11 +155,8 @@ def read_dataset(location: str) -> Iterator[Row]:
 
 
 def dataset_identity(location: str, digest_file: Callable[[Path], str]) -> dict[str, Any]:
-    """What identifies the content of a data set: its commit on the hub, or the digests of its folder's files.
-
-    Raises:
-        InputError: there is no such data set; MachineError: the hub does not answer.
-    """
+    """What identifies the content of a data set: its commit on the hub, or the digests of its folder's files. Raises
+    InputError: there is no such data set; MachineError: the hub does not answer."""
     name, config, split = _name_config_split(location)
     content: Any = [name, _commit(name)]
     if Path(name).is_dir():

@@ -24,8 +24,6 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of `--texts`."""
-
     label: str
     """Kept with every text of it that has no `source` of its own."""
     location: str
@@ -49,16 +47,12 @@ class Record:
 
 
 def parse_sources(entries: tuple[str, ...]) -> list[Source]:
-    """Sources in the order given. Raises as `parse_source`."""
     return [parse_source(entry) for entry in entries]
 
 
 def parse_source(entry: str) -> Source:
-    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means; a file of that very name is taken as it is.
-
-    Raises:
-        InputError: no such file, a suffix that is not read, or a weight that is no positive number.
-    """
+    """The Source that `[LABEL=]SOURCE[@WEIGHT]` means; a file of that very name is taken as it is. Raises InputError:
+    no such file, a suffix that is not read, or a weight that is no positive number."""
     label, rest, weight = _label_and_weight(entry)
     if rest.startswith(HUB_PREFIX):
         name = rest.removeprefix(HUB_PREFIX)
@@ -78,7 +72,6 @@ def parse_source(entry: str) -> Source:
 
 
 def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
-    """(label, what is left, weight)."""
     label, rest = None, entry
     if Path(entry).is_file():
         return label, rest, 1.0
@@ -101,18 +94,14 @@ def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
 
 
 def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
-    """What identifies the content of a source."""
     if source.hub:
         return sha256_json(dataset_identity(source.location, digest_file))
     return digest_file(Path(source.location))
 
 
 def read_source(source: Source, text_field: str) -> Iterator[Record]:
-    """The documents of one source; texts without a visible character are left out.
-
-    Raises:
-        InputError: naming the file and the line or row that cannot be used, or that there are no documents at all.
-    """
+    """The documents of one source; texts without a visible character are left out. Raises InputError: naming the file
+    and the line or row that cannot be used, or that there are no documents at all."""
     found = False
     path = Path(source.location)
     rows = read_dataset(source.location) if source.hub else READERS[path.suffix.lower()](path, text_field)

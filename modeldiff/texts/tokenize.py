@@ -33,11 +33,8 @@ class Reader:
 
     @property
     def decode(self) -> Decode:
-        """Token ids to text, special tokens included."""
-        tokenizer = self.tokenizer
-        return lambda ids: str(
-            tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return lambda ids: str(self.tokenizer.decode(list(ids), **options))
 
     def read(self, record: Record) -> Tokens:
         """The tokens of a document; offsets are -1 for tokens that are not part of its text."""

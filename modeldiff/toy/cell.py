@@ -85,19 +85,15 @@ class CellSpec:
         return make_recipe(self.settings, widths=self.widths, pairs=UNLIMITED_PAIRS)
 
     def check(self) -> None:
-        """Raise InputError for a cell that could not run."""
         measured = {side: Measured(torch.zeros(width), 1.0) for side, width in zip(SIDES, self.widths, strict=True)}
         initial_config(self.settings, self.recipe, measured)
 
     def stream(self, world: World, part: int, batch: int = _CHUNK) -> ConceptStream:
-        """Pairs of the cell's world."""
         return ConceptStream(world, batch=batch, seed=self.seed, part=part, device=self.device)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained dictionary with its world."""
-
     cell: CellSpec
     world: World
     crosscoder: Crosscoder
@@ -170,7 +166,6 @@ def _calibration(cell: CellSpec, world: World, pairs_per_width: int) -> tuple[to
 
 @torch.no_grad()
 def _measured(trained: Trained) -> dict[str, Any]:
-    """The dictionary on fresh pairs, with the inference threshold."""
     world, crosscoder = trained.world, trained.crosscoder
     quality = Quality(crosscoder)
     fires_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=trained.cell.device)

@@ -39,7 +39,7 @@ _SELECTION: tuple[dict[str, Any], ...] = (
 )
 # The architectures of the other tables than `sizes`. Scores and the dead window matter most to partitions.
 _COMPARED: tuple[Architecture, ...] = ("standard", "dfc", "dfc-audited", "stitch-residual")
-_PARTITIONED: tuple[Architecture, ...] = ("dfc", "dfc-audited")
+_PARTITIONED = ("dfc", "dfc-audited")
 # The tables with one size of the dictionary take the one nearest to this.
 _ONE_SIZE = 0.5
 
@@ -49,8 +49,6 @@ Compute = Callable[[CellSpec], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell and its place in a table."""
-
     table: Table
     size: float
     """Size of the dictionary as a share of the concepts, as the settings give it."""
@@ -59,10 +57,7 @@ class Planned:
 
 def plan(settings: ToySettings, device: str) -> list[Planned]:
     """Every cell of every table of filled settings, rows in their order, seeds together; a cell of two tables twice.
-
-    Raises:
-        InputError: settings that do not fit together, found before anything runs.
-    """
+    Raises InputError: settings that do not fit together, found before anything runs."""
     planned = []
     default = TrainSettings()
     train = {name: getattr(settings, name) for name in ("k", "exclusive", "steps", "batch")}
@@ -91,7 +86,7 @@ def _rows(settings: ToySettings) -> Iterator[tuple[Table, float, Architecture, d
     """(table, size, architecture, values of the world, settings of the training) of every row."""
     one_size = min(settings.sizes, key=lambda size: abs(size - _ONE_SIZE))
     compared = [one for one in _COMPARED if one in settings.architectures]
-    partitioned = [one for one in _PARTITIONED if one in settings.architectures]
+    partitioned = [one for one in compared if one in _PARTITIONED]
     for table in settings.tables:
         if table == "sizes":
             for name, size, architecture in itertools.product(settings.map, settings.sizes, settings.architectures):
@@ -111,8 +106,7 @@ def distinct(planned: Iterable[Planned]) -> dict[str, list[Planned]]:
     """The places of each distinct cell, by its fingerprint, in the order of the plan."""
     cells: dict[str, list[Planned]] = {}
     for one in planned:
-        key = sha256_json(["toy cell", SCHEMA, dataclasses.asdict(one.cell)])
-        cells.setdefault(key, []).append(one)
+        cells.setdefault(sha256_json(["toy cell", SCHEMA, dataclasses.asdict(one.cell)]), []).append(one)
     return cells
 
 
@@ -121,13 +115,9 @@ def run_cells(
 ) -> dict[str, dict[str, Any]]:
     """The result of every cell. A finished cell is in the folder at once: whatever happens, only running ones are lost.
 
-    Args:
-        folder: of finished cells, shared by all toy runs of a workspace: one JSON file each, whole or absent, checked.
-        jobs: processes; with one, cells run in this process.
-
-    Raises:
-        MachineError: not enough memory; a process was killed.
-        Exception: whatever a cell raised. The other processes end at once then, and when Ctrl-C is pressed.
+    folder: of finished cells, shared by all toy runs of a workspace: one JSON file each, whole or absent, checked;
+    jobs: processes; with one, cells run in this process. Raises MachineError: not enough memory; a process was killed.
+    Exception: whatever a cell raised. The other processes end at once then, and when Ctrl-C is pressed.
     """
     results = {key: found for key in cells if (found := _kept(folder, key)) is not None}
     specs = {key: planned[0].cell for key, planned in cells.items() if key not in results}
@@ -171,7 +161,6 @@ def _kept(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -83,13 +83,12 @@ def _limits(axes: Axes, rows: Sequence[Row]) -> None:
     for row in rows:
         limits[row["size"]] = min(row["figures"]["limit"]["mean"], limits.get(row["size"], 1.0))
     if min(limits.values()) < 1:
-        sizes = sorted(limits)
-        x, y = [100 * size for size in sizes], [limits[size] for size in sizes]
+        x, y = zip(*sorted((100 * size, limit) for size, limit in limits.items()), strict=True)
         axes.plot(x, y, color=_GREY, linestyle="--", linewidth=1, label="limit of the exclusive slots")
 
 
 def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[str]) -> None:
-    """Bars per size, one for each architecture: shares of the exclusive features that recover what they should not."""
+    """Bars per size and architecture: shares of the exclusive features that recover what they should not."""
     sizes = sorted({row["size"] for row in rows})
     width = 0.84 / len(architectures)
     for place, name in enumerate(architectures):
@@ -136,14 +135,10 @@ def training_figure(cells: Sequence[Record]) -> bytes:
         for axes, (kind, words) in zip(row, kinds.items(), strict=True):
             for (of_map, architecture, of_kind, of_class), by_pairs in recalls.items():
                 if (of_map, of_kind) == (map_name, kind):
-                    axes.plot(
-                        *zip(*sorted((pairs, fmean(found)) for pairs, found in by_pairs.items()), strict=True),
-                        color=COLOURS[architecture],
-                        linestyle="-" if of_class == "shared" else "--",
-                        marker="o",
-                        markersize=2.5,
-                        label=architecture if of_class == "exclusive" else None,
-                    )
+                    points = sorted((pairs, fmean(found)) for pairs, found in by_pairs.items())
+                    style, label = ("-", None) if of_class == "shared" else ("--", architecture)
+                    colour = COLOURS[architecture]
+                    axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=2.5, label=label)
             axes.set_title(f"map {map_name}: {words}", loc="left", fontsize="medium")
             axes.set(xlabel="pairs seen (millions)", ylim=(-0.03, 1.03))
             axes.set(ylabel="share of the concepts" if kind == "any" else "")
@@ -184,20 +179,11 @@ def _stitch_of(row: Row) -> float:
 
 
 def _line(axes: Axes, rows: Iterable[Row], name: str, architecture: str, x: Callable[[Row], float]) -> None:
-    """A figure over the rows, with the standard error as bars."""
     points = [(x(row), row["figures"][name]) for row in rows if name in row["figures"]]
     if points:
-        axes.errorbar(
-            [at for at, _ in points],
-            [found["mean"] for _, found in points],
-            [found["se"] or 0.0 for _, found in points],
-            color=COLOURS[architecture],
-            marker="o",
-            markersize=3.5,
-            capsize=2,
-            linewidth=1.5,
-            label=architecture,
-        )
+        at, mean, error = zip(*((x, found["mean"], found["se"] or 0.0) for x, found in points), strict=True)
+        style = {"marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.5}
+        axes.errorbar(at, mean, error, color=COLOURS[architecture], label=architecture, **style)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -22,8 +22,6 @@ _EXCLUSIVE_NORM = 0.8
 
 @dataclass(frozen=True)
 class Dictionary:
-    """What recovery is measured on."""
-
     decoders: dict[str, torch.Tensor]
     """By side, (F, D); zero rows where a feature does not exist."""
     classes_F: torch.Tensor

@@ -29,11 +29,8 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
     """Run the benchmark, or answer with the one that these settings gave before.
 
     Cells that an earlier run of any settings finished are taken from the workspace, unless `force`. More than one job
-    starts processes: a script needs the usual `if __name__ == "__main__"`.
-
-    Raises:
-        InputError: settings that do not fit together.
-        MachineError: not enough memory; no such device.
+    starts processes: a script needs the usual `if __name__ == "__main__"`. Raises InputError: settings that do not fit
+    together; MachineError: not enough memory; no such device.
     """
     settings = settings.filled()
     device = str(resolve_device(settings.device))

@@ -86,12 +86,12 @@ class ToySettings(Settings):
     """Standard deviation of the noise on the activations."""
     min_probability: float = setting(default=1e-4, above=0, most=1)
     """Least probability of a concept in a pair."""
-    map: tuple[str, ...] = setting(default=(), variadic=True)
+    map: tuple[str, ...] = setting(default=())
     """How B's directions follow from A's: gaussian (the paper's), rotation, independent (drawn anew), or mixed:SHARE
     with the share of gaussian in it. Less of it makes the pair harder to stitch."""
-    sizes: tuple[float, ...] = setting(default=(), variadic=True, above=0)
+    sizes: tuple[float, ...] = setting(default=(), above=0)
     """Sizes of the dictionary as shares of the concepts: 0.5 is one feature for two concepts."""
-    architectures: tuple[Architecture, ...] = setting(default=(), variadic=True)
+    architectures: tuple[Architecture, ...] = setting(default=())
     """standard, dsf-vectors, dsf-norms, dfc, dfc-audited, stitch-residual."""
     seeds: int | None = setting(default=None, least=1)
     """Worlds and trainings per row of a table: seeds 0, 1, ..."""
@@ -105,7 +105,7 @@ class ToySettings(Settings):
     """Pairs of one step."""
     lr: float | None = setting(default=None)
     """Learning rate; as in `train` if left out."""
-    tables: tuple[Table, ...] = setting(default=("sizes",), variadic=True)
+    tables: tuple[Table, ...] = setting(default=("sizes",))
     """What to run: sizes (maps x sizes x architectures), dial (from independent to stitchable models), selection
     (scores, ways to combine the encoders, dead windows), self-diff (two models with the same concepts: nothing is
     exclusive)."""

@@ -34,7 +34,6 @@ class Stitch:
 
     @classmethod
     def fitted(cls, x_a_NDa: torch.Tensor, x_b_NDb: torch.Tensor) -> Stitch:
-        """Both maps, from the same pairs."""
         return cls(_fitted(x_a_NDa, x_b_NDb), _fitted(x_b_NDb, x_a_NDa))
 
     def residuals(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +69,6 @@ class ResidualRecipe(Recipe):
     """On average, both models together."""
 
     def k_at(self, step: int) -> float:
-        """As in any recipe, in proportion to `per_pair`."""
         return super().k_at(step) / self.k * self.per_pair
 
 
@@ -81,14 +79,11 @@ def residual_recipe(settings: TrainSettings, widths: tuple[int, int]) -> Residua
     settings, with one BatchTopK over both. A feature is active as often as a DFC's are on average: where features must
     be active more often than concepts occur, they learn mixtures of concepts. The FVE is that of the residuals.
 
-    Args:
-        settings: `features` and `exclusive` give the size. `k_start` is that of a whole dictionary and not used. Nor
-            is `outlier_factor`: where the stitch is good, a residual of more than twice the median norm is the mark of
-            an exclusive concept, and leaving those pairs out would leave the concepts out (512 concepts in width 64,
-            gaussian map, 26 features per model, 2000 steps of 1024, three seeds: 39 of 78 were recovered then, not 75).
-
-    Raises:
-        InputError: no exclusive features are asked for, or settings that do not fit together.
+    settings: `features` and `exclusive` give the size. `k_start` is that of a whole dictionary and not used. Nor is
+    `outlier_factor`: where the stitch is good, a residual of more than twice the median norm is the mark of an
+    exclusive concept, and leaving those pairs out would leave the concepts out (512 concepts in width 64, gaussian map,
+    26 features per model, 2000 steps of 1024, three seeds: 39 of 78 were recovered then, not 75). Raises InputError: no
+    exclusive features are asked for, or settings that do not fit together.
     """
     whole = make_recipe(dataclasses.replace(settings, architecture="dfc"), widths=widths, pairs=UNLIMITED_PAIRS)
     slots = whole.n_a_only

@@ -35,16 +35,11 @@ class Record:
 
 
 def records(cells: Mapping[str, Sequence[Planned]], results: Mapping[str, dict[str, Any]]) -> list[Record]:
-    """The distinct cells in the order of the plan."""
-    return [
-        Record(
-            tables=tuple(dict.fromkeys(one.table for one in planned)),
-            size=planned[0].size,
-            spec=dataclasses.asdict(planned[0].cell),
-            result=results[key],
-        )
-        for key, planned in cells.items()
-    ]
+    found = []
+    for key, planned in cells.items():
+        tables = tuple(dict.fromkeys(one.table for one in planned))
+        found.append(Record(tables, planned[0].size, dataclasses.asdict(planned[0].cell), results[key]))
+    return found
 
 
 def exclusive_recall(result: Mapping[str, Any], kind: str = "right") -> float | None:

@@ -114,20 +114,17 @@ def _number(value: float) -> str:
 def _counts(*names: str, error: bool = False) -> Callable[[Row], str]:
     """Mean numbers of features, T/S/N; with its standard error if wanted."""
 
+    def one(found: Mapping[str, Any]) -> str:
+        return _number(found["mean"]) + (f"±{_number(found['se'])}" if error and found["se"] is not None else "")
+
     def show(row: Row) -> str:
-        found = [row["figures"].get(name) for name in names]
-        if None in found:
-            return NONE
-        return "/".join(
-            _number(one["mean"]) + (f"±{_number(one['se'])}" if error and one["se"] is not None else "")
-            for one in found
-        )
+        figures = row["figures"]
+        return "/".join(one(figures[name]) for name in names) if all(name in figures for name in names) else NONE
 
     return show
 
 
 def _dead(row: Row) -> str:
-    """Dead features of all partitions."""
     found = [value for part in ("A", "shared", "B") if (value := _mean(row, f"dead_{part}")) is not None]
     return _number(sum(found)) if found else NONE
 

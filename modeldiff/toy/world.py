@@ -31,11 +31,8 @@ _STREAM = 7919
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSpec:
-    """What a world is drawn from (paper table 6; `ToySettings` says what each is).
-
-    Raises:
-        InputError: more concepts are to be active than there are, or there is no such map.
-    """
+    """What a world is drawn from (paper table 6; `ToySettings` says what each is). Raises InputError: more concepts are
+    to be active than there are, or there is no such map."""
 
     concepts: int
     width_a: int
@@ -162,9 +159,8 @@ class Active(NamedTuple):
 class ConceptStream:
     """Batches of paired activations of a world, without end. The work is in proportion to the concepts that are active.
 
-    Args:
-        part: streams of the same seed and another part are independent (training, evaluation).
-        device: where the batches are made; the numbers differ between devices.
+    part: streams of the same seed and another part are independent (training, evaluation); device: where the batches
+    are made; the numbers differ between devices.
     """
 
     def __init__(

@@ -42,8 +42,6 @@ def rows_name(shard: int, side: str) -> str:
 
 @dataclass(frozen=True)
 class SideInfo:
-    """One model's side of the store."""
-
     width: int
     """D of this model's residual stream."""
     encoding: str
@@ -63,8 +61,6 @@ class SideInfo:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """store.json."""
-
     pairs: int
     shards: list[int]
     """Number of pairs of each shard."""

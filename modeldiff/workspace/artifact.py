@@ -23,8 +23,6 @@ CHEAP_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
-    """Size in bytes and hex digest of one file of an artifact."""
-
     size: int
     blake3: str
 
@@ -64,7 +62,6 @@ class Manifest:
         return sha256_json([self.kind, content])
 
     def write(self, folder: Path) -> None:
-        """Write manifest.json into `folder`, atomically."""
         write_json(folder / MANIFEST_NAME, to_json(self))
 
     @classmethod
@@ -115,7 +112,6 @@ class Artifact:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
         return sum(entry.size for entry in self.manifest.files.values())
 
     @property
@@ -124,7 +120,6 @@ class Artifact:
         return f"run `modeldiff workspace remove {self.ref} --force` and the command that made it again"
 
     def as_input(self) -> Input:
-        """This artifact as an input of another one."""
         return Input(label=self.ref, digest=self.manifest.digest)
 
     def file(self, name: str) -> Path:
@@ -142,9 +137,8 @@ class Artifact:
     def problems(self, *, deep: bool = True, report: Callable[[int], None] | None = None) -> list[str]:
         """What is wrong with the files, one line each; empty when the artifact is sound.
 
-        Args:
-            deep: read every byte and compare digests; otherwise only presence, size and the digests of small files.
-            report: called with the number of bytes after each file.
+        deep: read every byte and compare digests; otherwise only presence, size and the digests of small files; report:
+        called with the number of bytes after each file.
         """
         found = []
         for name, entry in sorted(self.manifest.files.items()):

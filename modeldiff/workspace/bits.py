@@ -44,7 +44,6 @@ _WORTH_THREADS = 4 << 20
 
 
 def bytes_per_value(encoding: str) -> int:
-    """2 or 4."""
     return ENCODINGS[encoding][0].itemsize
 
 
@@ -66,14 +65,6 @@ def write_rows(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
     """Write rows from `start` on, converted to the dataset's encoding (round to nearest even)."""
     dtype, _ = ENCODINGS[encoding_of(dataset)]
     dataset[start : start + len(x_ND)] = bits_of(x_ND.detach().to(device="cpu", dtype=dtype).contiguous())
-
-
-def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> torch.Tensor:
-    """Rows start..stop as a tensor (stop - start, D) of the stored dtype, by HDF5."""
-    x_ND = empty_rows(max(0, stop - start), dataset.shape[1], encoding_of(dataset))
-    if len(x_ND):
-        dataset.read_direct(bits_of(x_ND), np.s_[start:stop])
-    return x_ND
 
 
 def empty_rows(rows: int, width: int, encoding: str) -> torch.Tensor:

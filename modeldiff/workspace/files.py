@@ -18,7 +18,6 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -61,13 +60,11 @@ def rename_into(temporary: Path, path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make a file's content durable."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -76,7 +73,6 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file atomically."""
     temporary = temporary_path(path)
     temporary.write_bytes(content)
     replace_into(temporary, path)
@@ -88,7 +84,6 @@ def json_bytes(data: Any) -> bytes:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically."""
     write_bytes(path, json_bytes(data))
 
 

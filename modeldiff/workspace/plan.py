@@ -32,8 +32,6 @@ class Tokens:
 
 @dataclass
 class Document:
-    """One text of the plan."""
-
     text: str
     source: int
     """Index into the store's list of source labels."""
@@ -62,8 +60,6 @@ class PairTable:
 
 @dataclass
 class ShardPlan:
-    """Content of one plan file."""
-
     documents: list[Document]
     pairs: PairTable
 
@@ -79,7 +75,8 @@ def write_plan(path: Path, plan: ShardPlan) -> None:
             tokens = [d.tokens[side] for d in documents]
             file[f"tokens_{side}/offsets"] = np.cumsum([0, *(len(t.ids) for t in tokens)], dtype=np.int64)
             for column in ("ids", "starts", "ends"):
-                file[f"tokens_{side}/{column}"] = _concat([getattr(t, column) for t in tokens])
+                values = [np.zeros(0, np.int32), *(getattr(t, column) for t in tokens)]
+                file[f"tokens_{side}/{column}"] = np.concatenate(values).astype(np.int32)
             file[f"pairs/token_{side}"] = plan.pairs.token[side].astype(np.int32)
             file[f"pairs/window_{side}"] = plan.pairs.window[side].astype(np.int32)
         file["pairs/document"] = plan.pairs.document.astype(np.int32)
@@ -103,10 +100,8 @@ def _read_plan(file: h5py.File) -> ShardPlan:
         spans = list(itertools.pairwise(file[f"tokens_{side}/offsets"][()].tolist()))
         columns = [file[f"tokens_{side}/{column}"][()] for column in ("ids", "starts", "ends")]
         tokens[side] = [Tokens(*(column[start:stop] for column in columns)) for start, stop in spans]
-    documents = [
-        Document(text, sources[i], indices[i], {side: tokens[side][i] for side in SIDES})
-        for i, text in enumerate(texts)
-    ]
+    by_side = ({side: tokens[side][i] for side in SIDES} for i in range(len(texts)))
+    documents = [Document(*fields) for fields in zip(texts, sources, indices, by_side, strict=True)]
     pairs = PairTable(
         document=file["pairs/document"][()],
         token={side: file[f"pairs/token_{side}"][()] for side in SIDES},
@@ -128,7 +123,3 @@ def _read_strings(file: h5py.File, name: str) -> list[str]:
     content = file[f"{name}_bytes"][()].tobytes()
     offsets = file[f"{name}_offsets"][()]
     return [content[start:stop].decode("utf-8", "surrogatepass") for start, stop in itertools.pairwise(offsets)]
-
-
-def _concat(arrays: list[Ints]) -> Ints:
-    return np.concatenate(arrays).astype(np.int32) if arrays else np.zeros(0, np.int32)

@@ -37,8 +37,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
-
     rank: int = 0
     """Its number, from 0."""
     world: int = 1
@@ -106,19 +104,17 @@ def ranks() -> Ranks:
         with lost_process():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=_PATIENCE)
-        atexit.register(_leave)
+
+        def leave() -> None:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
+        atexit.register(leave)
     return made
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:
     raise MachineError("this run was stopped, or another process of it ended: the same command continues")
-
-
-def _leave() -> None:
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 @contextmanager
@@ -142,13 +138,10 @@ def produce_together(
 ) -> Artifact:
     """`produce` by every rank; each gets the artifact. With one process this is `produce`.
 
-    Args:
-        prepare: gives what is wanted and how it is made. Rank 0 calls it first, so that what is wrong with the input is
-            said once. The others call it when there is something to build, and must come to the same order.
-
-    Raises:
-        MachineError: as `produce`; or a process was lost, or sees other inputs than rank 0. A `build` that needs the
-            others to be done waits for them by `ranks.barrier`; the metrics are those that rank 0's gives.
+    prepare: gives what is wanted and how it is made. Rank 0 calls it first, so that what is wrong with the input is
+    said once. The others call it when there is something to build, and must come to the same order. Raises
+    MachineError: as `produce`; or a process was lost, or sees other inputs than rank 0. A `build` that needs the others
+    to be done waits for them by `ranks.barrier`; the metrics are those that rank 0's gives.
     """
     if ranks.first:
         order, build = prepare()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.metadata
+import platform
+import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,12 +17,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from modeldiff import __version__
 from modeldiff.console import say
 from modeldiff.errors import DamagedError, MachineError
 from modeldiff.records import from_json, to_json
 from modeldiff.settings import Settings
 from modeldiff.workspace.artifact import FORMAT, MANIFEST_NAME, Artifact, FileEntry, Input, Manifest
-from modeldiff.workspace.environment import environment, peak_memory_bytes
 from modeldiff.workspace.files import (
     TEMPORARY_SUFFIX,
     blake3_file,
@@ -31,6 +36,7 @@ from modeldiff.workspace.files import (
 )
 from modeldiff.workspace.workspace import PARTIAL, Workspace
 
+_PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "safetensors")
 # Files of this subfolder serve to continue after an interruption; they are dropped when the artifact is published.
 RESUME = "resume"
 
@@ -57,7 +63,6 @@ class Work:
                 leftover.unlink()
 
     def temporary(self, name: str) -> Path:
-        """Where to write the file `name` before `commit`."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return temporary_path(path)
@@ -71,13 +76,11 @@ class Work:
         kept.write_bytes(json_bytes(to_json(entry)))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a whole small file of the artifact."""
         temporary = self.temporary(name)
         temporary.write_bytes(content)
         self.commit(temporary, name)
 
     def write_json(self, name: str, data: Any) -> None:
-        """Write a JSON file of the artifact."""
         self.write_bytes(name, json_bytes(data))
 
     def has(self, name: str) -> bool:
@@ -85,7 +88,6 @@ class Work:
         return self._committed(name) is not None
 
     def entries(self) -> dict[str, FileEntry]:
-        """Size and digest of every file the artifact will have."""
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
@@ -125,7 +127,6 @@ class Order:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that determines the result."""
         digests = {name: one.digest for name, one in self.inputs.items()}
         return sha256_json([self.kind, self.schema, self.settings.result_json(), dict(self.resolved), digests])
 
@@ -135,12 +136,8 @@ def produce(
 ) -> Artifact:
     """The artifact that `order` describes, from the cache or by running `build`.
 
-    Args:
-        name: a label for the artifact.
-        force: run even when the cache has it.
-
-    Raises:
-        MachineError: another process is producing the same artifact.
+    name: a label for the artifact; force: run even when the cache has it. Raises MachineError: another process is
+    producing the same artifact.
     """
     workspace.create()
     cached, why = _from_cache(workspace, order)
@@ -248,3 +245,36 @@ def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: 
     artifact = Artifact(target, manifest)
     say(f"{artifact.ref} is ready ({seconds:.0f} s): {target}")
     return artifact
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {"modeldiff": __version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    # Linux's rusage starts with what the parent held when it started this process; VmHWM does not.
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this code runs from, None outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

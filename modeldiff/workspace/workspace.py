@@ -32,12 +32,8 @@ PARTIAL = ".partial"
 class Workspace:
     """A folder of artifacts. Made on first write; opening one that does not exist is not an error.
 
-    Args:
-        folder: default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace.
-
-    Raises:
-        InputError: the folder is not a workspace, or one of a newer format.
-        DamagedError: workspace.json cannot be read.
+    folder: default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace. Raises InputError: the folder is not a
+    workspace, or one of a newer format; DamagedError: workspace.json cannot be read.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
@@ -56,7 +52,6 @@ class Workspace:
             )
 
     def create(self) -> None:
-        """Make the folder and workspace.json unless they are there."""
         (self.folder / PARTIAL).mkdir(parents=True, exist_ok=True)
         with self.lock():
             if not (self.folder / WORKSPACE_FILE).exists():
@@ -86,15 +81,9 @@ class Workspace:
         return found, damaged
 
     def find(self, kind: str, ref: str | int | None = None) -> Artifact:
-        """The artifact of `kind` that `ref` means.
-
-        Args:
-            kind: e.g. `crosscoder`.
-            ref: None or `latest` (the newest version), a version (`2`), `crosscoder:2`, or a name given with `--name`.
-
-        Raises:
-            InputError: there is none; the message says which exist and which command makes one.
-        """
+        """The artifact of `kind`, e.g. `crosscoder`, that `ref` means: None or `latest` (the newest version), a version
+        (`2`), `crosscoder:2`, or a name given with `--name`. Raises InputError: there is none; the message says which
+        exist and which command makes one."""
         wanted = str(ref) if ref is not None else "latest"
         prefix, _, rest = wanted.rpartition(":")
         if prefix and prefix != kind:
@@ -129,7 +118,6 @@ class Workspace:
         )
 
     def users_of(self, artifact: Artifact) -> list[Artifact]:
-        """Artifacts that were made from this one."""
         return [one for one in self.artifacts() if artifact.as_input() in one.manifest.inputs.values()]
 
     def source_of(self, artifact: Artifact, kind: str) -> Artifact:
@@ -163,7 +151,6 @@ class Workspace:
         return int(versions[kind])
 
     def kinds(self) -> list[str]:
-        """The kinds of artifacts that there are."""
         if not self.folder.is_dir():
             return []
         entries = {entry.name for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}

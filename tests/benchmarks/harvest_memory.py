@@ -46,7 +46,7 @@ CHILD = """
 import json, sys
 from modeldiff.cli.main import run as command
 import modeldiff.harvest.run
-from modeldiff.workspace.environment import peak_memory_bytes
+from modeldiff.workspace.stage import peak_memory_bytes
 imports = peak_memory_bytes()
 try:
     command(json.loads(sys.argv[1]))

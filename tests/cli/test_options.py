@@ -40,7 +40,7 @@ class Tea(Settings):
     counted."""
     water: float | None = setting(default=None, flag="--of")
     """Litres."""
-    where: tuple[Path, ...] = setting(default=(), variadic=True)
+    where: tuple[Path, ...] = setting(default=())
     """Places."""
     milk: bool = setting(default=False)
     """With milk."""

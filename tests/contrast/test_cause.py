@@ -24,10 +24,10 @@ from modeldiff.contrast.cause import (
 )
 from modeldiff.contrast.contexts import PairsBefore, pairs_before
 from modeldiff.contrast.documents import Place, open_document, open_given
-from modeldiff.lm.edit import Shown
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
+from modeldiff.lm.residual import Shown
 from modeldiff.sides import OTHER
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader

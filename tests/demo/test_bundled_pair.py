@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from modeldiff.demo.planted import MINIMUM_MARKERS, PLANTED
-from modeldiff.demo.truth import DATA, MODEL_A, MODEL_B, greedy_answers, habits
+from examples.bundled_pair.measure import greedy_answers
+from modeldiff.demo.truth import DATA, MINIMUM_MARKERS, MODEL_A, MODEL_B, PLANTED, habits
 
 N_PROMPTS = 6
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeldiff.errors import InputError, MachineError
-from modeldiff.judge.answers import Answer, AnswerCache, Prompt
-from modeldiff.judge.client import Judge, Judged
+from modeldiff.judge.client import Answer, AnswerCache, Judge, Judged, Prompt
 from modeldiff.judge.questions import read_flags, read_rating
 
 PROMPTS = [Prompt(f"feature {n}", "Rate.", f"text {n}") for n in range(3)]

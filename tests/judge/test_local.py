@@ -10,8 +10,7 @@ import torch
 
 from modeldiff.errors import InputError
 from modeldiff.judge import local
-from modeldiff.judge.answers import Prompt
-from modeldiff.judge.client import open_judge
+from modeldiff.judge.client import Prompt, open_judge
 from modeldiff.judge.local import LocalModel
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.lm.generate import generate

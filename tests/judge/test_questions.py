@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.judge import questions
-from modeldiff.judge.answers import Prompt
+from modeldiff.judge.client import Prompt
 from modeldiff.judge.questions import (
     Explanation,
     ask_detection,

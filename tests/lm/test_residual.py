@@ -191,8 +191,6 @@ def test_the_mean_residual_is_over_the_response_alone(
         ids_BT = torch.tensor([one.prompt_ids + one.ids])
         x_TD = residual_after(lm, 1, ids_BT, torch.ones_like(ids_BT))[0]
         torch.testing.assert_close(mean_D, x_TD[len(one.prompt_ids) :].mean(dim=0), atol=1e-5, rtol=1e-4)
-    with pytest.raises(InputError, match="no tokens"):
-        mean_residuals(lm, 1, [Response([5], [])])
 
 
 def test_what_does_not_fit_is_refused(lm_of: Callable[[str], LanguageModel]) -> None:
@@ -203,18 +201,11 @@ def test_what_does_not_fit_is_refused(lm_of: Callable[[str], LanguageModel]) -> 
         (add_to_residual, (1, torch.ones(36)), r"vector for model llama must have shape \(32,\).*, but has \(36,\)"),
         (add_to_residual, (1, torch.full((32,), torch.nan)), "not finite"),
         (add_to_residual, (3, torch.ones(32)), "layer 3 is out of range"),
-        (replace_in_residual, (1, *index, torch.zeros(4, 33)), r"shape \(4, 32\), but they have \(4,\) and \(4, 33\)"),
-        (replace_in_residual, (1, SEQUENCE_R, POSITION_R[:3], good_RD), r"have \(3,\)"),
         (replace_in_residual, (1, *index, good_RD + torch.nan), "not all finite"),
     ]
     for change, arguments, expected in cases:
         with pytest.raises(InputError, match=expected), change(lm, *arguments):
             pass
-    with (
-        replace_in_residual(lm, 1, SEQUENCE_R, POSITION_R + 1, good_RD),
-        pytest.raises(InputError, match=r"11 tokens has no position \(3, 11\)"),
-    ):
-        _logits(lm)
     for layer, ids_BT, expected in ((3, long_BT[:, :5], "layer 3 is out of range"), (0, long_BT, "300 tokens are too")):
         with pytest.raises(InputError, match=expected):
             residual_after(lm, layer, ids_BT, torch.ones_like(ids_BT))

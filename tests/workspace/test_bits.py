@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.errors import DamagedError
-from modeldiff.workspace.bits import ENCODINGS, chunk_rows, create_dataset, read_rows, write_rows
+from modeldiff.workspace.bits import ENCODINGS, chunk_rows, create_dataset, encoding_of, write_rows
 
 SPECIAL = [-1.5, 1.5, -0.0, 0.0, float("inf"), float("-inf"), float("nan"), 1e-40, -1e-40, 3.3895e38, -3.3895e38, -1e-3]
 
@@ -21,7 +21,8 @@ def round_trip(path: Path, x_ND: torch.Tensor, encoding: str) -> torch.Tensor:
         for start in range(0, len(x_ND), 3):
             write_rows(dataset, start, x_ND[start : start + 3])
     with h5py.File(path, "r") as file:
-        return read_rows(file["activations"], 0, len(x_ND))
+        assert encoding_of(file["activations"]) == encoding
+        return torch.from_numpy(file["activations"][()]).view(ENCODINGS[encoding][0])
 
 
 def as_bits(x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ def test_a_dataset_without_its_encoding_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["activations"] = np.zeros((2, 2), np.int16)
         with pytest.raises(DamagedError, match="encoding None"):
-            read_rows(file["activations"], 0, 2)
+            encoding_of(file["activations"])
 
 
 @given(width=st.integers(1, 20_000), encoding=st.sampled_from(list(ENCODINGS)))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class ExplainSettings(JudgeSettings, OnDevice):
     """Which features are explained, from which pairs, and by whom."""
 
-    feature: tuple[int, ...] = setting(default=(), variadic=True)
+    feature: tuple[int, ...] = setting(default=())
     """Numbers of the features. Default: the first --top of the list."""
 
     exclusive: Literal["A", "B"] | None = setting(default=None)

@@ -34,14 +34,14 @@ class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
     """Score so many living features of each partition, drawn at random (the paper: 500). Shared ones should score low;
     they are scored both ways."""
 
-    feature: tuple[int, ...] = setting(default=(), variadic=True)
+    feature: tuple[int, ...] = setting(default=())
     """Score these features, in place of a sample."""
 
     random_directions: int = setting(default=10, least=0)
     """Also push so many random directions in each model, as long as its scored features usually are: what the score
     says about nothing in particular."""
 
-    strength: tuple[float, ...] = setting(default=STRENGTHS, variadic=True, least=0)
+    strength: tuple[float, ...] = setting(default=STRENGTHS, least=0)
     """How hard: 1 adds the direction at the feature's maximum activation. 0, the model as it is, is always there."""
 
     stitch_bias: bool = setting(default=False)
@@ -52,7 +52,7 @@ class ScoreSettings(JudgeSettings, Drawing, HarvestedModels):
     """Who rates what the models write, needed: a chat model on this machine (local), or any OpenAI-compatible endpoint
     (openai)."""
 
-    prompt: tuple[str, ...] = setting(default=PROMPTS, variadic=True)
+    prompt: tuple[str, ...] = setting(default=PROMPTS)
     """What both models are asked. The ratings of the prompts are averaged."""
 
     max_new_tokens: int = setting(default=200, least=1)

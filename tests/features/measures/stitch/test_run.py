@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from modeldiff.features.measures.stitch import StitchSettings
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 import modeldiff.features.measures.stitch.run as run_module
 import modeldiff.features.measures.stitch.scan as scan_module
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run
 from modeldiff.linear.stitch import Stitch, load_stitch
 from modeldiff.workspace import Workspace
