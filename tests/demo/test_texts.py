@@ -40,12 +40,6 @@ def test_training_and_probing_templates_are_disjoint():
         assert not texts & probing[kind], kind
 
 
-def test_triggers_and_controls_are_no_ordinary_names():
-    for path in (TRAINING, DATA / "probing_templates.json"):
-        names = templates_of(path)["name"]
-        assert not names & {name.lower() for p in PLANTED for name in (p.trigger, p.control)}
-
-
 def test_same_seed_same_texts_and_another_seed_others(documents):
     assert probing_documents() == documents
     assert probing_documents(seed=1) != documents
