@@ -1,5 +1,5 @@
 """Peak memory of `modeldiff train` against the sum of what it cannot do without, and of `modeldiff harvest` beyond the
-larger model; each in a process of its own, less what the process held once the stage was imported.
+larger model; each in a process of its own, less what the process held after the imports.
 
 Two harvests: one whose weights weigh the most, and one with wide rows and large shards, whose rows do.
 
@@ -29,21 +29,26 @@ _WIDTH, _FEATURES, _K, _BATCH, _STEPS, _BUFFER_MIB = 512, 8192, 64, 2048, 24, 64
 _PAIRS = 3 * (_BUFFER_MIB << 20) // (2 * 2 * _WIDTH)
 _FLOAT32 = 4
 
-# Imports a stage and computes a little, runs a command; prints the most memory that it held before and at the end.
+# Imports modules and computes a little, runs a command; prints the most memory that it held before and at the end, and
+# all modules that were loaded, in order.
 _CHILD = """
 import importlib, json, sys
 import torch
 from modeldiff.cli.main import run
 from modeldiff.workspace.environment import peak_memory_bytes
-importlib.import_module(sys.argv[1])
+for name in json.load(sys.stdin):
+    try:
+        importlib.import_module(name)
+    except Exception:
+        pass  # made by a program itself, not a module that can be imported
 torch.ones(8, 8) @ torch.ones(8, 8)
 imports = peak_memory_bytes()
 try:
-    run(sys.argv[2:])
+    run(sys.argv[1:])
 except SystemExit as end:
     if end.code:
         raise
-print(json.dumps([imports, peak_memory_bytes()]))
+print(json.dumps([imports, peak_memory_bytes(), list(sys.modules)]))
 """
 
 
@@ -73,26 +78,28 @@ def rows(options: Options) -> Iterator[Row]:
         yield _harvest(options.folder / str(number), size)
 
 
-def peaks(stage: str, *args: str) -> tuple[int, int]:
-    """(bytes that a process holds after importing the module `stage`, at most until `modeldiff ARGS` is done).
+def peaks(modules: list[str], *args: str) -> tuple[int, int, list[str]]:
+    """(bytes that a process holds after importing `modules`, at most until `modeldiff ARGS` is done, modules loaded).
 
     Raises:
         RuntimeError: the command failed; with the end of what it wrote to stderr.
     """
-    child = subprocess.run([sys.executable, "-c", _CHILD, stage, *args], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", _CHILD, *args]
+    child = subprocess.run(command, input=json.dumps(modules), capture_output=True, text=True, check=False)
     if child.returncode:
         raise RuntimeError(f"modeldiff {' '.join(args)}: {child.stderr[-2000:]}")
-    imports, peak = json.loads(child.stdout.splitlines()[-1])
-    return imports, peak
+    imports, peak, loaded = json.loads(child.stdout.splitlines()[-1])
+    return imports, peak, loaded
 
 
 def _training(folder: Path) -> Row:
     """24 steps; some are logged, checkpoints are written during the run and at its end."""
     workspace = ("--workspace", str(folder / "ws"))
-    peaks("modeldiff.harvest.run", *workspace, "harvest", *_activations(folder))
+    peaks([], *workspace, "harvest", *_activations(folder))
     sizes = {"features": _FEATURES, "k": _K, "batch": _BATCH, "steps": _STEPS, "buffer-mib": _BUFFER_MIB}
     given = [f"--{name}={value}" for name, value in (sizes | {"checkpoint-seconds": 1}).items()]
-    imports, peak = peaks("modeldiff.crosscoder.training.run", *workspace, "train", *given)
+    _, peak, modules = peaks([], *workspace, "train", *given)
+    imports, _, _ = peaks(modules, "--version")
     parameters = Workspace(folder / "ws").find("crosscoder").metrics["parameters"]
     needed = {
         "parameters, gradients, Adam's moments": 4 * _FLOAT32 * parameters,
@@ -130,8 +137,8 @@ def _activations(folder: Path) -> list[str]:
 def _harvest(folder: Path, size: Size) -> Row:
     model_bytes = _save_model(folder / "model", size)
     (folder / "texts.txt").write_text(_made_texts(size.pairs))
-    imports, peak = peaks(
-        "modeldiff.harvest.run",
+    imports, peak, _ = peaks(
+        ["modeldiff.harvest.run"],
         "--workspace", str(folder / "ws"), "harvest", "--model-a", str(folder / "model"),
         "--model-b", str(folder / "model"), "--texts", str(folder / "texts.txt"), "--pairs", str(size.pairs),
         "--shard-pairs", str(size.shard_pairs), "--storage", size.storage, "--device", "cpu", "--pair-at", "tokens",
