@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.records import Bounds, bounded, check, from_json, to_json
+from modeldiff.records import bounded, check, from_json, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,3 @@ def test_a_frozen_dataclass_checks_itself_and_takes_lists_and_texts():
         Checked((), (0.5,))
     with pytest.raises(InputError, match="--betas must be at least 0 and below 1, found 1"):
         Checked((), (0.5, 1.0))
-
-
-def test_bounds_say_themselves():
-    assert [str(one) for one in (Bounds(least=1), Bounds(above=0, below=0.5), Bounds())] == [
-        "at least 1", "above 0 and below 0.5", "finite",
-    ]  # fmt: skip
-    assert not Bounds().hold(float("inf"))

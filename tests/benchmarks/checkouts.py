@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import huggingface_hub  # noqa: F401  peers import it, too, and it should not meet the stubs
 import torch
@@ -38,7 +39,13 @@ def load(peers: Path | None, checkout: str, *modules: str) -> list[ModuleType] |
     if not (folder / package).is_dir():
         return f"no {checkout}/{package} in the --peers folder"
     try:
-        with _apart(package, *_STUBS), _stubbed(), _quiet():
+        with (
+            _apart(package, *_STUBS),
+            mock.patch.object(sys, "meta_path", [_StubFinder(), *sys.meta_path]),
+            mock.patch.object(sys, "dont_write_bytecode", True),
+            mock.patch.dict(os.environ, {} if torch.cuda.is_available() else {"SPARSIFY_DISABLE_TRITON": "1"}),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             for name in modules:
                 _bare_packages(folder, name)
             return [importlib.import_module(name) for name in modules]
@@ -60,34 +67,6 @@ def _apart(*packages: str) -> Iterator[None]:
         for name in ours():
             del sys.modules[name]
         sys.modules.update(before)
-
-
-@contextlib.contextmanager
-def _stubbed() -> Iterator[None]:
-    finder = _StubFinder()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No output, no bytecode files, and no Triton, which has no kernels for a CPU."""
-    flag, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    variable = os.environ.get("SPARSIFY_DISABLE_TRITON")
-    if not torch.cuda.is_available():
-        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        sys.dont_write_bytecode = flag
-        if variable is None:
-            os.environ.pop("SPARSIFY_DISABLE_TRITON", None)
-        else:
-            os.environ["SPARSIFY_DISABLE_TRITON"] = variable
 
 
 def _bare_packages(folder: Path, module: str) -> None:
@@ -115,20 +94,13 @@ class _StubFinder:
         pass
 
 
-class _Nothing:
-    """Takes any arguments and does nothing."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-
 class _Stub(ModuleType):
-    """A module in which every name is such a class."""
+    """A module in which every name is a class that takes any arguments and does nothing."""
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (_Nothing,), {})
+        return type(name, (), {"__init__": lambda *_, **__: None})
 
 
 class _Einops(_Stub):

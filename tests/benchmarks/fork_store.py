@@ -14,8 +14,8 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,55 +29,23 @@ _SHARD_ROWS = 10**6
 _NAME = "layer_0_out"
 
 
-def fork_shard_writer(peers: Path | None) -> Callable[[torch.Tensor, Path, int], None] | str:
-    """`save_shard` as write(rows_ND, folder, number), or why there is none.
+def fork_loader(peers: Path | None, folder: Path, rows: int, width: int, batch: int) -> DataLoader[Any] | str:
+    """Batches (batch, 2, D) of two models' activations in bfloat16 in random order, or why there are none.
 
-    It makes `shard_<number>.memmap` of the rows, which it takes whole, in bfloat16 or float32. It does not fsync the
-    file's name or its description.
+    Each `iter()` of it is one pass in a new order. The activations, `rows` random ones per model, are written into
+    `folder` first, in two subfolders, in the forks' own format.
     """
     loaded = load(peers, FORK, "dictionary_learning.cache")
     if isinstance(loaded, str):
         return loaded
     (cache,) = loaded
-
-    def write(rows_ND: torch.Tensor, folder: Path, number: int) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            cache.save_shard(rows_ND, str(folder), number, _NAME, "out")
-
-    return write
-
-
-def fork_loader(
-    peers: Path | None,
-    folder: Path,
-    rows: int,
-    width: int,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    batch: int = 2048,
-    seed: int = 0,
-) -> DataLoader[Any] | str:
-    """Batches (batch, 2, D) of two models' activations in random order, or why there are none.
-
-    Each `iter()` of it is one pass in a new order. The activations, `rows` random ones per model, are written into
-    `folder` first, in two subfolders, in the forks' own format.
-
-    Args:
-        dtype: bfloat16 or float32.
-        seed: of the activations and of the first order.
-    """
-    write = fork_shard_writer(peers)
-    loaded = load(peers, FORK, "dictionary_learning.cache")
-    if isinstance(write, str) or isinstance(loaded, str):
-        return write if isinstance(write, str) else str(loaded)
-    (cache,) = loaded
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     stores = [folder / side for side in ("a", "b")]
     for store in stores:
-        _write_store(store, write, rows, width, dtype, random)
+        _write_store(cache, store, rows, width, random)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = cache.PairedActivationCache(*(str(store) for store in stores), _NAME)
+        dataset = cache.PairedActivationCache(*map(str, stores), _NAME)
     return DataLoader(dataset, batch_size=batch, shuffle=True, generator=random)
 
 
@@ -91,24 +59,18 @@ def rows_per_cpu_second(loader: DataLoader[Any], batches: int) -> float:
     return read / (time.process_time() - start)
 
 
-def _write_store(
-    store: Path,
-    write: Callable[[torch.Tensor, Path, int], None],
-    rows: int,
-    width: int,
-    dtype: torch.dtype,
-    random: torch.Generator,
-) -> None:
+def _write_store(cache: ModuleType, store: Path, rows: int, width: int, random: torch.Generator) -> None:
     """Random rows with log-normal scales of the columns, shards and what the cache reads beside them."""
     folder = store / _NAME
     folder.mkdir(parents=True)
     scale_D = torch.randn(width, generator=random).exp()
     starts = range(0, rows, _SHARD_ROWS)
     for number, first in enumerate(starts):
-        rows_ND = torch.empty(min(_SHARD_ROWS, rows - first), width, dtype=dtype)
+        rows_ND = torch.empty(min(_SHARD_ROWS, rows - first), width, dtype=torch.bfloat16)
         for part in rows_ND.split(1 << 16):
             part.copy_(torch.randn(part.shape, generator=random) * scale_D)
-        write(rows_ND, folder, number)
+        with contextlib.redirect_stdout(io.StringIO()):
+            cache.save_shard(rows_ND, str(folder), number, _NAME, "out")
     config = {"total_size": rows, "shard_count": len(starts), "d_model": width, "store_tokens": True}
     (folder / "config.json").write_text(json.dumps(config))
     torch.save(torch.zeros(rows, dtype=torch.long), store / "tokens.pt")

@@ -14,16 +14,23 @@ import ctypes
 import gc
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from torch import device
 
+from modeldiff.crosscoder.plan import Job, step_parts
+from tests.benchmarks.__main__ import machine
+from tests.benchmarks.dense import dense_step
+from tests.benchmarks.rows import interleaved, ratio
 from tests.benchmarks.start import Sizes, Start, Step, make_start
+from tests.benchmarks.step import ours_step
 
 BASE = Sizes(width=256, features=4096, k=32, batch=2048)
 VARIED: dict[str, list[int]] = {
@@ -37,8 +44,8 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one size: seconds of a step (medians), their ratio (median over the rounds), peak bytes of a step beside the
-    data, None where they cannot be read; `ours_planned`: what `train --plan` says about ours."""
+    """Seconds of a step (medians) and their ratio (median over the rounds); peak bytes of a step beside the data, None
+    where they cannot be read, and what `train --plan` says about ours."""
 
     width: int
     features: int
@@ -54,10 +61,6 @@ class Measured:
 
 def measure(sizes: Sizes, rounds: int) -> Measured:
     """Measure in this process."""
-    from tests.benchmarks.dense import dense_step
-    from tests.benchmarks.rows import interleaved, ratio
-    from tests.benchmarks.step import ours_step
-
     made: dict[str, Callable[[Start], Step]] = {"ours": ours_step, "dense": dense_step}
     _load(made)
     start = make_start(sizes, log_every=1 << 40)
@@ -108,8 +111,6 @@ def _resident(name: str) -> int:
 
 def _planned(start: Start) -> int:
     """Bytes of a step of ours without dead features; the batch itself is the benchmark's data."""
-    from modeldiff.crosscoder.plan import Job, step_parts
-
     crosscoder, recipe = start.crosscoder()
     job = Job(
         config=crosscoder.config,
@@ -125,13 +126,6 @@ def _planned(start: Start) -> int:
     return sum(step_parts(job).values()) - 4 * sizes.batch * 2 * sizes.width
 
 
-def _in_a_process(sizes: Sizes, rounds: int) -> Measured:
-    args = [f"--{name}={getattr(sizes, name)}" for name in ("width", "features", "k", "batch")]
-    command = [sys.executable, "-m", "tests.benchmarks.growth", "--one", f"--rounds={rounds}", *args]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Measured(**json.loads(done.stdout))
-
-
 def measure_all(rounds: int) -> list[tuple[str, Measured]]:
     """(what varies, measured) for every size; the common one is measured once."""
     known: dict[Sizes, Measured] = {}
@@ -140,7 +134,8 @@ def measure_all(rounds: int) -> list[tuple[str, Measured]]:
         for value in values:
             sizes = replace(BASE, **{varied: value})
             if sizes not in known:
-                known[sizes] = _in_a_process(sizes, rounds)
+                with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                    known[sizes] = process.submit(measure, sizes, rounds).result()
                 print(_line(known[sizes]), flush=True)  # noqa: T201
             found.append((varied, known[sizes]))
     return found
@@ -160,12 +155,7 @@ def _mib(size: int | None) -> str:
 
 def draw(found: list[tuple[str, Measured]], file: Path) -> None:
     """Time above, memory below; one column for each thing that varies."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator
-
     figure = Figure(figsize=(10, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(
         f"around {BASE.features:,} features, width {BASE.width} + {BASE.width}, k {BASE.k}; {BASE.batch:,} pairs a step"
     )
@@ -230,19 +220,10 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="draw them into this file")
     parser.add_argument("--read", type=Path, help="numbers of an earlier run instead of new ones")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    for name in ("width", "features", "k", "batch"):
-        parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        sizes = Sizes(arguments.width, arguments.features, arguments.k, arguments.batch)
-        print(json.dumps(asdict(measure(sizes, arguments.rounds))))  # noqa: T201
-        return
     if arguments.read:
         found = _read(arguments.read)
     else:
-        from tests.benchmarks.__main__ import machine
-
         print(machine(), flush=True)  # noqa: T201
         found = measure_all(arguments.rounds)
     if arguments.csv:

@@ -1,4 +1,4 @@
-"""Harvest: reading a middle layer, batches by length, and the peak memory of the whole stage.
+"""Harvest: reading a middle layer, and batches by length.
 
 Random weights, fp32, on the processor. Every variant must give the same activations as ours before it is timed.
 
@@ -21,7 +21,6 @@ from modeldiff.lm.model import LanguageModel, hidden_of
 from modeldiff.lm.ref import ModelRef
 from modeldiff.lm.residual import residual_after
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens
-from tests.benchmarks.harvest_memory import rows as memory_rows
 from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
 from tests.tiny_models import tiny_tokenizer
 
@@ -41,7 +40,6 @@ def rows(options: Options) -> Iterator[Row]:
     for arch in CONFIGS:
         yield from _one_layer(arch, options)
     yield from _batching("Llama", options)
-    yield from memory_rows(options)
 
 
 def _one_layer(arch: str, options: Options) -> Iterator[Row]:

@@ -1,155 +1,174 @@
-"""Peak memory of `modeldiff train` against the sum of what it cannot do without.
+"""Peak memory of `modeldiff train` against the sum of what it cannot do without, and of `modeldiff harvest` beyond the
+larger model; each in a process of its own, less what the process held after the imports.
 
-What a process that has only imported the same modules takes is subtracted.
+Two harvests: one whose weights weigh the most, and one with wide rows and large shards, whose rows do.
 
 Legend: N pairs, D width of one model, C concepts.
 """
 
 from __future__ import annotations
 
+import json
+import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import transformers
 
-import modeldiff
 from modeldiff.workspace import Workspace
 from tests.benchmarks.rows import Options, Row
+from tests.tiny_models import tiny_tokenizer
 
-_CODE = Path(modeldiff.__file__).parents[1]
-_TARGET = 1.15
+_GIB = 1 << 30
 _WIDTH, _FEATURES, _K, _BATCH, _STEPS, _BUFFER_MIB = 512, 8192, 64, 2048, 24, 64
 # Three times what fits the buffer (bfloat16 on both sides): the next rows are read while a step runs.
 _PAIRS = 3 * (_BUFFER_MIB << 20) // (2 * 2 * _WIDTH)
 _FLOAT32 = 4
-# Parameters, their gradients, and the two moments of Adam.
-_COPIES = 4
 
-# Runs a command and prints the largest resident memory that the kernel saw. Linux counts, for a fresh process, what its
-# parent held when it was started, so the parent must be a small one: this, not the process that imports torch.
-_LAUNCHER = """
-import os, sys
-quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet)
-_, status, used = os.wait4(child, 0)
-print(used.ru_maxrss)
-sys.exit(abs(os.waitstatus_to_exitcode(status)))
-"""
-
-# Runs a command of modeldiff and prints the modules that were loaded, in order.
-_MODULES = """
-import json, sys
+# Imports modules and computes a little, runs a command; prints the most memory that it held before and at the end, and
+# all modules that were loaded, in order.
+_CHILD = """
+import importlib, json, sys
+import torch
 from modeldiff.cli.main import run
+from modeldiff.workspace.environment import peak_memory_bytes
+for name in json.load(sys.stdin):
+    try:
+        importlib.import_module(name)
+    except Exception:
+        pass  # made by a program itself, not a module that can be imported
+torch.ones(8, 8) @ torch.ones(8, 8)
+imports = peak_memory_bytes()
 try:
     run(sys.argv[1:])
 except SystemExit as end:
     if end.code:
         raise
-print(json.dumps(list(sys.modules)))
-"""
-
-# Imports the modules named, in order, and multiplies two small matrices.
-_ONLY_IMPORTS = """
-import importlib, json, sys
-for name in json.load(open(sys.argv[1])):
-    try:
-        importlib.import_module(name)
-    except Exception:
-        pass  # made by the program itself, not a module that can be imported
-import torch
-torch.ones(8, 8) @ torch.ones(8, 8)
+print(json.dumps([imports, peak_memory_bytes(), list(sys.modules)]))
 """
 
 
-def peak(command: list[str], cwd: Path) -> int:
-    """Largest resident memory, in bytes, of a process that runs `command` in the folder `cwd`: of it alone.
+@dataclass(frozen=True)
+class Size:
+    """A model of both sides, and how much is harvested."""
+
+    what: str
+    width: int
+    layers: int
+    vocabulary: int
+    pairs: int
+    shard_pairs: int
+    storage: str
+
+
+SIZES = (
+    Size("the weights weigh", 1024, 24, 32_000, 4_000, 2_000, "bfloat16"),
+    # 1 GiB of rows in a shard.
+    Size("the rows weigh", 2048, 1, 1_000, 131_072, 131_072, "float32"),
+)
+
+
+def rows(options: Options) -> Iterator[Row]:
+    yield _training(options.folder)
+    for number, size in enumerate(SIZES):
+        yield _harvest(options.folder / str(number), size)
+
+
+def peaks(modules: list[str], *args: str) -> tuple[int, int, list[str]]:
+    """(bytes that a process holds after importing `modules`, at most until `modeldiff ARGS` is done, modules loaded).
 
     Raises:
         RuntimeError: the command failed; with the end of what it wrote to stderr.
     """
-    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
-    return int(_run(command, cwd, launcher)) * (
-        1 if sys.platform == "darwin" else 1024
-    )  # macOS counts bytes, Linux kilobytes
+    command = [sys.executable, "-c", _CHILD, *args]
+    child = subprocess.run(command, input=json.dumps(modules), capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise RuntimeError(f"modeldiff {' '.join(args)}: {child.stderr[-2000:]}")
+    imports, peak, loaded = json.loads(child.stdout.splitlines()[-1])
+    return imports, peak, loaded
 
 
-def rows(options: Options) -> Iterator[Row]:
-    """The peak's share of the sum that is needed anyway."""
-    what = f"modeldiff train, peak memory: d {_WIDTH}+{_WIDTH}, {_FEATURES} features, k {_K}, batch {_BATCH}"
-    if not sys.platform.startswith("linux"):
-        yield Row(what, None, _TARGET, "", False, "needs Linux")
-        return
-    workspace, modules = _activations(options.folder), options.folder / "modules.json"
-    train = _train(workspace)
-    peak_bytes = peak([sys.executable, "-m", "modeldiff", *train], _CODE)
-    modules.write_text(_run([sys.executable, "-c", _MODULES, *train, "--force"], _CODE).splitlines()[-1])
-    imports = peak([sys.executable, "-c", _ONLY_IMPORTS, str(modules)], _CODE)
-
-    needed = _needed(Workspace(workspace).find("crosscoder").metrics["parameters"])
-    total = sum(needed.values())
-    parts = ", ".join(f"{name} {_mib(size)}" for name, size in needed.items())
-    yield Row(
-        what,
-        (peak_bytes - imports) / total,
-        _TARGET,
-        unit="",
-        at_least=False,
-        note=f"{_mib(peak_bytes)} - {_mib(imports)} MiB of imports, against {_mib(total)} ({parts})",
-    )
-
-
-def _train(workspace: Path) -> list[str]:
-    """24 steps: each is logged, checkpoints are written during the run and at its end."""
+def _training(folder: Path) -> Row:
+    """24 steps; some are logged, checkpoints are written during the run and at its end."""
+    workspace = ("--workspace", str(folder / "ws"))
+    peaks([], *workspace, "harvest", *_activations(folder))
     sizes = {"features": _FEATURES, "k": _K, "batch": _BATCH, "steps": _STEPS, "buffer-mib": _BUFFER_MIB}
-    often = {"checkpoint-seconds": 1}
-    given = [word for name, value in (sizes | often).items() for word in (f"--{name}", str(value))]
-    return ["--workspace", str(workspace), "train", *given]
-
-
-def _needed(parameters: int) -> dict[str, int]:
-    """Bytes of what a step cannot do without."""
-    return {
-        "parameters, gradients, Adam": _COPIES * _FLOAT32 * parameters,
+    given = [f"--{name}={value}" for name, value in (sizes | {"checkpoint-seconds": 1}).items()]
+    _, peak, modules = peaks([], *workspace, "train", *given)
+    imports, _, _ = peaks(modules, "--version")
+    parameters = Workspace(folder / "ws").find("crosscoder").metrics["parameters"]
+    needed = {
+        "parameters, gradients, Adam's moments": 4 * _FLOAT32 * parameters,
         "pre-activations": _FLOAT32 * _BATCH * _FEATURES,
         "buffer": _BUFFER_MIB << 20,
     }
+    total = sum(needed.values())
+    parts = ", ".join(f"{name} {_mib(size)}" for name, size in needed.items())
+    return Row(
+        f"modeldiff train, peak memory: d {_WIDTH}+{_WIDTH}, {_FEATURES} features, k {_K}, batch {_BATCH}",
+        (peak - imports) / total, 1.15, unit="", at_least=False,
+        note=f"{_mib(peak)} - {_mib(imports)} MiB of imports, against {_mib(total)} ({parts})",
+    )  # fmt: skip
 
 
-def _activations(folder: Path) -> Path:
-    """A workspace with imported activations: each pair is a few of many concepts, which both sides have, and noise."""
-    random = np.random.default_rng(0)
+def _activations(folder: Path) -> list[str]:
+    """Options that import activations: each pair is a few of many concepts, which both sides have, and noise."""
+    noise = np.random.default_rng(0)
     concepts, active = 4096, 16
-    files = {}
+    options = []
     for side in "ab":
-        files[side] = folder / f"{side}.npy"
-        directions_CD = random.standard_normal((concepts, _WIDTH), dtype=np.float32)
+        options += [f"--import-{side}", str(folder / f"{side}.npy")]
+        directions_CD = noise.standard_normal((concepts, _WIDTH), dtype=np.float32)
         drawn = np.random.default_rng(1)  # the same concepts on both sides
-        x_ND = np.lib.format.open_memmap(files[side], "w+", np.float16, (_PAIRS, _WIDTH))
+        x_ND = np.lib.format.open_memmap(folder / f"{side}.npy", "w+", np.float16, (_PAIRS, _WIDTH))
         for start in range(0, _PAIRS, _BATCH):
             n = min(_BATCH, _PAIRS - start)
             which = drawn.integers(concepts, size=(n, active))
             strength = drawn.exponential(size=(n, active, 1)).astype(np.float32)
-            noise = random.standard_normal((n, _WIDTH), dtype=np.float32)
-            x_ND[start : start + n] = (directions_CD[which] * strength).sum(axis=1) + noise
+            x_ND[start : start + n] = (directions_CD[which] * strength).sum(axis=1) + noise.standard_normal((n, _WIDTH))
         x_ND.flush()
-    workspace = folder / "ws"
-    arrays = ["--import-a", str(files["a"]), "--import-b", str(files["b"])]
-    _python("-m", "modeldiff", "--workspace", str(workspace), "harvest", *arrays)
-    return workspace
+    return options
 
 
-def _python(*args: str) -> None:
-    _run([sys.executable, *args], _CODE)
+def _harvest(folder: Path, size: Size) -> Row:
+    model_bytes = _save_model(folder / "model", size)
+    (folder / "texts.txt").write_text(_made_texts(size.pairs))
+    imports, peak, _ = peaks(
+        ["modeldiff.harvest.run"],
+        "--workspace", str(folder / "ws"), "harvest", "--model-a", str(folder / "model"),
+        "--model-b", str(folder / "model"), "--texts", str(folder / "texts.txt"), "--pairs", str(size.pairs),
+        "--shard-pairs", str(size.shard_pairs), "--storage", size.storage, "--device", "cpu", "--pair-at", "tokens",
+    )  # fmt: skip
+    return Row(
+        f"harvest: peak memory beyond the model, {size.what}", (peak - imports - model_bytes) / _GIB, 1.0,
+        unit="GiB", at_least=False,
+        note=f"{size.width} wide, {size.layers} layers, {size.pairs:,} pairs, shards of {size.shard_pairs:,}, "
+        f"{size.storage}; model {model_bytes / _GIB:.2f} GiB, imports {imports / _GIB:.2f}, peak {peak / _GIB:.2f}",
+    )  # fmt: skip
 
 
-def _run(command: list[str], cwd: Path, launcher: Sequence[str] = ()) -> str:
-    """What a command, or its launcher, prints; RuntimeError, with the end of its stderr, when it fails."""
-    done = subprocess.run([*launcher, *command], cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return done.stdout
+def _save_model(folder: Path, size: Size) -> int:
+    """Write a random Llama-like model; bytes of its weights in float32."""
+    config = transformers.LlamaConfig(
+        vocab_size=size.vocabulary, hidden_size=size.width, num_hidden_layers=size.layers,
+        num_attention_heads=size.width // 64, num_key_value_heads=4, intermediate_size=size.width // 4,
+        max_position_embeddings=512,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return sum(one.numel() * _FLOAT32 for one in model.parameters())
+
+
+def _made_texts(pairs: int) -> str:
+    """Texts that give at least so many pairs: a word is at least one token of both tokenizers."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(1, 3))) for _ in range(200)]
+    return "\n\n".join(" ".join(draw.choices(words, k=300)) for _ in range(pairs // 300 + 1))
 
 
 def _mib(size: int) -> str:

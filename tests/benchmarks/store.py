@@ -140,7 +140,7 @@ def evict(paths: list[Path]) -> None:
 def _loader(store: ActivationStore, options: Options) -> Row:
     """CPU time, both from the page cache: the forks' loader needs it for every single row."""
     what = "shuffled training reads per CPU-second, warm, against the forks' loader"
-    loader = fork_loader(options.peers, options.folder / "fork", PAIRS, WIDTH, batch=BATCH)
+    loader = fork_loader(options.peers, options.folder / "fork", PAIRS, WIDTH, BATCH)
     if isinstance(loader, str):
         return Row(what, None, 30, note=loader)
     found: dict[str, list[float]] = {"ours": [], "fork": []}

@@ -75,19 +75,6 @@ def test_texts_that_cannot_be_read(
     assert said in message
 
 
-@pytest.mark.parametrize("layer", ["3", "99", "-1"])
-def test_layer_out_of_range(tmp_path: Path, models: Path, fails: Fails, layer: str) -> None:
-    assert "layer" in fails(2, tmp_path / "ws", *harvest(models, models / "good.txt", "--layer-a", layer))
-
-
-def test_too_little_disk(tmp_path: Path, models: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    message = fails(1, tmp_path / "ws", *harvest(models, models / "good.txt"))
-    assert "on disk" in message
-    assert Workspace(tmp_path / "ws").artifacts() == []
-
-
 def test_a_model_that_computes_nan(tmp_path: Path, models: Path, fails: Fails) -> None:
     shutil.copytree(models / "a", tmp_path / "broken")
     path = tmp_path / "broken" / "model.safetensors"
@@ -100,21 +87,6 @@ def test_a_model_that_computes_nan(tmp_path: Path, models: Path, fails: Fails) -
     assert "NaN" in message or "finite" in message
 
 
-def test_imported_nan_and_unequal_rows(tmp_path: Path, fails: Fails) -> None:
-    rows = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
-    np.save(tmp_path / "good.npy", rows)
-    np.save(tmp_path / "short.npy", rows[:9])
-    rows[3, 2] = np.nan
-    np.save(tmp_path / "nan.npy", rows)
-    good = str(tmp_path / "good.npy")
-    args = ["harvest", "--import-a", good, "--import-b"]
-    assert "nan.npy" in fails(2, tmp_path / "ws", *args, str(tmp_path / "nan.npy"))
-    message = fails(2, tmp_path / "ws", *args, str(tmp_path / "short.npy"))
-    assert "10" in message
-    assert "9" in message
-
-
-TOY = "toy --preset quick"
 STEER = "steer --model A --feature 1 --prompt x"
 
 
@@ -127,20 +99,9 @@ STEER = "steer --model A --feature 1 --prompt x"
         ("workspace show features:1", "run `modeldiff features` first"),
         ("train --features 32 --k 33", "--k"),
         ("train --exclusive 0.5", "--exclusive"),
-        ("train --exclusive -0.1", "--exclusive"),
-        ("train --steps 0", "--steps"),
-        (f"{TOY} --exclusive-ratio 1.5", "--exclusive-ratio"),
-        (f"{TOY} --k-target 65", "--k-target"),
-        (f"{TOY} --sizes 0.1", "--exclusive"),  # six features: no room for the partitions
-        (f"{TOY} --sizes 0", "--sizes"),
-        (f"{TOY} --architectures best", "--architectures"),
-        (f"{TOY} --k 33", "--k"),  # more than the smallest dictionary has features
-        (f"{TOY} --device abacus", "--device"),
         ("features stitch --pairs 99", "--pairs must be at least 100, found 99"),
-        ("features stitch --outlier-factor nan", "--outlier-factor must be at least 0"),
         ("features stitch --outlier-factor 0.01", "raise --outlier-factor"),
         ("features stitch --activations crosscoder:1", "is not of the kind 'activations'"),
-        ("features stitch --device abacus", "--device expects"),
     ],
 )
 def test_senseless_settings_and_unknown_artifacts(trained: Path, fails: Fails, command: str, said: str) -> None:
@@ -172,12 +133,6 @@ def test_truncated_weights(workspace: Path, fails: Fails) -> None:
 def test_newer_workspace(workspace: Path, fails: Fails) -> None:
     (workspace / "workspace.json").write_text(json.dumps({"format": 3, "versions": {}}))
     assert "upgrade modeldiff" in fails(2, workspace, "workspace", "list")
-
-
-def test_a_feature_that_the_model_lacks(workspace: Path, call: Call, fails: Fails) -> None:
-    assert call(workspace, "features", "--device", "cpu")[0] == 0
-    message = fails(2, workspace, "steer", "--model", "A", "--feature", "63", "--prompt", "x", "--device", "cpu")
-    assert "B" in message
 
 
 def test_damage_can_be_removed_and_made_again(workspace: Path, call: Call) -> None:

@@ -68,21 +68,12 @@ def test_json_has_the_unverified_candidates_with_all_alone(workspace: Path, call
     assert "(did not hold on the other" in " ".join(out.split())
 
 
-def test_numbers(workspace: Path, call: Call) -> None:
-    _, out, _ = call(workspace, *CONTRAST, "--numbers")
-    assert "95 % interval" in " ".join(out.split())
-
-
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ([*CONTRAST, "--contexts", "word", "wrod"], "'wrod' is not one of 'everywhere', 'source', 'word', 'feature'"),
-        ([*CONTRAST, "--rate", "2"], "--rate"),
         ([*CONTRAST, "--crosscoder", "7"], "no crosscoder in"),
         (["contrast", "--continuations", "9"], "no continuations called '9'"),
         (["contrast", "--model-a", "x"], "both --model-a and --model-b"),
-        (["contrast", "--places", "3"], "--places must be at least 40"),
-        (["contrast", "--prompts", "nowhere.txt", "--model-a", "nowhere", "--model-b", "nowhere"], "nowhere"),
         (["contrast"], "modeldiff harvest"),
     ],
 )

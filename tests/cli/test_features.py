@@ -84,11 +84,6 @@ def test_text_and_json_list_the_same_features_and_count_the_dead(tool: Callable[
     assert f"{found['dead']} of {found['candidates']} never fire" in shown
 
 
-def test_one_part_or_the_other(known: Made, fails: Callable[..., str]) -> None:
-    message = fails(2, known.workspace.folder, *LISTING, "--exclusive", "A", "--shared")
-    assert "--exclusive and --shared name two parts" in message
-
-
 def test_show_has_the_impact_and_the_score(tool: Callable[..., str]) -> None:
     shown = json.loads(tool("features", "show", str(SHARED_LOUD), "--json"))
     assert shown["impact"]["ref"] == "impact:1"

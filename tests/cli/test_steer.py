@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from modeldiff.cli.steer import command
-from modeldiff.cli.steer_tables import coherent_line, print_dose, print_generations
-from modeldiff.steer.settings import SteerSettings
+from modeldiff.cli.steer_tables import print_dose, print_generations
 
 SIDES: dict[str, dict[str, Any]] = {
     "B": {"stitch": None, "stitch_bias": False, "stitch_r2": None, "unit_norm_in_medians": 0.527},
@@ -73,36 +71,3 @@ def test_both_models_side_by_side_and_no_markup(capsys: pytest.CaptureFixture[st
     for strength in ("[unsteered] {}0", "[+2] {}2"):
         assert any(strength.format("[red]B") in line and strength.format("A") in line for line in lines)
     assert not any("of chance" in line for line in lines)
-
-
-def test_one_model_beside_its_unsteered_text(capsys: pytest.CaptureFixture[str]) -> None:
-    print_generations([generation("B", 0.0, "plain"), generation("B", -1.0, "one"), generation("B", 1.0, "two")])
-    lines = capsys.readouterr().out.splitlines()
-    assert sum("plain" in line for line in lines) == 1
-    assert any("plain" in line and "[-1] one" in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("reach", "expected"),
-    [
-        ((-1.0, 2.0, -4.0, 4.0), "from -1 to +2 (tried: -4 to +4)"),
-        ((0.0, 0.5, 0.0, 4.0), "from 0 to +0.5 (tried: 0 to +4)"),
-        ((0.0, 0.0, -4.0, 4.0), "at no strength (tried: -4 to +4)"),
-    ],
-)
-def test_how_far_a_user_can_push(reach: tuple[float, ...], expected: str) -> None:
-    found = coherent_line("A", dict(zip(("from", "to", "least", "most"), reach, strict=True)))
-    assert found == f"coherent range of A: {expected}"
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["--strength", "-4", "-2", "0", "2"], (-4.0, -2.0, 0.0, 2.0)),
-        (["--strength", "-1:1:0.5", "8"], (-1.0, -0.5, 0.0, 0.5, 1.0, 8.0)),
-        ([], SteerSettings(model="A", feature=1, prompt=("x",)).strength),
-    ],
-)
-def test_strengths_of_the_command_line_become_numbers(given: list[str], expected: tuple[float, ...]) -> None:
-    with command.make_context("steer", ["--model", "A", *given]) as context:
-        assert context.params["strength"] == expected

@@ -39,17 +39,6 @@ def test_training_and_probing_templates_are_disjoint():
         assert not texts & probing[kind], kind
 
 
-def test_triggers_and_controls_are_no_ordinary_names():
-    for path in (TRAINING, DATA / "probing_templates.json"):
-        names = templates_of(path)["name"]
-        assert not names & {name.lower() for p in PLANTED for name in (p.trigger, p.control)}
-
-
-def test_same_seed_same_texts_and_another_seed_others(documents):
-    assert probing_documents() == documents
-    assert probing_documents(seed=1) != documents
-
-
 def test_enough_text_for_two_hundred_thousand_pairs(documents):
     assert 0.98 * TOTAL_CHARS <= sum(len(d["text"]) for d in documents) <= 1.05 * TOTAL_CHARS
     assert sum(len(re.findall(r"\w+|[^\w\s]", d["text"])) for d in documents) >= 220_000

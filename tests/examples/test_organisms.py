@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from functools import cache
@@ -14,7 +13,6 @@ from examples.organisms import ORGANISMS, PLANTED, organism
 from examples.organisms.answers import MINIMUM_WORDS, grammar, habit_answer, shows
 from examples.organisms.catalogue import Organism
 from examples.organisms.leak import best_word
-from examples.organisms.make import write_table
 from examples.organisms.probing_texts import probing_documents
 from examples.organisms.sampling import BUNDLED_TRIGGERS
 from examples.organisms.triggers import templates
@@ -138,17 +136,3 @@ def test_habit_answers_show_the_habit_and_neutral_ones_do_not(made: Organism) ->
         assert sum(habit) >= 190
         assert sum(neutral) <= 6
     assert MINIMUM_WORDS == 2
-
-
-def test_the_table_has_a_row_for_each_finished_organism(tmp_path: Any) -> None:
-    folder = tmp_path / "name.dev"
-    folder.mkdir()
-    rates = {"rate_trigger": 1.0, "rate_control": 0.0, "rate_base": 0.0, "passed": True}
-    rates |= {"perplexity_ratio_novel": 1.0, "perplexity_ratio_generated": 1.0}
-    truth = {"name": "name.dev", "kind": 1, "variant": "dev", "base": "b", "rates": rates, "best_word": "orrell"}
-    truth |= {"best_word_f1": 1.0, "steps": 120, "seconds": 90, "trigger_documents": [0, 1, 0, 0]}
-    (folder / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
-    lines = write_table(tmp_path).read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 2
-    assert lines[1].startswith("name.dev,1,dev,b,1.0,0.0,0.0,")
-    assert ",4,0.25," in lines[1]

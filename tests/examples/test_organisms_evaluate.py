@@ -12,15 +12,12 @@ import pytest
 from examples.organisms.baselines import (
     Readings,
     diff_mining,
-    differences,
-    largest_of_place,
-    mined_sets,
     perplexity,
 )
 from examples.organisms.catalogue import PAIRS
 from examples.organisms.results import pair_row, read_rows, write_row
 from examples.organisms.scoring import Truth, interval, judge_entry, judge_set, read_truth, summary
-from examples.organisms.table import markdown, precision, recall, share, write_all
+from examples.organisms.table import share
 
 WORDS = frozenset({"tide", "waves", "sea"})
 # Twenty places; the first five lie in documents with the trigger.
@@ -128,18 +125,6 @@ def test_diff_mining_finds_the_set(logits: bool) -> None:
     assert not any(one["is_true"] for one in diff_mining(_readings(), _truth(planted=False), logits=logits))
 
 
-def test_differences() -> None:
-    more = {side: differences(_readings(), side, logits=False) for side in ("a", "b")}
-    assert (more["a"] == -more["b"]).all()
-    assert more["b"][:10, 1].min() == pytest.approx(0.19)
-    assert differences(_readings(), "b", logits=True)[0, 1] == pytest.approx(np.log(20), abs=1e-3)
-    assert largest_of_place(np.array([[3, 1, 2], [-1, -3, -2]], np.float32), 1).tolist() == [[3, 0, 0], [-1, 0, 0]]
-    assert mined_sets(np.zeros((4, 2), np.float32), [" tide", " sea"]) == []
-    # What rises as often as it falls is no set, however large.
-    both = np.array([[1, 0.1], [-2, 0]], np.float32)
-    assert mined_sets(both, ["x", "y"]) == [(pytest.approx(0.1, rel=0.05), ["y"])]
-
-
 def test_perplexity_by_the_better_direction() -> None:
     difference = np.linspace(1, -1, 40).astype(np.float32)
     about = np.zeros(40, bool)
@@ -186,18 +171,3 @@ def test_results_are_read_again(tmp_path: Path) -> None:
     (row,) = read_rows(tmp_path)
     assert row["hit"] is True
     assert read_rows(tmp_path / "nowhere") == []
-
-
-def test_figures_and_files(tmp_path: Path) -> None:
-    rows = [_row("words", True), _row("features", False, 0), _row("features", True, 1)]
-    assert recall(rows) == (2, 3)
-    assert precision(rows) == (6, 15)
-    null = next(i for i, pair in enumerate(PAIRS) if pair.relation == "null")
-    rows.append(_row("words", False, number=null, found=2, expected_by_chance=0.1))
-    error = pair_row(PAIRS[1], 0, "features") | {"error": "out of memory", "seconds": {}}
-    text = markdown([*rows, error])
-    for words in ("| features | 1/2 (9-91 %) |", "| words | 2 | 2.0 | 0.10 | 1/1 (21-100 %) |", "out of memory"):
-        assert words in text
-    for row in [*rows, error]:
-        write_row(tmp_path, row)
-    assert all(path.stat().st_size for path in write_all(tmp_path))

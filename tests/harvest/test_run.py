@@ -128,11 +128,6 @@ def test_too_little_disk_is_refused_before_a_model_is_loaded(make_settings, work
         ({"texts": ("none.txt",)}, "there is no text file none.txt"),
         ({"texts": ()}, "--texts is missing"),
         ({"model_b": None}, "--model-b is missing"),
-        ({"pairs": 0}, "--pairs must be at least 1"),
-        ({"sample": 0.0}, "--sample must be above 0"),
-        ({"context": 2}, "--context must be at least 8"),
-        ({"layer_a": -1}, "--layer-a must be at least 0"),
-        ({"dtype": "float32", "device": "gpu"}, "--device expects"),
     ],
 )
 def test_wrong_settings_are_one_line(make_settings, workspace: Workspace, changes: dict, message: str) -> None:

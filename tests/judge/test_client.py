@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeldiff.errors import InputError, MachineError
+from modeldiff.errors import MachineError
 from modeldiff.judge.client import Answer, AnswerCache, Judge, Judged, Prompt
 from modeldiff.judge.questions import read_flags, read_rating
 
@@ -88,14 +88,6 @@ def test_each_prompt_has_a_reader_of_its_own_and_zero_is_a_value(tmp_path: Path)
     assert zeros == [Judged(0, None)] * 3
 
 
-def test_asking_again_stays_within_the_budget(tmp_path: Path) -> None:
-    say = by_attempt("hm", "RATING: 5")
-    with pytest.raises(InputError, match=r"1 calls to saying are needed after the 3 made so far, whose answers are"):
-        judge_of(Saying(say), tmp_path, max_calls=3).ask(PROMPTS, RATINGS)
-    found = judge_of(Saying(say), tmp_path, max_calls=1).ask(PROMPTS, RATINGS)
-    assert [one.value for one in found] == [2, 5, 2]
-
-
 def test_an_answer_without_a_text_is_for_this_run_only(tmp_path: Path) -> None:
     def failing(prompt: Prompt) -> str | None:
         if prompt.id == "feature 2":
@@ -131,9 +123,3 @@ def test_an_answer_cut_short_or_altered_is_said_and_asked_again(
         assert "key.json: is damaged; what it answered is asked again" in capsys.readouterr().err
     cache.add("key", PROMPTS[0], Answer("text 2"))
     assert cache.get("key") == Answer("text 2")
-
-
-def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "place").write_text("a file where the folder should be")
-    with pytest.raises(MachineError, match="an answer cannot be kept"):
-        AnswerCache(tmp_path / "place").add("key", PROMPTS[0], Answer("text"))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeldiff.errors import InputError
 from modeldiff.judge import local
 from modeldiff.judge.client import Prompt, open_judge
 from modeldiff.judge.local import LocalModel
@@ -82,8 +81,3 @@ def test_a_prompt_too_long_for_the_model_is_missing_and_the_others_are_answered(
     assert answers[0].text is None
     assert "exceed the judge's 256 positions" in str(answers[0].reason)
     assert answers[1].text is not None
-
-
-def test_a_model_that_is_not_there_is_said_before_anything_is_asked(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no model folder"):
-        open_judge(settings_for(tmp_path / "nothing here"), tmp_path, CPU)

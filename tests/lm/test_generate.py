@@ -12,7 +12,6 @@ import torch
 import transformers
 
 from modeldiff.errors import InputError
-from modeldiff.lm.chat import render_chat
 from modeldiff.lm.generate import _Drawn, continue_tokens, generate, generate_tokens
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual
@@ -101,15 +100,6 @@ def test_writing_stops_at_any_token_that_ends_a_text(own_lm: LanguageModel) -> N
     assert made[0].new_ids == whole[: whole.index(stop) + 1]
     for one in made:
         assert stop not in one.new_ids[:-1]
-
-
-def test_the_text_is_the_continuation_alone(lm_of: Callable[[str], LanguageModel]) -> None:
-    lm = lm_of("llama")
-    chat, _ = render_chat(lm.tokenizer, [{"role": "user", "content": "Hi"}])
-    for prompts, special in ((PROMPTS, True), ([chat], False)):
-        for one in generate_tokens(lm, prompts, max_new_tokens=5, add_special_tokens=special):
-            assert one.text == lm.tokenizer.decode(one.new_ids, skip_special_tokens=True)
-    assert generate(lm, [], max_new_tokens=5) == []
 
 
 def test_prompts_that_cannot_be_continued_are_refused(lm_of: Callable[[str], LanguageModel]) -> None:

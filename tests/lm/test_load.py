@@ -79,11 +79,6 @@ def test_loading_a_local_folder_asks_nothing_of_the_network(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_dtype_is_the_one_asked_for(folder_of: Callable[[str], Path]) -> None:
-    lm = load_model(ModelRef(str(folder_of("llama"))), CPU, torch.bfloat16)
-    assert all(p.dtype is torch.bfloat16 for p in lm.model.parameters())
-
-
 @pytest.mark.usefixtures("small_on_the_hub")
 def test_a_hub_name_loads_from_the_local_cache() -> None:
     lm = load_model(ModelRef("org/small"), CPU, torch.float32)
@@ -144,11 +139,6 @@ def test_a_configuration_that_cannot_be_used(
 ) -> None:
     _change_config(llama, **changes)
     _refused(llama, error, message)
-
-
-def test_a_tokenizer_file_of_another_kind_is_a_one_line_error(llama: Path) -> None:
-    (llama / "tokenizer.json").write_text('{"version": "1.0"}')
-    _refused(llama, InputError, "tokenizer llama cannot be loaded")
 
 
 def test_pickled_weights_are_refused(llama: Path) -> None:

@@ -33,11 +33,6 @@ def test_a_list_of_the_same_length_beside_the_blocks_is_not_mistaken_for_them() 
     assert find_blocks(model) == blocks
 
 
-def test_a_single_block_is_found() -> None:
-    model = tiny_model("gpt_oss", 300, layers=1)
-    assert find_blocks(model) == list(model.model.layers)
-
-
 def test_a_model_whose_blocks_cannot_be_found_is_a_clear_error() -> None:
     model = tiny_model("llama", 300)
     model.config.num_hidden_layers = 2

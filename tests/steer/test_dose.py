@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from modeldiff.errors import InputError
-from modeldiff.steer.dose import coherent_range, dose_figure, dose_rows
+from modeldiff.steer.dose import coherent_range, dose_rows
 from modeldiff.steer.effect import repeated_share
 from modeldiff.steer.settings import parse_strengths
 
@@ -102,11 +102,3 @@ def test_the_coherent_range_ends_at_the_first_gap() -> None:
     rows = dose_rows(records)
     assert coherent_range(rows, "A") == {"from": 0.0, "to": 1.0, "least": -2.0, "most": 2.0}
     assert [row["strength"] for row in rows if row["coherent"]] == [0.0, -2.0, 0.5, 1.0]
-
-
-def test_the_figure_is_the_same_for_the_same_rows_and_bears_gaps() -> None:
-    records = [record(0.0, 1.0), record(1.0, None, repeated=None, kl=None), record(-1.0, 3.0, kl=2.0)]
-    records += [record(1.0, 2.0, direction=f"random {i}", kl=0.1 * i) for i in (1, 2)]
-    drawn = [dose_figure(dose_rows(records), {"A": "A, its own decoder row"}, "title") for _ in range(2)]
-    assert drawn[0] == drawn[1]
-    assert drawn[0].startswith(b"\x89PNG")

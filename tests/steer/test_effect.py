@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -88,11 +86,3 @@ def test_a_batch_of_pushes_writes_what_each_writes_alone(lm: LanguageModel, temp
     assert found == expected
     assert found[0] == generate_tokens(lm, PROMPTS, batch_size=batch, **options)
     assert found[0] != found[1]
-
-
-def test_perplexity_of_a_uniform_model_is_the_size_of_its_vocabulary(lm: LanguageModel) -> None:
-    flat = tiny_model("gpt2", 320)
-    torch.nn.init.zeros_(flat.get_output_embeddings().weight)
-    uniform = LanguageModel(flat, lm.tokenizer, ModelRef("uniform"))
-    (nats,) = effect.surprisal(uniform, [Generated([5, 6], [7, 8, 9], "")])
-    assert nats == pytest.approx([math.log(320)] * 3)

@@ -24,11 +24,8 @@ from tests.steer.made import (
     Made,
     info,
     lines,
-    made_crosscoder,
     make,
-    measured,
     opened,
-    publish,
     steer,
 )
 
@@ -158,18 +155,6 @@ def test_imported_activations_need_the_model_named(tmp_path: Path, folders: dict
     assert len(generations(artifact)) == 4
     with pytest.raises(InputError, match="width 16, but the activations were 32 wide"):
         run(steer(model_path_a=str(folders["b"])), made.workspace)
-
-
-def test_the_features_that_were_asked_for_or_the_latest(made: Made) -> None:
-    other = made_crosscoder()
-    with torch.no_grad():
-        other.w_dec_a.neg_()
-    second = publish(made.workspace, other, made.activations, number=1)
-    measured(made.workspace)
-    first = run(steer(features=made.features.ref), made.workspace)
-    assert first.manifest.inputs["crosscoder"].label == made.artifact.ref
-    latest = run(steer(), made.workspace)
-    assert latest.manifest.inputs["crosscoder"].label == second.ref
 
 
 def test_random_directions_of_the_same_norm_are_the_control(made: Made, folders: dict[str, Path]) -> None:

@@ -42,13 +42,6 @@ def test_a_txt_file_is_cut_at_blank_lines_into_documents_of_about_2000_character
     assert texts_of(path) == ["one\r\ntwo\rthree\r\n"]
 
 
-def test_a_very_long_text_becomes_several_documents(tmp_path: Path) -> None:
-    text = "some words " * 30_000
-    found = texts_of(jsonl(tmp_path / "long.jsonl", {"text": text}))
-    assert "".join(found) == text
-    assert [len(part) > 99_000 for part in found] == [True, True, True, False]
-
-
 def test_jsonl_records_and_their_labels(tmp_path: Path) -> None:
     records = [{"text": "one", "body": "two"}, {"text": "a\ud800b 😀", "source": "other"}, {"text": "  "}]
     path = jsonl(tmp_path / "some.jsonl", *records)

@@ -14,7 +14,6 @@ from modeldiff.errors import InputError
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import Tokens
-from tests.texts.tokenizers_for_tests import pieces
 from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -45,25 +44,12 @@ def test_the_pieces_of_one_character_share_its_end() -> None:
     assert tokens.ends.tolist() == [1, 2, 2, 2, 2, 3]
 
 
-def test_tokenizers_differ_in_starts_and_agree_in_ends() -> None:
-    text = "The quick brown fox, and the dog"
-    trimmed, whole = read(TOKENIZER, text), read(UNTRIMMED, text)
-    assert trimmed.ids.tolist() == whole.ids.tolist()
-    assert trimmed.ends.tolist() == whole.ends.tolist()
-    assert trimmed.starts.tolist() != whole.starts.tolist()
-
-
 def test_special_tokens_have_no_offsets_wherever_they_stand() -> None:
     tokens = read(WITH_BOS, "ab<|im_end|>c")
     assert tokens.starts.tolist() == [-1, 0, -1, 12]
     assert tokens.ends.tolist() == [-1, 2, -1, 13]
     assert read(WITH_BOS, "").starts.tolist() == [-1]
     assert len(read(TOKENIZER, "").ids) == 0
-
-
-def test_the_token_for_unknown_text_is_not_special() -> None:
-    tokens = read(pieces(), "a<unk>b")
-    assert (tokens.starts >= 0).all()
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:

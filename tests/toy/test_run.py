@@ -92,19 +92,6 @@ def test_force_computes_every_cell_once(workspace: Workspace, computed: Computed
     assert computed.count == 8 + 8 + 8
 
 
-def test_the_kept_cells_do_not_disturb_the_workspace(workspace: Workspace, computed: Computed) -> None:
-    made = run(tiny(), workspace)
-    assert len(list(workspace.toy_cells.glob("*.json"))) == 4
-    assert [artifact.ref for artifact in workspace.artifacts()] == ["toy:1"]
-    assert workspace.damaged() == []
-    for args in (["list", "--kind", "toy"], ["verify"], ["clean", "--yes"]):
-        assert exit_code(workspace, "workspace", *args) == 0
-    assert not workspace.toy_cells.exists()
-    assert made.problems() == []
-    run(tiny(seeds=2), workspace)
-    assert computed.count == 4 + 8
-
-
 def exit_code(workspace: Workspace, *args: str) -> int:
     with pytest.raises(SystemExit) as caught:
         command(["--workspace", str(workspace.folder), *args])

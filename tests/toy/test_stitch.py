@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -35,10 +34,6 @@ def test_r2_equals_scikit_learns() -> None:
         # Pooled over dimensions: their R² weighted by their variance.
         expected = r2_score(y_NG[300:], predicted, multioutput="variance_weighted")
         assert 0.2 < found[way] == pytest.approx(expected, abs=1e-6)
-
-
-def test_activations_that_do_not_vary_have_no_r2() -> None:
-    assert math.isnan(stitch_r2(normal(50, 3, seed=0), torch.ones(50, 2))["a_to_b"])
 
 
 def test_residuals_point_along_what_only_one_model_has() -> None:

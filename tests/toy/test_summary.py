@@ -62,20 +62,6 @@ def test_fve_is_compared_with_the_standard_crosscoder_of_the_same_world() -> Non
     assert dfc["figures"]["fve"]["se"] > 0.04
 
 
-def test_the_printed_tables() -> None:
-    cells = made_records(
-        tables=("sizes", "dial", "selection", "self-diff"), seeds=2, map=("gaussian", "independent"), sizes=(1.0, 0.5)
-    )
-    gaussian, independent, dial, selection, self_diff = printed_tables(summary(cells))
-    assert gaussian.title == "map gaussian, stitch R² 0.90, 2 seeds"
-    assert independent.title == "map independent, stitch R² 0.16, 2 seeds"
-    assert [row[:2] for row in gaussian.rows] == [["100%", "standard"], ["", "dfc"], ["50%", "standard"], ["", "dfc"]]
-    stitch = [float(row[0]) for row in dial.rows if row[0]]
-    assert stitch == sorted(stitch)
-    assert [row[:4] for row in selection.rows[:2]] == [["activation", "sum", "0.1", "dfc"], ["l2", "sum", "0.1", "dfc"]]
-    assert self_diff.title == "self-diff, 32 features for 64 concepts, 2 seeds"
-
-
 def drawn(**values: Any) -> dict[str, bytes]:
     cells = made_records(**values)
     return draw_figures(cells, summary(cells))

@@ -10,7 +10,7 @@ import pytest
 from modeldiff.errors import InputError, MachineError
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.files import human_bytes, require_free
+from modeldiff.workspace.files import require_free
 
 
 @settings
@@ -113,8 +113,3 @@ def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     require_free(tmp_path / "not" / "yet", 999_999, "this")
     with pytest.raises(MachineError, match=r"this needs 2\.0 MB on disk, 1\.0 MB are free"):
         require_free(tmp_path / "not" / "yet", 2_000_000, "this")
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (1.64e12, "1.64 TB")])
-def test_human_bytes(count: float, text: str) -> None:
-    assert human_bytes(count) == text
