@@ -37,13 +37,6 @@ def test_sums_and_products_are_those_of_the_dense_formulas(
     assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
 
 
-def test_without_entries_sums_are_zero_and_there_are_no_products() -> None:
-    bags = made_bags([0, 0, 0], 4)
-    left_GD, rows_ND, weight_K = drawn(bags, 4, 5)
-    assert torch.equal(bag_sum(rows_ND, bags, weight_K), torch.zeros(3, 5))
-    assert bag_dot(left_GD, rows_ND, bags).shape == (0,)
-
-
 def test_rows_may_be_columns_of_a_wider_matrix() -> None:
     bags = made_bags([3, 1, 4], 6)
     left_GD, rows_ND, weight_K = drawn(bags, 6, 20)
@@ -107,16 +100,13 @@ def test_a_gpu_uses_triton(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bag_dot(left_GD, rows_ND, bags) == "triton's dot"
 
 
-def test_the_environment_can_ask_for_torch_s_own(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch)
-    monkeypatch.setenv("MODELDIFF_KERNELS", "torch")
-    left_GD, rows_ND, weight_K, bags = on_gpu
-    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
-    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
-
-
-def test_a_gpu_without_triton_uses_torch_s_own(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, TRITON, None)
+@pytest.mark.parametrize("how", ["asked for", "without triton"])
+def test_torch_s_own_on_a_gpu(how: str, on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "asked for":
+        stand_in(monkeypatch)
+        monkeypatch.setenv("MODELDIFF_KERNELS", "torch")
+    else:
+        monkeypatch.setitem(sys.modules, TRITON, None)
     left_GD, rows_ND, weight_K, bags = on_gpu
     assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
     assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)

@@ -41,14 +41,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
 
 def away_from_the_threshold(crosscoder: Crosscoder, block: Block, encoder: Encoder) -> np.ndarray:
     """(B, F) False where rounding decides."""
-    both = [encoder.dense(block)[0].numpy() > 0]
+    both = []
     low, high = crosscoder.config.threshold, crosscoder.config.threshold_designated
     for factor in (1 - 1e-5, 1 + 1e-5):
         crosscoder.set_threshold(factor * low, factor * high)
         both.append(encoder.dense(block)[0].numpy() > 0)
     crosscoder.set_threshold(low, high)
-    result: np.ndarray = both[1] == both[2]
-    return result
+    return both[0] == both[1]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
