@@ -100,10 +100,6 @@ def with_ones(x_ND: torch.Tensor) -> torch.Tensor:
     return torch.cat([x_ND, torch.ones(len(x_ND), 1)], dim=1)
 
 
-def test_with_few_shared_features_there_is_no_reference(planted: Planted) -> None:
-    assert evidence(true_crosscoder(planted, ([OWN], range(3, 7), [])), planted, "a").reference == 1
-
-
 @pytest.mark.parametrize("concepts", [([], range(3, 20), []), ([0, 1], [], [23]), ([], [20], [])])
 def test_partitions_may_be_empty(concepts: tuple[list[int], list[int], list[int]], planted: Planted) -> None:
     crosscoder = true_crosscoder(planted, concepts)
@@ -111,6 +107,7 @@ def test_partitions_may_be_empty(concepts: tuple[list[int], list[int], list[int]
         found = evidence(crosscoder, planted, side)
         assert found.exclusive_G.tolist() == [True] * len(numbers)
         assert found.null >= 0
+        assert found.reference == 1 or len(concepts[1]) >= 17, "few shared features are no reference"
 
 
 def test_a_sample_sums_up_errors_and_codes(planted: Planted) -> None:
