@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from modeldiff.crosscoder.audits.auditor import audit_note
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.training.loop import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.training.trainer import Trainer
@@ -56,10 +55,3 @@ def test_a_checkpoint_of_another_dictionary_is_refused(values: dict[str, Any], t
     write_checkpoint(tmp_path / "c", trainer, 0)
     with pytest.raises(DamagedError, match=r"partitions of [35]0 features .* found \[4, 32, 4\]; .*workspace clean"):
         read_checkpoint(tmp_path / "c", make_trainer(**values))
-
-
-def test_an_audit_in_words() -> None:
-    nothing = {"kept": 4, "promoted": 0, "moved": 0, "gone": 0, "unjudged": 0, "planted": 0, "reference": 0.5}
-    line = {"step": 475, "audit": {"A": {**nothing, "kept": 5, "moved": 3, "promoted": 1, "planted": 2}, "B": nothing}}
-    expected = "audit at step 475: A 5 kept, 3 moved to shared, 1 taken from shared, 2 planted; B 4 kept"
-    assert audit_note(line) == expected
