@@ -34,10 +34,3 @@ def test_a_part_has_the_codes_of_the_whole(config: dict[str, Any], features: lis
     assert [part.partition_of(i) for i in range(len(features))] == [whole.partition_of(f) for f in features]
     for side, norm_F in whole.decoder_norms().items():
         torch.testing.assert_close(part.decoder_norms()[side], norm_F[features])
-
-
-def test_features_in_another_order_are_refused() -> None:
-    whole = Crosscoder(CrosscoderConfig(width_a=2, width_b=2, n_a_only=2, n_shared=2, n_b_only=2, k=1))
-    for features in ([3, 1], [1, 1]):
-        with pytest.raises(AssertionError):
-            part_of(whole, features)

@@ -61,9 +61,7 @@ def audits(steps: int, wanted: int, batches: int, **values: Any) -> list[int]:
 
 
 @given(steps=st.integers(1, 400), wanted=st.integers(0, 30), batches=st.integers(1, 30))
-def test_every_audit_has_pairs_of_its_own_in_two_halves_and_one_closes_the_run(
-    steps: int, wanted: int, batches: int
-) -> None:
+def test_every_audit_has_pairs_of_its_own_and_one_closes_the_run(steps: int, wanted: int, batches: int) -> None:
     found = audits(steps, wanted, batches)
     assert len(found) <= wanted
     assert found[-1:] in ([], [steps - 1])
