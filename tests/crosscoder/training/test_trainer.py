@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,9 +13,11 @@ from tests.crosscoder.made import BATCH, make_trainer
 from tests.crosscoder.made import planted_batches as batches
 
 
-@pytest.mark.parametrize("selection", ["activation", "l2", "sum", "mean"])
-def test_exactly_k_per_pair_are_kept_while_k_falls(selection: str) -> None:
-    trainer = make_trainer(k_start=7, anneal_steps=6, steps=10, selection=selection)
+@pytest.mark.parametrize(
+    "values", [*({"selection": one} for one in ("activation", "l2", "sum", "mean")), {"architecture": "dsf-norms"}]
+)
+def test_exactly_k_per_pair_are_kept_while_k_falls(values: dict[str, Any]) -> None:
+    trainer = make_trainer(k_start=7, anneal_steps=6, steps=10, **values)
     left_out = 0
     for step, (x_a, x_b) in enumerate(batches(10)):
         line = trainer.update(x_a, x_b)
