@@ -132,21 +132,6 @@ def test_encode_uses_the_threshold_of_each_pool() -> None:
     assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), expected)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tie": "names"}, "'tie' expects none, vectors or norms, found 'names'"),
-        ({"tie": "none"}, "'tie' and 'n_designated' need each other"),
-        ({"n_designated": 11}, "'n_designated' must be at most 'n_shared', without exclusive features, found 11"),
-        ({"tie": "vectors"}, "only models of equal width .* found widths 6 and 9; tie their norms instead"),
-        ({"designated_k": 2.6}, r"at most the number of features \(10\), .* found 2.6 times 4"),
-    ],
-)
-def test_config_refuses_senseless_values(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        CrosscoderConfig(**{"width_a": 6, "width_b": 9, "k": 2, **DSF, **change})
-
-
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="dsf-vectors needs models of equal width, found 16 and 20: use dsf-norms"):
         made_trainer("dsf-vectors", width_b=20)

@@ -57,6 +57,8 @@ def test_strength_times_maximum_times_decoder_in_raw_units(
 @pytest.mark.parametrize(
     ("feature", "side", "statistics", "error", "message"),
     [
+        (0, "b", MAX_F, InputError, "feature 0 is A-exclusive: model B has no direction"),
+        (3, "a", MAX_F, InputError, "feature 3 is B-exclusive: model A has no direction"),
         (2, "a", MAX_F, InputError, "never fires"),
         (4, "a", MAX_F, InputError, "0 to 3"),
         (1, "a", MAX_F[:3], DamagedError, "3 features, the crosscoder 4"),

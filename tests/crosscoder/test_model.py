@@ -9,6 +9,7 @@ from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.crosscoder.model import encode_into
 from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
+from tests.crosscoder.dense import dense_pre
 from tests.crosscoder.made import random_crosscoder
 
 
@@ -29,21 +30,12 @@ def test_partitions_have_weights_only_for_the_models_they_see() -> None:
     with pytest.raises(InputError, match="feature 10 does not exist"):
         crosscoder.partition_of(10)
     f_BF = torch.rand(4, 10)
+    x = torch.randn(7, 4), torch.randn(7, 6)
+    for combine in ("mean", "sum"):
+        crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, width_a=4, width_b=6, combine=combine)
+        torch.testing.assert_close(crosscoder.pre_activations(*x), dense_pre(crosscoder, *x))
     more_of_a = f_BF + torch.tensor([1.0, 1, *[0] * 8])
     assert torch.equal(crosscoder.decode(f_BF)[1], crosscoder.decode(more_of_a)[1])
-
-
-@pytest.mark.parametrize("combine", ["mean", "sum"])
-def test_pre_activations_of_each_partition(combine: str) -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, combine=combine)
-    x_a, x_b = torch.randn(7, crosscoder.config.width_a), torch.randn(7, crosscoder.config.width_b)
-    pre_BF = crosscoder.pre_activations(x_a, x_b)
-    share = 0.5 if combine == "mean" else 1.0
-    for i in range(10):
-        from_a = x_a @ crosscoder.w_enc_a[i] if i < 7 else 0.0
-        from_b = x_b @ crosscoder.w_enc_b[i - 2] if i >= 2 else 0.0
-        expected = (from_a + from_b) * (share if 2 <= i < 7 else 1.0) + crosscoder.b_enc[i]
-        torch.testing.assert_close(pre_BF[:, i], expected)
 
 
 @pytest.mark.parametrize("partition", [(3, 2900, 70), (0, 1537, 0)])
@@ -69,19 +61,6 @@ def test_raw_units_are_normalised_units_divided_by_the_scale() -> None:
     torch.testing.assert_close(raw[0], normalised[0] / 0.5)
     torch.testing.assert_close(raw[1], normalised[1] / 20)
     torch.testing.assert_close(crosscoder.direction(3, "b"), crosscoder.w_dec_b[1] / 20)
-
-
-@pytest.mark.parametrize(
-    ("feature", "side", "message"),
-    [
-        (9, "a", "feature 9 is B-exclusive: model A has no direction"),
-        (0, "b", "feature 0 is A-exclusive: model B has no direction"),
-        (-1, "a", "does not exist"),
-    ],
-)
-def test_directions_that_do_not_exist_are_refused(feature: int, side: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3).direction(feature, side)
 
 
 def test_norms_and_relative_norm() -> None:
@@ -140,6 +119,9 @@ def test_inference_keeps_activations_whose_score_exceeds_the_threshold(selection
     assert 0 < (expected > 0).float().mean() < 1
 
 
+DSF: dict[str, object] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designated": 4, "tie": "norms"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -148,6 +130,11 @@ def test_inference_keeps_activations_whose_score_exceeds_the_threshold(selection
         ({"selection": "norm"}, "'selection'"),
         ({"scale_b": 0.0}, "'scale_b'"),
         ({"threshold": float("nan")}, "'threshold'"),
+        (DSF | {"tie": "names"}, "'tie' expects none, vectors or norms, found 'names'"),
+        (DSF | {"tie": "none"}, "'tie' and 'n_designated' need each other"),
+        (DSF | {"n_designated": 11}, "'n_designated' must be at most 'n_shared', without exclusive features, found 11"),
+        (DSF | {"tie": "vectors"}, "only models of equal width .* found widths 3 and 4; tie their norms instead"),
+        (DSF | {"designated_k": 2.6}, r"at most the number of features \(10\), .* found 2.6 times 4"),
     ],
 )
 def test_config_refuses_senseless_values(change: dict[str, object], message: str) -> None:

@@ -105,18 +105,6 @@ def test_with_nothing_exclusive_the_partitions_end_empty() -> None:
     assert line["fve"]["a"] > 0.8, "training goes on without exclusive features"
 
 
-def test_a_run_keeps_the_number_of_features_and_the_bounds_of_the_partitions(planted: Planted) -> None:
-    trainer = trainer_of(planted, ([10, 0, 12], USURPED[1], [26, 27, 30]), audits=5, audit_pairs=1024)
-    sizes = []
-    for x_a, x_b in raw(planted, 100):
-        trainer.update(x_a, x_b)
-        sizes.append(trainer.crosscoder.sizes)
-    assert all(sum(one.values()) == 26 for one in sizes)
-    assert max(one[name] for one in sizes for name in ("A", "B")) == 3
-    assert len(trainer.since_active_F) == 26
-    assert trainer.crosscoder.sizes["A"] > 0
-
-
 @pytest.mark.parametrize("combine", ["sum", "mean"])
 def test_a_moved_feature_has_the_same_activations(
     combine: str, planted: Planted, rearranged: list[torch.Tensor]
@@ -211,35 +199,6 @@ def test_a_mixture_gives_way_to_the_concept_in_it(planted: Planted) -> None:
     assert concepts_in(crosscoder, planted)["a"] == OWN["a"]
     row = crosscoder.w_dec_a.detach()[2]
     assert torch.cosine_similarity(row, planted.concepts_a[0], dim=0) > 0.97, "purer than it was"
-
-
-def test_a_shared_slot_that_is_new_starts_at_a_concept_that_was_missing() -> None:
-    pair = rotated_pair(40, rows=6144, concepts=32, active=1.5)
-    trainer = trainer_of(pair, ([0, 1, 2], range(6, 24), [3, 4, 5]))
-    with torch.no_grad():
-        trainer.crosscoder.b_enc[[0, 1, 2, 21, 22, 23]] = -100.0
-    assert audit(trainer, pair)["fresh"] == 6
-    crosscoder = trainer.crosscoder
-    assert crosscoder.sizes == {"A": 0, "shared": 24, "B": 0}
-    missing = [*range(6), *range(24, 32)]
-    found = []
-    for w_dec, concepts in ((crosscoder.w_dec_a, pair.concepts_a), (crosscoder.w_dec_b, pair.concepts_b)):
-        cosine = torch.cosine_similarity(w_dec.detach()[-6:, None], concepts[None], dim=2).max(dim=1)
-        assert cosine.values.min() > 0.9
-        found.append(cosine.indices.tolist())
-    assert found[0] == found[1], "the same concept in both models"
-    assert len(set(found[0])) == 6
-    assert set(found[0]) <= set(missing)
-
-
-def test_new_features_begin_as_alive(planted: Planted, rearranged: list[torch.Tensor]) -> None:
-    trainer = trainer_of(planted, USURPED)
-    trainer.since_active_F += torch.arange(26) + 1
-    audit(trainer, planted)
-    (former_F,) = rearranged
-    expected = [0 if old == FRESH else old + 1 for old in former_F.tolist()]
-    assert trainer.since_active_F.tolist() == expected
-    assert 0 in expected
 
 
 def test_until_its_first_audit_a_run_is_the_same_as_without(planted: Planted) -> None:

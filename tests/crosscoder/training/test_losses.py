@@ -105,19 +105,6 @@ def test_predicting_the_mean_scores_zero_and_the_truth_scores_one() -> None:
     assert constant.fve == 0, "data that do not vary"
 
 
-def test_the_decoder_biases_alone_score_zero_when_they_are_the_mean() -> None:
-    crosscoder = random_crosscoder()
-    x_a, x_b = torch.randn(500, 6), torch.randn(500, 9)
-    with torch.no_grad():
-        crosscoder.b_dec_a.copy_(x_a.mean(dim=0))
-        crosscoder.b_dec_b.copy_(x_b.mean(dim=0))
-    nothing = torch.zeros(500, 10)
-    quality = Quality(crosscoder)
-    quality.add_code((x_a, x_b), nothing)
-    for figure in quality.figures().values():
-        assert figure == pytest.approx({"a": 0, "b": 0}, abs=1e-6)
-
-
 def test_gain_is_what_the_exclusive_features_add() -> None:
     crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
     f_BF = torch.rand(300, 10)

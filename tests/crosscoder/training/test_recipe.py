@@ -91,23 +91,15 @@ def test_an_audit_looks_at_more_pairs_than_a_regression_has_weights(width: int, 
         ({"steps": 5, "tokens": 5}, "give one of them"),
         ({"lr": float("nan")}, "--lr must be above 0"),
         ({"holdout": 0.0}, "--holdout"),
-    ],
-)
-def test_senseless_settings_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        TrainSettings(**values)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
         ({"k": 65}, r"--k must be at most the number of features \(64\), found 65"),
         ({"features": 8}, "--exclusive 0.05 of 8 features leaves a partition empty"),
         ({"features": 8, "exclusive": 0.49, "k": 2}, "leaves a partition empty"),
         ({"batch": 1001}, r"--batch must be at most the pairs there are to train on \(1000\), found 1001"),
     ],
 )
-def test_settings_that_do_not_fit_the_activations_are_refused(values: dict[str, Any], message: str) -> None:
+def test_settings_that_are_senseless_or_do_not_fit_the_activations_are_refused(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         make_recipe(TrainSettings(**values), widths=(8, 8), pairs=1000)
 
