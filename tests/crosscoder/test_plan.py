@@ -83,17 +83,13 @@ def test_the_papers_size_by_hand() -> None:
 
 
 def test_processes_share_the_features_and_a_machine_holds_its_processes() -> None:
-    alone, eight = paper(device="cuda"), paper(device="cuda", processes=8, local=4)
-    assert eight.part.n_features == 131_072 // 8
+    alone, eight, on_cpu = paper(device="cuda"), paper(device="cuda", processes=8, local=4), paper(processes=8, local=4)
     lasting = ("weights", "gradients", "moments", "pre_activations")
     one, each = (sum(step_parts(planned)[name] for name in lasting) for planned in (alone, eight))
     assert each == pytest.approx(one / 8, rel=1e-4), "biases of the decoder are everyone's"
-    assert needed(eight, "device")["step"] < needed(alone, "device")["step"] / 5
     assert needed(eight, "host")["start"] == 4 * needed(alone, "host")["start"], "each makes the whole dictionary"
-    weights = eight.part.parameters * 4
     evaluated = needed(eight, "device")["evaluation"]
-    assert evaluated > weights + 4 * PAPER_PARAMETERS, "rank 0 puts the whole one beside its part"
-    on_cpu = paper(processes=8, local=4)
+    assert evaluated > 4 * (eight.part.parameters + PAPER_PARAMETERS), "rank 0 puts the whole one beside its part"
     assert needed(on_cpu, "host")["step"] == 4 * sum(step_parts(on_cpu).values())
     assert needed(on_cpu, "host")["checkpoint"] > 12 * PAPER_PARAMETERS
 
@@ -115,12 +111,10 @@ def test_what_a_container_may_take_counts(tmp_path: Path, monkeypatch: pytest.Mo
     assert free.free_memory() == 8000 * 1024
 
 
-def test_steps_are_timed_at_any_size() -> None:
+def test_the_time_of_a_step_grows_with_the_features() -> None:
     planned = job(SMALL, (16, 24))
-    whole = seconds_of_a_step(planned)
-    assert whole > 0
     large = dataclasses.replace(planned, config=scaled(planned.config, 1 << 20))
-    assert seconds_of_a_step(large) > whole, "in proportion to the features"
+    assert seconds_of_a_step(large) > seconds_of_a_step(planned) > 0
 
 
 Room = Callable[..., None]

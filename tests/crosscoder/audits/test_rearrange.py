@@ -44,11 +44,8 @@ def by_feature(crosscoder: Crosscoder, optimizer: Adam) -> dict[str, torch.Tenso
     for name in (*WEIGHTS, "b_enc"):
         parameter = getattr(crosscoder, name)
         seen = crosscoder.sees(WEIGHTS[name]) if name in WEIGHTS else slice(None)
-        state = optimizer.state[parameter]
-        for key, value in {
-            "value": parameter.detach(),
-            **{name: state[name] for name in ("exp_avg", "exp_avg_sq")},
-        }.items():
+        moments = {key: value for key, value in optimizer.state[parameter].items() if key.startswith("exp_avg")}
+        for key, value in {"value": parameter.detach(), **moments}.items():
             rows[f"{name} {key}"] = torch.zeros(crosscoder.n_features, *value.shape[1:])
             rows[f"{name} {key}"][seen] = value
     return rows

@@ -17,10 +17,11 @@ from modeldiff.crosscoder.fast.sparse import Bags
 from modeldiff.crosscoder.fast.triton_bags import DOT, TALL, WIDE, Tile
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]
-SIZES = dict.fromkeys(("K", "D", "left_stride", "row_stride"), "i32")
-TYPES = dict.fromkeys(("index_K", "bag_K", "start_G1"), "*i64") | dict.fromkeys(
-    ("weight_K", "out_GD", "out_K"), "*fp32"
-)
+TYPES = {
+    **dict.fromkeys(("K", "D", "left_stride", "row_stride"), "i32"),
+    **dict.fromkeys(("index_K", "bag_K", "start_G1"), "*i64"),
+    **dict.fromkeys(("weight_K", "out_GD", "out_K"), "*fp32"),
+}
 
 
 def answers(case: Case) -> dict[str, torch.Tensor]:

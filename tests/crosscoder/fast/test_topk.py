@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.crosscoder.fast import topk as topk_module
-from modeldiff.crosscoder.fast.topk import Scores, indices_of
+from modeldiff.crosscoder.fast.topk import Scores
 
 
 def brute_force(score_BF: torch.Tensor, count: int) -> list[int]:
@@ -51,15 +51,3 @@ def test_batch_topk_where_the_sampled_rows_mislead() -> None:
     score_BF = torch.full((1000, 8), 0.5)
     score_BF[::31] = 2.0  # the sample sees only large ones: too high a bound, then the fallback
     assert Scores(score_BF).top(4000)[0].tolist() == brute_force(score_BF, 4000)
-
-
-@given(
-    rows=st.integers(0, 40),
-    columns=st.sampled_from([1, 3, 8, 64]),
-    share=st.sampled_from([0.0, 0.01, 0.05, 0.09, 0.2, 1.0]),
-    seed=st.integers(0, 10**6),
-)
-def test_indices_of_few_and_of_many_true_ones(rows: int, columns: int, share: float, seed: int) -> None:
-    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < share
-    for view in (mask, mask.T):
-        assert indices_of(view).tolist() == [i for i, value in enumerate(view.flatten().tolist()) if value]

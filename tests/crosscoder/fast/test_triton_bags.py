@@ -114,14 +114,3 @@ def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
     lines = run("tests.crosscoder.fast.interpreted", TRITON_CACHE_DIR=str(tmp_path)).splitlines()
     kernels = {"_sum 32 x 64", "_sum 4 x 1024", "_dot 8 x 512"}
     assert set(lines) == {" ".join(one) for one in product(("A100", "H100"), ("fp32", "bf16"), kernels)}
-
-
-def test_rows_whose_columns_are_apart_are_refused() -> None:
-    from modeldiff.crosscoder.fast import triton_bags
-
-    left_GD, rows_ND, weight_K, bags = made([1, 2], rows=5, width=3)
-    apart_ND = rows_ND.T.contiguous().T
-    with pytest.raises(ValueError, match="rows must be contiguous"):
-        triton_bags.bag_sum(apart_ND, bags, weight_K)
-    with pytest.raises(ValueError, match="rows must be contiguous"):
-        triton_bags.bag_dot(left_GD, apart_ND, bags)
