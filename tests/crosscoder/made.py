@@ -38,13 +38,20 @@ def centred(width_a: int, width_b: int) -> dict[str, Measured]:
 
 
 def make_trainer(
-    *, widths: tuple[int, int] = (16, 20), dense: bool = False, recipe: dict[str, Any] | None = None, **values: Any
+    *,
+    widths: tuple[int, int] = (16, 20),
+    crosscoder: Crosscoder | None = None,
+    dense: bool = False,
+    recipe: dict[str, Any] | None = None,
+    **values: Any,
 ) -> Trainer:
-    """A fresh trainer that logs every step; `recipe` are fields of its recipe, the others are settings."""
+    """A trainer that logs every step, of a fresh crosscoder if none is given; `recipe` are fields of its recipe, the
+    others are settings."""
     settings = TrainSettings(**{"features": 40, "exclusive": 0.1, "k": 2, "batch": BATCH, **values})
     made = dataclasses.replace(make_recipe(settings, widths=widths, pairs=10**5), **{"log_every": 1, **(recipe or {})})
-    measured = centred(*widths)
-    crosscoder = Crosscoder.initialised(initial_config(settings, made, measured), measured, seed=0)
+    if crosscoder is None:
+        measured = centred(*widths)
+        crosscoder = Crosscoder.initialised(initial_config(settings, made, measured), measured, seed=0)
     callback = Auditor() if made.audit_steps else None
     return Trainer(crosscoder, made, sparse=DenseStep(crosscoder) if dense else None, callback=callback)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -41,6 +42,13 @@ def plant(
         shift = offset * torch.randn(width, generator=generator)
         made.append((strength_NC @ directions + noise + shift, directions))
     return Planted(3.0 * made[0][0], 0.2 * made[1][0], made[0][1], made[1][1])
+
+
+def rotated_pair(width: int, **values: Any) -> Planted:
+    """Two models with the same concepts and nothing else: B's activations are A's, rotated and in another unit."""
+    one = plant(exclusive=0, widths=(width, width), offset=0, **values)
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(5))).Q
+    return Planted(one.x_a, one.x_a @ rotation / 15, one.concepts_a, one.concepts_a @ rotation)
 
 
 def recovered(directions_CD: torch.Tensor, decoder_FD: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
+from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.designated import pooled_topk, tie_gradients
 from modeldiff.crosscoder.fast.topk import Scores
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.loop import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError
@@ -29,40 +28,29 @@ FEATURES, DESIGNATED = 40, 6
 DSF: dict[str, Any] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designated": 4, "tie": "norms"}
 
 
-def made_trainer(architecture: str, width_b: int = 16, recipe: dict[str, Any] | None = None, **values: Any) -> Trainer:
+def made_trainer(architecture: str, width_b: int = 16, **values: Any) -> Trainer:
     given = {"features": FEATURES, "designated": 0.15, "k": 3, "steps": 30, "exclusive": 0.05, **values}
-    return make_trainer(widths=(16, width_b), architecture=architecture, recipe=recipe, **given)
-
-
-def batches(count: int, width_b: int = 16) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return planted_batches(count, widths=(16, width_b))
-
-
-def rows(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor]:
-    n = crosscoder.config.n_designated
-    return crosscoder.w_dec_a[:n].detach().clone(), crosscoder.w_dec_b[:n].detach().clone()
+    return make_trainer(widths=(16, width_b), architecture=architecture, **given)
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.01])
 def test_tied_vectors_are_equal_to_the_bit_and_move_also_when_dead(clip: float) -> None:
-    trainer = made_trainer("dsf-vectors", dead_tokens=2 * BATCH, auxk_alpha=1.0, clip=clip)
+    trainer, n = made_trainer("dsf-vectors", dead_tokens=2 * BATCH, auxk_alpha=1.0, clip=clip), DESIGNATED
+    crosscoder = trainer.crosscoder
     with torch.no_grad():
-        trainer.crosscoder.b_enc[2] = -1e6  # never active on its own: only the auxiliary loss moves it
-    first_a, first_b = rows(trainer.crosscoder)
-    assert torch.equal(first_a, first_b)
-    revived = 0
-    for x_a, x_b in batches(20):
-        line = trainer.update(x_a, x_b)
-        a, b = rows(trainer.crosscoder)
-        assert torch.equal(a, b)
-        revived += line is not None and line["auxk"] is not None
-    assert revived > 5
-    moved = (a != first_a).any(dim=1)
-    assert moved[2]
-    assert moved.sum() > 1
-    n = DESIGNATED
-    assert (trainer.crosscoder.w_dec_a[n:] != trainer.crosscoder.w_dec_b[n:]).any(dim=1).all(), "the others are free"
-    assert (trainer.crosscoder.w_enc_a[:n] != trainer.crosscoder.w_enc_b[:n]).any(dim=1)[moved].all(), "so are encoders"
+        crosscoder.b_enc[2] = -1e6  # never active on its own: only the auxiliary loss moves it
+    first_nD = crosscoder.w_dec_a[:n].detach().clone()
+    assert torch.equal(first_nD, crosscoder.w_dec_b[:n])
+    lines = []
+    for batch in planted_batches(20, widths=(16, 16)):
+        lines.append(trainer.update(*batch))
+        assert torch.equal(crosscoder.w_dec_a[:n], crosscoder.w_dec_b[:n])
+    assert sum(line["auxk"] is not None for line in lines) > 5
+    moved_n = (crosscoder.w_dec_a[:n] != first_nD).any(dim=1)
+    assert moved_n[2]
+    assert moved_n.sum() > 1
+    assert (crosscoder.w_dec_a[n:] != crosscoder.w_dec_b[n:]).any(dim=1).all(), "the others are free"
+    assert (crosscoder.w_enc_a[:n] != crosscoder.w_enc_b[:n]).any(dim=1)[moved_n].all(), "so are encoders"
 
 
 def test_the_gradient_of_a_tied_vector_is_that_of_one_parameter() -> None:
@@ -81,8 +69,6 @@ def test_the_gradient_of_a_tied_vector_is_that_of_one_parameter() -> None:
     ((target_a - xhat_a).square().sum() + (target_b - xhat_b).square().sum()).backward()
     tie_gradients(crosscoder)
     grad_a, grad_b = crosscoder.w_dec_a.grad, crosscoder.w_dec_b.grad
-    assert grad_a is not None
-    assert grad_b is not None
     torch.testing.assert_close(grad_a[:DESIGNATED], expected_nD)
     counted = grad_a[:DESIGNATED].square().sum() + grad_b[:DESIGNATED].square().sum()
     torch.testing.assert_close(counted, expected_nD.square().sum(), msg="the clip sees the vector once")
@@ -90,12 +76,11 @@ def test_the_gradient_of_a_tied_vector_is_that_of_one_parameter() -> None:
 
 def test_tied_norms_stay_equal_while_directions_and_the_others_are_free() -> None:
     trainer = made_trainer("dsf-norms", width_b=20, dead_tokens=2 * BATCH, auxk_alpha=1.0)
-    for x_a, x_b in batches(20, width_b=20):
-        trainer.update(x_a, x_b)
-        norm_a, norm_b = (row.norm(dim=1) for row in rows(trainer.crosscoder))
-        torch.testing.assert_close(norm_a, norm_b, rtol=1e-6, atol=0)
-    assert (norm_a - 0.4).abs().max() > 1e-3
-    norms = trainer.crosscoder.decoder_norms()
+    for batch in planted_batches(20):
+        trainer.update(*batch)
+        norms = trainer.crosscoder.decoder_norms()
+        torch.testing.assert_close(norms["a"][:DESIGNATED], norms["b"][:DESIGNATED], rtol=1e-6, atol=0)
+    assert (norms["a"][:DESIGNATED] - 0.4).abs().max() > 1e-3
     assert (norms["a"] - norms["b"])[DESIGNATED:].abs().max() > 1e-3
     torch.testing.assert_close(trainer.crosscoder.relative_norm()[:DESIGNATED], torch.full((DESIGNATED,), 0.5))
 
@@ -120,40 +105,17 @@ def test_each_pool_keeps_its_own_largest_scores_and_the_total_is_exact(
     kept_K, (smallest_other, smallest_designated) = pooled_topk(Scores(score_BF), count, config)
     assert kept_K.tolist() == sorted(set(kept_K.tolist()))
 
-    wanted = round(multiplier * designated / n_features * count)
-    positive = int((score_BF[:, :designated] > 0).sum())
-    positive_other = int((score_BF[:, designated:] > 0).sum())
-    n_designated = min(wanted, positive)
-    n_other = min(count - n_designated, positive_other)
+    n_designated = min(round(multiplier * designated / n_features * count), int((score_BF[:, :designated] > 0).sum()))
+    n_other = min(count - n_designated, int((score_BF[:, designated:] > 0).sum()))
     kept_BF = torch.zeros(n_rows, n_features, dtype=torch.bool)
     kept_BF.view(-1)[kept_K] = True
-    for part, number, smallest in (
-        (slice(0, designated), n_designated, smallest_designated),
+    for pool, number, smallest in (
+        (slice(designated), n_designated, smallest_designated),
         (slice(designated, None), n_other, smallest_other),
     ):
-        kept = sorted(score_BF[:, part][kept_BF[:, part]].tolist())
-        assert kept == sorted(score_BF[:, part].flatten().tolist())[-number or n_rows * n_features :]
-        assert smallest == (kept[0] if kept else None)
-    assert len(kept_K) == count or positive_other < count - n_designated
-
-
-@pytest.mark.parametrize("selection", ["activation", "l2"])
-def test_k_is_exact_while_it_falls(selection: str) -> None:
-    trainer = made_trainer("dsf-norms", k_start=6, anneal_steps=5, selection=selection, outlier_factor=0.0)
-    used_F = torch.zeros(FEATURES)
-    for step, (x_a, x_b) in enumerate(batches(10)):
-        pre_BF = trainer.crosscoder.pre_activations(*trainer.crosscoder.normalise(x_a, x_b)).detach()
-        scores = Scores(pre_BF, None, trainer.crosscoder.score_weights())
-        kept_K, _ = pooled_topk(scores, trainer.recipe.active_entries(step, BATCH), trainer.crosscoder.config)
-        counts_F = torch.bincount(kept_K % FEATURES, minlength=FEATURES)
-        k = 6 - 3 * step / 5 if step < 5 else 3
-        assert counts_F.sum() == round(k * BATCH)
-        assert counts_F[:DESIGNATED].sum() == round(2 * DESIGNATED / FEATURES * round(k * BATCH))
-        used_F += counts_F
-        line = trainer.update(x_a, x_b)
-        assert line is not None
-        assert sum(line["l0"].values()) * BATCH == pytest.approx(round(k * BATCH))
-    assert used_F[DESIGNATED:].sum() > used_F[:DESIGNATED].sum() > 0
+        largest = sorted(score_BF[:, pool].flatten().tolist(), reverse=True)[:number]
+        assert sorted(score_BF[:, pool][kept_BF[:, pool]].tolist(), reverse=True) == largest
+        assert smallest == (largest[-1] if largest else None)
 
 
 def test_encode_uses_the_threshold_of_each_pool() -> None:
@@ -164,31 +126,6 @@ def test_encode_uses_the_threshold_of_each_pool() -> None:
     expected = torch.cat([torch.where(pre_BF[:, :4] > 1.1, pre_BF[:, :4], 0), torch.relu(pre_BF[:, 4:])], dim=1)
     expected[:, 4:][pre_BF[:, 4:] <= 0.3] = 0
     assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), expected)
-    crosscoder.set_threshold(0.3)
-    assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), torch.where(pre_BF > 0.3, pre_BF, 0))
-    standard = random_crosscoder()
-    standard.set_threshold(0.3)
-    assert (standard.config.threshold, standard.config.threshold_designated) == (0.3, 0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tie": "names"}, "'tie' expects none, vectors or norms, found 'names'"),
-        ({"tie": "none"}, "'tie' and 'n_designated' need each other"),
-        ({"n_designated": 0}, "'tie' and 'n_designated' need each other"),
-        ({"n_designated": 11}, "'n_designated' must be at most 'n_shared', without exclusive features, found 11"),
-        ({"n_a_only": 1}, "without exclusive features, found 4"),
-        ({"tie": "vectors"}, "only models of equal width .* found widths 6 and 9; tie their norms instead"),
-        ({"designated_k": 0.0}, "'designated_k' must be above 0"),
-        ({"designated_k": 2.6}, r"at most the number of features \(10\), .* found 2.6 times 4"),
-        ({"threshold_designated": -1.0}, "'threshold_designated' must be at least 0"),
-    ],
-)
-def test_config_refuses_senseless_values(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        CrosscoderConfig(**{"width_a": 6, "width_b": 9, "k": 2, **DSF, **change})
-    assert "\n" not in str(caught.value)
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
@@ -197,11 +134,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     for values in ({"features": 3}, {"designated": 0.5}, {"designated_k": 7.0}):
         with pytest.raises(InputError, match="leaves nothing to them or to the others"):
             made_trainer("dsf-norms", **values)
-    for values in ({"designated": 0.0}, {"designated": 1.0}):
-        with pytest.raises(InputError, match="--designated must be above 0 and below 1"):
-            TrainSettings(**values)
-    with pytest.raises(InputError, match="--designated-k must be above 0, found 0"):
-        TrainSettings(designated_k=0.0)
+    with pytest.raises(InputError, match="--designated must be above 0 and below 1"):
+        TrainSettings(designated=1.0)
 
 
 def test_a_crosscoder_of_format_1_still_loads(tmp_path: Path) -> None:
@@ -212,27 +146,6 @@ def test_a_crosscoder_of_format_1_still_loads(tmp_path: Path) -> None:
         del data[field]
     (tmp_path / "config.json").write_text(json.dumps({**data, "format": 1}))
     assert load(tmp_path).config == crosscoder.config
-
-
-@pytest.mark.parametrize("architecture", ["dsf-vectors", "dsf-norms"])
-def test_a_run_continued_from_its_checkpoint_gives_the_same_bits(architecture: str, tmp_path: Path) -> None:
-    data = batches(12)
-    straight = made_trainer(architecture, recipe={"threshold_start": 2})
-    for x in data:
-        straight.update(*x)
-    first = made_trainer(architecture, recipe={"threshold_start": 2})
-    for x in data[:7]:
-        first.update(*x)
-    write_checkpoint(tmp_path / "checkpoint", first, 0)
-    resumed = made_trainer(architecture, recipe={"threshold_start": 2})
-    read_checkpoint(tmp_path / "checkpoint", resumed)
-    for x in data[7:]:
-        resumed.update(*x)
-    for name, value in straight.crosscoder.state_dict().items():
-        assert torch.equal(resumed.crosscoder.state_dict()[name], value)
-    assert resumed.threshold.value == straight.threshold.value > 0
-    assert resumed.threshold_designated.value == straight.threshold_designated.value > 0
-    assert straight.threshold.value != straight.threshold_designated.value
 
 
 def test_the_stage_trains_a_dsf_crosscoder(tmp_path: Path) -> None:

@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from safetensors.numpy import save
+from safetensors.torch import save_file
 
-from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.settings import Settings, setting, settings
-from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from tests.crosscoder.made import random_crosscoder
 
 MAX_F = torch.tensor([10.0, 15.0, 0.0, 3.0])
-
-
-@settings
-class MadeSettings(Settings):
-    """Stands for the settings of the features stage."""
-
-    label: str = setting(default="made")
-    """Anything."""
 
 
 @pytest.fixture
 def crosscoder() -> Crosscoder:
     """Features 0 (A), 1 and 2 (shared), 3 (B); A's activations are scaled by 4, B's by 1/2."""
-    config = CrosscoderConfig(
-        width_a=2, width_b=3, n_a_only=1, n_shared=2, n_b_only=1, k=2, scale_a=4.0, scale_b=0.5, threshold=0.1
-    )
-    made = Crosscoder(config)
+    made = random_crosscoder(width_a=2, width_b=3, n_a_only=1, n_shared=2, n_b_only=1, k=2, scale_a=4.0, scale_b=0.5)
     with torch.no_grad():
         made.w_dec_a.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
         made.w_dec_b.copy_(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0], [7.0, 8.0, 9.0]]))
     return made
 
 
-def made_features(folder: Path, max_F: torch.Tensor = MAX_F) -> Artifact:
-    def build(work: Work) -> dict[str, int]:
-        work.write_bytes("statistics.safetensors", save({"max_activation": max_F.numpy()}))
-        return {}
-
-    return produce(Workspace(folder / "ws"), Order("features", MadeSettings(), {}, 1), build)
+def made_features(folder: Path, max_F: torch.Tensor = MAX_F) -> Any:
+    """What `direction_of` asks of a features artifact."""
+    save_file({"max_activation": max_F}, folder / "statistics.safetensors")
+    return SimpleNamespace(file=folder.joinpath, ref="features:1", mend="make it again")
 
 
 @pytest.mark.parametrize(
@@ -58,25 +46,19 @@ def made_features(folder: Path, max_F: torch.Tensor = MAX_F) -> Artifact:
 def test_strength_times_maximum_times_decoder_in_raw_units(
     crosscoder: Crosscoder, tmp_path: Path, feature: int, side: str, strength: float, expected: list[float]
 ) -> None:
-    direction = direction_of(crosscoder, made_features(tmp_path), feature, side)
-    torch.testing.assert_close(direction.at(strength), torch.tensor(expected))
-
-
-def test_it_adds_to_the_model_what_the_feature_adds_to_the_reconstruction(
-    crosscoder: Crosscoder, tmp_path: Path
-) -> None:
-    direction = direction_of(crosscoder, made_features(tmp_path), 1, "b")
+    added_D = direction_of(crosscoder, made_features(tmp_path), feature, side).at(strength)
+    torch.testing.assert_close(added_D, torch.tensor(expected))
     f_BF = torch.zeros(2, 4)
-    f_BF[1, 1] = MAX_F[1]
-    _, xhat_b = crosscoder.decode(f_BF)
-    torch.testing.assert_close(direction.at(1.0), xhat_b[1] - xhat_b[0])
+    f_BF[1, feature] = strength * MAX_F[feature]
+    xhat = crosscoder.decode(f_BF)["ab".index(side)]
+    torch.testing.assert_close(added_D, xhat[1] - xhat[0], msg="what the feature adds to the reconstruction")
 
 
 @pytest.mark.parametrize(
     ("feature", "side", "statistics", "error", "message"),
     [
-        (0, "b", MAX_F, InputError, "exclusive"),
-        (3, "a", MAX_F, InputError, "exclusive"),
+        (0, "b", MAX_F, InputError, "feature 0 is A-exclusive: model B has no direction"),
+        (3, "a", MAX_F, InputError, "feature 3 is B-exclusive: model A has no direction"),
         (2, "a", MAX_F, InputError, "never fires"),
         (4, "a", MAX_F, InputError, "0 to 3"),
         (1, "a", MAX_F[:3], DamagedError, "3 features, the crosscoder 4"),

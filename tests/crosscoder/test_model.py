@@ -9,10 +9,11 @@ from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.crosscoder.model import encode_into
 from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
+from tests.crosscoder.dense import dense_pre
 from tests.crosscoder.made import random_crosscoder
 
 
-def test_weights_exist_only_where_a_partition_allows_them() -> None:
+def test_partitions_have_weights_only_for_the_models_they_see() -> None:
     crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, width_a=4, width_b=6)
     shapes = {name: tuple(value.shape) for name, value in crosscoder.state_dict().items()}
     assert shapes == {
@@ -25,31 +26,16 @@ def test_weights_exist_only_where_a_partition_allows_them() -> None:
         "b_dec_b": (6,),
     }
     assert sum(value.numel() for value in crosscoder.parameters()) == crosscoder.config.parameters
-
-
-def test_slices_and_partition_names_agree() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
-    names = [crosscoder.partition_of(i) for i in range(10)]
-    assert names == ["A"] * 2 + ["shared"] * 5 + ["B"] * 3
-    for name, features in crosscoder.slices.items():
-        assert names[features] == [name] * names.count(name)
-    assert crosscoder.sees("a") == slice(0, 7)
-    assert crosscoder.sees("b") == slice(2, 10)
+    assert [crosscoder.partition_of(i) for i in range(10)] == ["A"] * 2 + ["shared"] * 5 + ["B"] * 3
     with pytest.raises(InputError, match="feature 10 does not exist"):
         crosscoder.partition_of(10)
-
-
-@pytest.mark.parametrize("combine", ["mean", "sum"])
-def test_pre_activations_of_each_partition(combine: str) -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, combine=combine)
-    x_a, x_b = torch.randn(7, crosscoder.config.width_a), torch.randn(7, crosscoder.config.width_b)
-    pre_BF = crosscoder.pre_activations(x_a, x_b)
-    share = 0.5 if combine == "mean" else 1.0
-    for i in range(10):
-        from_a = x_a @ crosscoder.w_enc_a[i] if i < 7 else 0.0
-        from_b = x_b @ crosscoder.w_enc_b[i - 2] if i >= 2 else 0.0
-        expected = (from_a + from_b) * (share if 2 <= i < 7 else 1.0) + crosscoder.b_enc[i]
-        torch.testing.assert_close(pre_BF[:, i], expected)
+    f_BF = torch.rand(4, 10)
+    x = torch.randn(7, 4), torch.randn(7, 6)
+    for combine in ("mean", "sum"):
+        crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, width_a=4, width_b=6, combine=combine)
+        torch.testing.assert_close(crosscoder.pre_activations(*x), dense_pre(crosscoder, *x))
+    more_of_a = f_BF + torch.tensor([1.0, 1, *[0] * 8])
+    assert torch.equal(crosscoder.decode(f_BF)[1], crosscoder.decode(more_of_a)[1])
 
 
 @pytest.mark.parametrize("partition", [(3, 2900, 70), (0, 1537, 0)])
@@ -65,20 +51,6 @@ def test_many_shared_features_are_summed_part_by_part(partition: tuple[int, int,
     torch.testing.assert_close(out, x_a @ torch.cat([w_a, nothing_a]).T + x_b @ torch.cat([nothing_b, w_b]).T)
 
 
-def test_exclusive_features_neither_read_nor_write_the_other_model() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
-    x_a, x_b = torch.randn(4, crosscoder.config.width_a), torch.randn(4, crosscoder.config.width_b)
-    other_b = torch.randn_like(x_b)
-    before, after = crosscoder.pre_activations(x_a, x_b), crosscoder.pre_activations(x_a, other_b)
-    assert torch.equal(before[:, :2], after[:, :2])
-    assert (before[:, 7:] != after[:, 7:]).all()
-    f_BF = torch.rand(4, 10)
-    changed = f_BF.clone()
-    changed[:, :2] += 1
-    assert torch.equal(crosscoder.decode(f_BF)[1], crosscoder.decode(changed)[1])
-    assert not torch.equal(crosscoder.decode(f_BF)[0], crosscoder.decode(changed)[0])
-
-
 def test_raw_units_are_normalised_units_divided_by_the_scale() -> None:
     crosscoder = random_crosscoder(scale_a=0.5, scale_b=20.0)
     x_a, x_b = torch.randn(5, crosscoder.config.width_a), torch.randn(5, crosscoder.config.width_b)
@@ -88,20 +60,7 @@ def test_raw_units_are_normalised_units_divided_by_the_scale() -> None:
     raw, normalised = crosscoder.decode(f_BF), crosscoder.decode(f_BF, raw=False)
     torch.testing.assert_close(raw[0], normalised[0] / 0.5)
     torch.testing.assert_close(raw[1], normalised[1] / 20)
-    torch.testing.assert_close(crosscoder.direction(2, "b"), crosscoder.w_dec_b[0] / 20)
-
-
-def test_direction_is_the_decoder_row_of_that_model() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
-    assert torch.equal(crosscoder.direction(1, "a"), crosscoder.w_dec_a[1])
-    assert torch.equal(crosscoder.direction(3, "b"), crosscoder.w_dec_b[1])
-    assert torch.equal(crosscoder.direction(9, "b"), crosscoder.w_dec_b[7])
-    with pytest.raises(InputError, match="feature 9 is B-exclusive: model A has no direction"):
-        crosscoder.direction(9, "a")
-    with pytest.raises(InputError, match="feature 0 is A-exclusive: model B has no direction"):
-        crosscoder.direction(0, "b")
-    with pytest.raises(InputError, match="does not exist"):
-        crosscoder.direction(-1, "a")
+    torch.testing.assert_close(crosscoder.direction(3, "b"), crosscoder.w_dec_b[1] / 20)
 
 
 def test_norms_and_relative_norm() -> None:
@@ -160,16 +119,22 @@ def test_inference_keeps_activations_whose_score_exceeds_the_threshold(selection
     assert 0 < (expected > 0).float().mean() < 1
 
 
+DSF: dict[str, object] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designated": 4, "tie": "norms"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"k": 99}, "k must be at most the number of features"),
-        ({"k": 0}, "'k' must be at least 1"),
         ({"n_shared": -1}, "'n_shared'"),
         ({"selection": "norm"}, "'selection'"),
-        ({"combine": "max"}, "'combine'"),
         ({"scale_b": 0.0}, "'scale_b'"),
         ({"threshold": float("nan")}, "'threshold'"),
+        (DSF | {"tie": "names"}, "'tie' expects none, vectors or norms, found 'names'"),
+        (DSF | {"tie": "none"}, "'tie' and 'n_designated' need each other"),
+        (DSF | {"n_designated": 11}, "'n_designated' must be at most 'n_shared', without exclusive features, found 11"),
+        (DSF | {"tie": "vectors"}, "only models of equal width .* found widths 3 and 4; tie their norms instead"),
+        (DSF | {"designated_k": 2.6}, r"at most the number of features \(10\), .* found 2.6 times 4"),
     ],
 )
 def test_config_refuses_senseless_values(change: dict[str, object], message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,11 @@ def test_what_lasts_is_what_torch_holds(tmp_path: Path) -> None:
     for _ in range(2):
         trainer.update(torch.randn(32, 16), torch.randn(32, 24))
 
-    def size(tensors: Iterator[torch.Tensor]) -> int:
-        return sum(tensor.nbytes for tensor in tensors)
-
     parts = step_parts(planned)
-    assert parts["weights"] == size(iter(crosscoder.parameters()))
-    assert parts["gradients"] == size(p.grad for p in crosscoder.parameters() if p.grad is not None)
+    assert parts["weights"] == sum(one.nbytes for one in crosscoder.parameters())
+    assert parts["gradients"] == sum(one.grad.nbytes for one in crosscoder.parameters())
     moments = trainer.optimizer.state.values()
-    assert parts["moments"] == size(one for state in moments for one in (state["exp_avg"], state["exp_avg_sq"]))
+    assert parts["moments"] == sum(state["exp_avg"].nbytes + state["exp_avg_sq"].nbytes for state in moments)
     write_checkpoint(tmp_path / "checkpoint", trainer, 0)
     written = (tmp_path / "checkpoint").stat().st_size
     assert 0 < written - disk(planned.config)["checkpoint"] < 4096, "names and numbers"
@@ -86,28 +83,15 @@ def test_the_papers_size_by_hand() -> None:
 
 
 def test_processes_share_the_features_and_a_machine_holds_its_processes() -> None:
-    alone, eight = paper(device="cuda"), paper(device="cuda", processes=8, local=4)
-    assert eight.part.n_features == 131_072 // 8
+    alone, eight, on_cpu = paper(device="cuda"), paper(device="cuda", processes=8, local=4), paper(processes=8, local=4)
     lasting = ("weights", "gradients", "moments", "pre_activations")
     one, each = (sum(step_parts(planned)[name] for name in lasting) for planned in (alone, eight))
     assert each == pytest.approx(one / 8, rel=1e-4), "biases of the decoder are everyone's"
-    assert needed(eight, "device")["step"] < needed(alone, "device")["step"] / 5
     assert needed(eight, "host")["start"] == 4 * needed(alone, "host")["start"], "each makes the whole dictionary"
-    weights = eight.part.parameters * 4
     evaluated = needed(eight, "device")["evaluation"]
-    assert evaluated > weights + 4 * PAPER_PARAMETERS, "rank 0 puts the whole one beside its part"
-    on_cpu = paper(processes=8, local=4)
+    assert evaluated > 4 * (eight.part.parameters + PAPER_PARAMETERS), "rank 0 puts the whole one beside its part"
     assert needed(on_cpu, "host")["step"] == 4 * sum(step_parts(on_cpu).values())
     assert needed(on_cpu, "host")["checkpoint"] > 12 * PAPER_PARAMETERS
-
-
-def test_scaled_keeps_the_shares() -> None:
-    config = job({**PAPER, "architecture": "dfc", "exclusive": 0.05}, (4096, 4096)).config
-    smaller = scaled(config, 1000)
-    assert (smaller.n_a_only, smaller.n_shared, smaller.n_b_only, smaller.k) == (50, 900, 50, 200)
-    assert scaled(config, 131_072) == config
-    designated = job({**PAPER, "architecture": "dsf-norms"}, (4096, 4096)).config
-    assert scaled(designated, 1000).n_designated == 100
 
 
 def test_what_a_container_may_take_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +111,10 @@ def test_what_a_container_may_take_counts(tmp_path: Path, monkeypatch: pytest.Mo
     assert free.free_memory() == 8000 * 1024
 
 
-@pytest.mark.parametrize("settings", [SMALL, {**SMALL, "architecture": "dsf-norms"}, {**SMALL, "k": 1, "batch": 1}])
-def test_steps_are_timed_at_any_size(settings: dict[str, Any]) -> None:
-    planned = job(settings, (16, 24))
-    whole = seconds_of_a_step(planned)
-    assert whole > 0
+def test_the_time_of_a_step_grows_with_the_features() -> None:
+    planned = job(SMALL, (16, 24))
     large = dataclasses.replace(planned, config=scaled(planned.config, 1 << 20))
-    assert seconds_of_a_step(large) > whole, "in proportion to the features"
+    assert seconds_of_a_step(large) > seconds_of_a_step(planned) > 0
 
 
 Room = Callable[..., None]
@@ -144,38 +125,27 @@ def with_room(monkeypatch: pytest.MonkeyPatch) -> Room:
     """Sets what is free on this machine; timing takes no time; a crosscoder must not be made."""
 
     def set_room(memory: int, disk: int = 10**13) -> None:
-        def refuse(*_: object) -> None:
-            raise AssertionError("a crosscoder was made")
-
-        monkeypatch.setattr(Crosscoder, "__init__", refuse)
-        monkeypatch.setattr(plan_module, "free_memory", lambda: memory)
-        monkeypatch.setattr(plan_module, "free_on", lambda _: memory)
-        monkeypatch.setattr(plan_module, "free_bytes", lambda _: disk)
+        monkeypatch.setattr(Crosscoder, "__init__", lambda *_: pytest.fail("a crosscoder was made"))
+        for name, answer in {"free_memory": memory, "free_on": memory, "free_bytes": disk}.items():
+            monkeypatch.setattr(plan_module, name, lambda *_, answer=answer: answer)
         monkeypatch.setattr(plan_module, "seconds_of_a_step", lambda *_: 0.25)
 
     return set_room
 
 
-def answer(planned: Job) -> dict[str, Any]:
-    return forecast(planned, Path("here"))
-
-
 def test_the_largest_dictionary_that_fits_is_proposed(with_room: Room) -> None:
     with_room(150 * GIB)
     planned = job({**PAPER, "batch": 1 << 18}, (512, 512), buffer_bytes=64 * GIB)
-    (problem,) = answer(planned)["problems"]
+    (problem,) = forecast(planned, Path("here"))["problems"]
     features = int(re.findall(r"--features (\d+) or fewer", problem)[0])
-    assert answer(dataclasses.replace(planned, config=scaled(planned.config, features)))["fits"]
-    assert not answer(dataclasses.replace(planned, config=scaled(planned.config, features + 1024)))["fits"]
-    assert problem.endswith("or a larger machine or disk")
+    for size, fits in ((features, True), (features + 1024, False)):
+        assert forecast(dataclasses.replace(planned, config=scaled(planned.config, size)), Path("here"))["fits"] is fits
 
 
 def test_a_small_disk_is_named(with_room: Room) -> None:
     with_room(64 * GIB, disk=20 * 10**9)
-    planned = answer(paper())
-    (problem,) = planned["problems"]
+    (problem,) = forecast(paper(), Path("here"))["problems"]
     assert problem.startswith("disk in here: 51.5 GB needed, 20.0 GB free; use --features 50176 or fewer, or")
-    assert planned["disk"]["free"] == 20 * 10**9
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +189,13 @@ def test_the_papers_dictionary_does_not_fit_a_laptop(call: Call, with_room: Room
     assert lines["a step: Adam's moments"] == "17.2 GB"
     assert lines["disk: checkpoint, artifact"] == "25.8 GB, 8.6 GB"
     assert lines["time of a step"] == "0.25 s, 8,192 pairs/s"
+    code, out, _ = call("--json")
+    planned = json.loads(out)
+    assert (code, planned["fits"], planned["parameters"]) == (1, False, PAPER_PARAMETERS)
+    assert planned["problems"][0] in err
+    assert planned["memory"]["host"]["free"] == 24 * GIB
+    assert planned["memory"]["host"]["needed"] > sum(planned["memory"]["parts"].values()) > 16 * PAPER_PARAMETERS
+    assert planned["time"]["run"] == planned["steps"] * 0.25
     assert sorted(workspace.rglob("*")) == before, "nothing was begun"
 
 
@@ -231,20 +208,6 @@ def test_it_fits_enough_processes(call: Call, with_room: Room) -> None:
     code, out, _ = call("--processes", "4")
     assert code == 0
     assert "a process: weights" in out
-
-
-def test_json_has_the_numbers(call: Call, with_room: Room) -> None:
-    with_room(24 * GIB)
-    code, out, err = call("--json")
-    planned = json.loads(out)
-    assert (code, planned["fits"]) == (1, False)
-    assert planned["problems"][0] in err
-    assert planned["parameters"] == PAPER_PARAMETERS
-    parts = planned["memory"]["parts"]
-    assert parts["weights"] + parts["gradients"] + parts["moments"] == 16 * PAPER_PARAMETERS
-    assert planned["memory"]["host"]["free"] == 24 * GIB
-    assert planned["memory"]["host"]["needed"] > 16 * PAPER_PARAMETERS
-    assert planned["time"]["run"] == planned["steps"] * 0.25
 
 
 def test_under_torchrun_the_first_process_answers_for_all(

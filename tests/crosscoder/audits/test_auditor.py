@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,12 +10,10 @@ import torch
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audits import auditor as auditor_module
-from modeldiff.crosscoder.audits.auditor import Auditor
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
-from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.recipe import make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
-from tests.crosscoder.planted import Planted, plant
+from tests.crosscoder.made import make_trainer
+from tests.crosscoder.planted import Planted, plant, rotated_pair
 from tests.crosscoder.truth import Partitions, cut, true_crosscoder
 
 BATCH, WIDTHS = 256, (40, 44)
@@ -32,31 +29,13 @@ def planted() -> Planted:
     return plant(6144, concepts=32, widths=WIDTHS, offset=0, active=1.5)
 
 
-def make_trainer(planted: Planted, concepts: Partitions, *, combine: Any = "sum", **values: Any) -> Trainer:
+def trainer_of(planted: Planted, concepts: Partitions, *, combine: Any = "sum", **values: Any) -> Trainer:
     """A trainer whose crosscoder is set by hand."""
-    sizes = [len(part) for part in concepts]
-    settings = TrainSettings(
-        **{
-            "features": sum(sizes),
-            "exclusive": max(sizes[0], 1) / sum(sizes),
-            "k": 1,
-            "k_start": 1,
-            "steps": 100,
-            "batch": BATCH,
-            "audits": 4,
-            "audit_pairs": 8 * BATCH,
-            "outlier_factor": 0.0,
-            **values,
-        }
-    )
-    recipe = dataclasses.replace(make_recipe(settings, widths=WIDTHS, pairs=10**5), log_every=1)
-    callback = Auditor() if recipe.audit_steps else None
-    return Trainer(true_crosscoder(planted, concepts, combine=combine), recipe, callback=callback)
-
-
-def collecting_of(trainer: Trainer) -> bool:
-    assert isinstance(trainer.callback, Auditor)
-    return trainer.callback.collecting
+    features, exclusive = sum(map(len, concepts)), max(len(concepts[0]), 1)
+    given = {"features": features, "exclusive": exclusive / features, "k": 1, "k_start": 1, "steps": 100}
+    given |= {"batch": BATCH, "audits": 4, "audit_pairs": 8 * BATCH, "outlier_factor": 0.0}
+    crosscoder = true_crosscoder(planted, concepts, combine=combine)
+    return make_trainer(widths=WIDTHS, crosscoder=crosscoder, **{**given, **values})
 
 
 def audit(trainer: Trainer, planted: Planted, *, last: bool = False) -> dict[str, Any]:
@@ -99,7 +78,7 @@ def rearranged(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 def test_usurped_slots_go_to_what_only_one_model_has(planted: Planted) -> None:
-    trainer = make_trainer(planted, USURPED)
+    trainer = trainer_of(planted, USURPED)
     report = audit(trainer, planted)
     for name in ("A", "B"):
         assert (report[name]["kept"], report[name]["moved"], report[name]["planted"]) == (0, 3, 3)
@@ -114,10 +93,8 @@ def test_usurped_slots_go_to_what_only_one_model_has(planted: Planted) -> None:
 
 
 def test_with_nothing_exclusive_the_partitions_end_empty() -> None:
-    one = plant(6144, concepts=32, exclusive=0, widths=(40, 40), offset=0, active=1.5)
-    rotation = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(5))).Q
-    pair = Planted(one.x_a, one.x_a @ rotation / 15, one.concepts_a, one.concepts_a @ rotation)
-    trainer = make_trainer(pair, ([0, 1, 2], range(6, 32), [3, 4, 5]), audits=3)
+    pair = rotated_pair(40, rows=6144, concepts=32, active=1.5)
+    trainer = trainer_of(pair, ([0, 1, 2], range(6, 32), [3, 4, 5]), audits=3)
     reports = []
     for x_a, x_b in raw(pair, 100):
         line = trainer.update(x_a, x_b)
@@ -125,32 +102,14 @@ def test_with_nothing_exclusive_the_partitions_end_empty() -> None:
             reports.append(line["audit"])
     assert trainer.crosscoder.sizes == {"A": 0, "shared": 32, "B": 0}
     assert [report["A"]["planted"] + report["B"]["planted"] for report in reports] == [0, 0, 0]
-    assert line is not None
     assert line["fve"]["a"] > 0.8, "training goes on without exclusive features"
-    assert not collecting_of(trainer)
-
-
-def test_a_run_keeps_the_number_of_features_and_the_bounds_of_the_partitions(planted: Planted) -> None:
-    trainer = make_trainer(planted, ([10, 0, 12], USURPED[1], [26, 27, 30]), audits=5, audit_pairs=1024)
-    sizes = []
-    for x_a, x_b in raw(planted, 100):
-        line = trainer.update(x_a, x_b)
-        assert line is not None
-        sizes.append(trainer.crosscoder.sizes)
-        shapes = [len(getattr(trainer.crosscoder, name)) for name in ("w_enc_a", "w_dec_a", "w_enc_b", "w_dec_b")]
-        of_a, of_b = sizes[-1]["A"] + sizes[-1]["shared"], sizes[-1]["shared"] + sizes[-1]["B"]
-        assert shapes == [of_a, of_a, of_b, of_b]
-    assert all(sum(one.values()) == 26 for one in sizes)
-    assert max(one[name] for one in sizes for name in ("A", "B")) == 3
-    assert len(trainer.since_active_F) == 26
-    assert trainer.crosscoder.sizes["A"] > 0
 
 
 @pytest.mark.parametrize("combine", ["sum", "mean"])
 def test_a_moved_feature_has_the_same_activations(
     combine: str, planted: Planted, rearranged: list[torch.Tensor]
 ) -> None:
-    trainer = make_trainer(planted, ([0, 11, 12], USURPED[1], [26, 27, 31]), combine=combine)
+    trainer = trainer_of(planted, ([0, 11, 12], USURPED[1], [26, 27, 31]), combine=combine)
     was, before = partition_and_pre(trainer.crosscoder, planted)
     weights = trainer.crosscoder.w_dec_a.detach()[1:3].clone()
     audit(trainer, planted)
@@ -180,7 +139,7 @@ def test_a_shared_feature_of_one_model_alone_becomes_exclusive(
     combine: str, planted: Planted, rearranged: list[torch.Tensor]
 ) -> None:
     """Concepts 0 of A and 30 of B sit in shared slots (features 3 and 4), where there is room in the partitions."""
-    trainer = make_trainer(planted, ([10, 11, 12], [0, 30, *USURPED[1]], [26, 27, 28]), combine=combine)
+    trainer = trainer_of(planted, ([10, 11, 12], [0, 30, *USURPED[1]], [26, 27, 28]), combine=combine)
     _, before = partition_and_pre(trainer.crosscoder, planted)
     report = audit(trainer, planted, last=True)
     assert report["A"]["promoted"] == report["B"]["promoted"] == 1
@@ -193,14 +152,14 @@ def test_a_shared_feature_of_one_model_alone_becomes_exclusive(
 
 
 def test_a_partition_takes_no_more_than_it_had_at_the_start(planted: Planted) -> None:
-    trainer = make_trainer(planted, ([1], [0, 2, *USURPED[1]], [30]))
+    trainer = trainer_of(planted, ([1], [0, 2, *USURPED[1]], [30]))
     report = audit(trainer, planted)
     assert (report["A"]["kept"], report["A"]["promoted"], report["A"]["planted"]) == (1, 0, 0)
     assert trainer.crosscoder.sizes == {"A": 1, "shared": 22, "B": 1}
 
 
 def test_twins_and_what_never_fires_leave(planted: Planted) -> None:
-    trainer = make_trainer(planted, ([0, 0, 1], USURPED[1], [29, 30, 31]))
+    trainer = trainer_of(planted, ([0, 0, 1], USURPED[1], [29, 30, 31]))
     with torch.no_grad():
         trainer.crosscoder.b_enc[1] -= 0.2  # the weaker of the twins
         trainer.crosscoder.b_enc[2] = -100.0
@@ -214,7 +173,7 @@ def test_twins_and_what_never_fires_leave(planted: Planted) -> None:
 def test_a_feature_too_rare_to_judge_stays_while_nothing_better_is_known(missing: bool, planted: Planted) -> None:
     """The last feature of A fires in six pairs. Concept 2 may be missing."""
     own = [0, 1] if missing else [0, 1, 2]
-    trainer = make_trainer(planted, ([*own, 10], USURPED[1], [29, 30, 31]))
+    trainer = trainer_of(planted, ([*own, 10], USURPED[1], [29, 30, 31]))
     with torch.no_grad():
         x = trainer.crosscoder.normalise(planted.x_a, planted.x_b)
         strength_N = trainer.crosscoder.pre_activations(*x)[:, len(own)].sort(descending=True).values
@@ -229,7 +188,7 @@ def test_a_feature_too_rare_to_judge_stays_while_nothing_better_is_known(missing
 
 def test_a_mixture_gives_way_to_the_concept_in_it(planted: Planted) -> None:
     """Feature 0 fires for concept 0, which is A's alone, and for concept 11, which is not, and writes both."""
-    trainer = make_trainer(planted, ([0, 1, 2], USURPED[1], [29, 30, 31]))
+    trainer = trainer_of(planted, ([0, 1, 2], USURPED[1], [29, 30, 31]))
     crosscoder = trainer.crosscoder
     with torch.no_grad():
         crosscoder.w_enc_a[0] += 1.5 * torch.linalg.pinv(planted.concepts_a)[:, 11]
@@ -242,57 +201,12 @@ def test_a_mixture_gives_way_to_the_concept_in_it(planted: Planted) -> None:
     assert torch.cosine_similarity(row, planted.concepts_a[0], dim=0) > 0.97, "purer than it was"
 
 
-def test_a_shared_slot_that_is_new_starts_at_a_concept_that_was_missing() -> None:
-    one = plant(6144, concepts=32, exclusive=0, widths=(40, 40), offset=0, active=1.5)
-    rotation = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(5))).Q
-    pair = Planted(one.x_a, one.x_a @ rotation / 15, one.concepts_a, one.concepts_a @ rotation)
-    trainer = make_trainer(pair, ([0, 1, 2], range(6, 24), [3, 4, 5]))
-    with torch.no_grad():
-        trainer.crosscoder.b_enc[[0, 1, 2, 21, 22, 23]] = -100.0
-    assert audit(trainer, pair)["fresh"] == 6
-    crosscoder = trainer.crosscoder
-    assert crosscoder.sizes == {"A": 0, "shared": 24, "B": 0}
-    missing = [*range(6), *range(24, 32)]
-    found = []
-    for w_dec, concepts in ((crosscoder.w_dec_a, pair.concepts_a), (crosscoder.w_dec_b, pair.concepts_b)):
-        cosine = torch.cosine_similarity(w_dec.detach()[-6:, None], concepts[None], dim=2).max(dim=1)
-        assert cosine.values.min() > 0.9
-        found.append(cosine.indices.tolist())
-    assert found[0] == found[1], "the same concept in both models"
-    assert len(set(found[0])) == 6
-    assert set(found[0]) <= set(missing)
-
-
-def test_new_features_begin_as_alive(planted: Planted, rearranged: list[torch.Tensor]) -> None:
-    trainer = make_trainer(planted, USURPED)
-    trainer.since_active_F += torch.arange(26) + 1
-    audit(trainer, planted)
-    (former_F,) = rearranged
-    expected = [0 if old == FRESH else old + 1 for old in former_F.tolist()]
-    assert trainer.since_active_F.tolist() == expected
-    assert 0 in expected
-
-
-def run(trainer: Trainer, batches: Batches, before: Callable[[Trainer], None] = lambda _: None) -> list[Any]:
-    lines = []
-    for x_a, x_b in batches:
-        before(trainer)
-        lines.append(trainer.update(x_a, x_b))
-    return lines
-
-
 def test_until_its_first_audit_a_run_is_the_same_as_without(planted: Planted) -> None:
-    trainer, plain = (make_trainer(planted, USURPED, audits=audits) for audits in (4, 0))
+    trainer, plain = (trainer_of(planted, USURPED, audits=audits) for audits in (4, 0))
     first = trainer.recipe.next_audit(0)
-    assert first is not None
     batches = raw(planted, first)
-    collecting: list[bool] = []
-    lines = run(trainer, batches, lambda one: collecting.append(collecting_of(one)))
-    assert lines == run(plain, batches)
+    for batch in batches:
+        assert trainer.update(*batch) == plain.update(*batch)
     for one, same in zip(trainer.crosscoder.parameters(), plain.crosscoder.parameters(), strict=True):
         assert torch.equal(one, same)
-    assert collecting == [step > first - 7 for step in range(first)], "eight batches, the audit's own the last"
-    line = trainer.update(*batches[0])
-    assert line is not None
-    assert line["audit"]["A"]["planted"] > 0
-    assert not collecting_of(trainer)
+    assert trainer.update(*batches[0])["audit"]["A"]["planted"] > 0

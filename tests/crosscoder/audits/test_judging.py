@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.audits.judging import Evidence, exclusive, judge, judged_r2, sample
+from modeldiff.crosscoder.audits.judging import Evidence, exclusive, judge, sample
 from tests.crosscoder.planted import Planted, plant
 from tests.crosscoder.truth import THRESHOLD, above_threshold, cut, true_crosscoder
 
@@ -59,21 +59,6 @@ def test_a_shared_feature_that_one_model_has_almost_alone_is_judged_as_its_own(p
     assert judge(crosscoder, sampled, "b").exclusive_G.tolist() == [True, True]
 
 
-def test_what_fires_too_rarely_is_not_judged(planted: Planted) -> None:
-    crosscoder = true_crosscoder(planted, ([0, 1, 2], range(3, 20), [23]))
-    x_a, x_b = crosscoder.normalise(planted.x_a, planted.x_b)
-    with torch.no_grad():
-        strength_N = crosscoder.pre_activations(x_a, x_b)[:, 1].sort(descending=True).values
-        crosscoder.b_enc[1] = THRESHOLD - strength_N[6]  # six pairs: not five in both halves
-        crosscoder.b_enc[2] = -10
-    found = evidence(crosscoder, planted, "a")
-    assert found.fires_G[1:].tolist() == [6, 0]
-    assert found.known_G.tolist() == [True, False, False]
-    assert found.other_G[1:].isnan().all()
-    assert found.exclusive_G.tolist() == [True, False, False]
-    assert 0 <= found.null < 0.05, "NaN has no part in it"
-
-
 def test_the_reference_is_what_the_other_model_says_of_shared_concepts(planted: Planted) -> None:
     """B reads through a narrow window: it tells A's shared concepts only in part."""
     narrow = Planted(planted.x_a, planted.x_b[:, :12], planted.concepts_a, planted.concepts_b[:, :12])
@@ -100,10 +85,6 @@ def with_ones(x_ND: torch.Tensor) -> torch.Tensor:
     return torch.cat([x_ND, torch.ones(len(x_ND), 1)], dim=1)
 
 
-def test_with_few_shared_features_there_is_no_reference(planted: Planted) -> None:
-    assert evidence(true_crosscoder(planted, ([OWN], range(3, 7), [])), planted, "a").reference == 1
-
-
 @pytest.mark.parametrize("concepts", [([], range(3, 20), []), ([0, 1], [], [23]), ([], [20], [])])
 def test_partitions_may_be_empty(concepts: tuple[list[int], list[int], list[int]], planted: Planted) -> None:
     crosscoder = true_crosscoder(planted, concepts)
@@ -111,6 +92,7 @@ def test_partitions_may_be_empty(concepts: tuple[list[int], list[int], list[int]
         found = evidence(crosscoder, planted, side)
         assert found.exclusive_G.tolist() == [True] * len(numbers)
         assert found.null >= 0
+        assert found.reference == 1 or len(concepts[1]) >= 17, "few shared features are no reference"
 
 
 def test_a_sample_sums_up_errors_and_codes(planted: Planted) -> None:
@@ -126,17 +108,6 @@ def test_a_sample_sums_up_errors_and_codes(planted: Planted) -> None:
         torch.testing.assert_close(sampled.fe[side], f_NF.T @ e_ND, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(torch.cat(sampled.codes[side]), f_NF[:, sampled.judged[side]])
     assert sampled.threshold == pytest.approx(THRESHOLD)
-
-
-def test_targets_of_the_other_model_in_permuted_pairs_are_the_null(planted: Planted) -> None:
-    """What both models have is predicted from either in pairs that belong together, and from neither in others."""
-    crosscoder = true_crosscoder(planted, ([], range(3, 20), []))
-    batches = cut(crosscoder, planted)
-    targets = [above_threshold(crosscoder.pre_activations(*batch).detach())[0] for batch in batches]
-    r2 = judged_r2(sample(crosscoder, batches, above_threshold), targets, "a")
-    assert r2["own"].min() > 0.95
-    assert r2["other"].min() > 0.95
-    assert r2["null"].abs().max() < 0.06
 
 
 def test_exclusive_needs_its_own_model_and_not_the_other() -> None:

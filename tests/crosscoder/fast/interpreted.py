@@ -1,6 +1,8 @@
-"""What the Triton kernels answer on the CPU: `TRITON_INTERPRET=1 python -m` this module, with two files IN and OUT.
+"""The Triton kernels without a GPU, in a process of its own, since Triton reads TRITON_INTERPRET once, when imported.
 
-A process of its own, since Triton reads the variable when it is imported, for good. Legend as in bags.py.
+`TRITON_INTERPRET=1 python -m tests.crosscoder.fast.interpreted IN OUT` writes what they answer on the CPU to the cases
+of a file; without files and variable, it compiles them for GPUs and prints one line for each kernel made: the
+interpreter takes what the compiler would refuse. Legend as in formulas.py.
 """
 
 from __future__ import annotations
@@ -8,11 +10,18 @@ from __future__ import annotations
 import sys
 
 import torch
+import triton
 
 from modeldiff.crosscoder.fast import triton_bags
 from modeldiff.crosscoder.fast.sparse import Bags
+from modeldiff.crosscoder.fast.triton_bags import DOT, TALL, WIDE, Tile
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]
+TYPES = {
+    **dict.fromkeys(("K", "D", "left_stride", "row_stride"), "i32"),
+    **dict.fromkeys(("index_K", "bag_K", "start_G1"), "*i64"),
+    **dict.fromkeys(("weight_K", "out_GD", "out_K"), "*fp32"),
+}
 
 
 def answers(case: Case) -> dict[str, torch.Tensor]:
@@ -24,13 +33,31 @@ def answers(case: Case) -> dict[str, torch.Tensor]:
     left_GD, rows_ND, weight_K, bags = case
     found = {}
     for run in ("", " again"):
-        for name, tile in (("tall", triton_bags.TALL), ("wide", triton_bags.WIDE), ("chosen", None)):
+        for name, tile in (("tall", TALL), ("wide", WIDE), ("chosen", None)):
             found[name + run] = triton_bags.bag_sum(rows_ND, bags, weight_K, tile)
         found["dot" + run] = triton_bags.bag_dot(left_GD, rows_ND, bags)
     return found
 
 
+def compiled(kernel: triton.JITFunction, tile: Tile, dtype: str, capability: int) -> bytes:
+    """The machine code, with left and rows of the type."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {**TYPES, "left_GD": f"*{dtype}", "rows_ND": f"*{dtype}", "E": "constexpr", "W": "constexpr"}
+    source = ASTSource(kernel, {name: types[name] for name in kernel.arg_names}, {"E": tile.entries, "W": tile.columns})
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": tile.warps}).asm["cubin"]
+
+
 if __name__ == "__main__":
-    source, target = sys.argv[1:]
-    cases = torch.load(source, weights_only=False)
-    torch.save({name: answers(case) for name, case in cases.items()}, target)
+    if sys.argv[1:]:
+        source, target = sys.argv[1:]
+        cases = torch.load(source, weights_only=False)
+        torch.save({name: answers(case) for name, case in cases.items()}, target)
+    else:
+        for device, capability in (("A100", 80), ("H100", 90)):
+            for dtype in ("fp32", "bf16"):
+                for kernel, tile in ((triton_bags._sum, TALL), (triton_bags._sum, WIDE), (triton_bags._dot, DOT)):
+                    assert compiled(kernel, tile, dtype, capability)
+                    print(f"{device} {dtype} {kernel.__name__} {tile.entries} x {tile.columns}")  # noqa: T201

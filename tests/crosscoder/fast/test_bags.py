@@ -32,32 +32,11 @@ def test_sums_and_products_are_those_of_the_dense_formulas(
     lengths: list[int], rows: int, width: int, seed: int
 ) -> None:
     bags = made_bags(lengths, rows, seed)
-    left_GD, rows_ND, weight_K = drawn(bags, rows, width)
-    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
-    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
-
-
-def test_without_entries_sums_are_zero_and_there_are_no_products() -> None:
-    bags = made_bags([0, 0, 0], 4)
-    left_GD, rows_ND, weight_K = drawn(bags, 4, 5)
-    assert torch.equal(bag_sum(rows_ND, bags, weight_K), torch.zeros(3, 5))
-    assert bag_dot(left_GD, rows_ND, bags).shape == (0,)
-
-
-def test_rows_may_be_columns_of_a_wider_matrix() -> None:
-    bags = made_bags([3, 1, 4], 6)
-    left_GD, rows_ND, weight_K = drawn(bags, 6, 20)
-    left_GD, rows_ND = left_GD[:, 4:11], rows_ND[:, 4:11]
-    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
-    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
-
-
-@pytest.mark.parametrize("entries", [[2, 3], [0, 0]])
-def test_no_graph_is_recorded(entries: list[int]) -> None:
-    bags = made_bags(entries, 4)
-    left_GD, rows_ND, weight_K = (tensor.requires_grad_() for tensor in drawn(bags, 4, 5))
-    assert not bag_sum(rows_ND, bags, weight_K).requires_grad
-    assert not bag_dot(left_GD, rows_ND, bags).requires_grad
+    left_GD, rows_ND, weight_K = drawn(bags, rows, width + 4)
+    for columns in (slice(None), slice(2, width + 2)):  # rows may be columns of a wider matrix
+        left, x = left_GD[:, columns], rows_ND[:, columns]
+        assert_sum(bag_sum(x, bags, weight_K), x, bags, weight_K)
+        assert_dot(bag_dot(left, x, bags), left, x, bags)
 
 
 def test_the_cpu_needs_no_triton() -> None:
@@ -93,30 +72,18 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[torch.Tensor, torc
     module._kernels.cache_clear()
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that answer with their names."""
-    named = SimpleNamespace(bag_sum=lambda *_, **__: "triton's sum", bag_dot=lambda *_: "triton's dot")
-    monkeypatch.setitem(sys.modules, TRITON, named)
-    monkeypatch.setattr(kernels, "triton_bags", named, raising=False)
-
-
-def test_a_gpu_uses_triton(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch)
+@pytest.mark.parametrize("how", ["triton", "torch asked for", "no triton"])
+def test_a_gpu_uses_triton_where_it_can(how: str, on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = SimpleNamespace(bag_sum=lambda *_, **__: "triton's sum", bag_dot=lambda *_: "triton's dot")
+    monkeypatch.setitem(sys.modules, TRITON, None if how == "no triton" else answers)
+    if how != "no triton":
+        monkeypatch.setattr(kernels, "triton_bags", answers, raising=False)
+    if how == "torch asked for":
+        monkeypatch.setenv("MODELDIFF_KERNELS", "torch")
     left_GD, rows_ND, weight_K, bags = on_gpu
-    assert bag_sum(rows_ND, bags, weight_K) == "triton's sum"
-    assert bag_dot(left_GD, rows_ND, bags) == "triton's dot"
-
-
-def test_the_environment_can_ask_for_torch_s_own(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch)
-    monkeypatch.setenv("MODELDIFF_KERNELS", "torch")
-    left_GD, rows_ND, weight_K, bags = on_gpu
-    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
-    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
-
-
-def test_a_gpu_without_triton_uses_torch_s_own(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, TRITON, None)
-    left_GD, rows_ND, weight_K, bags = on_gpu
-    assert_sum(bag_sum(rows_ND, bags, weight_K), rows_ND, bags, weight_K)
-    assert_dot(bag_dot(left_GD, rows_ND, bags), left_GD, rows_ND, bags)
+    found = bag_sum(rows_ND, bags, weight_K), bag_dot(left_GD, rows_ND, bags)
+    if how == "triton":
+        assert found == ("triton's sum", "triton's dot")
+    else:
+        assert_sum(found[0], rows_ND, bags, weight_K)
+        assert_dot(found[1], left_GD, rows_ND, bags)

@@ -41,18 +41,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
 
 def away_from_the_threshold(crosscoder: Crosscoder, block: Block, encoder: Encoder) -> np.ndarray:
     """(B, F) False where rounding decides."""
-    both = [encoder.dense(block)[0].numpy() > 0]
+    both = []
     low, high = crosscoder.config.threshold, crosscoder.config.threshold_designated
     for factor in (1 - 1e-5, 1 + 1e-5):
         crosscoder.set_threshold(factor * low, factor * high)
         both.append(encoder.dense(block)[0].numpy() > 0)
     crosscoder.set_threshold(low, high)
-    result: np.ndarray = both[1] == both[2]
-    return result
+    return both[0] == both[1]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_sparse_codes_are_the_entries_of_the_dense_one(
+def test_sparse_codes_and_single_places_are_the_entries_of_the_dense_one(
     store: ActivationStore, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(active_module, "_PRODUCT_BYTES", 70 * 4 * 32)  # in several parts
@@ -68,18 +67,11 @@ def test_sparse_codes_are_the_entries_of_the_dense_one(
     np.testing.assert_allclose(found[clear], f_BF.numpy()[clear], rtol=1e-5, atol=1e-6)
     assert (np.diff(codes.row * f_BF.shape[1] + codes.feature) > 0).all()
     assert 0 < len(codes.value) < 0.5 * f_BF.numel()
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_single_places_equal_the_dense_code(store: ActivationStore, kind: str) -> None:
-    encoder = Encoder(made(kind), store, torch.device("cpu"), 4.0)
-    block = Block(0, 40, N)
-    f_BF = encoder.dense(block)[0].numpy()
+    # Single places, of which -1 is none.
     generator = np.random.default_rng(0)
     feature_E = generator.integers(0, f_BF.shape[1], 500)
     row_EW = generator.integers(-1, f_BF.shape[0], (500, 9))
-    expected_EW = np.where(row_EW >= 0, f_BF[row_EW, feature_E[:, None]], 0)
-    clear = away_from_the_threshold(encoder.crosscoder, block, encoder)[row_EW, feature_E[:, None]]
-    found_EW = encoder.at(block, feature_E, row_EW)
-    np.testing.assert_allclose(found_EW[clear], expected_EW[clear], rtol=1e-5, atol=1e-6)
+    expected_EW = np.where(row_EW >= 0, f_BF.numpy()[row_EW, feature_E[:, None]], 0)
+    found_EW, clear_EW = encoder.at(block, feature_E, row_EW), clear[row_EW, feature_E[:, None]]
+    np.testing.assert_allclose(found_EW[clear_EW], expected_EW[clear_EW], rtol=1e-5, atol=1e-6)
     assert (found_EW > 0).any()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.crosscoder.fast import topk as topk_module
-from modeldiff.crosscoder.fast.topk import Scores, indices_of, rows_and_columns
+from modeldiff.crosscoder.fast.topk import Scores
 
 
 def brute_force(score_BF: torch.Tensor, count: int) -> list[int]:
@@ -23,65 +23,31 @@ def brute_force(score_BF: torch.Tensor, count: int) -> list[int]:
     features=st.integers(1, 12),
     share=st.floats(0, 1.1),
     levels=st.sampled_from([2, 5, 10**6]),
-    seed=st.integers(0, 10**6),
-)
-def test_batch_topk_equals_brute_force_also_with_ties(
-    rows: int, features: int, share: float, levels: int, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    score_BF = torch.randint(-levels, levels, (rows, features), generator=generator) / levels
-    count = int(share * rows * features)
-    kept_K, score_K = Scores(score_BF).top(count)
-    assert kept_K.tolist() == brute_force(score_BF, count)
-    assert torch.equal(score_K, score_BF.view(-1)[kept_K])
-
-
-@given(
-    rows=st.integers(1, 100),
-    features=st.integers(1, 12),
-    share=st.floats(0, 1.1),
-    levels=st.sampled_from([2, 10**6]),
+    biased=st.booleans(),
     weighted=st.booleans(),
     looked_up=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_bias_and_weight_of_a_feature_count_as_if_the_matrix_of_scores_were_made(
-    rows: int, features: int, share: float, levels: int, weighted: bool, looked_up: bool, seed: int
+def test_batch_topk_equals_brute_force_over_the_matrix_of_scores_also_with_ties(
+    rows: int, features: int, share: float, levels: int, biased: bool, weighted: bool, looked_up: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     pre_BF = torch.randint(-levels, levels, (rows, features), generator=generator) / levels
-    bias_F = torch.randint(-levels, levels, (features,), generator=generator) / levels
+    bias_F = torch.randint(-levels, levels, (features,), generator=generator) / levels if biased else None
     weight_F = torch.randint(0, 4, (features,), generator=generator) / 3 if weighted else None  # also 0
     scores = Scores(pre_BF, bias_F, weight_F)
-    score_BF = pre_BF + bias_F if weight_F is None else (pre_BF + bias_F) * weight_F
+    whole_BF = pre_BF if bias_F is None else pre_BF + bias_F
+    score_BF = whole_BF if weight_F is None else whole_BF * weight_F
     count = int(share * rows * features)
     # Of a matrix as small as these all scores would be made.
     with patch.object(topk_module, "_FEW_SCORES", 0 if looked_up else 1 << 18):
         kept_K, score_K = scores.top(count)
     assert kept_K.tolist() == brute_force(score_BF, count)
     assert torch.equal(score_K, score_BF.reshape(-1)[kept_K])
-    assert torch.equal(scores.pre(kept_K), (pre_BF + bias_F).reshape(-1)[kept_K])
+    assert torch.equal(scores.pre(kept_K), whole_BF.reshape(-1)[kept_K])
 
 
 def test_batch_topk_where_the_sampled_rows_mislead() -> None:
     score_BF = torch.full((1000, 8), 0.5)
     score_BF[::31] = 2.0  # the sample sees only large ones: too high a bound, then the fallback
     assert Scores(score_BF).top(4000)[0].tolist() == brute_force(score_BF, 4000)
-
-
-@given(
-    rows=st.integers(0, 40),
-    columns=st.sampled_from([1, 3, 8, 64]),
-    share=st.sampled_from([0.0, 0.01, 0.05, 0.09, 0.2, 1.0]),
-    seed=st.integers(0, 10**6),
-)
-def test_indices_of_few_and_of_many_true_ones(rows: int, columns: int, share: float, seed: int) -> None:
-    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < share
-    for view in (mask, mask.T):
-        assert indices_of(view).tolist() == [i for i, value in enumerate(view.flatten().tolist()) if value]
-
-
-def test_rows_and_columns() -> None:
-    rows_K, columns_K = rows_and_columns(torch.tensor([0, 6, 7, 20]), 7)
-    assert rows_K.tolist() == [0, 0, 1, 2]
-    assert columns_K.tolist() == [0, 6, 0, 6]

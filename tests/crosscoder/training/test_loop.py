@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from modeldiff.crosscoder.audits.auditor import audit_note
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.training.loop import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.training.trainer import Trainer
@@ -49,17 +48,33 @@ def test_a_fresh_trainer_continues_from_rearranged_partitions(sizes: tuple[int, 
         assert other.update(*second) == trainer.update(*second)
 
 
-@pytest.mark.parametrize("values", [{"features": 50}, {"features": 30, "exclusive": 0.2}])
-def test_a_checkpoint_of_another_dictionary_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["dsf-vectors", "dsf-norms"])
+def test_a_fresh_trainer_continues_a_dsf_crosscoder_with_both_thresholds(architecture: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"architecture": architecture, "designated": 0.15, "k": 3, "steps": 30}
+    trainer, other = (make_trainer(widths=(16, 16), recipe={"threshold_start": 2}, **given) for _ in range(2))
+    data = batches(12, widths=(16, 16))
+    for x in data[:7]:
+        trainer.update(*x)
+    write_checkpoint(tmp_path / "c", trainer, 0)
+    read_checkpoint(tmp_path / "c", other)
+    for x in data[7:]:
+        assert other.update(*x) == trainer.update(*x)
+    for found, expected in zip(tensors(other), tensors(trainer), strict=True):
+        assert torch.equal(found, expected)
+    assert other.threshold.value == trainer.threshold.value > 0
+    assert other.threshold_designated.value == trainer.threshold_designated.value > 0
+    assert trainer.threshold.value != trainer.threshold_designated.value
+
+
+def test_a_checkpoint_that_is_truncated_or_of_another_dictionary_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer()
     trainer.update(*batches(1)[0])
-    write_checkpoint(tmp_path / "c", trainer, 0)
-    with pytest.raises(DamagedError, match=r"partitions of [35]0 features .* found \[4, 32, 4\]; .*workspace clean"):
-        read_checkpoint(tmp_path / "c", make_trainer(**values))
-
-
-def test_an_audit_in_words() -> None:
-    nothing = {"kept": 4, "promoted": 0, "moved": 0, "gone": 0, "unjudged": 0, "planted": 0, "reference": 0.5}
-    line = {"step": 475, "audit": {"A": {**nothing, "kept": 5, "moved": 3, "promoted": 1, "planted": 2}, "B": nothing}}
-    expected = "audit at step 475: A 5 kept, 3 moved to shared, 1 taken from shared, 2 planted; B 4 kept"
-    assert audit_note(line) == expected
+    path = tmp_path / "c"
+    write_checkpoint(path, trainer, 0)
+    for other in (make_trainer(features=50), make_trainer(features=30, exclusive=0.2)):
+        message = r"partitions of [35]0 features .* found \[4, 32, 4\]; .*workspace clean"
+        with pytest.raises(DamagedError, match=message):
+            read_checkpoint(path, other)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedError, match=r"truncated.*modeldiff workspace clean"):
+        read_checkpoint(path, trainer)

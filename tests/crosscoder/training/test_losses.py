@@ -10,7 +10,6 @@ from modeldiff.crosscoder.training.losses import (
     Explained,
     Quality,
     add_auxk,
-    by_partition,
     inliers,
     reconstruction_gradient,
     reconstruction_loss,
@@ -33,14 +32,6 @@ def errors(crosscoder: Crosscoder) -> tuple[torch.Tensor, torch.Tensor]:
     return x_a - xhat_a, x_b - xhat_b
 
 
-def touched(weight: torch.nn.Parameter) -> list[int]:
-    """Rows with a gradient."""
-    grad = weight.grad
-    if grad is None:
-        return []
-    return (grad.reshape(len(grad), -1) != 0).any(dim=1).nonzero()[:, 0].tolist()
-
-
 def test_squared_and_norm_reconstruction() -> None:
     e_a, e_b = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
     assert reconstruction_loss(e_a, e_b, "squared").item() == pytest.approx((25 + 4 + 1) / 2)
@@ -57,7 +48,6 @@ def test_the_gradients_have_the_bits_of_autograd(kind: str, pairs: int) -> None:
     leaves = [one.clone().requires_grad_() for one in xhat]
     reconstruction_loss(x_a - leaves[0], x_b - leaves[1], kind).backward()
     for x, one, leaf in zip((x_a, x_b), xhat, leaves, strict=True):
-        assert leaf.grad is not None
         assert torch.equal(reconstruction_gradient(x - one, kind), leaf.grad)
 
 
@@ -81,27 +71,15 @@ def test_auxk_against_the_dense_formula_and_autograd(
         expected = expected / (((e_a - e_a.mean(0)) ** 2).sum(1) + ((e_b - e_b.mean(0)) ** 2).sum(1)).mean()
     names = ("w_enc_a", "w_enc_b", "w_dec_a", "w_dec_b")
     gradients = torch.autograd.grad(0.25 * expected, [getattr(crosscoder, name) for name in names])
+    for parameter in crosscoder.parameters():
+        parameter.grad = torch.ones_like(parameter)
     found = add_auxk(crosscoder, torch.tensor(dead), count, (e_a, e_b), weight=0.25, normalised=normalised)
     torch.testing.assert_close(found, expected.detach())
     for name, gradient in zip(names, gradients, strict=True):
-        torch.testing.assert_close(getattr(crosscoder, name).grad, gradient)
-    assert crosscoder.b_enc.grad is crosscoder.b_dec_a.grad is crosscoder.b_dec_b.grad is None
+        torch.testing.assert_close(getattr(crosscoder, name).grad - 1, gradient, rtol=1e-5, atol=1e-5)
+    assert all((getattr(crosscoder, name).grad == 1).all() for name in ("b_enc", "b_dec_a", "b_dec_b"))
     assert torch.equal(e_a, before[0]), "the error itself stays"
     assert torch.equal(e_b, before[1]), "the error itself stays"
-
-
-def test_auxk_is_added_to_what_is_there_at_dead_features_only() -> None:
-    crosscoder = random_crosscoder(n_a_only=3, n_shared=5, n_b_only=3)
-    e_a, e_b = (tensor.detach() for tensor in errors(crosscoder))
-    for parameter in crosscoder.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    add_auxk(crosscoder, torch.tensor([1, 4, 7, 8]), 100, (e_a, e_b))  # A | shared, shared | B
-    for parameter in crosscoder.parameters():
-        assert parameter.grad is not None
-        parameter.grad -= 1
-    assert touched(crosscoder.w_enc_a) == touched(crosscoder.w_dec_a) == [1, 4, 7]
-    assert touched(crosscoder.w_enc_b) == touched(crosscoder.w_dec_b) == [1, 4, 5]
-    assert touched(crosscoder.b_enc) == touched(crosscoder.b_dec_a) == touched(crosscoder.b_dec_b) == []
 
 
 def test_a_pair_goes_when_either_side_is_beyond_twice_the_median() -> None:
@@ -122,26 +100,9 @@ def test_predicting_the_mean_scores_zero_and_the_truth_scores_one() -> None:
             stop = {0: 300, 300: 999, 999: 1000}[start]
             explained.add(x_ND[start:stop], predicted[start:stop])
         assert explained.fve == pytest.approx(expected, abs=1e-9)
-
-
-def test_data_that_do_not_vary_score_zero() -> None:
-    explained = Explained(torch.zeros(3))
-    assert explained.fve == 0
-    explained.add(torch.ones(5, 3), torch.zeros(5, 3))
-    assert explained.fve == 0
-
-
-def test_the_decoder_biases_alone_score_zero_when_they_are_the_mean() -> None:
-    crosscoder = random_crosscoder()
-    x_a, x_b = torch.randn(500, 6), torch.randn(500, 9)
-    with torch.no_grad():
-        crosscoder.b_dec_a.copy_(x_a.mean(dim=0))
-        crosscoder.b_dec_b.copy_(x_b.mean(dim=0))
-    nothing = torch.zeros(500, 10)
-    quality = Quality(crosscoder)
-    quality.add_code((x_a, x_b), nothing)
-    for figure in quality.figures().values():
-        assert figure == pytest.approx({"a": 0, "b": 0}, abs=1e-6)
+    constant = Explained(torch.zeros(3))
+    constant.add(torch.ones(5, 3), torch.zeros(5, 3))
+    assert constant.fve == 0, "data that do not vary"
 
 
 def test_gain_is_what_the_exclusive_features_add() -> None:
@@ -156,8 +117,3 @@ def test_gain_is_what_the_exclusive_features_add() -> None:
     assert figures["fve"] == pytest.approx({"a": 1, "b": 1})
     assert figures["fve_shared"]["a"] == pytest.approx(only_a.fve)
     assert figures["gain_exclusive"]["a"] == pytest.approx(1 - only_a.fve)
-
-
-def test_sums_by_partition() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
-    assert by_partition(crosscoder, torch.arange(10)) == {"A": 1, "shared": 20, "B": 24}

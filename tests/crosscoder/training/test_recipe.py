@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -37,11 +35,6 @@ def test_defaults_suit_small_models_and_short_runs() -> None:
     assert make_recipe(TrainSettings(tokens=1_000_000), widths=(8, 8), pairs=10**6).steps == 488
 
 
-def test_k_falls_in_a_line_then_stays() -> None:
-    recipe = make_recipe(TrainSettings(k=10, k_start=50, anneal_steps=4, steps=100), widths=(8, 8), pairs=10**4)
-    assert [recipe.k_at(step) for step in (0, 1, 2, 3, 4, 99)] == [50, 40, 30, 20, 10, 10]
-
-
 @pytest.mark.parametrize(("decay", "middle", "last"), [("none", 1, 1), ("linear", 0.5, 0.05), ("cosine", 0.5, 0.006)])
 def test_learning_rate_rises_stays_and_falls(decay: Any, middle: float, last: float) -> None:
     settings = TrainSettings(lr=2.0, warmup=10, decay=decay, steps=100)
@@ -65,19 +58,11 @@ def audits(steps: int, wanted: int, batches: int, **values: Any) -> list[int]:
     return found
 
 
-def test_audits_are_spread_over_the_run_and_one_closes_it() -> None:
-    found = audits(1000, 8, 16)
-    assert len(found) == 8
-    assert found[-1] == 999
-    assert min(found) >= 50
-    between = [after - before for before, after in itertools.pairwise(found[:-1])]
-    assert max(between) - min(between) <= 1
-
-
 @given(steps=st.integers(1, 400), wanted=st.integers(0, 30), batches=st.integers(1, 30))
-def test_every_audit_has_pairs_of_its_own_in_two_halves(steps: int, wanted: int, batches: int) -> None:
+def test_every_audit_has_pairs_of_its_own_and_one_closes_the_run(steps: int, wanted: int, batches: int) -> None:
     found = audits(steps, wanted, batches)
     assert len(found) <= wanted
+    assert found[-1:] in ([], [steps - 1])
     assert all(after - before >= 2 for before, after in itertools.pairwise([-1, *found]))
 
 
@@ -86,51 +71,33 @@ def test_without_exclusive_features_there_is_nothing_to_audit(values: dict[str, 
     assert audits(1000, 8, 16, **values) == []
 
 
-def test_an_audit_looks_at_more_pairs_than_a_regression_has_weights() -> None:
-    def pairs(width: int, batch: int) -> int:
-        settings = TrainSettings(features=400, batch=batch, steps=10**5, audits=8)
-        recipe = make_recipe(settings, widths=(8, width), pairs=10**6)
-        assert len(recipe.audit_steps) == 8
-        return recipe.audit_batches * batch
-
-    assert pairs(64, 1024) == pairs(1024, 1024) == 16384
-    assert pairs(4096, 1024) == 65536
-    assert pairs(4096, 3000) == 66000, "whole batches"
+@pytest.mark.parametrize(
+    ("width", "batch", "expected"), [(64, 1024, 16384), (1024, 1024, 16384), (4096, 1024, 65536), (4096, 3000, 66000)]
+)
+def test_an_audit_looks_at_more_pairs_than_a_regression_has_weights(width: int, batch: int, expected: int) -> None:
+    settings = TrainSettings(features=400, batch=batch, steps=10**5, audits=8)
+    recipe = make_recipe(settings, widths=(8, width), pairs=10**6)
+    assert (len(recipe.audit_steps), recipe.audit_batches * batch) == (8, expected)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"exclusive": 0.5}, "--exclusive must be at least 0 and below 0.5"),
-        ({"exclusive": -0.1}, "--exclusive must be at least 0 and below 0.5"),
         ({"features": 10, "k": 11}, r"--k must be at most the number of features \(10\), found 11"),
-        ({"features": 0}, "--features must be at least 1"),
         ({"k": 8, "k_start": 4}, r"--k-start must be at least k \(8\)"),
         ({"steps": 5, "tokens": 5}, "give one of them"),
-        ({"lr": 0.0}, "--lr must be above 0"),
         ({"lr": float("nan")}, "--lr must be above 0"),
         ({"holdout": 0.0}, "--holdout"),
-        ({"auxk_alpha": -1.0}, "--auxk-alpha"),
-        ({"batch": 0}, "--batch must be at least 1"),
-        ({"audits": -1}, "--audits must be at least 0, found -1"),
-        ({"audit_pairs": 0}, "--audit-pairs must be at least 1, found 0"),
-    ],
-)
-def test_senseless_settings_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        TrainSettings(**values)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
         ({"k": 65}, r"--k must be at most the number of features \(64\), found 65"),
         ({"features": 8}, "--exclusive 0.05 of 8 features leaves a partition empty"),
         ({"features": 8, "exclusive": 0.49, "k": 2}, "leaves a partition empty"),
         ({"batch": 1001}, r"--batch must be at most the pairs there are to train on \(1000\), found 1001"),
     ],
 )
-def test_settings_that_do_not_fit_the_activations_are_refused(values: dict[str, Any], message: str) -> None:
+def test_settings_that_are_senseless_or_do_not_fit_the_activations_are_refused(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         make_recipe(TrainSettings(**values), widths=(8, 8), pairs=1000)
 
@@ -138,9 +105,3 @@ def test_settings_that_do_not_fit_the_activations_are_refused(values: dict[str, 
 def test_every_setting_has_a_help_text() -> None:
     assert field_docs(TrainSettings).keys() == set(TrainSettings().to_json())
     assert TrainSettings(**TrainSettings(k=9).to_json()) == TrainSettings(k=9)
-
-
-def test_settings_are_imported_without_torch() -> None:
-    code = "import sys, modeldiff.crosscoder.settings; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,13 +13,14 @@ from tests.crosscoder.made import BATCH, make_trainer
 from tests.crosscoder.made import planted_batches as batches
 
 
-@pytest.mark.parametrize("selection", ["activation", "l2", "sum", "mean"])
-def test_exactly_k_per_pair_are_kept_while_k_falls(selection: str) -> None:
-    trainer = make_trainer(k_start=7, anneal_steps=6, steps=10, selection=selection)
+@pytest.mark.parametrize(
+    "values", [*({"selection": one} for one in ("activation", "l2", "sum", "mean")), {"architecture": "dsf-norms"}]
+)
+def test_exactly_k_per_pair_are_kept_while_k_falls(values: dict[str, Any]) -> None:
+    trainer = make_trainer(k_start=7, anneal_steps=6, steps=10, **values)
     left_out = 0
     for step, (x_a, x_b) in enumerate(batches(10)):
         line = trainer.update(x_a, x_b)
-        assert line is not None
         rows = BATCH - (line["left_out"] - left_out)
         left_out = line["left_out"]
         k = 7 - 5 * step / 6 if step < 6 else 2
@@ -43,7 +46,6 @@ def test_dead_features_are_counted_in_pairs_and_revived() -> None:
         trainer.crosscoder.b_enc[5] = -1e6  # never active on its own
     x_a, x_b = batches(1)[0]
     first = trainer.update(x_a, x_b)
-    assert first is not None
     assert first["auxk"] is None
     rows = BATCH - trainer.left_out
     assert trainer.since_active_F[5] == rows
@@ -51,7 +53,6 @@ def test_dead_features_are_counted_in_pairs_and_revived() -> None:
     while not trainer.dead()[5]:
         trainer.update(x_a, x_b)
     line = trainer.update(x_a, x_b)
-    assert line is not None
     assert line["auxk"] is not None
     assert line["dead"]["shared"] >= 1
     assert not torch.equal(trainer.crosscoder.w_dec_a[5], before)
@@ -63,7 +64,6 @@ def test_an_auxiliary_loss_that_is_not_a_number_counts_and_does_no_harm() -> Non
         trainer.crosscoder.b_enc[5] = -1e6  # dead, and its decoder makes no number of anything
         trainer.crosscoder.w_dec_a[5] = float("nan")
     line = trainer.update(*batches(1)[0])
-    assert line is not None
     assert (line["auxk"], trainer.auxk_nan) == (None, 1)
     trainer.crosscoder.w_dec_a.data[5] = 0
     assert all(value.isfinite().all() for value in trainer.crosscoder.parameters())
@@ -101,8 +101,6 @@ def test_bfloat16_products_with_float32_weights_train_to_nearly_the_same() -> No
     coarse.crosscoder.matmul_dtype = torch.bfloat16
     for x_a, x_b in batches(5):
         a, b = exact.update(x_a, x_b), coarse.update(x_a, x_b)
-    assert a is not None
-    assert b is not None
     assert coarse.crosscoder.w_enc_a.dtype == torch.float32
     assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
     assert b["loss"] != a["loss"]
