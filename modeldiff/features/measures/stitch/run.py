@@ -148,9 +148,13 @@ def _held_out_r2(
 ) -> dict[str, float | None]:
     """R² of what there is to predict with, from one pass over the pairs reported on: 1 - sum of squared errors / sum of
     squares about these pairs' own mean, over all dimensions together. None: the targets do not vary."""
+
+    def moved(one: LinearMap, source: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+        return lambda x: one.apply(x[source])
+
     there, back = maps["a_to_b"], maps["b_to_a"]
     predictions: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], torch.Tensor]]] = {
-        f"{kind}{direction}": (direction[-1], lambda x, one=one, source=direction[0]: one.apply(x[source]))
+        f"{kind}{direction}": (direction[-1], moved(one, direction[0]))
         for kind, found in (("", maps), ("null ", nulls))
         for direction, one in found.items()
     }
