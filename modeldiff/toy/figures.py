@@ -182,7 +182,7 @@ def _line(axes: Axes, rows: Iterable[Row], name: str, architecture: str, x: Call
     points = [(x(row), row["figures"][name]) for row in rows if name in row["figures"]]
     if points:
         at, mean, error = zip(*((x, found["mean"], found["se"] or 0.0) for x, found in points), strict=True)
-        style = {"marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.5}
+        style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.5}
         axes.errorbar(at, mean, error, color=COLOURS[architecture], label=architecture, **style)
 
 
