@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from modeldiff.errors import InputError
+from modeldiff.workspace.bits import chunk_rows
+
 if TYPE_CHECKING:
     from modeldiff.workspace.activations import ActivationStore, Block
 
@@ -28,6 +31,8 @@ _CYCLE = [PARTS.index({4: "choose", 9: "report"}.get(number, "fit")) for number 
 _STRETCH, _LEAST_STRETCHES = 512, 50
 # Tokens of a text that lie further apart than this share little but the topic.
 _GAP = 64
+# Training has enough blocks that a few per cent of them are spread over the whole harvest.
+_LEAST_BLOCKS = 64
 
 
 def evenly_spread(total: int, count: int) -> list[int]:
@@ -133,3 +138,24 @@ def _runs(store: ActivationStore, blocks: Sequence[Block]) -> Iterator[tuple[int
         stop = start + len(block)
     if stop > first:
         yield first, stop
+
+
+def hold_out_blocks(store: ActivationStore, holdout: float) -> tuple[list[Block], list[Block]]:
+    """(blocks to train on, blocks held out), the latter evenly spaced and about a share `holdout` of all.
+
+    Whole blocks are held out, not single rows: neighbouring rows come from one text and resemble each other.
+
+    Raises:
+        InputError: there are too few pairs for both.
+    """
+    sides = store.info.sides.values()
+    rows = min(chunk_rows(side.width, side.encoding) for side in sides)
+    rows = min(rows, 1 << max(0, (store.pairs // _LEAST_BLOCKS).bit_length() - 1))
+    blocks = store.blocks(rows)
+    count = max(1, round(holdout * len(blocks)))
+    if count >= len(blocks):
+        raise InputError(
+            f"{store.artifact.ref} has {store.pairs} pairs, too few to hold out {holdout:.0%} of them: harvest more"
+        )
+    held = set(evenly_spread(len(blocks), count))
+    return [b for i, b in enumerate(blocks) if i not in held], [blocks[i] for i in sorted(held)]

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.data import PairStream, split
+from modeldiff.crosscoder.training.data import PairStream
 from modeldiff.sides import SIDES
+from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Work, Workspace
 from modeldiff.workspace.activations import DATASET, ActivationStore, rows_name
 from modeldiff.workspace.bits import create_dataset, write_rows
@@ -113,7 +114,7 @@ class Epochs:
 
     def __init__(self, store: ActivationStore) -> None:
         # Nearly everything: what is held out is not read.
-        train, _ = split(store, 1e-6)
+        train, _ = hold_out_blocks(store, 1e-6)
         buffer = TrainSettings().buffer_mib << 20
         stream = PairStream(store, train, batch=BATCH, seed=0, buffer_bytes=buffer)
         self.steps = stream.rows_per_epoch // BATCH

@@ -1,4 +1,4 @@
-"""Pairs for training, read in whole blocks and shuffled in memory; and the blocks that are kept for evaluation.
+"""Pairs for training, read in whole blocks and shuffled in memory.
 
 Blocks in random order fill half of a buffer (a group); pairs are drawn from it in random order while the next group is
 read into the other half. Where all pairs fit into the buffer they are one group, read once. A batch may begin in one
@@ -18,42 +18,17 @@ import numpy as np
 import torch
 
 from modeldiff.crosscoder.model import Both
-from modeldiff.errors import InputError
 from modeldiff.sides import SIDES
-from modeldiff.splits import evenly_spread
 from modeldiff.threads import prefetched
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.bits import bytes_per_value, chunk_rows
+from modeldiff.workspace.bits import bytes_per_value
 
-# Enough blocks that a few per cent of them are spread over the whole harvest.
-_LEAST_BLOCKS = 64
 # Streams of random numbers: the order of blocks, and of rows.
 _BLOCKS, _ROWS = 0, 1
 Rows = dict[str, torch.Tensor]
 """By side, activations (N, D) as stored."""
 _Group = tuple[int, int, list[Block], int]
 """Blocks that are in memory together: their epoch and number in it, and how many of their rows were used before."""
-
-
-def split(store: ActivationStore, holdout: float) -> tuple[list[Block], list[Block]]:
-    """(blocks to train on, blocks held out), the latter evenly spaced and about a share `holdout` of all.
-
-    Whole blocks are held out, not single rows: neighbouring rows come from one text and resemble each other.
-
-    Raises:
-        InputError: there are too few pairs for both.
-    """
-    sides = store.info.sides.values()
-    rows = min(chunk_rows(side.width, side.encoding) for side in sides)
-    rows = min(rows, 1 << max(0, (store.pairs // _LEAST_BLOCKS).bit_length() - 1))
-    blocks = store.blocks(rows)
-    count = max(1, round(holdout * len(blocks)))
-    if count >= len(blocks):
-        raise InputError(
-            f"{store.artifact.ref} has {store.pairs} pairs, too few to hold out {holdout:.0%} of them: harvest more"
-        )
-    held = set(evenly_spread(len(blocks), count))
-    return [b for i, b in enumerate(blocks) if i not in held], [blocks[i] for i in sorted(held)]
 
 
 class PairStream:

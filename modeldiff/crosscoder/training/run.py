@@ -22,7 +22,7 @@ from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.plan import Job, disk, forecast
 from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.data import PairStream, split
+from modeldiff.crosscoder.training.data import PairStream
 from modeldiff.crosscoder.training.figure import training_figure
 from modeldiff.crosscoder.training.loop import train
 from modeldiff.crosscoder.training.losses import Quality, by_partition
@@ -33,6 +33,7 @@ from modeldiff.errors import InputError, MachineError
 from modeldiff.linear.quality import within_norm
 from modeldiff.lm.device import resolve_device
 from modeldiff.sides import SIDES
+from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import require_free
@@ -127,7 +128,7 @@ class _Training:
             raise InputError("--audits needs numbers of 64 bits, which mps lacks: use --device cpu, or --audits 0")
         fastest: Literal["float32", "bfloat16"] = "bfloat16" if self.device.type == "cuda" else "float32"
         self.precision = fastest if settings.precision == "auto" else settings.precision
-        self.blocks, self.held_out = split(store, settings.holdout)
+        self.blocks, self.held_out = hold_out_blocks(store, settings.holdout)
         self.pairs = sum(len(block) for block in self.blocks)
         self.recipe = make_recipe(settings, widths=store.widths, pairs=self.pairs)
         self.measured, (a, b) = Measured.in_store(store), (store.info.sides[side] for side in SIDES)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from modeldiff.crosscoder.training.data import PairStream, split
+from modeldiff.crosscoder.training.data import PairStream
 from modeldiff.errors import InputError
+from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
 from tests.made_activations import make_activations
@@ -28,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
 
 
 def stream(store: ActivationStore, buffer_rows: int) -> PairStream:
-    train, _ = split(store, 0.1)
+    train, _ = hold_out_blocks(store, 0.1)
     return PairStream(store, train, batch=37, seed=0, buffer_bytes=buffer_rows * 5 * 4)
 
 
@@ -41,7 +42,7 @@ def rows_of(store: ActivationStore, buffer_rows: int, batches: int, first: int =
 
 
 def test_held_out_blocks_are_spread_and_apart(store: ActivationStore) -> None:
-    train, held = split(store, 0.1)
+    train, held = hold_out_blocks(store, 0.1)
     rows = [row for block in train + held for row in range(*_range(store, block))]
     assert sorted(rows) == list(range(ROWS))
     assert sum(map(len, held)) == pytest.approx(0.1 * ROWS, rel=0.2)
@@ -54,7 +55,7 @@ def test_held_out_blocks_are_spread_and_apart(store: ActivationStore) -> None:
 def test_every_training_pair_once_per_pass_also_when_the_stream_begins_later(
     store: ActivationStore, buffer_rows: int
 ) -> None:
-    train, _ = split(store, 0.1)
+    train, _ = hold_out_blocks(store, 0.1)
     expected = sorted(row for block in train for row in range(*_range(store, block)))
     whole = rows_of(store, buffer_rows, max(52, 2 * len(expected) // 37 + 1))
     drawn = itertools.chain.from_iterable(whole)
@@ -98,7 +99,7 @@ def test_the_buffer_is_all_the_memory_for_pairs(
 def test_too_few_pairs_to_hold_any_out(tmp_path: Path) -> None:
     artifact = make_activations(Workspace(tmp_path / "w"), torch.ones(1, 3), torch.ones(1, 2))
     with pytest.raises(InputError, match="has 1 pairs, too few to hold out"):
-        split(ActivationStore(artifact), 0.02)
+        hold_out_blocks(ActivationStore(artifact), 0.02)
 
 
 def _range(store: ActivationStore, block: object) -> tuple[int, int]:
