@@ -23,8 +23,7 @@ from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 
-DECODER_NORM = 0.4
-"""Of the decoder's rows at the start (paper B.1)."""
+_DECODER_NORM = 0.4  # of the decoder's rows at the start (paper B.1)
 Both = tuple[torch.Tensor, torch.Tensor]
 """One of A, one of B."""
 # The encoder's product is made about so many shared columns at a time: they are still in a CPU's cache when the second
@@ -73,7 +72,7 @@ class Crosscoder(Saved):
         generator = torch.Generator().manual_seed(seed)
         for side in SIDES:
             direction = torch.randn(self.decoder(side).shape, generator=generator)
-            direction *= DECODER_NORM / direction.norm(dim=1, keepdim=True)
+            direction *= _DECODER_NORM / direction.norm(dim=1, keepdim=True)
             self.decoder(side).copy_(direction)
             self.encoder(side).copy_(direction)
         if config.tie == "vectors":
@@ -124,11 +123,7 @@ class Crosscoder(Saved):
         return self.b_dec_a if side == "a" else self.b_dec_b
 
     def partition_of(self, feature: int) -> str:
-        """ "A", "shared" or "B".
-
-        Raises:
-            InputError: there is no such feature.
-        """
+        """ "A", "shared" or "B". Raises InputError: there is no such feature."""
         if not 0 <= feature < self.n_features:
             raise InputError(f"feature {feature} does not exist: this crosscoder has 0 to {self.n_features - 1}")
         return "A" if feature < self.config.n_a_only else "shared" if feature < self.config.n_a else "B"

@@ -51,7 +51,7 @@ class PairStream:
     ) -> None:
         self._store, self._blocks, self._batch, self._seed = store, blocks, batch, seed
         self._device = torch.device(device)
-        self.rows_per_epoch = _rows(blocks)
+        self.rows_per_epoch = sum(map(len, blocks))
         row_bytes = sum(side.width * bytes_per_value(side.encoding) for side in store.info.sides.values())
         rows = max(1, buffer_bytes // row_bytes)
         self._in_one = self.rows_per_epoch <= rows
@@ -74,7 +74,7 @@ class PairStream:
         with closing(self._read(first_step * self._batch)) as groups:
             for (epoch, number, blocks, skip), x in groups:
                 random, at = np.random.default_rng([self._seed, _ROWS, epoch, number]), skip
-                order_N = torch.from_numpy(random.permutation(_rows(blocks)))
+                order_N = torch.from_numpy(random.permutation(sum(map(len, blocks))))
                 while at < len(order_N):
                     rows = order_N[at : at + self._batch - filled]
                     for side in SIDES:
@@ -102,7 +102,7 @@ class PairStream:
 
     def _into(self, x: Rows, blocks: list[Block]) -> Rows:
         for side in SIDES:
-            self._store.read_into(side, blocks, x[side][: _rows(blocks)])
+            self._store.read_into(side, blocks, x[side][: sum(map(len, blocks))])
         return x
 
     def _groups(self, first_row: int) -> Iterator[_Group]:
@@ -110,9 +110,9 @@ class PairStream:
         first_epoch, skip = divmod(first_row, self.rows_per_epoch)
         for epoch in itertools.count(first_epoch):
             for number, blocks in enumerate(self._grouped(epoch)):
-                if skip < _rows(blocks):
+                if skip < sum(map(len, blocks)):
                     yield epoch, number, blocks, skip
-                skip = max(0, skip - _rows(blocks))
+                skip = max(0, skip - sum(map(len, blocks)))
 
     def _grouped(self, epoch: int) -> Iterator[list[Block]]:
         if self._in_one:
@@ -121,12 +121,8 @@ class PairStream:
         group: list[Block] = []
         for at in np.random.default_rng([self._seed, _BLOCKS, epoch]).permutation(len(self._blocks)):
             block = self._blocks[at]
-            if group and _rows(group) + len(block) > self._group_rows:
+            if group and sum(map(len, group)) + len(block) > self._group_rows:
                 yield group
                 group = []
             group.append(block)
         yield group
-
-
-def _rows(blocks: list[Block]) -> int:
-    return sum(len(block) for block in blocks)
