@@ -197,13 +197,16 @@ class Crosscoder(Saved):
         """
         if self.config.selection == "activation":
             return None
-        norms = self.decoder_norms()
-        if self.config.selection == "l2":
-            return torch.hypot(norms["a"], norms["b"])
-        total_F = norms["a"] + norms["b"]
-        if self.config.selection == "mean":
-            total_F[self.slices["shared"]] /= 2
-        return total_F
+        a_F, b_F = self.decoder_norms().values()
+        match self.config.selection:
+            case "l2":
+                return torch.hypot(a_F, b_F)
+            case "sum":
+                return a_F + b_F
+            case "mean":
+                total_F = a_F + b_F
+                total_F[self.slices["shared"]] /= 2
+                return total_F
 
     # Decoder rows
 

@@ -14,12 +14,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from modeldiff.console import progress, say
-from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.settings import Selection, TrainSettings
 from modeldiff.errors import DamagedError, InputError, MachineError
 from modeldiff.toy.cell import CellSpec
 from modeldiff.toy.settings import Architecture, Table, ToySettings
@@ -32,9 +32,8 @@ SCHEMA = 6
 DIAL_MAPS = ("independent", *(f"mixed:{share}" for share in (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)), "gaussian")
 # What the table `selection` compares; the first of each is the default of `train`: every score with either way to
 # combine the encoders, and other dead windows.
-_SCORES = ("activation", "l2", "sum", "mean")
 _SELECTION: tuple[dict[str, Any], ...] = (
-    *({"combine": combine, "selection": score} for combine in ("sum", "mean") for score in _SCORES),
+    *({"combine": combine, "selection": score} for combine in ("sum", "mean") for score in get_args(Selection)),
     *({"dead_share": share} for share in (0.02, 0.5)),
 )
 # The architectures of the other tables than `sizes`. Scores and the dead window matter most to partitions.
