@@ -35,13 +35,13 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import aligned
 from modeldiff.contrast.words import LEAST_SAID, said_words
 from modeldiff.features.table import FeatureTable
 from modeldiff.lm.batches import CHUNK_VALUES, batches, chunks, padded, token_budget
 from modeldiff.lm.buckets import Buckets, common_buckets, token_strings
 from modeldiff.lm.load import load_model
 from modeldiff.lm.model import LanguageModel
+from modeldiff.texts.align import align
 from modeldiff.texts.tokenize import Reader
 
 from .scoring import OWNER, SET_SHOWN, Truth, enough, judge_set
@@ -83,7 +83,7 @@ def read_texts(continuations: Continuations, device: torch.device) -> Readings:
     cut = {side: np.zeros(len(continuations.places), np.int64) for side in SIDES}
     for number, record in enumerate(continuations.documents):
         tokens = {side: readers[side].read(record) for side in SIDES}
-        alignment = aligned(tokens, record.text)
+        alignment = align(record.text, tokens)
         at = [int(np.searchsorted(alignment.char_end, continuations.places[i].end)) for i in of_document[number]]
         for side in SIDES:
             most = models[side].max_positions or 1 << 30

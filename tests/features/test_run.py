@@ -228,7 +228,7 @@ def test_outliers_are_left_out_everywhere_and_a_feature_that_never_fires_is_coun
     assert table.row(1).examples == []
     assert (table.row(0).tokens_differ, table.row(1).tokens_differ) == (0.0, None)
     assert table.select(partition="A").dead == 1
-    assert table.select(partition="A").ids[-1] == 1
+    assert 1 not in table.select(partition="A").ids
     path = artifact.folder / "examples.h5"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DamagedError, match=r"examples\.h5"):

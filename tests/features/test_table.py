@@ -81,7 +81,7 @@ def test_rare_features_are_left_out_and_counted_and_rows_are_bounded_and_json(ta
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"exclusive": "C"}, "A, B or shared"),
+        ({"partition": "C"}, "A, B or shared"),
         ({"sort": "beauty"}, "one of evidence, gap, density"),
         ({"top": 0}, "--top"),
     ],

@@ -67,7 +67,7 @@ def test_the_model_that_was_named_is_steered_as_it_is_alone(made: Made, stitch: 
 
 def test_a_shared_feature_has_its_own_decoder_row_in_the_other_model(made: Made) -> None:
     artifact = run(steer(both=True, feature=SHARED, strength=(1.0,)), made.workspace)
-    own = maximum_of(made, SHARED) * made.crosscoder.direction(SHARED, "b", raw=True).norm()
+    own = maximum_of(made, SHARED) * made.crosscoder.direction(SHARED, "b").norm()
     side = info(artifact)["sides"]["B"]
     assert (side["stitch"], side["unit_norm"]) == (None, pytest.approx(float(own)))
     assert "stitch" not in artifact.manifest.inputs

@@ -96,8 +96,7 @@ def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]
         found += table.select(partition=part, top=settings.top).ids
     if not found:
         raise InputError(
-            f"{table.artifact.ref} has no such feature that ever fires: choose others with --exclusive shared or "
-            "--feature"
+            f"{table.artifact.ref} has no such feature that ever fires: choose others with --shared or --feature"
         )
     return found
 

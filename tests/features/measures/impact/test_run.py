@@ -15,6 +15,7 @@ from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.measures.impact import ImpactSettings
 from modeldiff.features.measures.impact.result import Impact, read_impact
 from modeldiff.features.measures.impact.run import run
+from modeldiff.workspace import Artifact
 from tests.features.made_crosscoder import publish
 from tests.features.made_pair import (
     B_LOUD,
@@ -32,10 +33,14 @@ from tests.features.made_pair import (
 PARTS: dict[str, Any] = {"device": "cpu", "outlier_factor": 0.0}
 
 
-def measured(made: Made, a_to_b: torch.Tensor | None = None, **changes: Any) -> Impact:
+def impact_of(made: Made, a_to_b: torch.Tensor | None = None, **changes: Any) -> Artifact:
     """With the identity as the stitch, unless there is another one."""
     publish_stitch(made, torch.eye(WIDTH) if a_to_b is None else a_to_b, "identity" if a_to_b is None else "other")
-    return read_impact(run(ImpactSettings(**{**PARTS, **changes}), made.workspace))
+    return run(ImpactSettings(**{**PARTS, **changes}), made.workspace)
+
+
+def measured(*given: Any, **changes: Any) -> Impact:
+    return read_impact(impact_of(*given, **changes))
 
 
 def test_the_same_model_twice_and_the_identity_have_no_asymmetry(pair: Made) -> None:
@@ -94,19 +99,20 @@ def test_a_stitch_that_moves_nothing_leaves_the_other_model_alone(pair: Made) ->
 
 
 def test_the_seed_and_the_stitch_count_and_batches_do_not(pair: Made) -> None:
-    first = measured(pair).artifact
-    assert measured(pair, batch_tokens=77).artifact.ref == first.ref
+    first = impact_of(pair)
+    assert impact_of(pair, batch_tokens=77).ref == first.ref
     again = run(ImpactSettings(**PARTS), pair.workspace, force=True)
     assert again.manifest.digest == first.manifest.digest
-    one, other = measured(pair, samples=60), measured(pair, samples=60, seed=1)
-    assert 0 < abs(other.columns("A")["own"][LOUD] / one.columns("A")["own"][LOUD] - 1) < 0.4
-    assert measured(pair, swapped()).artifact.ref not in (first.ref, again.ref, other.artifact.ref)
-    assert measured(pair, swapped(), stitch="stitch:1").artifact.ref == again.ref
+    seeds = [impact_of(pair, samples=60, seed=seed) for seed in (0, 1)]
+    one, other = (read_impact(artifact).columns("A")["own"][LOUD] for artifact in seeds)
+    assert 0 < abs(other / one - 1) < 0.4
+    assert impact_of(pair, swapped()).ref not in (first.ref, again.ref, seeds[1].ref)
+    assert impact_of(pair, swapped(), stitch="stitch:1").ref == again.ref
 
 
 def test_an_interrupted_run_ends_like_a_straight_one(pair: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "_PART_WINDOWS", 4)
-    straight = measured(pair, batch_tokens=64).artifact
+    straight = impact_of(pair, batch_tokens=64)
     drawn, calls = removal.sampled_scores, 0
 
     def dying(*args: Any) -> torch.Tensor:
@@ -131,7 +137,7 @@ def test_refusals_and_damage(pair: Made) -> None:
         run(ImpactSettings(**PARTS), pair.workspace)
     with pytest.raises(InputError, match="no pair is left to measure on"):
         measured(pair, outlier_factor=1e-6)
-    artifact = measured(pair).artifact
+    artifact = impact_of(pair)
     path = artifact.file("impact.safetensors")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(DamagedError, match=r"impact\.safetensors"):
