@@ -125,7 +125,7 @@ def test_stitch_as_a_table_and_as_json(tmp_path: Path, call: Call) -> None:
     assert "stitch:1 is up to date" in err
     assert (found["ref"], found["name"], found["activations"]) == ("stitch:1", "both", "activations:1")
     for direction in ("a_to_b", "b_to_a"):
-        assert {"r2", "null_r2", "ridge", "choice", "by_norm"} == found["maps"][direction].keys()
+        assert {"r2", "null_r2", "ridge"} == found["maps"][direction].keys()
         assert found["maps"][direction]["r2"] == found["metrics"][direction]["r2"]
     for args in (["list", "--kind", "stitch"], ["verify", "stitch:1"]):
         code, out, _ = call(folder, "workspace", *args)
