@@ -35,7 +35,7 @@ _CHILD = """
 import importlib, json, sys
 import torch
 from modeldiff.cli.main import run
-from modeldiff.workspace.environment import peak_memory_bytes
+from modeldiff.workspace.stage import peak_memory_bytes
 for name in json.load(sys.stdin):
     try:
         importlib.import_module(name)
