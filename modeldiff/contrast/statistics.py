@@ -1,15 +1,16 @@
 """The statistics of contrasts, on arrays alone.
 
-For a context c and a word w, with D the difference of what the two models say at a place (A's share minus B's):
+For a context c and a word w, with D what A says of w at a place minus what B says (shares of the draws):
 
     d = mean of D where c holds - mean of D elsewhere            z = d / its standard error
 
 What the models do differently everywhere is in both means and drops out; what the text makes both models do drops out
 of D. A word counts for a model only where that model says it more where the context holds than it does elsewhere, and
-more than the other model does there: what is a habit elsewhere is no difference of the places without it. A context's
-statistics are the sums of its 1, 3 and 8 largest |z|: a difference may be one word or a way of speaking. Their null:
-the documents' continuations exchanged, those of a document together, so that places of one document need not be
-independent. Each sum of each context is measured on its own null, and the largest counts.
+more than the other model does there: what is a habit elsewhere is no difference of the places without it.
+
+A context has three statistics, the sums of its 1, 3 and 8 largest |z|: a difference may be one word or a way of
+speaking. Their null: documents exchange their continuations, all of a document together, so that places of one document
+need not be independent. Each sum is standardised by its own null, and the largest counts.
 
 Legend: P places, K documents, C contexts, V words, S sums, R permutations.
 """
@@ -29,9 +30,9 @@ Floats = NDArray[np.floating]
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# So many of the largest |z| are added up.
+# Counts of the largest |z| that are added up.
 SUMS = (1, 3, 8)
-# So many places' worth of the overall variance are added to that of the places where a context holds.
+# Variances are shrunk towards that over all places, which counts as much as so many places.
 _PRIOR = 8.0
 
 
@@ -61,20 +62,25 @@ def context_z(on_CP: sparse.csr_matrix, said: Said) -> Floats:
     on_C1 = np.asarray(on_CP.sum(axis=1), np.float32)
     off_C1 = places - on_C1
     a, b = said.by_side["a"], said.by_side["b"]
-    squares = (a - b).power(2)
-    total_a, total_b, square_V = (np.asarray(one.sum(axis=0), np.float32) for one in (a, b, squares))
-    a_CV, b_CV, square_CV = ((on_CP @ one).toarray() for one in (a, b, squares))
+    parts = (a, b, (a - b).power(2))
+    total_a, total_b, total_square = totals = [np.asarray(part.sum(axis=0), np.float32) for part in parts]
+    variance_V = total_square / places - ((total_a - total_b) / places) ** 2
+
+    def error_squared(square_CV: Floats, difference_CV: Floats, places_C1: Floats) -> Floats:
+        """Variance of D over its number of places, both shrunk; from the means of D squared and of D."""
+        shrunk = square_CV - difference_CV**2 + _PRIOR / places_C1 * variance_V
+        return shrunk / (places_C1 + _PRIOR)
+
+    on = [(on_CP @ part).toarray() for part in parts]
     with np.errstate(divide="ignore", invalid="ignore"):
-        square_off = (square_V - square_CV) / off_C1
-        square_CV /= on_C1
-        a_off, b_off = (total_a - a_CV) / off_C1, (total_b - b_CV) / off_C1
-        a_CV /= on_C1
-        b_CV /= on_C1
-        variance_V = square_V / places - ((total_a - total_b) / places) ** 2
-        variance = (square_CV - (a_CV - b_CV) ** 2 + _PRIOR / on_C1 * variance_V) / (on_C1 + _PRIOR)
-        variance += (square_off - (a_off - b_off) ** 2 + _PRIOR / off_C1 * variance_V) / (off_C1 + _PRIOR)
-        z_CV = (a_CV - b_CV - a_off + b_off) / np.sqrt(variance)
-    counts = np.where(z_CV > 0, a_CV > np.maximum(a_off, b_CV), b_CV > np.maximum(b_off, a_CV)) & np.isfinite(z_CV)
+        a_off, b_off, square_off = ((total - sum_CV) / off_C1 for total, sum_CV in zip(totals, on, strict=True))
+        for sum_CV in on:
+            sum_CV /= on_C1
+        a_on, b_on, square_on = on
+        variance = error_squared(square_on, a_on - b_on, on_C1)
+        variance += error_squared(square_off, a_off - b_off, off_C1)
+        z_CV = (a_on - b_on - a_off + b_off) / np.sqrt(variance)
+    counts = np.where(z_CV > 0, a_on > np.maximum(a_off, b_on), b_on > np.maximum(b_off, a_on)) & np.isfinite(z_CV)
     return np.where(counts, z_CV, np.float32(0))
 
 
@@ -139,16 +145,10 @@ def rejected(p_N: Floats, rate: float, weight_N: Floats) -> Bools:
         weight_N: how promising each was before its p-value was known (Genovese, Roeder and Wasserman 2006): p-values
             are divided by the weights, whose mean is made 1. The rate holds whatever they are.
     """
-    count = len(p_N)
-    if not count:
+    if not len(p_N):
         return np.zeros(0, bool)
-    p_N = p_N * weight_N.mean() / weight_N
-    order = np.argsort(p_N, kind="stable")
-    below = np.flatnonzero(p_N[order] <= rate * np.arange(1, count + 1) / count)
-    result = np.zeros(count, bool)
-    if len(below):
-        result[order[: below[-1] + 1]] = True
-    return result
+    adjusted_N = stats.false_discovery_control(np.minimum(1, p_N * weight_N.mean() / weight_N))
+    return np.asarray(adjusted_N <= rate)
 
 
 @dataclass(frozen=True)
@@ -227,13 +227,16 @@ def permuted_p(score_P: Floats, on_P: Bools, document_P: Longs, orders_RP: NDArr
 
 def _studentised(score_RP: Floats, on_P: Bools, at_P: Longs) -> Floats:
     """(R,) the gap over its error, for scores in several orders."""
-    means, variances = [], []
-    for part_P in (on_P, ~on_P):
-        scores = score_RP[:, part_P]
-        mean = scores.mean(axis=1, keepdims=True)
-        of_document = sparse.csr_matrix(
-            (np.ones(part_P.sum()), (np.arange(part_P.sum()), at_P[part_P])), shape=(part_P.sum(), at_P.max() + 1)
-        )
-        variances.append((np.asarray((scores - mean) @ of_document) ** 2).sum(axis=1) / scores.shape[1] ** 2)
-        means.append(mean[:, 0])
-    return (means[0] - means[1]) / np.sqrt(variances[0] + variances[1] + 1e-12)
+    (on_R, variance_on_R), (off_R, variance_off_R) = (_means(score_RP, part_P, at_P) for part_P in (on_P, ~on_P))
+    return (on_R - off_R) / np.sqrt(variance_on_R + variance_off_R + 1e-12)
+
+
+def _means(score_RP: Floats, part_P: Bools, at_P: Longs) -> tuple[Floats, Floats]:
+    """(mean score of a part of the places, its variance over documents), each (R,)."""
+    scores, places = score_RP[:, part_P], int(part_P.sum())
+    document_PK = sparse.csr_matrix(
+        (np.ones(places), (np.arange(places), at_P[part_P])), shape=(places, at_P.max() + 1)
+    )
+    mean_R1 = scores.mean(axis=1, keepdims=True)
+    sums_RK = np.asarray((scores - mean_R1) @ document_PK)
+    return mean_R1[:, 0], (sums_RK**2).sum(axis=1) / places**2

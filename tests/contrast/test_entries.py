@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from modeldiff.contrast.candidates import Candidate
 from modeldiff.contrast.contexts import Context, Contexts
-from modeldiff.contrast.discovery import Candidate, Outcome, Verified
+from modeldiff.contrast.discovery import Outcome, Verified
 from modeldiff.contrast.entries import SHOWN_CHARS, entry_json, feature_of
 from modeldiff.contrast.statistics import gap_of
 from modeldiff.contrast.words import Said
@@ -31,7 +32,7 @@ def contexts(*rows: tuple[str, str, list[int]]) -> Contexts:
 
 
 def made(which: Contexts, context: int = 0, same: tuple[int, ...] = ()) -> tuple[Verified, Outcome]:
-    candidate = Candidate(context, 9.0, [2, -2], {"a": [2, 0], "b": [1]}, list(same))
+    candidate = Candidate(context, 9.0, [("a", 2), ("b", 1)], {"a": [2, 0], "b": [1]}, 0.1, list(same))
     document_P = np.arange(10) // 2
     score = np.array(SAYS["a"]["red"], float)
     gaps = {"a": gap_of(score[~FIRST], ON[~FIRST], document_P[~FIRST])}
