@@ -35,7 +35,7 @@ from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.words import LEAST_SAID, said_words
+from modeldiff.contrast.words import said_words
 from modeldiff.features.table import FeatureTable
 from modeldiff.lm.batches import CHUNK_VALUES, batches, chunks, padded, token_budget
 from modeldiff.lm.buckets import Buckets, common_buckets, token_strings
@@ -188,9 +188,7 @@ def diff_mining(readings: Readings, truth: Truth, *, logits: bool) -> list[dict[
 
 def said_mining(continuations: Continuations, truth: Truth) -> list[dict[str, Any]]:
     """Of the words that are said in the continuations."""
-    places = continuations.places
-    given = [place.drawn == "given" for place in places]
-    said = said_words({side: [place.said[side] for place in places] for side in SIDES}, given, least=LEAST_SAID)
+    said = said_words(continuations.places)
     more_PV = said.difference.toarray()
     return list_of_sets({"a": more_PV, "b": -more_PV}, said.names, truth)
 

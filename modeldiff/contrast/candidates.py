@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
+from modeldiff.contrast.contexts import Contexts
 from modeldiff.contrast.statistics import SUMS, Bools, Floats, Longs, Null, context_z, everywhere_z, statistics
 from modeldiff.contrast.words import Said
 from modeldiff.sides import OTHER, SIDES
@@ -48,26 +49,20 @@ SAME_PLACES, SAME_WORDS, SAME_SHARE = 0.4, 3, 0.5
 class Half:
     """One half of the documents: where the contexts hold, and what the models say."""
 
-    on_CP: sparse.csr_matrix
-    always_C: Bools
-    """Which context is everywhere."""
+    contexts: Contexts
     document_P: Longs
     said: Said
     said_everywhere: Said
     """What is said, for what is compared everywhere. In a chance world it is another thing than `said`: that documents
     exchange their continuations changes no mean over all places, so the models exchange their parts instead."""
 
-    def on(self, context: int) -> Bools:
-        """(P,) where a context holds."""
-        return self.on_CP[context].toarray()[0] > 0
-
     def said_for(self, context: int) -> Said:
-        return self.said_everywhere if self.always_C[context] else self.said
+        return self.said_everywhere if self.contexts.always_C[context] else self.said
 
     def z(self) -> Floats:
         """(C, V) z of every context and word."""
-        z_CV = context_z(self.on_CP, self.said)
-        z_CV[self.always_C] = everywhere_z(self.said_everywhere)
+        z_CV = context_z(self.contexts.on_CP, self.said)
+        z_CV[self.contexts.always_C] = everywhere_z(self.said_everywhere)
         return z_CV
 
 
@@ -91,9 +86,9 @@ class Candidate:
 def candidates_of(half: Half, z_CV: Floats, null: Null, smallest: float) -> list[Candidate]:
     """At most CANDIDATES candidates, and everywhere; a candidate is clear when its clearness is above `smallest`."""
     standardised_C = null.standardised(statistics(z_CV))
-    beyond_C = null.p(standardised_C) <= DISCOVERY_P
-    found = _leaders(half, z_CV, standardised_C, np.flatnonzero(beyond_C & ~half.always_C).tolist())
-    for c in np.flatnonzero(beyond_C & half.always_C).tolist():
+    beyond_C, always_C = null.p(standardised_C) <= DISCOVERY_P, half.contexts.always_C
+    found = _leaders(half, z_CV, standardised_C, np.flatnonzero(beyond_C & ~always_C).tolist())
+    for c in np.flatnonzero(beyond_C & always_C).tolist():
         found += _everywhere(half, c, found, null, smallest)
     return found
 
@@ -107,7 +102,7 @@ def _leaders(half: Half, z_CV: Floats, standardised_C: Floats, beyond: list[int]
     made.sort(key=lambda one: -max(0.0, one.clearness) * one.standardised)
     found: list[Candidate] = []
     for one in made:
-        leading = next((other for other in found if _say_the_same(one, other, half.on_CP)), None)
+        leading = next((other for other in found if _say_the_same(one, other, half.contexts.on_CP)), None)
         if leading:
             leading.same.append(one.context)
         elif one.top and len(found) < CANDIDATES:
@@ -119,7 +114,7 @@ def _everywhere(half: Half, context: int, found: list[Candidate], null: Null, sm
     """Everywhere (the number of its context) as a candidate, or nothing. What one model says more in some context it
     says more on average, too: so it is looked for outside of the clear candidates, and without the words of any."""
     clear = [one.context for one in found if one.clearness > smallest]
-    outside_P = np.asarray(half.on_CP[clear].sum(axis=0))[0] == 0
+    outside_P = np.asarray(half.contexts.on_CP[clear].sum(axis=0))[0] == 0
     if outside_P.mean() < OUTSIDE:
         outside_P[:] = True
     z_V = everywhere_z(half.said_everywhere.rows(outside_P))
@@ -151,7 +146,7 @@ def telling(half: Half, context: int, z_V: Floats) -> tuple[dict[str, list[int]]
     A word that is said elsewhere all the time hides the others, and looks better on the half that it was chosen on than
     it is. So the words come from those that are rare elsewhere, unless all words tell the models apart much better.
     """
-    said, on_P = half.said_for(context), half.on(context)
+    said, on_P = half.said_for(context), half.contexts.on(context)
     pool = top_words(z_V, 4 * POOL)
     columns = {side: said.by_side[side][:, [w for _, w in pool]].toarray() for side in SIDES}
     rare = np.flatnonzero(_elsewhere(columns, on_P) <= COMMON)[:POOL].tolist()

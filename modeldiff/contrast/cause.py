@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from modeldiff.contrast.contexts import Contexts, PairsBefore, jaccard
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import given_tokens
+from modeldiff.contrast.documents import Place, given_tokens
+from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.statistics import Gap, gap_of
 from modeldiff.contrast.words import whole_words, words_of
 from modeldiff.controls import random_directions
@@ -45,7 +46,7 @@ LEAST_PLACES, LEAST_DOCUMENTS = 4, 2
 # Features go together that share so much of the places of both (Jaccard); so many at most.
 LEAST_ALIKE, MOST_ALIKE = 0.15, 20
 # What is sampled of the owner, in this order; of the other model the first alone.
-UNCHANGED, REMOVED, RANDOM = VARIANTS = ("unchanged", "removed_together", "removed_together_random")
+VARIANTS = ("unchanged", "removed_together", "removed_together_random")
 # Places continued at once, by kind of device. It decides the random numbers.
 _BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
 # A gap of which removal closes less than this is shown not to hang on the features.
@@ -92,21 +93,19 @@ def cause_places(
     continuations: Continuations,
     pairs: PairsBefore,
     readers: dict[str, Reader],
-    *,
-    places: int,
-    seed: int,
+    settings: ContrastSettings,
 ) -> list[CausePlace]:
-    """At most `places` places of each entry, drawn at random; none of entries with too few."""
+    """At most `cause_places` places of each entry, drawn at random; none of entries with too few."""
     found: list[CausePlace] = []
     for entry, of_entry in enumerate(entries):
         usable = np.flatnonzero(of_entry.on_P & (pairs.stop_P > pairs.first_P))
         chosen: list[CausePlace] = []
-        for place in np.random.default_rng([seed, entry]).permutation(usable).tolist():
-            if len(chosen) == places:
+        for place in np.random.default_rng([settings.seed, entry]).permutation(usable).tolist():
+            if len(chosen) == settings.cause_places:
                 break
             ids = {side: prompt_before(continuations, pairs, place, side, readers) for side in SIDES}
             if all(ids.values()):
-                chosen.append(CausePlace(entry, 2 * places * entry + len(chosen), place, ids))
+                chosen.append(CausePlace(entry, 2 * settings.cause_places * entry + len(chosen), place, ids))
         documents = {continuations.places[one.place].document for one in chosen}
         if len(chosen) >= LEAST_PLACES and len(documents) >= LEAST_DOCUMENTS:
             found += chosen
@@ -118,7 +117,7 @@ def prompt_before(
 ) -> list[int]:
     """The tokens that a model read before a place; none where they are not found."""
     one = continuations.places[place]
-    if one.drawn == "given":
+    if one.given:
         return given_tokens(continuations.documents[one.document], one.end, readers[side]).ids.tolist()
     last = pairs.stop_P[place] - 1
     if pairs.end_N[last] != one.end:
@@ -146,16 +145,9 @@ def shown(crosscoder: Crosscoder, features: list[int], side: str) -> Shown:
 
 
 def generate_variants(
-    lm: LanguageModel,
-    side: str,
-    places: list[CausePlace],
-    removed: list[Shown | None],
-    *,
-    layer: int,
-    tokens: int,
-    seed: int,
-    note: Callable[[int], None] = lambda _: None,
-) -> list[list[str]]:
+    lm: LanguageModel, side: str, places: list[CausePlace], removed: list[Shown | None],
+    *, layer: int, tokens: int, seed: int, note: Callable[[int], None] = lambda _: None,
+) -> list[list[str]]:  # fmt: skip
     """For each place what the model says as it is and, where it is the owner, without the features (VARIANTS).
 
     Args:
@@ -171,24 +163,19 @@ def generate_variants(
     nothing = Shown(torch.zeros(0, lm.width), torch.zeros(0), torch.zeros(0), torch.zeros(0, lm.width))
     for start in range(0, len(order), size):
         batch = order[start : start + size]
+        ids = [places[i].ids[side] for i in batch]
         own = [removed[i] or nothing for i in batch]
         random = [_random(one, first_seed + 500_000 + places[i].number) for one, i in zip(own, batch, strict=True)]
         edits: list[AbstractContextManager[None]] = [nullcontext()]
         if any(removed[i] for i in batch):
             edits += [take_off(lm, layer, own), take_off(lm, layer, random)]
+        sampling: dict[str, Any] = {"temperature": 1.0, "seed": first_seed + start, "batch_size": len(batch)}
         for variant, edited in enumerate(edits):
             with edited:
-                texts = continue_tokens(
-                    lm,
-                    [places[i].ids[side] for i in batch],
-                    max_new_tokens=tokens,
-                    temperature=1.0,
-                    seed=first_seed + start,
-                    batch_size=len(batch),
-                )
-            for i, text in zip(batch, texts, strict=True):
+                said = continue_tokens(lm, ids, max_new_tokens=tokens, **sampling)
+            for i, one in zip(batch, said, strict=True):
                 if not variant or removed[i]:
-                    made[i].append(text.text)
+                    made[i].append(one.text)
         note(len(batch))
     return made
 
@@ -222,48 +209,43 @@ def causes_of(
     found: list[dict[str, Any] | None] = []
     for number, entry in enumerate(entries):
         mine = [i for i, one in enumerate(places) if one.entry == number]
-        if not mine:
-            found.append(None)
-            continue
         at = [continuations.places[places[i].place] for i in mine]
-        said: dict[str, dict[str, Floats]] = {}
-        for side in SIDES:
-            names = VARIANTS if side == entry.owner and entry.features else VARIANTS[:1]
-            said[side] = {
-                name: np.array(
-                    [
-                        _says(texts[side][i][v], entry.words, one.drawn == "given")
-                        for i, one in zip(mine, at, strict=True)
-                    ]
-                )
-                for v, name in enumerate(names)
-            }
-        together = None
-        if entry.features:
-            own, gap_K = said[entry.owner], said[entry.owner][UNCHANGED] - said[OTHER[entry.owner]][UNCHANGED]
-            document_K = np.array([one.document for one in at])
-            together = {"features": entry.features, **_removal(own, gap_K, document_K)}
-        rates = {side: {name: float(said_K.mean()) for name, said_K in said[side].items()} for side in SIDES}
-        found.append({"side": entry.owner, "places": len(mine), "rates": rates, "together": together})
+        said = {
+            side: np.array([_say_any(texts[side][i], entry.words, one) for i, one in zip(mine, at, strict=True)])
+            for side in SIDES
+        }
+        found.append(_cause(entry, said, np.array([one.document for one in at])) if mine else None)
     return found
 
 
-def _removal(own: dict[str, Floats], gap_K: Floats, document_K: Longs) -> dict[str, Any]:
-    """What removal did to the owner (`causes_of`); `own`: by what was done, at which places the owner says a word."""
-    moved_K = own[RANDOM] - own[REMOVED]
-    beyond = _mean(moved_K, document_K)
+def _cause(entry: CauseOf, said: dict[str, Floats], document_K: Longs) -> dict[str, Any]:
+    """The cause of an entry (`causes_of`), from `said`: by side, (K, variants) 1 where the model says a word."""
+    rates = {side: dict(zip(VARIANTS, said[side].mean(axis=0).tolist(), strict=False)) for side in SIDES}
+    together = None
+    if entry.features:
+        gap_K = said[entry.owner][:, 0] - said[OTHER[entry.owner]][:, 0]
+        together = {"features": entry.features, **_removal(*said[entry.owner].T, gap_K, document_K)}
+    return {"side": entry.owner, "places": len(document_K), "rates": rates, "together": together}
+
+
+def _removal(
+    unchanged_K: Floats, removed_K: Floats, random_K: Floats, gap_K: Floats, document_K: Longs
+) -> dict[str, Any]:
+    """What removal did to the owner (`causes_of`), which says a word at the places by what was done (VARIANTS)."""
+    beyond = _mean(random_K - removed_K, document_K)
     caused = beyond.low() > 0
     return {
-        "closed": _share(own[UNCHANGED] - own[REMOVED], gap_K, document_K),
-        "closed_random": _share(own[UNCHANGED] - own[RANDOM], gap_K, document_K),
+        "closed": _share(unchanged_K - removed_K, gap_K, document_K),
+        "closed_random": _share(unchanged_K - random_K, gap_K, document_K),
         "beyond_random": {"value": float(beyond.value), "low": float(beyond.low()), "high": float(beyond.high())},
         "verdict": "cause" if caused else "context",
-        "settled": bool(caused or _mean(moved_K - _MOST_OF * gap_K, document_K).high() < 0),
+        "settled": bool(caused or _mean(random_K - removed_K - _MOST_OF * gap_K, document_K).high() < 0),
     }
 
 
-def _says(text: str, words: list[str], begins: bool) -> float:
-    return float(not set(words).isdisjoint(words_of(whole_words(text, begins=begins))))
+def _say_any(texts: list[str], words: list[str], place: Place) -> list[float]:
+    """Of each text, 1 if it holds any of the words."""
+    return [float(not set(words).isdisjoint(words_of(whole_words(text, begins=place.given)))) for text in texts]
 
 
 def _mean(score_K: Floats, document_K: Longs) -> Gap:

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.feature_extraction.text import CountVectorizer
 
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import given_tokens
-from modeldiff.contrast.words import words_of
+from modeldiff.contrast.documents import Place, given_tokens
+from modeldiff.contrast.words import present, words_of
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.lm.batches import batches, padded, token_budget
@@ -29,6 +30,7 @@ from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import align
+from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
 
 # Words before a place that count as its context.
@@ -57,6 +59,15 @@ class Contexts:
     def __len__(self) -> int:
         return len(self.which)
 
+    @cached_property
+    def always_C(self) -> NDArray[np.bool_]:
+        """Which context is everywhere."""
+        return np.array([one.kind == "everywhere" for one in self.which], bool)
+
+    def on(self, context: int) -> NDArray[np.bool_]:
+        """(P,) where a context holds."""
+        return self.on_CP[context].toarray()[0] > 0
+
     def those(self, keep_C: NDArray[np.bool_]) -> Contexts:
         return Contexts([one for one, keep in zip(self.which, keep_C, strict=True) if keep], self.on_CP[keep_C])
 
@@ -67,7 +78,7 @@ class Contexts:
         for half_P in (first_P, ~first_P):
             count_C = np.asarray(self.on_CP[:, half_P].sum(axis=1))[:, 0]
             keep_C &= (count_C >= least) & (count_C <= most * half_P.sum())
-        return self.those(keep_C | np.array([one.kind == "everywhere" for one in self.which], bool))
+        return self.those(keep_C | self.always_C)
 
 
 def none(places: int) -> Contexts:
@@ -86,27 +97,18 @@ def everywhere(places: int) -> Contexts:
 
 def sources(labels: Sequence[str]) -> Contexts:
     """One for each label of the places' texts, where there are several."""
-    names = sorted(set(labels))
-    if len(names) < 2:
-        return none(len(labels))
-    rows = [names.index(label) for label in labels]
-    on_CP = sparse.csr_matrix(
-        (np.ones(len(labels), np.float32), (rows, np.arange(len(labels)))), shape=(len(names), len(labels))
-    )
-    return Contexts([Context("source", name) for name in names], on_CP)
+    return _present("source", labels, lambda label: [label], 1) if len(set(labels)) > 1 else none(len(labels))
 
 
 def words(before: Sequence[str], *, least: int) -> Contexts:
     """One for each word among the last WORDS_BEFORE words of the text before a place that stands there before `least`
     places."""
-    vectorizer = CountVectorizer(
-        analyzer=lambda text: words_of(text)[-WORDS_BEFORE:], binary=True, min_df=least, dtype=np.float32
-    )
-    try:
-        on_PC = vectorizer.fit_transform(before)
-    except ValueError:  # no word stands there so often
-        return none(len(before))
-    return Contexts([Context("word", str(name)) for name in vectorizer.get_feature_names_out()], on_PC.T.tocsr())
+    return _present("word", before, lambda text: words_of(text)[-WORDS_BEFORE:], least)
+
+
+def _present(kind: str, texts: Sequence[str], names_of: Callable[[str], list[str]], least: int) -> Contexts:
+    names, on_PC = present(texts, names_of, least)
+    return Contexts([Context(kind, name) for name in names], on_PC.T.tocsr())
 
 
 def jaccard(on_CP: sparse.csr_matrix, on_1P: sparse.csr_matrix) -> NDArray[np.float64]:
@@ -133,46 +135,53 @@ class PairsBefore:
     stop_P: NDArray[np.int64]
 
 
+class _DocumentPairs(NamedTuple):
+    """The pairs of one document, up to its last place."""
+
+    ids: dict[str, NDArray[np.int32]]
+    token: dict[str, NDArray[np.int64]]
+    end: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    """For each place, how many pairs end before it or there."""
+
+
 def pairs_before(continuations: Continuations, readers: dict[str, Reader], context: dict[str, int]) -> PairsBefore:
     """The pairs that count for the places; `context`: tokens that each model can read."""
-    of_document: list[list[int]] = [[] for _ in continuations.documents]
-    for i, place in enumerate(continuations.places):
-        of_document[place.document].append(i)
-    ids: list[dict[str, NDArray[np.int32]]] = []
-    document, ends = [], []
-    token: dict[str, list[NDArray[np.int64]]] = {side: [] for side in SIDES}
-    first_P, stop_P = (np.zeros(len(continuations.places), np.int64) for _ in range(2))
-    total = 0
-    for number, record in enumerate(continuations.documents):
-        prompt = not record.messages and any(continuations.places[i].drawn == "given" for i in of_document[number])
-        read = {
-            side: given_tokens(record, len(record.text), readers[side]) if prompt else readers[side].read(record)
-            for side in SIDES
-        }
-        alignment = align(record.text, read)
-        fits = alignment.kept & np.all([alignment.token[side] < context[side] for side in SIDES], axis=0)
-        at = np.flatnonzero(fits)
-        stops = [
-            int(np.searchsorted(alignment.char_end[at], continuations.places[i].end, side="right"))
-            for i in of_document[number]
-        ]
-        for i, stop in zip(of_document[number], stops, strict=True):
-            first_P[i], stop_P[i] = total + max(0, stop - PAIRS_BEFORE), total + stop
-        at = at[: max(stops, default=0)]
-        total += len(at)
-        document.append(np.full(len(at), number, np.int64))
-        ends.append(alignment.char_end[at])
-        for side in SIDES:
-            token[side].append(alignment.token[side][at].astype(np.int64))
-        ids.append({side: read[side].ids[: token[side][-1][-1] + 1 if len(at) else 0] for side in SIDES})
+    places_of: list[list[Place]] = [[] for _ in continuations.documents]
+    for place in continuations.places:
+        places_of[place.document].append(place)
+    read = [
+        _document_pairs(record, places, readers, context)
+        for record, places in zip(continuations.documents, places_of, strict=True)
+    ]
+    counts = [len(one.end) for one in read]
+    starts = np.cumsum([0, *counts[:-1]]).tolist()
     return PairsBefore(
-        ids,
-        np.concatenate(document),
-        {side: np.concatenate(token[side]) for side in SIDES},
-        np.concatenate(ends),
-        first_P,
-        stop_P,
+        [one.ids for one in read],
+        np.repeat(np.arange(len(read)), counts),
+        {side: np.concatenate([one.token[side] for one in read]) for side in SIDES},
+        np.concatenate([one.end for one in read]),
+        np.concatenate([s + np.maximum(0, one.stops - PAIRS_BEFORE) for s, one in zip(starts, read, strict=True)]),
+        np.concatenate([s + one.stops for s, one in zip(starts, read, strict=True)]),
     )
+
+
+def _document_pairs(
+    record: Record, places: list[Place], readers: dict[str, Reader], context: dict[str, int]
+) -> _DocumentPairs:
+    prompt = not record.messages and any(place.given for place in places)
+    read = {
+        side: given_tokens(record, len(record.text), readers[side]) if prompt else readers[side].read(record)
+        for side in SIDES
+    }
+    alignment = align(record.text, read)
+    fits = alignment.kept & np.all([alignment.token[side] < context[side] for side in SIDES], axis=0)
+    end = alignment.char_end[fits]
+    stops = np.searchsorted(end, [place.end for place in places], side="right")
+    pairs = int(stops.max(initial=0))
+    token = {side: alignment.token[side][fits][:pairs].astype(np.int64) for side in SIDES}
+    ids = {side: read[side].ids[: token[side][-1] + 1 if pairs else 0] for side in SIDES}
+    return _DocumentPairs(ids, token, end[:pairs], stops)
 
 
 def read_rows(

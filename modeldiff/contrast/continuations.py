@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ SCHEMA = 2
 FORMAT = 1
 NAME = "continuations.json"
 DOCUMENTS, PLACES, SAID = "documents.jsonl", "places.jsonl", {side: f"said_{side}.jsonl" for side in SIDES}
-# Places of a part: what an interrupted run may lose. The same on every machine, for it decides the random numbers.
+# Places of a part. The same on every machine, for it decides the random numbers.
 _PART = 256
 # Places continued at once, by kind of device: on a CPU the cache decides, a GPU wants to be busy. It decides the random
 # numbers, too.
@@ -83,6 +83,18 @@ class Continuations:
         return {
             side: ModelRef(self.info["models"][side], self.info["revisions"][side], trust_remote_code) for side in SIDES
         }
+
+    def models(
+        self, workspace: Workspace, device: torch.device, dtype: torch.dtype, *, trust_remote_code: bool
+    ) -> Models:
+        """The models that continued the texts. Raises InputError: one has changed since."""
+        refs = self.refs(trust_remote_code)
+        for side in SIDES:
+            made_with = self.artifact.manifest.inputs[f"model_{side}"]
+            if made_with.digest not in model_identity(refs[side], workspace.digest_of).values():
+                made = f"model {made_with.label} has changed since {self.artifact.ref} was made"
+                raise InputError(f"{made}: run the continuations again")
+        return Models(refs, device, dtype)
 
     def before(self, place: int) -> str:
         one = self.places[place]
@@ -127,10 +139,10 @@ def run(
     settings = with_models_of(settings, workspace)
     workspace.create()
     digest = workspace.digest_of
-    named = {"a": (settings.model_a, settings.revision_a), "b": (settings.model_b, settings.revision_b)}
-    refs = {side: ModelRef(str(name), rev, settings.trust_remote_code) for side, (name, rev) in named.items()}
-    inputs: dict[str, Input] = {}
+    refs, inputs = {}, {}
     for side in SIDES:
+        model, revision = getattr(settings, f"model_{side}"), getattr(settings, f"revision_{side}")
+        refs[side] = ModelRef(model, revision, settings.trust_remote_code)
         identity = model_identity(refs[side], digest)
         inputs[f"model_{side}"] = Input(refs[side].name, identity.get("digest") or identity["commit"])
     sources = parse_sources(settings.texts)
@@ -147,13 +159,8 @@ def run(
         work.environment.update(device=str(device), dtype=number_format)
         models = Models(refs, device, dtype)
         documents = _read(settings, refs, sources, prompts)
-        places = choose_places(
-            documents,
-            _divergences(work, models, documents),
-            places=settings.places,
-            uniform=settings.uniform,
-            seed=settings.seed,
-        )
+        found = _divergences(work, models, documents)
+        places = choose_places(documents, found, places=settings.places, uniform=settings.uniform, seed=settings.seed)
         say(
             f"{len(places):,} places in {len(documents):,} documents, {settings.draws} x up to {settings.tokens} "
             f"tokens by each model; mean divergence {np.mean([place.divergence for place in places]):.3f} bits"
@@ -234,47 +241,59 @@ def _divergences(work: Work, models: Models, documents: list[Document]) -> NDArr
     return divergence((a["bucket"], a["p"]), (b["bucket"], b["p"]))
 
 
+class _Part(NamedTuple):
+    """Places at which a model is sampled in one go: what an interrupted run may lose."""
+
+    side: str
+    number: int
+    places: list[int]
+
+    @property
+    def name(self) -> str:
+        return f"resume/said-{self.side}-{self.number:05d}.jsonl"
+
+
+def _parts(documents: list[Document], places: list[Place]) -> list[_Part]:
+    """All places once by each model, those with texts of like length together, so that little is padding. The longest
+    come first, so that what is left at the end is short."""
+    parts = []
+    for side in SIDES:
+        order = np.argsort([len(_prompt(documents, place, side)) for place in places], kind="stable").tolist()
+        parts += [_Part(side, n, order[n * _PART : (n + 1) * _PART]) for n in range(-(-len(order) // _PART))]
+    return sorted(parts, key=lambda part: (-part.number, part.side))
+
+
 def _sample(
     settings: ContinuationsSettings, work: Work, models: Models, documents: list[Document], places: list[Place]
 ) -> None:
-    """Write what either model says at each place.
+    """Write what either model says at each place. On a CPU two parts are sampled at a time, whichever model they are
+    of: the slower model does not end alone."""
+    parts = _parts(documents, places)
+    missing = [part for part in parts if not work.has(part.name)]
+    at_once = 1
+    if models.on_cpu:
+        at_once = len(SIDES)
+        for part in missing:
+            models.load(part.side)
+    else:
+        missing.sort(key=lambda part: part.side)
 
-    Places are sampled in parts, in the order of the length of what is before them, so that little is padding. On a CPU
-    two parts are sampled at a time, whichever model they are of: the slower model does not end alone. The longest come
-    first, so that what is left at the end is short.
-    """
-    length = {side: [len(_prompt(documents, place, side)) for place in places] for side in SIDES}
-    order = {side: np.argsort(length[side], kind="stable") for side in SIDES}
-    parts = [(side, n) for n in reversed(range(-(-len(places) // _PART))) for side in SIDES]
-    missing = [part for part in parts if not work.has(_part_name(*part))]
-    if not models.on_cpu:
-        missing.sort(key=lambda part: part[0])
-
-    def places_of(part: tuple[str, int]) -> list[int]:
-        side, n = part
-        return order[side][n * _PART : (n + 1) * _PART].tolist()
-
-    def sample(part: tuple[str, int]) -> int:
-        side, n = part
-        prompts = [_prompt(documents, places[i], side) for i in places_of(part) for _ in range(settings.draws)]
+    def sample(part: _Part) -> int:
         made = continue_tokens(
-            models.load(side),
-            prompts,
+            models.load(part.side),
+            [_prompt(documents, places[i], part.side) for i in part.places for _ in range(settings.draws)],
             max_new_tokens=settings.tokens,
             temperature=1.0,
-            seed=(settings.seed * 2 + SIDES.index(side)) * 1_000_003 + n,
+            seed=(settings.seed * 2 + SIDES.index(part.side)) * 1_000_003 + part.number,
             batch_size=_BATCH.get(models.device.type, 32),
         )
         texts = [one.text for one in made]
         rows = [texts[i : i + settings.draws] for i in range(0, len(texts), settings.draws)]
-        work.write_bytes(_part_name(*part), _jsonl(rows))
+        work.write_bytes(part.name, _jsonl(rows))
         return len(rows)
 
     total = len(SIDES) * len(places)
-    done = total - sum(len(places_of(part)) for part in missing)
-    at_once = len(SIDES) if models.on_cpu else 1
-    for side, _ in missing if models.on_cpu else []:
-        models.load(side)
+    done = total - sum(len(part.places) for part in missing)
     # Quiet around both threads: each would otherwise put back what the other has set.
     with (
         progress("continuations", total, "places", done=done) as bar,
@@ -284,19 +303,16 @@ def _sample(
     ):
         for count in workers.map(sample, missing):
             bar.advance(count)
-    said: dict[str, dict[int, list[str]]] = {side: {} for side in SIDES}
-    for side, n in parts:
-        said[side] |= zip(places_of((side, n)), _decoded(work.folder / _part_name(side, n)), strict=True)
     for side in SIDES:
-        work.write_bytes(SAID[side], _jsonl(said[side][i] for i in range(len(places))))
+        said: dict[int, list[str]] = {}
+        for part in parts:
+            if part.side == side:
+                said |= zip(part.places, _decoded(work.folder / part.name), strict=True)
+        work.write_bytes(SAID[side], _jsonl(said[i] for i in range(len(places))))
 
 
 def _prompt(documents: list[Document], place: Place, side: str) -> list[int]:
     return documents[place.document].prompt(side, place.end)
-
-
-def _part_name(side: str, part: int) -> str:
-    return f"resume/said-{side}-{part:05d}.jsonl"
 
 
 def _write(work: Work, refs: dict[str, ModelRef], documents: list[Document], places: list[Place]) -> dict[str, Any]:

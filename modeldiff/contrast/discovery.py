@@ -102,11 +102,10 @@ def contrast(
     seed = settings.seed
     first_P = halves(document_P, seed)
     contexts = contexts.often_enough(first_P, least=settings.least, most=settings.most)
-    always_C = np.array([one.kind == "everywhere" for one in contexts.which], bool)
 
     def half(part_P: Bools) -> Half:
         there = said.rows(part_P)
-        return Half(contexts.on_CP[:, part_P], always_C, document_P[part_P], there, there)
+        return Half(Contexts(contexts.which, contexts.on_CP[:, part_P]), document_P[part_P], there, there)
 
     first, second = half(first_P), half(~first_P)
     orders = list(permutations(first.document_P, PERMUTATIONS, seed + 1))
@@ -157,7 +156,7 @@ def _measured(
     half: Half, candidate: Candidate, orders_RP: Longs, settings: ContrastSettings
 ) -> tuple[dict[str, Gap], float]:
     """(by side that has words: its gap; p-value). Either model's words may show the difference: two chances."""
-    said, on_P = half.said_for(candidate.context), half.on(candidate.context)
+    said, on_P = half.said_for(candidate.context), half.contexts.on(candidate.context)
     words_of = {side: words for side, words in candidate.words.items() if words}
     gaps, p_values = {}, [1.0]
     for side, words in words_of.items():

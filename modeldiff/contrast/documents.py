@@ -85,6 +85,11 @@ class Place:
     said: dict[str, list[str]] = field(default_factory=dict)
     """By side, one text a draw; empty before the models have continued."""
 
+    @property
+    def given(self) -> bool:
+        """What is said there begins an answer."""
+        return self.drawn == "given"
+
 
 def drawn_documents(records: Iterable[Record], wanted: int, seed: int) -> list[tuple[int, Record]]:
     """(number, record) of `wanted` records drawn evenly from the first so many, in order; all where there are fewer."""

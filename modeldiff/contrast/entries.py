@@ -64,7 +64,7 @@ def entry_json(
         seed: of the texts shown.
     """
     contexts, candidate = outcome.contexts, one.candidate
-    on_P = contexts.on_CP[candidate.context].toarray()[0] > 0
+    on_P = contexts.on(candidate.context)
     here, elsewhere = on_P & ~outcome.first_P, ~on_P & ~outcome.first_P
     documents = [continuations.places[i].document for i in np.flatnonzero(on_P)]
     sources = Counter(continuations.documents[document].source for document in documents)
@@ -94,6 +94,8 @@ def entry_json(
         },
         "words_there": words_there(words_before, on_P),
         "texts": _texts(continuations, here, f"{seed}:{rank}"),
+        "represented": None,
+        "cause": None,
     }
 
 

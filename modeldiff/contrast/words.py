@@ -4,7 +4,7 @@ A word is a run of letters, digits and apostrophes, in lower case; scripts witho
 instead (texts/words.py knows them). Marks belong to the character before them. What begins or ends in the middle of a
 word is not one.
 
-Legend: P places, V words of the vocabulary.
+Legend: P places, V words of the vocabulary, N texts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -20,6 +20,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
+from modeldiff.contrast.documents import Place
 from modeldiff.sides import SIDES
 from modeldiff.texts.words import is_unspaced
 
@@ -87,23 +88,23 @@ def whole_words(text: str, *, begins: bool) -> str:
     return text[start:stop]
 
 
-def said_words(said: dict[str, Sequence[Sequence[str]]], begins: Sequence[bool], *, least: int) -> Said:
-    """The words that are said in at least `least` of both models' continuations: by side, for each place, the texts of
-    its draws (as many at every place); `begins`: whether what is said there begins an answer."""
-    draws = len(next(iter(said.values()))[0])
-    texts = [
-        whole_words(text, begins=begin) for side in SIDES for texts, begin in zip(said[side], begins, strict=True)
-        for text in texts
-    ]  # fmt: skip
-    vectorizer = CountVectorizer(analyzer=words_of, binary=True, min_df=least, dtype=np.float32)
+def said_words(places: Sequence[Place], *, least: int = LEAST_SAID) -> Said:
+    """The words that are said in at least `least` of both models' continuations. All places have as many draws."""
+    said = [(place.given, text) for side in SIDES for place in places for text in place.said[side]]
+    names, said_NV = present([whole_words(text, begins=given) for given, text in said], words_of, least)
+    draws, half = len(said) // (2 * len(places)), len(said) // 2
+    mean = sparse.kron(sparse.identity(len(places), format="csr"), np.full((1, draws), 1 / draws), format="csr")
+    parts = zip(SIDES, (said_NV[:half], said_NV[half:]), strict=True)
+    return Said(names, {side: sparse.csr_matrix(mean @ part, dtype=np.float32) for side, part in parts})
+
+
+def present(
+    texts: Sequence[str], words_in: Callable[[str], list[str]], least: int
+) -> tuple[list[str], sparse.csr_matrix]:
+    """(the words V that at least `least` of the texts N have, (N, V) float32 which text has which)."""
+    vectorizer = CountVectorizer(analyzer=words_in, binary=True, min_df=least, dtype=np.float32)
     try:
-        matrix = vectorizer.fit_transform(texts)
-    except ValueError:  # no word is said so often
-        return Said([], {side: sparse.csr_matrix((len(begins), 0), dtype=np.float32) for side in SIDES})
-    each = sparse.kron(sparse.identity(len(begins), format="csr"), np.full((1, draws), 1 / draws), format="csr")
-    half = matrix.shape[0] // 2
-    parts = dict(zip(SIDES, (matrix[:half], matrix[half:]), strict=True))
-    return Said(
-        vectorizer.get_feature_names_out().tolist(),
-        {side: sparse.csr_matrix(each @ parts[side], dtype=np.float32) for side in SIDES},
-    )
+        on_NV = vectorizer.fit_transform(texts)
+    except ValueError:  # no text, or no word that so many have
+        return [], sparse.csr_matrix((len(texts), 0), dtype=np.float32)
+    return vectorizer.get_feature_names_out().tolist(), on_NV

@@ -1,12 +1,15 @@
-"""A `continuations` artifact from made texts, without any language model."""
+"""Continuations of made texts, without any language model: as an artifact, and as if it were opened."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+from modeldiff.contrast.documents import Place
+from modeldiff.texts.sources import Record
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from tests.features.made_crosscoder import MadeSettings
 
@@ -45,6 +48,13 @@ def made_continuations(
     inputs = {f"model_{side}": Input(model, f"digest of {model}") for side, model in zip("ab", models, strict=True)}
     order = Order("continuations", MadeSettings(label=repr((documents, places))), inputs, 1)
     return produce(workspace, order, build)
+
+
+def opened(documents: Sequence[Record], places: Sequence[tuple[int, int]], given: tuple[int, ...] = ()) -> Any:
+    """Of `Continuations`, what says where the places are: documents, of which some are given, and (document, end)."""
+    drawn = ["given" if document in given else "uniform" for document, _ in places]
+    made = [Place(document, end, 0.1, how) for (document, end), how in zip(places, drawn, strict=True)]
+    return SimpleNamespace(documents=documents, places=made)
 
 
 def planted(

@@ -5,7 +5,6 @@ Legend: P places, N pairs.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from modeldiff.contrast.cause import (
     shown,
 )
 from modeldiff.contrast.contexts import PairsBefore, pairs_before
-from modeldiff.contrast.documents import Place, open_document, open_given
+from modeldiff.contrast.documents import open_document, open_given
+from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
@@ -31,6 +31,7 @@ from modeldiff.lm.residual import Shown
 from modeldiff.sides import OTHER
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
+from tests.contrast.made_continuations import opened
 from tests.crosscoder.made import random_crosscoder
 from tests.tiny_models import CHAT_TEMPLATE, TEXTS, tiny_model, tiny_tokenizer
 
@@ -45,21 +46,12 @@ def _readers(**arguments: Any) -> dict[str, Reader]:
     return {side: Reader(tokenizer) for side, tokenizer in made.items()}
 
 
-def _continuations(records: list[Record], ends: list[list[int]], given: tuple[int, ...] = ()) -> Any:
-    places = [
-        Place(document, end, 0.1, "given" if document in given else "uniform")
-        for document, of_document in enumerate(ends)
-        for end in of_document
-    ]
-    return SimpleNamespace(documents=records, places=places)
-
-
 def _plain(documents: int) -> tuple[Any, PairsBefore]:
     """Plain texts with two places each, and the pairs before them."""
     readers = _readers()
     records = [Record("x", f"Number {i} is here: {TEXTS[i % 2]}") for i in range(documents)]
-    opened = [open_document(record, i, readers, CONTEXT, 0) for i, record in enumerate(records)]
-    continuations = _continuations(records, [one.ends[-2:] for one in opened])
+    read = [open_document(record, i, readers, CONTEXT, 0) for i, record in enumerate(records)]
+    continuations = opened(records, [(i, end) for i, one in enumerate(read) for end in one.ends[-2:]])
     return continuations, pairs_before(continuations, readers, CONTEXT)
 
 
@@ -76,14 +68,14 @@ def test_a_prompt_is_what_the_continuations_were_made_from() -> None:
         Record("prompts", "The lazy dog jumps "),
     ]
     readers = _readers(chat_template=CHAT_TEMPLATE)
-    opened = [open_document(record, i, readers, CONTEXT, 0) for i, record in enumerate(records[:3])]
-    opened.append(open_given(records[3], 3, readers, CONTEXT))
-    continuations = _continuations(records, [document.ends for document in opened], given=(2, 3))
+    read = [open_document(record, i, readers, CONTEXT, 0) for i, record in enumerate(records[:3])]
+    read.append(open_given(records[3], 3, readers, CONTEXT))
+    continuations = opened(records, [(i, end) for i, one in enumerate(read) for end in one.ends], given=(2, 3))
     pairs = pairs_before(continuations, readers, CONTEXT)
     for place, one in enumerate(continuations.places):
         for side in "ab":
             ids = prompt_before(continuations, pairs, place, side, readers)
-            assert ids == opened[one.document].prompt(side, one.end)
+            assert ids == read[one.document].prompt(side, one.end)
 
 
 def test_places_are_drawn_at_random_where_the_context_holds() -> None:
@@ -92,7 +84,7 @@ def test_places_are_drawn_at_random_where_the_context_holds() -> None:
     entries = [CauseOf("b", [], [3], on_P), CauseOf("a", [], [3], on_P)]
 
     def drawn(count: int) -> list[CausePlace]:
-        return cause_places(entries, continuations, pairs, _readers(), places=count, seed=0)
+        return cause_places(entries, continuations, pairs, _readers(), ContrastSettings(cause_places=count))
 
     everything = drawn(99)
     for number in (0, 1):
@@ -108,7 +100,7 @@ def test_what_cannot_be_measured_has_no_places() -> None:
     continuations, pairs = _plain(10)
     three, one_document = np.arange(20) < 3, np.arange(20) < 2
     entries = [CauseOf("b", ["must"], [3], on_P) for on_P in (three, np.ones(20, bool), one_document)]
-    places = cause_places(entries, continuations, pairs, _readers(), places=6, seed=0)
+    places = cause_places(entries, continuations, pairs, _readers(), ContrastSettings(cause_places=6))
     assert {one.entry for one in places} == {1}
     said = {side: [["x"] * 3] * len(places) for side in "ab"}
     found = causes_of(entries, continuations, places, said)
@@ -141,7 +133,6 @@ def test_variants_share_their_random_numbers_and_differ_by_what_is_removed() -> 
 def _made(rates: dict[str, tuple[float, ...]], *, places: int = 40, owner: str = "b") -> dict[str, Any]:
     """What follows from texts in which the models say a listed word so often, by what was done (VARIANTS)."""
     rng = np.random.default_rng(0)
-    at = [Place(i // 2, 0, 0.1, "given") for i in range(places)]
     texts: dict[str, list[list[str]]] = {"a": [], "b": []}
     for _ in range(places):
         u = rng.random()  # all variants of a place are drawn with the same random numbers
@@ -154,8 +145,9 @@ def _made(rates: dict[str, tuple[float, ...]], *, places: int = 40, owner: str =
             )
     features = [1, 7] if len(rates[owner]) > 1 else []
     entry = CauseOf(owner, ["must", "don't"], features, np.ones(places, bool))
+    continuations = opened([], [(i // 2, 0) for i in range(places)], given=tuple(range(places)))
     planned = [CausePlace(0, i, i, {}) for i in range(places)]
-    (found,) = causes_of([entry], SimpleNamespace(places=at), planned, texts)
+    (found,) = causes_of([entry], continuations, planned, texts)
     assert found is not None
     return found
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import torch
 from scipy import sparse
@@ -28,6 +25,7 @@ from modeldiff.lm.residual import residual_after
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
 from tests.contrast.conftest import make_texts
+from tests.contrast.made_continuations import opened
 from tests.crosscoder.made import random_crosscoder
 
 
@@ -74,17 +72,15 @@ def test_contexts_that_are_compared_hold_often_enough_in_either_half_but_not_too
     assert [one.name for one in contexts.often_enough(first, least=1, most=0.5).which] == ["", "0", "1", "2"]
 
 
-def continuations(texts: list[str], places: list[tuple[int, int]], drawn: str = "uniform") -> Any:
-    """What `pairs_before` reads of them: documents and (document, end) of places."""
-    return SimpleNamespace(
-        documents=[Record("made", text) for text in texts],
-        places=[SimpleNamespace(document=document, end=end, drawn=drawn) for document, end in places],
-    )
-
-
 SHORT = "one two, three"
 LONG = " ".join(f"w{i}" for i in range(40))
 FAR = {"a": 10_000, "b": 10_000}
+
+
+def before(
+    texts: list[str], places: list[tuple[int, int]], readers: dict[str, Reader], context: dict[str, int] = FAR
+) -> PairsBefore:
+    return pairs_before(opened([Record("made", text) for text in texts], places), readers, context)
 
 
 def texts_before(pairs: PairsBefore, texts: list[str], place: int) -> list[str]:
@@ -96,7 +92,7 @@ def texts_before(pairs: PairsBefore, texts: list[str], place: int) -> list[str]:
 def test_pairs_before_a_place_are_the_last_24_up_to_it(readers: dict[str, Reader]) -> None:
     texts = [SHORT, LONG]
     places = [(0, 3), (0, len(SHORT)), (1, LONG.index(" w10")), (1, LONG.index(" w30")), (1, 1)]
-    pairs = pairs_before(continuations(texts, places), readers, FAR)
+    pairs = before(texts, places, readers)
     assert texts_before(pairs, texts, 0) == ["one"]
     assert texts_before(pairs, texts, 1) == ["one", "two", "two,", "three"]
     assert texts_before(pairs, texts, 2) == [f"w{i}" for i in range(10)]
@@ -109,13 +105,13 @@ def test_nothing_behind_the_last_place_of_a_document_is_read_nor_what_a_model_ca
 ) -> None:
     texts = [LONG, SHORT, LONG]
     places = [(0, LONG.index(" w5")), (2, LONG.index(" w7"))]
-    pairs = pairs_before(continuations(texts, places), readers, FAR)
+    pairs = before(texts, places, readers)
     assert pairs.document_N.tolist() == [0] * 5 + [2] * 7
     for number, words_read in ((0, 5), (1, 0), (2, 7)):
         for side in "ab":
             last = pairs.token_N[side][pairs.document_N == number]
             assert len(pairs.ids[number][side]) == (last[-1] + 1 if words_read else 0)
-    pairs = pairs_before(continuations([LONG], [(0, len(LONG))]), readers, {"a": 10_000, "b": 20})
+    pairs = before([LONG], [(0, len(LONG))], readers, {"a": 10_000, "b": 20})
     assert 0 < pairs.stop_P[0] < 40
 
 
@@ -124,7 +120,7 @@ def test_rows_are_what_a_model_is_after_the_layer_at_the_pairs(
 ) -> None:
     texts = [SHORT, *make_texts()[:5]]
     places = [(i, len(text)) for i, text in enumerate(texts) if i != 2]
-    pairs = pairs_before(continuations(texts, places), readers, FAR)
+    pairs = before(texts, places, readers)
     for side, lm in (("a", lm_a), ("b", lm_b)):
         noted: list[int] = []
         rows_ND = read_rows(lm, 1, side, pairs, noted.append)
@@ -173,8 +169,8 @@ def test_a_feature_holds_where_a_pair_before_is_above_a_quarter_of_its_largest_a
 
 def test_pairs_of_made_continuations_end_at_their_places(continued, readers: dict[str, Reader]) -> None:
     """A place is the end of a pair itself, as the texts are read the same way again."""
-    opened = Continuations(continued)
-    pairs = pairs_before(opened, readers, FAR)
-    ends = pairs.end_N[pairs.stop_P - 1]
-    assert ends.tolist() == [place.end for place in opened.places]
-    assert pairs.document_N[pairs.stop_P - 1].tolist() == [place.document for place in opened.places]
+    continuations = Continuations(continued)
+    pairs = pairs_before(continuations, readers, FAR)
+    ends, document = pairs.end_N[pairs.stop_P - 1], pairs.document_N[pairs.stop_P - 1]
+    assert ends.tolist() == [place.end for place in continuations.places]
+    assert document.tolist() == [place.document for place in continuations.places]

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-import modeldiff.contrast.run as module
+from modeldiff.contrast import continuations, dictionary
+from modeldiff.contrast import run as module
 from modeldiff.contrast.continuations import run as run_continuations
-from modeldiff.contrast.run import crosscoder_for, features_of, largest_norms, run
+from modeldiff.contrast.dictionary import crosscoder_for, features_of, largest_norms
+from modeldiff.contrast.run import run
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.contrast.statistics import halves
 from modeldiff.contrast.stored import read_contrast, read_places
@@ -182,9 +184,12 @@ def test_an_interrupted_contrast_does_not_read_the_features_again(
         patched.setattr(module, "contrast", stop)
         with pytest.raises(KeyboardInterrupt):
             run(settings_of(least=3), world.workspace)
-    monkeypatch.setattr(module, "activations", None)
+    monkeypatch.setattr(dictionary, "activations", None)
     again = run(settings_of(least=3), world.workspace)
     assert again.manifest.digest == straight.manifest.digest
+    monkeypatch.setattr(continuations, "model_identity", lambda *_: {"digest": "another"})
+    with pytest.raises(InputError, match=r"has changed since continuations:1 was made"):
+        run(settings_of(least=5), world.workspace)
 
 
 def test_the_latest_crosscoder_of_these_models_is_used_unless_another_is_named(world: World) -> None:

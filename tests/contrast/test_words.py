@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from modeldiff.contrast.documents import Place
 from modeldiff.contrast.words import said_words, whole_words, words_of
 
 
@@ -52,9 +55,13 @@ def test_a_word_that_is_cut_off_at_either_end_is_left_out(text: str, begins: boo
     assert whole_words(text, begins=begins) == left
 
 
-def rates(said: dict[str, list[list[str]]], least: int = 1, begins: bool = True) -> dict[str, dict[str, list[float]]]:
+def places(said: dict[str, list[list[str]]], drawn: Sequence[str]) -> list[Place]:
+    return [Place(0, 0, 0.1, how, {side: said[side][i] for side in "ab"}) for i, how in enumerate(drawn)]
+
+
+def rates(said: dict[str, list[list[str]]], least: int = 1) -> dict[str, dict[str, list[float]]]:
     """By word and side, the share of the draws of each place."""
-    found = said_words(said, [begins] * len(said["a"]), least=least)
+    found = said_words(places(said, ["given"] * len(said["a"])), least=least)
     arrays = {side: one.toarray() for side, one in found.by_side.items()}
     return {name: {side: arrays[side][:, v].tolist() for side in "ab"} for v, name in enumerate(found.names)}
 
@@ -77,7 +84,7 @@ def test_a_word_counts_when_both_models_together_say_it_in_enough_continuations(
 
 
 def test_only_answers_keep_the_word_that_they_begin_with() -> None:
-    found = said_words({"b": [["- "], ["- "]], "a": [["red, "], ["red, "]]}, [True, False], least=1)
+    found = said_words(places({"b": [["- "]] * 2, "a": [["red, "]] * 2}, ["given", "uniform"]), least=1)
     np.testing.assert_array_equal(found.by_side["a"].toarray(), [[1], [0]])
     np.testing.assert_array_equal(found.difference.toarray(), [[1], [0]])
     np.testing.assert_array_equal(found.rows(np.array([1, 0])).difference.toarray(), [[0], [1]])
