@@ -150,11 +150,8 @@ def generate_variants(
 ) -> list[list[str]]:  # fmt: skip
     """For each place what the model says as it is and, where it is the owner, without the features (VARIANTS).
 
-    Args:
-        removed: of each place, the features as the model shows them; None: it is not the owner.
-        layer: after which block they are removed.
-        tokens: of a continuation, at most.
-        note: told how many places are done, batch by batch.
+    removed: of each place, the features as the model shows them; None: it is not the owner. They are removed after
+    block `layer`. tokens: of a continuation, at most. note: told how many places are done, batch by batch.
     """
     made: list[list[str]] = [[] for _ in places]
     order = np.argsort([len(one.ids[side]) for one in places], kind="stable").tolist()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.documents import Place, given_tokens
+from modeldiff.contrast.documents import Place, given_tokens, readable_pairs
 from modeldiff.contrast.words import present, words_of
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
@@ -29,7 +29,6 @@ from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import residual_after
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import align
 from modeldiff.texts.sources import Record
 from modeldiff.texts.tokenize import Reader
 
@@ -106,8 +105,8 @@ def words(before: Sequence[str], *, least: int) -> Contexts:
     return _present("word", before, lambda text: words_of(text)[-WORDS_BEFORE:], least)
 
 
-def _present(kind: str, texts: Sequence[str], names_of: Callable[[str], list[str]], least: int) -> Contexts:
-    names, on_PC = present(texts, names_of, least)
+def _present(kind: str, texts: Sequence[str], words_in: Callable[[str], list[str]], least: int) -> Contexts:
+    names, on_PC = present(texts, words_in, least)
     return Contexts([Context(kind, name) for name in names], on_PC.T.tocsr())
 
 
@@ -135,53 +134,40 @@ class PairsBefore:
     stop_P: NDArray[np.int64]
 
 
-class _DocumentPairs(NamedTuple):
-    """The pairs of one document, up to its last place."""
-
-    ids: dict[str, NDArray[np.int32]]
-    token: dict[str, NDArray[np.int64]]
-    end: NDArray[np.int64]
-    stops: NDArray[np.int64]
-    """For each place, how many pairs end before it or there."""
-
-
 def pairs_before(continuations: Continuations, readers: dict[str, Reader], context: dict[str, int]) -> PairsBefore:
     """The pairs that count for the places; `context`: tokens that each model can read."""
     places_of: list[list[Place]] = [[] for _ in continuations.documents]
     for place in continuations.places:
         places_of[place.document].append(place)
-    read = [
-        _document_pairs(record, places, readers, context)
-        for record, places in zip(continuations.documents, places_of, strict=True)
-    ]
-    counts = [len(one.end) for one in read]
-    starts = np.cumsum([0, *counts[:-1]]).tolist()
+    documents = zip(continuations.documents, places_of, strict=True)
+    ids, tokens, ends, stops = zip(*(_pairs_of(*one, readers, context) for one in documents), strict=True)
+    counts = [len(end) for end in ends]
+    start_P = np.repeat(np.cumsum([0, *counts[:-1]]), [len(stop) for stop in stops])
+    stop_P = np.concatenate(stops)
     return PairsBefore(
-        [one.ids for one in read],
-        np.repeat(np.arange(len(read)), counts),
-        {side: np.concatenate([one.token[side] for one in read]) for side in SIDES},
-        np.concatenate([one.end for one in read]),
-        np.concatenate([s + np.maximum(0, one.stops - PAIRS_BEFORE) for s, one in zip(starts, read, strict=True)]),
-        np.concatenate([s + one.stops for s, one in zip(starts, read, strict=True)]),
+        list(ids),
+        np.repeat(np.arange(len(ids)), counts),
+        {side: np.concatenate([token[side] for token in tokens]) for side in SIDES},
+        np.concatenate(ends),
+        start_P + np.maximum(0, stop_P - PAIRS_BEFORE),
+        start_P + stop_P,
     )
 
 
-def _document_pairs(
-    record: Record, places: list[Place], readers: dict[str, Reader], context: dict[str, int]
-) -> _DocumentPairs:
+def _pairs_of(record: Record, places: list[Place], readers: dict[str, Reader], context: dict[str, int]) -> Any:
+    """(token ids, indices of the pairs' tokens, characters before their ends) of a document, up to its last place, and
+    for each place how many pairs end before it or there."""
     prompt = not record.messages and any(place.given for place in places)
     read = {
         side: given_tokens(record, len(record.text), readers[side]) if prompt else readers[side].read(record)
         for side in SIDES
     }
-    alignment = align(record.text, read)
-    fits = alignment.kept & np.all([alignment.token[side] < context[side] for side in SIDES], axis=0)
-    end = alignment.char_end[fits]
+    tokens, end = readable_pairs(record.text, read, context)
     stops = np.searchsorted(end, [place.end for place in places], side="right")
     pairs = int(stops.max(initial=0))
-    token = {side: alignment.token[side][fits][:pairs].astype(np.int64) for side in SIDES}
+    token = {side: tokens[side][:pairs].astype(np.int64) for side in SIDES}
     ids = {side: read[side].ids[: token[side][-1] + 1 if pairs else 0] for side in SIDES}
-    return _DocumentPairs(ids, token, end[:pairs], stops)
+    return ids, token, end[:pairs], stops
 
 
 def read_rows(
@@ -227,15 +213,12 @@ def feature_contexts(f_NF: sparse.csr_matrix, pairs: PairsBefore) -> Contexts:
     largest_F = f_NF.max(axis=0).toarray()[0]
     codes = f_NF.tocoo()
     strong = codes.data > SHARE_OF_MAX * largest_F[codes.col]
-    on_NF = sparse.csr_matrix(
-        (np.ones(int(strong.sum()), np.float32), (codes.row[strong], codes.col[strong])), shape=f_NF.shape
-    )
+    at = (codes.row[strong], codes.col[strong])
+    on_NF = sparse.csr_matrix((np.ones(len(at[0]), np.float32), at), shape=f_NF.shape)
     lengths = pairs.stop_P - pairs.first_P
     start = np.concatenate([[0], np.cumsum(lengths)])
-    column = np.arange(start[-1]) - np.repeat(start[:-1] - pairs.first_P, lengths)
-    before_PN = sparse.csr_matrix(
-        (np.ones(len(column), np.float32), column, start), shape=(len(lengths), f_NF.shape[0])
-    )
+    pair = np.arange(start[-1]) - np.repeat(start[:-1] - pairs.first_P, lengths)
+    before_PN = sparse.csr_matrix((np.ones(len(pair), np.float32), pair, start), shape=(len(lengths), f_NF.shape[0]))
     on_FP = (before_PN @ on_NF).T.tocsr()
     on_FP.data = np.ones_like(on_FP.data)
     which = np.flatnonzero(largest_F > 0)

@@ -4,7 +4,7 @@ Layout (normative):
     continuations.json   format; models and revisions; sources, with the number of their places; counts
     documents.jsonl      {"text", "source", "number", "messages"}: what was read, a line each; messages: of a chat, or
                          null
-    places.jsonl         {"document", "end", "divergence", "drawn"}: see `Place`, a line each
+    places.jsonl         {"document", "end", "divergence", "drawn"}: see `Place`, a line each, document by document
     said_a.jsonl         for each place a list of what model A said, one text a draw; likewise said_b.jsonl
 
 An interrupted run keeps the divergences of a model and every finished part of the sampling.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from modeldiff.console import progress, say
-from modeldiff.contrast.divergence import divergence, likeliest
+from modeldiff.contrast.divergence import Kept, divergence, likeliest
 from modeldiff.contrast.documents import (
     Document,
     Place,
@@ -106,11 +106,8 @@ class Models:
 
     def __init__(self, refs: dict[str, ModelRef], device: torch.device, dtype: torch.dtype) -> None:
         self.refs, self.device, self.dtype = refs, device, dtype
+        self.on_cpu = device.type == "cpu"
         self._loaded: dict[str, LanguageModel] = {}
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.device.type == "cpu"
 
     def load(self, side: str) -> LanguageModel:
         if side not in self._loaded:
@@ -207,14 +204,12 @@ def _read(
                 "leaves too few before a place"
             )
     opened: list[Document | None] = []
-    drawn: list[tuple[int, Record]] = []
     with progress("read", settings.places, "documents") as bar:
-        if sources:
-            drawn = drawn_documents(mix(sources, settings.text_field), settings.places, settings.seed)
+        drawn = drawn_documents(mix(sources, settings.text_field), settings.places, settings.seed)
         for number, record in drawn:
             opened.append(open_document(record, number, readers, context, settings.seed))
             bar.advance()
-    first = 1 + max((number for number, _ in drawn), default=-1)
+    first = drawn[-1][0] + 1 if drawn else 0
     opened += [open_given(prompt, number, readers, context) for number, prompt in enumerate(prompts, first)]
     documents = [document for document in opened if document]
     if not documents:
@@ -224,21 +219,20 @@ def _read(
 
 def _divergences(work: Work, models: Models, documents: list[Document]) -> NDArray[np.float32]:
     """(N,) of the candidates of all documents, in order."""
-    name = {side: f"resume/likeliest-{side}.safetensors" for side in SIDES}
-    missing = [side for side in SIDES if not work.has(name[side])]
-    if missing:
-        buckets = common_buckets({side: token_strings(load_tokenizer(models.refs[side])) for side in SIDES})
+    buckets = common_buckets({side: token_strings(load_tokenizer(models.refs[side])) for side in SIDES})
 
-        def read(side: str) -> None:
-            if side in missing:
-                total = sum(len(document.readings[side]) for document in documents)
-                with progress(f"next words of {side.upper()}", total, "readings") as bar:
-                    bucket_NK, p_NK = likeliest(models.load(side), side, documents, buckets, bar.advance)
-                work.write_bytes(name[side], save({"bucket": bucket_NK, "p": p_NK}))
+    def read(side: str) -> Kept:
+        name = f"resume/likeliest-{side}.safetensors"
+        if not work.has(name):
+            total = sum(len(document.readings[side]) for document in documents)
+            with progress(f"next words of {side.upper()}", total, "readings") as bar:
+                bucket_NK, p_NK = likeliest(models.load(side), side, documents, buckets, bar.advance)
+            work.write_bytes(name, save({"bucket": bucket_NK, "p": p_NK}))
+        found = load_file(work.folder / name)
+        return found["bucket"], found["p"]
 
-        models.each_side(read)
-    a, b = (load_file(work.folder / name[side]) for side in SIDES)
-    return divergence((a["bucket"], a["p"]), (b["bucket"], b["p"]))
+    kept = models.each_side(read)
+    return divergence(kept["a"], kept["b"])
 
 
 class _Part(NamedTuple):
@@ -270,9 +264,8 @@ def _sample(
     of: the slower model does not end alone."""
     parts = _parts(documents, places)
     missing = [part for part in parts if not work.has(part.name)]
-    at_once = 1
+    at_once = len(SIDES) if models.on_cpu else 1
     if models.on_cpu:
-        at_once = len(SIDES)
         for part in missing:
             models.load(part.side)
     else:
@@ -292,11 +285,10 @@ def _sample(
         work.write_bytes(part.name, _jsonl(rows))
         return len(rows)
 
-    total = len(SIDES) * len(places)
-    done = total - sum(len(part.places) for part in missing)
+    left, total = sum(len(part.places) for part in missing), len(SIDES) * len(places)
     # Quiet around both threads: each would otherwise put back what the other has set.
     with (
-        progress("continuations", total, "places", done=done) as bar,
+        progress("continuations", total, "places", done=total - left) as bar,
         quiet(bars=True),
         shared_cores(at_once),
         ThreadPoolExecutor(at_once, "part") as workers,

@@ -91,13 +91,10 @@ def contrast(
     worlds: int = WORLDS,
     note: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
-    """The differences.
+    """The differences, by the settings rate, smallest, least, most and seed.
 
-    Args:
-        document_P: the document of each place; places of one document stand together.
-        settings: rate, smallest, least, most and seed count.
-        worlds: chance worlds, at most PERMUTATIONS.
-        note: told of every permutation that is done.
+    document_P: the document of each place; places of one document stand together. worlds: chance worlds, at most
+    PERMUTATIONS. note: told of every permutation that is done.
     """
     seed = settings.seed
     first_P = halves(document_P, seed)

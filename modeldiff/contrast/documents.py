@@ -111,20 +111,24 @@ def open_document(
     rng = random.Random(f"{seed}:{number}")
     text = passage(record.text, rng)
     tokens = {side: readers[side].read(Record(record.source, text)) for side in SIDES}
-    alignment = align(text, tokens)
-    cuts = {side: alignment.token[side] + 1 for side in SIDES}
-    usable = alignment.kept & (alignment.char_end < len(text.rstrip()))
-    for side in SIDES:
-        usable &= cuts[side] <= context[side]
-    at = np.flatnonzero(usable)[_LEAST_BEFORE:].tolist()
+    last, end = readable_pairs(text, tokens, context)
+    at = np.flatnonzero(end < len(text.rstrip()))[_LEAST_BEFORE:].tolist()
     if not at:
         return None
     chosen = sorted(rng.sample(at, min(CANDIDATES, len(at))))
-    readings = {}
-    for side in SIDES:
-        mine = [int(cuts[side][i]) for i in chosen]
-        readings[side] = [Reading(tokens[side].ids[: mine[-1]].tolist(), mine)]
-    return Document(text, record.source, number, [int(alignment.char_end[i]) for i in chosen], readings)
+    cuts = {side: (last[side][chosen] + 1).tolist() for side in SIDES}
+    readings = {side: [Reading(tokens[side].ids[: cuts[side][-1]].tolist(), cuts[side])] for side in SIDES}
+    return Document(text, record.source, number, end[chosen].tolist(), readings)
+
+
+def readable_pairs(
+    text: str, read: dict[str, Tokens], context: dict[str, int]
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """(by side, the token that each pair of a text ends with; characters before its end), as far as both models can
+    read."""
+    alignment = align(text, read)
+    fits = alignment.kept & np.all([alignment.token[side] < context[side] for side in SIDES], axis=0)
+    return {side: alignment.token[side][fits] for side in SIDES}, alignment.char_end[fits]
 
 
 def passage(text: str, rng: random.Random) -> str:
@@ -192,22 +196,17 @@ def choose_places(
 ) -> list[Place]:
     """About `places` places, as many of each document as of any other, in the order of the documents.
 
-    Even places show everyday rates; a habit shows where its first word is due, and there the models diverge. The places
-    that are not even are drawn in proportion to the square of the divergence.
-
-    Args:
-        divergence_N: of the candidates of all documents, in order.
-        uniform: share of the places that is drawn evenly.
+    Even places (a share `uniform`) show everyday rates; a habit shows where its first word is due, and there the models
+    diverge. The others are drawn in proportion to the square of the divergence, that of all candidates in order.
     """
     each = max(1, round(places / max(1, len(documents))))
     chosen: list[Place] = []
     owed = 0.0  # of even places, carried over from document to document
-    first = 0
+    left = iter(divergence_N.astype(float).tolist())
     for position, document in enumerate(documents):
-        of_candidate = divergence_N[first : first + len(document.ends)].astype(float).tolist()
-        first += len(document.ends)
+        of_candidate = list(islice(left, len(document.ends)))
         if document.given:
-            picked = [(i, "given") for i in range(len(document.ends))][:each]
+            picked = [(i, "given") for i in range(min(each, len(document.ends)))]
         else:
             count = min(each, len(document.ends))
             owed += uniform * count

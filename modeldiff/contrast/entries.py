@@ -49,29 +49,25 @@ def context_json(context: Context) -> dict[str, Any]:
 
 
 def entry_json(
-    one: Verified,
-    rank: int,
-    outcome: Outcome,
-    continuations: Continuations,
-    said: Said,
-    words_before: Contexts,
-    seed: int,
+    rank: int, outcome: Outcome, continuations: Continuations, said: Said, words_before: Contexts, seed: int
 ) -> dict[str, Any]:
     """One difference, as contrast.json holds it and `--json` prints it.
 
-    Args:
-        words_before: word contexts, also where words are not compared: they say where a feature fires.
-        seed: of the texts shown.
+    words_before: word contexts, also where words are not compared: they say where a feature fires. seed: of the texts
+    shown.
     """
-    contexts, candidate = outcome.contexts, one.candidate
+    contexts, one = outcome.contexts, outcome.entries[rank - 1]
+    candidate = one.candidate
     on_P = contexts.on(candidate.context)
     here, elsewhere = on_P & ~outcome.first_P, ~on_P & ~outcome.first_P
     documents = [continuations.places[i].document for i in np.flatnonzero(on_P)]
     sources = Counter(continuations.documents[document].source for document in documents)
-    any_word: dict[str, float] = {}
-    for suffix, places_P in (("", here), ("_elsewhere", elsewhere)):
-        for side in SIDES:
-            any_word[f"{side}{suffix}"] = _mean(any_of(said, candidate.words[one.side], side)[places_P])
+    by_share = sorted(sources.items(), key=lambda one: (-one[1], one[0]))
+    any_word = {
+        f"{side}{suffix}": _mean(any_of(said, candidate.words[one.side], side)[places_P])
+        for suffix, places_P in (("", here), ("_elsewhere", elsewhere))
+        for side in SIDES
+    }
     return {
         "rank": rank,
         "context": context_json(contexts.which[candidate.context]),
@@ -88,10 +84,7 @@ def entry_json(
         "b_says": _says(said, candidate.words["b"], "b", here, elsewhere),
         "places": len(documents),
         "documents": len(set(documents)),
-        "sources": {
-            source: count / len(documents)
-            for source, count in sorted(sources.items(), key=lambda one: (-one[1], one[0]))
-        },
+        "sources": {source: count / len(documents) for source, count in by_share},
         "words_there": words_there(words_before, on_P),
         "texts": _texts(continuations, here, f"{seed}:{rank}"),
         "represented": None,
@@ -145,13 +138,9 @@ def words_there(words_before: Contexts, on_P: Bools) -> list[str]:
 def _texts(continuations: Continuations, here: Bools, seed: str) -> list[dict[str, str]]:
     """Texts before random places here, with what both models said."""
     at = np.flatnonzero(here).tolist()
-    return [
-        {
-            "before": continuations.before(i)[-SHOWN_CHARS:],
-            **{side: continuations.places[i].said[side][0] for side in SIDES},
-        }
-        for i in random.Random(seed).sample(at, min(SHOWN, len(at)))
-    ]
+    shown = random.Random(seed).sample(at, min(SHOWN, len(at)))
+    said = [{side: continuations.places[i].said[side][0] for side in SIDES} for i in shown]
+    return [{"before": continuations.before(i)[-SHOWN_CHARS:], **one} for i, one in zip(shown, said, strict=True)]
 
 
 def represented(row: FeatureRow) -> dict[str, Any]:

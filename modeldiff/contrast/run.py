@@ -88,10 +88,8 @@ def _compare(
     say(f"{len(said.names):,} words; contexts: {kinds}")
     with progress("contrast", PERMUTATIONS, "permutations") as bar:
         outcome = contrast(contexts, said, document_P, settings, note=bar.advance)
-    entries = [
-        entry_json(one, rank, outcome, continuations, said, words_before, settings.seed)
-        for rank, one in enumerate(outcome.entries, 1)
-    ]
+    ranks = range(1, len(outcome.entries) + 1)
+    entries = [entry_json(rank, outcome, continuations, said, words_before, settings.seed) for rank in ranks]
     if dictionary:
         dictionary.explain(outcome, entries)
     return outcome, {

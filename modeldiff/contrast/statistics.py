@@ -141,9 +141,8 @@ def null_of(statistics_RCS: Floats) -> Null:
 def rejected(p_N: Floats, rate: float, weight_N: Floats) -> Bools:
     """(N,) which hypotheses Benjamini and Hochberg's procedure rejects at this false discovery rate.
 
-    Args:
-        weight_N: how promising each was before its p-value was known (Genovese, Roeder and Wasserman 2006): p-values
-            are divided by the weights, whose mean is made 1. The rate holds whatever they are.
+    weight_N: how promising each was before its p-value was known (Genovese, Roeder and Wasserman 2006): p-values are
+    divided by the weights, whose mean is made 1. The rate holds whatever they are.
     """
     if not len(p_N):
         return np.zeros(0, bool)
@@ -162,7 +161,7 @@ class Gap:
     """Degrees of freedom: the smaller number of documents, less one."""
 
     def low(self) -> float:
-        """Lower end of the two-sided 95 % confidence interval, within what a difference of differences can be."""
+        """Lower end of the two-sided 95 % interval, within what a difference of differences can be."""
         return max(-2.0, self.value - self.quantile() * self.error)
 
     def high(self) -> float:
@@ -209,9 +208,7 @@ def permuted_p(score_P: Floats, on_P: Bools, document_P: Longs, orders_RP: NDArr
 
     The gap is divided by its error, so that scores that vary more where the context holds do not count for it (Chung
     and Romano 2013). Where the context holds everywhere, the models change their parts document by document instead.
-
-    Args:
-        orders_RP: as `permutations` gives them.
+    orders_RP: as `permutations` gives them.
     """
     _, at_P = np.unique(document_P, return_inverse=True)
     if on_P.all():
@@ -234,9 +231,8 @@ def _studentised(score_RP: Floats, on_P: Bools, at_P: Longs) -> Floats:
 def _means(score_RP: Floats, part_P: Bools, at_P: Longs) -> tuple[Floats, Floats]:
     """(mean score of a part of the places, its variance over documents), each (R,)."""
     scores, places = score_RP[:, part_P], int(part_P.sum())
-    document_PK = sparse.csr_matrix(
-        (np.ones(places), (np.arange(places), at_P[part_P])), shape=(places, at_P.max() + 1)
-    )
+    at = (np.arange(places), at_P[part_P])
+    document_PK = sparse.csr_matrix((np.ones(places), at), shape=(places, at_P.max() + 1))
     mean_R1 = scores.mean(axis=1, keepdims=True)
     sums_RK = np.asarray((scores - mean_R1) @ document_PK)
     return mean_R1[:, 0], (sums_RK**2).sum(axis=1) / places**2

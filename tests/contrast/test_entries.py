@@ -37,7 +37,7 @@ def made(which: Contexts, context: int = 0, same: tuple[int, ...] = ()) -> tuple
     score = np.array(SAYS["a"]["red"], float)
     gaps = {"a": gap_of(score[~FIRST], ON[~FIRST], document_P[~FIRST])}
     one = Verified(candidate, gaps, 0.01, True)
-    return one, Outcome(which, FIRST, [one], 0.0)
+    return one, Outcome(which, FIRST, [one] * 3, 0.0)
 
 
 HOLDS = [0, 1, 5, 6, 7]
@@ -45,7 +45,7 @@ HOLDS = [0, 1, 5, 6, 7]
 
 def entry(which: Contexts | None = None, same: tuple[int, ...] = ()) -> dict[str, Any]:
     """The entry of the first context, of rank 3."""
-    one, outcome = made(which or contexts(("word", "oak", HOLDS)), same=same)
+    _, outcome = made(which or contexts(("word", "oak", HOLDS)), same=same)
     said = Said(
         NAMES,
         {side: sparse.csr_matrix(np.array([of[name] for name in NAMES], np.float32).T) for side, of in SAYS.items()},
@@ -55,7 +55,7 @@ def entry(which: Contexts | None = None, same: tuple[int, ...] = ()) -> dict[str
     places = [SimpleNamespace(document=i // 2, said={"a": [f"A{i}", "?"], "b": [f"B{i}", "?"]}) for i in range(10)]
     continuations: Any = SimpleNamespace(documents=documents, places=places, before=lambda i: f"{text}{i}")
     before = contexts(("word", "rare", [5]), ("word", "near", [0, 1, 5, 6]), ("word", "off", [2, 3, 4]))
-    return entry_json(one, 3, outcome, continuations, said, before, 0)
+    return entry_json(3, outcome, continuations, said, before, 0)
 
 
 def test_rates_are_of_the_places_that_verify() -> None:
