@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -30,22 +31,17 @@ def make_texts(count: int = 40, seed: int = 0) -> list[str]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     texts = make_texts()
+    other = {"width": 24, "vocab_size": 400, "seed": 1, "add_bos": True}
     return {
         "a": save_tiny(folder / "a", "gpt2", texts=texts, width=16, layers=2),
-        "b": save_tiny(
-            folder / "b", "llama", texts=texts[:20], width=24, vocab_size=400, layers=2, seed=1, add_bos=True
-        ),
+        "b": save_tiny(folder / "b", "llama", texts=texts[:20], layers=2, **other),
     }
 
 
 @pytest.fixture(scope="session")
-def lm_a(models: dict[str, Path]) -> LanguageModel:
-    return load_model(ModelRef(str(models["a"])), torch.device("cpu"), torch.float32)
-
-
-@pytest.fixture(scope="session")
-def lm_b(models: dict[str, Path]) -> LanguageModel:
-    return load_model(ModelRef(str(models["b"])), torch.device("cpu"), torch.float32)
+def lms(models: dict[str, Path]) -> dict[str, LanguageModel]:
+    cpu = torch.device("cpu")
+    return {side: load_model(ModelRef(str(folder)), cpu, torch.float32) for side, folder in models.items()}
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +52,6 @@ def readers(models: dict[str, Path]) -> dict[str, Reader]:
 @pytest.fixture(scope="session")
 def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 40 records of two sources."""
-    import json
-
     path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     lines = [json.dumps({"text": text, "source": ("web", "code")[i % 2]}) for i, text in enumerate(make_texts())]
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -74,15 +68,9 @@ def make_settings(models: dict[str, Path], texts_file: Path) -> Callable[..., Co
     """Settings of few and short continuations, with changes."""
 
     def make(**changes: Any) -> ContinuationsSettings:
-        values: dict[str, Any] = {
-            "model_a": str(models["a"]),
-            "model_b": str(models["b"]),
-            "texts": (str(texts_file),),
-            "places": 60,
-            "tokens": 4,
-            "device": "cpu",
-        }
-        return ContinuationsSettings(**{**values, **changes})
+        given: dict[str, Any] = {f"model_{side}": str(folder) for side, folder in models.items()}
+        given |= {"texts": (str(texts_file),), "places": 60, "tokens": 4, "device": "cpu"}
+        return ContinuationsSettings(**{**given, **changes})
 
     return make
 

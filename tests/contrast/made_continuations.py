@@ -21,26 +21,19 @@ def made_continuations(
     *,
     models: tuple[str, str] = ("org/model-a", "org/model-b"),
 ) -> Artifact:
-    """Publish them.
-
-    Args:
-        documents: (text, source) of each.
-        places: (document, end, what A said, what B said) of each.
-    """
+    """Publish them: documents of (text, source), and places of (document, end, what A said, what B said)."""
 
     def lines(rows: Sequence[Any]) -> bytes:
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
     def build(work: Work) -> dict[str, Any]:
-        texts = [
-            {"text": text, "source": source, "number": i, "messages": None}
-            for i, (text, source) in enumerate(documents)
-        ]
+        read = enumerate(documents)
+        texts = [{"text": text, "source": source, "number": i, "messages": None} for i, (text, source) in read]
         ends = [{"document": d, "end": end, "divergence": 0.5, "drawn": "uniform"} for d, end, _, _ in places]
         work.write_bytes("documents.jsonl", lines(texts))
         work.write_bytes("places.jsonl", lines(ends))
-        work.write_bytes("said_a.jsonl", lines([[said] for _, _, said, _ in places]))
-        work.write_bytes("said_b.jsonl", lines([[said] for _, _, _, said in places]))
+        for i, side in enumerate("ab", 2):
+            work.write_bytes(f"said_{side}.jsonl", lines([[place[i]] for place in places]))
         info = {"models": dict(zip("ab", models, strict=True)), "revisions": {"a": None, "b": None}}
         work.write_json("continuations.json", {"format": 1, **info})
         return {}

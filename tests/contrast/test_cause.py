@@ -56,17 +56,10 @@ def _plain(documents: int) -> tuple[Any, PairsBefore]:
 
 
 def test_a_prompt_is_what_the_continuations_were_made_from() -> None:
-    messages = (
-        {"role": "user", "content": "Hello there, fox "},
-        {"role": "assistant", "content": "It is."},
-        {"role": "user", "content": "And the dog?"},
-    )
-    records = [
-        Record("x", TEXTS[0]),
-        Record("x", TEXTS[1] + "\n"),
-        Record("x", "\n".join(message["content"] for message in messages), messages),
-        Record("prompts", "The lazy dog jumps "),
-    ]
+    said = ["Hello there, fox ", "It is.", "And the dog?"]
+    messages = tuple({"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said))
+    texts = [TEXTS[0], TEXTS[1] + "\n", "\n".join(said), "The lazy dog jumps "]
+    records = [Record("x", text, messages if i == 2 else ()) for i, text in enumerate(texts)]
     readers = _readers(chat_template=CHAT_TEMPLATE)
     read = [open_document(record, i, readers, CONTEXT, 0) for i, record in enumerate(records[:3])]
     read.append(open_given(records[3], 3, readers, CONTEXT))
@@ -137,12 +130,8 @@ def _made(rates: dict[str, tuple[float, ...]], *, places: int = 40, owner: str =
     for _ in range(places):
         u = rng.random()  # all variants of a place are drawn with the same random numbers
         for side in "ab":
-            texts[side].append(
-                [
-                    ("We Must go." if u < 0.5 else "I don\u2019t know.") if u < rate else "Mustard, never. must"
-                    for rate in rates[side]
-                ]
-            )
+            says = "We Must go." if u < 0.5 else "I don\u2019t know."
+            texts[side].append([says if u < rate else "Mustard, never. must" for rate in rates[side]])
     features = [1, 7] if len(rates[owner]) > 1 else []
     entry = CauseOf(owner, ["must", "don't"], features, np.ones(places, bool))
     continuations = opened([], [(i // 2, 0) for i in range(places)], given=tuple(range(places)))

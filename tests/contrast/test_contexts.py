@@ -116,12 +116,12 @@ def test_nothing_behind_the_last_place_of_a_document_is_read_nor_what_a_model_ca
 
 
 def test_rows_are_what_a_model_is_after_the_layer_at_the_pairs(
-    lm_a: LanguageModel, lm_b: LanguageModel, readers: dict[str, Reader]
+    lms: dict[str, LanguageModel], readers: dict[str, Reader]
 ) -> None:
     texts = [SHORT, *make_texts()[:5]]
     places = [(i, len(text)) for i, text in enumerate(texts) if i != 2]
     pairs = before(texts, places, readers)
-    for side, lm in (("a", lm_a), ("b", lm_b)):
+    for side, lm in lms.items():
         noted: list[int] = []
         rows_ND = read_rows(lm, 1, side, pairs, noted.append)
         assert sum(noted) == 5

@@ -60,7 +60,7 @@ def test_the_layout_is_as_stated(continued: Artifact, models: dict[str, Path]) -
 
 
 def test_models_really_go_on_from_the_text_before_the_place(
-    make_settings: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, lm_a: LanguageModel, lm_b: LanguageModel
+    make_settings: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, lms: dict[str, LanguageModel]
 ) -> None:
     """With the likeliest token instead of a draw, what a model says is what `generate` gives for that text."""
     monkeypatch.setattr(
@@ -68,7 +68,7 @@ def test_models_really_go_on_from_the_text_before_the_place(
     )
     opened = Continuations(run(make_settings(), workspace))
     before = [opened.before(i) for i in range(len(opened.places))]
-    for side, lm in (("a", lm_a), ("b", lm_b)):
+    for side, lm in lms.items():
         expected = generate(lm, before, max_new_tokens=4)
         assert [place.said[side] for place in opened.places] == [[text] for text in expected]
         assert len(set(expected)) > 20
@@ -153,10 +153,8 @@ def test_models_and_texts_of_the_latest_activations(
 ) -> None:
     with pytest.raises(InputError, match="modeldiff harvest"):
         run(make_settings(model_a=None, model_b=None), workspace)
-    harvest = HarvestSettings(
-        model_a=str(models["a"]), model_b=str(models["b"]), texts=(str(texts_file),), pairs=100, device="cpu"
-    )
-    run_harvest(harvest, workspace)
+    named = {f"model_{side}": str(folder) for side, folder in models.items()}
+    run_harvest(HarvestSettings(**named, texts=(str(texts_file),), pairs=100, device="cpu"), workspace)
     artifact = run(make_settings(model_a=None, model_b=None, texts=()), workspace)
     assert artifact.manifest.digest == continued.manifest.digest
     assert "models and texts as in activations:1" in capsys.readouterr().err

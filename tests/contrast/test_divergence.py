@@ -34,16 +34,13 @@ def test_it_is_the_jensen_shannon_divergence_in_bits(seed: int, sharpness: float
 
 def test_what_neither_model_keeps_is_one_rest() -> None:
     """Both keep the strings 0 to 3 here: the others count together."""
-    p, q = made(0), made(1)
-    p[:, :4] += 10
-    q[:, :4] += 10
-    p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
+    p, q = ((one + 10 * (np.arange(12) < 4)) / (one.sum(axis=1, keepdims=True) + 40) for one in (made(0), made(1)))
     together = [np.concatenate([one[:, :4], one[:, 4:].sum(axis=1, keepdims=True)], axis=1) for one in (p, q)]
     expected = [jensenshannon(one, other, base=2) ** 2 for one, other in zip(*together, strict=True)]
     np.testing.assert_allclose(divergence(kept(p, 4), kept(q, 4)), expected, atol=1e-5)
 
 
-def test_the_likeliest_strings_are_those_the_model_says_next_at_each_place(lm_a: LanguageModel) -> None:
+def test_the_likeliest_strings_are_those_the_model_says_next_at_each_place(lms: dict[str, LanguageModel]) -> None:
     """Documents with one reading of several places and with several readings."""
     plain = [Reading([5, 9, 30, 31, 40, 41, 42], [3, 5, 7])]
     chat = [Reading([8, 9, 10], [3]), Reading([8, 9, 10, 11, 12], [5])]
@@ -51,6 +48,7 @@ def test_the_likeliest_strings_are_those_the_model_says_next_at_each_place(lm_a:
         Document("x", "made", i, list(range(sum(len(r.cuts) for r in readings))), {"a": readings, "b": readings})
         for i, readings in enumerate((plain, chat))
     ]
+    lm_a = lms["a"]
     buckets = common_buckets(dict.fromkeys("ab", token_strings(lm_a.tokenizer)))
     noted: list[int] = []
     bucket_NK, p_NK = likeliest(lm_a, "a", documents, buckets, noted.append)

@@ -59,11 +59,8 @@ def test_documents_are_drawn_in_order_with_their_numbers() -> None:
 
 
 def test_every_document_is_drawn_as_often_as_any_other() -> None:
-    counts = [0] * 20
-    for seed in range(600):
-        for number, _ in drawn_documents(records(20), 5, seed):
-            counts[number] += 1
-    assert stats.chisquare(counts).pvalue > 1e-3
+    counts = Counter(number for seed in range(600) for number, _ in drawn_documents(records(20), 5, seed))
+    assert stats.chisquare([counts[number] for number in range(20)]).pvalue > 1e-3
 
 
 @given(st.integers(0, 999))
@@ -81,11 +78,10 @@ def decoded(document: Document, side: str, end: int) -> str:
     return tokenizer.decode(document.prompt(side, end), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-@given(
-    st.lists(
-        st.sampled_from([*" ".join(TEXTS).split(), "don't", "3.14", "\n", "東京", "\u2028", "e\u0301"]), max_size=40
-    )
-)
+WORDS = [*" ".join(TEXTS).split(), "don't", "3.14", "\n", "東京", "\u2028", "e\u0301"]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=40))
 def test_a_place_is_where_both_models_have_read_the_same_and_a_word_ends(words: list[str]) -> None:
     text = " ".join(words)
     document = open_document(Record("made", text), 0, READERS, CONTEXT, seed=0)
@@ -143,9 +139,8 @@ def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens
     document = open_document(CHAT, 5, chatting, CONTEXT, 0)
     assert document is not None
     assert document.given
-    assert [document.text[:end] for end in document.ends] == [
-        "Be brief.\nA fox?", "Be brief.\nA fox?\nYes, a fox.\nAnd a dog?",
-    ]  # fmt: skip
+    before = ["Be brief.\nA fox?", "Be brief.\nA fox?\nYes, a fox.\nAnd a dog?"]
+    assert [document.text[:end] for end in document.ends] == before
     read = {side: [chatting[side].decode(document.prompt(side, end)) for end in document.ends] for side in "ab"}
     first = "System: Be brief.\n\nUser: A fox?\n\nAssistant:"
     assert read["a"] == [first, first + " Yes, a fox.\n\nUser: And a dog?\n\nAssistant:"]
@@ -163,26 +158,22 @@ def test_each_end_of_a_users_message_is_a_place_where_each_models_template_opens
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "expected"),
+    ("suffix", "content", "expected"),
     [
-        (
-            "prompts.txt",
-            "\ufeffWho?\r\n\r\n  Why\u2028not? \n \t\nCafé\x0b?",
-            ["Who?", "  Why\u2028not? ", "Café\x0b?"],
-        ),
+        ("txt", "\ufeffWho?\r\n\r\n  Why\u2028not? \n \t\nCafé\x0b?", ["Who?", "  Why\u2028not? ", "Café\x0b?"]),
         # Half a character becomes one that every tokenizer takes.
         (
-            "prompts.JSONL",
+            "JSONL",
             '\ufeff{"q": "Who?\\nWhy?"}\r\n{"q": "  "}\r\n{"q": "東京 \\ud83d", "text": 3}\n\n',
             ["Who?\nWhy?", "東京 \ufffd"],
         ),
     ],
 )
 def test_prompts_are_the_lines_of_a_text_file_or_the_field_of_its_records(
-    tmp_path: Path, name: str, content: str, expected: list[str]
+    tmp_path: Path, suffix: str, content: str, expected: list[str]
 ) -> None:
-    (tmp_path / name).write_bytes(content.encode())
-    assert [record.text for record in read_prompts(tmp_path / name, "q")] == expected
+    (tmp_path / f"prompts.{suffix}").write_bytes(content.encode())
+    assert [record.text for record in read_prompts(tmp_path / f"prompts.{suffix}", "q")] == expected
 
 
 @pytest.mark.parametrize(
@@ -219,10 +210,8 @@ def plain(number: int, candidates: int) -> Document:
 
 
 def chosen(documents: list[Document], divergence: list[float] | None = None, **changed: Any) -> list[Place]:
-    values = divergence or [0.5] * sum(len(document.ends) for document in documents)
-    return choose_places(
-        documents, np.array(values, np.float32), **{"places": len(documents), "uniform": 0.5, "seed": 0, **changed}
-    )
+    values = np.array(divergence or [0.5] * sum(len(document.ends) for document in documents), np.float32)
+    return choose_places(documents, values, **{"places": len(documents), "uniform": 0.5, "seed": 0, **changed})
 
 
 @pytest.mark.parametrize(("places", "each"), [(16, 1), (17, 2), (1, 1), (999, 8)])

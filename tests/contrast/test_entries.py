@@ -46,10 +46,8 @@ HOLDS = [0, 1, 5, 6, 7]
 def entry(which: Contexts | None = None, same: tuple[int, ...] = ()) -> dict[str, Any]:
     """The entry of the first context, of rank 3."""
     _, outcome = made(which or contexts(("word", "oak", HOLDS)), same=same)
-    said = Said(
-        NAMES,
-        {side: sparse.csr_matrix(np.array([of[name] for name in NAMES], np.float32).T) for side, of in SAYS.items()},
-    )
+    columns = {side: np.array([of[name] for name in NAMES], np.float32) for side, of in SAYS.items()}
+    said = Said(NAMES, {side: sparse.csr_matrix(one.T) for side, one in columns.items()})
     documents = [SimpleNamespace(source=source) for source in ("web", "web", "code", "web", "news")]
     text = "x" * 200
     places = [SimpleNamespace(document=i // 2, said={"a": [f"A{i}", "?"], "b": [f"B{i}", "?"]}) for i in range(10)]
@@ -61,18 +59,11 @@ def entry(which: Contexts | None = None, same: tuple[int, ...] = ()) -> dict[str
 def test_rates_are_of_the_places_that_verify() -> None:
     found = entry()
     # Here are the places 5, 6 and 7, elsewhere 8 and 9.
-    assert found["a_says"] == [
-        {
-            "word": "red", "a": pytest.approx(2 / 3), "a_elsewhere": pytest.approx(1 / 2), "b": 0.0, "b_elsewhere": 0.0,
-        }
-    ]  # fmt: skip
-    assert found["b_says"] == [
-        {"word": "ice", "a": 0.0, "a_elsewhere": 0.0, "b": pytest.approx(2 / 3), "b_elsewhere": 0.0}
-    ]
+    two_thirds, half = pytest.approx(2 / 3), pytest.approx(1 / 2)
+    assert found["a_says"] == [{"word": "red", "a": two_thirds, "a_elsewhere": half, "b": 0.0, "b_elsewhere": 0.0}]
+    assert found["b_says"] == [{"word": "ice", "a": 0.0, "a_elsewhere": 0.0, "b": two_thirds, "b_elsewhere": 0.0}]
     # Any of "red" and "hot", the words of the side with the larger effect.
-    assert found["any_word"] == {
-        "a": pytest.approx(2 / 3), "b": 0.0, "a_elsewhere": pytest.approx(1.0), "b_elsewhere": 0.0,
-    }  # fmt: skip
+    assert found["any_word"] == {"a": two_thirds, "b": 0.0, "a_elsewhere": pytest.approx(1.0), "b_elsewhere": 0.0}
     assert found["side"] == "A"
 
 

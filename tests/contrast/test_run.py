@@ -18,6 +18,7 @@ from modeldiff.contrast.run import run
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.contrast.statistics import halves
 from modeldiff.contrast.stored import read_contrast, read_places
+from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.run import run as run_train
 from modeldiff.errors import DamagedError, InputError
@@ -26,6 +27,7 @@ from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.activations import ActivationStore
 from tests.contrast.made_continuations import made_continuations, planted
 
 
@@ -126,7 +128,6 @@ class World(NamedTuple):
     workspace: Workspace
     activations: Artifact
     crosscoders: list[Artifact]
-    features: Artifact
     continuations: Artifact
     others: Artifact
     """A crosscoder of A and A."""
@@ -142,25 +143,20 @@ def world(
     workspace = Workspace(tmp_path_factory.mktemp("world") / "ws")
 
     def harvest(model_b: Path) -> Artifact:
-        settings = HarvestSettings(
-            model_a=str(models["a"]), model_b=str(model_b), texts=(str(texts_file),), pairs=400, device="cpu"
-        )
-        return run_harvest(settings, workspace)
+        asked = {"model_a": str(models["a"]), "model_b": str(model_b), "texts": (str(texts_file),)}
+        return run_harvest(HarvestSettings(**asked, pairs=400, device="cpu"), workspace)
 
     def train(activations: Artifact, seed: int = 0) -> Artifact:
-        settings = TrainSettings(
-            activations=activations.ref, features=32, k=4, steps=20, batch=64, seed=seed, device="cpu"
-        )
-        return run_train(settings, workspace)
+        small = {"features": 32, "k": 4, "steps": 20, "batch": 64, "device": "cpu"}
+        return run_train(TrainSettings(activations=activations.ref, seed=seed, **small), workspace)
 
     activations = harvest(models["b"])
     crosscoders = [train(activations), train(activations, seed=1)]
     others = train(harvest(models["a"]))
-    features = run_features(
-        FeaturesSettings(crosscoder=crosscoders[0].ref, predictability=False, device="cpu"), workspace
-    )
+    asked = FeaturesSettings(crosscoder=crosscoders[0].ref, predictability=False, device="cpu")
+    run_features(asked, workspace)
     continuations = run_continuations(make_settings(places=120, tokens=6), workspace)
-    return World(workspace, activations, crosscoders, features, continuations, others)
+    return World(workspace, activations, crosscoders, continuations, others)
 
 
 def test_untrained_models_differ_in_nothing(world: World) -> None:
@@ -205,9 +201,6 @@ def test_the_latest_crosscoder_of_these_models_is_used_unless_another_is_named(w
 
 def test_outlying_pairs_are_those_that_training_would_have_dropped(world: World) -> None:
     """A factor of the median norm; a crosscoder's scale brings that to the square root of the mean width."""
-    from modeldiff.crosscoder import load
-    from modeldiff.workspace.activations import ActivationStore
-
     limits = largest_norms(world.crosscoders[0], load(world.crosscoders[0]).config)
     info = ActivationStore(world.activations).info
     factor = world.crosscoders[0].settings["outlier_factor"]
