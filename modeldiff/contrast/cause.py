@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from modeldiff.contrast.contexts import Contexts, PairsBefore, jaccard
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.documents import Place, given_tokens
 from modeldiff.contrast.settings import ContrastSettings
-from modeldiff.contrast.statistics import Gap, gap_of
+from modeldiff.contrast.statistics import Bools, Floats, Gap, Longs, gap_of
 from modeldiff.contrast.words import whole_words, words_of
 from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder
@@ -37,9 +36,6 @@ from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import Shown, take_off
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.texts.tokenize import Reader
-
-Floats = NDArray[np.float64]
-Longs = NDArray[np.int64]
 
 # An entry with fewer places, or in fewer documents, is not measured.
 LEAST_PLACES, LEAST_DOCUMENTS = 4, 2
@@ -63,7 +59,7 @@ class CauseOf:
     """Its listed words."""
     features: list[int]
     """Removed all at once: those of the entry (`alike`) that the owner has. None: there is nothing to remove."""
-    on_P: NDArray[np.bool_]
+    on_P: Bools
     """Held-out places where the entry's context and its feature's hold."""
 
 
@@ -216,19 +212,18 @@ def causes_of(
 
 
 def _cause(entry: CauseOf, said: dict[str, Floats], document_K: Longs) -> dict[str, Any]:
-    """The cause of an entry (`causes_of`), from `said`: by side, (K, variants) 1 where the model says a word."""
+    """The cause of an entry (`causes_of`), from `said`: by side, (K, VARIANTS) 1 where the model says a word."""
     rates = {side: dict(zip(VARIANTS, said[side].mean(axis=0).tolist(), strict=False)) for side in SIDES}
     together = None
     if entry.features:
         gap_K = said[entry.owner][:, 0] - said[OTHER[entry.owner]][:, 0]
-        together = {"features": entry.features, **_removal(*said[entry.owner].T, gap_K, document_K)}
+        together = {"features": entry.features, **_removal(said[entry.owner], gap_K, document_K)}
     return {"side": entry.owner, "places": len(document_K), "rates": rates, "together": together}
 
 
-def _removal(
-    unchanged_K: Floats, removed_K: Floats, random_K: Floats, gap_K: Floats, document_K: Longs
-) -> dict[str, Any]:
-    """What removal did to the owner (`causes_of`), which says a word at the places by what was done (VARIANTS)."""
+def _removal(own_KV: Floats, gap_K: Floats, document_K: Longs) -> dict[str, Any]:
+    """What removal did to the owner (`causes_of`); own_KV: 1 where it says a word, by what was done (VARIANTS)."""
+    unchanged_K, removed_K, random_K = own_KV.T
     beyond = _mean(random_K - removed_K, document_K)
     caused = beyond.low() > 0
     return {

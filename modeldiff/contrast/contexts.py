@@ -22,6 +22,7 @@ from scipy import sparse
 
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.documents import Place, given_tokens, readable_pairs
+from modeldiff.contrast.statistics import Bools, Longs
 from modeldiff.contrast.words import present, words_of
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
@@ -59,18 +60,18 @@ class Contexts:
         return len(self.which)
 
     @cached_property
-    def always_C(self) -> NDArray[np.bool_]:
+    def always_C(self) -> Bools:
         """Which context is everywhere."""
         return np.array([one.kind == "everywhere" for one in self.which], bool)
 
-    def on(self, context: int) -> NDArray[np.bool_]:
+    def on(self, context: int) -> Bools:
         """(P,) where a context holds."""
         return self.on_CP[context].toarray()[0] > 0
 
-    def those(self, keep_C: NDArray[np.bool_]) -> Contexts:
+    def those(self, keep_C: Bools) -> Contexts:
         return Contexts([one for one, keep in zip(self.which, keep_C, strict=True) if keep], self.on_CP[keep_C])
 
-    def often_enough(self, first_P: np.ndarray, *, least: int, most: float) -> Contexts:
+    def often_enough(self, first_P: Bools, *, least: int, most: float) -> Contexts:
         """Those that hold on `least` places of either half (`first_P`: the first one) and at most a share `most` of
         each. Everywhere stays."""
         keep_C = np.ones(len(self), bool)
@@ -123,15 +124,15 @@ class PairsBefore:
 
     ids: list[dict[str, NDArray[np.int32]]]
     """Of each document, by side (T,): the tokens up to that of the last pair."""
-    document_N: NDArray[np.int64]
+    document_N: Longs
     """Position of each pair's document; ascending."""
-    token_N: dict[str, NDArray[np.int64]]
+    token_N: dict[str, Longs]
     """By side: index among the document's tokens."""
-    end_N: NDArray[np.int64]
+    end_N: Longs
     """Characters of the document before the end of each pair."""
-    first_P: NDArray[np.int64]
+    first_P: Longs
     """For each place the first pair that counts; `stop_P` is after its last. None: both are equal."""
-    stop_P: NDArray[np.int64]
+    stop_P: Longs
 
 
 def pairs_before(continuations: Continuations, readers: dict[str, Reader], context: dict[str, int]) -> PairsBefore:

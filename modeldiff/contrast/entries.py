@@ -13,17 +13,15 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.contrast.contexts import Context, Contexts, jaccard
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.discovery import Outcome, Verified, any_of
+from modeldiff.contrast.statistics import Bools, Floats
 from modeldiff.contrast.words import Said
 from modeldiff.features.table import FeatureRow
 from modeldiff.sides import OTHER, SIDES
-
-Bools = NDArray[np.bool_]
 
 # Texts shown, and characters of each before the place.
 SHOWN, SHOWN_CHARS = 2, 160
@@ -107,7 +105,7 @@ def _says(said: Said, words: list[int], side: str, here: Bools, elsewhere: Bools
     return [row for _, row in sorted(found, key=lambda one: -one[0])]
 
 
-def _mean(values: NDArray[Any]) -> float:
+def _mean(values: Floats) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 

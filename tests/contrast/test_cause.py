@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeldiff.contrast.cause import (
-    VARIANTS,
-    CauseOf,
-    CausePlace,
-    cause_places,
-    causes_of,
-    generate_variants,
-    prompt_before,
-    shown,
-)
+from modeldiff.contrast import cause
+from modeldiff.contrast.cause import VARIANTS, CauseOf, CausePlace, cause_places, causes_of, generate_variants
 from modeldiff.contrast.contexts import PairsBefore, pairs_before
 from modeldiff.contrast.documents import open_document, open_given
 from modeldiff.contrast.settings import ContrastSettings
@@ -67,7 +59,7 @@ def test_a_prompt_is_what_the_continuations_were_made_from() -> None:
     pairs = pairs_before(continuations, readers, CONTEXT)
     for place, one in enumerate(continuations.places):
         for side in "ab":
-            ids = prompt_before(continuations, pairs, place, side, readers)
+            ids = cause.prompt_before(continuations, pairs, place, side, readers)
             assert ids == read[one.document].prompt(side, one.end)
 
 
@@ -168,7 +160,7 @@ def test_a_model_shows_the_features_that_it_has(combine: str, side: str, feature
     x["b"][:, :6] = x["a"]  # times scale and encoder, the same
     x["b"][:, 6:] = torch.randn(50, 3)
     f_NF = crosscoder.encode(x["a"], x["b"])
-    found = shown(crosscoder, features, side)
+    found = cause.shown(crosscoder, features, side)
     pre_NG = x[side] @ found.encoder_GD.T + found.bias_G
     torch.testing.assert_close(torch.where(pre_NG > found.threshold_G, pre_NG, 0.0), f_NF[:, features])
     torch.testing.assert_close(found.decoder_GD[1], crosscoder.direction(features[1], side))

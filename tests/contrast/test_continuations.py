@@ -178,10 +178,10 @@ def test_models_and_texts_of_the_latest_activations(
     ],
 )
 def test_what_cannot_be_done_is_said(
-    make_settings: Make, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any],
-    says: str,
-) -> None:  # fmt: skip
-    (tmp_path / "short.txt").write_text("abc")
-    monkeypatch.chdir(tmp_path)
+    make_settings: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
+) -> None:
+    workspace.create()
+    monkeypatch.chdir(workspace.folder)
+    Path("short.txt").write_text("abc")
     with pytest.raises(InputError, match=says):
         run(make_settings(**changes), workspace)

@@ -22,7 +22,8 @@ def named(outcome: Outcome) -> set[str]:
 
 
 def test_planted_differences_are_found_with_their_words() -> None:
-    outcome = found(made_world(0, density=0.2, planted={3: {"a": 0.5}, 7: {"b": 0.5}}), worlds=3)
+    world = made_world(0, density=0.2, planted={3: {"a": 0.5}, 7: {"b": 0.5}})
+    outcome = found(world, worlds=3)
     assert named(outcome) == {"3", "7"}
     assert (outcome.found, outcome.chance < 0.5) == (2, True)
     first, second = sorted(outcome.entries[:2], key=lambda one: one.candidate.context)
@@ -30,19 +31,18 @@ def test_planted_differences_are_found_with_their_words() -> None:
     assert (first.side, second.side) == ("a", "b")
     assert first.effect.value == pytest.approx(0.5, abs=0.2)
     assert first.effect.low() > 0.05
-    assert named(found(made_world(0, density=0.2, planted={3: {"a": 0.5}, 7: {"b": 0.5}}), smallest=0.9)) == set()
+    assert named(found(world, smallest=0.9)) == set()
 
 
 def test_what_holds_everywhere_is_found_everywhere_alone() -> None:
-    outcome = found(made_world(1, everywhere=0.3))
-    assert named(outcome) == {""}
+    assert named(found(made_world(1, everywhere=0.3))) == {""}
 
 
 def test_what_one_context_explains_is_not_everywhere() -> None:
     """In one context B says many words more, more than are listed: on average it says them more, too."""
     rng = np.random.default_rng(9)
     world = made_world(9, documents=800, density=0.2)
-    on = world.contexts.on_CP[4].toarray()[0] > 0
+    on = world.contexts.on(4)
     said = world.said.by_side["b"].toarray()
     for place in np.flatnonzero(on & (rng.random(len(on)) < 0.8)):
         said[place, rng.integers(10, 30, 5)] = 1
@@ -56,7 +56,7 @@ def test_where_a_habit_is_missing_the_other_model_does_nothing_new() -> None:
     no entry says that A says the word there."""
     rng = np.random.default_rng(8)
     world = made_world(8, documents=400, density=0.2)
-    on = world.contexts.on_CP[4].toarray()[0] > 0
+    on = world.contexts.on(4)
     said = {side: one.toarray() for side, one in world.said.by_side.items()}
     said["a"][:, 3] = rng.random(len(on)) < np.where(on, 0.4, 0.05)
     said["b"][:, 3] = rng.random(len(on)) < np.where(on, 0.4, 0.5)

@@ -25,19 +25,21 @@ def made(seed: int, places: int = 5, strings: int = 12, sharpness: float = 2.0) 
     return e / e.sum(axis=1, keepdims=True)
 
 
+def by_scipy(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return np.square(jensenshannon(p, q, base=2, axis=1))
+
+
 @given(st.integers(0, 1000), st.floats(0.1, 6))
 def test_it_is_the_jensen_shannon_divergence_in_bits(seed: int, sharpness: float) -> None:
     p, q = made(2 * seed, sharpness=sharpness), made(2 * seed + 1, sharpness=sharpness)
-    expected = [jensenshannon(one, other, base=2) ** 2 for one, other in zip(p, q, strict=True)]
-    np.testing.assert_allclose(divergence(kept(p, 12), kept(q, 12)), expected, atol=1e-5)
+    np.testing.assert_allclose(divergence(kept(p, 12), kept(q, 12)), by_scipy(p, q), atol=1e-5)
 
 
 def test_what_neither_model_keeps_is_one_rest() -> None:
     """Both keep the strings 0 to 3 here: the others count together."""
     p, q = ((one + 10 * (np.arange(12) < 4)) / (one.sum(axis=1, keepdims=True) + 40) for one in (made(0), made(1)))
     together = [np.concatenate([one[:, :4], one[:, 4:].sum(axis=1, keepdims=True)], axis=1) for one in (p, q)]
-    expected = [jensenshannon(one, other, base=2) ** 2 for one, other in zip(*together, strict=True)]
-    np.testing.assert_allclose(divergence(kept(p, 4), kept(q, 4)), expected, atol=1e-5)
+    np.testing.assert_allclose(divergence(kept(p, 4), kept(q, 4)), by_scipy(*together), atol=1e-5)
 
 
 def test_the_likeliest_strings_are_those_the_model_says_next_at_each_place(lms: dict[str, LanguageModel]) -> None:

@@ -18,7 +18,8 @@ from modeldiff.contrast.words import Said
 
 # Places 0 to 4 discover, 5 to 9 verify. The context holds at 0, 1, 5, 6, 7.
 FIRST = np.arange(10) < 5
-ON = np.isin(np.arange(10), [0, 1, 5, 6, 7])
+HOLDS = [0, 1, 5, 6, 7]
+ON = np.isin(np.arange(10), HOLDS)
 SAYS = {
     "a": {"red": [1, 1, 0, 0, 0, 1, 1, 0, 1, 0], "hot": [1, 1, 0, 0, 0, 0, 0, 0, 0, 1], "ice": [0] * 10},
     "b": {"red": [0] * 10, "hot": [0] * 10, "ice": [1, 1, 0, 0, 0, 0, 1, 1, 0, 0]},
@@ -38,9 +39,6 @@ def made(which: Contexts, context: int = 0, same: tuple[int, ...] = ()) -> tuple
     gaps = {"a": gap_of(score[~FIRST], ON[~FIRST], document_P[~FIRST])}
     one = Verified(candidate, gaps, 0.01, True)
     return one, Outcome(which, FIRST, [one] * 3, 0.0)
-
-
-HOLDS = [0, 1, 5, 6, 7]
 
 
 def entry(which: Contexts | None = None, same: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -153,8 +153,7 @@ def world(
     activations = harvest(models["b"])
     crosscoders = [train(activations), train(activations, seed=1)]
     others = train(harvest(models["a"]))
-    asked = FeaturesSettings(crosscoder=crosscoders[0].ref, predictability=False, device="cpu")
-    run_features(asked, workspace)
+    run_features(FeaturesSettings(crosscoder=crosscoders[0].ref, predictability=False, device="cpu"), workspace)
     continuations = run_continuations(make_settings(places=120, tokens=6), workspace)
     return World(workspace, activations, crosscoders, continuations, others)
 
@@ -167,9 +166,7 @@ def test_untrained_models_differ_in_nothing(world: World) -> None:
     assert (contrast["found"], contrast["differences"]) == (0, [])
 
 
-def test_an_interrupted_contrast_does_not_read_the_features_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_an_interrupted_contrast_has_read_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = run(settings_of(least=3), world.workspace)
     world.workspace.remove(straight.folder)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 
@@ -55,7 +53,7 @@ def test_a_word_that_is_cut_off_at_either_end_is_left_out(text: str, begins: boo
     assert whole_words(text, begins=begins) == left
 
 
-def places(said: dict[str, list[list[str]]], drawn: Sequence[str]) -> list[Place]:
+def places(said: dict[str, list[list[str]]], drawn: list[str]) -> list[Place]:
     return [Place(0, 0, 0.1, how, {side: said[side][i] for side in "ab"}) for i, how in enumerate(drawn)]
 
 
