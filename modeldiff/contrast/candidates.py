@@ -172,7 +172,7 @@ def _elsewhere(columns: dict[str, Floats], on_P: Bools) -> Floats:
 
 
 class _AnyOf(NamedTuple):
-    """How much more often one model says any of some words than the other."""
+    """How much more often one model says any of some words (columns of an array) than the other."""
 
     columns: list[int]
     gap: float
@@ -184,9 +184,8 @@ class _AnyOf(NamedTuple):
 
 
 def _any_best(mine_PW: Floats, theirs_PW: Floats, on_P: Bools, which: Iterable[int]) -> _AnyOf:
-    """Forward selection: a word (a column) joins, in order, if with it "says any of them" differs by more standard
-    errors. Places are taken for independent, and a place's worth of error is added: of few places a large gap is
-    soon there by luck."""
+    """Forward selection: a word joins, in order, if with it "says any of them" differs by more standard errors. Places
+    are taken for independent, and a place's worth of error is added: a few places soon show a large gap by luck."""
     floor = 1 / on_P.sum()
     best, mine_P, theirs_P = _AnyOf([], 0.0, floor), np.zeros(len(on_P)), np.zeros(len(on_P))
     for column in which:

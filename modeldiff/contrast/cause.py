@@ -9,7 +9,7 @@ shows them.
 
 All variants of a place are drawn with the same random numbers: an edit that does nothing changes no word.
 
-Legend: P places, K places of an entry, C contexts, D width of the owner, F features, G those removed.
+Legend: P places, K places of an entry, C contexts, D width of the owner, F features, G those removed, V variants.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def causes_of(
 
 
 def _cause(entry: CauseOf, said: dict[str, Floats], document_K: Longs) -> dict[str, Any]:
-    """The cause of an entry (`causes_of`), from `said`: by side, (K, VARIANTS) 1 where the model says a word."""
+    """The cause of an entry (`causes_of`), from `said`: by side, (K, V) 1 where the model says a word."""
     rates = {side: dict(zip(VARIANTS, said[side].mean(axis=0).tolist(), strict=False)) for side in SIDES}
     together = None
     if entry.features:

@@ -70,14 +70,11 @@ class Continuations:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.info: dict[str, Any] = read_json(artifact.file(NAME))
-        lines = {name: _lines(artifact, name) for name in (DOCUMENTS, PLACES, *SAID.values())}
-        self.documents = [
-            Record(line["source"], line["text"], tuple(line["messages"] or ())) for line in lines[DOCUMENTS]
-        ]
-        self.number = [line["number"] for line in lines[DOCUMENTS]]
-        self.places = [
-            Place(**line, said={side: lines[SAID[side]][i] for side in SIDES}) for i, line in enumerate(lines[PLACES])
-        ]
+        documents, places = _lines(artifact, DOCUMENTS), _lines(artifact, PLACES)
+        said = {side: _lines(artifact, SAID[side]) for side in SIDES}
+        self.documents = [Record(line["source"], line["text"], tuple(line["messages"] or ())) for line in documents]
+        self.number = [line["number"] for line in documents]
+        self.places = [Place(**line, said={side: said[side][i] for side in SIDES}) for i, line in enumerate(places)]
 
     def refs(self, trust_remote_code: bool = False) -> dict[str, ModelRef]:
         return {

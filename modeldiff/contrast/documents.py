@@ -172,10 +172,11 @@ def given_tokens(record: Record, end: int, reader: Reader) -> Tokens:
     if record.messages:
         users = [i for i, message in enumerate(record.messages) if message["role"] == "user"]
         messages = record.messages[: users[given_ends(record).index(end)] + 1]
-        return reader.read_opened(Record(record.source, record.text, messages))
-    if uses_chat(reader.tokenizer, "auto"):
-        return reader.read_opened(Record(record.source, record.text, ({"role": "user", "content": record.text},)))
-    return reader.read(record)
+    elif uses_chat(reader.tokenizer, "auto"):
+        messages = ({"role": "user", "content": record.text},)
+    else:
+        return reader.read(record)
+    return reader.read_opened(Record(record.source, record.text, messages))
 
 
 def read_prompts(path: Path, text_field: str) -> list[Record]:
