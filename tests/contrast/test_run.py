@@ -178,8 +178,7 @@ def test_what_an_interrupted_contrast_has_read_is_kept(world: World, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             run(settings_of(least=3), world.workspace)
     monkeypatch.setattr(dictionary, "activations", None)
-    again = run(settings_of(least=3), world.workspace)
-    assert again.manifest.digest == straight.manifest.digest
+    assert run(settings_of(least=3), world.workspace).manifest.digest == straight.manifest.digest
     monkeypatch.setattr(continuations, "model_identity", lambda *_: {"digest": "another"})
     with pytest.raises(InputError, match=r"has changed since continuations:1 was made"):
         run(settings_of(least=5), world.workspace)
