@@ -91,7 +91,7 @@ def make_activations(
                 write_plan(temporary, plans[shard])
                 work.commit(temporary, plan_name(shard))
             first += count
-        means = {f"mean_{side}": stored[side].double().mean(dim=0).numpy() for side in SIDES}
+        means = {f"mean_{side}": stored[side].double().nan_to_num().mean(dim=0).numpy() for side in SIDES}
         work.write_bytes(STATISTICS_NAME, save(means))
         work.write_json(STORE_NAME, to_json(info))
         return {"pairs": rows}
@@ -104,7 +104,7 @@ def make_activations(
 
 
 def _side_info(x_ND: torch.Tensor, encoding: str, model: str | None, layer: int | None) -> SideInfo:
-    norm_N = x_ND.double().norm(dim=1)
+    norm_N = x_ND.double().nan_to_num().norm(dim=1)  # a NaN may be planted, in rows that the harvest would refuse
     return SideInfo(
         width=x_ND.shape[1],
         encoding=encoding,
