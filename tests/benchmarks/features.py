@@ -18,7 +18,7 @@ from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
-from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.features.made_crosscoder import publish, words_of
 from tests.made_activations import make_activations
 
@@ -32,11 +32,8 @@ SETTINGS = TrainSettings(features=FEATURES, k=K, k_start=K, device="cpu")
 def rows(options: Options) -> Iterator[Row]:
     made = Made(options)
     seconds = interleaved({"epoch": made.epoch, "features": made.features}, options.rounds)
-    note = (
-        f"{PAIRS} pairs, {WIDTH} + {WIDTH}, {FEATURES} features, k {K}, with texts; features "
-        f"{milliseconds(seconds['features'])}, epoch {milliseconds(seconds['epoch'])}"
-    )
-    yield Row("features stage, against one epoch of training", ratio(seconds, "epoch", "features"), 1.0, note=note)
+    sizes = f"{PAIRS} pairs, {WIDTH} + {WIDTH}, {FEATURES} features, k {K}, with texts"
+    yield against("features stage, against one epoch of training", seconds, "epoch", 1.0, sizes, ours="features")
 
 
 class Made:

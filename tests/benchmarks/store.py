@@ -24,7 +24,7 @@ from modeldiff.workspace import Work, Workspace
 from modeldiff.workspace.activations import DATASET, ActivationStore, rows_name
 from modeldiff.workspace.bits import create_dataset, write_rows
 from tests.benchmarks.fork_store import fork_loader, rows_per_cpu_second
-from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.made_activations import make_activations
 
 WIDTH = 512
@@ -81,23 +81,18 @@ def _append(folder: Path, rounds: int) -> Row:
 
     seconds = interleaved({"memmap": mapped, "ours": sharded}, rounds, before=clear)
     clear()
-    note = f"{_SIZES}, digests kept; ours {milliseconds(seconds['ours'])}, memmap {milliseconds(seconds['memmap'])}"
-    return Row(
-        "append: fsync, rename, digest, against memmap + fsync", ratio(seconds, "memmap", "ours"), 0.70, note=note
-    )
+    return against("append: fsync, rename, digest, against memmap + fsync", seconds, "memmap", 0.70, _SIZES)
 
 
 def _reads(store: ActivationStore, rounds: int) -> Iterator[Row]:
     paths = sorted(path for side in SIDES for path in store.artifact.folder.glob(f"shards/*.{side}.h5"))
-    note = f"{_SIZES}, --buffer-mib {TrainSettings().buffer_mib}; ours {{}}, raw {{}}"
+    sizes = f"{_SIZES}, --buffer-mib {TrainSettings().buffer_mib}"
     with closing(Epochs(store)) as epochs:
         variants = {"raw": lambda: read_raw(paths), "ours": epochs.take}
         cold = interleaved(variants, rounds, before=lambda: evict(paths))
         warm = interleaved(variants, rounds)
     for name, seconds, target in (("cold", cold, 0.80), ("warm", warm, 0.30)):
-        what = f"shuffled training reads, {name}, against raw in order"
-        times = note.format(milliseconds(seconds["ours"]), milliseconds(seconds["raw"]))
-        yield Row(what, ratio(seconds, "raw", "ours"), target, note=times)
+        yield against(f"shuffled training reads, {name}, against raw in order", seconds, "raw", target, sizes)
 
 
 def read_raw(paths: list[Path]) -> None:
@@ -126,7 +121,6 @@ class Epochs:
             next(self._batches)
 
     def close(self) -> None:
-        """Stop reading."""
         self._batches.close()
 
 
