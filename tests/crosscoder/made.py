@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.crosscoder.units import Measured
+from modeldiff.workspace import Artifact
 from tests.crosscoder.dense import DenseStep
 from tests.crosscoder.planted import plant
 
@@ -60,5 +62,9 @@ def planted_batches(
     count: int, rows: int = BATCH, widths: tuple[int, int] = (16, 20)
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Raw activations."""
-    planted = plant(count * rows, widths=widths, offset=0)
-    return list(zip(planted.x_a.split(rows), planted.x_b.split(rows), strict=True))
+    return plant(count * rows, widths=widths, offset=0).batches(rows)
+
+
+def log_of(artifact: Artifact) -> list[dict[str, Any]]:
+    """The lines of training.jsonl."""
+    return [json.loads(line) for line in (artifact.folder / "training.jsonl").read_text().splitlines()]

@@ -44,20 +44,16 @@ def audit(trainer: Trainer, planted: Planted, *, last: bool = False) -> dict[str
 
 def raw(planted: Planted, steps: int) -> Batches:
     """Batches as harvested, over and over."""
-    batches = list(zip(planted.x_a.split(BATCH), planted.x_b.split(BATCH), strict=True))
+    batches = planted.batches(BATCH)
     return [batches[step % len(batches)] for step in range(steps)]
 
 
 def concepts_in(crosscoder: Crosscoder, planted: Planted) -> dict[str, set[int]]:
     """The concepts that each model's exclusive features write, by their decoders; -1: none."""
     found = {}
-    for side, name, w_dec, directions_CD in (
-        ("a", "A", crosscoder.w_dec_a, planted.concepts_a),
-        ("b", "B", crosscoder.w_dec_b, planted.concepts_b),
-    ):
-        offset = crosscoder.sees(side).start
-        own = crosscoder.slices[name]
-        rows = w_dec.detach()[own.start - offset : own.stop - offset]
+    for side, directions_CD in planted.concepts.items():
+        offset, own = crosscoder.sees(side).start, crosscoder.slices[side.upper()]
+        rows = crosscoder.decoder(side).detach()[own.start - offset : own.stop - offset]
         near = (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-9) @ directions_CD.T).max(dim=1)
         found[side] = {int(i) if value > 0.9 else -1 for value, i in zip(near.values, near.indices, strict=True)}
         assert len(found[side]) == len(rows), "no concept twice"
@@ -125,7 +121,7 @@ def test_a_moved_feature_has_the_same_activations(
     # Its decoder in the model that lacked it is what its activation explains there: the concept's direction.
     offset = trainer.crosscoder.sees("b").start
     rows = trainer.crosscoder.w_dec_b.detach()[[new_1 - offset, new_2 - offset]]
-    cosine = torch.cosine_similarity(rows, planted.concepts_b[[11, 12]])
+    cosine = torch.cosine_similarity(rows, planted.concepts["b"][[11, 12]])
     assert cosine.min() > 0.95
 
 
@@ -191,14 +187,14 @@ def test_a_mixture_gives_way_to_the_concept_in_it(planted: Planted) -> None:
     trainer = trainer_of(planted, ([0, 1, 2], USURPED[1], [29, 30, 31]))
     crosscoder = trainer.crosscoder
     with torch.no_grad():
-        crosscoder.w_enc_a[0] += 1.5 * torch.linalg.pinv(planted.concepts_a)[:, 11]
-        crosscoder.w_dec_a[0] += 0.5 * planted.concepts_a[11]
+        crosscoder.w_enc_a[0] += 1.5 * torch.linalg.pinv(planted.concepts["a"])[:, 11]
+        crosscoder.w_dec_a[0] += 0.5 * planted.concepts["a"][11]
     report = audit(trainer, planted)["A"]
     assert (report["kept"], report["planted"]) == (2, 1)
     assert (report["moved"], report["gone"]) == (0, 1), "it does not stay as a shared feature besides"
     assert concepts_in(crosscoder, planted)["a"] == OWN["a"]
     row = crosscoder.w_dec_a.detach()[2]
-    assert torch.cosine_similarity(row, planted.concepts_a[0], dim=0) > 0.97, "purer than it was"
+    assert torch.cosine_similarity(row, planted.concepts["a"][0], dim=0) > 0.97, "purer than it was"
 
 
 def test_until_its_first_audit_a_run_is_the_same_as_without(planted: Planted) -> None:

@@ -19,6 +19,7 @@ from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError, MachineError
 from modeldiff.workspace import Artifact, Workspace
+from tests.crosscoder.made import log_of
 from tests.crosscoder.planted import Planted, plant, recovered
 from tests.made_activations import make_activations
 
@@ -55,10 +56,6 @@ def content(artifact: Artifact) -> dict[str, bytes]:
     return {name: (artifact.folder / name).read_bytes() for name in artifact.files() if not name.startswith("logs/")}
 
 
-def log_of(artifact: Artifact) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (artifact.folder / "training.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def trained(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     workspace = workspace_with(tmp_path_factory.mktemp("t") / "w", planted, models=("one", "two"), layers=(2, 3))
@@ -66,12 +63,12 @@ def trained(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Artif
 
 
 def test_planted_concepts_are_recovered(trained: Artifact, planted: Planted) -> None:
-    crosscoder = load(trained)
+    crosscoder, concepts = load(trained), planted.concepts
     dec_a, dec_b = crosscoder.w_dec_a.detach(), crosscoder.w_dec_b.detach()
-    assert recovered(planted.concepts_a, dec_a)[3:21].all(), "shared ones, in A"
-    assert recovered(planted.concepts_b, dec_b)[3:21].all(), "shared ones, in B"
-    by_exclusive = recovered(planted.concepts_a[:3], dec_a[crosscoder.slices["A"]]).sum()
-    by_exclusive += recovered(planted.concepts_b[21:], dec_b[crosscoder.config.n_shared :]).sum()
+    assert recovered(concepts["a"], dec_a)[3:21].all(), "shared ones, in A"
+    assert recovered(concepts["b"], dec_b)[3:21].all(), "shared ones, in B"
+    by_exclusive = recovered(concepts["a"][:3], dec_a[crosscoder.slices["A"]]).sum()
+    by_exclusive += recovered(concepts["b"][21:], dec_b[crosscoder.config.n_shared :]).sum()
     assert by_exclusive >= 3, "half of what only one model has, by its exclusive features"
     held_out = trained.metrics["held_out"]
     for side in "ab":
