@@ -20,6 +20,8 @@ from tests.crosscoder.dense import DenseStep
 from tests.crosscoder.planted import plant
 
 BATCH = 64
+DSF: dict[str, Any] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designated": 4, "tie": "norms"}
+"""Fields of the config of a crosscoder with designated features."""
 
 
 def random_crosscoder(seed: int = 0, **config: Any) -> Crosscoder:

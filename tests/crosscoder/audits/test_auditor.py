@@ -106,28 +106,28 @@ def test_a_moved_feature_has_the_same_activations(
     combine: str, planted: Planted, rearranged: list[torch.Tensor]
 ) -> None:
     trainer = trainer_of(planted, ([0, 11, 12], USURPED[1], [26, 27, 31]), combine=combine)
-    was, before = partition_and_pre(trainer.crosscoder, planted)
+    was, before = partitions(trainer), pre_activations(trainer, planted)
     weights = trainer.crosscoder.w_dec_a.detach()[1:3].clone()
     audit(trainer, planted)
-    now, after = partition_and_pre(trainer.crosscoder, planted)
-    (former_F,) = rearranged
-    moved = [(new, old) for new, old in enumerate(former_F.tolist()) if old != FRESH and now[new] != was[old]]
-    assert sorted((old, now[new]) for new, old in moved) == [(old, "shared") for old in (1, 2, 23, 24)]
-    for new, old in enumerate(former_F.tolist()):
-        if old != FRESH:
-            torch.testing.assert_close(after[:, new], before[:, old], rtol=1e-5, atol=1e-5)
-    new_1, new_2 = (new for new, old in moved if old in (1, 2))
-    assert torch.equal(trainer.crosscoder.w_dec_a.detach()[[new_1, new_2]], weights)
+    now, after = partitions(trainer), pre_activations(trainer, planted)
+    new_of = {old: new for new, old in enumerate(rearranged[0].tolist()) if old != FRESH}
+    moved = {old: now[new] for old, new in new_of.items() if now[new] != was[old]}
+    assert moved == dict.fromkeys((1, 2, 23, 24), "shared")
+    torch.testing.assert_close(after[:, [*new_of.values()]], before[:, [*new_of]], rtol=1e-5, atol=1e-5)
+    assert torch.equal(trainer.crosscoder.w_dec_a.detach()[[new_of[1], new_of[2]]], weights)
     # Its decoder in the model that lacked it is what its activation explains there: the concept's direction.
     offset = trainer.crosscoder.sees("b").start
-    rows = trainer.crosscoder.w_dec_b.detach()[[new_1 - offset, new_2 - offset]]
-    cosine = torch.cosine_similarity(rows, planted.concepts["b"][[11, 12]])
-    assert cosine.min() > 0.95
+    rows = trainer.crosscoder.w_dec_b.detach()[[new_of[1] - offset, new_of[2] - offset]]
+    assert torch.cosine_similarity(rows, planted.concepts["b"][[11, 12]]).min() > 0.95
 
 
-def partition_and_pre(crosscoder: Crosscoder, planted: Planted) -> tuple[list[str], torch.Tensor]:
-    names = [crosscoder.partition_of(feature) for feature in range(crosscoder.n_features)]
-    return names, crosscoder.pre_activations(*crosscoder.normalise(planted.x_a, planted.x_b)).detach()
+def partitions(trainer: Trainer) -> list[str]:
+    return [trainer.crosscoder.partition_of(feature) for feature in range(trainer.crosscoder.n_features)]
+
+
+def pre_activations(trainer: Trainer, planted: Planted) -> torch.Tensor:
+    x = trainer.crosscoder.normalise(planted.x_a, planted.x_b)
+    return trainer.crosscoder.pre_activations(*x).detach()
 
 
 @pytest.mark.parametrize("combine", ["sum", "mean"])
@@ -136,15 +136,12 @@ def test_a_shared_feature_of_one_model_alone_becomes_exclusive(
 ) -> None:
     """Concepts 0 of A and 30 of B sit in shared slots (features 3 and 4), where there is room in the partitions."""
     trainer = trainer_of(planted, ([10, 11, 12], [0, 30, *USURPED[1]], [26, 27, 28]), combine=combine)
-    _, before = partition_and_pre(trainer.crosscoder, planted)
+    before = pre_activations(trainer, planted)
     report = audit(trainer, planted, last=True)
     assert report["A"]["promoted"] == report["B"]["promoted"] == 1
     assert concepts_in(trainer.crosscoder, planted) == {"a": {0}, "b": {30}}
-    (former_F,) = rearranged
-    _, after = partition_and_pre(trainer.crosscoder, planted)
-    for old in (3, 4):
-        new = former_F.tolist().index(old)
-        torch.testing.assert_close(after[:, new], before[:, old], rtol=1e-5, atol=1e-5)
+    new = [rearranged[0].tolist().index(old) for old in (3, 4)]
+    torch.testing.assert_close(pre_activations(trainer, planted)[:, new], before[:, [3, 4]], rtol=1e-5, atol=1e-5)
 
 
 def test_a_partition_takes_no_more_than_it_had_at_the_start(planted: Planted) -> None:
@@ -170,9 +167,8 @@ def test_a_feature_too_rare_to_judge_stays_while_nothing_better_is_known(missing
     """The last feature of A fires in six pairs. Concept 2 may be missing."""
     own = [0, 1] if missing else [0, 1, 2]
     trainer = trainer_of(planted, ([*own, 10], USURPED[1], [29, 30, 31]))
+    strength_N = pre_activations(trainer, planted)[:, len(own)].sort(descending=True).values
     with torch.no_grad():
-        x = trainer.crosscoder.normalise(planted.x_a, planted.x_b)
-        strength_N = trainer.crosscoder.pre_activations(*x)[:, len(own)].sort(descending=True).values
         # Steeply, so that it is among the strongest there.
         trainer.crosscoder.w_enc_a[len(own)] *= 1000
         trainer.crosscoder.w_dec_a[len(own)] /= 1000
