@@ -139,8 +139,8 @@ def largest_of_place(difference_PK: Floats, kept: int = STRINGS_OF_PLACE) -> Flo
 
 
 def mined_sets(difference_PK: Floats, names: Sequence[str], count: int = SETS) -> list[tuple[float, list[str]]]:
-    """(how much of the rise a set explains, its strings, strongest first) of at most `count` sets, largest first. Made
-    of the strings that rise most on average."""
+    """At most `count` sets of the strings that rise most on average, the largest first: (how much of the rise the set
+    explains, its strings, strongest first)."""
     wordy = [k for k, name in enumerate(names) if any(c.isalpha() for c in name) and not name.startswith("\ufffd")]
     mean_K = difference_PK[:, wordy].mean(axis=0)
     kept = [wordy[i] for i in np.argsort(-mean_K, kind="stable")[:STRINGS] if mean_K[i] > 0]
@@ -179,7 +179,7 @@ def list_of_sets(difference: dict[str, Floats], names: Sequence[str], truth: Tru
 
 
 def diff_mining(readings: Readings, truth: Truth, *, logits: bool) -> list[dict[str, Any]]:
-    """Of next strings."""
+    """The list of Diff Mining on the strings that may come next."""
     found = {side: differences(readings, side, logits=logits) for side in SIDES}
     if logits:
         found = {side: largest_of_place(found[side]) for side in SIDES}
@@ -187,7 +187,7 @@ def diff_mining(readings: Readings, truth: Truth, *, logits: bool) -> list[dict[
 
 
 def said_mining(continuations: Continuations, truth: Truth) -> list[dict[str, Any]]:
-    """Of the words that are said in the continuations."""
+    """The list of Diff Mining on the words that are said in the continuations."""
     places = continuations.places
     given = [place.drawn == "given" for place in places]
     said = said_words({side: [place.said[side] for place in places] for side in SIDES}, given, least=LEAST_SAID)

@@ -88,7 +88,7 @@ def captured(lm: LanguageModel, plan: ShardPlan) -> tuple[Tensor, int]:
 
 
 def in_arrival_order(lm: LanguageModel, plan: ShardPlan) -> tuple[Tensor, int]:
-    """The same of a plan whose pairs are all its tokens, each batch padded to its longest text."""
+    """The same, text after text, each batch padded to its longest one; every token of the plan must be a pair."""
     found, read = [], 0
     for start in range(0, len(plan.documents), BATCH_TEXTS):
         ids_BT, mask_BT = batch_of(plan.documents[start : start + BATCH_TEXTS])

@@ -31,7 +31,7 @@ def fork_step(peers: Path | None, start: Start) -> Step | str:
 
 
 def dfc_step(peers: Path | None, start: Start) -> Step | str:
-    """The same of superkaiba/dfc_learning, with its crosscoder of exclusive partitions (A-only | B-only | shared)."""
+    """The step of superkaiba/dfc_learning, with its crosscoder of exclusive partitions (A-only | B-only | shared)."""
     features, exclusive = start.sizes.features, start.n_exclusive
     a_only_F, shared_F, b_only_F = torch.arange(features).split([exclusive, features - 2 * exclusive, exclusive])
     order_F = torch.cat([a_only_F, b_only_F, shared_F])

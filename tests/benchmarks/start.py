@@ -84,7 +84,7 @@ class Start:
 
     @property
     def lr(self) -> float:
-        """Of all variants."""
+        """The learning rate of every variant."""
         return 2e-4 / math.sqrt(self.sizes.features / 2**14)
 
 

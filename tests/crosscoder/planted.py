@@ -17,7 +17,7 @@ class Planted:
     concepts: dict[str, torch.Tensor]
 
     def batches(self, rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of so many pairs, as harvested."""
+        """Batches of so many pairs, as harvested."""
         return list(zip(self.x_a.split(rows), self.x_b.split(rows), strict=True))
 
 

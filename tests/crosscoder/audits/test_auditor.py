@@ -18,7 +18,7 @@ from tests.crosscoder.truth import Partitions, cut, true_crosscoder
 
 BATCH, WIDTHS = 256, (40, 44)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
-# Of 32 concepts the first three are A's alone, the last three B's.
+# The first three of 32 concepts are A's alone, the last three B's.
 OWN = {"a": {0, 1, 2}, "b": {29, 30, 31}}
 # Both exclusive partitions hold concepts of both models, and there is no feature for those of one model.
 USURPED: Partitions = ([10, 11, 12], [*range(3, 10), *range(13, 26)], [26, 27, 28])

@@ -119,7 +119,7 @@ def test_a_direction_in_which_a_model_varies_all_the_time_is_no_concept(dense: b
 
 
 def test_candidates_for_shared_features_are_concepts_that_both_models_have(planted: Planted) -> None:
-    """Of both models' concepts 20 to 28 are missing, and those of one model as well: these are not wanted here."""
+    """Concepts 20 to 28 of both models are missing, and those of one model as well: these are not wanted here."""
     crosscoder = true_crosscoder(planted, ([], range(3, 20), []))
     sampled = sample(crosscoder, cut(crosscoder, planted), above_threshold)
     random = torch.Generator().manual_seed(0)

@@ -30,7 +30,7 @@ def evidence(crosscoder: Crosscoder, planted: Planted, side: str) -> Evidence:
 @pytest.mark.parametrize("combine", ["sum", "mean"])
 @pytest.mark.parametrize(("side", "own"), [("a", OWN), ("b", 23)])
 def test_what_both_models_have_is_told_from_what_one_has(side: str, own: int, combine: str, planted: Planted) -> None:
-    """Of each exclusive partition the first feature is a concept of its model alone, the second one of both."""
+    """In each exclusive partition the first feature is a concept of its model alone, the second one of both."""
     concepts = ([OWN, SHARED], [*range(3, 10), *range(12, 20)], [23, 11])
     found = evidence(true_crosscoder(planted, concepts, combine=combine), planted, side)
     assert found.known_G.all()

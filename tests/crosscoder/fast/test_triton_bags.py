@@ -40,7 +40,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
-    """Of each case, on the CPU."""
+    """What the kernels answer to each case, moved to the CPU."""
     if torch.cuda.is_available():
         from tests.crosscoder.fast import interpreted
 
