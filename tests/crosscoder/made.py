@@ -24,11 +24,12 @@ DSF: dict[str, Any] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designat
 """Fields of the config of a crosscoder with designated features."""
 
 
-def random_crosscoder(seed: int = 0, **config: Any) -> Crosscoder:
-    """A crosscoder whose every weight and bias is random; fields of the config may be given."""
+def random_crosscoder(**config: Any) -> Crosscoder:
+    """A crosscoder whose every weight and bias is random: 2 features of A, 5 shared, 3 of B, and widths 6 and 9, unless
+    these or other fields of the config are given."""
     values = {"width_a": 6, "width_b": 9, "n_a_only": 2, "n_shared": 5, "n_b_only": 3, "k": 3}
     crosscoder = Crosscoder(CrosscoderConfig(**{**values, **config}))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in crosscoder.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)

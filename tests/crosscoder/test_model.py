@@ -14,7 +14,7 @@ from tests.crosscoder.made import DSF, random_crosscoder
 
 
 def test_partitions_have_weights_only_for_the_models_they_see() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, width_a=4, width_b=6)
+    crosscoder = random_crosscoder(width_a=4, width_b=6)
     shapes = {name: tuple(value.shape) for name, value in crosscoder.state_dict().items()}
     assert shapes == {
         "w_enc_a": (7, 4), "w_enc_b": (8, 6), "w_dec_a": (7, 4), "w_dec_b": (8, 6),
@@ -27,7 +27,7 @@ def test_partitions_have_weights_only_for_the_models_they_see() -> None:
     f_BF = torch.rand(4, 10)
     x = torch.randn(7, 4), torch.randn(7, 6)
     for combine in ("mean", "sum"):
-        crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, width_a=4, width_b=6, combine=combine)
+        crosscoder = random_crosscoder(width_a=4, width_b=6, combine=combine)
         torch.testing.assert_close(crosscoder.pre_activations(*x), dense_pre(crosscoder, *x))
     more_of_a = f_BF + torch.tensor([1.0, 1, *[0] * 8])
     assert torch.equal(crosscoder.decode(f_BF)[1], crosscoder.decode(more_of_a)[1])
@@ -89,7 +89,7 @@ def test_initial_decoder_norm_and_centred_start() -> None:
 
 
 def test_scores() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    crosscoder = random_crosscoder()
     a_F, b_F = crosscoder.decoder_norms().values()
     expected = {
         "l2": (a_F**2 + b_F**2).sqrt(),
@@ -97,7 +97,7 @@ def test_scores() -> None:
         "mean": torch.cat([a_F[:2], (a_F[2:7] + b_F[2:7]) / 2, b_F[7:]]),
     }
     for selection, weights in expected.items():
-        found = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, selection=selection).score_weights()
+        found = random_crosscoder(selection=selection).score_weights()
         assert found is not None
         torch.testing.assert_close(found, weights)
     assert crosscoder.score_weights() is None

@@ -91,7 +91,7 @@ def test_predicting_the_mean_scores_zero_and_the_truth_scores_one() -> None:
 
 
 def test_gain_is_what_the_exclusive_features_add() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
+    crosscoder = random_crosscoder()
     f_BF = torch.rand(300, 10)
     x_a, x_b = crosscoder.decode(f_BF, raw=False)
     quality = Quality(crosscoder)
