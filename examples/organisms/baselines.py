@@ -179,7 +179,7 @@ def list_of_sets(difference: dict[str, Floats], names: Sequence[str], truth: Tru
 
 
 def diff_mining(readings: Readings, truth: Truth, *, logits: bool) -> list[dict[str, Any]]:
-    """The list of Diff Mining on the strings that may come next."""
+    """Of next strings."""
     found = {side: differences(readings, side, logits=logits) for side in SIDES}
     if logits:
         found = {side: largest_of_place(found[side]) for side in SIDES}
@@ -187,7 +187,7 @@ def diff_mining(readings: Readings, truth: Truth, *, logits: bool) -> list[dict[
 
 
 def said_mining(continuations: Continuations, truth: Truth) -> list[dict[str, Any]]:
-    """The list of Diff Mining on the words that are said in the continuations."""
+    """Of the words that are said in the continuations."""
     places = continuations.places
     given = [place.drawn == "given" for place in places]
     said = said_words({side: [place.said[side] for place in places] for side in SIDES}, given, least=LEAST_SAID)

@@ -113,9 +113,15 @@ def _planned(start: Start) -> int:
     """Bytes of a step of ours without dead features; the batch itself is the benchmark's data."""
     crosscoder, recipe = start.crosscoder()
     job = Job(
-        config=crosscoder.config, recipe=replace(recipe, auxk_alpha=0.0), precision="float32", device=device("cpu"),
-        encodings=("float32", "float32"), pairs=0, block_rows=1, buffer_bytes=0,
-    )  # fmt: skip
+        config=crosscoder.config,
+        recipe=replace(recipe, auxk_alpha=0.0),
+        precision="float32",
+        device=device("cpu"),
+        encodings=("float32", "float32"),
+        pairs=0,
+        block_rows=1,
+        buffer_bytes=0,
+    )
     sizes = start.sizes
     return sum(step_parts(job).values()) - 4 * sizes.batch * 2 * sizes.width
 
