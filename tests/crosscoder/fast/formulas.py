@@ -15,26 +15,25 @@ Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]
 """Left (G, D), rows (N, D), weights (K) and bags."""
 
 
-def made_case(
-    lengths: Sequence[int],
-    rows: int,
-    width: int,
-    seed: int = 0,
-    *,
-    left: torch.dtype = torch.float32,
-    dtype: torch.dtype = torch.float32,
-) -> Case:
+def made_bags(lengths: Sequence[int], rows: int, seed: int = 0) -> Bags:
     """Bags with so many entries each, of random rows in random order; a row may be in a bag more than once."""
     length_G = torch.tensor(lengths, dtype=torch.int64)
-    entries = int(length_G.sum())
     random = torch.Generator().manual_seed(seed)
-    bags = Bags(
-        index_K=torch.randint(rows, (entries,), generator=random),
+    return Bags(
+        index_K=torch.randint(rows, (int(length_G.sum()),), generator=random),
         bag_K=torch.repeat_interleave(torch.arange(len(length_G)), length_G),
         start_G1=torch.cat([torch.zeros(1, dtype=torch.int64), length_G.cumsum(0)]),
     )
-    left_GD = torch.randn(len(lengths), width, generator=random).to(left)
-    return left_GD, torch.randn(rows, width, generator=random).to(dtype), torch.randn(entries, generator=random), bags
+
+
+def made_case(
+    lengths: Sequence[int], rows: int, width: int, seed: int = 0, dtypes: Sequence[torch.dtype] = (torch.float32,) * 2
+) -> Case:
+    """Random bags and matrices; the types are those of left and rows."""
+    random = torch.Generator().manual_seed(seed + width)
+    left_GD = torch.randn(len(lengths), width, generator=random).to(dtypes[0])
+    rows_ND = torch.randn(rows, width, generator=random).to(dtypes[1])
+    return left_GD, rows_ND, torch.randn(sum(lengths), generator=random), made_bags(lengths, rows, seed)
 
 
 def columns(case: Case, first: int, last: int) -> Case:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from modeldiff.crosscoder.fast import sparse as module
 from modeldiff.crosscoder.fast.sparse import bag_dot, bag_sum
 from tests.crosscoder.fast.formulas import Case, assert_right, columns, made_case
 
+ROOT = Path(__file__).parents[3]
 TRITON = "modeldiff.crosscoder.fast.triton_bags"
 
 
@@ -35,15 +37,8 @@ def test_sums_and_products_are_those_of_the_dense_formulas(
 
 
 def test_the_cpu_needs_no_triton() -> None:
-    code = """
-import sys, torch
-from modeldiff.crosscoder.fast.sparse import Bags, bag_dot, bag_sum
-zero = torch.zeros(1, dtype=torch.int64)
-bags = Bags(zero, zero, torch.tensor([0, 1]))
-bag_sum(torch.ones(1, 2), bags, torch.ones(1)), bag_dot(torch.ones(1, 2), torch.ones(1, 2), bags)
-assert "triton" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys; from tests.crosscoder.fast import test_bags as tests; tests.check(tests.made_case([2], 3, 4))"
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'triton' not in sys.modules"], cwd=ROOT, check=True)
 
 
 class OnGpu(torch.Tensor):

@@ -14,6 +14,11 @@ from tests.crosscoder.made import random_crosscoder
 PAIRS = 23
 
 
+def some_entries(pairs: int, features: int, count: int, seed: int) -> torch.Tensor:
+    order = torch.randperm(pairs * features, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
+
+
 @given(
     pairs=st.integers(1, 20),
     features=st.integers(1, 15),
@@ -22,8 +27,7 @@ PAIRS = 23
     seed=st.integers(0, 2**31),
 )
 def test_both_orders_hold_every_entry_once(pairs: int, features: int, share: float, cut: float, seed: int) -> None:
-    order = torch.randperm(pairs * features, generator=torch.Generator().manual_seed(seed))
-    flat_K = order[: int(share * len(order))].sort().values
+    flat_K = some_entries(pairs, features, int(share * pairs * features), seed)
     entries = Entries(flat_K, pairs, features)
     expected = sorted((i % features, i // features) for i in flat_K.tolist())
     assert list(zip(entries.feature_K.tolist(), entries.pair_K.tolist(), strict=True)) == expected

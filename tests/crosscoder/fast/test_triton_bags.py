@@ -32,8 +32,8 @@ CASES = {
     "one column": made_case([2, 0, 5], rows=7, width=1),
     "one entry": made_case([1], rows=1, width=8),
     "no entries": made_case([0, 0, 0], rows=4, width=20),
-    "bfloat16 rows": made_case([3, 0, 20, 1], rows=15, width=90, dtype=torch.bfloat16),
-    "bfloat16 left and rows": made_case([3, 0, 20, 1], rows=15, width=90, left=torch.bfloat16, dtype=torch.bfloat16),
+    "bfloat16 rows": made_case([3, 0, 20, 1], rows=15, width=90, dtypes=(torch.float32, torch.bfloat16)),
+    "bfloat16 left and rows": made_case([3, 0, 20, 1], rows=15, width=90, dtypes=(torch.bfloat16,) * 2),
     "columns of wider matrices": columns(made_case([4, 1, 6], rows=8, width=50), 7, 43),
 }
 
