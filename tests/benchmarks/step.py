@@ -27,34 +27,25 @@ _SAME_LOSS = 1e-4
 
 
 def rows(options: Options) -> Iterator[Row]:
-    yield from _public(options)
-    yield from _dfc(options)
-    yield from _toy(options)
-
-
-def _public(options: Options) -> Iterator[Row]:
-    start = make_start(_PUBLIC, log_every=_steps(options.rounds))
+    rounds, checkouts = options.rounds, options.peers
+    start = make_start(_PUBLIC, log_every=_steps(rounds))
     peers: dict[str, Step | str] = {
-        "fork": fork_step(options.peers, start),
+        "fork": fork_step(checkouts, start),
         "dense": dense_step(start),
-        "sparsify": sparsify_step(options.peers, start),
+        "sparsify": sparsify_step(checkouts, start),
     }
-    race = _run(start, peers, options.rounds, others={"encode": _encode_product(start)})
+    race = _run(start, peers, rounds, others={"encode": _encode_product(start)})
     yield race.row("training step against the fork", "fork", 5)
     yield race.row("training step against clean dense PyTorch", "dense", 4)
     yield race.row("training step against sparsify's TopK", "sparsify", 1.8)
     yield replace(race.row("share of the encoder's product in the training step", "encode", 0.6), unit="")
 
-
-def _dfc(options: Options) -> Iterator[Row]:
-    start = make_start(_PUBLIC_DFC, log_every=_steps(options.rounds))
-    race = _run(start, {"dfc_learning": dfc_step(options.peers, start)}, options.rounds)
+    start = make_start(_PUBLIC_DFC, log_every=_steps(rounds))
+    race = _run(start, {"dfc_learning": dfc_step(checkouts, start)}, rounds)
     yield race.row("training step of a DFC against dfc_learning", "dfc_learning", 5)
 
-
-def _toy(options: Options) -> Iterator[Row]:
-    start = make_start(_TOY, log_every=_steps(options.rounds, _TOY_REPEATS))
-    race = _run(start, {"fork": fork_step(options.peers, start)}, options.rounds, repeats=_TOY_REPEATS)
+    start = make_start(_TOY, log_every=_steps(rounds, _TOY_REPEATS))
+    race = _run(start, {"fork": fork_step(checkouts, start)}, rounds, repeats=_TOY_REPEATS)
     yield race.row("training step of toy size against the fork", "fork", 2.5)
 
 
