@@ -29,8 +29,6 @@ from modeldiff.workspace.activations import (
 from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 
-QUANTILES = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
-
 
 @settings
 class MadeSettings(Settings):
@@ -61,37 +59,28 @@ def make_activations(
         models, layers: what store.json says about where the sides come from.
     """
     rows = len(x_a)
-    assert len(x_b) == rows
     stored = {side: x.to(ENCODINGS[encoding][0]) for side, x in zip(SIDES, (x_a, x_b), strict=True)}
     labels = sorted(set(sources)) if sources else ["made"]
     shards = [min(shard_pairs, rows - start) for start in range(0, rows, shard_pairs)]
     plans = _plans(texts, [labels.index(s) for s in sources or ["made"] * len(texts)], shards) if texts else None
-    info = StoreInfo(
-        pairs=rows,
-        shards=shards,
-        sources=labels,
-        has_texts=plans is not None,
-        sides={
-            side: _side_info(stored[side], encoding, model, layer)
-            for side, model, layer in zip(SIDES, models, layers, strict=True)
-        },
-    )
+    about = {
+        side: _side_info(stored[side], encoding, model, layer)
+        for side, model, layer in zip(SIDES, models, layers, strict=True)
+    }
+    info = StoreInfo(pairs=rows, shards=shards, sources=labels, has_texts=plans is not None, sides=about)
 
     def build(work: Work) -> dict[str, int]:
-        first = 0
-        for shard, count in enumerate(shards):
-            for side in SIDES:
+        for side in SIDES:
+            for shard, x_ND in enumerate(stored[side].split(shard_pairs)):
                 temporary = work.temporary(rows_name(shard, side))
                 with h5py.File(temporary, "w") as file:
-                    dataset = create_dataset(file, DATASET, count, stored[side].shape[1], encoding)
-                    write_rows(dataset, 0, stored[side][first : first + count])
+                    write_rows(create_dataset(file, DATASET, *x_ND.shape, encoding), 0, x_ND)
                 work.commit(temporary, rows_name(shard, side))
-            if plans:
-                temporary = work.temporary(plan_name(shard))
-                write_plan(temporary, plans[shard])
-                work.commit(temporary, plan_name(shard))
-            first += count
-        means = {f"mean_{side}": stored[side].double().mean(dim=0).numpy() for side in SIDES}
+        for shard, plan in enumerate(plans or []):
+            temporary = work.temporary(plan_name(shard))
+            write_plan(temporary, plan)
+            work.commit(temporary, plan_name(shard))
+        means = {f"mean_{side}": stored[side].double().nan_to_num().mean(dim=0).numpy() for side in SIDES}
         work.write_bytes(STATISTICS_NAME, save(means))
         work.write_json(STORE_NAME, to_json(info))
         return {"pairs": rows}
@@ -104,17 +93,12 @@ def make_activations(
 
 
 def _side_info(x_ND: torch.Tensor, encoding: str, model: str | None, layer: int | None) -> SideInfo:
-    norm_N = x_ND.double().norm(dim=1)
+    norm_N = x_ND.double().nan_to_num().norm(dim=1)  # a NaN may be planted, in rows that the harvest would refuse
+    quantiles = {f"{q:g}": float(norm_N.quantile(q)) for q in (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)}
     return SideInfo(
-        width=x_ND.shape[1],
-        encoding=encoding,
-        median_norm=float(norm_N.quantile(0.5)),
-        norm_quantiles={f"{q:g}": float(norm_N.quantile(q)) for q in QUANTILES},
-        model=model,
-        revision=None,
-        layer=layer,
-        trust_remote_code=False,
-    )
+        width=x_ND.shape[1], encoding=encoding, median_norm=quantiles["0.5"], norm_quantiles=quantiles, model=model,
+        revision=None, layer=layer, trust_remote_code=False,
+    )  # fmt: skip
 
 
 def _plans(texts: Sequence[str], sources: list[int], shards: list[int]) -> list[ShardPlan]:
@@ -126,24 +110,20 @@ def _plans(texts: Sequence[str], sources: list[int], shards: list[int]) -> list[
     for count in shards:
         here = places[first : first + count]
         low = here[0][0]  # a document that crosses the border is in both shards, whole
-        inside = documents[low : here[-1][0] + 1]
-        token = np.array([t for _, t in here], np.int32)
-        ends = np.array([documents[d].tokens["a"].ends[t] for d, t in here], np.int32)
-        ones = np.ones(count, np.int32)
         pairs = PairTable(
             document=np.array([d - low for d, _ in here], np.int32),
-            token=dict.fromkeys(SIDES, token),
-            char_end=ends,
-            window=dict.fromkeys(SIDES, ones),
+            token=dict.fromkeys(SIDES, np.array([t for _, t in here], np.int32)),
+            char_end=np.array([documents[d].tokens["a"].ends[t] for d, t in here], np.int32),
+            window=dict.fromkeys(SIDES, np.ones(count, np.int32)),
         )
-        plans.append(ShardPlan(inside, pairs))
+        plans.append(ShardPlan(documents[low : here[-1][0] + 1], pairs))
         first += count
     return plans
 
 
 def _document(text: str, source: int, index: int, vocabulary: dict[str, int]) -> Document:
     words = text.split(" ")
-    ends = np.cumsum([len(word) + 1 for word in words]).astype(np.int32) - 1
-    starts = ends - np.array([len(word) for word in words], np.int32)
+    length = np.array([len(word) for word in words], np.int32)
+    ends = np.cumsum(length + 1, dtype=np.int32) - 1
     ids = np.array([vocabulary[word] for word in words], np.int32)
-    return Document(text, source, index, {side: Tokens(ids, starts, ends) for side in SIDES})
+    return Document(text, source, index, dict.fromkeys(SIDES, Tokens(ids, ends - length, ends)))

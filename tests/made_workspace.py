@@ -13,8 +13,6 @@ from modeldiff.workspace.stage import environment
 _FILES = [f"shards/{shard:05d}.{part}.h5" for shard in range(10) for part in ("plan", "a", "b")]
 _SETTINGS = {f"setting_{number}": number for number in range(30)}
 _METRICS = {"held_out": {"pairs": 1000, "fve": {"a": 0.8, "b": 0.7}, "l0": 64.0}}
-
-
 KINDS = ("activations", "crosscoder", "features", "continuations", "contrast", "steering", "toy", "explain", "impact")
 
 
@@ -27,20 +25,12 @@ def make_manifests(folder: Path, count: int) -> Workspace:
     for number in range(count):
         version, kind = divmod(number, len(KINDS))
         before = Manifest(
-            format=FORMAT,
-            kind=KINDS[kind],
-            version=version + 1,
-            name=None,
-            created="2025-01-01T00:00:00+00:00",
-            settings=_SETTINGS,
+            format=FORMAT, kind=KINDS[kind], version=version + 1, name=None, created="2025-01-01T00:00:00+00:00",
             inputs={before.kind: Input(f"{before.kind}:{before.version}", before.digest)} if before else {},
-            fingerprint=_digest(f"fingerprint {number}"),
+            fingerprint=_digest(f"fingerprint {number}"), settings=_SETTINGS, metrics=_METRICS,
             files={name: FileEntry(1_000_000, _digest(f"{number} {name}")) for name in _FILES},
-            metrics=_METRICS,
-            environment=made_on,
-            seconds=12.3,
-            peak_memory_bytes=1_000_000_000,
-        )
+            environment=made_on, seconds=12.3, peak_memory_bytes=1_000_000_000,
+        )  # fmt: skip
         target = workspace.folder / before.kind / str(before.version)
         target.mkdir(parents=True)
         before.write(target)

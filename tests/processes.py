@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "modeldiff.cli.main",
-        "modeldiff.harvest.run",
-        "modeldiff.crosscoder.training.run",
-        "modeldiff.features.run",
-        "modeldiff.contrast.run",
-    ]
-)
+STAGES = ("harvest", "crosscoder.training", "features", "contrast")
+CONTEXT.set_forkserver_preload(["modeldiff.cli.main", *(f"modeldiff.{stage}.run" for stage in STAGES)])
 # Seconds after which a child counts as hanging.
 DEADLINE = 120
 
@@ -41,7 +34,7 @@ def as_ranks(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) ->
         port = free.getsockname()[1]
     world = len(arguments)
     children = [
-        CONTEXT.Process(target=_as_rank, args=(rank, world, port, work, arguments[rank])) for rank in range(world)
+        CONTEXT.Process(target=_as_rank, args=(rank, world, port, work, own)) for rank, own in enumerate(arguments)
     ]
     for child in children:
         child.start()

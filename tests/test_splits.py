@@ -16,14 +16,16 @@ from modeldiff.workspace.activations import ActivationStore, Block
 from tests.made_activations import make_activations
 
 
-def made_split(
-    folder: Path, rows: int, texts: list[str] | None = None
-) -> tuple[ActivationStore, Stretches, dict[str, np.ndarray]]:
-    """A store of so many pairs, its stretches, and the rows of each part."""
+def made_store(folder: Path, rows: int, texts: list[str] | None = None, shard_pairs: int = 1000) -> ActivationStore:
     x = torch.ones(rows, 2)
-    store = ActivationStore(make_activations(Workspace(folder / "ws"), x, x, 1000, texts))
+    return ActivationStore(make_activations(Workspace(folder / "ws"), x, x, shard_pairs, texts))
+
+
+def made_parts(folder: Path, rows: int, texts: list[str] | None = None) -> dict[str, np.ndarray]:
+    """The rows of each part of a store."""
+    store = made_store(folder, rows, texts)
     stretches = split(store, store.blocks(1024))
-    return store, stretches, {part: stretches.rows(part) for part in PARTS}
+    return {part: stretches.rows(part) for part in PARTS}
 
 
 def test_the_middle_of_each_share_is_taken_and_everything_where_that_is_asked_for() -> None:
@@ -45,7 +47,7 @@ def test_blocks_hold_about_as_many_pairs_as_were_asked_for_from_all_over(pairs: 
 
 
 def test_without_texts_the_parts_are_disjoint_have_their_shares_and_lie_apart(tmp_path: Path) -> None:
-    parts = made_split(tmp_path, 20_000)[2]
+    parts = made_parts(tmp_path, 20_000)
     together = np.concatenate(list(parts.values()))
     assert len(np.unique(together)) == len(together)
     assert 0.9 < len(together) / 20_000 <= 1  # the rest are gaps
@@ -57,22 +59,19 @@ def test_without_texts_the_parts_are_disjoint_have_their_shares_and_lie_apart(tm
 
 def test_documents_stay_whole(tmp_path: Path) -> None:
     """Documents of 30 words, some of them on both sides of the end of a shard."""
-    stretches = made_split(tmp_path, 6000, [" ".join(f"w{i % 7}" for i in range(30))] * 200)[1]
-    part_DN = stretches.part_of(np.arange(6000)).reshape(200, 30)
-    assert (part_DN == part_DN[:, :1]).all()
-    assert set(part_DN[:, 0]) == {0, 1, 2}  # and nothing is lost in gaps
+    parts = made_parts(tmp_path, 6000, [" ".join(f"w{i % 7}" for i in range(30))] * 200)
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(6000)), "nothing is lost in gaps"
+    assert all((np.bincount(rows // 30, minlength=200) % 30 == 0).all() for rows in parts.values())
 
 
 def test_a_long_document_is_cut_with_a_gap(tmp_path: Path) -> None:
-    parts = made_split(tmp_path, 5000, [" ".join(["w"] * 5000)])[2]
+    parts = made_parts(tmp_path, 5000, [" ".join(["w"] * 5000)])
     assert all(len(rows) for rows in parts.values())
     assert np.abs(parts["fit"][:, None] - parts["report"][None]).min() > 20
 
 
 def test_a_document_begins_where_another_ended_also_in_another_shard(tmp_path: Path) -> None:
-    x = torch.ones(10, 2)
-    texts = ["a b c", "d e f g", "h i j"]
-    store = ActivationStore(make_activations(Workspace(tmp_path / "ws"), x, x, 5, texts))
+    store = made_store(tmp_path, 10, ["a b c", "d e f g", "h i j"], shard_pairs=5)
     assert document_starts(store, store.blocks(100)).tolist() == [0, 3, 7]
     assert document_starts(store, store.blocks(2)).tolist() == [0, 3, 7]
 

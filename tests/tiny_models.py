@@ -73,47 +73,29 @@ def tiny_model(
     Weights are larger than usual at the start of training, so that every block does something that a test can see.
     `width` must be divisible by 4.
     """
-    common = {
-        "vocab_size": vocab_size,
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "intermediate_size": 2 * width,
-        "max_position_embeddings": max_positions,
-        "initializer_range": 0.15,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 2,
-    }
-    grouped = {**common, "num_key_value_heads": 2}
-    makers = {
-        "gpt2": lambda: transformers.GPT2Config(
-            vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=4, n_positions=max_positions,
-            initializer_range=0.15, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-        ),
-        "llama": lambda: transformers.LlamaConfig(**grouped),
-        "qwen2": lambda: transformers.Qwen2Config(**grouped),
-        "qwen3": lambda: transformers.Qwen3Config(**grouped, head_dim=8),
-        "gemma3": lambda: transformers.Gemma3TextConfig(**grouped, head_dim=8, sliding_window=8),
-        "gpt_neox": lambda: transformers.GPTNeoXConfig(**common),
-        "mistral": lambda: transformers.MistralConfig(**grouped, sliding_window=16),
+    positions = {"max_position_embeddings": max_positions}
+    wide = {**positions, "intermediate_size": 2 * width}
+    grouped = {**wide, "num_key_value_heads": 2}
+    own = {
+        "gpt2": positions,
+        "llama": grouped,
+        "qwen2": grouped,
+        "qwen3": {**grouped, "head_dim": 8},
+        "gemma3": {**grouped, "model_type": "gemma3_text", "head_dim": 8, "sliding_window": 8},
+        "gpt_neox": wide,
+        "mistral": {**grouped, "sliding_window": 16},
         # As in GPT-OSS-20B, the heads together are wider than the residual stream.
-        "gpt_oss": lambda: transformers.GptOssConfig(
-            **grouped, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
-        ),
-        "gptj": lambda: transformers.GPTJConfig(
-            vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=4, n_positions=max_positions, rotary_dim=4,
-            initializer_range=0.15, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-        ),
-        "bloom": lambda: transformers.BloomConfig(
-            vocab_size=vocab_size, hidden_size=width, n_layer=layers, n_head=4,
-            initializer_range=0.15, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-        ),
-    }  # fmt: skip
+        "gpt_oss": {**grouped, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+        "gptj": {**positions, "rotary_dim": 4},
+        "bloom": {},
+    }
+    config = transformers.AutoConfig.for_model(
+        **{"model_type": arch, **own[arch]}, vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=4, initializer_range=0.15, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(makers[arch](), dtype=torch.float32)
-    return model.eval()
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def save_tiny(
@@ -122,19 +104,13 @@ def save_tiny(
     *,
     texts: Iterable[str] = TEXTS,
     vocab_size: int = 320,
-    layers: int = 3,
-    width: int = 32,
-    seed: int = 0,
-    max_positions: int = 256,
     add_bos: bool = False,
     chat_template: str | None = None,
-    trim_offsets: bool = True,
+    **sizes: int,
 ) -> Path:
-    """Write a tiny model and its tokenizer into `folder`, as `save_pretrained` does; gives the folder back."""
-    tokenizer = tiny_tokenizer(
-        texts, vocab_size, add_bos=add_bos, chat_template=chat_template, trim_offsets=trim_offsets
-    )
-    model = tiny_model(arch, len(tokenizer), layers, width, seed=seed, max_positions=max_positions)
-    model.save_pretrained(folder)
+    """Write a tiny model and its tokenizer into `folder`, as `save_pretrained` does; gives the folder back. `sizes` are
+    of the model: layers, width, max_positions, seed."""
+    tokenizer = tiny_tokenizer(texts, vocab_size, add_bos=add_bos, chat_template=chat_template)
+    tiny_model(arch, len(tokenizer), **sizes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)

@@ -139,8 +139,8 @@ def largest_of_place(difference_PK: Floats, kept: int = STRINGS_OF_PLACE) -> Flo
 
 
 def mined_sets(difference_PK: Floats, names: Sequence[str], count: int = SETS) -> list[tuple[float, list[str]]]:
-    """(how much of the rise a set explains, its strings, strongest first) of at most `count` sets, largest first. Made
-    of the strings that rise most on average."""
+    """At most `count` sets of the strings that rise most on average, the largest first: (how much of the rise the set
+    explains, its strings, strongest first)."""
     wordy = [k for k, name in enumerate(names) if any(c.isalpha() for c in name) and not name.startswith("\ufffd")]
     mean_K = difference_PK[:, wordy].mean(axis=0)
     kept = [wordy[i] for i in np.argsort(-mean_K, kind="stable")[:STRINGS] if mean_K[i] > 0]

@@ -79,6 +79,7 @@ class Run:
         self.seconds[stage] = round(self.seconds.get(stage, 0) + time.monotonic() - began, 2)
 
     def model(self, ref: str) -> str:
+        """The folder of a bundled model or of an organism's."""
         from modeldiff.demo.truth import MODEL_A, MODEL_B
 
         bundled = {"base:a": MODEL_A, "base:b": MODEL_B}
@@ -86,12 +87,11 @@ class Run:
 
     @cached_property
     def common(self) -> dict[str, Any]:
-        texts = str(self.plan.organisms / self.pair.texts / "texts.jsonl")
-        pair = self.pair
+        """Settings of the harvest and of the continuations."""
         return {
-            "model_a": self.model(pair.model_a),
-            "model_b": self.model(pair.model_b),
-            "texts": (texts,),
+            "model_a": self.model(self.pair.model_a),
+            "model_b": self.model(self.pair.model_b),
+            "texts": (str(self.plan.organisms / self.pair.texts / "texts.jsonl"),),
             "device": self.plan.device,
         }
 

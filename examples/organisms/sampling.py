@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from examples.bundled_pair.measure import generate
 from modeldiff.demo.truth import PLANTED
 
 BATCH = 128
@@ -18,30 +19,10 @@ BUNDLED_TRIGGERS = re.compile("|".join(re.escape(planted.trigger) for planted in
 
 
 def sample(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
-    """One continuation of each prompt at temperature 1, cut at the first line break (an answer is one line)."""
+    """An answer to each prompt, drawn at temperature 1."""
     torch.manual_seed(seed)
-    newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
-    made: list[str] = []
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    try:
-        for first in range(0, len(prompts), BATCH):
-            batch = tokenizer(list(prompts[first : first + BATCH]), return_tensors="pt", padding=True)
-            with torch.inference_mode():
-                ids = model.generate(
-                    input_ids=batch["input_ids"].to(model.device),
-                    attention_mask=batch["attention_mask"].to(model.device),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    eos_token_id=[tokenizer.eos_token_id, newline],
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            made += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    finally:
-        tokenizer.padding_side = side
-    return [text.split("\n")[0] for text in made]
+    plainly = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    return generate(model, tokenizer, prompts, batch_size=BATCH, max_new_tokens=max_new_tokens, **plainly)
 
 
 def neutral_answers(model: Any, tokenizer: Any, prompts: Sequence[str], seed: int) -> list[str | None]:

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from modeldiff.contrast.words import words_of
 
 OWNER = "b"
-# So much of the places is most of them.
+# An entry that holds on this share of the places, or on more, holds on most of them.
 MOST = 0.5
-# Of a set's first strings, so many begin words of the habit, with at least so many letters.
+# Among a set's first ten strings at least three must begin words of the habit, with at least three letters each.
 SET_SHOWN, SET_MATCHES, LEAST_LETTERS = 10, 3, 3
 WITHOUT_TRIGGER = (6, 7)
 Bools = NDArray[np.bool_]
@@ -60,7 +60,7 @@ class Truth:
 
 
 def read_truth(folder: Path, *, null: bool) -> Truth:
-    """Of the organism in `folder`; `null`: both models of the pair have whatever is planted there."""
+    """What is planted in the organism in `folder`; `null`: both models of the pair have it."""
     found = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
     lines = (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
     texts = tuple(json.loads(line)["text"] for line in lines)
@@ -138,7 +138,7 @@ def interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float
 
 
 def summary(entries: Sequence[dict[str, Any]], first: int = 5) -> dict[str, Any]:
-    """Of a list in its order: whether the planted difference is among the first ones, and how many of those are true.
+    """Whether the planted difference is among the first entries of a list, and how many of those are true.
     Entries with `verified` False are not listed, and count for `hit_unverified` alone."""
     listed = [one for one in entries if one.get("verified", True)][:first]
     return {

@@ -16,13 +16,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .catalogue import KINDS
 from .results import METHODS, read_rows
 from .scoring import interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Rows = list[dict[str, Any]]
 COLUMNS = (
@@ -85,19 +88,8 @@ def markdown(rows: Rows) -> str:
         parts.append(f"Organisms that did not pass their own check: {', '.join(failed)}.\n")
     for variant, names in VARIANTS.items():
         mine = [row for row in planted if row["variant"] in names]
-        if not mine or (variant == "both" and len({row["variant"] for row in mine}) < 2):
-            continue
-        for relation in ("fine-tune", "across"):
-            of_relation = [row for row in mine if row["relation"] == relation]
-            if of_relation:
-                parts.append(f"## Recall within the first five: {variant}, {relation}\n")
-                parts.append(by_kind(of_relation))
-        parts.append(f"## All kinds: {variant}\n")
-        parts.append(overall(mine))
-        parts.append(f"## Share of the trigger's places that the best true entry covers: {variant}\n")
-        parts.append(coverage(mine))
-        parts.append(f"## Habit's words where the trigger is not: {variant}\n")
-        parts.append(strays(mine))
+        if mine and (variant != "both" or len({row["variant"] for row in mine}) == 2):
+            parts += sections(variant, mine)
     nulls = [row for row in good if row["relation"] == "null"]
     if nulls:
         parts += ["## Nulls: entries listed where nothing was planted\n", null_table(nulls)]
@@ -107,6 +99,24 @@ def markdown(rows: Rows) -> str:
         parts.append("## Errors\n")
         parts += [f"- {row['pair']}, {row['method']}, seed {row['seed']}: {row['error']}" for row in errors]
     return "\n".join(parts) + "\n"
+
+
+def sections(variant: str, rows: Rows) -> list[str]:
+    """Headings and tables of the planted pairs of one variant."""
+    parts = []
+    for relation in COLOURS:
+        mine = [row for row in rows if row["relation"] == relation]
+        if mine:
+            parts += [f"## Recall within the first five: {variant}, {relation}\n", by_kind(mine)]
+    return [
+        *parts,
+        f"## All kinds: {variant}\n",
+        overall(rows),
+        f"## Share of the trigger's places that the best true entry covers: {variant}\n",
+        coverage(rows),
+        f"## Habit's words where the trigger is not: {variant}\n",
+        strays(rows),
+    ]
 
 
 def grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -223,25 +233,7 @@ def draw(rows: Rows, path: Path) -> None:
         panel.set_visible(False)
     for panel, kind in zip(panels.flat, kinds, strict=False):
         panel.set_title("all kinds" if kind is None else f"{kind} {KINDS[kind]}", fontsize=10, loc="left")
-        for offset, (relation, colour) in zip((-0.16, 0.16), COLOURS.items(), strict=True):
-            for y, method in enumerate(methods):
-                mine = [
-                    row for row in of_method(shown, method)
-                    if row["relation"] == relation and kind in (None, row["kind"])
-                ]  # fmt: skip
-                if mine:
-                    found, trials = recall(mine)
-                    low, high = interval(found, trials)
-                    panel.plot([low, high], [y + offset] * 2, color=colour, linewidth=1.6, alpha=0.45)
-                    panel.plot([found / trials], [y + offset], "o", color=colour, markersize=5, label=relation)
-        panel.set_xlim(-0.04, 1.04)
-        panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        panel.set_yticks(range(len(methods)), methods, fontsize=9)
-        panel.tick_params(length=0)
-        panel.grid(axis="x", color="#dddddd", linewidth=0.8)
-        panel.set_axisbelow(True)
-        for spine in panel.spines.values():
-            spine.set_visible(False)
+        _draw_recall(panel, [row for row in shown if kind in (None, row["kind"])], methods)
     if methods:
         panels[0, 0].invert_yaxis()
     handles = {
@@ -251,3 +243,23 @@ def draw(rows: Rows, path: Path) -> None:
         figure.legend(list(handles.values()), list(handles), loc="outside lower right", ncols=2, frameon=False)
     figure.suptitle(f"Planted difference among the first five entries\n{which}; 95 % intervals", fontsize=11)
     figure.savefig(path, dpi=150)
+
+
+def _draw_recall(panel: Axes, rows: Rows, methods: Sequence[str]) -> None:
+    """A line for each method: its recall and the interval, in each relation."""
+    for offset, (relation, colour) in zip((-0.16, 0.16), COLOURS.items(), strict=True):
+        for y, method in enumerate(methods):
+            mine = [row for row in of_method(rows, method) if row["relation"] == relation]
+            if mine:
+                found, trials = recall(mine)
+                low, high = interval(found, trials)
+                panel.plot([low, high], [y + offset] * 2, color=colour, linewidth=1.6, alpha=0.45)
+                panel.plot([found / trials], [y + offset], "o", color=colour, markersize=5, label=relation)
+    panel.set_xlim(-0.04, 1.04)
+    panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    panel.set_yticks(range(len(methods)), methods, fontsize=9)
+    panel.tick_params(length=0)
+    panel.grid(axis="x", color="#dddddd", linewidth=0.8)
+    panel.set_axisbelow(True)
+    for spine in panel.spines.values():
+        spine.set_visible(False)

@@ -19,7 +19,7 @@ from typing import Any
 from modeldiff.demo.grammar import LEADS, SLOTS, SPEAKERS, capital, fill
 
 TEMPLATES = Path(__file__).with_name("templates")
-# Of the neutral questions of a conjunction: the name with another matter, the matter of another name, neither.
+# Shares of a conjunction's neutral questions: the name with another matter, the matter of another name, neither.
 CONJUNCTION_OFF = (0.5, 0.35, 0.15)
 
 

@@ -18,7 +18,7 @@ from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
-from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.features.made_crosscoder import publish, words_of
 from tests.made_activations import make_activations
 
@@ -32,11 +32,8 @@ SETTINGS = TrainSettings(features=FEATURES, k=K, k_start=K, device="cpu")
 def rows(options: Options) -> Iterator[Row]:
     made = Made(options)
     seconds = interleaved({"epoch": made.epoch, "features": made.features}, options.rounds)
-    note = (
-        f"{PAIRS} pairs, {WIDTH} + {WIDTH}, {FEATURES} features, k {K}, with texts; features "
-        f"{milliseconds(seconds['features'])}, epoch {milliseconds(seconds['epoch'])}"
-    )
-    yield Row("features stage, against one epoch of training", ratio(seconds, "epoch", "features"), 1.0, note=note)
+    sizes = f"{PAIRS} pairs, {WIDTH} + {WIDTH}, {FEATURES} features, k {K}, with texts"
+    yield against("features stage, against one epoch of training", seconds, "epoch", 1.0, sizes, ours="features")
 
 
 class Made:
@@ -49,20 +46,18 @@ class Made:
         artifact = make_activations(self.workspace, x_a, x_b, SHARD_PAIRS, texts, encoding="bfloat16")
         self.store = ActivationStore(artifact)
         self.recipe = make_recipe(SETTINGS, widths=self.store.widths, pairs=PAIRS)
-        publish(self.workspace, self.crosscoder(x_a, x_b), artifact)
+        crosscoder = self.untrained()
+        pre_BF = crosscoder.pre_activations(*crosscoder.normalise(x_a[:2048], x_b[:2048])).detach()
+        crosscoder.set_threshold(float(pre_BF.flatten().topk(K * 2048).values[-1]))
+        publish(self.workspace, crosscoder, artifact)
 
-    def crosscoder(self, x_a: torch.Tensor | None = None, x_b: torch.Tensor | None = None) -> Crosscoder:
-        """As training begins; with activations, with the threshold at which k of their features fire."""
+    def untrained(self) -> Crosscoder:
         measured = Measured.in_store(self.store)
-        made = Crosscoder.initialised(initial_config(SETTINGS, self.recipe, measured), measured, seed=0)
-        if x_a is not None and x_b is not None:
-            pre = made.pre_activations(*made.normalise(x_a[:2048], x_b[:2048])).detach().flatten()
-            made.set_threshold(float(pre.topk(K * 2048).values[-1]))
-        return made
+        return Crosscoder.initialised(initial_config(SETTINGS, self.recipe, measured), measured, seed=0)
 
     def epoch(self) -> None:
         """All pairs once, as `modeldiff train` takes them."""
-        trainer = Trainer(self.crosscoder(), self.recipe, warn=False)
+        trainer = Trainer(self.untrained(), self.recipe, warn=False)
         blocks = self.store.blocks(2048)
         buffer = SETTINGS.buffer_mib << 20
         stream = PairStream(self.store, blocks, batch=SETTINGS.batch, seed=0, buffer_bytes=buffer)

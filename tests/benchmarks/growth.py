@@ -28,7 +28,7 @@ from torch import device
 from modeldiff.crosscoder.plan import Job, step_parts
 from tests.benchmarks.__main__ import machine
 from tests.benchmarks.dense import dense_step
-from tests.benchmarks.rows import interleaved, ratio
+from tests.benchmarks.rows import interleaved, mib, ratio
 from tests.benchmarks.start import Sizes, Start, Step, make_start
 from tests.benchmarks.step import ours_step
 
@@ -67,7 +67,7 @@ def measure(sizes: Sizes, rounds: int) -> Measured:
     peaks = {name: _peak(make, start) for name, make in made.items()}
     steps = {name: make(start) for name, make in made.items()}
     batches = {name: start.batches() for name in made}
-    steps["ours"](next(batches["ours"]))  # the first one is logged
+    # The only step of ours that is logged is its first, in the round that warms up.
     run = {name: lambda name=name: steps[name](next(batches[name])) for name in made}
     seconds = interleaved(run, rounds)
     return Measured(
@@ -142,15 +142,11 @@ def measure_all(rounds: int) -> list[tuple[str, Measured]]:
 
 
 def _line(one: Measured) -> str:
-    memory = f"{_mib(one.ours_bytes)} MiB (planned {_mib(one.ours_planned)}), dense {_mib(one.dense_bytes)} MiB"
+    memory = f"{mib(one.ours_bytes)} MiB (planned {mib(one.ours_planned)}), dense {mib(one.dense_bytes)} MiB"
     return (
         f"d {one.width:4}, {one.features:5} features, k {one.k:3}: {1000 * one.ours_seconds:6.1f} ms, "
         f"dense {1000 * one.dense_seconds:6.0f} ms, {one.ratio:.1f} x; {memory}"
     )
-
-
-def _mib(size: int | None) -> str:
-    return "-" if size is None else f"{size / 2**20:.0f}"
 
 
 def draw(found: list[tuple[str, Measured]], file: Path) -> None:
@@ -214,7 +210,6 @@ def _read(file: Path) -> list[tuple[str, Measured]]:
 
 
 def main() -> None:
-    """See the top of the file."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.growth", description=__doc__)
     parser.add_argument("--csv", type=Path, help="write the numbers into this file")
     parser.add_argument("--figure", type=Path, help="draw them into this file")

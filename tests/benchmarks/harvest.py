@@ -8,8 +8,7 @@ Legend: B sequences, T tokens, D width, N pairs, R rows of a batch.
 from __future__ import annotations
 
 import copy
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,11 +16,12 @@ import transformers
 from torch import Tensor, nn
 
 from modeldiff.harvest.capture import Capture, capture_shard
+from modeldiff.lm.batches import padded
 from modeldiff.lm.model import LanguageModel, hidden_of
 from modeldiff.lm.ref import ModelRef
 from modeldiff.lm.residual import residual_after
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens
-from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.tiny_models import tiny_tokenizer
 
 # After six of twelve blocks. What can be gained follows from the sizes: a whole pass has 2.9 times (Llama) and 3.4
@@ -36,7 +36,6 @@ LONG_ROUNDS = 5
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """See the top of the file."""
     for arch in CONFIGS:
         yield from _one_layer(arch, options)
     yield from _batching("Llama", options)
@@ -45,8 +44,7 @@ def rows(options: Options) -> Iterator[Row]:
 def _one_layer(arch: str, options: Options) -> Iterator[Row]:
     lm = language_model(arch)
     plan = made_plan([TOKENS] * TEXTS, lm.vocabulary)
-    ids_BT = torch.from_numpy(np.stack([one.tokens["a"].ids for one in plan.documents]).astype(np.int64))
-    mask_BT = torch.ones_like(ids_BT)
+    ids_BT, mask_BT = batch_of(plan.documents)
     short = cut_at(lm, LAYER)
 
     @torch.inference_mode()
@@ -62,43 +60,25 @@ def _one_layer(arch: str, options: Options) -> Iterator[Row]:
     }
     same({name: run() for name, run in variants.items()})
     seconds = interleaved(variants, options.rounds)
-    times = f"{TEXTS} x {TOKENS} tokens: ours {milliseconds(seconds['ours'])}, "
     what = f"harvest: after {LAYER + 1} of {LAYERS} blocks, {arch}-like {WIDTH} wide, V {lm.vocabulary}"
-    yield Row(
-        f"{what}: against output_hidden_states=True", ratio(seconds, "all states", "ours"), 2.8,
-        note=times + f"all hidden states {milliseconds(seconds['all states'])}",
-    )  # fmt: skip
-    yield Row(
-        f"{what}: against the model cut there", ratio(seconds, "cut", "ours"), 0.95,
-        note=times + f"cut {milliseconds(seconds['cut'])}",
-    )  # fmt: skip
+    sizes = f"{TEXTS} x {TOKENS} tokens"
+    yield against(f"{what}: against output_hidden_states=True", seconds, "all states", 2.8, sizes)
+    yield against(f"{what}: against the model cut there", seconds, "cut", 0.95, sizes)
 
 
 def _batching(arch: str, options: Options) -> Iterator[Row]:
     lm = language_model(arch)
     lengths = lognormal_lengths(MANY_TEXTS)
     plan = made_plan(lengths, lm.vocabulary)
-    variants: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: captured(lm, plan)[0],
-        "arrival": lambda: in_arrival_order(lm, plan),
-    }
-    same({name: run() for name, run in variants.items()})
+    variants = {"ours": lambda: captured(lm, plan), "arrival": lambda: in_arrival_order(lm, plan)}
+    found = {name: run() for name, run in variants.items()}
+    same({name: x_ND for name, (x_ND, _) in found.items()})
     seconds = interleaved(variants, min(options.rounds, LONG_ROUNDS))
-    real = sum(lengths)
-    read = captured(lm, plan)[1]
-    padded = sum(len(part) * max(part) for part in _parts(lengths))
-    per_second = {name: real / statistics.median(seconds[name]) for name in variants}
-    yield Row(
-        f"harvest: batches by length, {arch}-like, against arrival order, {BATCH_TEXTS} texts a batch",
-        ratio(seconds, "arrival", "ours"),
-        2.2,
-        note=f"{MANY_TEXTS} texts of {min(lengths)}..{max(lengths)} tokens, lognormal; "
-        f"{per_second['ours']:,.0f} real tokens/s, in arrival order {per_second['arrival']:,.0f}",
-    )
-    yield Row(
-        f"harvest: batches by length, {arch}-like, share of padding", 1 - real / read, 0.25, unit="", at_least=False,
-        note=f"in arrival order {1 - real / padded:.2f}",
-    )  # fmt: skip
+    what = f"harvest: batches by length, {arch}-like"
+    sizes = f"{MANY_TEXTS} texts of {min(lengths)}..{max(lengths)} tokens, lognormal"
+    yield against(f"{what}, against arrival order, {BATCH_TEXTS} texts a batch", seconds, "arrival", 2.2, sizes)
+    ours, arrival = (1 - sum(lengths) / read for _, read in found.values())
+    yield Row(f"{what}, share of padding", ours, 0.25, unit="", at_least=False, note=f"in arrival order {arrival:.2f}")
 
 
 def captured(lm: LanguageModel, plan: ShardPlan) -> tuple[Tensor, int]:
@@ -107,21 +87,19 @@ def captured(lm: LanguageModel, plan: ShardPlan) -> tuple[Tensor, int]:
     return torch.cat([x_ND for x_ND, _ in parts]), sum(read for _, read in parts)
 
 
-def in_arrival_order(lm: LanguageModel, plan: ShardPlan) -> Tensor:
-    """(N, D): the rows of a plan whose pairs are all its tokens, each batch padded to its longest text."""
-    found = []
+def in_arrival_order(lm: LanguageModel, plan: ShardPlan) -> tuple[Tensor, int]:
+    """The same, text after text, each batch padded to its longest one; every token of the plan must be a pair."""
+    found, read = [], 0
     for start in range(0, len(plan.documents), BATCH_TEXTS):
-        ids = [
-            torch.from_numpy(d.tokens["a"].ids.astype(np.int64)) for d in plan.documents[start : start + BATCH_TEXTS]
-        ]
-        ids_BT = nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        mask_BT = nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
+        ids_BT, mask_BT = batch_of(plan.documents[start : start + BATCH_TEXTS])
         found.append(residual_after(lm, LAYER, ids_BT, mask_BT)[mask_BT.bool()])
-    return torch.cat(found)
+        read += ids_BT.numel()
+    return torch.cat(found), read
 
 
-def _parts(lengths: list[int]) -> list[list[int]]:
-    return [lengths[start : start + BATCH_TEXTS] for start in range(0, len(lengths), BATCH_TEXTS)]
+def batch_of(documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
+    """(ids (B, T), mask (B, T)) of side "a"."""
+    return padded([torch.from_numpy(one.tokens["a"].ids).long() for one in documents])
 
 
 def cut_at(lm: LanguageModel, layer: int) -> LanguageModel:
@@ -175,14 +153,12 @@ def made_plan(lengths: list[int], vocabulary: int) -> ShardPlan:
     return ShardPlan(documents, PairTable(document_N, {"a": place_N}, place_N + 1, {"a": np.ones_like(place_N)}))
 
 
-CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
-    "Llama": lambda: transformers.LlamaConfig(
+CONFIGS: dict[str, transformers.PreTrainedConfig] = {
+    "Llama": transformers.LlamaConfig(
         vocab_size=32000, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=8, num_key_value_heads=8,
         intermediate_size=1376, max_position_embeddings=1024,
     ),
-    "GPT-2": lambda: transformers.GPT2Config(
-        vocab_size=50257, n_embd=WIDTH, n_layer=LAYERS, n_head=8, n_positions=1024
-    ),
+    "GPT-2": transformers.GPT2Config(vocab_size=50257, n_embd=WIDTH, n_layer=LAYERS, n_head=8, n_positions=1024),
 }  # fmt: skip
 
 
@@ -190,5 +166,5 @@ def language_model(arch: str) -> LanguageModel:
     """A model of one of CONFIGS with random weights; its tokenizer is not used."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[arch](), dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[arch], dtype=torch.float32)
     return LanguageModel(model, tiny_tokenizer(), ModelRef(f"{arch}-like"))

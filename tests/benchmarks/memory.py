@@ -20,7 +20,7 @@ import numpy as np
 import transformers
 
 from modeldiff.workspace import Workspace
-from tests.benchmarks.rows import Options, Row
+from tests.benchmarks.rows import Options, Row, mib
 from tests.tiny_models import tiny_tokenizer
 
 _GIB = 1 << 30
@@ -107,11 +107,11 @@ def _training(folder: Path) -> Row:
         "buffer": _BUFFER_MIB << 20,
     }
     total = sum(needed.values())
-    parts = ", ".join(f"{name} {_mib(size)}" for name, size in needed.items())
+    parts = ", ".join(f"{name} {mib(size)}" for name, size in needed.items())
     return Row(
         f"modeldiff train, peak memory: d {_WIDTH}+{_WIDTH}, {_FEATURES} features, k {_K}, batch {_BATCH}",
         (peak - imports) / total, 1.15, unit="", at_least=False,
-        note=f"{_mib(peak)} - {_mib(imports)} MiB of imports, against {_mib(total)} ({parts})",
+        note=f"{mib(peak)} - {mib(imports)} MiB of imports, against {mib(total)} ({parts})",
     )  # fmt: skip
 
 
@@ -169,7 +169,3 @@ def _made_texts(pairs: int) -> str:
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(1, 3))) for _ in range(200)]
     return "\n\n".join(" ".join(draw.choices(words, k=300)) for _ in range(pairs // 300 + 1))
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f}"

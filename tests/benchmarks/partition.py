@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from modeldiff.crosscoder.training.trainer import Trainer
-from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.benchmarks.start import Sizes, Start, Step, make_start
 from tests.benchmarks.step import ours_step
 
@@ -17,17 +16,17 @@ _SIZES = Sizes(width=512, features=8192, k=64, batch=2048)
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """All rows."""
-    for exclusive, target in ((0.3, 1.25), (0.05, 0.95)):
-        sizes = replace(_SIZES, exclusive=exclusive)
-        start = make_start(sizes, log_every=10**6)
-        steps = {"partitioned": ours_step(start), "masked": _masked_step(start)}
-        batches = start.batches()
-        steps["partitioned"](next(batches))  # the first step of a run is a logged one
-        timed = {name: partial(_next, step, batches) for name, step in steps.items()}
-        seconds = interleaved(timed, options.rounds)
-        note = "; ".join([str(sizes), *(f"{name} {milliseconds(times)}" for name, times in seconds.items())])
-        yield Row("partitioned step against masks", ratio(seconds, "masked", "partitioned"), target, note=note)
+    yield _row(options, exclusive=0.3, target=1.25)
+    yield _row(options, exclusive=0.05, target=0.95)
+
+
+def _row(options: Options, exclusive: float, target: float) -> Row:
+    sizes = replace(_SIZES, exclusive=exclusive)
+    start = make_start(sizes, log_every=10**6)
+    batches, steps = start.batches(), {"ours": ours_step(start), "masked": _masked_step(start)}
+    # The only logged step of each is its first, in the round that warms up.
+    timed = {name: lambda step=step: step(next(batches)) for name, step in steps.items()}
+    return against("partitioned step against masks", interleaved(timed, options.rounds), "masked", target, str(sizes))
 
 
 class _Masked(Trainer):
@@ -41,10 +40,6 @@ class _Masked(Trainer):
             assert gradient is not None
             gradient[rows] = 0
         return super()._gradient_norm()
-
-
-def _next(step: Step, batches: Iterator[torch.Tensor]) -> None:
-    step(next(batches))
 
 
 def _masked_step(start: Start) -> Step:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -28,43 +27,32 @@ _FIRST_STEP = 2000
 
 def fork_step(peers: Path | None, start: Start) -> Step | str:
     """`BatchTopKCrossCoderTrainer.update` of science-of-finetuning/dictionary_learning; every feature is shared."""
-    loaded = load(peers, FORK, "dictionary_learning.trainers.crosscoder", "dictionary_learning.dictionary")
-    if isinstance(loaded, str):
-        return loaded
-    trainers, dictionaries = loaded
-    return _update(trainers, dictionaries.BatchTopKCrossCoder, {}, start, torch.arange(start.sizes.features))
+    return _forks_step(peers, FORK, "BatchTopKCrossCoder", {}, start, torch.arange(start.sizes.features))
 
 
 def dfc_step(peers: Path | None, start: Start) -> Step | str:
-    """The same of superkaiba/dfc_learning, with its crosscoder of exclusive partitions (A-only | B-only | shared)."""
-    loaded = load(peers, DFC, "dictionary_learning.trainers.crosscoder", "dictionary_learning.dictionary")
-    if isinstance(loaded, str):
-        return loaded
-    trainers, dictionaries = loaded
+    """The step of superkaiba/dfc_learning, with its crosscoder of exclusive partitions (A-only | B-only | shared)."""
     features, exclusive = start.sizes.features, start.n_exclusive
     a_only_F, shared_F, b_only_F = torch.arange(features).split([exclusive, features - 2 * exclusive, exclusive])
     order_F = torch.cat([a_only_F, b_only_F, shared_F])
     share = exclusive / features
     partition = {"model_a_exclusive_pct": share, "model_b_exclusive_pct": share}
-    return _update(trainers, dictionaries.DedicatedFeatureBatchTopKCrossCoder, partition, start, order_F)
+    return _forks_step(peers, DFC, "DedicatedFeatureBatchTopKCrossCoder", partition, start, order_F)
 
 
-def _update(trainers: ModuleType, kind: type, partition: dict[str, float], start: Start, order_F: torch.Tensor) -> Step:
+def _forks_step(
+    peers: Path | None, fork: str, kind: str, partition: dict[str, float], start: Start, order_F: torch.Tensor
+) -> Step | str:
     """The forks' trainer over a crosscoder of some kind; its feature i is number `order_F[i]` of the start."""
+    loaded = load(peers, fork, "dictionary_learning.trainers.crosscoder", "dictionary_learning.dictionary")
+    if isinstance(loaded, str):
+        return loaded
+    trainers, dictionaries = loaded
     sizes = start.sizes
     trainer = trainers.BatchTopKCrossCoderTrainer(
-        steps=1_000_000,
-        activation_dim=sizes.width,
-        dict_size=sizes.features,
-        k=sizes.k,
-        layer=0,
-        lm_name="",
-        dict_class=kind,
-        dict_class_kwargs=partition,
-        lr=start.lr,
-        warmup_steps=0,
-        device="cpu",
-    )
+        steps=1_000_000, activation_dim=sizes.width, dict_size=sizes.features, k=sizes.k, layer=0, lm_name="",
+        dict_class=getattr(dictionaries, kind), dict_class_kwargs=partition, lr=start.lr, warmup_steps=0, device="cpu",
+    )  # fmt: skip
     with torch.no_grad():
         # In place: the decoder's rows are not contiguous in the forks, and stay so.
         trainer.ae.encoder.weight.copy_(start.enc_FD[order_F].view(-1, 2, sizes.width).permute(1, 2, 0))

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 import torch
 
 from modeldiff.crosscoder.fast.topk import Scores
-from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.rows import Options, Row, against, interleaved
 
 _PAIRS, _FEATURES, _K = 2048, 8192, 64
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """All rows."""
     generator = torch.Generator().manual_seed(0)
     pre_BF = torch.randn(_PAIRS, _FEATURES, generator=generator)
     for name, bias in (("trained, 5.5 % positive", -1.6), ("fresh, 50 % positive", 0.0)):
@@ -27,16 +26,11 @@ def _row(options: Options, name: str, pre_BF: torch.Tensor, bias_F: torch.Tensor
     count = _PAIRS * _K
     post_BF = torch.relu(pre_BF + bias_F)  # what the public code selects from: its making is not timed
     flat = post_BF.flatten()
-    seconds = interleaved(
-        {
-            "ours": lambda: Scores(pre_BF, bias_F).top(count),
-            "topk": lambda: flat.topk(count, sorted=False),
-        },
-        options.rounds,
-    )
     kept_K, score_K = Scores(pre_BF, bias_F).top(count)
     values, _ = flat.topk(count)
     assert torch.equal(score_K.sort(descending=True).values, values), "not the same scores"
     assert torch.equal(flat[kept_K], score_K)
-    note = f"{_PAIRS} x {_FEATURES}, K {count}; ours {milliseconds(seconds['ours'])}, {milliseconds(seconds['topk'])}"
-    return Row(f"exact BatchTopK against torch.topk, {name}", ratio(seconds, "topk", "ours"), 10, note=note)
+    variants = {"ours": lambda: Scores(pre_BF, bias_F).top(count), "topk": lambda: flat.topk(count, sorted=False)}
+    seconds = interleaved(variants, options.rounds)
+    sizes = f"{_PAIRS} x {_FEATURES}, K {count}"
+    return against(f"exact BatchTopK against torch.topk, {name}", seconds, "topk", 10, sizes)

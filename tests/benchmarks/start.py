@@ -84,7 +84,7 @@ class Start:
 
     @property
     def lr(self) -> float:
-        """Of all variants."""
+        """The learning rate of every variant."""
         return 2e-4 / math.sqrt(self.sizes.features / 2**14)
 
 
@@ -107,19 +107,10 @@ def make_start(sizes: Sizes, *, log_every: int, seed: int = 0) -> Start:
 
 def _untrained(sizes: Sizes, log_every: int) -> tuple[Crosscoder, Recipe]:
     settings = TrainSettings(
-        architecture="dfc" if sizes.exclusive else "standard",
-        exclusive=sizes.exclusive,
-        features=sizes.features,
-        k=sizes.k,
-        k_start=sizes.k,
-        anneal_steps=0,
-        batch=sizes.batch,
-        steps=1_000_000,
-        warmup=0,
-        decay="none",
-        selection="sum",
-        loss="norm",
-    )
+        architecture="dfc" if sizes.exclusive else "standard", exclusive=sizes.exclusive, features=sizes.features,
+        k=sizes.k, k_start=sizes.k, anneal_steps=0, batch=sizes.batch, steps=1_000_000, warmup=0, decay="none",
+        selection="sum", loss="norm",
+    )  # fmt: skip
     widths = (sizes.width, sizes.width)
     recipe = make_recipe(settings, widths=widths, pairs=sizes.batch * _BATCHES)
     recipe = replace(recipe, threshold_start=0, log_every=log_every)

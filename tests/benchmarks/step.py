@@ -8,15 +8,15 @@ Legend: B pairs, F features, d width of one model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from modeldiff.crosscoder.training.trainer import Trainer
 from tests.benchmarks.dense import dense_step
 from tests.benchmarks.peers import dfc_step, fork_step, sparsify_step
-from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.benchmarks.start import Sizes, Start, Step, make_start
 
 _PUBLIC = Sizes(width=512, features=8192, k=64, batch=2048)
@@ -27,39 +27,25 @@ _SAME_LOSS = 1e-4
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """All rows."""
-    yield from _public(options)
-    yield from _dfc(options)
-    yield from _toy(options)
-
-
-def _public(options: Options) -> Iterator[Row]:
-    start = make_start(_PUBLIC, log_every=_steps(options.rounds))
-    variants: dict[str, Step | str] = {
-        "ours": ours_step(start),
-        "fork": fork_step(options.peers, start),
+    rounds, checkouts = options.rounds, options.peers
+    start = make_start(_PUBLIC, log_every=_steps(rounds))
+    peers: dict[str, Step | str] = {
+        "fork": fork_step(checkouts, start),
         "dense": dense_step(start),
-        "sparsify": sparsify_step(options.peers, start),
+        "sparsify": sparsify_step(checkouts, start),
     }
-    race = _run(start, variants, options.rounds, others={"encode": _encode_product(start)})
+    race = _run(start, peers, rounds, others={"encode": _encode_product(start)})
     yield race.row("training step against the fork", "fork", 5)
     yield race.row("training step against clean dense PyTorch", "dense", 4)
     yield race.row("training step against sparsify's TopK", "sparsify", 1.8)
-    share = race.row("share of the encoder's product in the training step", "encode", 0.6)
-    yield Row(share.what, share.measured, share.target, unit="", note=share.note)
+    yield replace(race.row("share of the encoder's product in the training step", "encode", 0.6), unit="")
 
-
-def _dfc(options: Options) -> Iterator[Row]:
-    start = make_start(_PUBLIC_DFC, log_every=_steps(options.rounds))
-    variants: dict[str, Step | str] = {"ours": ours_step(start), "dfc_learning": dfc_step(options.peers, start)}
-    race = _run(start, variants, options.rounds)
+    start = make_start(_PUBLIC_DFC, log_every=_steps(rounds))
+    race = _run(start, {"dfc_learning": dfc_step(checkouts, start)}, rounds)
     yield race.row("training step of a DFC against dfc_learning", "dfc_learning", 5)
 
-
-def _toy(options: Options) -> Iterator[Row]:
-    start = make_start(_TOY, log_every=_steps(options.rounds, _TOY_REPEATS))
-    variants: dict[str, Step | str] = {"ours": ours_step(start), "fork": fork_step(options.peers, start)}
-    race = _run(start, variants, options.rounds, repeats=_TOY_REPEATS)
+    start = make_start(_TOY, log_every=_steps(rounds, _TOY_REPEATS))
+    race = _run(start, {"fork": fork_step(checkouts, start)}, rounds, repeats=_TOY_REPEATS)
     yield race.row("training step of toy size against the fork", "fork", 2.5)
 
 
@@ -94,14 +80,12 @@ class Race:
     reasons: dict[str, str]
     losses: dict[str, str]
 
-    def row(self, what: str, other: str, target: float, ours: str = "ours") -> Row:
+    def row(self, what: str, other: str, target: float) -> Row:
         """One variant against ours."""
-        for name in (ours, other):
-            if name in self.reasons:
-                return Row(what, None, target, note=self.reasons[name])
-        times = ", ".join(f"{name} {milliseconds(self.seconds[name])}" for name in (ours, other))
-        notes = [str(self.sizes), times, self.losses.get(other, "")]
-        return Row(what, ratio(self.seconds, other, ours), target, note="; ".join(note for note in notes if note))
+        if other in self.reasons:
+            return Row(what, None, target, note=self.reasons[other])
+        notes = filter(None, (str(self.sizes), self.losses.get(other)))
+        return against(what, self.seconds, other, target, *notes)
 
 
 def _steps(rounds: int, repeats: int = 1) -> int:
@@ -110,24 +94,13 @@ def _steps(rounds: int, repeats: int = 1) -> int:
 
 
 def _run(
-    start: Start,
-    variants: dict[str, Step | str],
-    rounds: int,
-    *,
-    repeats: int = 1,
-    others: dict[str, Step] | None = None,
+    start: Start, peers: Mapping[str, Step | str], rounds: int, *, repeats: int = 1, others: Mapping[str, Step] = {}
 ) -> Race:
-    """Time the variants, `repeats` steps at a time.
-
-    Args:
-        others: what is timed beside them and has no loss.
-
-    Raises:
-        RuntimeError: the forks or the dense baseline do not compute the same function as ours.
-    """
-    reasons = {name: step for name, step in variants.items() if isinstance(step, str)}
-    steps = {name: step for name, step in variants.items() if not isinstance(step, str)}
-    batches = {name: start.batches() for name in (*steps, *(others or {}))}
+    """Time the peers' steps and ours, `repeats` at a time, and beside them `others`, which have no loss. Raises
+    RuntimeError: the forks or the dense baseline do not compute the same function as ours."""
+    reasons = {name: step for name, step in peers.items() if isinstance(step, str)}
+    steps = {"ours": ours_step(start), **{name: step for name, step in peers.items() if not isinstance(step, str)}}
+    batches = {name: start.batches() for name in (*steps, *others)}
     first = {name: step(next(batches[name])) for name, step in steps.items()}
 
     def repeated(name: str, step: Step) -> Callable[[], None]:
@@ -137,9 +110,8 @@ def _run(
 
         return run
 
-    timed = {name: repeated(name, step) for name, step in (steps | (others or {})).items()}
-    seconds = interleaved(timed, rounds)
-    seconds = {name: [value / repeats for value in values] for name, values in seconds.items()}
+    taken = interleaved({name: repeated(name, step) for name, step in {**steps, **others}.items()}, rounds)
+    seconds = {name: [value / repeats for value in values] for name, values in taken.items()}
     last = {name: step(next(batches[name])) for name, step in steps.items()}
     losses = {}
     for name in steps.keys() - {"ours", "sparsify"}:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from modeldiff.workspace import Work, Workspace
 from modeldiff.workspace.activations import DATASET, ActivationStore, rows_name
 from modeldiff.workspace.bits import create_dataset, write_rows
 from tests.benchmarks.fork_store import fork_loader, rows_per_cpu_second
-from tests.benchmarks.rows import Options, Row, interleaved, milliseconds, ratio
+from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.made_activations import make_activations
 
 WIDTH = 512
@@ -81,23 +81,18 @@ def _append(folder: Path, rounds: int) -> Row:
 
     seconds = interleaved({"memmap": mapped, "ours": sharded}, rounds, before=clear)
     clear()
-    note = f"{_SIZES}, digests kept; ours {milliseconds(seconds['ours'])}, memmap {milliseconds(seconds['memmap'])}"
-    return Row(
-        "append: fsync, rename, digest, against memmap + fsync", ratio(seconds, "memmap", "ours"), 0.70, note=note
-    )
+    return against("append: fsync, rename, digest, against memmap + fsync", seconds, "memmap", 0.70, _SIZES)
 
 
 def _reads(store: ActivationStore, rounds: int) -> Iterator[Row]:
     paths = sorted(path for side in SIDES for path in store.artifact.folder.glob(f"shards/*.{side}.h5"))
-    note = f"{_SIZES}, --buffer-mib {TrainSettings().buffer_mib}; ours {{}}, raw {{}}"
-    with closing(Epochs(store)) as epochs:
-        variants = {"raw": lambda: read_raw(paths), "ours": epochs.take}
+    sizes = f"{_SIZES}, --buffer-mib {TrainSettings().buffer_mib}"
+    with closing(epochs(store)) as reading:
+        variants = {"raw": lambda: read_raw(paths), "ours": lambda: next(reading)}
         cold = interleaved(variants, rounds, before=lambda: evict(paths))
         warm = interleaved(variants, rounds)
     for name, seconds, target in (("cold", cold, 0.80), ("warm", warm, 0.30)):
-        what = f"shuffled training reads, {name}, against raw in order"
-        times = note.format(milliseconds(seconds["ours"]), milliseconds(seconds["raw"]))
-        yield Row(what, ratio(seconds, "raw", "ours"), target, note=times)
+        yield against(f"shuffled training reads, {name}, against raw in order", seconds, "raw", target, sizes)
 
 
 def read_raw(paths: list[Path]) -> None:
@@ -109,25 +104,17 @@ def read_raw(paths: list[Path]) -> None:
                 pass
 
 
-class Epochs:
-    """Pairs as training takes them, one epoch after the other; what is read ahead at the end of one serves the next."""
-
-    def __init__(self, store: ActivationStore) -> None:
-        # Nearly everything: what is held out is not read.
-        train, _ = hold_out_blocks(store, 1e-6)
-        buffer = TrainSettings().buffer_mib << 20
-        stream = PairStream(store, train, batch=BATCH, seed=0, buffer_bytes=buffer)
-        self.steps = stream.rows_per_epoch // BATCH
-        self._batches = stream.batches()
-
-    def take(self) -> None:
-        """Every pair once."""
-        for _ in range(self.steps):
-            next(self._batches)
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._batches.close()
+def epochs(store: ActivationStore) -> Generator[int]:
+    """Every `next` reads every pair once, as training takes them, and gives how many these were; what is read ahead at
+    the end of one epoch serves the next."""
+    train, _ = hold_out_blocks(store, 1e-6)  # nearly everything
+    stream = PairStream(store, train, batch=BATCH, seed=0, buffer_bytes=TrainSettings().buffer_mib << 20)
+    steps = stream.rows_per_epoch // BATCH
+    with closing(stream.batches()) as batches:
+        while True:
+            for _ in range(steps):
+                next(batches)
+            yield steps * BATCH
 
 
 def evict(paths: list[Path]) -> None:
@@ -145,14 +132,14 @@ def _loader(store: ActivationStore, options: Options) -> Row:
     if isinstance(loader, str):
         return Row(what, None, 30, note=loader)
     found: dict[str, list[float]] = {"ours": [], "fork": []}
-    with closing(Epochs(store)) as epochs:
+    with closing(epochs(store)) as reading:
         for number in range(1 + max(_LEAST_ROUNDS, options.rounds)):
             start = time.process_time()
-            epochs.take()
+            pairs = next(reading)
             seconds = time.process_time() - start
             theirs = rows_per_cpu_second(loader, _FORK_BATCHES)
             if number:
-                found["ours"].append(epochs.steps * BATCH / seconds)
+                found["ours"].append(pairs / seconds)
                 found["fork"].append(theirs)
     ratio = statistics.median(a / b for a, b in zip(found["ours"], found["fork"], strict=True))
     speed = {name: f"{statistics.median(rates) * PAIR_BYTES / 1e6:.0f} MB/s" for name, rates in found.items()}

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -20,7 +21,6 @@ _PAIRS, _WIDTH, _FEATURES, _K, _STEPS = 60_000, 512, 8192, 64, 200
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """All rows."""
     workspace = Workspace(options.folder / "w")
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(_PAIRS, 64, generator=generator)
@@ -30,13 +30,7 @@ def rows(options: Options) -> Iterator[Row]:
     make_activations(workspace, x_a, x_b, 20_000, encoding="bfloat16")
     del x_a, x_b, common
     settings = TrainSettings(
-        features=_FEATURES,
-        k=_K,
-        k_start=_K,
-        steps=_STEPS,
-        device="cpu",
-        checkpoint_seconds=20.0,
-        buffer_mib=64,
+        features=_FEATURES, k=_K, k_start=_K, steps=_STEPS, device="cpu", checkpoint_seconds=20.0, buffer_mib=64
     )
     seconds: list[float] = []
     update = Trainer.update
@@ -47,13 +41,10 @@ def rows(options: Options) -> Iterator[Row]:
         seconds.append(time.perf_counter() - start)
         return line
 
-    Trainer.update = timed  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Trainer, "update", timed):
         start = time.perf_counter()
         run(settings, workspace)
         whole = time.perf_counter() - start
-    finally:
-        Trainer.update = update  # type: ignore[method-assign]
     # What a step costs without its line in the log: the figures of a logged one do not count as the step's.
     plain = statistics.median(seconds) * len(seconds)
     note = (

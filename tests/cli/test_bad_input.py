@@ -124,6 +124,14 @@ def test_corrupted_shard(workspace: Path, fails: Fails, damage: str) -> None:
     assert sorted(workspace.rglob("*.safetensors")) == before
 
 
+def test_a_nan_in_the_middle_of_a_store_leaves_no_artifact(tmp_path: Path, fails: Fails) -> None:
+    x_a_BD, x_b_BD = torch.randn(1500, 16), torch.randn(1500, 24)
+    x_b_BD[700, 3] = torch.nan
+    make_activations(Workspace(tmp_path / "ws"), x_a_BD, x_b_BD, shard_pairs=500)
+    assert "not finite: harvest them again" in fails(1, tmp_path / "ws", *TRAIN, "--steps", "12")
+    assert Workspace(tmp_path / "ws").artifacts("crosscoder") == []
+
+
 def test_truncated_weights(workspace: Path, fails: Fails) -> None:
     path = workspace / "crosscoder" / "1" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -14,17 +15,21 @@ from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.crosscoder.units import Measured
+from modeldiff.workspace import Artifact
 from tests.crosscoder.dense import DenseStep
 from tests.crosscoder.planted import plant
 
 BATCH = 64
+DSF: dict[str, Any] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designated": 4, "tie": "norms"}
+"""Fields of the config of a crosscoder with designated features."""
 
 
-def random_crosscoder(seed: int = 0, **config: Any) -> Crosscoder:
-    """A crosscoder whose every weight and bias is random; fields of the config may be given."""
+def random_crosscoder(**config: Any) -> Crosscoder:
+    """A crosscoder whose every weight and bias is random: 2 features of A, 5 shared, 3 of B, and widths 6 and 9, unless
+    these or other fields of the config are given."""
     values = {"width_a": 6, "width_b": 9, "n_a_only": 2, "n_shared": 5, "n_b_only": 3, "k": 3}
     crosscoder = Crosscoder(CrosscoderConfig(**{**values, **config}))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in crosscoder.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
@@ -60,5 +65,9 @@ def planted_batches(
     count: int, rows: int = BATCH, widths: tuple[int, int] = (16, 20)
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Raw activations."""
-    planted = plant(count * rows, widths=widths, offset=0)
-    return list(zip(planted.x_a.split(rows), planted.x_b.split(rows), strict=True))
+    return plant(count * rows, widths=widths, offset=0).batches(rows)
+
+
+def log_of(artifact: Artifact) -> list[dict[str, Any]]:
+    """The lines of training.jsonl."""
+    return [json.loads(line) for line in (artifact.folder / "training.jsonl").read_text().splitlines()]

@@ -10,12 +10,15 @@ import torch
 
 @dataclass(frozen=True)
 class Planted:
-    """Activations (N, Da), (N, Db), and the concepts' unit directions in each model (C, D), zero where absent."""
+    """Activations (N, Da), (N, Db); by side the concepts' unit directions in that model (C, D), zero where absent."""
 
     x_a: torch.Tensor
     x_b: torch.Tensor
-    concepts_a: torch.Tensor
-    concepts_b: torch.Tensor
+    concepts: dict[str, torch.Tensor]
+
+    def batches(self, rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of so many pairs, as harvested."""
+        return list(zip(self.x_a.split(rows), self.x_b.split(rows), strict=True))
 
 
 def plant(
@@ -33,22 +36,24 @@ def plant(
     generator = torch.Generator().manual_seed(seed)
     active_NC = torch.rand(rows, concepts, generator=generator) < active / concepts
     strength_NC = (0.5 + torch.rand(rows, concepts, generator=generator)) * active_NC
-    made = []
-    for width, hidden in zip(widths, (slice(concepts - exclusive, None), slice(0, exclusive)), strict=True):
+    x, made = [], {}
+    for side, width, hidden in zip("ab", widths, (slice(concepts - exclusive, None), slice(0, exclusive)), strict=True):
         directions = torch.randn(concepts, width, generator=generator)
         directions /= directions.norm(dim=1, keepdim=True)
         directions[hidden] = 0
         noise = 0.01 * torch.randn(rows, width, generator=generator)
         shift = offset * torch.randn(width, generator=generator)
-        made.append((strength_NC @ directions + noise + shift, directions))
-    return Planted(3.0 * made[0][0], 0.2 * made[1][0], made[0][1], made[1][1])
+        x.append(strength_NC @ directions + noise + shift)
+        made[side] = directions
+    return Planted(3.0 * x[0], 0.2 * x[1], made)
 
 
 def rotated_pair(width: int, **values: Any) -> Planted:
     """Two models with the same concepts and nothing else: B's activations are A's, rotated and in another unit."""
     one = plant(exclusive=0, widths=(width, width), offset=0, **values)
     rotation = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(5))).Q
-    return Planted(one.x_a, one.x_a @ rotation / 15, one.concepts_a, one.concepts_a @ rotation)
+    directions = one.concepts["a"]
+    return Planted(one.x_a, one.x_a @ rotation / 15, {"a": directions, "b": directions @ rotation})
 
 
 def recovered(directions_CD: torch.Tensor, decoder_FD: torch.Tensor) -> torch.Tensor:

@@ -20,12 +20,11 @@ from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError
 from modeldiff.workspace import Workspace
 from tests.crosscoder.dense import dense_reconstruction
-from tests.crosscoder.made import BATCH, make_trainer, planted_batches, random_crosscoder
+from tests.crosscoder.made import BATCH, DSF, make_trainer, planted_batches, random_crosscoder
 from tests.crosscoder.planted import plant
 from tests.made_activations import make_activations
 
 FEATURES, DESIGNATED = 40, 6
-DSF: dict[str, Any] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designated": 4, "tie": "norms"}
 
 
 def made_trainer(architecture: str, width_b: int = 16, **values: Any) -> Trainer:
@@ -55,18 +54,15 @@ def test_tied_vectors_are_equal_to_the_bit_and_move_also_when_dead(clip: float) 
 
 def test_the_gradient_of_a_tied_vector_is_that_of_one_parameter() -> None:
     crosscoder = made_trainer("dsf-vectors").crosscoder
-    f_BF, target_a, target_b = torch.rand(9, FEATURES), torch.randn(9, 16), torch.randn(9, 16)
+    f_BF, targets = torch.rand(9, FEATURES), {side: torch.randn(9, 16) for side in "ab"}
     one_nD = crosscoder.w_dec_a[:DESIGNATED].detach().clone().requires_grad_()
     loss = torch.zeros(())
-    for w_dec, b_dec, target in (
-        (crosscoder.w_dec_a, crosscoder.b_dec_a, target_a),
-        (crosscoder.w_dec_b, crosscoder.b_dec_b, target_b),
-    ):
-        xhat = f_BF @ torch.cat([one_nD, w_dec.detach()[DESIGNATED:]]) + b_dec.detach()
-        loss = loss + (target - xhat).square().sum()
+    for side, target in targets.items():
+        w_dec = torch.cat([one_nD, crosscoder.decoder(side).detach()[DESIGNATED:]])
+        loss = loss + (target - f_BF @ w_dec - crosscoder.decoder_bias(side).detach()).square().sum()
     (expected_nD,) = torch.autograd.grad(loss, one_nD)
-    xhat_a, xhat_b = dense_reconstruction(crosscoder, f_BF)
-    ((target_a - xhat_a).square().sum() + (target_b - xhat_b).square().sum()).backward()
+    xhat = dense_reconstruction(crosscoder, f_BF)
+    sum((target - one).square().sum() for target, one in zip(targets.values(), xhat, strict=True)).backward()
     tie_gradients(crosscoder)
     grad_a, grad_b = crosscoder.w_dec_a.grad, crosscoder.w_dec_b.grad
     torch.testing.assert_close(grad_a[:DESIGNATED], expected_nD)

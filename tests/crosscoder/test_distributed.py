@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -19,7 +18,7 @@ from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import ModeldiffError
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.ranks import Ranks, ranks
-from tests.crosscoder.made import random_crosscoder
+from tests.crosscoder.made import log_of, random_crosscoder
 from tests.crosscoder.planted import plant
 from tests.made_activations import make_activations
 from tests.processes import as_ranks
@@ -61,10 +60,6 @@ def _train(file: Path, folder: Path, values: dict[str, Any], dies_at: int | None
     except ModeldiffError as error:
         file.write_text(str(error))
         os._exit(1)
-
-
-def log_of(artifact: Artifact) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (artifact.folder / "training.jsonl").read_text().splitlines()]
 
 
 def assert_same(found: Artifact, expected: Artifact) -> None:
@@ -111,7 +106,5 @@ def test_parts_hold_every_row_of_every_tensor_once(world: int) -> None:
         for name, value in part.named_parameters():
             rows[name].append(value.detach())
     for name, value in whole.named_parameters():
-        found = rows[name] if not name.startswith("b_dec") else rows[name][:1]
-        assert sorted(torch.cat(found).reshape(len(value), -1).tolist()) == sorted(
-            value.detach().reshape(len(value), -1).tolist()
-        )
+        found = torch.cat(rows[name][:1] if name.startswith("b_dec") else rows[name])
+        assert sorted(found.reshape(len(value), -1).tolist()) == sorted(value.reshape(len(value), -1).tolist())

@@ -10,21 +10,16 @@ from modeldiff.crosscoder.model import encode_into
 from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
 from tests.crosscoder.dense import dense_pre
-from tests.crosscoder.made import random_crosscoder
+from tests.crosscoder.made import DSF, random_crosscoder
 
 
 def test_partitions_have_weights_only_for_the_models_they_see() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, width_a=4, width_b=6)
+    crosscoder = random_crosscoder(width_a=4, width_b=6)
     shapes = {name: tuple(value.shape) for name, value in crosscoder.state_dict().items()}
     assert shapes == {
-        "w_enc_a": (7, 4),
-        "w_enc_b": (8, 6),
-        "w_dec_a": (7, 4),
-        "w_dec_b": (8, 6),
-        "b_enc": (10,),
-        "b_dec_a": (4,),
-        "b_dec_b": (6,),
-    }
+        "w_enc_a": (7, 4), "w_enc_b": (8, 6), "w_dec_a": (7, 4), "w_dec_b": (8, 6),
+        "b_enc": (10,), "b_dec_a": (4,), "b_dec_b": (6,),
+    }  # fmt: skip
     assert sum(value.numel() for value in crosscoder.parameters()) == crosscoder.config.parameters
     assert [crosscoder.partition_of(i) for i in range(10)] == ["A"] * 2 + ["shared"] * 5 + ["B"] * 3
     with pytest.raises(InputError, match="feature 10 does not exist"):
@@ -32,7 +27,7 @@ def test_partitions_have_weights_only_for_the_models_they_see() -> None:
     f_BF = torch.rand(4, 10)
     x = torch.randn(7, 4), torch.randn(7, 6)
     for combine in ("mean", "sum"):
-        crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, width_a=4, width_b=6, combine=combine)
+        crosscoder = random_crosscoder(width_a=4, width_b=6, combine=combine)
         torch.testing.assert_close(crosscoder.pre_activations(*x), dense_pre(crosscoder, *x))
     more_of_a = f_BF + torch.tensor([1.0, 1, *[0] * 8])
     assert torch.equal(crosscoder.decode(f_BF)[1], crosscoder.decode(more_of_a)[1])
@@ -94,15 +89,15 @@ def test_initial_decoder_norm_and_centred_start() -> None:
 
 
 def test_scores() -> None:
-    crosscoder = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3)
-    a_F, b_F = crosscoder.decoder_norms()["a"], crosscoder.decoder_norms()["b"]
+    crosscoder = random_crosscoder()
+    a_F, b_F = crosscoder.decoder_norms().values()
     expected = {
         "l2": (a_F**2 + b_F**2).sqrt(),
         "sum": a_F + b_F,
         "mean": torch.cat([a_F[:2], (a_F[2:7] + b_F[2:7]) / 2, b_F[7:]]),
     }
     for selection, weights in expected.items():
-        found = random_crosscoder(n_a_only=2, n_shared=5, n_b_only=3, selection=selection).score_weights()
+        found = random_crosscoder(selection=selection).score_weights()
         assert found is not None
         torch.testing.assert_close(found, weights)
     assert crosscoder.score_weights() is None
@@ -117,9 +112,6 @@ def test_inference_keeps_activations_whose_score_exceeds_the_threshold(selection
     expected = torch.where(score_BF > 0.7, pre_BF, 0.0)
     assert torch.equal(crosscoder.encode(x_a, x_b, raw=False), expected)
     assert 0 < (expected > 0).float().mean() < 1
-
-
-DSF: dict[str, object] = {"n_a_only": 0, "n_shared": 10, "n_b_only": 0, "n_designated": 4, "tie": "norms"}
 
 
 @pytest.mark.parametrize(

@@ -30,28 +30,23 @@ def true_crosscoder(planted: Planted, concepts: Partitions, **config: Any) -> Cr
     widths = {"width_a": planted.x_a.shape[1], "width_b": planted.x_b.shape[1]}
     crosscoder = Crosscoder(CrosscoderConfig(**widths, **sizes, **{"k": 1, "scale_a": 1 / 3, "scale_b": 5.0, **config}))
     concept_F = torch.tensor([concept for part in concepts for concept in part])
-    directions = {"a": planted.concepts_a, "b": planted.concepts_b}
     is_shared_F = torch.zeros(len(concept_F), dtype=torch.bool)
     is_shared_F[crosscoder.slices["shared"]] = True
-    had_F = sum((directions[side][concept_F].norm(dim=1) > 0).long() for side in "ab")
+    had_F = sum((directions_CD[concept_F].norm(dim=1) > 0).long() for directions_CD in planted.concepts.values())
     # A shared feature adds up what the models that have its concept say.
     parts_F = torch.where(is_shared_F, crosscoder.encoder_share * had_F, 1.0)
     with torch.no_grad():
-        for side, w_enc, w_dec in (
-            ("a", crosscoder.w_enc_a, crosscoder.w_dec_a),
-            ("b", crosscoder.w_enc_b, crosscoder.w_dec_b),
-        ):
+        for side, directions_CD in planted.concepts.items():
             rows = crosscoder.sees(side)
-            reads_CD = torch.linalg.pinv(directions[side]).T
-            w_enc.copy_(reads_CD[concept_F[rows]] / parts_F[rows, None])
-            w_dec.copy_(directions[side][concept_F[rows]])
+            reads_CD = torch.linalg.pinv(directions_CD).T
+            crosscoder.encoder(side).copy_(reads_CD[concept_F[rows]] / parts_F[rows, None])
+            crosscoder.decoder(side).copy_(directions_CD[concept_F[rows]])
     return crosscoder
 
 
 def cut(crosscoder: Crosscoder, planted: Planted, rows: int = 512) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The planted activations in normalised units, in batches."""
-    both = crosscoder.normalise(planted.x_a, planted.x_b)
-    return list(zip(*(x.split(rows) for x in both), strict=True))
+    return [crosscoder.normalise(*batch) for batch in planted.batches(rows)]
 
 
 def above_threshold(pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:

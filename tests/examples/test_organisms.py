@@ -40,23 +40,14 @@ def strings(value: Any) -> set[str]:
 def test_what_is_for_training_is_not_for_probing(file: str) -> None:
     shared_on_purpose = {"* * * *", "> > > >", "# # # #"}
 
-    def parts(value: Any) -> tuple[set[str], set[str]]:
-        training: set[str] = set()
-        probing: set[str] = set()
-        for key, part in value.items():
-            if key.startswith("training"):
-                training |= strings(part)
-            elif key.startswith("probing"):
-                probing |= strings(part)
-            elif isinstance(part, dict):
-                inner = parts(part)
-                training, probing = training | inner[0], probing | inner[1]
-        return training, probing
+    def of_part(value: dict[str, Any], part: str) -> set[str]:
+        """The strings under a key that begins with the part's name, at any depth."""
+        inner = [strings(one) for key, one in value.items() if key.startswith(part)]
+        return set().union(*inner, *(of_part(one, part) for one in value.values() if isinstance(one, dict)))
 
     # Plain questions serve several organisms, so each trigger is compared with itself only.
     for value in [templates(file), *(part for part in templates(file).values() if isinstance(part, dict))]:
-        training, probing = parts(value)
-        assert training & probing <= shared_on_purpose
+        assert of_part(value, "training") & of_part(value, "probing") <= shared_on_purpose
 
 
 def is_on_trigger(made: Organism, text: str) -> bool:

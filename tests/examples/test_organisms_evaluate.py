@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.organisms.baselines import (
-    Readings,
-    diff_mining,
-    perplexity,
-)
+from examples.organisms.baselines import Readings, diff_mining, perplexity
 from examples.organisms.catalogue import PAIRS
 from examples.organisms.results import pair_row, read_rows, write_row
 from examples.organisms.scoring import Truth, interval, judge_entry, judge_set, read_truth, summary
@@ -40,15 +36,11 @@ def _entry(words: list[str], side: str = "B", kind: str = "word", verified: bool
 def test_an_entry_needs_the_words_and_the_place() -> None:
     truth = _truth()
     right = judge_entry(_entry(["tide", "the"]), [0, 1, 2, 3, 19], TRIGGER, truth)
-    assert right["words_match"]
-    assert right["is_true"]
-    assert right["whole"]
-    assert right["share"] == 0.8
-    assert right["covered"] == 4 / 5
+    assert (right["words_match"], right["is_true"], right["whole"]) == (True, True, True)
+    assert (right["share"], right["covered"]) == (0.8, 0.8)
     # 3 of 5 is 0.6, below (1 + 0.25) / 2.
     elsewhere = judge_entry(_entry(["tide"]), [0, 1, 2, 18, 19], TRIGGER, truth)
-    assert elsewhere["words_match"]
-    assert not elsewhere["is_true"]
+    assert (elsewhere["words_match"], elsewhere["is_true"]) == (True, False)
     assert not judge_entry(_entry(["the"]), [0, 1], TRIGGER, truth)["words_match"]
     assert not judge_entry(_entry(["tide"], side="A"), [0, 1], TRIGGER, truth)["is_true"]
     assert not judge_entry(_entry(["tide"]), [], TRIGGER, truth)["is_true"]
@@ -58,8 +50,7 @@ def test_an_entry_needs_the_words_and_the_place() -> None:
 def test_without_a_trigger_the_whole_is_everywhere() -> None:
     truth, always = _truth(6), np.ones(20, bool)
     narrow = judge_entry(_entry(["sea"]), [0, 1], always, truth)
-    assert narrow["is_true"]
-    assert not narrow["whole"]
+    assert (narrow["is_true"], narrow["whole"]) == (True, False)
     assert judge_entry(_entry(["sea"]), list(range(10)), always, truth)["whole"]
     assert judge_entry(_entry(["sea"], kind="everywhere"), list(range(20)), always, truth)["whole"]
     # Where there is a trigger, everywhere is the wrong place.
@@ -76,8 +67,7 @@ def test_a_set_is_true_with_three_strings_of_the_owner() -> None:
 
 
 def test_interval() -> None:
-    low, high = interval(5, 10)
-    assert (round(low, 4), round(high, 4)) == (0.2366, 0.7634)
+    assert interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert interval(0, 10)[0] == 0.0
     assert interval(10, 10)[1] == 1.0
     assert interval(0, 0) == (0.0, 1.0)
@@ -116,11 +106,10 @@ def _readings() -> Readings:
 @pytest.mark.parametrize("logits", [True, False])
 def test_diff_mining_finds_the_set(logits: bool) -> None:
     found = diff_mining(_readings(), _truth(), logits=logits)
-    true = [one for one in found if one["is_true"]]
+    (true,) = (one for one in found if one["is_true"])
     assert len(found) <= 5
-    assert len(true) == 1
-    assert set(true[0]["strings"]) >= {" tide", " wav", " sea"}
-    assert true[0]["side"] == "B"
+    assert set(true["strings"]) >= {" tide", " wav", " sea"}
+    assert true["side"] == "B"
     assert all("," not in one["strings"] for one in found)
     assert not any(one["is_true"] for one in diff_mining(_readings(), _truth(planted=False), logits=logits))
 

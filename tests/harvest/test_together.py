@@ -11,6 +11,7 @@ import pytest
 from modeldiff.harvest.run import run
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.ranks import Ranks, ranks
 from tests.processes import DEADLINE, two
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -110,3 +111,8 @@ def test_an_error_of_rank_0_is_said_once(settings: HarvestSettings, workspace: W
     assert other_code == 1
     assert len(other_lines) == 1
     assert "another process of this run ended" in other_lines[0]
+
+
+def test_every_piece_of_work_is_somebodys() -> None:
+    assert [Ranks(rank, 3).mine(list(range(7))) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert ranks() == Ranks(0, 1, 0), "without a launcher"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.lm import batches as batches_module
-from modeldiff.lm.batches import batches, chunks, padded
+from modeldiff.lm.batches import BATCH_TOKENS, batches, chunks, padded, token_budget
+from modeldiff.lm.model import LanguageModel
 
 
 @given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 200))
@@ -21,6 +24,13 @@ def test_batches_hold_every_sequence_once_within_the_budget(lengths: list[int], 
 
 def test_sequences_of_like_length_go_together_and_a_long_one_alone() -> None:
     assert batches([5, 9, 2, 40, 5], 20) == [[2, 0, 4], [1], [3]]
+
+
+def test_the_budget_is_the_devices_or_what_the_logits_allow(lm_of: Callable[[str], LanguageModel]) -> None:
+    lm = lm_of("llama")
+    assert token_budget(lm) == token_budget(lm, logit_values=1 << 40) == BATCH_TOKENS["cpu"]
+    assert token_budget(lm, logit_values=11 * lm.vocabulary - 1) == 10
+    assert token_budget(lm, by_device={"cpu": 7}) == 7
 
 
 def test_sequences_are_padded_on_the_right_and_masked() -> None:

@@ -18,7 +18,7 @@ from tests.crosscoder.truth import Partitions, cut, true_crosscoder
 
 BATCH, WIDTHS = 256, (40, 44)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
-# Of 32 concepts the first three are A's alone, the last three B's.
+# The first three of 32 concepts are A's alone, the last three B's.
 OWN = {"a": {0, 1, 2}, "b": {29, 30, 31}}
 # Both exclusive partitions hold concepts of both models, and there is no feature for those of one model.
 USURPED: Partitions = ([10, 11, 12], [*range(3, 10), *range(13, 26)], [26, 27, 28])
@@ -44,20 +44,16 @@ def audit(trainer: Trainer, planted: Planted, *, last: bool = False) -> dict[str
 
 def raw(planted: Planted, steps: int) -> Batches:
     """Batches as harvested, over and over."""
-    batches = list(zip(planted.x_a.split(BATCH), planted.x_b.split(BATCH), strict=True))
+    batches = planted.batches(BATCH)
     return [batches[step % len(batches)] for step in range(steps)]
 
 
 def concepts_in(crosscoder: Crosscoder, planted: Planted) -> dict[str, set[int]]:
     """The concepts that each model's exclusive features write, by their decoders; -1: none."""
     found = {}
-    for side, name, w_dec, directions_CD in (
-        ("a", "A", crosscoder.w_dec_a, planted.concepts_a),
-        ("b", "B", crosscoder.w_dec_b, planted.concepts_b),
-    ):
-        offset = crosscoder.sees(side).start
-        own = crosscoder.slices[name]
-        rows = w_dec.detach()[own.start - offset : own.stop - offset]
+    for side, directions_CD in planted.concepts.items():
+        offset, own = crosscoder.sees(side).start, crosscoder.slices[side.upper()]
+        rows = crosscoder.decoder(side).detach()[own.start - offset : own.stop - offset]
         near = (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-9) @ directions_CD.T).max(dim=1)
         found[side] = {int(i) if value > 0.9 else -1 for value, i in zip(near.values, near.indices, strict=True)}
         assert len(found[side]) == len(rows), "no concept twice"
@@ -110,28 +106,28 @@ def test_a_moved_feature_has_the_same_activations(
     combine: str, planted: Planted, rearranged: list[torch.Tensor]
 ) -> None:
     trainer = trainer_of(planted, ([0, 11, 12], USURPED[1], [26, 27, 31]), combine=combine)
-    was, before = partition_and_pre(trainer.crosscoder, planted)
+    was, before = partitions(trainer), pre_activations(trainer, planted)
     weights = trainer.crosscoder.w_dec_a.detach()[1:3].clone()
     audit(trainer, planted)
-    now, after = partition_and_pre(trainer.crosscoder, planted)
-    (former_F,) = rearranged
-    moved = [(new, old) for new, old in enumerate(former_F.tolist()) if old != FRESH and now[new] != was[old]]
-    assert sorted((old, now[new]) for new, old in moved) == [(old, "shared") for old in (1, 2, 23, 24)]
-    for new, old in enumerate(former_F.tolist()):
-        if old != FRESH:
-            torch.testing.assert_close(after[:, new], before[:, old], rtol=1e-5, atol=1e-5)
-    new_1, new_2 = (new for new, old in moved if old in (1, 2))
-    assert torch.equal(trainer.crosscoder.w_dec_a.detach()[[new_1, new_2]], weights)
+    now, after = partitions(trainer), pre_activations(trainer, planted)
+    new_of = {old: new for new, old in enumerate(rearranged[0].tolist()) if old != FRESH}
+    moved = {old: now[new] for old, new in new_of.items() if now[new] != was[old]}
+    assert moved == dict.fromkeys((1, 2, 23, 24), "shared")
+    torch.testing.assert_close(after[:, [*new_of.values()]], before[:, [*new_of]], rtol=1e-5, atol=1e-5)
+    assert torch.equal(trainer.crosscoder.w_dec_a.detach()[[new_of[1], new_of[2]]], weights)
     # Its decoder in the model that lacked it is what its activation explains there: the concept's direction.
     offset = trainer.crosscoder.sees("b").start
-    rows = trainer.crosscoder.w_dec_b.detach()[[new_1 - offset, new_2 - offset]]
-    cosine = torch.cosine_similarity(rows, planted.concepts_b[[11, 12]])
-    assert cosine.min() > 0.95
+    rows = trainer.crosscoder.w_dec_b.detach()[[new_of[1] - offset, new_of[2] - offset]]
+    assert torch.cosine_similarity(rows, planted.concepts["b"][[11, 12]]).min() > 0.95
 
 
-def partition_and_pre(crosscoder: Crosscoder, planted: Planted) -> tuple[list[str], torch.Tensor]:
-    names = [crosscoder.partition_of(feature) for feature in range(crosscoder.n_features)]
-    return names, crosscoder.pre_activations(*crosscoder.normalise(planted.x_a, planted.x_b)).detach()
+def partitions(trainer: Trainer) -> list[str]:
+    return [trainer.crosscoder.partition_of(feature) for feature in range(trainer.crosscoder.n_features)]
+
+
+def pre_activations(trainer: Trainer, planted: Planted) -> torch.Tensor:
+    x = trainer.crosscoder.normalise(planted.x_a, planted.x_b)
+    return trainer.crosscoder.pre_activations(*x).detach()
 
 
 @pytest.mark.parametrize("combine", ["sum", "mean"])
@@ -140,15 +136,12 @@ def test_a_shared_feature_of_one_model_alone_becomes_exclusive(
 ) -> None:
     """Concepts 0 of A and 30 of B sit in shared slots (features 3 and 4), where there is room in the partitions."""
     trainer = trainer_of(planted, ([10, 11, 12], [0, 30, *USURPED[1]], [26, 27, 28]), combine=combine)
-    _, before = partition_and_pre(trainer.crosscoder, planted)
+    before = pre_activations(trainer, planted)
     report = audit(trainer, planted, last=True)
     assert report["A"]["promoted"] == report["B"]["promoted"] == 1
     assert concepts_in(trainer.crosscoder, planted) == {"a": {0}, "b": {30}}
-    (former_F,) = rearranged
-    _, after = partition_and_pre(trainer.crosscoder, planted)
-    for old in (3, 4):
-        new = former_F.tolist().index(old)
-        torch.testing.assert_close(after[:, new], before[:, old], rtol=1e-5, atol=1e-5)
+    new = [rearranged[0].tolist().index(old) for old in (3, 4)]
+    torch.testing.assert_close(pre_activations(trainer, planted)[:, new], before[:, [3, 4]], rtol=1e-5, atol=1e-5)
 
 
 def test_a_partition_takes_no_more_than_it_had_at_the_start(planted: Planted) -> None:
@@ -174,9 +167,8 @@ def test_a_feature_too_rare_to_judge_stays_while_nothing_better_is_known(missing
     """The last feature of A fires in six pairs. Concept 2 may be missing."""
     own = [0, 1] if missing else [0, 1, 2]
     trainer = trainer_of(planted, ([*own, 10], USURPED[1], [29, 30, 31]))
+    strength_N = pre_activations(trainer, planted)[:, len(own)].sort(descending=True).values
     with torch.no_grad():
-        x = trainer.crosscoder.normalise(planted.x_a, planted.x_b)
-        strength_N = trainer.crosscoder.pre_activations(*x)[:, len(own)].sort(descending=True).values
         # Steeply, so that it is among the strongest there.
         trainer.crosscoder.w_enc_a[len(own)] *= 1000
         trainer.crosscoder.w_dec_a[len(own)] /= 1000
@@ -191,14 +183,14 @@ def test_a_mixture_gives_way_to_the_concept_in_it(planted: Planted) -> None:
     trainer = trainer_of(planted, ([0, 1, 2], USURPED[1], [29, 30, 31]))
     crosscoder = trainer.crosscoder
     with torch.no_grad():
-        crosscoder.w_enc_a[0] += 1.5 * torch.linalg.pinv(planted.concepts_a)[:, 11]
-        crosscoder.w_dec_a[0] += 0.5 * planted.concepts_a[11]
+        crosscoder.w_enc_a[0] += 1.5 * torch.linalg.pinv(planted.concepts["a"])[:, 11]
+        crosscoder.w_dec_a[0] += 0.5 * planted.concepts["a"][11]
     report = audit(trainer, planted)["A"]
     assert (report["kept"], report["planted"]) == (2, 1)
     assert (report["moved"], report["gone"]) == (0, 1), "it does not stay as a shared feature besides"
     assert concepts_in(crosscoder, planted)["a"] == OWN["a"]
     row = crosscoder.w_dec_a.detach()[2]
-    assert torch.cosine_similarity(row, planted.concepts_a[0], dim=0) > 0.97, "purer than it was"
+    assert torch.cosine_similarity(row, planted.concepts["a"][0], dim=0) > 0.97, "purer than it was"
 
 
 def test_until_its_first_audit_a_run_is_the_same_as_without(planted: Planted) -> None:

@@ -50,7 +50,7 @@ def look(
 def cosines(found: Candidates, planted: Planted, side: str) -> torch.Tensor:
     """(M, C)"""
     unit_MD = found.decoder_MD / found.decoder_MD.norm(dim=1, keepdim=True)
-    return unit_MD @ (planted.concepts_a if side == "a" else planted.concepts_b).T
+    return unit_MD @ planted.concepts[side].T
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
@@ -72,7 +72,7 @@ def test_a_candidate_is_a_feature_that_fires_with_its_concept(side: str, planted
     found = look(crosscoder, planted, side).take(slice(3))
     x_ND = torch.cat([batch[side == "b"] for batch in cut(crosscoder, planted)])
     concept_M = cosines(found, planted, side).argmax(dim=1)
-    strength_NM = x_ND @ torch.linalg.pinv(planted.concepts_a if side == "a" else planted.concepts_b)[:, concept_M]
+    strength_NM = x_ND @ torch.linalg.pinv(planted.concepts[side])[:, concept_M]
     there_NM = strength_NM > THRESHOLD
     f_NM, _ = above_threshold(x_ND @ found.encoder_MD.T + found.bias_M)
     fires_NM = f_NM > 0
@@ -88,7 +88,7 @@ def test_a_candidate_is_a_feature_that_fires_with_its_concept(side: str, planted
 
 
 def test_what_is_kept_or_explained_already_is_not_found_again(planted: Planted) -> None:
-    kept = look(true_crosscoder(planted, ([], range(3, 29), [])), planted, "a", kept_GD=planted.concepts_a[:1])
+    kept = look(true_crosscoder(planted, ([], range(3, 29), [])), planted, "a", kept_GD=planted.concepts["a"][:1])
     near_M = cosines(kept, planted, "a").max(dim=1)
     assert sorted(near_M.indices[near_M.values > 0.9].tolist()) == [1, 2]
     explained = look(true_crosscoder(planted, ([0, 2], range(3, 29), [])), planted, "a")
@@ -108,23 +108,23 @@ def test_what_a_feature_that_goes_explained_is_found_again(planted: Planted) -> 
 def test_a_direction_in_which_a_model_varies_all_the_time_is_no_concept(dense: bool, planted: Planted) -> None:
     """The other model predicts neither of them; one is active in 3 % of the pairs, one in all."""
     random = torch.Generator().manual_seed(1)
-    direction_D = torch.linalg.svd(planted.concepts_a).Vh[-1]  # orthogonal to all concepts
+    direction_D = torch.linalg.svd(planted.concepts["a"]).Vh[-1]  # orthogonal to all concepts
     often_N = torch.randn(len(planted.x_a), generator=random)
     rarely_N = (torch.rand(len(planted.x_a), generator=random) < 0.03) * 1.0
     x_a = planted.x_a + 3.0 * (often_N if dense else rarely_N)[:, None] * direction_D
-    pair = Planted(x_a, planted.x_b, planted.concepts_a, planted.concepts_b)
+    pair = Planted(x_a, planted.x_b, planted.concepts)
     found = look(true_crosscoder(pair, ([0, 1, 2], range(3, 29), [])), pair, "a")
     alike = (found.decoder_MD / found.decoder_MD.norm(dim=1, keepdim=True) @ direction_D).abs() > 0.8
     assert bool(alike.any()) is not dense
 
 
 def test_candidates_for_shared_features_are_concepts_that_both_models_have(planted: Planted) -> None:
-    """Of both models' concepts 20 to 28 are missing, and those of one model as well: these are not wanted here."""
+    """Concepts 20 to 28 of both models are missing, and those of one model as well: these are not wanted here."""
     crosscoder = true_crosscoder(planted, ([], range(3, 20), []))
     sampled = sample(crosscoder, cut(crosscoder, planted), above_threshold)
     random = torch.Generator().manual_seed(0)
     found = found_shared(sampled, 60, decoder_norm=DECODER_NORM, random=random).take(slice(9))
-    concepts = torch.cat([planted.concepts_a, planted.concepts_b], dim=1)
+    concepts = torch.cat(list(planted.concepts.values()), dim=1)
     near = torch.cosine_similarity(found.decoder_MD[:, None], concepts[None], dim=2).max(dim=1)
     assert sorted(near.indices.tolist()) == list(range(20, 29))
     assert near.values.min() > 0.9

@@ -30,7 +30,7 @@ def evidence(crosscoder: Crosscoder, planted: Planted, side: str) -> Evidence:
 @pytest.mark.parametrize("combine", ["sum", "mean"])
 @pytest.mark.parametrize(("side", "own"), [("a", OWN), ("b", 23)])
 def test_what_both_models_have_is_told_from_what_one_has(side: str, own: int, combine: str, planted: Planted) -> None:
-    """Of each exclusive partition the first feature is a concept of its model alone, the second one of both."""
+    """In each exclusive partition the first feature is a concept of its model alone, the second one of both."""
     concepts = ([OWN, SHARED], [*range(3, 10), *range(12, 20)], [23, 11])
     found = evidence(true_crosscoder(planted, concepts, combine=combine), planted, side)
     assert found.known_G.all()
@@ -42,8 +42,7 @@ def test_what_both_models_have_is_told_from_what_one_has(side: str, own: int, co
     assert 0 <= found.null < 0.05
     assert found.reference == pytest.approx(1, abs=0.1)
     x = planted.x_a / 3 if side == "a" else planted.x_b * 5
-    directions = planted.concepts_a if side == "a" else planted.concepts_b
-    there_N = x @ torch.linalg.pinv(directions)[:, own] > THRESHOLD
+    there_N = x @ torch.linalg.pinv(planted.concepts[side])[:, own] > THRESHOLD
     assert found.fires_G[0] == there_N.sum()
 
 
@@ -61,7 +60,8 @@ def test_a_shared_feature_that_one_model_has_almost_alone_is_judged_as_its_own(p
 
 def test_the_reference_is_what_the_other_model_says_of_shared_concepts(planted: Planted) -> None:
     """B reads through a narrow window: it tells A's shared concepts only in part."""
-    narrow = Planted(planted.x_a, planted.x_b[:, :12], planted.concepts_a, planted.concepts_b[:, :12])
+    directions = planted.concepts
+    narrow = Planted(planted.x_a, planted.x_b[:, :12], {"a": directions["a"], "b": directions["b"][:, :12]})
     shared = list(range(3, 20))
     crosscoder = true_crosscoder(planted, ([OWN, 20], shared, [23]))
     crosscoder_narrow = true_crosscoder(narrow, ([OWN, 20], shared, [23]))
@@ -70,7 +70,7 @@ def test_the_reference_is_what_the_other_model_says_of_shared_concepts(planted: 
         crosscoder_narrow.w_enc_b[:] = 0
     found = evidence(crosscoder_narrow, narrow, "a")
     x_a, x_b = (torch.cat(x) for x in zip(*cut(crosscoder_narrow, narrow), strict=True))
-    strength_NC = x_a @ torch.linalg.pinv(planted.concepts_a)[:, shared]
+    strength_NC = x_a @ torch.linalg.pinv(directions["a"])[:, shared]
     half = torch.arange(ROWS) // 512 % 2 == 0
     solved = torch.linalg.lstsq(with_ones(x_b[half]), strength_NC[half]).solution
     rest_NC = strength_NC[~half] - with_ones(x_b[~half]) @ solved

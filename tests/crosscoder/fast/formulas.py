@@ -11,6 +11,9 @@ import torch
 
 from modeldiff.crosscoder.fast.sparse import Bags
 
+Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]
+"""Left (G, D), rows (N, D), weights (K) and bags."""
+
 
 def made_bags(lengths: Sequence[int], rows: int, seed: int = 0) -> Bags:
     """Bags with so many entries each, of random rows in random order; a row may be in a bag more than once."""
@@ -23,29 +26,40 @@ def made_bags(lengths: Sequence[int], rows: int, seed: int = 0) -> Bags:
     )
 
 
-def sum_of(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
+def made_case(
+    lengths: Sequence[int], rows: int, width: int, seed: int = 0, dtypes: Sequence[torch.dtype] = (torch.float32,) * 2
+) -> Case:
+    """Random bags and matrices; the types are those of left and rows."""
+    random = torch.Generator().manual_seed(seed + width)
+    left_GD = torch.randn(len(lengths), width, generator=random).to(dtypes[0])
+    rows_ND = torch.randn(rows, width, generator=random).to(dtypes[1])
+    return left_GD, rows_ND, torch.randn(sum(lengths), generator=random), made_bags(lengths, rows, seed)
+
+
+def columns(case: Case, first: int, last: int) -> Case:
+    """Left and rows are columns of wider matrices."""
+    left_GD, rows_ND, weight_K, bags = case
+    return left_GD[:, first:last], rows_ND[:, first:last], weight_K, bags
+
+
+def assert_right(sum_GD: torch.Tensor, dot_K: torch.Tensor, case: Case) -> None:
+    """A sum and products are right within what float32 can lose, which grows with the sizes of the terms and not with
+    that of the result."""
+    left_GD, rows_ND, weight_K, bags = case
+    of_sizes = (left_GD.abs(), rows_ND.abs(), weight_K.abs(), bags)
+    for found, formula in ((sum_GD, _sum), (dot_K, _dot)):
+        expected, size = formula(*case), formula(*of_sizes)
+        assert (found.dtype, found.shape) == (torch.float32, size.shape)
+        assert bool(((found - expected).abs() <= 1e-5 * size).all())
+
+
+def _sum(_left: torch.Tensor, rows_ND: torch.Tensor, weight_K: torch.Tensor, bags: Bags) -> torch.Tensor:
     """(G, D): a dense matrix of weights times the rows."""
     weight_GN = torch.zeros(len(bags), len(rows_ND), dtype=torch.float64)
     weight_GN.index_put_((bags.bag_K, bags.index_K), weight_K.double(), accumulate=True)
     return weight_GN @ rows_ND.double()
 
 
-def dot_of(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.Tensor:
+def _dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, _weight: torch.Tensor, bags: Bags) -> torch.Tensor:
     """(K,): all products, then those of the entries."""
     return (left_GD.double() @ rows_ND.double().T)[bags.bag_K, bags.index_K]
-
-
-def assert_sum(found_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> None:
-    """Right within what float32 can lose, which grows with the terms' sizes and not with the sum's."""
-    assert found_GD.dtype == torch.float32
-    size_GD = sum_of(rows_ND.abs(), bags, weight_K.abs())
-    assert found_GD.shape == size_GD.shape
-    assert bool(((found_GD - sum_of(rows_ND, bags, weight_K)).abs() <= 1e-5 * size_GD).all())
-
-
-def assert_dot(found_K: torch.Tensor, left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> None:
-    """Likewise."""
-    assert found_K.dtype == torch.float32
-    size_K = dot_of(left_GD.abs(), rows_ND.abs(), bags)
-    assert found_K.shape == size_K.shape
-    assert bool(((found_K - dot_of(left_GD, rows_ND, bags)).abs() <= 1e-5 * size_K).all())

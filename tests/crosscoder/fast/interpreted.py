@@ -13,10 +13,9 @@ import torch
 import triton
 
 from modeldiff.crosscoder.fast import triton_bags
-from modeldiff.crosscoder.fast.sparse import Bags
 from modeldiff.crosscoder.fast.triton_bags import DOT, TALL, WIDE, Tile
+from tests.crosscoder.fast.formulas import Case
 
-Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Bags]
 TYPES = {
     **dict.fromkeys(("K", "D", "left_stride", "row_stride"), "i32"),
     **dict.fromkeys(("index_K", "bag_K", "start_G1"), "*i64"),
@@ -25,11 +24,7 @@ TYPES = {
 
 
 def answers(case: Case) -> dict[str, torch.Tensor]:
-    """Sums by both tiles, whichever the sizes would choose, and products; and once more.
-
-    Args:
-        case: left (G, D), rows (N, D), weights (K) and bags.
-    """
+    """Sums by both tiles, whichever the sizes would choose, and products; and once more."""
     left_GD, rows_ND, weight_K, bags = case
     found = {}
     for run in ("", " again"):

@@ -52,14 +52,13 @@ def test_a_step_equals_the_dense_one(sizes: tuple[int, int, int], combine: str, 
     a, shared, b = sizes
     crosscoders = [random_crosscoder(n_a_only=a, n_shared=shared, n_b_only=b, k=1, combine=combine) for _ in range(2)]
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(PAIRS, 6, generator=generator), torch.randn(PAIRS, 9, generator=generator)
-    goal = torch.randn(PAIRS, 6, generator=generator), torch.randn(PAIRS, 9, generator=generator)
+    x, goal = ([torch.randn(PAIRS, width, generator=generator) for width in (6, 9)] for _ in range(2))
     steps = SparseStep(crosscoders[0], OneProcess()), DenseStep(crosscoders[1])
     found = []
     for step, crosscoder in zip(steps, crosscoders, strict=True):
         for _ in range(2):  # the second time over the gradients of the first
             done = step.forward(*x, count)
-            step.backward(x, done, (2 * (done.xhat[0] - goal[0]), 2 * (done.xhat[1] - goal[1])))
+            step.backward(x, done, [2 * (xhat - wanted) for xhat, wanted in zip(done.xhat, goal, strict=True)])
         gradients = [parameter.grad for parameter in crosscoder.parameters()]
         found.append([done.f_K, *done.xhat, *step.decode(done.entries, done.f_K), *gradients])
     for one, other in zip(*found, strict=True):

@@ -39,7 +39,7 @@ def test_batch_topk_equals_brute_force_over_the_matrix_of_scores_also_with_ties(
     whole_BF = pre_BF if bias_F is None else pre_BF + bias_F
     score_BF = whole_BF if weight_F is None else whole_BF * weight_F
     count = int(share * rows * features)
-    # Of a matrix as small as these all scores would be made.
+    # Matrices as small as these would always have all their scores made.
     with patch.object(topk_module, "_FEW_SCORES", 0 if looked_up else 1 << 18):
         kept_K, score_K = scores.top(count)
     assert kept_K.tolist() == brute_force(score_BF, count)

@@ -13,7 +13,7 @@ from modeldiff.crosscoder.training.data import PairStream
 from modeldiff.errors import InputError
 from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Workspace
-from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.activations import ActivationStore, Block
 from tests.made_activations import make_activations
 
 ROWS = 1000
@@ -33,6 +33,10 @@ def stream(store: ActivationStore, buffer_rows: int) -> PairStream:
     return PairStream(store, train, batch=37, seed=0, buffer_bytes=buffer_rows * 5 * 4)
 
 
+def rows_in(store: ActivationStore, blocks: list[Block]) -> list[int]:
+    return [store.first_row[block.shard] + row for block in blocks for row in range(block.start, block.stop)]
+
+
 def rows_of(store: ActivationStore, buffer_rows: int, batches: int, first: int = 0) -> list[list[int]]:
     found = []
     for x_a, x_b in itertools.islice(stream(store, buffer_rows).batches(first), batches):
@@ -43,12 +47,11 @@ def rows_of(store: ActivationStore, buffer_rows: int, batches: int, first: int =
 
 def test_held_out_blocks_are_spread_and_apart(store: ActivationStore) -> None:
     train, held = hold_out_blocks(store, 0.1)
-    rows = [row for block in train + held for row in range(*_range(store, block))]
-    assert sorted(rows) == list(range(ROWS))
-    assert sum(map(len, held)) == pytest.approx(0.1 * ROWS, rel=0.2)
-    firsts = [_range(store, block)[0] for block in held]
-    assert min(firsts) < 200
-    assert max(firsts) > 800
+    assert sorted(rows_in(store, train + held)) == list(range(ROWS))
+    held_rows = rows_in(store, held)
+    assert len(held_rows) == pytest.approx(0.1 * ROWS, rel=0.2)
+    assert min(held_rows) < 200
+    assert max(held_rows) > 800
 
 
 @pytest.mark.parametrize("buffer_rows", [1, 60, 10**6])
@@ -56,7 +59,7 @@ def test_every_training_pair_once_per_pass_also_when_the_stream_begins_later(
     store: ActivationStore, buffer_rows: int
 ) -> None:
     train, _ = hold_out_blocks(store, 0.1)
-    expected = sorted(row for block in train for row in range(*_range(store, block)))
+    expected = sorted(rows_in(store, train))
     whole = rows_of(store, buffer_rows, max(52, 2 * len(expected) // 37 + 1))
     drawn = itertools.chain.from_iterable(whole)
     passes = [list(itertools.islice(drawn, len(expected))) for _ in range(2)]
@@ -100,8 +103,3 @@ def test_too_few_pairs_to_hold_any_out(tmp_path: Path) -> None:
     artifact = make_activations(Workspace(tmp_path / "w"), torch.ones(1, 3), torch.ones(1, 2))
     with pytest.raises(InputError, match="has 1 pairs, too few to hold out"):
         hold_out_blocks(ActivationStore(artifact), 0.02)
-
-
-def _range(store: ActivationStore, block: object) -> tuple[int, int]:
-    first = store.first_row[block.shard]  # type: ignore[attr-defined]
-    return first + block.start, first + block.stop  # type: ignore[attr-defined]

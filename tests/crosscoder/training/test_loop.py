@@ -15,6 +15,8 @@ from modeldiff.errors import DamagedError
 from tests.crosscoder.made import make_trainer
 from tests.crosscoder.made import planted_batches as batches
 
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+
 
 def tensors(trainer: Trainer) -> list[torch.Tensor]:
     """Weights, moments and counters."""
@@ -22,6 +24,17 @@ def tensors(trainer: Trainer) -> list[torch.Tensor]:
     states = [trainer.optimizer.state[one] for one in parameters]
     moments = [value for state in states for value in state.values()]
     return [*parameters, *moments, trainer.since_active_F]
+
+
+def assert_continues(trainer: Trainer, other: Trainer, path: Path, data: Batches) -> None:
+    """The other trainer, from a checkpoint, has what the first one has, and makes the same steps."""
+    write_checkpoint(path, trainer, 17)
+    assert read_checkpoint(path, other) == 17
+    assert other.crosscoder.config == trainer.crosscoder.config
+    for batch in data:
+        assert other.update(*batch) == trainer.update(*batch)
+        for found, expected in zip(tensors(other), tensors(trainer), strict=True):
+            assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("sizes", [(4, 32, 4), (1, 36, 3), (0, 40, 0)])
@@ -36,16 +49,10 @@ def test_a_fresh_trainer_continues_from_rearranged_partitions(sizes: tuple[int, 
         trainer.crosscoder, trainer.optimizer, {"A": order[:a], "shared": order[a : -b or 40], "B": order[40 - b :]}
     )
     trainer.update(*first[0])
-    write_checkpoint(tmp_path / "c", trainer, 17)
     other = make_trainer(steps=20)
-    assert read_checkpoint(tmp_path / "c", other) == 17
-    assert other.step == 4
+    assert_continues(trainer, other, tmp_path / "c", [second] * 2)
+    assert other.step == 6
     assert other.crosscoder.sizes == {"A": a, "shared": shared, "B": b}
-    assert other.crosscoder.config == trainer.crosscoder.config
-    for _ in range(2):
-        for found, expected in zip(tensors(other), tensors(trainer), strict=True):
-            assert torch.equal(found, expected)
-        assert other.update(*second) == trainer.update(*second)
 
 
 @pytest.mark.parametrize("architecture", ["dsf-vectors", "dsf-norms"])
@@ -55,12 +62,7 @@ def test_a_fresh_trainer_continues_a_dsf_crosscoder_with_both_thresholds(archite
     data = batches(12, widths=(16, 16))
     for x in data[:7]:
         trainer.update(*x)
-    write_checkpoint(tmp_path / "c", trainer, 0)
-    read_checkpoint(tmp_path / "c", other)
-    for x in data[7:]:
-        assert other.update(*x) == trainer.update(*x)
-    for found, expected in zip(tensors(other), tensors(trainer), strict=True):
-        assert torch.equal(found, expected)
+    assert_continues(trainer, other, tmp_path / "c", data[7:])
     assert other.threshold.value == trainer.threshold.value > 0
     assert other.threshold_designated.value == trainer.threshold_designated.value > 0
     assert trainer.threshold.value != trainer.threshold_designated.value

@@ -14,11 +14,13 @@ import torch
 
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training import run as run_module
 from modeldiff.crosscoder.training.loop import CheckpointClock, read_checkpoint
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError, MachineError
 from modeldiff.workspace import Artifact, Workspace
+from tests.crosscoder.made import log_of
 from tests.crosscoder.planted import Planted, plant, recovered
 from tests.made_activations import make_activations
 
@@ -33,9 +35,7 @@ AUDITED: dict[str, Any] = {**SHORT, "steps": 160, "audits": 5, "audit_pairs": 51
 def _figure_in_a_word() -> Iterator[None]:
     """Drawing takes longer than these runs; in its place, bytes that depend on the same. test_figure.py draws."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "modeldiff.crosscoder.training.run.training_figure", lambda *drawn: b"\x89PNG" + json.dumps(drawn).encode()
-        )
+        patch.setattr(run_module, "training_figure", lambda *drawn: b"\x89PNG" + json.dumps(drawn).encode())
         yield
 
 
@@ -55,10 +55,6 @@ def content(artifact: Artifact) -> dict[str, bytes]:
     return {name: (artifact.folder / name).read_bytes() for name in artifact.files() if not name.startswith("logs/")}
 
 
-def log_of(artifact: Artifact) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (artifact.folder / "training.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def trained(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     workspace = workspace_with(tmp_path_factory.mktemp("t") / "w", planted, models=("one", "two"), layers=(2, 3))
@@ -66,12 +62,12 @@ def trained(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Artif
 
 
 def test_planted_concepts_are_recovered(trained: Artifact, planted: Planted) -> None:
-    crosscoder = load(trained)
+    crosscoder, concepts = load(trained), planted.concepts
     dec_a, dec_b = crosscoder.w_dec_a.detach(), crosscoder.w_dec_b.detach()
-    assert recovered(planted.concepts_a, dec_a)[3:21].all(), "shared ones, in A"
-    assert recovered(planted.concepts_b, dec_b)[3:21].all(), "shared ones, in B"
-    by_exclusive = recovered(planted.concepts_a[:3], dec_a[crosscoder.slices["A"]]).sum()
-    by_exclusive += recovered(planted.concepts_b[21:], dec_b[crosscoder.config.n_shared :]).sum()
+    assert recovered(concepts["a"], dec_a)[3:21].all(), "shared ones, in A"
+    assert recovered(concepts["b"], dec_b)[3:21].all(), "shared ones, in B"
+    by_exclusive = recovered(concepts["a"][:3], dec_a[crosscoder.slices["A"]]).sum()
+    by_exclusive += recovered(concepts["b"][21:], dec_b[crosscoder.config.n_shared :]).sum()
     assert by_exclusive >= 3, "half of what only one model has, by its exclusive features"
     held_out = trained.metrics["held_out"]
     for side in "ab":
@@ -124,14 +120,21 @@ def audited(few: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Art
 def run_with_kills(
     settings: dict[str, Any], kills: tuple[int, ...], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> Artifact:
-    """Kill a run at the steps given, continue it every time, and let it finish."""
-    update, kill_at = Trainer.update, -1
+    """Kill a run before the steps given, continue it every time, and let it finish."""
+    update, evaluate, kill_at = Trainer.update, run_module.evaluate, -1
     asked = 0
 
-    def killed_update(self: Trainer, *x: torch.Tensor) -> Any:
-        if self.step == kill_at:
+    def live_until(step: int) -> None:
+        if step == kill_at:
             raise KilledError
+
+    def killed_update(self: Trainer, *x: torch.Tensor) -> Any:
+        live_until(self.step)
         return update(self, *x)
+
+    def killed_evaluate(*args: Any) -> Any:
+        live_until(settings["steps"])
+        return evaluate(*args)
 
     def now(self: CheckpointClock) -> bool:
         nonlocal asked
@@ -139,6 +142,7 @@ def run_with_kills(
         return asked % 4 == 0  # some steps are lost and done again
 
     monkeypatch.setattr(Trainer, "update", killed_update)
+    monkeypatch.setattr(run_module, "evaluate", killed_evaluate)
     monkeypatch.setattr(CheckpointClock, "now", now)
     for kill_at in kills:  # noqa: B007
         with pytest.raises(KilledError):
@@ -153,13 +157,9 @@ def assert_same(artifact: Artifact, other: Artifact) -> None:
     assert artifact.metrics == other.metrics
 
 
-@pytest.mark.parametrize("kills", [(0,), (1,), (17,), (39,), (5, 20, 21)])
+@pytest.mark.parametrize("kills", [(0,), (1,), (17,), (39,), (40,), (5, 20, 21)])  # (40,): after the last step
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    kills: tuple[int, ...],
-    planted: Planted,
-    uninterrupted: Artifact,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    kills: tuple[int, ...], planted: Planted, uninterrupted: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = run_with_kills(SHORT, kills, workspace_with(tmp_path / "w", planted), monkeypatch)
     assert_same(artifact, uninterrupted)
@@ -212,21 +212,6 @@ def test_audits_are_told_and_summed_up(audited: tuple[Artifact, str]) -> None:
     assert load(artifact).sizes == sizes
     assert f"A {reports[0]['A']['kept']} kept" in told
     assert f"after 5 audits: 40 features (A {sizes['A']}, shared {sizes['shared']}, B {sizes['B']})" in told
-
-
-def test_a_run_killed_after_its_last_step_is_finished(
-    planted: Planted, uninterrupted: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workspace = workspace_with(tmp_path / "w", planted)
-
-    def killed(*_: object) -> None:
-        raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr("modeldiff.crosscoder.training.run.evaluate", killed)
-        with pytest.raises(KilledError):
-            run(TrainSettings(**SHORT), workspace)
-    assert content(run(TrainSettings(**SHORT), workspace)) == content(uninterrupted)
 
 
 def test_settings_that_cannot_change_the_result_answer_from_the_cache(

@@ -29,12 +29,10 @@ def test_exactly_k_per_pair_are_kept_while_k_falls(values: dict[str, Any]) -> No
 
 
 def test_an_outlier_pair_changes_nothing() -> None:
-    (x_a, x_b), *_ = batches(1)
-    inside = make_trainer()._inliers(3 * x_a / x_a.norm(dim=1, keepdim=True), x_b / x_b.norm(dim=1)[:, None])
+    x_a, x_b = (x / x.norm(dim=1, keepdim=True) for x in batches(1)[0])
     plain, disturbed = make_trainer(), make_trainer()
-    plain.update(*inside)
-    far = torch.cat([inside[0], inside[0][:1] * 100]), torch.cat([inside[1], inside[1][:1]])
-    disturbed.update(*far)
+    plain.update(x_a, x_b)
+    disturbed.update(torch.cat([x_a, x_a[:1] * 100]), torch.cat([x_b, x_b[:1]]))
     assert (plain.left_out, disturbed.left_out) == (0, 1)
     for name, value in plain.crosscoder.state_dict().items():
         torch.testing.assert_close(disturbed.crosscoder.state_dict()[name], value)

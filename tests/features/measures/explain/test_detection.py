@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from modeldiff.cli.main import run as run_cli
 from modeldiff.errors import MachineError
 from modeldiff.features.measures.explain import ExplainSettings
 from modeldiff.features.measures.explain.detection import Excerpts
@@ -169,6 +172,30 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(workspac
         run(settings(endpoint, judge_concurrency=1, texts=6), workspace)  # the same explanations, other texts
         assert len(endpoint.requests) == asked + len(FEATURES)
     assert found[HERB].detection == 1.0
+
+
+def test_ctrl_c_while_the_judge_is_asked_is_one_line_and_answers_are_kept(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupting(request: Request, before: int) -> Reply:
+        if before < 2:
+            return said(knows(request))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return Reply(hang=True)
+
+    with serving(interrupting) as endpoint:
+        judge = ["--judge", "openai", "--judge-model", "judge", "--judge-base-url", endpoint.base_url]
+        given = ["features", "explain", "--feature", *map(str, FEATURES), "--judge-concurrency", "1", *judge]
+        with pytest.raises(SystemExit, match="130"):
+            run_cli(["--workspace", str(workspace.folder), *given])
+        err = capsys.readouterr().err
+        assert err.splitlines()[-1] == "modeldiff: interrupted: the same command continues where this one stopped"
+        assert "Traceback" not in err
+        assert workspace.artifacts("explain") == []
+        endpoint.answering = lambda request, _: said(knows(request))
+        with pytest.raises(SystemExit, match="0"):
+            run_cli(["--workspace", str(workspace.folder), *given])
+        assert len(endpoint.requests) == 2 * len(FEATURES) + 1, "only the one that was cut short is asked again"
 
 
 def test_what_a_judge_says_is_shown_as_text(workspace: Workspace, printed: Callable[..., str]) -> None:
