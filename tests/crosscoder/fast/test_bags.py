@@ -44,7 +44,7 @@ def test_the_cpu_needs_no_triton() -> None:
 import sys, torch
 from modeldiff.crosscoder.fast.sparse import Bags, bag_dot, bag_sum
 zero = torch.zeros(1, dtype=torch.int64)
-bags = Bags(zero, zero, torch.tensor([0, 1]))
+bags = Bags(zero, torch.tensor([0, 1]))
 bag_sum(torch.ones(1, 2), bags, torch.ones(1)), bag_dot(torch.ones(1, 2), torch.ones(1, 2), bags)
 assert "triton" not in sys.modules
 """
