@@ -258,6 +258,8 @@ class Pass:
     smallest: Smallest
     xhat: Both
     """Reconstructions (B, Da), (B, Db)."""
+    spare: Both
+    """Memory of the same shapes. Like the reconstructions it lasts until the next batch."""
 
 
 class SparseStep:
@@ -265,7 +267,7 @@ class SparseStep:
 
     def __init__(self, crosscoder: Crosscoder, processes: OneProcess) -> None:
         self._crosscoder, self._processes = crosscoder, processes
-        self._product: torch.Tensor | None = None
+        self._memory = torch.empty(0, device=crosscoder.b_enc.device)
 
     @torch.no_grad()
     def forward(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, count: int) -> Pass:
@@ -274,15 +276,18 @@ class SparseStep:
         flat_K, smallest = self._processes.select(scores, count, self._crosscoder.config)
         entries = Entries(flat_K, len(x_a_BDa), self._crosscoder.n_features)
         f_K = scores.pre(flat_K)
-        del scores, flat_K  # early in a run many entries are active
-        return Pass(entries, f_K, smallest, self.decode(entries, f_K))
+        del scores, flat_K  # early in a run many entries are active; the memory of the scores is used again
+        a, b = x_a_BDa.shape[1], x_b_BDb.shape[1]
+        xhat_a, xhat_b, *spare = self._matrices(len(x_a_BDa), a, b, a, b)
+        return Pass(entries, f_K, smallest, self.decode(entries, f_K, (xhat_a, xhat_b)), (spare[0], spare[1]))
 
     @torch.no_grad()
-    def decode(self, entries: Entries, f_K: torch.Tensor) -> Both:
+    def decode(self, entries: Entries, f_K: torch.Tensor, out: Both | tuple[None, None] = (None, None)) -> Both:
+        """Reconstructions; `out`: memory for them."""
         crosscoder, xhat = self._crosscoder, []
-        for side in SIDES:
+        for side, out_BD in zip(SIDES, out, strict=True):
             indices, bags = entries.of_pairs(crosscoder.sees(side))
-            xhat_BD = self._processes.sum(bag_sum(crosscoder.decoder(side), bags, f_K[indices]))
+            xhat_BD = self._processes.sum(bag_sum(crosscoder.decoder(side), bags, f_K[indices], out_BD))
             xhat.append(xhat_BD.add_(crosscoder.decoder_bias(side)))
         return xhat[0], xhat[1]
 
@@ -306,19 +311,25 @@ class SparseStep:
 
     def _scores(self, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
         crosscoder, dtype = self._crosscoder, self._crosscoder.matmul_dtype
-        size = len(x_a) * crosscoder.n_features
-        # Memory for the largest matrix is kept: new memory is slow, the system clears every page of it.
-        if self._product is None or self._product.numel() < size:
-            self._product = None
-            self._product = torch.empty(size, dtype=dtype, device=x_a.device)
-        out_BF = self._product[:size].view(len(x_a), crosscoder.n_features)
+        (pre_BF,) = self._matrices(len(x_a), crosscoder.n_features)
+        out_BF = pre_BF if dtype == torch.float32 else torch.empty_like(pre_BF, dtype=dtype)
         tensors = (tensor.to(dtype) for tensor in (x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b))
         encode_into(out_BF, *tensors, share=crosscoder.encoder_share)
-        return Scores(out_BF.float(), crosscoder.b_enc, crosscoder.score_weights())
+        return Scores(
+            pre_BF if out_BF is pre_BF else pre_BF.copy_(out_BF), crosscoder.b_enc, crosscoder.score_weights()
+        )
+
+    def _matrices(self, rows: int, *columns: int) -> tuple[torch.Tensor, ...]:
+        """Float32 matrices, all in memory that is kept, and over those of the last call: new memory is slow, the system
+        clears every page of it."""
+        sizes = [rows * n for n in columns]
+        if self._memory.numel() < sum(sizes):
+            self._memory = torch.empty(sum(sizes), device=self._memory.device)
+        return tuple(one.view(rows, -1) for one in self._memory[: sum(sizes)].split(sizes))
 
 
 def _gradient(w_FD: torch.Tensor) -> torch.Tensor:
-    """Memory for a gradient, the same in every step: new memory is slow, the system clears every page of it."""
+    """Memory for a gradient, the same in every step, as `_matrices`."""
     if w_FD.grad is None:
         w_FD.grad = torch.empty_like(w_FD)
     return w_FD.grad

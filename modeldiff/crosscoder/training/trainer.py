@@ -190,11 +190,11 @@ class Trainer:
         x = self._inliers(x_a_BDa, x_b_BDb)
         done = self.sparse.forward(*x, self.recipe.active_entries(self.step, len(x[0])))
         quality = self._quality(x, done) if self.recipe.is_logged(self.step) else None
-        # Written over the reconstructions, which nobody needs from here on.
-        e_a, e_b = (torch.sub(x_BD, xhat_BD, out=xhat_BD) for x_BD, xhat_BD in zip(x, done.xhat, strict=True))
-        kind = self.recipe.loss
+        kind, (xhat_a, xhat_b), (spare_a, spare_b) = self.recipe.loss, done.xhat, done.spare
+        e_a, e_b = torch.sub(x[0], xhat_a, out=xhat_a), torch.sub(x[1], xhat_b, out=xhat_b)
         loss = reconstruction_loss(e_a, e_b, kind)
-        self.sparse.backward(x, done, (reconstruction_gradient(e_a, kind), reconstruction_gradient(e_b, kind)))
+        g_a, g_b = reconstruction_gradient(e_a, kind, spare_a), reconstruction_gradient(e_b, kind, spare_b)
+        self.sparse.backward(x, done, (g_a, g_b))
         auxk = self._add_auxk((e_a, e_b))
         firings_F = done.entries.bags.start_G1.diff()
         self.since_active_F += len(x[0])
