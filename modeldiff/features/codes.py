@@ -95,8 +95,7 @@ class Encoder:
         kept_B = self.keeps(raw["a"], raw["b"]).to(device)
         inside_EW = row_EW >= 0
         start_E1 = np.concatenate([[0], inside_EW.sum(axis=1).cumsum()])
-        bag_K = np.repeat(np.arange(len(row_EW)), np.diff(start_E1))
-        bags = Bags(*(torch.from_numpy(one).to(device) for one in (row_EW[inside_EW], bag_K, start_E1)))
+        bags = Bags(*(torch.from_numpy(one).to(device) for one in (row_EW[inside_EW], start_E1)))
         feature = torch.from_numpy(feature_E).to(device)
         weights_F = crosscoder.score_weights()
         with torch.no_grad():

@@ -128,9 +128,8 @@ def add_targets(part: Moments, x_nD: torch.Tensor, f_nG: sparse.csr_matrix) -> N
     n_targets, device = f_nG.shape[1], x_nD.device
     columns = f_nG.tocsc()
     index_K, start_G1 = (torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr))
-    bag_K = torch.from_numpy(np.repeat(np.arange(n_targets), np.diff(columns.indptr))).to(device)
     weight_K = torch.from_numpy(columns.data.astype(np.float32, copy=False)).to(device)
-    part.fx_GD += bag_sum(x_nD.float(), Bags(index_K, bag_K, start_G1), weight_K).cpu()
+    part.fx_GD += bag_sum(x_nD.float(), Bags(index_K, start_G1), weight_K).cpu()
     f_K = f_nG.data.astype(np.float64)
     part.f_G += torch.from_numpy(np.bincount(f_nG.indices, f_K, n_targets))
     part.ff_G += torch.from_numpy(np.bincount(f_nG.indices, f_K * f_K, n_targets))

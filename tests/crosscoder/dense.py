@@ -45,10 +45,11 @@ class DenseStep(SparseStep):
         self._xhat = dense_reconstruction(self.crosscoder, f_BF)
         entries = Entries(flat_K, len(x_a_BDa), self.crosscoder.n_features)
         xhat_a, xhat_b = self._xhat
-        return Pass(entries, f_BF.detach().view(-1)[flat_K], smallest, (xhat_a.detach(), xhat_b.detach()))
+        spare = torch.empty_like(xhat_a), torch.empty_like(xhat_b)
+        return Pass(entries, f_BF.detach().view(-1)[flat_K], smallest, (xhat_a.detach(), xhat_b.detach()), spare)
 
     @torch.no_grad()
-    def decode(self, entries: Entries, f_K: torch.Tensor) -> Both:
+    def decode(self, entries: Entries, f_K: torch.Tensor, _out: object = None) -> Both:
         return dense_reconstruction(self.crosscoder, dense(entries, f_K))
 
     def backward(self, x: Both, done: Pass, g: Both) -> None:  # noqa: ARG002

@@ -14,6 +14,7 @@ so on.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import ModuleType
@@ -30,65 +31,106 @@ from modeldiff.crosscoder.model import Both, Crosscoder, encode_into
 from modeldiff.crosscoder.saving import Spans
 from modeldiff.sides import SIDES
 
+# Values of a sum that are made at once on the CPU, 1 MiB.
+_PIECE_VALUES = 1 << 18
+
 
 @dataclass(frozen=True)
 class Bags:
-    """Entries in bags: entry k stands for row `index_K[k]` and is in bag `bag_K[k]`.
+    """Entries in bags: bag g holds the entries start_G1[g] <= k < start_G1[g + 1], entry k stands for row `index_K[k]`.
 
     Attributes:
-        index_K: int64, as all three; or int32 on the CPU.
-        bag_K: ascending.
-        start_G1: ascending, from 0 to K: bag g holds the entries start_G1[g] <= k < start_G1[g + 1].
+        index_K: int64, or int32 on the CPU.
+        start_G1: likewise; ascending, from 0 to K.
     """
 
     index_K: torch.Tensor
-    bag_K: torch.Tensor
     start_G1: torch.Tensor
+
+    @cached_property
+    def bag_K(self) -> torch.Tensor:
+        """The bag that each entry is in, int64, ascending."""
+        numbers_G = torch.arange(len(self), device=self.start_G1.device)
+        return numbers_G.repeat_interleave(self.start_G1.diff(), output_size=len(self.index_K))
 
     def __len__(self) -> int:
         """G."""
         return len(self.start_G1) - 1
 
+    def part(self, which: slice) -> tuple[slice, Bags]:
+        """The entries of neighbouring bags, and these bags alone."""
+        if which == slice(0, len(self)):
+            return slice(None), self
+        start_G1 = self.start_G1[which.start : which.stop + 1]
+        entries = slice(int(start_G1[0]), int(start_G1[-1]))
+        return entries, Bags(self.index_K[entries], start_G1 - entries.start)
 
-def bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
+
+def bag_sum(
+    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, out_GD: torch.Tensor | None = None
+) -> torch.Tensor:
     """(G, D), float32: out[g] = sum over the bag's entries k of weight_K[k] rows_ND[index_K[k]]; 0 for an empty bag.
 
     Decoding (bags are pairs, rows those of a decoder) and the gradients of weights (bags are features, rows are
     activations or errors) are this. No autograd.
+
+    Args:
+        out_GD: memory for it.
     """
-    if bags.index_K.numel() == 0:
-        return rows_ND.new_zeros(len(bags), rows_ND.shape[1])
     if kernels := _kernels(rows_ND.device):
-        return kernels.bag_sum(rows_ND, bags, weight_K)
+        return kernels.bag_sum(rows_ND, bags, weight_K, out_GD=out_GD)
     with torch.no_grad():
-        return _bag_sum(rows_ND, bags, weight_K)
+        if out_GD is None:
+            return _bag_sum(rows_ND, bags, weight_K)
+        for which, entries, piece in _pieces(bags, out_GD):
+            out_GD[which] = _bag_sum(rows_ND, piece, weight_K[entries])
+        return out_GD
 
 
 def bag_sum_and_dot(
-    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, left_GD: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(`bag_sum`, dot_K), float32: dot[k] is the product of left_GD[bag_K[k]] and rows_ND[index_K[k]].
+    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, left_GD: torch.Tensor, out_GD: torch.Tensor
+) -> torch.Tensor:
+    """Besides `bag_sum` into `out_GD`, dot_K, float32: the products of left_GD[bag_K[k]] and rows_ND[index_K[k]].
 
     With the gradients of the reconstructions as rows and features as bags, the sum is the gradient of a decoder, and
     the products, with the decoder as `left`, are that of the code.
     """
-    if bags.index_K.numel() == 0:
-        return bag_sum(rows_ND, bags, weight_K), rows_ND.new_zeros(0)
     if kernels := _kernels(rows_ND.device):
-        return kernels.bag_sum(rows_ND, bags, weight_K), kernels.bag_dot(left_GD, rows_ND, bags)
+        kernels.bag_sum(rows_ND, bags, weight_K, out_GD=out_GD)
+        return kernels.bag_dot(left_GD, rows_ND, bags)
+    dot_K = torch.empty_like(weight_K)
+    for which, entries, piece in _pieces(bags, out_GD):
+        sum_GD, dot_K[entries] = _sum_and_dot(rows_ND, piece, weight_K[entries], left_GD[which])
+        out_GD[which] = sum_GD
+    return dot_K
+
+
+def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.Tensor:
+    """The products of `bag_sum_and_dot` alone: what a feature makes of some pairs. No autograd."""
+    if kernels := _kernels(rows_ND.device):
+        return kernels.bag_dot(left_GD, rows_ND, bags)
+    return _sum_and_dot(rows_ND, bags, rows_ND.new_ones(len(bags.index_K)), left_GD)[1]
+
+
+def _pieces(bags: Bags, out_GD: torch.Tensor) -> Iterator[tuple[slice, slice, Bags]]:
+    """Which bags, which entries, these bags: on the CPU so many that their results are in its cache when copied."""
+    step = len(bags)
+    if out_GD.device.type == "cpu":
+        step = max(1, _PIECE_VALUES // out_GD.shape[1])
+    for first in range(0, len(bags), step):
+        which = slice(first, min(first + step, len(bags)))
+        yield which, *bags.part(which)
+
+
+def _sum_and_dot(
+    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, left_GD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.enable_grad():
         # The products are the gradient of the sum in its weights.
         weight_K = weight_K.detach().requires_grad_()
         sum_GD = _bag_sum(rows_ND, bags, weight_K)
         (dot_K,) = torch.autograd.grad(sum_GD, weight_K, left_GD.detach())
     return sum_GD.detach(), dot_K
-
-
-def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.Tensor:
-    """The second of `bag_sum_and_dot` alone: what a feature makes of some pairs. No autograd."""
-    if bags.index_K.numel() and (kernels := _kernels(rows_ND.device)):
-        return kernels.bag_dot(left_GD, rows_ND, bags)
-    return bag_sum_and_dot(rows_ND, bags, rows_ND.new_ones(len(bags.index_K)), left_GD)[1]
 
 
 def _bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
@@ -114,7 +156,7 @@ class Entries:
     features. All numbers are int32 on the CPU, int64 elsewhere.
 
     Attributes:
-        row_K, column_K: the entry's pair and feature, pair by pair; `pair_K`, `feature_K`: feature by feature.
+        row_K, column_K: the entry's pair and feature, pair by pair.
     """
 
     def __init__(self, flat_K: torch.Tensor, pairs: int, features: int) -> None:
@@ -123,45 +165,41 @@ class Entries:
         self.row_K, self.column_K = rows_and_columns(flat_K, features)
 
     @cached_property
-    def by_feature_K(self) -> torch.Tensor:
-        """Values listed pair by pair, taken at these indices, are feature by feature."""
+    def _by_feature(self) -> tuple[torch.Tensor, Bags]:
         if self.row_K.device.type != "cpu":
-            return self.column_K.int().sort(stable=True).indices
+            by_feature_K = self.column_K.int().sort(stable=True).indices
+            starts_F1 = _starts(self.column_K.index_select(0, by_feature_K), self.features)
+            return by_feature_K, Bags(self.row_K.index_select(0, by_feature_K), starts_F1)
         # scipy's transposition is a counting sort: several times as fast as torch's.
         numbers_K = np.arange(len(self.row_K), dtype=np.int32)
-        starts = _starts(self.row_K, self.pairs).numpy()
-        code = csr_array((numbers_K, self.column_K.numpy(), starts), shape=(self.pairs, self.features))
-        return torch.from_numpy(code.tocsc().data)
+        shape = (self.pairs, self.features)
+        code = csr_array((numbers_K, self.column_K.numpy(), self._start_B1.numpy()), shape=shape).tocsc()
+        by_feature_K, pair_K, start_F1 = map(torch.from_numpy, (code.data, code.indices, code.indptr))
+        return by_feature_K, Bags(pair_K, start_F1)
+
+    @property
+    def by_feature_K(self) -> torch.Tensor:
+        """Values listed pair by pair, taken at these indices, are feature by feature."""
+        return self._by_feature[0]
+
+    @property
+    def bags(self) -> Bags:
+        """Of the entries feature by feature: a bag is a feature, an index a pair."""
+        return self._by_feature[1]
 
     @cached_property
-    def pair_K(self) -> torch.Tensor:
-        return self.row_K.index_select(0, self.by_feature_K)
-
-    @cached_property
-    def feature_K(self) -> torch.Tensor:
-        return self.column_K.index_select(0, self.by_feature_K)
-
-    @cached_property
-    def start_F1(self) -> torch.Tensor:
-        """Feature i holds the entries from start_F1[i] to start_F1[i + 1] of those listed feature by feature."""
-        return _starts(self.feature_K, self.features)
-
-    def of_features(self, seen: slice) -> tuple[slice, Bags]:
-        """The entries of neighbouring features among those listed feature by feature (their slice), and bags of them: a
-        bag is a feature, an index a pair."""
-        start_Fm1 = self.start_F1[seen.start : seen.stop + 1]
-        entries = slice(int(start_Fm1[0]), int(start_Fm1[-1]))
-        return entries, Bags(self.pair_K[entries], self.feature_K[entries] - seen.start, start_Fm1 - entries.start)
+    def _start_B1(self) -> torch.Tensor:
+        return _starts(self.row_K, self.pairs)
 
     def of_pairs(self, seen: slice) -> tuple[torch.Tensor | slice, Bags]:
         """The indices of the entries of neighbouring features among those listed pair by pair, and bags of them: a bag
         is a pair, an index a feature, counted from the first of them."""
         if seen.start == 0 and seen.stop == self.features:
-            return slice(None), Bags(self.column_K, self.row_K, _starts(self.row_K, self.pairs))
+            return slice(None), Bags(self.column_K, self._start_B1)
         inside_K = (self.column_K >= seen.start) & (self.column_K < seen.stop)
         indices = indices_of(inside_K).to(self.column_K.dtype)
         rows_K, columns_K = self.row_K.index_select(0, indices), self.column_K.index_select(0, indices)
-        return indices, Bags(columns_K - seen.start, rows_K, _starts(rows_K, self.pairs))
+        return indices, Bags(columns_K - seen.start, _starts(rows_K, self.pairs))
 
 
 def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
@@ -220,6 +258,8 @@ class Pass:
     smallest: Smallest
     xhat: Both
     """Reconstructions (B, Da), (B, Db)."""
+    spare: Both
+    """Memory of the same shapes. Like the reconstructions it lasts until the next batch."""
 
 
 class SparseStep:
@@ -227,7 +267,7 @@ class SparseStep:
 
     def __init__(self, crosscoder: Crosscoder, processes: OneProcess) -> None:
         self._crosscoder, self._processes = crosscoder, processes
-        self._product: torch.Tensor | None = None
+        self._memory = torch.empty(0, device=crosscoder.b_enc.device)
 
     @torch.no_grad()
     def forward(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, count: int) -> Pass:
@@ -236,44 +276,60 @@ class SparseStep:
         flat_K, smallest = self._processes.select(scores, count, self._crosscoder.config)
         entries = Entries(flat_K, len(x_a_BDa), self._crosscoder.n_features)
         f_K = scores.pre(flat_K)
-        return Pass(entries, f_K, smallest, self.decode(entries, f_K))
+        del scores, flat_K  # early in a run many entries are active; the memory of the scores is used again
+        a, b = x_a_BDa.shape[1], x_b_BDb.shape[1]
+        xhat_a, xhat_b, *spare = self._matrices(len(x_a_BDa), a, b, a, b)
+        return Pass(entries, f_K, smallest, self.decode(entries, f_K, (xhat_a, xhat_b)), (spare[0], spare[1]))
 
     @torch.no_grad()
-    def decode(self, entries: Entries, f_K: torch.Tensor) -> Both:
+    def decode(self, entries: Entries, f_K: torch.Tensor, out: Both | tuple[None, None] = (None, None)) -> Both:
+        """Reconstructions; `out`: memory for them."""
         crosscoder, xhat = self._crosscoder, []
-        for side in SIDES:
+        for side, out_BD in zip(SIDES, out, strict=True):
             indices, bags = entries.of_pairs(crosscoder.sees(side))
-            xhat_BD = self._processes.sum(bag_sum(crosscoder.decoder(side), bags, f_K[indices]))
+            xhat_BD = self._processes.sum(bag_sum(crosscoder.decoder(side), bags, f_K[indices], out_BD))
             xhat.append(xhat_BD.add_(crosscoder.decoder_bias(side)))
         return xhat[0], xhat[1]
 
     @torch.no_grad()
     def backward(self, x: Both, done: Pass, g: Both) -> None:
         """Set `grad` of every parameter, from a loss's gradients in the two reconstructions."""
-        crosscoder, entries = self._crosscoder, done.entries
-        f_K = done.f_K.index_select(0, entries.by_feature_K)
+        crosscoder, bags = self._crosscoder, done.entries.bags
+        f_K = done.f_K.index_select(0, done.entries.by_feature_K)
         g_K = torch.zeros_like(f_K)
         for side, g_BD in zip(SIDES, g, strict=True):
             crosscoder.decoder_bias(side).grad = g_BD.sum(dim=0)
-            mine, bags = entries.of_features(crosscoder.sees(side))
+            mine, seen = bags.part(crosscoder.sees(side))
             w_dec = crosscoder.decoder(side)
-            w_dec.grad, dot_K = bag_sum_and_dot(g_BD, bags, f_K[mine], w_dec)
-            g_K[mine] += dot_K
-        crosscoder.b_enc.grad = torch.segment_reduce(g_K, "sum", offsets=entries.start_F1, initial=0.0)
+            g_K[mine] += bag_sum_and_dot(g_BD, seen, f_K[mine], w_dec, _gradient(w_dec))
+        crosscoder.b_enc.grad = torch.segment_reduce(g_K, "sum", offsets=bags.start_G1, initial=0.0)
         if crosscoder.encoder_share != 1:
-            g_K[entries.of_features(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share
+            g_K[bags.part(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share
         for side, x_BD in zip(SIDES, x, strict=True):
-            mine, bags = entries.of_features(crosscoder.sees(side))
-            crosscoder.encoder(side).grad = bag_sum(x_BD, bags, g_K[mine])
+            mine, seen = bags.part(crosscoder.sees(side))
+            bag_sum(x_BD, seen, g_K[mine], _gradient(crosscoder.encoder(side)))
 
     def _scores(self, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
         crosscoder, dtype = self._crosscoder, self._crosscoder.matmul_dtype
-        size = len(x_a) * crosscoder.n_features
-        # Memory for the largest matrix is kept: new memory is slow, the system clears every page of it.
-        if self._product is None or self._product.numel() < size:
-            self._product = None
-            self._product = torch.empty(size, dtype=dtype, device=x_a.device)
-        out_BF = self._product[:size].view(len(x_a), crosscoder.n_features)
+        (pre_BF,) = self._matrices(len(x_a), crosscoder.n_features)
+        out_BF = pre_BF if dtype == torch.float32 else torch.empty_like(pre_BF, dtype=dtype)
         tensors = (tensor.to(dtype) for tensor in (x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b))
         encode_into(out_BF, *tensors, share=crosscoder.encoder_share)
-        return Scores(out_BF.float(), crosscoder.b_enc, crosscoder.score_weights())
+        return Scores(
+            pre_BF if out_BF is pre_BF else pre_BF.copy_(out_BF), crosscoder.b_enc, crosscoder.score_weights()
+        )
+
+    def _matrices(self, rows: int, *columns: int) -> tuple[torch.Tensor, ...]:
+        """Float32 matrices, all in memory that is kept, and over those of the last call: new memory is slow, the system
+        clears every page of it."""
+        sizes = [rows * n for n in columns]
+        if self._memory.numel() < sum(sizes):
+            self._memory = torch.empty(sum(sizes), device=self._memory.device)
+        return tuple(one.view(rows, -1) for one in self._memory[: sum(sizes)].split(sizes))
+
+
+def _gradient(w_FD: torch.Tensor) -> torch.Tensor:
+    """Memory for a gradient, the same in every step, as `_matrices`."""
+    if w_FD.grad is None:
+        w_FD.grad = torch.empty_like(w_FD)
+    return w_FD.grad

@@ -48,13 +48,14 @@ def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
     return torch.cat([e_RD.square().sum(dim=1) for e_RD in e_BD.split(rows)])
 
 
-def reconstruction_gradient(e_BD: torch.Tensor, kind: str) -> torch.Tensor:
-    """The gradient of `reconstruction_loss` in one side's reconstructions, to the bit as autograd's."""
+def reconstruction_gradient(e_BD: torch.Tensor, kind: str, out_BD: torch.Tensor | None = None) -> torch.Tensor:
+    """The gradient of `reconstruction_loss` in one side's reconstructions, to the bit as autograd's; `out_BD`: memory
+    for it."""
     if kind == "squared":
-        return e_BD * (-2 / len(e_BD))
+        return torch.mul(e_BD, -2 / len(e_BD), out=out_BD)
     norm_B1 = torch.linalg.vector_norm(e_BD, dim=1, keepdim=True)
     # Where there is no error the norm has no gradient, and 0 stands for it.
-    return (e_BD / norm_B1.masked_fill_(norm_B1 == 0, math.inf)).mul_(-0.5 / len(e_BD))
+    return torch.div(e_BD, norm_B1.masked_fill_(norm_B1 == 0, math.inf), out=out_BD).mul_(-0.5 / len(e_BD))
 
 
 @torch.no_grad()

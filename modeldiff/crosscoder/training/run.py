@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -153,28 +154,17 @@ class _Training:
             ) from None
 
     def _build(self, work: Work) -> dict[str, Any]:
-        config, recipe = self.config, self.recipe
         checkpoint, log_path = work.resume / "checkpoint.safetensors", work.resume / _LOG_NAME
         written = checkpoint.stat().st_size if checkpoint.exists() else 0
-        require_free(work.folder, disk(config)["needed"] - written, f"a training of {config.n_features:,} features")
-        trainer = self._trainer()
-        over = f" over {self.shards.world} processes" if self.shards else ""
-        say(f"{_sizes(config)}{over}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
-        say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
-        buffer_bytes, timings = self.settings.buffer_mib << 20, work.folder / "logs/throughput.jsonl"
-        stream = PairStream(
-            self.store, self.blocks, batch=recipe.batch, seed=recipe.seed, buffer_bytes=buffer_bytes, device=self.device
-        )
-        train(trainer, stream, checkpoint, log_path, timings, self.settings.checkpoint_seconds)
-        dead = trainer.by_partition(trainer.dead())
-        crosscoder = self.shards.whole(trainer.crosscoder) if self.shards else trainer.crosscoder
+        size = f"a training of {self.config.n_features:,} features"
+        require_free(work.folder, disk(self.config)["needed"] - written, size)
+        crosscoder, figures = self._trained(checkpoint, log_path, work.folder / "logs/throughput.jsonl")
         if crosscoder is None:
             return {}
-        crosscoder.to(self.device)
+        recipe = self.recipe
         if recipe.audit_steps:
             say(f"after {len(recipe.audit_steps)} audits: {_sizes(crosscoder.config)}")
-        crosscoder.set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
-        left_out = trainer.left_out / (recipe.steps * recipe.batch)
+        left_out = figures["left_out"] / (recipe.steps * recipe.batch)
         if left_out > _NOTEWORTHY_LEFT_OUT:
             say(
                 f"{left_out:.0%} of the pairs were left out: a norm above {recipe.outlier_factor:g} times the median; "
@@ -199,20 +189,39 @@ class _Training:
             "pairs": recipe.steps * recipe.batch,
             "passes": recipe.steps * recipe.batch / self.pairs,
             "lr": recipe.lr,
-            "left_out": trainer.left_out,
-            "auxk_nan": trainer.auxk_nan,
-            "threshold": trainer.threshold.value,
-            "dead": {name: int(count) for name, count in dead.items()},
+            **figures,
             "audit": audit_metrics(lines),
             "held_out": evaluation,
         }
 
-    def _trainer(self) -> Trainer:
-        crosscoder = Crosscoder.initialised(self.config, self.measured, seed=self.recipe.seed)
+    def _trained(self, checkpoint: Path, log: Path, timings: Path) -> tuple[Crosscoder | None, dict[str, Any]]:
+        """The whole crosscoder, in the first process, and figures of the run. What only training needs is freed."""
+        config, recipe = self.config, self.recipe
+        crosscoder = Crosscoder.initialised(config, self.measured, seed=recipe.seed)
         crosscoder = (self.shards.part(crosscoder) if self.shards else crosscoder).to(self.device)
         crosscoder.matmul_dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        auditor = Auditor() if self.recipe.audit_steps else None
-        return Trainer(crosscoder, self.recipe, processes=self.shards, callback=auditor)
+        auditor = Auditor() if recipe.audit_steps else None
+        trainer = Trainer(crosscoder, recipe, processes=self.shards, callback=auditor)
+        over = f" over {self.shards.world} processes" if self.shards else ""
+        say(f"{_sizes(config)}{over}, k {recipe.k}, {config.parameters / 1e6:.2f} M parameters")
+        say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
+        buffer_bytes = self.settings.buffer_mib << 20
+        stream = PairStream(
+            self.store, self.blocks, batch=recipe.batch, seed=recipe.seed, buffer_bytes=buffer_bytes, device=self.device
+        )
+        train(trainer, stream, checkpoint, log, timings, self.settings.checkpoint_seconds)
+        dead = trainer.by_partition(trainer.dead())
+        figures = {
+            "left_out": trainer.left_out,
+            "auxk_nan": trainer.auxk_nan,
+            "threshold": trainer.threshold.value,
+            "dead": {name: int(count) for name, count in dead.items()},
+        }
+        whole = self.shards.whole(crosscoder) if self.shards else crosscoder
+        if whole is not None:
+            whole.zero_grad()
+            whole.to(self.device).set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
+        return whole, figures
 
 
 @torch.no_grad()

@@ -187,16 +187,16 @@ class Trainer:
             DamagedError: activations that are not finite.
             InputError: the training diverged.
         """
-        self.crosscoder.zero_grad()  # as large as the weights: not beside the forward pass
         x = self._inliers(x_a_BDa, x_b_BDb)
         done = self.sparse.forward(*x, self.recipe.active_entries(self.step, len(x[0])))
         quality = self._quality(x, done) if self.recipe.is_logged(self.step) else None
-        e = x[0] - done.xhat[0], x[1] - done.xhat[1]
-        loss = reconstruction_loss(*e, self.recipe.loss)
-        kind = self.recipe.loss
-        self.sparse.backward(x, done, (reconstruction_gradient(e[0], kind), reconstruction_gradient(e[1], kind)))
-        auxk = self._add_auxk(e)
-        firings_F = done.entries.start_F1.diff()
+        kind, (xhat_a, xhat_b), (spare_a, spare_b) = self.recipe.loss, done.xhat, done.spare
+        e_a, e_b = torch.sub(x[0], xhat_a, out=xhat_a), torch.sub(x[1], xhat_b, out=xhat_b)
+        loss = reconstruction_loss(e_a, e_b, kind)
+        g_a, g_b = reconstruction_gradient(e_a, kind, spare_a), reconstruction_gradient(e_b, kind, spare_b)
+        self.sparse.backward(x, done, (g_a, g_b))
+        auxk = self._add_auxk((e_a, e_b))
+        firings_F = done.entries.bags.start_G1.diff()
         self.since_active_F += len(x[0])
         self.since_active_F.masked_fill_(firings_F > 0, 0)
         if self.step >= self.recipe.threshold_start:

@@ -21,7 +21,6 @@ def made_bags(lengths: Sequence[int], rows: int, seed: int = 0) -> Bags:
     random = torch.Generator().manual_seed(seed)
     return Bags(
         index_K=torch.randint(rows, (int(length_G.sum()),), generator=random),
-        bag_K=torch.repeat_interleave(torch.arange(len(length_G)), length_G),
         start_G1=torch.cat([torch.zeros(1, dtype=torch.int64), length_G.cumsum(0)]),
     )
 

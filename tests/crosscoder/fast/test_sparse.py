@@ -30,19 +30,19 @@ def test_both_orders_hold_every_entry_once(pairs: int, features: int, share: flo
     flat_K = some_entries(pairs, features, int(share * pairs * features), seed)
     entries = Entries(flat_K, pairs, features)
     expected = sorted((i % features, i // features) for i in flat_K.tolist())
-    assert list(zip(entries.feature_K.tolist(), entries.pair_K.tolist(), strict=True)) == expected
+    bags = entries.bags
+    assert list(zip(bags.bag_K.tolist(), bags.index_K.tolist(), strict=True)) == expected
     assert torch.equal(entries.row_K * features + entries.column_K, flat_K)
-    assert torch.equal(flat_K[entries.by_feature_K], entries.pair_K * features + entries.feature_K)
-    assert entries.start_F1.diff().tolist() == torch.bincount(entries.feature_K, minlength=features).tolist()
+    assert torch.equal(flat_K[entries.by_feature_K], bags.index_K * features + bags.bag_K)
     seen = slice(int(cut * features), features)
-    mine, bags = entries.of_features(seen)
-    assert torch.equal(bags.bag_K + seen.start, entries.feature_K[mine])
+    mine, part = bags.part(seen)
+    assert torch.equal(part.bag_K + seen.start, bags.bag_K[mine])
+    assert torch.equal(part.index_K, bags.index_K[mine])
     places, by_pair = entries.of_pairs(seen)
     places = torch.arange(len(flat_K))[places]
     assert places.tolist() == sorted(entries.by_feature_K[mine].tolist())
     assert torch.equal(by_pair.index_K + seen.start, entries.column_K[places])
     assert torch.equal(by_pair.bag_K, entries.row_K[places])
-    assert torch.equal(by_pair.start_G1.diff(), torch.bincount(by_pair.bag_K, minlength=pairs))
 
 
 @pytest.mark.parametrize("sizes", [(3, 7, 2), (0, 9, 0), (4, 1, 0), (0, 1, 4)])
