@@ -21,12 +21,12 @@ from modeldiff.console import progress
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.store import RunningStatistics, write_store
+from modeldiff.harvest.store import shard_file, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_jsonl
-from modeldiff.workspace.activations import DATASET, plan_name, rows_name
+from modeldiff.workspace.activations import plan_name, rows_name
 from modeldiff.workspace.artifact import Input
-from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
+from modeldiff.workspace.bits import ENCODINGS
 from modeldiff.workspace.files import require_free, sha256_json
 from modeldiff.workspace.plan import Document, PairTable, Tokens
 from modeldiff.workspace.stage import Work
@@ -106,20 +106,12 @@ def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: 
         progress(f"import {side.upper()}", sum(shards), "pairs", done) as bar,
     ):
         for shard in missing:
-            first = sum(shards[:shard])
-            name = rows_name(shard, side)
-            temporary = work.temporary(name)
-            statistics = RunningStatistics(array.width)
-            with h5py.File(temporary, "w") as file:
-                dataset = create_dataset(file, DATASET, shards[shard], array.width, encoding)
-                for start in range(0, shards[shard], _BLOCK_ROWS):
-                    stop = min(start + _BLOCK_ROWS, shards[shard])
-                    stored_ND = _stored(read(first + start, first + stop), first + start, array.path, side, encoding)
-                    write_rows(dataset, start, stored_ND)
-                    statistics.add(stored_ND)
+            first, end = sum(shards[:shard]), sum(shards[: shard + 1])
+            with shard_file(work, shard, side, shards[shard], array.width, encoding) as append:
+                for start in range(first, end, _BLOCK_ROWS):
+                    stop = min(start + _BLOCK_ROWS, end)
+                    append(_stored(read(start, stop), start, array.path, side, encoding))
                     bar.advance(stop - start)
-            statistics.save(work.resume, shard, side)
-            work.commit(temporary, name)
 
 
 def _stored(x_ND: torch.Tensor, first: int, path: Path, side: str, encoding: str) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,7 @@ def look(settings: HarvestSettings, sources: list[Source], readers: dict[str, Re
     """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
     counts = Counts()
     pairs = plan_bytes = text_bytes = 0
-    stream = mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)
-    for record in itertools.islice(stream, _LOOK_DOCUMENTS):
+    for record in itertools.islice(_records(settings, sources), _LOOK_DOCUMENTS):
         text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
         for document, found in plan_record(record, readers, settings, context, counts):
             pairs += len(found)
@@ -117,33 +117,23 @@ def make_plan(
     cursor = _resume(work)
     if cursor.finished:
         return cursor
-    counts = Counts(cursor.counts or None)
+    counts = Counts(cursor.counts)
     shard: list[Piece] = []
     left, wanted = settings.pairs - cursor.pairs, settings.shard_pairs
     with progress("plan", settings.pairs, "pairs", done=cursor.pairs) as bar:
-        for number, record in enumerate(mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)):
-            if number < cursor.records:
+        for document, found, position in _unplanned(cursor, settings, sources, readers, context, counts):
+            pairs = _first(found, left)
+            shard.append((document, pairs))
+            bar.advance(len(pairs))
+            left, wanted = left - len(pairs), wanted - len(pairs)
+            if left and wanted > 0:
                 continue
-            if record.source not in cursor.labels:
-                cursor.labels.append(record.source)
-            resumed = cursor.pieces if number == cursor.records else 0
-            pieces = plan_record(
-                record, readers, settings, context, None if resumed else counts,
-                source=cursor.labels.index(record.source), index=number,
-            )  # fmt: skip
-            for done, (document, pairs) in enumerate(pieces[resumed:], resumed + 1):
-                shard.append((document, _first(pairs, left)))
-                taken = len(shard[-1][1])
-                bar.advance(taken)
-                left, wanted = left - taken, wanted - taken
-                if left and wanted > 0:
-                    continue
-                cursor.records, cursor.pieces = (number, done) if done < len(pieces) else (number + 1, 0)
-                cursor.counts, cursor.finished = counts.data, not left
-                _close(work, cursor, shard)
-                if not left:
-                    return cursor
-                shard, wanted = [], settings.shard_pairs
+            cursor.records, cursor.pieces = position
+            cursor.counts, cursor.finished = counts.data, not left
+            _close(work, cursor, shard)
+            if not left:
+                return cursor
+            shard, wanted = [], settings.shard_pairs
     cursor.counts, cursor.finished, cursor.ran_out = counts.data, True, True
     if shard:
         _close(work, cursor, shard)
@@ -155,6 +145,31 @@ def make_plan(
             "check the texts, or keep pairs inside words too with --pair-at tokens"
         )
     return cursor
+
+
+def _unplanned(
+    cursor: Cursor,
+    settings: HarvestSettings,
+    sources: list[Source],
+    readers: dict[str, Reader],
+    context: dict[str, int],
+    counts: Counts,
+) -> Iterator[tuple[Document, PairTable, tuple[int, int]]]:
+    """The pieces after the cursor, each with the `records` and `pieces` of a cursor behind it."""
+    skipped = cursor.pieces
+    for number, record in itertools.islice(enumerate(_records(settings, sources)), cursor.records, None):
+        if record.source not in cursor.labels:
+            cursor.labels.append(record.source)
+        source = cursor.labels.index(record.source)
+        counted = None if skipped else counts  # a record of which a part is planned was counted then
+        pieces = plan_record(record, readers, settings, context, counted, source=source, index=number)
+        for done, (document, pairs) in enumerate(pieces[skipped:], skipped + 1):
+            yield document, pairs, (number, done) if done < len(pieces) else (number + 1, 0)
+        skipped = 0
+
+
+def _records(settings: HarvestSettings, sources: list[Source]) -> Iterator[Record]:
+    return mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)
 
 
 def _resume(work: Work) -> Cursor:
@@ -245,27 +260,22 @@ def _cut(
     matches = len(alignment.char_end)
     if not matches:
         return [], 0
-    if all(len(tokens[side].ids) <= context[side] for side in SIDES):
-        return [(text, tokens, _pairs(alignment, 0, matches, 0, dict.fromkeys(SIDES, 0)))], matches
-    # By side, the index of the first text token and after the last one.
     of_text = {side: np.flatnonzero(tokens[side].starts >= 0) for side in SIDES}
-    bounds = {side: (int(of_text[side][0]), int(of_text[side][-1]) + 1) for side in SIDES}
-    room = {side: context[side] - bounds[side][0] - (len(tokens[side].ids) - bounds[side][1]) for side in SIDES}
+    head = {side: int(of_text[side][0]) for side in SIDES}
+    tail = {side: int(of_text[side][-1]) + 1 for side in SIDES}
+    room = {side: context[side] - len(tokens[side].ids) + tail[side] - head[side] for side in SIDES}
     pieces = []
-    begin = {side: bounds[side][0] for side in SIDES}
-    first = char_start = 0
-    while first < matches:
-        stop = _last_that_fits(alignment, first, begin, room)
-        if stop == first:
-            break
+    first, begin, char_start = 0, head, 0
+    while (stop := _last_that_fits(alignment, first, begin, room)) > first:
         end = {side: int(alignment.token[side][stop - 1]) + 1 for side in SIDES}
         char_stop = int(alignment.char_end[stop - 1])
-        if stop == matches and all(bounds[side][1] - begin[side] <= room[side] for side in SIDES):
-            end, char_stop = {side: bounds[side][1] for side in SIDES}, len(text)
+        if stop == matches and all(tail[side] - begin[side] <= room[side] for side in SIDES):
+            end, char_stop = tail, len(text)
         read = {
-            side: _slice(tokens[side], bounds[side], begin[side], end[side], char_start, char_stop) for side in SIDES
+            side: _slice(one, (head[side], tail[side]), begin[side], end[side], char_start, char_stop)
+            for side, one in tokens.items()
         }
-        shift = {side: bounds[side][0] - begin[side] for side in SIDES}
+        shift = {side: head[side] - begin[side] for side in SIDES}
         pieces.append((text[char_start:char_stop], read, _pairs(alignment, first, stop, char_start, shift)))
         first, begin, char_start = stop, end, char_stop
     return pieces, first
@@ -280,9 +290,9 @@ def _last_that_fits(alignment: Alignment, first: int, begin: dict[str, int], roo
     return first + int(at_word_end[-1]) + 1 if len(at_word_end) else max(fits, first)
 
 
-def _slice(tokens: Tokens, bounds: tuple[int, int], begin: int, end: int, char_start: int, char_stop: int) -> Tokens:
-    """The tokens begin..end between the special ones; offsets count from `char_start`."""
-    chosen = np.concatenate([np.arange(bounds[0]), np.arange(begin, end), np.arange(bounds[1], len(tokens.ids))])
+def _slice(tokens: Tokens, inner: tuple[int, int], begin: int, end: int, char_start: int, char_stop: int) -> Tokens:
+    """The tokens begin..end between those before and after the `inner` ones; offsets count from `char_start`."""
+    chosen = np.concatenate([np.arange(inner[0]), np.arange(begin, end), np.arange(inner[1], len(tokens.ids))])
     outside = tokens.starts[chosen] < 0
     starts, ends = (
         np.where(outside, -1, np.clip(offsets[chosen] - char_start, 0, char_stop - char_start)).astype(np.int32)

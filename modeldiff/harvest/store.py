@@ -6,9 +6,12 @@ Legend: N rows, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,7 +20,8 @@ from safetensors.numpy import load_file, save
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.records import to_json
 from modeldiff.sides import SIDES
-from modeldiff.workspace.activations import STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo
+from modeldiff.workspace.activations import DATASET, STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo, rows_name
+from modeldiff.workspace.bits import create_dataset, write_rows
 from modeldiff.workspace.files import write_bytes
 from modeldiff.workspace.stage import Work
 
@@ -45,6 +49,27 @@ class RunningStatistics:
         """Write them, atomically, for `combine`."""
         norms = np.concatenate(self._norms) if self._norms else np.zeros(0, np.float32)
         write_bytes(_path(folder, shard, side), save({"sum": self._sum_D.numpy(), "norms": norms}))
+
+
+@contextmanager
+def shard_file(
+    work: Work, shard: int, side: str, rows: int, width: int, encoding: str
+) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Inside, give the rows of one side of a shard to the function, block by block; then the file is committed."""
+    temporary, statistics, done = work.temporary(rows_name(shard, side)), RunningStatistics(width), 0
+    with h5py.File(temporary, "w") as file:
+        dataset = create_dataset(file, DATASET, rows, width, encoding)
+
+        def append(x_ND: torch.Tensor) -> None:
+            nonlocal done
+            write_rows(dataset, done, x_ND)
+            statistics.add(x_ND)
+            done += len(x_ND)
+
+        yield append
+    # Before the rows are committed: whoever finds the rows finds their statistics.
+    statistics.save(work.resume, shard, side)
+    work.commit(temporary, rows_name(shard, side))
 
 
 def combine(folder: Path, shards: int, side: str) -> tuple[NDArray[np.float64], dict[str, float]]:
