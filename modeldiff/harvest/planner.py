@@ -55,28 +55,6 @@ class Look:
     """Shares kept, see report.Counts.shares."""
 
 
-def look(settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]) -> Look:
-    """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
-    counts = Counts()
-    pairs = plan_bytes = text_bytes = 0
-    for record in itertools.islice(_records(settings, sources), _LOOK_DOCUMENTS):
-        text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
-        for document, found in plan_record(record, readers, settings, context, counts):
-            pairs += len(found)
-            tokens = sum(len(one.ids) for one in document.tokens.values())
-            text = len(document.text.encode("utf-8", "surrogatepass"))
-            plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(found) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
-    if not text_bytes:
-        raise InputError("--sample left no document: choose a larger share")
-    expected, in_texts = settings.pairs, None
-    if not any(source.hub or Path(source.location).suffix.lower() in COMPRESSED for source in sources):
-        size = sum(Path(source.location).stat().st_size for source in sources)
-        in_texts = int(pairs * size * settings.sample / text_bytes)
-        # JSON fields and uneven texts make the estimate rough.
-        expected = min(expected, 2 * in_texts)
-    return Look(expected, in_texts, plan_bytes / max(pairs, 1), counts.shares())
-
-
 def bytes_needed(pairs: int, widths: dict[str, int], encoding: str, plan_bytes_per_pair: float) -> int:
     """Bytes on disk of a store with so many pairs: rows of both sides, the plan, and 5 %."""
     rows = sum(widths.values()) * bytes_per_value(encoding)
@@ -107,69 +85,110 @@ class Cursor:
         return sum(self.shards)
 
 
-def make_plan(
-    work: Work, settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]
-) -> Cursor:
-    """Write all plan files that are missing. Raises InputError: a text cannot be used, or there is no pair in any.
+@dataclass(frozen=True)
+class Planner:
+    """What the pairs are planned from."""
 
-    context: by side, most tokens that a model reads at once.
-    """
-    cursor = _resume(work)
-    if cursor.finished:
-        return cursor
-    counts = Counts(cursor.counts)
-    shard: list[Piece] = []
-    left, wanted = settings.pairs - cursor.pairs, settings.shard_pairs
-    with progress("plan", settings.pairs, "pairs", done=cursor.pairs) as bar:
-        for document, found, position in _unplanned(cursor, settings, sources, readers, context, counts):
-            pairs = _first(found, left)
-            shard.append((document, pairs))
-            bar.advance(len(pairs))
-            left, wanted = left - len(pairs), wanted - len(pairs)
-            if left and wanted > 0:
-                continue
-            cursor.records, cursor.pieces = position
-            cursor.counts, cursor.finished = counts.data, not left
+    settings: HarvestSettings
+    sources: list[Source]
+    readers: dict[str, Reader]
+    context: dict[str, int]
+    """By side, the most tokens that a model reads at once."""
+
+    def look(self) -> Look:
+        """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
+        counts = Counts()
+        pairs = plan_bytes = text_bytes = 0
+        for record in itertools.islice(self._records(), _LOOK_DOCUMENTS):
+            text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
+            for document, found in self.pieces(record, counts):
+                pairs += len(found)
+                tokens = sum(len(one.ids) for one in document.tokens.values())
+                text = len(document.text.encode("utf-8", "surrogatepass"))
+                plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(found) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
+        if not text_bytes:
+            raise InputError("--sample left no document: choose a larger share")
+        expected, in_texts = self.settings.pairs, None
+        if not any(source.hub or Path(source.location).suffix.lower() in COMPRESSED for source in self.sources):
+            size = sum(Path(source.location).stat().st_size for source in self.sources)
+            in_texts = int(pairs * size * self.settings.sample / text_bytes)
+            # JSON fields and uneven texts make the estimate rough.
+            expected = min(expected, 2 * in_texts)
+        return Look(expected, in_texts, plan_bytes / max(pairs, 1), counts.shares())
+
+    def plan(self, work: Work) -> Cursor:
+        """Write the plan files that are missing. Raises InputError: a text cannot be used, or no pair is found."""
+        cursor = _resume(work)
+        if cursor.finished:
+            return cursor
+        counts = Counts(cursor.counts)
+        shard: list[Piece] = []
+        pairs_asked, shard_pairs = self.settings.pairs, self.settings.shard_pairs
+        left, wanted = pairs_asked - cursor.pairs, shard_pairs
+        with progress("plan", pairs_asked, "pairs", done=cursor.pairs) as bar:
+            for document, found, position in self._unplanned(cursor, counts):
+                pairs = _first(found, left)
+                shard.append((document, pairs))
+                bar.advance(len(pairs))
+                left, wanted = left - len(pairs), wanted - len(pairs)
+                if left and wanted > 0:
+                    continue
+                cursor.records, cursor.pieces = position
+                cursor.counts, cursor.finished = counts.data, not left
+                _close(work, cursor, shard)
+                if not left:
+                    return cursor
+                shard, wanted = [], shard_pairs
+        cursor.counts, cursor.finished, cursor.ran_out = counts.data, True, True
+        if shard:
             _close(work, cursor, shard)
-            if not left:
-                return cursor
-            shard, wanted = [], settings.shard_pairs
-    cursor.counts, cursor.finished, cursor.ran_out = counts.data, True, True
-    if shard:
-        _close(work, cursor, shard)
-    elif cursor.shards:
-        write_json(_cursor_path(work, len(cursor.shards) - 1), asdict(cursor))
-    else:
-        raise InputError(
-            f"no pair of tokens was found in {counts.data['documents']} documents: "
-            "check the texts, or keep pairs inside words too with --pair-at tokens"
-        )
-    return cursor
+        elif cursor.shards:
+            write_json(_cursor_path(work, len(cursor.shards) - 1), asdict(cursor))
+        else:
+            raise InputError(
+                f"no pair of tokens was found in {counts.data['documents']} documents: "
+                "check the texts, or keep pairs inside words too with --pair-at tokens"
+            )
+        return cursor
 
+    def _unplanned(self, cursor: Cursor, counts: Counts) -> Iterator[tuple[Document, PairTable, tuple[int, int]]]:
+        """The pieces after the cursor, each with the `records` and `pieces` of a cursor behind it."""
+        skipped = cursor.pieces
+        for number, record in itertools.islice(enumerate(self._records()), cursor.records, None):
+            if record.source not in cursor.labels:
+                cursor.labels.append(record.source)
+            # A record of which a part is planned was counted then.
+            pieces = self.pieces(record, None if skipped else counts, cursor.labels.index(record.source), number)
+            for done, (document, pairs) in enumerate(pieces[skipped:], skipped + 1):
+                yield document, pairs, (number, done) if done < len(pieces) else (number + 1, 0)
+            skipped = 0
 
-def _unplanned(
-    cursor: Cursor,
-    settings: HarvestSettings,
-    sources: list[Source],
-    readers: dict[str, Reader],
-    context: dict[str, int],
-    counts: Counts,
-) -> Iterator[tuple[Document, PairTable, tuple[int, int]]]:
-    """The pieces after the cursor, each with the `records` and `pieces` of a cursor behind it."""
-    skipped = cursor.pieces
-    for number, record in itertools.islice(enumerate(_records(settings, sources)), cursor.records, None):
-        if record.source not in cursor.labels:
-            cursor.labels.append(record.source)
-        source = cursor.labels.index(record.source)
-        counted = None if skipped else counts  # a record of which a part is planned was counted then
-        pieces = plan_record(record, readers, settings, context, counted, source=source, index=number)
-        for done, (document, pairs) in enumerate(pieces[skipped:], skipped + 1):
-            yield document, pairs, (number, done) if done < len(pieces) else (number + 1, 0)
-        skipped = 0
+    def _records(self) -> Iterator[Record]:
+        return mix(self.sources, self.settings.text_field, sample=self.settings.sample, seed=self.settings.seed)
 
+    def pieces(self, record: Record, counts: Counts | None, source: int = 0, index: int = 0) -> list[Piece]:
+        """The pieces of one record that hold pairs, of at most `context` tokens per side, special tokens included.
 
-def _records(settings: HarvestSettings, sources: list[Source]) -> Iterator[Record]:
-    return mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)
+        A document that fits is one piece, and a chat that does not fit loses its end. A longer text is cut after
+        matches, at a word end where there is one. The special tokens that the tokenizer puts around a text (before its
+        first, after its last text token) stand around every piece. What comes after the last match that fits no piece
+        is left out.
+
+        counts: where to count what was kept and lost; source: index of the record's label; index: its running number.
+        """
+        tokens = {side: self.readers[side].read(record) for side in SIDES}
+        if record.messages:
+            if counts and any(len(tokens[side].ids) > self.context[side] for side in SIDES):
+                counts.data["chats_cut"] += 1
+            for side, one in tokens.items():
+                read = slice(self.context[side])
+                tokens[side] = Tokens(one.ids[read], one.starts[read], one.ends[read])
+        decode = {side: self.readers[side].decode for side in SIDES} if self.settings.align == "greedy" else None
+        alignment = align(record.text, tokens, self.settings.pair_at, decode)
+        pieces, matches = _cut(record.text, tokens, alignment, self.context)
+        if counts:
+            counts.add(record.text, alignment, matches)
+        return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
 
 
 def _resume(work: Work) -> Cursor:
@@ -218,39 +237,6 @@ def write_shard(work: Work, number: int, pieces: list[Piece]) -> None:
 def _first(pairs: PairTable, n: int) -> PairTable:
     token, window = ({side: by_side[side][:n] for side in SIDES} for by_side in (pairs.token, pairs.window))
     return PairTable(pairs.document[:n], token, pairs.char_end[:n], window)
-
-
-def plan_record(
-    record: Record,
-    readers: dict[str, Reader],
-    settings: HarvestSettings,
-    context: dict[str, int],
-    counts: Counts | None,
-    *,
-    source: int = 0,
-    index: int = 0,
-) -> list[Piece]:
-    """The pieces of one record that hold pairs, of at most `context` tokens per side, special tokens included.
-
-    A document that fits is one piece, and a chat that does not fit loses its end. A longer text is cut after matches,
-    at a word end where there is one. The special tokens that the tokenizer puts around a text (before its first, after
-    its last text token) stand around every piece. What comes after the last match that fits no piece is left out.
-
-    counts: where to count what was kept and lost; None to count nothing; source: index of the record's label; index:
-    running number of the record.
-    """
-    tokens = {side: readers[side].read(record) for side in SIDES}
-    if record.messages:
-        if counts and any(len(tokens[side].ids) > context[side] for side in SIDES):
-            counts.data["chats_cut"] += 1
-        for side, one in tokens.items():
-            tokens[side] = Tokens(one.ids[: context[side]], one.starts[: context[side]], one.ends[: context[side]])
-    decode = {side: readers[side].decode for side in SIDES} if settings.align == "greedy" else None
-    alignment = align(record.text, tokens, settings.pair_at, decode)
-    pieces, matches = _cut(record.text, tokens, alignment, context)
-    if counts:
-        counts.add(record.text, alignment, matches)
-    return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
 
 
 def _cut(

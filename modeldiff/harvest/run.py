@@ -11,7 +11,7 @@ import torch
 from modeldiff.console import say
 from modeldiff.harvest.capture import Capture, capture_side
 from modeldiff.harvest.imports import build_import, find_arrays, import_bytes, import_inputs
-from modeldiff.harvest.planner import Cursor, Look, bytes_needed, look, make_plan
+from modeldiff.harvest.planner import Cursor, Look, Planner, bytes_needed
 from modeldiff.harvest.report import ALIGNMENT_NAME, Counts, alignment_report
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import write_store
@@ -76,7 +76,7 @@ def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
     else:
         sources = parse_sources(settings.texts)
         pair = open_pair(settings)
-        seen = look(settings, sources, open_readers(pair), pair.context)
+        seen = Planner(settings, sources, open_readers(pair), pair.context).look()
         pairs, in_texts = settings.pairs, seen.pairs_in_texts
         needed = bytes_needed(seen.pairs, pair.widths, settings.storage, seen.plan_bytes_per_pair)
         sides = {
@@ -173,10 +173,10 @@ def _plan(
     work: Work, settings: HarvestSettings, sources: list[Source], pair: Pair
 ) -> tuple[Cursor, dict[str, list[int]]]:
     """The plan, and by side the shards whose rows are still to be captured."""
-    readers = open_readers(pair)
-    seen = look(settings, sources, readers, pair.context)
+    planner = Planner(settings, sources, open_readers(pair), pair.context)
+    seen = planner.look()
     _require_disk(work, settings, pair, seen.pairs, seen)
-    cursor = make_plan(work, settings, sources, readers, pair.context)
+    cursor = planner.plan(work)
     _say_plan(settings, cursor)
     _require_disk(work, settings, pair, cursor.pairs, seen)
     shards = range(len(cursor.shards))

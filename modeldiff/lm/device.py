@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from modeldiff.errors import InputError, MachineError
@@ -17,19 +19,21 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     Raises InputError for an unknown word, MachineError for a device that this machine lacks.
     """
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    mps = int(torch.backends.mps.is_available())
+    there = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        return torch.device("cuda", local_rank % cuda) if cuda else torch.device("mps" if mps else "cpu")
-    kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and number.isdecimal())):
+        kind = next(kind for kind, count in there.items() if count)
+        number = local_rank % there[kind]
+    elif re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        kind, _, digits = name.partition(":")
+        number = int(digits or 0)
+    else:
         raise InputError(f"--device expects auto, cpu, cuda, cuda:N or mps, but got '{name}'")
-    there = {"cpu": 1, "cuda": cuda, "mps": mps}[kind]
-    if int(number or 0) >= there:
+    if number >= there[kind]:
         raise MachineError(
-            f"{name} was asked for, but PyTorch finds {there or 'no'} {kind} device{'s' * (there > 1)} on this "
-            "machine: use --device auto or cpu"
+            f"{name} was asked for, but PyTorch finds {there[kind] or 'no'} {kind} "
+            f"device{'s' * (there[kind] > 1)} on this machine: use --device auto or cpu"
         )
-    return torch.device("cuda", int(number or 0)) if kind == "cuda" else torch.device(kind)
+    return torch.device(kind, number) if kind == "cuda" else torch.device(kind)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
