@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -23,19 +24,13 @@ def prefetched(make: Callable[[Item], Made], items: Iterable[Item], workers: int
     Worth it where `make` waits for the disk or is busy in numpy or torch, which let other threads run. An error of
     `make` is raised in its place of the order. At most `workers` items are made that nobody asks for.
     """
-    pending: deque[tuple[Item, Future[Made]]] = deque()
     with ThreadPoolExecutor(workers, "prefetch") as pool:
-        for item in items:
-            pending.append((item, pool.submit(make, item)))
-            if len(pending) > workers:
-                yield _result(pending)
+        begun = ((item, pool.submit(make, item)) for item in items)
+        pending = deque(islice(begun, workers + 1))
         while pending:
-            yield _result(pending)
-
-
-def _result(pending: deque[tuple[Item, Future[Made]]]) -> tuple[Item, Made]:
-    item, future = pending.popleft()
-    return item, future.result()
+            item, future = pending.popleft()
+            yield item, future.result()
+            pending.extend(islice(begun, 1))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import write_store
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import Geometry, LanguageModel, load_model, load_tokenizer, read_geometry
-from modeldiff.lm.ref import ModelRef, model_identity
+from modeldiff.lm.ref import ModelRef, model_input
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Source, parse_sources, source_digest
 from modeldiff.texts.tokenize import Reader
@@ -70,9 +70,8 @@ def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
     if settings.importing:
         arrays = find_arrays(settings)
         pairs, in_texts, needed = arrays["a"].rows, None, import_bytes(settings, arrays)
-        layers = {"a": settings.layer_a, "b": settings.layer_b}
-        models = {"a": settings.model_a, "b": settings.model_b}
-        sides = {side: {"model": models[side], "layer": layers[side], "width": arrays[side].width} for side in SIDES}
+        named = {side: {name: getattr(settings, f"{name}_{side}") for name in ("model", "layer")} for side in SIDES}
+        sides = {side: {**named[side], "width": arrays[side].width} for side in SIDES}
     else:
         sources = parse_sources(settings.texts)
         pair = open_pair(settings)
@@ -124,10 +123,7 @@ def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tu
     pair = open_pair(settings)
     device = resolve_device(settings.device, ours.local_rank)
     dtype = resolve_dtype(settings.dtype, device)
-    inputs = {}
-    for side in SIDES:
-        identity = model_identity(pair.ref[side], digest)
-        inputs[f"model_{side}"] = Input(pair.ref[side].name, identity.get("digest") or identity["commit"])
+    inputs = {f"model_{side}": model_input(ref, digest) for side, ref in pair.ref.items()}
     for number, (source, entry) in enumerate(zip(sources, settings.texts, strict=True), 1):
         inputs[f"text_{number}"] = Input(entry, source_digest(source, digest))
     resolved = {

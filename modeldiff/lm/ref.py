@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeldiff.errors import InputError, MachineError
+from modeldiff.workspace.artifact import Input
 from modeldiff.workspace.files import sha256_file
 
 # Files of a model folder that decide what a model computes: configuration, weights, tokenizer, chat template, code.
@@ -96,6 +97,12 @@ def _hub_commit(ref: ModelRef) -> str:
         raise MachineError(f"the hub gave no answer for '{ref.name}': {str(error).strip().splitlines()[0]}") from error
     # The cache keeps each commit in a folder of that name.
     return Path(config).parent.name
+
+
+def model_input(ref: ModelRef, digest_file: Callable[[Path], str] | None = None) -> Input:
+    """The model as it is now, for a fingerprint. As `model_identity`."""
+    identity = model_identity(ref, digest_file)
+    return Input(ref.name, identity.get("digest") or identity["commit"])
 
 
 def model_identity(ref: ModelRef, digest_file: Callable[[Path], str] | None = None) -> dict[str, str]:

@@ -190,7 +190,11 @@ def _verdict(trained: Trained, dictionary: Dictionary) -> dict[str, dict[str, in
     called_F = dictionary.alive_F
     if trained.cell.architecture in _WITH_VERDICT:
         crosscoder = trained.crosscoder
-        sampled = sample(crosscoder, list(trained.pairs(JUDGE, _EVALUATION_PAIRS)), by_threshold(crosscoder))
+
+        def by_threshold(pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
+            return crosscoder.active(pre_BF), crosscoder.config.threshold
+
+        sampled = sample(crosscoder, list(trained.pairs(JUDGE, _EVALUATION_PAIRS)), by_threshold)
         called_F = torch.zeros_like(called_F)
         for side in SIDES:
             evidence = judge(crosscoder, sampled, side)
@@ -200,8 +204,3 @@ def _verdict(trained: Trained, dictionary: Dictionary) -> dict[str, dict[str, in
         side: {"called": one["features"], **{name: one[name] for name in ("true", "shared", "nothing")}}
         for side, one in counts.items()
     }
-
-
-def by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torch.Tensor, float]]:
-    """The selection at inference, as `sample` wants it: pre_BF -> (code f_BF, smallest score kept)."""
-    return lambda pre_BF: (crosscoder.active(pre_BF), crosscoder.config.threshold)
