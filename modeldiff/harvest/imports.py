@@ -92,8 +92,7 @@ def build_import(work: Work, settings: HarvestSettings, arrays: dict[str, ArrayF
         _copy(work, side, arrays[side], shards, settings.storage)
     layers = {"a": settings.layer_a, "b": settings.layer_b}
     widths = {side: array.width for side, array in arrays.items()}
-    has_texts = settings.import_texts is not None
-    return write_store(work, settings, widths, layers, shards, labels, has_texts=has_texts)
+    return write_store(work, settings, widths, layers, shards, labels)
 
 
 def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: str) -> None:
@@ -101,10 +100,7 @@ def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: 
     if not missing:
         return
     done = sum(shards) - sum(shards[shard] for shard in missing)
-    with (
-        _opened(array.path) as arrays,
-        progress(f"import {side.upper()}", sum(shards), "pairs", done) as bar,
-    ):
+    with _opened(array.path) as arrays, progress(f"import {side.upper()}", sum(shards), "pairs", done) as bar:
         for shard in missing:
             first, end = sum(shards[:shard]), sum(shards[: shard + 1])
             with shard_file(work, shard, side, shards[shard], array.width, encoding) as append:

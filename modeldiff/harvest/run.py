@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from modeldiff.console import say
 from modeldiff.harvest.capture import Capture, capture_side
 from modeldiff.harvest.imports import build_import, find_arrays, import_bytes, import_inputs
@@ -131,38 +129,27 @@ def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tu
         "dtype": str(dtype).removeprefix("torch."),
         "texts": [f"{s.label}@{s.weight:g}" for s in sources],
     }
-    order = Order(KIND, settings, inputs, SCHEMA, resolved)
-    return order, partial(_build, settings=settings, sources=sources, pair=pair, device=device, dtype=dtype, ours=ours)
-
-
-def _build(
-    work: Work,
-    *,
-    settings: HarvestSettings,
-    sources: list[Source],
-    pair: Pair,
-    device: torch.device,
-    dtype: torch.dtype,
-    ours: Ranks,
-) -> dict[str, Any]:
-    """Rank 0 plans; every rank captures its part of the shards that are missing; rank 0 finishes."""
-    cursor, missing = ours.broadcast(_plan(work, settings, sources, pair) if ours.first else None)
 
     def load(side: str) -> LanguageModel:
         ref, layers = pair.ref[side], pair.geometry[side].n_layers
         say(f"model {side.upper()}: {ref.short_name}, layer {pair.layer[side]} of {layers}, on {device}")
         return load_model(ref, device, dtype)
 
-    for side in SIDES:
-        capture = Capture(side, pair.layer[side], settings.storage, settings.batch_tokens, cursor.labels)
-        capture_side(work, capture, cursor.shards, ours.mine(missing[side]), partial(load, side))
-    ours.barrier()
-    if not ours.first:
-        return {}
-    work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
-    if ours.world > 1:
-        work.environment["processes"] = ours.world
-    return _finish(work, settings, pair, cursor)
+    def build(work: Work) -> dict[str, Any]:
+        """Rank 0 plans; every rank captures its part of the shards that are missing; rank 0 finishes."""
+        cursor, missing = ours.broadcast(_plan(work, settings, sources, pair) if ours.first else None)
+        for side in SIDES:
+            capture = Capture(side, pair.layer[side], settings.storage, settings.batch_tokens, cursor.labels)
+            capture_side(work, capture, cursor.shards, ours.mine(missing[side]), partial(load, side))
+        ours.barrier()
+        if not ours.first:
+            return {}
+        work.environment.update(device=str(device), dtype=resolved["dtype"])
+        if ours.world > 1:
+            work.environment["processes"] = ours.world
+        return _finish(work, settings, pair, cursor)
+
+    return Order(KIND, settings, inputs, SCHEMA, resolved), build
 
 
 def _plan(
@@ -203,7 +190,7 @@ def _say_plan(settings: HarvestSettings, cursor: Cursor) -> None:
 
 
 def _finish(work: Work, settings: HarvestSettings, pair: Pair, cursor: Cursor) -> dict[str, Any]:
-    stored = write_store(work, settings, pair.widths, dict(pair.layer), cursor.shards, cursor.labels, has_texts=True)
+    stored = write_store(work, settings, pair.widths, dict(pair.layer), cursor.shards, cursor.labels)
     report = alignment_report(settings.align, settings.pair_at, cursor.pairs, cursor.pairs_by_source, cursor.counts)
     work.write_json(ALIGNMENT_NAME, report)
     shares = report["shares_kept"]

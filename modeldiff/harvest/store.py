@@ -100,15 +100,10 @@ def write_store(
     layers: dict[str, int | None],
     shards: list[int],
     labels: list[str],
-    *,
-    has_texts: bool,
 ) -> dict[str, Any]:
     """Write the statistics of all rows and store.json; give the metrics of the manifest that follow from them.
 
-    Args:
-        widths, layers: by side.
-        shards: pairs of each shard; their statistics were saved while the rows were written.
-        labels: of the text sources.
+    widths, layers: by side; shards: pairs of each, all of them written; labels: of the text sources.
     """
     means, sides = {}, {}
     for side in SIDES:
@@ -125,6 +120,7 @@ def write_store(
             norm_quantiles=quantiles,
         )
     work.write_bytes(STATISTICS_NAME, save(means))
+    has_texts = not settings.importing or settings.import_texts is not None
     work.write_json(STORE_NAME, to_json(StoreInfo(sum(shards), shards, labels, has_texts, sides)))
     return {"pairs": sum(shards), "median_norm": {side: sides[side].median_norm for side in SIDES}}
 

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+import transformers
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from modeldiff.errors import InputError
 from modeldiff.lm.load import quiet
@@ -84,7 +79,7 @@ def continue_tokens(
     drawn = LogitsProcessorList()
     if temperature > 0:
         if top_p < 1:
-            drawn += [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)]
+            drawn += [transformers.TemperatureLogitsWarper(temperature), transformers.TopPLogitsWarper(top_p)]
         drawn.append(_Drawn(1.0 if top_p < 1 else temperature, torch.Generator(lm.device).manual_seed(seed)))
     made: list[Generated] = []
     # transformers drops a mask without padding and then warns that there is none.

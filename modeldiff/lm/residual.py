@@ -8,7 +8,7 @@ V vocabulary, P = B * T positions, G features of a sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from modeldiff.console import Progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.batches import chunks, padded
-from modeldiff.lm.model import LanguageModel, hidden_of, hooked, probe_ids
+from modeldiff.lm.model import LanguageModel, hidden_of, hooked, short_pass
 
 
 class _LayerReached(Exception):  # noqa: N818 - a signal that ends a pass early, not an error
@@ -100,8 +100,7 @@ def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -
         yield
 
 
-@contextmanager
-def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[None]:
+def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> AbstractContextManager[None]:
     """While the context is open, add a vector to the residual stream after block `layer` at every token.
 
     vector: (D,), or (B, D) with one for each sequence; any float dtype and device, in the model's own units. Raises
@@ -122,8 +121,7 @@ def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[N
             raise InputError(f"{len(addend)} steering vectors were given for {len(hidden_BTD)} sequences")
         return hidden_BTD + addend
 
-    with changed(lm, layer, add):
-        yield
+    return changed(lm, layer, add)
 
 
 @dataclass(frozen=True)
@@ -165,10 +163,9 @@ def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[
         yield
 
 
-@contextmanager
 def replace_in_residual(
     lm: LanguageModel, layer: int, sequence_R: Tensor, position_R: Tensor, x_RD: Tensor
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """While the context is open, the residual stream after block `layer` is `x_RD` at the given positions.
 
     sequence_R, position_R: int64 (R,), which sequence of the batch and which of its tokens (padding is on the right);
@@ -185,8 +182,7 @@ def replace_in_residual(
         replaced_BTD[index] = values_RD.to(hidden_BTD.dtype)
         return replaced_BTD
 
-    with changed(lm, layer, put):
-        yield
+    return changed(lm, layer, put)
 
 
 def sampled_scores(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tensor, uniform_SBT: Tensor) -> Tensor:
@@ -264,10 +260,8 @@ def verify_hook(lm: LanguageModel, layer: int) -> None:
             outside.append((args[0], output))
 
     others = [module for module in lm.body.modules() if module not in in_blocks]
-    ids_BT = probe_ids(lm.model)
-    mask_BT = torch.ones_like(ids_BT)
-    with hooked([lm.blocks[layer]], take), hooked(others, note), torch.inference_mode():
-        output = lm.body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_hidden_states=True)
+    with hooked([lm.blocks[layer]], take), hooked(others, note):
+        output = short_pass(lm.model, output_hidden_states=True)
     states = output.hidden_states or ()
     if len(states) != lm.n_layers + 1:
         raise InputError(

@@ -109,12 +109,8 @@ class Trained:
 
 
 def run_cell(cell: CellSpec) -> dict[str, Any]:
-    """Train and measure. Deterministic on the CPU.
-
-    Returns:
-        JSON data: `recall`, `exclusive` (see recovery.py), `fve`, `fve_shared`, `gain_exclusive`, `l0`, `dead`,
-        `verdict`, `limit`, `curve`, `stitch`.
-    """
+    """Train and measure; JSON data: `recall`, `exclusive` (see recovery.py), `fve`, `fve_shared`, `gain_exclusive`,
+    `l0`, `dead`, `verdict`, `limit`, `curve`, `stitch`. Deterministic on the CPU."""
     recipe = cell.recipe
     curve: list[dict[str, Any]] = []
     every = max(1, recipe.steps // _SNAPSHOTS)

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.sides import SIDES
+from modeldiff.sides import EXCLUSIVE, SIDES
 from modeldiff.toy.world import A_ONLY, B_ONLY, CLASSES, SHARED, World
 
 COSINE = 0.8
@@ -63,13 +63,13 @@ class Recovery:
 
     def recall(self, world: World) -> dict[str, dict[str, float | None]]:
         """Share of the concepts of each class that are recovered: `any` and `right`; None where there are none."""
-        result: dict[str, dict[str, float | None]] = {}
-        for kind, mask_C in (("any", self.any_C), ("right", self.right_C)):
-            result[kind] = {}
-            for name, number in CLASSES.items():
-                of_class = mask_C[world.classes_C == number]
-                result[kind][name] = float(of_class.float().mean()) if len(of_class) else None
-        return result
+
+        def share(recovered: torch.Tensor) -> float | None:
+            return float(recovered.float().mean()) if len(recovered) else None
+
+        masks = {"any": self.any_C, "right": self.right_C}
+        of_class = {name: world.classes_C == number for name, number in CLASSES.items()}
+        return {kind: {name: share(mask_C[of]) for name, of in of_class.items()} for kind, mask_C in masks.items()}
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def recovery(world: World, dictionary: Dictionary) -> Recovery:
     both_CF = hit["a"] & hit["b"]
     right_C[classes_C == SHARED] = both_CF[classes_C == SHARED][:, classes_F == SHARED].any(1)
     exclusive = {}
-    for side, name in (("a", "A"), ("b", "B")):
+    for side, name in EXCLUSIVE.items():
         number = CLASSES[name]
         right_C[classes_C == number] = hit[side][classes_C == number][:, classes_F == number].any(1)
         mine_F = (classes_F == number) & alive_F
