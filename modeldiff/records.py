@@ -52,11 +52,8 @@ hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None:
     """Check the fields of a frozen dataclass, for its `__post_init__`; lists become tuples, and texts paths, where the
-    field's type wants it.
-
-    name_of: how a message calls a field. Raises InputError: a value has the wrong type, is no choice of its Literal, or
-    is out of bounds.
-    """
+    type wants it. Raises InputError: a value has the wrong type, is no choice of its Literal, or is out of bounds;
+    `name_of` says how the message calls its field."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     for name, value in _fitted(type(record), values, name_of).items():
         object.__setattr__(record, name, value)
@@ -145,11 +142,8 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[Record], data: Any, where: str) -> Record:
-    """The record that `to_json` wrote: every field of the class and no other.
-
-    where: the file, and the place in it, for messages. Raises DamagedError: a field is missing, unknown or of the wrong
-    type; the message names `where` and the field.
-    """
+    """The record that `to_json` wrote: every field of the class and no other. Raises DamagedError: a field is missing,
+    unknown or of the wrong type; the message names it and `where` it is."""
     try:
         made: Record = _made(cls, data, where)
     except InputError as error:

@@ -19,11 +19,9 @@ Made = TypeVar("Made")
 
 
 def prefetched(make: Callable[[Item], Made], items: Iterable[Item], workers: int = 1) -> Iterator[tuple[Item, Made]]:
-    """(item, make(item)) for each, in order; the next `workers` are being made while the caller uses this one.
-
-    Worth it where `make` waits for the disk or is busy in numpy or torch, which let other threads run. An error of
-    `make` is raised in its place of the order. At most `workers` items are made that nobody asks for.
-    """
+    """(item, make(item)) for each, in order; the next `workers` are being made while the caller uses this one: for a
+    `make` that waits for the disk, or is busy in numpy or torch, which let other threads run. An error of `make` is
+    raised in its place of the order."""
     with ThreadPoolExecutor(workers, "prefetch") as pool:
         begun = ((item, pool.submit(make, item)) for item in items)
         pending = deque(islice(begun, workers + 1))
@@ -46,10 +44,7 @@ def shared_cores(parts: int) -> Iterator[None]:
 
 
 def by_side(make: Callable[[str], Made]) -> dict[str, Made]:
-    """make("a") and make("b"), each in a thread of its own with half of the cores.
-
-    Worth it where much of the work is in steps that cannot use several cores. An error of either is raised when both
-    have ended.
-    """
+    """make("a") and make("b"), each in a thread of its own with half of the cores: for work in steps that cannot use
+    several cores. An error of either is raised when both have ended."""
     with shared_cores(len(SIDES)), ThreadPoolExecutor(len(SIDES), "side") as workers:
         return dict(zip(SIDES, workers.map(make, SIDES), strict=True))

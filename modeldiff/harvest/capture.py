@@ -45,11 +45,8 @@ class Capture:
 def capture_side(
     work: Work, capture: Capture, shards: list[int], missing: Sequence[int], load: Callable[[], LanguageModel]
 ) -> None:
-    """Write the rows of one side for the missing shards.
-
-    shards: number of pairs of each shard; load: gives the model; called only when a shard is missing.
-    Raises MachineError when activations are not finite, or a batch does not fit into memory.
-    """
+    """Write the rows of one side for the missing shards; `shards` are the pairs of each, and the model is loaded if any
+    is missing. Raises MachineError: activations are not finite, or a batch does not fit into memory."""
     if not missing:
         return
     lm = load()
@@ -78,10 +75,8 @@ def capture_side(
 def capture_shard(
     lm: LanguageModel, plan: ShardPlan, capture: Capture, bar: Progress | None = None
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """The rows of a shard in plan order, in parts of whole documents of at most PART_BYTES (or one document).
-
-    Gives (x (N, D) in the stored dtype on the CPU; tokens read, padding included) of each part.
-    """
+    """The rows of a shard in plan order, in parts of whole documents of at most PART_BYTES (or one document): (x (N, D)
+    in the stored dtype on the CPU; tokens read, padding included) of each."""
     pairs_of = np.bincount(plan.pairs.document, minlength=len(plan.documents))
     row_bytes = lm.width * ENCODINGS[capture.encoding][0].itemsize
     start = 0

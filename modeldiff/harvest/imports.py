@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from modeldiff.console import progress
-from modeldiff.errors import DamagedError, InputError
+from modeldiff.errors import DamagedError, InputError, first_line
 from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import shard_file, write_store
@@ -193,8 +193,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DamagedError(f"{path}: cannot be read ({reason})") from None
+        raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def _write_plans(work: Work, path: Path, rows: int, shard_pairs: int) -> tuple[list[int], list[str]]:

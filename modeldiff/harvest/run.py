@@ -47,23 +47,19 @@ class Pair:
 
 
 def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
-    """Harvest paired activations, or import them. Under torchrun every rank calls this, and each gets the artifact.
-
-    name: a label for the artifact; force: run even when the workspace has it already. Raises InputError: settings,
-    texts, layers or tokenizers that cannot be used; MachineError: too little disk or memory, activations that are not
-    finite, or a process that was lost; DamagedError: a file is not what it should be.
-    """
+    """Harvest paired activations, or import them; labelled `name`, and also when the workspace has them already
+    (`force`). Under torchrun every rank calls this, and each gets the artifact. Raises InputError: settings, texts,
+    layers or tokenizers that cannot be used; MachineError: too little disk or memory, activations that are not finite,
+    or a process that was lost; DamagedError: a file is not what it should be."""
     ours = ranks()
     return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
 
 
 def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
-    """What a harvest would take and give, from configurations, tokenizers and the first documents; for `--dry-run`.
-
-    Returns pairs (asked for), pairs_in_texts (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side
-    "a" and "b": model, layer, width; unless imported also layers (of the model), context, and kept and characters
-    (share of tokens and of characters in pairs). Raises as `run`, apart from a disk that is too small.
-    """
+    """For `--dry-run`, from configurations, tokenizers and the first documents: pairs (asked for), pairs_in_texts
+    (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side "a" and "b": model, layer, width; unless
+    imported also layers (of the model), context, and kept and characters (share of tokens and of characters in pairs).
+    Raises as `run`, apart from a disk that is too small."""
     sides: dict[str, dict[str, Any]]
     if settings.importing:
         arrays = find_arrays(settings)

@@ -101,10 +101,8 @@ def write_store(
     shards: list[int],
     labels: list[str],
 ) -> dict[str, Any]:
-    """Write the statistics of all rows and store.json; give the metrics of the manifest that follow from them.
-
-    widths, layers: by side; shards: pairs of each, all of them written; labels: of the text sources.
-    """
+    """Write the statistics of all rows, and store.json; give the metrics of the manifest that follow from them. widths,
+    layers: by side; shards: pairs of each, all of them written; labels: of the text sources."""
     means, sides = {}, {}
     for side in SIDES:
         means[f"mean_{side}"], quantiles = combine(work.resume, len(shards), side)

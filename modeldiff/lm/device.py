@@ -12,12 +12,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`: "auto", "cpu", "cuda", "cuda:N" or "mps".
-
-    "auto" takes a CUDA device if there is one, then mps, then the processor. Of several processes on this machine the
-    one with number `local_rank` takes the CUDA device of that number (around again where there are fewer devices).
-    Raises InputError for an unknown word, MachineError for a device that this machine lacks.
-    """
+    """The device called `name`: "cpu", "cuda", "cuda:N", "mps", or "auto": a CUDA device if there is one, then mps,
+    then the processor. With "auto" each of several processes on this machine takes the CUDA device of its number,
+    `local_rank` (around again where there are fewer). Raises InputError for an unknown word, MachineError for a device
+    that this machine lacks."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
@@ -37,10 +35,8 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype a model computes in: "float32", "bfloat16", "float16", or "auto".
-
-    "auto" is bfloat16 on CUDA and float32 elsewhere. Raises InputError for another word.
-    """
+    """The dtype a model computes in: "float32", "bfloat16", "float16", or "auto", which is bfloat16 on CUDA and float32
+    elsewhere. Raises InputError for another word."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in _DTYPES:

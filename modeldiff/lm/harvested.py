@@ -42,11 +42,9 @@ class Harvested:
 
 
 def harvested(side: str, info: SideInfo, artifact: str, path: str | None) -> Harvested:
-    """The model of one side. Raises InputError: the activations were imported without naming it or its layer.
-
-    info: from the activations, or as a features artifact repeats it; artifact: its reference, for messages; path: where
-    the model is now (a folder, a GGUF file or a hub name), None: where it was harvested from.
-    """
+    """The model of one side, as the activations or a features artifact (`artifact`, for messages) says; `path`: where
+    it is now (a folder, a GGUF file or a hub name), None: where it was then. Raises InputError: the activations were
+    imported without naming it or its layer."""
     model = path or info.model
     if model is None:
         raise InputError(

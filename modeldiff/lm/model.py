@@ -60,11 +60,8 @@ class LanguageModel:
         return self.model.dtype
 
     def logits(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits of the next token at every token, (B, T, V), in the model's dtype and on its device.
-
-        ids_BT: int64 token ids, padded on the right with any valid id; mask_BT: 1 at tokens, 0 at padding. Autograd is
-        neither switched on nor off.
-        """
+        """Logits of the next token at every token, (B, T, V), in the model's dtype and on its device. ids_BT: int64,
+        padded on the right with any valid id; mask_BT: 1 at tokens, 0 at padding. Autograd stays as it is."""
         made: Tensor = self.model(
             input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
         ).logits

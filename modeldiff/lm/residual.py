@@ -60,10 +60,8 @@ class Response:
 def mean_residuals(
     lm: LanguageModel, layer: int, responses: Sequence[Response], *, batch_size: int = 16, bar: Progress | None = None
 ) -> Tensor:
-    """The residual stream after block `layer`, averaged over the tokens of each response: (N, D) float32 on the CPU.
-
-    The prompt is read, but not averaged over. Raises InputError for a sequence too long for the model.
-    """
+    """The residual stream after block `layer`, averaged over the tokens of each response, not of its prompt: (N, D)
+    float32 on the CPU. Raises InputError for a sequence too long for the model."""
     ids = [torch.tensor(one.prompt_ids + one.ids) for one in responses]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     mean_ND = torch.empty(len(ids), lm.width)
@@ -101,11 +99,9 @@ def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -
 
 
 def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> AbstractContextManager[None]:
-    """While the context is open, add a vector to the residual stream after block `layer` at every token.
-
-    vector: (D,), or (B, D) with one for each sequence; any float dtype and device, in the model's own units. Raises
-    InputError for a vector that does not fit or is not finite, and (in the pass) for a batch of another size.
-    """
+    """While the context is open, add a vector to the residual stream after block `layer` at every token: (D,), or (B,
+    D) with one for each sequence; any float dtype and device, in the model's own units. Raises InputError for a vector
+    that does not fit or is not finite, and (in the pass) for a batch of another size."""
     if vector.ndim not in (1, 2) or vector.shape[-1] != lm.width:
         raise InputError(
             f"a steering vector for model {lm.name} must have shape ({lm.width},), or (batch, {lm.width}) for a batch, "
@@ -138,11 +134,8 @@ class Shown:
 @contextmanager
 def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[None]:
     """While the context is open, what features contribute to the residual stream after block `layer` is subtracted at
-    every token, written ones too.
-
-    shown: for each sequence of the batch, G features. Raises InputError for a layer out of range, or (in the pass)
-    another number of sequences.
-    """
+    every token, written ones too; `shown` has those of each sequence. Raises InputError for a layer out of range, or
+    (in the pass) another number of sequences."""
 
     def stacked(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
         # Sequences with fewer features get some that are never active.

@@ -57,10 +57,8 @@ _UNKNOWN = -1
 
 
 class CharTable:
-    """Call it with a text for the number of each character, (len(text),) int16.
-
-    number_of: the number of one character, at least 0. It is asked once for each character that is met.
-    """
+    """Call it with a text for the number of each character, (len(text),) int16, as `number_of` says: at least 0, and
+    asked once for each character that is met."""
 
     def __init__(self, number_of: Callable[[str], int]) -> None:
         self._number_of = number_of

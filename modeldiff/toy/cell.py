@@ -135,13 +135,10 @@ def run_cell(cell: CellSpec) -> dict[str, Any]:
 def train_cell(cell: CellSpec, after_step: Callable[[Trainer, World], None] | None = None) -> Trained:
     """As `modeldiff train`, with scales and means from a sample in place of the store's."""
     world, settings, recipe = World.drawn(cell.world, cell.seed), cell.settings, cell.recipe
-    stitch: Stitch | None = None
-    if cell.architecture == "stitch-residual":
-        x = _calibration(cell, world, _STITCH_PAIRS_PER_WIDTH)
-        stitch = Stitch.fitted(*x)
-        x = stitch.residuals(*x)
-    else:
-        x = _calibration(cell, world, _CALIBRATION_PAIRS_PER_WIDTH)
+    of_residuals = cell.architecture == "stitch-residual"
+    x = _calibration(cell, world, _STITCH_PAIRS_PER_WIDTH if of_residuals else _CALIBRATION_PAIRS_PER_WIDTH)
+    stitch = Stitch.fitted(*x) if of_residuals else None
+    x = stitch.residuals(*x) if stitch else x
     measured = {side: Measured.of(x_ND) for side, x_ND in zip(SIDES, x, strict=True)}
     crosscoder = Crosscoder.initialised(initial_config(settings, recipe, measured), measured, seed=cell.seed)
     trainer = Trainer(crosscoder.to(cell.device), recipe, warn=False)

@@ -47,15 +47,10 @@ def dictionary_of(crosscoder: Crosscoder, alive_F: torch.Tensor) -> Dictionary:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Concepts against features.
-
-    Attributes:
-        any_C: recovered by a feature of any class, in a model that has the concept.
-        right_C: recovered by a feature of the concept's own class, in every model that has the concept.
-        exclusive: by partition "A" and "B": `features` classed exclusive and alive; of those `true` recover a concept
-            of their model alone, `shared` recover a shared one (and none of their own), `nothing` recover none; `dead`
-            ones are counted apart.
-    """
+    """Concepts against features. any_C: recovered by a feature of any class, in a model that has the concept; right_C:
+    by a feature of its own class, in every model that has it; exclusive: by partition "A" and "B", `features` classed
+    exclusive and alive; of those `true` recover a concept of their model alone, `shared` a shared one (and none of
+    their own), `nothing` none; `dead` ones are counted apart."""
 
     any_C: torch.Tensor
     right_C: torch.Tensor

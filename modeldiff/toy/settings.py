@@ -93,10 +93,7 @@ class ToySettings(Settings):
     """auto, cpu, cuda, cuda:N or mps. Results on another device differ in their random numbers."""
 
     def filled(self) -> Self:
-        """These settings with the preset's values for all that was left out.
-
-        The same values give the same settings here, whether a preset or the user chose them.
-        """
+        """These settings, with the preset's values for what was left out; the same, whoever chose the values."""
         given = {
             name: value if getattr(self, name) in (None, ()) else getattr(self, name)
             for name, value in PRESETS[self.preset].items()

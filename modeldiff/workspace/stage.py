@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,10 @@ RESUME = "resume"
 
 class Work:
     """The folder of an artifact in the making. What a stage commits here survives a kill: the same command finds it.
-
     folder: write files here, through `commit`, `write_json` or `write_bytes` only; resume: checkpoints and the like,
     dropped when the artifact is published; environment: facts to add to the manifest (device, dtype); rank: which
-    process of a run this is (see ranks.py). Several may work in one folder, on different files, once rank 0 has opened
-    it.
-    """
+    process of a run this is (see ranks.py). Several may work in one folder, on different files; rank 0 opens it
+    first."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
@@ -122,11 +121,8 @@ class Order:
 def produce(
     workspace: Workspace, order: Order, build: Build, *, name: str | None = None, force: bool = False
 ) -> Artifact:
-    """The artifact that `order` describes, from the cache or by running `build`.
-
-    name: a label for the artifact; force: run even when the cache has it. Raises MachineError: another process is
-    producing the same artifact.
-    """
+    """The artifact that `order` describes, labelled `name`, from the cache or (also when the cache has it: `force`) by
+    running `build`. Raises MachineError: another process is producing the same artifact."""
     workspace.create()
     cached, why = _from_cache(workspace, order)
     if cached and not force:
@@ -262,8 +258,6 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip() or None
+    return None

@@ -30,11 +30,9 @@ PARTIAL = ".partial"
 
 
 class Workspace:
-    """A folder of artifacts. Made on first write; opening one that does not exist is not an error.
-
-    folder: default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace. Raises InputError: the folder is not a
-    workspace, or one of a newer format; DamagedError: workspace.json cannot be read.
-    """
+    """A folder of artifacts (default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace), made on first write;
+    opening one that does not exist is not an error. Raises InputError: the folder is not a workspace, or one of a newer
+    format; DamagedError: workspace.json cannot be read."""
 
     def __init__(self, folder: Path | str | None = None) -> None:
         self.folder = Path(folder or os.environ.get("MODELDIFF_WORKSPACE") or "modeldiff-workspace")
