@@ -1,7 +1,5 @@
 """Loading saved models of every architecture, and what is said when one cannot be loaded."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import socket
