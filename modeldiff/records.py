@@ -72,7 +72,7 @@ def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> A
         return value
     if origin := typing.get_origin(hint):
         return _COMPOUND[origin](value, hint, name, bounds)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _made(hint, value, name)
     return _plain(value, hint, name, bounds)
 
