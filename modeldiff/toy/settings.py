@@ -12,11 +12,11 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 Table = Literal["sizes", "dial", "selection", "self-diff"]
 TABLES: tuple[Table, ...] = get_args(Table)
 
-# Everything that a preset decides. `paper` has the values of the paper's table 6 and figure 4. In `laptop` the concepts
-# per dimension, the share of concepts that are active and the spread of their frequencies are the same, and mixed:0.7
-# has about the stitch R² of a real pair.
 _QUICK_ARCHITECTURES = ("standard", "dfc", "dfc-audited", "stitch-residual")
 _PAPER_SIZES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
+# Everything that a preset decides, for quick, laptop and paper. `paper` has the values of the paper's table 6 and
+# figure 4. In `laptop` the concepts per dimension, the share of concepts that are active and the spread of their
+# frequencies are the same, and mixed:0.7 has about the stitch R² of a real pair.
 _DECIDED: dict[str, tuple[Any, Any, Any]] = {
     "concepts": (64, 256, 2048),
     "width_a": (16, 32, 256),
