@@ -52,11 +52,8 @@ hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None:
     """Check the fields of a frozen dataclass, for its `__post_init__`; lists become tuples, and texts paths, where the
-    field's type wants it.
-
-    name_of: how a message calls a field. Raises InputError: a value has the wrong type, is no choice of its Literal, or
-    is out of bounds.
-    """
+    type wants it. Raises InputError: a value has the wrong type, is no choice of its Literal, or is out of bounds;
+    `name_of` says how the message calls its field."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     for name, value in _fitted(type(record), values, name_of).items():
         object.__setattr__(record, name, value)
@@ -71,36 +68,30 @@ def _fitted(cls: Any, values: Mapping[str, Any], name_of: Callable[[dataclasses.
 
 def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> Any:
     """The value, as the type wants it. Raises InputError: it does not fit; the message begins with `name`."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or hint is object:
+    if hint in (Any, object):
         return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = (arg for arg in args if arg is not type(None))
-        return fitting(value, hint, name, bounds)
-    if origin is Literal:
-        return _choice(value, args, name)
-    if origin is tuple or origin is list:
-        return _sequence(value, origin, args, name, bounds)
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise InputError(f"{name} must be a table of names and values, found {value!r}")
-        return {key: fitting(one, args[1], f"{name}, '{key}'", bounds) for key, one in value.items()}
+    if origin := typing.get_origin(hint):
+        return _COMPOUND[origin](value, hint, name, bounds)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _made(hint, value, name)
     return _plain(value, hint, name, bounds)
 
 
-def _choice(value: Any, choices: tuple[Any, ...], name: str) -> Any:
-    if value not in choices:
+def _optional(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
+    (wanted,) = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+    return None if value is None else fitting(value, wanted, name, bounds)
+
+
+def _choice(value: Any, hint: Any, name: str, _bounds: Bounds | None) -> Any:
+    if value not in (choices := typing.get_args(hint)):
         *others, last = map(str, choices)
         listed = f"{', '.join(others)} or {last}" if others else last
         raise InputError(f"{name} expects {listed}, found '{value}'")
     return value
 
 
-def _sequence(value: Any, origin: type, args: tuple[Any, ...], name: str, bounds: Bounds | None) -> Any:
+def _sequence(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if not isinstance(value, tuple | list):
         raise InputError(f"{name} must be a list, found {value!r}")
     if origin is list or args[-1] is ...:
@@ -108,6 +99,13 @@ def _sequence(value: Any, origin: type, args: tuple[Any, ...], name: str, bounds
     if len(args) != len(value):
         raise InputError(f"{name} must be {len(args)} values, found {len(value)}")
     return origin(fitting(one, arg, name, bounds) for one, arg in zip(value, args, strict=True))
+
+
+def _table(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} must be a table of names and values, found {value!r}")
+    _, wanted = typing.get_args(hint)
+    return {key: fitting(one, wanted, f"{name}, '{key}'", bounds) for key, one in value.items()}
 
 
 def _plain(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
@@ -119,6 +117,15 @@ def _plain(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
     if bounds is not None and hint in (int, float) and not bounds.hold(value):
         raise InputError(f"{name} must be {bounds}, found {value}")
     return value
+
+
+# By what a type is made of.
+_COMPOUND: dict[Any, Callable[[Any, Any, str, Bounds | None], Any]] = {
+    **dict.fromkeys((typing.Union, types.UnionType), _optional),
+    **dict.fromkeys((tuple, list), _sequence),
+    Literal: _choice,
+    dict: _table,
+}
 
 
 def to_json(value: Any) -> Any:
@@ -135,11 +142,8 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[Record], data: Any, where: str) -> Record:
-    """The record that `to_json` wrote: every field of the class and no other.
-
-    where: the file, and the place in it, for messages. Raises DamagedError: a field is missing, unknown or of the wrong
-    type; the message names `where` and the field.
-    """
+    """The record that `to_json` wrote: every field of the class and no other. Raises DamagedError: a field is missing,
+    unknown or of the wrong type; the message names it and `where` it is."""
     try:
         made: Record = _made(cls, data, where)
     except InputError as error:

@@ -24,14 +24,11 @@ def setting(
     argument: bool = False,
     **bounds: float,
 ) -> Any:
-    """A field of a settings dataclass.
+    """A field of a settings dataclass; without a default the user must give a value.
 
-    Args:
-        default: the default value; left out means the user must give one.
-        result: False when the value cannot change the artifact; then the cache ignores it.
-        flag: the option, where it cannot be called like the field.
-        argument: on the command line it has no option: its values stand behind the command's name.
-        bounds: least, above, most, below: of the number, or of each number of a tuple.
+    result: False when the value cannot change the artifact; then the cache ignores it; flag: the option, where it
+    cannot be called like the field; argument: the values stand behind the command's name, without an option; bounds:
+    least, above, most, below: of the number, or of each number of a tuple.
     """
     return records.bounded(default=default, result=result, flag=flag, argument=argument, **bounds)
 

@@ -126,30 +126,21 @@ def cut(first: int, stop: int, starts: NDArray[np.int64], length: int) -> Iterat
         first = end
 
 
-def _runs(store: ActivationStore, blocks: Sequence[Block]) -> Iterator[tuple[int, int]]:
+def _runs(store: ActivationStore, blocks: Sequence[Block]) -> list[tuple[int, int]]:
     """(first, stop) rows of the store of blocks that follow each other."""
-    first = stop = -1
+    runs: list[tuple[int, int]] = []
     for block in blocks:
-        start = store.first_row[block.shard] + block.start
-        if start != stop:
-            if stop > first:
-                yield first, stop
-            first = start
-        stop = start + len(block)
-    if stop > first:
-        yield first, stop
+        first = store.first_row[block.shard] + block.start
+        if runs and runs[-1][1] == first:
+            first, _ = runs.pop()
+        runs.append((first, store.first_row[block.shard] + block.stop))
+    return runs
 
 
 def hold_out_blocks(store: ActivationStore, holdout: float) -> tuple[list[Block], list[Block]]:
-    """(blocks to train on, blocks held out), the latter evenly spaced and about a share `holdout` of all.
-
-    Whole blocks are held out, not single rows: neighbouring rows come from one text and resemble each other.
-
-    Raises:
-        InputError: there are too few pairs for both.
-    """
-    sides = store.info.sides.values()
-    rows = min(chunk_rows(side.width, side.encoding) for side in sides)
+    """(blocks to train on, blocks held out), the latter evenly spaced and about a share `holdout` of all. Raises
+    InputError: there are too few pairs for both."""
+    rows = min(chunk_rows(side.width, side.encoding) for side in store.info.sides.values())
     rows = min(rows, 1 << max(0, (store.pairs // _LEAST_BLOCKS).bit_length() - 1))
     blocks = store.blocks(rows)
     count = max(1, round(holdout * len(blocks)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -18,24 +19,16 @@ Made = TypeVar("Made")
 
 
 def prefetched(make: Callable[[Item], Made], items: Iterable[Item], workers: int = 1) -> Iterator[tuple[Item, Made]]:
-    """(item, make(item)) for each, in order; the next `workers` are being made while the caller uses this one.
-
-    Worth it where `make` waits for the disk or is busy in numpy or torch, which let other threads run. An error of
-    `make` is raised in its place of the order. At most `workers` items are made that nobody asks for.
-    """
-    pending: deque[tuple[Item, Future[Made]]] = deque()
+    """(item, make(item)) for each, in order; the next `workers` are being made while the caller uses this one: for a
+    `make` that waits for the disk, or is busy in numpy or torch, which let other threads run. An error of `make` is
+    raised in its place of the order."""
     with ThreadPoolExecutor(workers, "prefetch") as pool:
-        for item in items:
-            pending.append((item, pool.submit(make, item)))
-            if len(pending) > workers:
-                yield _result(pending)
+        begun = ((item, pool.submit(make, item)) for item in items)
+        pending = deque(islice(begun, workers + 1))
         while pending:
-            yield _result(pending)
-
-
-def _result(pending: deque[tuple[Item, Future[Made]]]) -> tuple[Item, Made]:
-    item, future = pending.popleft()
-    return item, future.result()
+            item, future = pending.popleft()
+            yield item, future.result()
+            pending.extend(islice(begun, 1))
 
 
 @contextmanager
@@ -51,10 +44,7 @@ def shared_cores(parts: int) -> Iterator[None]:
 
 
 def by_side(make: Callable[[str], Made]) -> dict[str, Made]:
-    """make("a") and make("b"), each in a thread of its own with half of the cores.
-
-    Worth it where much of the work is in steps that cannot use several cores. An error of either is raised when both
-    have ended.
-    """
+    """make("a") and make("b"), each in a thread of its own with half of the cores: for work in steps that cannot use
+    several cores. An error of either is raised when both have ended."""
     with shared_cores(len(SIDES)), ThreadPoolExecutor(len(SIDES), "side") as workers:
         return dict(zip(SIDES, workers.map(make, SIDES), strict=True))

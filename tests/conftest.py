@@ -1,9 +1,13 @@
 """Settings of all tests."""
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from modeldiff.workspace import Workspace
 
 # No test may depend on a hub being there.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,3 +24,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("modeldiff")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "ws")

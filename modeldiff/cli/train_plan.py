@@ -37,10 +37,10 @@ def print_plan(settings: TrainSettings, workspace: Workspace, processes: int | N
 
 def _rows(planned: dict[str, Any]) -> list[list[str]]:
     features, memory, disk, time = (planned[name] for name in ("features", "memory", "disk", "time"))
-    several = planned["processes"] > 1
-    on_machine = f", on this machine {planned['processes_per_machine']}" if several else ""
+    part, on_machine = "a step", ""
+    if planned["processes"] > 1:
+        part, on_machine = "a process", f", on this machine {planned['processes_per_machine']}"
     split = ", ".join(f"{name} {size:,}" for name, size in features.items())
-    part = "a process" if several else "a step"
     places = {"host": "memory", "device": "device memory"}
     return [
         ["activations", planned["activations"]],

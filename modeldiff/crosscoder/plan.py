@@ -1,8 +1,7 @@
 """What a training run would take, before anything of its size is allocated: memory, disk, time. For `train --plan`.
 
-Counted is what the code keeps at four moments: the start, when the whole initial dictionary is made on the CPU; a
-training step; a checkpoint, which the first process gathers on the CPU; the evaluation at the end. What the
-interpreter, torch and CUDA themselves take is not. Time is that of real steps on random data.
+Counted is what the code keeps at the start, when the whole initial dictionary is made on the CPU; in a training step;
+in a checkpoint, which the first process gathers on the CPU; in the evaluation. What torch and CUDA take is not.
 
 Legend: B pairs, F features, D = Da + Db widths.
 """
@@ -10,10 +9,10 @@ Legend: B pairs, F features, D = Da + Db widths.
 from __future__ import annotations
 
 import bisect
-import dataclasses
-import time
+import timeit
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +25,6 @@ from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.training.recipe import Recipe
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.crosscoder.units import Measured
-from modeldiff.sides import SIDES
-from modeldiff.workspace.bits import ENCODINGS, bytes_per_value
 from modeldiff.workspace.files import free_bytes, human_bytes
 from modeldiff.workspace.free import free_memory, free_on
 from modeldiff.workspace.ranks import Ranks
@@ -44,30 +41,24 @@ _BATCH_COPIES, _ENTRY = 5, 60
 _CODE_COPIES, _EVALUATION_COPIES = 2.5, 6
 # Timing: so many steps, of so many operations in the encoder's product at most.
 _STEPS, _OPERATIONS = 3, {"cpu": 4e10, "cuda": 1e12, "mps": 1e11}
-_FEATURE_STEP = 1024
-_FOREVER = 1 << 62
+_FEATURE_STEP, _FOREVER = 1024, 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What decides what a run takes."""
+    """What decides what a run takes. config: of the whole crosscoder; pairs: stored, to train on; pair_bytes: of one of
+    them; block_rows: pairs that are read and evaluated at once; local: processes on one machine."""
 
     config: CrosscoderConfig
-    """Of the whole crosscoder."""
     recipe: Recipe
     precision: Literal["float32", "bfloat16"]
     device: torch.device
-    encodings: tuple[str, str]
-    """Of the stored activations of A and B."""
     pairs: int
-    """Stored pairs to train on."""
+    pair_bytes: int
     block_rows: int
-    """Pairs that are read and evaluated at once."""
     buffer_bytes: int
     processes: int = 1
-    """That share the features."""
     local: int = 1
-    """Of them, on one machine."""
 
     @property
     def part(self) -> CrosscoderConfig:
@@ -75,36 +66,26 @@ class Job:
         return Shards(Ranks(self.processes - 1, self.processes), self.config).config(self.processes - 1)
 
     @property
-    def row_bytes(self) -> int:
-        widths = (self.config.width_a, self.config.width_b)
-        return sum(w * bytes_per_value(encoding) for w, encoding in zip(widths, self.encodings, strict=True))
-
-    @property
     def read_ahead(self) -> int:
         """Bytes of pairs: all of them where they fit; on the way to another device, batches as well."""
-        ahead = 0 if self.device.type == "cpu" else 4 * self.recipe.batch * self.row_bytes
-        return min(self.buffer_bytes, self.pairs * self.row_bytes) + ahead
+        ahead = 0 if self.device.type == "cpu" else 4 * self.recipe.batch * self.pair_bytes
+        return min(self.buffer_bytes, self.pairs * self.pair_bytes) + ahead
 
 
 def forecast(job: Job, folder: Path) -> dict[str, Any]:
-    """What the run would take in the `folder` of a workspace.
+    """What the run would take in the `folder` of a workspace: `memory`, with the `parts` of a step of one process and,
+    by place ("host", "device"), the bytes `needed`, with some to spare, and `free`; `disk`; `time`, the seconds of a
+    late `step` and of the `run`; whether it `fits`; `problems`: what does not fit and what mends it, a line each."""
 
-    Returns:
-        memory: `parts`, bytes of a step of one process by what they are for; by place ("device", "host"; on the CPU
-        only "host") the most bytes `needed`, with a little to spare, and `free`. disk: `checkpoint`, `artifact`,
-        `needed`, `free`. time: seconds of a `step` late in the run, of the `run`, `pairs_per_second`. fits. problems:
-        what does not fit and what would mend it, one line each.
-    """
-    problems: list[str] = []
+    def most(place: str, changed: Job) -> int:
+        return int(_MARGIN * max(needed(changed, place).values()))
+
     memory: dict[str, Any] = {"parts": step_parts(job)}
+    problems: list[str] = []
     for place in ["host"] if job.device.type == "cpu" else ["device", "host"]:
-
-        def most(changed: Job, place: str = place) -> int:
-            return int(_MARGIN * max(needed(changed, place).values()))
-
-        memory[place] = {"needed": most(job), "free": free_memory() if place == "host" else free_on(job.device)}
-        where = "memory of " + ("this machine" if place == "host" else str(job.device))
-        problems += _problem(job, where, most, memory[place]["free"])
+        memory[place] = {"needed": most(place, job), "free": free_memory() if place == "host" else free_on(job.device)}
+        where = f"memory of {'this machine' if place == 'host' else job.device}"
+        problems += _problem(job, where, partial(most, place), memory[place]["free"])
     on_disk = {**disk(job.config), "free": free_bytes(folder)}
     problems += _problem(job, f"disk in {folder}", lambda changed: disk(changed.config)["needed"], on_disk["free"])
     say("time some steps on random data")
@@ -115,25 +96,23 @@ def forecast(job: Job, folder: Path) -> dict[str, Any]:
 
 def step_parts(job: Job) -> dict[str, int]:
     """Bytes of a training step by what they are for."""
-    part, recipe, B = job.part, job.recipe, job.recipe.batch
+    part, recipe, B, on_cpu = job.part, job.recipe, job.recipe.batch, job.device.type == "cpu"
     F, D = part.n_features, part.width_a + part.width_b
     weights = _FLOAT * part.parameters
-    half = job.precision == "bfloat16"
-    parts = {"weights": weights, "gradients": weights, "moments": 2 * weights}
-    parts["pre_activations"] = B * F * (_HALF + _FLOAT if half else _FLOAT)
+    half = _HALF if job.precision == "bfloat16" else 0
     entries = round(max(recipe.k, recipe.k_at(0)) * B * min(1, 2.5 / job.processes))
-    parts["batch"] = _BATCH_COPIES * _FLOAT * B * D + _ENTRY * entries + B * job.row_bytes
-    if half:  # the encoders' copy
-        parts["batch"] += _HALF * (part.n_a * part.width_a + part.n_b * part.width_b)
-    if job.device.type != "cpu":  # the next batch, and masks of the selection, which the CPU makes piece by piece
-        parts["batch"] += B * job.row_bytes + B * F
+    batch = _BATCH_COPIES * _FLOAT * B * D + _ENTRY * entries + B * job.pair_bytes
+    batch += half * (part.n_a * part.width_a + part.n_b * part.width_b)  # the encoders once more
+    if not on_cpu:  # the next batch, and masks of the selection, which the CPU makes piece by piece
+        batch += B * job.pair_bytes + B * F
+    parts = {"weights": weights, "gradients": weights, "moments": 2 * weights}
+    parts |= {"pre_activations": B * F * (_FLOAT + half), "batch": batch}
     if recipe.auxk_alpha:
         parts["dead_features"] = round(_DEAD_SHARE * _FLOAT * (1.5 * part.parameters + 4 * B * F))
     if recipe.audit_steps:
         pairs = recipe.audit_batches * B
-        numbers = 2 * pairs * D + pairs * (part.n_a_only + part.n_b_only) + F * (D + 2 * B)
-        parts["audits"] = _FLOAT * numbers
-    if job.device.type == "cpu":
+        parts["audits"] = _FLOAT * (2 * pairs * D + pairs * (part.n_a_only + part.n_b_only) + F * (D + 2 * B))
+    if on_cpu:
         parts["buffer"] = job.read_ahead
     return parts
 
@@ -142,12 +121,10 @@ def needed(job: Job, place: str) -> dict[str, int]:
     """Bytes at each moment: of the device that needs most, or ("host") of the machine with the first process, all of
     its processes together."""
     config, parts, on_cpu, several = job.config, step_parts(job), job.device.type == "cpu", job.processes > 1
-    whole, part = _FLOAT * config.parameters, parts["weights"]
+    whole, part, step = _FLOAT * config.parameters, parts["weights"], sum(parts.values())
     lasting = sum(parts[name] for name in ("weights", "gradients", "moments", "pre_activations"))
-    widths = config.width_a + config.width_b
-    block = job.block_rows * _FLOAT * round(_CODE_COPIES * config.n_features + _EVALUATION_COPIES * widths)
-    evaluation = part + (whole if several else 0) + block
-    step = sum(parts.values())
+    numbers = _CODE_COPIES * config.n_features + _EVALUATION_COPIES * (config.width_a + config.width_b)
+    evaluation = part + (whole if several else 0) + job.block_rows * _FLOAT * round(numbers)
     if place == "device":
         return {"start": part, "step": step, "checkpoint": lasting, "evaluation": evaluation}
     drawn = _FLOAT * (config.n_a * config.width_a + config.n_b * config.width_b)
@@ -161,10 +138,9 @@ def needed(job: Job, place: str) -> dict[str, int]:
 
 
 def disk(config: CrosscoderConfig) -> dict[str, int]:
-    """Bytes of a checkpoint (weights, moments, a counter for each feature), of the artifact (weights), and at most: a
-    new checkpoint is written before the old one goes."""
+    """Bytes of a checkpoint, of the artifact, and `needed`: a checkpoint is written before the old one goes."""
     weights = _FLOAT * config.parameters
-    checkpoint = 3 * weights + _LONG * config.n_features
+    checkpoint = 3 * weights + _LONG * config.n_features  # weights, moments, a counter for each feature
     return {"checkpoint": checkpoint, "artifact": weights, "needed": 2 * checkpoint}
 
 
@@ -174,7 +150,7 @@ def scaled(config: CrosscoderConfig, features: int) -> CrosscoderConfig:
     a, b = round(share * config.n_a_only), round(share * config.n_b_only)
     designated = max(1, round(share * config.n_designated)) if config.n_designated else 0
     k = min(config.k, features)
-    return dataclasses.replace(config, n_a_only=a, n_shared=features - a - b, n_b_only=b, n_designated=designated, k=k)
+    return replace(config, n_a_only=a, n_shared=features - a - b, n_b_only=b, n_designated=designated, k=k)
 
 
 def _problem(job: Job, where: str, needs: Callable[[Job], int], free: int) -> list[str]:
@@ -182,9 +158,7 @@ def _problem(job: Job, where: str, needs: Callable[[Job], int], free: int) -> li
     if needs(job) <= free:
         return []
     sizes = range(_FEATURE_STEP, job.config.n_features, _FEATURE_STEP)
-    fitting = bisect.bisect_right(
-        sizes, free, key=lambda features: needs(dataclasses.replace(job, config=scaled(job.config, features)))
-    )
+    fitting = bisect.bisect_right(sizes, free, key=lambda n: needs(replace(job, config=scaled(job.config, n))))
     mending = [f"--features {sizes[fitting - 1]} or fewer"] if fitting else []
     mending += ["a smaller --batch or --buffer-mib", "more processes by torchrun"] if "memory" in where else []
     mending.append("a larger machine or disk")
@@ -197,25 +171,19 @@ def seconds_of_a_step(job: Job) -> float:
     whole = job.part
     affordable = int(_OPERATIONS[job.device.type] / (2 * job.recipe.batch * (whole.width_a + whole.width_b)))
     config = scaled(whole, min(whole.n_features, max(affordable, _FEATURE_STEP, whole.k)))
-    recipe = dataclasses.replace(
+    recipe = replace(
         job.recipe, k=config.k, k_start=config.k, anneal_steps=0, steps=_FOREVER, lr=1e-9, warmup=0, decay="none",
         log_every=_FOREVER, audit_steps=(), dead_pairs=_FOREVER, threshold_start=_FOREVER,
     )  # fmt: skip
-    widths = (config.width_a, config.width_b)
-    zeros = {side: Measured(torch.zeros(width), 1.0) for side, width in zip(SIDES, widths, strict=True)}
+    zeros = {"a": Measured(torch.zeros(config.width_a), 1.0), "b": Measured(torch.zeros(config.width_b), 1.0)}
     crosscoder = Crosscoder.initialised(config, zeros, seed=0).to(job.device)
     crosscoder.matmul_dtype = torch.bfloat16 if job.precision == "bfloat16" else torch.float32
     trainer = Trainer(crosscoder, recipe, warn=False)
-    trainer.step = 1  # the first step is logged, which costs more
-    generator = torch.Generator().manual_seed(0)
-    x = [
-        torch.randn(recipe.batch, width, generator=generator).to(job.device, ENCODINGS[encoding][0])
-        for width, encoding in zip(widths, job.encodings, strict=True)
-    ]
-    found = []
-    for _ in range(1 + _STEPS):
-        start = time.perf_counter()
+    x = [torch.randn(recipe.batch, len(one.mean_D), device=job.device) for one in zeros.values()]
+
+    def step() -> None:
         trainer.update(*x)
         float(crosscoder.b_dec_a.detach()[0])  # waits for the device
-        found.append(time.perf_counter() - start)
-    return min(found[1:]) * whole.n_features / config.n_features
+
+    _first, *seconds = timeit.repeat(step, number=1, repeat=1 + _STEPS)
+    return min(seconds) * whole.n_features / config.n_features

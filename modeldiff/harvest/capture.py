@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 import torch
 
 from modeldiff.console import Progress, progress
 from modeldiff.errors import MachineError
-from modeldiff.harvest.store import RunningStatistics
+from modeldiff.harvest.store import shard_file
 from modeldiff.lm.batches import batches, padded, token_budget
 from modeldiff.lm.load import LanguageModel
 from modeldiff.lm.residual import residual_after, verify_hook
-from modeldiff.workspace.activations import DATASET, plan_name, rows_name
-from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
+from modeldiff.workspace.activations import plan_name, rows_name
+from modeldiff.workspace.bits import ENCODINGS
 from modeldiff.workspace.plan import ShardPlan, read_plan
 from modeldiff.workspace.stage import Work
 
@@ -46,11 +45,8 @@ class Capture:
 def capture_side(
     work: Work, capture: Capture, shards: list[int], missing: Sequence[int], load: Callable[[], LanguageModel]
 ) -> None:
-    """Write the rows of one side for the missing shards.
-
-    shards: number of pairs of each shard; load: gives the model; called only when a shard is missing.
-    Raises MachineError when activations are not finite, or a batch does not fit into memory.
-    """
+    """Write the rows of one side for the missing shards; `shards` are the pairs of each, and the model is loaded if any
+    is missing. Raises MachineError: activations are not finite, or a batch does not fit into memory."""
     if not missing:
         return
     lm = load()
@@ -63,7 +59,12 @@ def capture_side(
         for shard in missing:
             started = time.monotonic()
             plan = read_plan(work.folder / plan_name(shard))
-            tokens = _write(work, shard, capture, lm, plan, bar)
+            tokens = 0
+            with shard_file(work, shard, capture.side, len(plan.pairs), lm.width, capture.encoding) as append:
+                for x_ND, read in capture_shard(lm, plan, capture, bar):
+                    append(x_ND)
+                    tokens += read
+                    del x_ND  # before the next part takes its place
             seconds = max(time.monotonic() - started, 1e-9)
             line = {"side": capture.side, "shard": shard, "pairs": len(plan.pairs), "tokens": tokens}
             line |= {"seconds": round(seconds, 3), "pairs_per_second": round(len(plan.pairs) / seconds, 1)}
@@ -71,33 +72,11 @@ def capture_side(
                 file.write(json.dumps(line) + "\n")
 
 
-def _write(work: Work, shard: int, capture: Capture, lm: LanguageModel, plan: ShardPlan, bar: Progress) -> int:
-    """Capture one shard into its file; tokens read."""
-    name = rows_name(shard, capture.side)
-    temporary = work.temporary(name)
-    statistics = RunningStatistics(lm.width)
-    start = tokens = 0
-    with h5py.File(temporary, "w") as file:
-        dataset = create_dataset(file, DATASET, len(plan.pairs), lm.width, capture.encoding)
-        for x_ND, read in capture_shard(lm, plan, capture, bar):
-            write_rows(dataset, start, x_ND)
-            statistics.add(x_ND)
-            start += len(x_ND)
-            tokens += read
-            del x_ND  # before the next part takes its place
-    # Before the rows are committed: whoever finds the rows finds their statistics.
-    statistics.save(work.resume, shard, capture.side)
-    work.commit(temporary, name)
-    return tokens
-
-
 def capture_shard(
     lm: LanguageModel, plan: ShardPlan, capture: Capture, bar: Progress | None = None
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """The rows of a shard in plan order, in parts of whole documents of at most PART_BYTES (or one document).
-
-    Gives (x (N, D) in the stored dtype on the CPU; tokens read, padding included) of each part.
-    """
+    """The rows of a shard in plan order, in parts of whole documents of at most PART_BYTES (or one document): (x (N, D)
+    in the stored dtype on the CPU; tokens read, padding included) of each."""
     pairs_of = np.bincount(plan.pairs.document, minlength=len(plan.documents))
     row_bytes = lm.width * ENCODINGS[capture.encoding][0].itemsize
     start = 0

@@ -6,7 +6,7 @@ They are (N, D) arrays in .npy, .safetensors or HDF5 files. Legend: N rows, D wi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from modeldiff.console import progress
-from modeldiff.errors import DamagedError, InputError
+from modeldiff.errors import DamagedError, InputError, first_line
 from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.store import RunningStatistics, write_store
+from modeldiff.harvest.store import shard_file, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_jsonl
-from modeldiff.workspace.activations import DATASET, plan_name, rows_name
+from modeldiff.workspace.activations import plan_name, rows_name
 from modeldiff.workspace.artifact import Input
-from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
+from modeldiff.workspace.bits import ENCODINGS
 from modeldiff.workspace.files import require_free, sha256_json
 from modeldiff.workspace.plan import Document, PairTable, Tokens
 from modeldiff.workspace.stage import Work
@@ -92,8 +92,7 @@ def build_import(work: Work, settings: HarvestSettings, arrays: dict[str, ArrayF
         _copy(work, side, arrays[side], shards, settings.storage)
     layers = {"a": settings.layer_a, "b": settings.layer_b}
     widths = {side: array.width for side, array in arrays.items()}
-    has_texts = settings.import_texts is not None
-    return write_store(work, settings, widths, layers, shards, labels, has_texts=has_texts)
+    return write_store(work, settings, widths, layers, shards, labels)
 
 
 def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: str) -> None:
@@ -101,25 +100,15 @@ def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: 
     if not missing:
         return
     done = sum(shards) - sum(shards[shard] for shard in missing)
-    with (
-        _opened(array.path, array.key) as (_, read),
-        progress(f"import {side.upper()}", sum(shards), "pairs", done) as bar,
-    ):
+    with _opened(array.path) as arrays, progress(f"import {side.upper()}", sum(shards), "pairs", done) as bar:
         for shard in missing:
-            first = sum(shards[:shard])
-            name = rows_name(shard, side)
-            temporary = work.temporary(name)
-            statistics = RunningStatistics(array.width)
-            with h5py.File(temporary, "w") as file:
-                dataset = create_dataset(file, DATASET, shards[shard], array.width, encoding)
-                for start in range(0, shards[shard], _BLOCK_ROWS):
-                    stop = min(start + _BLOCK_ROWS, shards[shard])
-                    stored_ND = _stored(read(first + start, first + stop), first + start, array.path, side, encoding)
-                    write_rows(dataset, start, stored_ND)
-                    statistics.add(stored_ND)
+            first, end = sum(shards[:shard]), sum(shards[: shard + 1])
+            with shard_file(work, shard, side, shards[shard], array.width, encoding) as append:
+                for start in range(first, end, _BLOCK_ROWS):
+                    stop = min(start + _BLOCK_ROWS, end)
+                    x_ND = _tensor(arrays[array.key][start:stop])
+                    append(_stored(x_ND, start, array.path, side, encoding))
                     bar.advance(stop - start)
-            statistics.save(work.resume, shard, side)
-            work.commit(temporary, name)
 
 
 def _stored(x_ND: torch.Tensor, first: int, path: Path, side: str, encoding: str) -> torch.Tensor:
@@ -145,62 +134,54 @@ def _find_array(entry: str, option: str) -> ArrayFile:
         raise InputError(f"{option}: there is no file {path}")
     if path.suffix.lower() not in (".npy", ".safetensors", ".h5", ".hdf5"):
         raise InputError(f"{option}: {path} ends in '{path.suffix}': expected .npy, .safetensors or .h5")
-    key = _choose_key(path, key, option)
-    with _opened(path, key) as (shape, read):
+    with _opened(path) as arrays:
+        key = _choose_key(arrays, path, key, option)
+        array = arrays[key]
+        shape = tuple(array.get_shape() if path.suffix.lower() == ".safetensors" else array.shape)
         place = f"{path}:{key}" if key else str(path)
         if len(shape) != 2:
-            raise InputError(f"{option}: {place} has shape {tuple(shape)}: expected (pairs, width)")
+            raise InputError(f"{option}: {place} has shape {shape}: expected (pairs, width)")
         if 0 in shape:
-            raise InputError(f"{option}: {place} is empty: its shape is {tuple(shape)}")
-        dtype = read(0, 1).dtype
+            raise InputError(f"{option}: {place} is empty: its shape is {shape}")
+        dtype = _tensor(array[:1]).dtype
         if dtype not in _DTYPES:
             raise InputError(f"{option}: {place} has type {dtype}: expected bfloat16, float16, float32 or float64")
-        return ArrayFile(path, key, int(shape[0]), int(shape[1]))
+        return ArrayFile(path, key, *shape)
 
 
-def _choose_key(path: Path, key: str | None, option: str) -> str | None:
-    keys: list[str] = []
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        if key:
-            raise InputError(f"{option}: {path} holds one array: leave out ':{key}'")
-        return None
-    with _readable(path):
-        if suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                keys = sorted(file.keys())
-        else:
-            with h5py.File(path, "r") as file:
-                file.visititems(lambda name, item: keys.append(name) if isinstance(item, h5py.Dataset) else None)
-    found = ", ".join(sorted(keys)) or "nothing"
+def _choose_key(keys: Collection[str | None], path: Path, key: str | None, option: str) -> str | None:
+    if None in keys and key:
+        raise InputError(f"{option}: {path} holds one array: leave out ':{key}'")
+    found = ", ".join(sorted(map(str, keys))) or "nothing"
     if key is None and len(keys) != 1:
         raise InputError(f"{option}: which array of {path}? It holds {found}; choose one as {path}:KEY")
-    chosen = keys[0] if key is None else key.strip("/")
+    chosen = next(iter(keys)) if key is None else key.strip("/")
     if chosen not in keys:
         raise InputError(f"{option}: {path} has no '{key}': it holds {found}")
     return chosen
 
 
 @contextmanager
-def _opened(path: Path, key: str | None) -> Iterator[tuple[tuple[int, ...], Callable[[int, int], torch.Tensor]]]:
-    """(shape, function (start, stop) -> rows as a CPU tensor in the file's dtype)."""
+def _opened(path: Path) -> Iterator[dict[str | None, Any]]:
+    """The arrays of a file, by key (None in .npy), to be sliced; none is read yet."""
     suffix = path.suffix.lower()
     with _readable(path):
         if suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            yield array.shape, lambda start, stop: _tensor(array[start:stop])
+            yield {None: np.load(path, mmap_mode="r", allow_pickle=False)}
         elif suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                rows: Any = file.get_slice(key)
-                yield tuple(rows.get_shape()), lambda start, stop: rows[start:stop]
+                yield {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         else:
+            datasets: dict[str | None, Any] = {}
             with h5py.File(path, "r") as file:
-                dataset = file[key]
-                yield dataset.shape, lambda start, stop: _tensor(dataset[start:stop])
+                file.visititems(lambda name, item: datasets.update({name: item} if hasattr(item, "shape") else {}))
+                yield datasets
 
 
 def _tensor(array: Any) -> torch.Tensor:
     """A copy in the machine's byte order; kinds that torch lacks come out as one that is no float."""
+    if isinstance(array, torch.Tensor):
+        return array
     array = np.array(array)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         return torch.zeros(0, dtype=torch.int64 if array.dtype.kind in "iu" else torch.bool)
@@ -212,8 +193,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DamagedError(f"{path}: cannot be read ({reason})") from None
+        raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def _write_plans(work: Work, path: Path, rows: int, shard_pairs: int) -> tuple[list[int], list[str]]:

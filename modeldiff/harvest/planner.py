@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,29 +55,6 @@ class Look:
     """Shares kept, see report.Counts.shares."""
 
 
-def look(settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]) -> Look:
-    """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
-    counts = Counts()
-    pairs = plan_bytes = text_bytes = 0
-    stream = mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)
-    for record in itertools.islice(stream, _LOOK_DOCUMENTS):
-        text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
-        for document, found in plan_record(record, readers, settings, context, counts):
-            pairs += len(found)
-            tokens = sum(len(one.ids) for one in document.tokens.values())
-            text = len(document.text.encode("utf-8", "surrogatepass"))
-            plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(found) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
-    if not text_bytes:
-        raise InputError("--sample left no document: choose a larger share")
-    expected, in_texts = settings.pairs, None
-    if not any(source.hub or Path(source.location).suffix.lower() in COMPRESSED for source in sources):
-        size = sum(Path(source.location).stat().st_size for source in sources)
-        in_texts = int(pairs * size * settings.sample / text_bytes)
-        # JSON fields and uneven texts make the estimate rough.
-        expected = min(expected, 2 * in_texts)
-    return Look(expected, in_texts, plan_bytes / max(pairs, 1), counts.shares())
-
-
 def bytes_needed(pairs: int, widths: dict[str, int], encoding: str, plan_bytes_per_pair: float) -> int:
     """Bytes on disk of a store with so many pairs: rows of both sides, the plan, and 5 %."""
     rows = sum(widths.values()) * bytes_per_value(encoding)
@@ -107,54 +85,110 @@ class Cursor:
         return sum(self.shards)
 
 
-def make_plan(
-    work: Work, settings: HarvestSettings, sources: list[Source], readers: dict[str, Reader], context: dict[str, int]
-) -> Cursor:
-    """Write all plan files that are missing. Raises InputError: a text cannot be used, or there is no pair in any.
+@dataclass(frozen=True)
+class Planner:
+    """What the pairs are planned from."""
 
-    context: by side, most tokens that a model reads at once.
-    """
-    cursor = _resume(work)
-    if cursor.finished:
-        return cursor
-    counts = Counts(cursor.counts or None)
-    shard: list[Piece] = []
-    left, wanted = settings.pairs - cursor.pairs, settings.shard_pairs
-    with progress("plan", settings.pairs, "pairs", done=cursor.pairs) as bar:
-        for number, record in enumerate(mix(sources, settings.text_field, sample=settings.sample, seed=settings.seed)):
-            if number < cursor.records:
-                continue
-            if record.source not in cursor.labels:
-                cursor.labels.append(record.source)
-            resumed = cursor.pieces if number == cursor.records else 0
-            pieces = plan_record(
-                record, readers, settings, context, None if resumed else counts,
-                source=cursor.labels.index(record.source), index=number,
-            )  # fmt: skip
-            for done, (document, pairs) in enumerate(pieces[resumed:], resumed + 1):
-                shard.append((document, _first(pairs, left)))
-                taken = len(shard[-1][1])
-                bar.advance(taken)
-                left, wanted = left - taken, wanted - taken
+    settings: HarvestSettings
+    sources: list[Source]
+    readers: dict[str, Reader]
+    context: dict[str, int]
+    """By side, the most tokens that a model reads at once."""
+
+    def look(self) -> Look:
+        """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
+        counts = Counts()
+        pairs = plan_bytes = text_bytes = 0
+        for record in itertools.islice(self._records(), _LOOK_DOCUMENTS):
+            text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
+            for document, found in self.pieces(record, counts):
+                pairs += len(found)
+                tokens = sum(len(one.ids) for one in document.tokens.values())
+                text = len(document.text.encode("utf-8", "surrogatepass"))
+                plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(found) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
+        if not text_bytes:
+            raise InputError("--sample left no document: choose a larger share")
+        expected, in_texts = self.settings.pairs, None
+        if not any(source.hub or Path(source.location).suffix.lower() in COMPRESSED for source in self.sources):
+            size = sum(Path(source.location).stat().st_size for source in self.sources)
+            in_texts = int(pairs * size * self.settings.sample / text_bytes)
+            # JSON fields and uneven texts make the estimate rough.
+            expected = min(expected, 2 * in_texts)
+        return Look(expected, in_texts, plan_bytes / max(pairs, 1), counts.shares())
+
+    def plan(self, work: Work) -> Cursor:
+        """Write the plan files that are missing. Raises InputError: a text cannot be used, or no pair is found."""
+        cursor = _resume(work)
+        if cursor.finished:
+            return cursor
+        counts = Counts(cursor.counts)
+        shard: list[Piece] = []
+        pairs_asked, shard_pairs = self.settings.pairs, self.settings.shard_pairs
+        left, wanted = pairs_asked - cursor.pairs, shard_pairs
+        with progress("plan", pairs_asked, "pairs", done=cursor.pairs) as bar:
+            for document, found, position in self._unplanned(cursor, counts):
+                pairs = _first(found, left)
+                shard.append((document, pairs))
+                bar.advance(len(pairs))
+                left, wanted = left - len(pairs), wanted - len(pairs)
                 if left and wanted > 0:
                     continue
-                cursor.records, cursor.pieces = (number, done) if done < len(pieces) else (number + 1, 0)
+                cursor.records, cursor.pieces = position
                 cursor.counts, cursor.finished = counts.data, not left
                 _close(work, cursor, shard)
                 if not left:
                     return cursor
-                shard, wanted = [], settings.shard_pairs
-    cursor.counts, cursor.finished, cursor.ran_out = counts.data, True, True
-    if shard:
-        _close(work, cursor, shard)
-    elif cursor.shards:
-        write_json(_cursor_path(work, len(cursor.shards) - 1), asdict(cursor))
-    else:
-        raise InputError(
-            f"no pair of tokens was found in {counts.data['documents']} documents: "
-            "check the texts, or keep pairs inside words too with --pair-at tokens"
-        )
-    return cursor
+                shard, wanted = [], shard_pairs
+        cursor.counts, cursor.finished, cursor.ran_out = counts.data, True, True
+        if shard:
+            _close(work, cursor, shard)
+        elif cursor.shards:
+            write_json(_cursor_path(work, len(cursor.shards) - 1), asdict(cursor))
+        else:
+            raise InputError(
+                f"no pair of tokens was found in {counts.data['documents']} documents: "
+                "check the texts, or keep pairs inside words too with --pair-at tokens"
+            )
+        return cursor
+
+    def _unplanned(self, cursor: Cursor, counts: Counts) -> Iterator[tuple[Document, PairTable, tuple[int, int]]]:
+        """The pieces after the cursor, each with the `records` and `pieces` of a cursor behind it."""
+        skipped = cursor.pieces
+        for number, record in itertools.islice(enumerate(self._records()), cursor.records, None):
+            if record.source not in cursor.labels:
+                cursor.labels.append(record.source)
+            # A record of which a part is planned was counted then.
+            pieces = self.pieces(record, None if skipped else counts, cursor.labels.index(record.source), number)
+            for done, (document, pairs) in enumerate(pieces[skipped:], skipped + 1):
+                yield document, pairs, (number, done) if done < len(pieces) else (number + 1, 0)
+            skipped = 0
+
+    def _records(self) -> Iterator[Record]:
+        return mix(self.sources, self.settings.text_field, sample=self.settings.sample, seed=self.settings.seed)
+
+    def pieces(self, record: Record, counts: Counts | None, source: int = 0, index: int = 0) -> list[Piece]:
+        """The pieces of one record that hold pairs, of at most `context` tokens per side, special tokens included.
+
+        A document that fits is one piece, and a chat that does not fit loses its end. A longer text is cut after
+        matches, at a word end where there is one. The special tokens that the tokenizer puts around a text (before its
+        first, after its last text token) stand around every piece. What comes after the last match that fits no piece
+        is left out.
+
+        counts: where to count what was kept and lost; source: index of the record's label; index: its running number.
+        """
+        tokens = {side: self.readers[side].read(record) for side in SIDES}
+        if record.messages:
+            if counts and any(len(tokens[side].ids) > self.context[side] for side in SIDES):
+                counts.data["chats_cut"] += 1
+            for side, one in tokens.items():
+                read = slice(self.context[side])
+                tokens[side] = Tokens(one.ids[read], one.starts[read], one.ends[read])
+        decode = {side: self.readers[side].decode for side in SIDES} if self.settings.align == "greedy" else None
+        alignment = align(record.text, tokens, self.settings.pair_at, decode)
+        pieces, matches = _cut(record.text, tokens, alignment, self.context)
+        if counts:
+            counts.add(record.text, alignment, matches)
+        return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
 
 
 def _resume(work: Work) -> Cursor:
@@ -205,39 +239,6 @@ def _first(pairs: PairTable, n: int) -> PairTable:
     return PairTable(pairs.document[:n], token, pairs.char_end[:n], window)
 
 
-def plan_record(
-    record: Record,
-    readers: dict[str, Reader],
-    settings: HarvestSettings,
-    context: dict[str, int],
-    counts: Counts | None,
-    *,
-    source: int = 0,
-    index: int = 0,
-) -> list[Piece]:
-    """The pieces of one record that hold pairs, of at most `context` tokens per side, special tokens included.
-
-    A document that fits is one piece, and a chat that does not fit loses its end. A longer text is cut after matches,
-    at a word end where there is one. The special tokens that the tokenizer puts around a text (before its first, after
-    its last text token) stand around every piece. What comes after the last match that fits no piece is left out.
-
-    counts: where to count what was kept and lost; None to count nothing; source: index of the record's label; index:
-    running number of the record.
-    """
-    tokens = {side: readers[side].read(record) for side in SIDES}
-    if record.messages:
-        if counts and any(len(tokens[side].ids) > context[side] for side in SIDES):
-            counts.data["chats_cut"] += 1
-        for side, one in tokens.items():
-            tokens[side] = Tokens(one.ids[: context[side]], one.starts[: context[side]], one.ends[: context[side]])
-    decode = {side: readers[side].decode for side in SIDES} if settings.align == "greedy" else None
-    alignment = align(record.text, tokens, settings.pair_at, decode)
-    pieces, matches = _cut(record.text, tokens, alignment, context)
-    if counts:
-        counts.add(record.text, alignment, matches)
-    return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
-
-
 def _cut(
     text: str, tokens: dict[str, Tokens], alignment: Alignment, context: dict[str, int]
 ) -> tuple[list[tuple[str, dict[str, Tokens], PairTable]], int]:
@@ -245,27 +246,22 @@ def _cut(
     matches = len(alignment.char_end)
     if not matches:
         return [], 0
-    if all(len(tokens[side].ids) <= context[side] for side in SIDES):
-        return [(text, tokens, _pairs(alignment, 0, matches, 0, dict.fromkeys(SIDES, 0)))], matches
-    # By side, the index of the first text token and after the last one.
     of_text = {side: np.flatnonzero(tokens[side].starts >= 0) for side in SIDES}
-    bounds = {side: (int(of_text[side][0]), int(of_text[side][-1]) + 1) for side in SIDES}
-    room = {side: context[side] - bounds[side][0] - (len(tokens[side].ids) - bounds[side][1]) for side in SIDES}
+    head = {side: int(of_text[side][0]) for side in SIDES}
+    tail = {side: int(of_text[side][-1]) + 1 for side in SIDES}
+    room = {side: context[side] - len(tokens[side].ids) + tail[side] - head[side] for side in SIDES}
     pieces = []
-    begin = {side: bounds[side][0] for side in SIDES}
-    first = char_start = 0
-    while first < matches:
-        stop = _last_that_fits(alignment, first, begin, room)
-        if stop == first:
-            break
+    first, begin, char_start = 0, head, 0
+    while (stop := _last_that_fits(alignment, first, begin, room)) > first:
         end = {side: int(alignment.token[side][stop - 1]) + 1 for side in SIDES}
         char_stop = int(alignment.char_end[stop - 1])
-        if stop == matches and all(bounds[side][1] - begin[side] <= room[side] for side in SIDES):
-            end, char_stop = {side: bounds[side][1] for side in SIDES}, len(text)
+        if stop == matches and all(tail[side] - begin[side] <= room[side] for side in SIDES):
+            end, char_stop = tail, len(text)
         read = {
-            side: _slice(tokens[side], bounds[side], begin[side], end[side], char_start, char_stop) for side in SIDES
+            side: _slice(one, (head[side], tail[side]), begin[side], end[side], char_start, char_stop)
+            for side, one in tokens.items()
         }
-        shift = {side: bounds[side][0] - begin[side] for side in SIDES}
+        shift = {side: head[side] - begin[side] for side in SIDES}
         pieces.append((text[char_start:char_stop], read, _pairs(alignment, first, stop, char_start, shift)))
         first, begin, char_start = stop, end, char_stop
     return pieces, first
@@ -280,9 +276,9 @@ def _last_that_fits(alignment: Alignment, first: int, begin: dict[str, int], roo
     return first + int(at_word_end[-1]) + 1 if len(at_word_end) else max(fits, first)
 
 
-def _slice(tokens: Tokens, bounds: tuple[int, int], begin: int, end: int, char_start: int, char_stop: int) -> Tokens:
-    """The tokens begin..end between the special ones; offsets count from `char_start`."""
-    chosen = np.concatenate([np.arange(bounds[0]), np.arange(begin, end), np.arange(bounds[1], len(tokens.ids))])
+def _slice(tokens: Tokens, inner: tuple[int, int], begin: int, end: int, char_start: int, char_stop: int) -> Tokens:
+    """The tokens begin..end between those before and after the `inner` ones; offsets count from `char_start`."""
+    chosen = np.concatenate([np.arange(inner[0]), np.arange(begin, end), np.arange(inner[1], len(tokens.ids))])
     outside = tokens.starts[chosen] < 0
     starts, ends = (
         np.where(outside, -1, np.clip(offsets[chosen] - char_start, 0, char_stop - char_start)).astype(np.int32)

@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from modeldiff.console import say
 from modeldiff.harvest.capture import Capture, capture_side
 from modeldiff.harvest.imports import build_import, find_arrays, import_bytes, import_inputs
-from modeldiff.harvest.planner import Cursor, Look, bytes_needed, look, make_plan
+from modeldiff.harvest.planner import Cursor, Look, Planner, bytes_needed
 from modeldiff.harvest.report import ALIGNMENT_NAME, Counts, alignment_report
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import write_store
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import Geometry, LanguageModel, load_model, load_tokenizer, read_geometry
-from modeldiff.lm.ref import ModelRef, model_identity
+from modeldiff.lm.ref import ModelRef, model_input
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Source, parse_sources, source_digest
 from modeldiff.texts.tokenize import Reader
@@ -49,34 +47,29 @@ class Pair:
 
 
 def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
-    """Harvest paired activations, or import them. Under torchrun every rank calls this, and each gets the artifact.
-
-    name: a label for the artifact; force: run even when the workspace has it already. Raises InputError: settings,
-    texts, layers or tokenizers that cannot be used; MachineError: too little disk or memory, activations that are not
-    finite, or a process that was lost; DamagedError: a file is not what it should be.
-    """
+    """Harvest paired activations, or import them; labelled `name`, and also when the workspace has them already
+    (`force`). Under torchrun every rank calls this, and each gets the artifact. Raises InputError: settings, texts,
+    layers or tokenizers that cannot be used; MachineError: too little disk or memory, activations that are not finite,
+    or a process that was lost; DamagedError: a file is not what it should be."""
     ours = ranks()
     return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
 
 
 def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
-    """What a harvest would take and give, from configurations, tokenizers and the first documents; for `--dry-run`.
-
-    Returns pairs (asked for), pairs_in_texts (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side
-    "a" and "b": model, layer, width; unless imported also layers (of the model), context, and kept and characters
-    (share of tokens and of characters in pairs). Raises as `run`, apart from a disk that is too small.
-    """
+    """For `--dry-run`, from configurations, tokenizers and the first documents: pairs (asked for), pairs_in_texts
+    (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side "a" and "b": model, layer, width; unless
+    imported also layers (of the model), context, and kept and characters (share of tokens and of characters in pairs).
+    Raises as `run`, apart from a disk that is too small."""
     sides: dict[str, dict[str, Any]]
     if settings.importing:
         arrays = find_arrays(settings)
         pairs, in_texts, needed = arrays["a"].rows, None, import_bytes(settings, arrays)
-        layers = {"a": settings.layer_a, "b": settings.layer_b}
-        models = {"a": settings.model_a, "b": settings.model_b}
-        sides = {side: {"model": models[side], "layer": layers[side], "width": arrays[side].width} for side in SIDES}
+        named = {side: {name: getattr(settings, f"{name}_{side}") for name in ("model", "layer")} for side in SIDES}
+        sides = {side: {**named[side], "width": arrays[side].width} for side in SIDES}
     else:
         sources = parse_sources(settings.texts)
         pair = open_pair(settings)
-        seen = look(settings, sources, open_readers(pair), pair.context)
+        seen = Planner(settings, sources, open_readers(pair), pair.context).look()
         pairs, in_texts = settings.pairs, seen.pairs_in_texts
         needed = bytes_needed(seen.pairs, pair.widths, settings.storage, seen.plan_bytes_per_pair)
         sides = {
@@ -124,10 +117,7 @@ def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tu
     pair = open_pair(settings)
     device = resolve_device(settings.device, ours.local_rank)
     dtype = resolve_dtype(settings.dtype, device)
-    inputs = {}
-    for side in SIDES:
-        identity = model_identity(pair.ref[side], digest)
-        inputs[f"model_{side}"] = Input(pair.ref[side].name, identity.get("digest") or identity["commit"])
+    inputs = {f"model_{side}": model_input(ref, digest) for side, ref in pair.ref.items()}
     for number, (source, entry) in enumerate(zip(sources, settings.texts, strict=True), 1):
         inputs[f"text_{number}"] = Input(entry, source_digest(source, digest))
     resolved = {
@@ -135,48 +125,37 @@ def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tu
         "dtype": str(dtype).removeprefix("torch."),
         "texts": [f"{s.label}@{s.weight:g}" for s in sources],
     }
-    order = Order(KIND, settings, inputs, SCHEMA, resolved)
-    return order, partial(_build, settings=settings, sources=sources, pair=pair, device=device, dtype=dtype, ours=ours)
-
-
-def _build(
-    work: Work,
-    *,
-    settings: HarvestSettings,
-    sources: list[Source],
-    pair: Pair,
-    device: torch.device,
-    dtype: torch.dtype,
-    ours: Ranks,
-) -> dict[str, Any]:
-    """Rank 0 plans; every rank captures its part of the shards that are missing; rank 0 finishes."""
-    cursor, missing = ours.broadcast(_plan(work, settings, sources, pair) if ours.first else None)
 
     def load(side: str) -> LanguageModel:
         ref, layers = pair.ref[side], pair.geometry[side].n_layers
         say(f"model {side.upper()}: {ref.short_name}, layer {pair.layer[side]} of {layers}, on {device}")
         return load_model(ref, device, dtype)
 
-    for side in SIDES:
-        capture = Capture(side, pair.layer[side], settings.storage, settings.batch_tokens, cursor.labels)
-        capture_side(work, capture, cursor.shards, ours.mine(missing[side]), partial(load, side))
-    ours.barrier()
-    if not ours.first:
-        return {}
-    work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
-    if ours.world > 1:
-        work.environment["processes"] = ours.world
-    return _finish(work, settings, pair, cursor)
+    def build(work: Work) -> dict[str, Any]:
+        """Rank 0 plans; every rank captures its part of the shards that are missing; rank 0 finishes."""
+        cursor, missing = ours.broadcast(_plan(work, settings, sources, pair) if ours.first else None)
+        for side in SIDES:
+            capture = Capture(side, pair.layer[side], settings.storage, settings.batch_tokens, cursor.labels)
+            capture_side(work, capture, cursor.shards, ours.mine(missing[side]), partial(load, side))
+        ours.barrier()
+        if not ours.first:
+            return {}
+        work.environment.update(device=str(device), dtype=resolved["dtype"])
+        if ours.world > 1:
+            work.environment["processes"] = ours.world
+        return _finish(work, settings, pair, cursor)
+
+    return Order(KIND, settings, inputs, SCHEMA, resolved), build
 
 
 def _plan(
     work: Work, settings: HarvestSettings, sources: list[Source], pair: Pair
 ) -> tuple[Cursor, dict[str, list[int]]]:
     """The plan, and by side the shards whose rows are still to be captured."""
-    readers = open_readers(pair)
-    seen = look(settings, sources, readers, pair.context)
+    planner = Planner(settings, sources, open_readers(pair), pair.context)
+    seen = planner.look()
     _require_disk(work, settings, pair, seen.pairs, seen)
-    cursor = make_plan(work, settings, sources, readers, pair.context)
+    cursor = planner.plan(work)
     _say_plan(settings, cursor)
     _require_disk(work, settings, pair, cursor.pairs, seen)
     shards = range(len(cursor.shards))
@@ -207,7 +186,7 @@ def _say_plan(settings: HarvestSettings, cursor: Cursor) -> None:
 
 
 def _finish(work: Work, settings: HarvestSettings, pair: Pair, cursor: Cursor) -> dict[str, Any]:
-    stored = write_store(work, settings, pair.widths, dict(pair.layer), cursor.shards, cursor.labels, has_texts=True)
+    stored = write_store(work, settings, pair.widths, dict(pair.layer), cursor.shards, cursor.labels)
     report = alignment_report(settings.align, settings.pair_at, cursor.pairs, cursor.pairs_by_source, cursor.counts)
     work.write_json(ALIGNMENT_NAME, report)
     shares = report["shares_kept"]

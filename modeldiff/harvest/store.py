@@ -6,9 +6,12 @@ Legend: N rows, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,7 +20,8 @@ from safetensors.numpy import load_file, save
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.records import to_json
 from modeldiff.sides import SIDES
-from modeldiff.workspace.activations import STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo
+from modeldiff.workspace.activations import DATASET, STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo, rows_name
+from modeldiff.workspace.bits import create_dataset, write_rows
 from modeldiff.workspace.files import write_bytes
 from modeldiff.workspace.stage import Work
 
@@ -45,6 +49,27 @@ class RunningStatistics:
         """Write them, atomically, for `combine`."""
         norms = np.concatenate(self._norms) if self._norms else np.zeros(0, np.float32)
         write_bytes(_path(folder, shard, side), save({"sum": self._sum_D.numpy(), "norms": norms}))
+
+
+@contextmanager
+def shard_file(
+    work: Work, shard: int, side: str, rows: int, width: int, encoding: str
+) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Inside, give the rows of one side of a shard to the function, block by block; then the file is committed."""
+    temporary, statistics, done = work.temporary(rows_name(shard, side)), RunningStatistics(width), 0
+    with h5py.File(temporary, "w") as file:
+        dataset = create_dataset(file, DATASET, rows, width, encoding)
+
+        def append(x_ND: torch.Tensor) -> None:
+            nonlocal done
+            write_rows(dataset, done, x_ND)
+            statistics.add(x_ND)
+            done += len(x_ND)
+
+        yield append
+    # Before the rows are committed: whoever finds the rows finds their statistics.
+    statistics.save(work.resume, shard, side)
+    work.commit(temporary, rows_name(shard, side))
 
 
 def combine(folder: Path, shards: int, side: str) -> tuple[NDArray[np.float64], dict[str, float]]:
@@ -75,16 +100,9 @@ def write_store(
     layers: dict[str, int | None],
     shards: list[int],
     labels: list[str],
-    *,
-    has_texts: bool,
 ) -> dict[str, Any]:
-    """Write the statistics of all rows and store.json; give the metrics of the manifest that follow from them.
-
-    Args:
-        widths, layers: by side.
-        shards: pairs of each shard; their statistics were saved while the rows were written.
-        labels: of the text sources.
-    """
+    """Write the statistics of all rows, and store.json; give the metrics of the manifest that follow from them. widths,
+    layers: by side; shards: pairs of each, all of them written; labels: of the text sources."""
     means, sides = {}, {}
     for side in SIDES:
         means[f"mean_{side}"], quantiles = combine(work.resume, len(shards), side)
@@ -100,6 +118,7 @@ def write_store(
             norm_quantiles=quantiles,
         )
     work.write_bytes(STATISTICS_NAME, save(means))
+    has_texts = not settings.importing or settings.import_texts is not None
     work.write_json(STORE_NAME, to_json(StoreInfo(sum(shards), shards, labels, has_texts, sides)))
     return {"pairs": sum(shards), "median_norm": {side: sides[side].median_norm for side in SIDES}}
 

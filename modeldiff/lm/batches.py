@@ -22,10 +22,8 @@ CHUNK_VALUES = 1 << 26
 def token_budget(
     lm: LanguageModel, *, logit_values: int | None = None, by_device: Mapping[str, int] = BATCH_TOKENS
 ) -> int:
-    """How many padded tokens a batch of a model may have.
-
-    logit_values: at most so many logits (None: none are made); by_device: tokens by kind of device.
-    """
+    """How many padded tokens a batch of a model may have: those of its kind of device, and no more than make so many
+    logits (None: none are made)."""
     tokens = by_device.get(lm.device.type, by_device["cpu"])
     return tokens if logit_values is None else min(tokens, logit_values // lm.vocabulary)
 

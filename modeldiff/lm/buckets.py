@@ -44,10 +44,7 @@ class Buckets:
 
 
 def common_buckets(strings: Mapping[str, Sequence[str | None]]) -> Buckets:
-    """The buckets of two vocabularies.
-
-    strings: by side, what each token id says (`token_strings`).
-    """
+    """The buckets of two vocabularies, given by side what each token id says (`token_strings`)."""
     vocabularies = [{s for s in one if s is not None and s != END} for one in strings.values()]
     common = sorted(set.intersection(*vocabularies))
     names = (OTHER, END, *common)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jinja2
 import transformers
 
-from modeldiff.errors import InputError
+from modeldiff.errors import InputError, first_line
 
 # Characters for private use: no template mentions them, and stripping white space leaves them alone.
 _MARK_OPEN, _MARK_CLOSE = "\ue0f1", "\ue0f2"
@@ -36,11 +36,8 @@ def render_chat(
 
 
 def open_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str, system: str | None = None) -> str:
-    """The prompt as a user's message, up to where the answer begins: what to give a chat model to continue.
-
-    system: instructions that stand before it. Encode the text with add_special_tokens=False. Raises InputError when the
-    template refuses it.
-    """
+    """The prompt as a user's message, after a `system` message if there is one, up to where the answer begins: what to
+    give a chat model to continue, without more special tokens. Raises InputError: the template refuses it."""
     before = [{"role": "system", "content": system}] if system else []
     return open_answer(tokenizer, [*before, {"role": "user", "content": prompt}])
 
@@ -66,17 +63,15 @@ def _render(
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
     except (jinja2.TemplateError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the chat template of {_name(tokenizer)} refuses the messages: {reason}") from error
+        what = f"the chat template of {_name(tokenizer)} refuses the messages"
+        raise InputError(f"{what}: {first_line(error)}") from error
 
 
 def _spans(
     tokenizer: transformers.PreTrainedTokenizerBase, messages: list[dict[str, Any]], text: str
 ) -> list[tuple[int, int]] | None:
     """Spans from a second rendering with marks for contents: what stands between marks is the template's own text.
-
-    Exact even where a content occurs elsewhere ("user"). None if the template treats the marks otherwise.
-    """
+    Exact even where a content occurs elsewhere ("user"). None if the template treats the marks otherwise."""
     marks = [f"{_MARK_OPEN}{i}{_MARK_CLOSE}" for i in range(len(messages))]
     marked = _render(tokenizer, [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
     position, rest, spans = 0, marked, []

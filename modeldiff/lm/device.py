@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from modeldiff.errors import InputError, MachineError
@@ -10,33 +12,31 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`: "auto", "cpu", "cuda", "cuda:N" or "mps".
-
-    "auto" takes a CUDA device if there is one, then mps, then the processor. Of several processes on this machine the
-    one with number `local_rank` takes the CUDA device of that number (around again where there are fewer devices).
-    Raises InputError for an unknown word, MachineError for a device that this machine lacks.
-    """
+    """The device called `name`: "cpu", "cuda", "cuda:N", "mps", or "auto": a CUDA device if there is one, then mps,
+    then the processor. With "auto" each of several processes on this machine takes the CUDA device of its number,
+    `local_rank` (around again where there are fewer). Raises InputError for an unknown word, MachineError for a device
+    that this machine lacks."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    mps = int(torch.backends.mps.is_available())
+    there = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        return torch.device("cuda", local_rank % cuda) if cuda else torch.device("mps" if mps else "cpu")
-    kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and number.isdecimal())):
+        kind = next(kind for kind, count in there.items() if count)
+        number = local_rank % there[kind]
+    elif re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        kind, _, digits = name.partition(":")
+        number = int(digits or 0)
+    else:
         raise InputError(f"--device expects auto, cpu, cuda, cuda:N or mps, but got '{name}'")
-    there = {"cpu": 1, "cuda": cuda, "mps": mps}[kind]
-    if int(number or 0) >= there:
+    if number >= there[kind]:
         raise MachineError(
-            f"{name} was asked for, but PyTorch finds {there or 'no'} {kind} device{'s' * (there > 1)} on this "
-            "machine: use --device auto or cpu"
+            f"{name} was asked for, but PyTorch finds {there[kind] or 'no'} {kind} "
+            f"device{'s' * (there[kind] > 1)} on this machine: use --device auto or cpu"
         )
-    return torch.device("cuda", int(number or 0)) if kind == "cuda" else torch.device(kind)
+    return torch.device(kind, number) if kind == "cuda" else torch.device(kind)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype a model computes in: "float32", "bfloat16", "float16", or "auto".
-
-    "auto" is bfloat16 on CUDA and float32 elsewhere. Raises InputError for another word.
-    """
+    """The dtype a model computes in: "float32", "bfloat16", "float16", or "auto", which is bfloat16 on CUDA and float32
+    elsewhere. Raises InputError for another word."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in _DTYPES:

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+import transformers
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from modeldiff.errors import InputError
 from modeldiff.lm.load import quiet
@@ -40,10 +35,8 @@ def generate(lm: LanguageModel, prompts: list[str], **options: Any) -> list[str]
 def generate_tokens(
     lm: LanguageModel, prompts: list[str], *, add_special_tokens: bool = True, **options: Any
 ) -> list[Generated]:
-    """Continue each prompt. Options and errors as `continue_tokens`.
-
-    Give add_special_tokens=False for prompts that hold them (`render_chat`). Raises InputError for an empty prompt.
-    """
+    """Continue each prompt; with add_special_tokens=False for prompts that hold them (`render_chat`). Options and
+    errors as `continue_tokens`; also raises InputError for an empty prompt."""
     ids = [lm.tokenizer(one, add_special_tokens=add_special_tokens, verbose=False)["input_ids"] for one in prompts]
     if not all(ids):
         raise InputError(f"a prompt is empty, and model {lm.name} has no token to begin with: give it some text")
@@ -84,7 +77,7 @@ def continue_tokens(
     drawn = LogitsProcessorList()
     if temperature > 0:
         if top_p < 1:
-            drawn += [TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)]
+            drawn += [transformers.TemperatureLogitsWarper(temperature), transformers.TopPLogitsWarper(top_p)]
         drawn.append(_Drawn(1.0 if top_p < 1 else temperature, torch.Generator(lm.device).manual_seed(seed)))
     made: list[Generated] = []
     # transformers drops a mask without padding and then warns that there is none.
@@ -99,11 +92,9 @@ def continue_tokens(
 
 
 class _Drawn(LogitsProcessor):
-    """Leaves one token with a finite score: one that is drawn from the distribution that the logits give.
-
-    transformers samples with torch's global random numbers, which the threads of a process share: two models that
-    generate at the same time would change each other's texts. These come from a generator of the call's own.
-    """
+    """Leaves one token with a finite score: one drawn from the distribution that the logits give, by a generator of the
+    call's own. transformers samples with torch's global random numbers, which the threads of a process share: two
+    models that generate at the same time would change each other's texts."""
 
     def __init__(self, temperature: float, generator: torch.Generator) -> None:
         self._temperature, self._generator = temperature, generator

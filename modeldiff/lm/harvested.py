@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from modeldiff.errors import InputError
-from modeldiff.lm.load import LanguageModel, load_model, model_identity
-from modeldiff.lm.ref import ModelRef
+from modeldiff.lm.load import LanguageModel, load_model
+from modeldiff.lm.ref import ModelRef, model_input
 from modeldiff.workspace import Input
 from modeldiff.workspace.activations import SideInfo
 
@@ -24,13 +24,10 @@ class Harvested:
     """D of its residual stream."""
     median_norm: float
     """Median L2 norm of its harvested activations, raw units."""
-    option: str
-    """The option that says where it is now, for messages."""
 
     def as_input(self) -> Input:
         """For a fingerprint: the weights as they are now."""
-        identity = model_identity(self.ref)
-        return Input(self.ref.name, identity.get("digest") or identity["commit"])
+        return model_input(self.ref)
 
     def open(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """Load it. Raises InputError when it has another width or too few blocks: it is not what was harvested."""
@@ -38,25 +35,21 @@ class Harvested:
         if lm.width != self.width:
             raise InputError(
                 f"model {lm.name} has width {lm.width}, but the activations were {self.width} wide: it is not the "
-                f"model that was harvested; give that with {self.option}"
+                f"model that was harvested; give that with --model-path-{self.side}"
             )
         lm.check_layer(self.layer)
         return lm
 
 
-def harvested(side: str, info: SideInfo, artifact: str, path: str | None, option: str | None = None) -> Harvested:
-    """The model of one side. Raises InputError: the activations were imported without naming it or its layer.
-
-    info: from the activations, or as a features artifact repeats it; artifact: its reference, for messages; path: where
-    the model is now (a folder, a GGUF file or a hub name), None: where it was harvested from; option: the option that
-    `path` comes from, None: --model-path-a or -b.
-    """
-    option = option or f"--model-path-{side}"
+def harvested(side: str, info: SideInfo, artifact: str, path: str | None) -> Harvested:
+    """The model of one side, as the activations or a features artifact (`artifact`, for messages) says; `path`: where
+    it is now (a folder, a GGUF file or a hub name), None: where it was then. Raises InputError: the activations were
+    imported without naming it or its layer."""
     model = path or info.model
     if model is None:
         raise InputError(
             f"the activations behind {artifact} were imported without naming model {side.upper()}: say where it is "
-            f"with {option}"
+            f"with --model-path-{side}"
         )
     if info.layer is None:
         raise InputError(
@@ -64,7 +57,7 @@ def harvested(side: str, info: SideInfo, artifact: str, path: str | None, option
             f"again with --layer-{side}"
         )
     ref = ModelRef(model, None if path else info.revision, info.trust_remote_code)
-    return Harvested(side, ref, info.layer, info.width, info.median_norm, option)
+    return Harvested(side, ref, info.layer, info.width, info.median_norm)
 
 
 def side_info(data: dict[str, object]) -> SideInfo:

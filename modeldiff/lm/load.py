@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from modeldiff.console import muted
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
-from modeldiff.lm.model import LanguageModel, probe_ids
+from modeldiff.lm.model import LanguageModel, layers_and_width, probe_ids
 from modeldiff.lm.ref import Location, ModelRef, locate, model_identity
 from modeldiff.lm.residual import residual_after
 
@@ -65,11 +65,8 @@ def read_geometry(ref: ModelRef) -> Geometry:
     location = locate(ref)
     with _one_line_errors(ref, location, "configuration of model"):
         config = transformers.AutoConfig.from_pretrained(**_from_pretrained_arguments(ref, location))
-    config = config.get_text_config(decoder=True)
-    n_layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if not n_layers or not width:
-        raise InputError(f"model {ref.short_name} has no num_hidden_layers and hidden_size: expected a language model")
-    return Geometry(ref.short_name, n_layers, width, getattr(config, "max_position_embeddings", None))
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return Geometry(ref.short_name, *layers_and_width(config, ref.short_name), positions)
 
 
 def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:

@@ -60,11 +60,8 @@ class LanguageModel:
         return self.model.dtype
 
     def logits(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits of the next token at every token, (B, T, V), in the model's dtype and on its device.
-
-        ids_BT: int64 token ids, padded on the right with any valid id; mask_BT: 1 at tokens, 0 at padding. Autograd is
-        neither switched on nor off.
-        """
+        """Logits of the next token at every token, (B, T, V), in the model's dtype and on its device. ids_BT: int64,
+        padded on the right with any valid id; mask_BT: 1 at tokens, 0 at padding. Autograd stays as it is."""
         made: Tensor = self.model(
             input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
         ).logits
@@ -91,13 +88,7 @@ def find_blocks(model: transformers.PreTrainedModel) -> list[nn.Module]:
     (B, T, D) with D = `config.hidden_size`, and takes exactly what the one before gave.
     Raises InputError when no list, or more than one, does that.
     """
-    config = model.config.get_text_config(decoder=True)
-    n_layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if n_layers is None or width is None:
-        raise InputError(
-            f"the configuration of {type(model).__name__} has no num_hidden_layers and hidden_size: "
-            "expected a transformer language model"
-        )
+    n_layers, width = layers_and_width(model.config, type(model).__name__)
     lists = {name: list(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers}
     calls = _probe(model, [block for members in lists.values() for block in members])
     stacks = {name: members for name, members in lists.items() if _is_residual_stack(members, calls, width)}
@@ -112,11 +103,27 @@ def find_blocks(model: transformers.PreTrainedModel) -> list[nn.Module]:
     return stacks[outer[0]]
 
 
+def layers_and_width(config: transformers.PretrainedConfig, name: str) -> tuple[int, int]:
+    """(number of blocks, width) by a model's configuration. Raises InputError: it does not say them."""
+    config = config.get_text_config(decoder=True)
+    n_layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    if not n_layers or not width:
+        raise InputError(f"model {name} has no num_hidden_layers and hidden_size: expected a language model")
+    return n_layers, width
+
+
 def probe_ids(model: transformers.PreTrainedModel) -> Tensor:
     """(1, T) token ids for a short pass: low in the vocabulary, where no placeholders for images are."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     device = next(model.parameters()).device
     return ((3 + 7 * torch.arange(_PROBE_TOKENS, device=device)) % vocabulary).unsqueeze(0)
+
+
+@torch.inference_mode()
+def short_pass(model: transformers.PreTrainedModel, **options: Any) -> Any:
+    """What the model without its head makes of `probe_ids`."""
+    ids_BT = probe_ids(model)
+    return model.base_model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False, **options)
 
 
 def hidden_of(output: Any) -> Tensor:
@@ -147,9 +154,8 @@ def _probe(model: transformers.PreTrainedModel, modules: list[nn.Module]) -> dic
         taken = args[0] if args else kwargs.get("hidden_states")
         calls[module].append((taken, output[0] if isinstance(output, (tuple, list)) and output else output))
 
-    ids_BT = probe_ids(model)
-    with hooked(calls, note, with_kwargs=True), torch.inference_mode():
-        model.base_model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False)
+    with hooked(calls, note, with_kwargs=True):
+        short_pass(model)
     return calls
 
 

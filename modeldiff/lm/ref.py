@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeldiff.errors import InputError, MachineError
+from modeldiff.errors import InputError, MachineError, first_line
+from modeldiff.workspace.artifact import Input
 from modeldiff.workspace.files import sha256_file
 
 # Files of a model folder that decide what a model computes: configuration, weights, tokenizer, chat template, code.
@@ -47,10 +48,8 @@ class Location:
 
 
 def locate(ref: ModelRef) -> Location:
-    """Find the folder, GGUF file or hub commit that `ref` means. For a hub name this may download its config.json.
-
-    Raises InputError when there is no such model, MachineError when the hub answers with an error.
-    """
+    """Find the folder, GGUF file or hub commit that `ref` means; for a hub name this may download its config.json.
+    Raises InputError: there is no such model; MachineError: the hub answers with an error."""
     path = Path(ref.name).expanduser()
     if path.exists() and ref.revision is not None:
         raise InputError(f"revision '{ref.revision}' is only for models on the hub, but {ref.name} is a local path")
@@ -93,9 +92,15 @@ def _hub_commit(ref: ModelRef) -> str:
     except tuple(explained) as error:
         raise InputError(next(text for kind, text in explained.items() if isinstance(error, kind))) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise MachineError(f"the hub gave no answer for '{ref.name}': {str(error).strip().splitlines()[0]}") from error
+        raise MachineError(f"the hub gave no answer for '{ref.name}': {first_line(error)}") from error
     # The cache keeps each commit in a folder of that name.
     return Path(config).parent.name
+
+
+def model_input(ref: ModelRef, digest_file: Callable[[Path], str] | None = None) -> Input:
+    """The model as it is now, for a fingerprint. As `model_identity`."""
+    identity = model_identity(ref, digest_file)
+    return Input(ref.name, identity.get("digest") or identity["commit"])
 
 
 def model_identity(ref: ModelRef, digest_file: Callable[[Path], str] | None = None) -> dict[str, str]:

@@ -8,7 +8,7 @@ V vocabulary, P = B * T positions, G features of a sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from modeldiff.console import Progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.batches import chunks, padded
-from modeldiff.lm.model import LanguageModel, hidden_of, hooked, probe_ids
+from modeldiff.lm.model import LanguageModel, hidden_of, hooked, short_pass
 
 
 class _LayerReached(Exception):  # noqa: N818 - a signal that ends a pass early, not an error
@@ -60,10 +60,8 @@ class Response:
 def mean_residuals(
     lm: LanguageModel, layer: int, responses: Sequence[Response], *, batch_size: int = 16, bar: Progress | None = None
 ) -> Tensor:
-    """The residual stream after block `layer`, averaged over the tokens of each response: (N, D) float32 on the CPU.
-
-    The prompt is read, but not averaged over. Raises InputError for a sequence too long for the model.
-    """
+    """The residual stream after block `layer`, averaged over the tokens of each response, not of its prompt: (N, D)
+    float32 on the CPU. Raises InputError for a sequence too long for the model."""
     ids = [torch.tensor(one.prompt_ids + one.ids) for one in responses]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     mean_ND = torch.empty(len(ids), lm.width)
@@ -100,13 +98,10 @@ def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -
         yield
 
 
-@contextmanager
-def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[None]:
-    """While the context is open, add a vector to the residual stream after block `layer` at every token.
-
-    vector: (D,), or (B, D) with one for each sequence; any float dtype and device, in the model's own units. Raises
-    InputError for a vector that does not fit or is not finite, and (in the pass) for a batch of another size.
-    """
+def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> AbstractContextManager[None]:
+    """While the context is open, add a vector to the residual stream after block `layer` at every token: (D,), or (B,
+    D) with one for each sequence; any float dtype and device, in the model's own units. Raises InputError for a vector
+    that does not fit or is not finite, and (in the pass) for a batch of another size."""
     if vector.ndim not in (1, 2) or vector.shape[-1] != lm.width:
         raise InputError(
             f"a steering vector for model {lm.name} must have shape ({lm.width},), or (batch, {lm.width}) for a batch, "
@@ -122,8 +117,7 @@ def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> Iterator[N
             raise InputError(f"{len(addend)} steering vectors were given for {len(hidden_BTD)} sequences")
         return hidden_BTD + addend
 
-    with changed(lm, layer, add):
-        yield
+    return changed(lm, layer, add)
 
 
 @dataclass(frozen=True)
@@ -140,11 +134,8 @@ class Shown:
 @contextmanager
 def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[None]:
     """While the context is open, what features contribute to the residual stream after block `layer` is subtracted at
-    every token, written ones too.
-
-    shown: for each sequence of the batch, G features. Raises InputError for a layer out of range, or (in the pass)
-    another number of sequences.
-    """
+    every token, written ones too; `shown` has those of each sequence. Raises InputError for a layer out of range, or
+    (in the pass) another number of sequences."""
 
     def stacked(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
         # Sequences with fewer features get some that are never active.
@@ -165,10 +156,9 @@ def take_off(lm: LanguageModel, layer: int, shown: Sequence[Shown]) -> Iterator[
         yield
 
 
-@contextmanager
 def replace_in_residual(
     lm: LanguageModel, layer: int, sequence_R: Tensor, position_R: Tensor, x_RD: Tensor
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """While the context is open, the residual stream after block `layer` is `x_RD` at the given positions.
 
     sequence_R, position_R: int64 (R,), which sequence of the batch and which of its tokens (padding is on the right);
@@ -185,8 +175,7 @@ def replace_in_residual(
         replaced_BTD[index] = values_RD.to(hidden_BTD.dtype)
         return replaced_BTD
 
-    with changed(lm, layer, put):
-        yield
+    return changed(lm, layer, put)
 
 
 def sampled_scores(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tensor, uniform_SBT: Tensor) -> Tensor:
@@ -264,10 +253,8 @@ def verify_hook(lm: LanguageModel, layer: int) -> None:
             outside.append((args[0], output))
 
     others = [module for module in lm.body.modules() if module not in in_blocks]
-    ids_BT = probe_ids(lm.model)
-    mask_BT = torch.ones_like(ids_BT)
-    with hooked([lm.blocks[layer]], take), hooked(others, note), torch.inference_mode():
-        output = lm.body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, output_hidden_states=True)
+    with hooked([lm.blocks[layer]], take), hooked(others, note):
+        output = short_pass(lm.model, output_hidden_states=True)
     states = output.hidden_states or ()
     if len(states) != lm.n_layers + 1:
         raise InputError(

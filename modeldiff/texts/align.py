@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from modeldiff.sides import SIDES
 from modeldiff.texts.words import is_space, word_ends
-from modeldiff.workspace.plan import Tokens
+from modeldiff.workspace.plan import Ints, Tokens
 
 Longs = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -124,29 +124,31 @@ def _greedily(tokens: dict[str, Tokens], content: dict[str, Content], decode: di
     window that ends inside a character grows first. If no match can be found, what has been aligned so far is returned.
     """
     ids = {side: tokens[side].ids[content[side].token] for side in SIDES}
-    found: dict[str, list[int]] = {side: [] for side in SIDES}
-    start = dict.fromkeys(SIDES, 0)
+    stops = [dict.fromkeys(SIDES, 0)]
+    while following := _next_stop(ids, stops[-1], decode):
+        stops.append(following)
+    return {side: np.array([stop[side] - 1 for stop in stops[1:]], np.int64) for side in SIDES}
+
+
+def _next_stop(ids: dict[str, Ints], start: dict[str, int], decode: dict[str, Decode]) -> dict[str, int] | None:
+    """By side, after which token the next windows end that say the same; None: there are none."""
 
     def read(side: str) -> str:
         text = decode[side](ids[side][start[side] : stop[side]].tolist())
         return "".join(unicodedata.normalize("NFKC", text).split())
 
-    parted = False
-    while not parted and all(start[side] < len(ids[side]) for side in SIDES):
-        stop = {side: start[side] + 1 for side in SIDES}
-        texts = {side: read(side) for side in SIDES}
-        while texts["a"] != texts["b"] or not texts["a"] or _unfinished(texts["a"]):
-            side = _grows(texts, {s: stop[s] - start[s] < MAX_WINDOW and stop[s] < len(ids[s]) for s in SIDES})
-            if side is None:
-                parted = True
-                break
-            stop[side] += 1
-            texts[side] = read(side)
-        else:
-            for side in SIDES:
-                found[side].append(stop[side] - 1)
-            start = stop
-    return {side: np.array(found[side], np.int64) for side in SIDES}
+    last = {side: min(start[side] + MAX_WINDOW, len(ids[side])) for side in SIDES}
+    if any(start[side] == last[side] for side in SIDES):
+        return None
+    stop = {side: start[side] + 1 for side in SIDES}
+    texts = {side: read(side) for side in SIDES}
+    while texts["a"] != texts["b"] or not texts["a"] or _unfinished(texts["a"]):
+        side = _grows(texts, {side: stop[side] < last[side] for side in SIDES})
+        if side is None:
+            return None
+        stop[side] += 1
+        texts[side] = read(side)
+    return stop
 
 
 def _grows(texts: dict[str, str], possible: dict[str, bool]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from modeldiff.errors import DamagedError, InputError, MachineError
+from modeldiff.errors import DamagedError, InputError, MachineError, first_line
 
 # Place for messages, and fields.
 Row = tuple[str, dict[str, Any]]
@@ -20,11 +20,9 @@ TXT_MOST_CHARS = 2 * TXT_DOCUMENT_CHARS
 
 
 def read_txt(path: Path, text_field: str) -> Iterator[Row]:
-    """The documents of a plain text file: paragraphs, grouped up to about 2,000 characters.
-
-    Without blank lines a document ends at a line end, or at a blank, before 4,000 characters. Line ends are kept as
-    they are in the file. Raises InputError when the file is not UTF-8.
-    """
+    """The documents of a plain text file: paragraphs, grouped up to about 2,000 characters. Without blank lines a
+    document ends at a line end, or at a blank, before 4,000 characters. Line ends are kept. Raises InputError: not
+    UTF-8."""
     lines: list[str] = []
     size, first = 0, 1
 
@@ -48,10 +46,8 @@ def read_txt(path: Path, text_field: str) -> Iterator[Row]:
 
 
 def read_jsonl(path: Path, _text_field: str = "") -> Iterator[Row]:
-    """The objects of a JSONL file; blank lines are passed over.
-
-    Raises InputError when a line is not a JSON object (named by its number), or the file is not UTF-8.
-    """
+    """The objects of a JSONL file; blank lines are passed over. Raises InputError: a line, which is named, is not a
+    JSON object, or the file is not UTF-8."""
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -88,7 +84,7 @@ def read_parquet(path: Path, text_field: str) -> Iterator[Row]:
                     number += 1
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        raise DamagedError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from None
+        raise DamagedError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
@@ -149,7 +145,7 @@ def read_dataset(location: str) -> Iterator[Row]:
     try:
         rows = datasets.load_dataset(name, config, split=split, streaming=True, revision=commit)
     except Exception as error:  # it passes on whatever its readers and its network library raise
-        raise InputError(f"data set '{location}' cannot be opened: {_first_line(error)}") from error
+        raise InputError(f"data set '{location}' cannot be opened: {first_line(error)}") from error
     for number, row in enumerate(rows, 1):
         yield f"data set {location}, row {number}", row
 
@@ -184,9 +180,4 @@ def _commit(name: str) -> str | None:
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise InputError(f"there is no local folder and no data set on the hub named '{name}'") from None
     except Exception as error:  # the client passes on what its network library raises
-        raise MachineError(f"the hub gave no answer for data set '{name}': {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise MachineError(f"the hub gave no answer for data set '{name}': {first_line(error)}") from error

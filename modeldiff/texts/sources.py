@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +82,13 @@ def _label_and_weight(entry: str) -> tuple[str | None, str, float]:
     if Path(rest).is_file() or "@" not in rest:
         return label, rest, 1.0
     rest, _, number = rest.rpartition("@")
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < float("inf"):
-        raise InputError(
-            f"text source '{entry}': '{number}' after @ is no weight: there is no such file, "
-            "and a weight is a positive number"
-        )
-    return label, rest, weight
+    with suppress(ValueError):
+        if 0 < float(number) < float("inf"):
+            return label, rest, float(number)
+    raise InputError(
+        f"text source '{entry}': '{number}' after @ is no weight: there is no such file, "
+        "and a weight is a positive number"
+    )
 
 
 def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
@@ -118,10 +116,8 @@ def read_source(source: Source, text_field: str) -> Iterator[Record]:
 
 
 def mix(sources: list[Source], text_field: str, *, sample: float = 1.0, seed: int = 0) -> Iterator[Record]:
-    """The documents of all sources, interleaved so that their characters keep the proportion of the weights.
-
-    sample: share of the documents that is used, chosen by the seed; the others are read and passed over.
-    """
+    """The documents of all sources, interleaved so that their characters keep the proportion of the weights. Of them a
+    share, `sample`, is used, chosen by the seed; the others are read and passed over."""
     streams = [_sampled(read_source(s, text_field), i, sample, seed) for i, s in enumerate(sources)]
     waiting = {i: record for i, stream in enumerate(streams) if (record := next(stream, None)) is not None}
     given = [0.0] * len(sources)  # characters per weight so far

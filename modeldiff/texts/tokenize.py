@@ -44,11 +44,9 @@ class Reader:
         return _into_document(self._encode(rendered, add_special_tokens=False), record, rendered, spans)
 
     def read_opened(self, record: Record) -> Tokens:
-        """The tokens of a chat that ends with a user's message, up to where the answer begins (`open_answer`).
-
-        Offsets are -1 for tokens that are not part of the messages; for all of them where the messages cannot be found
-        in what the template makes of them.
-        """
+        """The tokens of a chat that ends with a user's message, up to where the answer begins (`open_answer`). Offsets
+        are -1 for tokens that are not part of the messages; for all where the messages cannot be found in what the
+        template makes of them."""
         rendered = open_answer(self.tokenizer, record.messages)
         tokens = self._encode(rendered, add_special_tokens=False)
         try:
@@ -79,10 +77,8 @@ class Reader:
 
 
 def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tuple[int, int]]) -> Tokens:
-    """Tokens of a rendered chat, with offsets into the joined message contents; template tokens get -1.
-
-    A token that reaches over a content's edge belongs to it when only white space lies outside.
-    """
+    """Tokens of a rendered chat, with offsets into the joined message contents; template tokens get -1. A token that
+    reaches over a content's edge belongs to it when only white space lies outside."""
     starts = np.full(len(tokens.ids), -1, np.int32)
     ends = np.full(len(tokens.ids), -1, np.int32)
     offset = 0

@@ -41,18 +41,24 @@ _UNSPACED_RANGES = (
     (0x1B000, 0x1B16F),  # kana supplements
     (0x20000, 0x3FFFF),  # CJK extensions
 )
-_INVISIBLE_SPACES = "\u200b\u2060\ufeff"  # zero-width space, word joiner, byte order mark
-_VOWELS_AFTER = "\u0e33\u0eb3"  # Thai and Lao sara am: letters by category, marks by use
+# Classes of characters by what they are used for, and of the others by their Unicode category, or its first letter.
+_BY_USE = {
+    **dict.fromkeys("\u200b\u2060\ufeff", _SPACE),  # zero-width space, word joiner, byte order mark
+    "\u200d": _JOINER,
+    **dict.fromkeys("\u0e33\u0eb3", _EXTEND),  # Thai and Lao sara am: letters by category
+    **dict.fromkeys(map(chr, range(0x1F3FB, 0x1F400)), _EXTEND),  # skin tones
+    **dict.fromkeys(map(chr, range(0x1F1E6, 0x1F200)), _FLAG),
+    "_": _LETTER,
+}
+_BY_CATEGORY = {"M": _EXTEND, "Cf": _EXTEND, "Nd": _DIGIT, "L": _LETTER, "N": _DIGIT}
 _APOSTROPHES = "'\u2019"
 _DECIMAL_MARKS = ".,\u066b\u066c"
 _UNKNOWN = -1
 
 
 class CharTable:
-    """Call it with a text for the number of each character, (len(text),) int16.
-
-    number_of: the number of one character, at least 0. It is asked once for each character that is met.
-    """
+    """Call it with a text for the number of each character, (len(text),) int16, as `number_of` says: at least 0, and
+    asked once for each character that is met."""
 
     def __init__(self, number_of: Callable[[str], int]) -> None:
         self._number_of = number_of
@@ -108,23 +114,16 @@ def is_unspaced(text: str) -> NDArray[np.bool_]:
 
 
 def _char_class(char: str) -> int:
-    category = unicodedata.category(char)
-    code = ord(char)
-    if char.isspace() or char in _INVISIBLE_SPACES:
+    if char.isspace():
         return _SPACE
-    if code == 0x200D:
-        return _JOINER
-    if category[0] == "M" or category == "Cf" or 0x1F3FB <= code <= 0x1F3FF or char in _VOWELS_AFTER:
-        return _EXTEND
-    if category == "Nd":
-        return _DIGIT
-    if category[0] in "LN" and any(low <= code <= high for low, high in _UNSPACED_RANGES):
+    if char in _BY_USE:
+        return _BY_USE[char]
+    category = unicodedata.category(char)
+    if category in _BY_CATEGORY:
+        return _BY_CATEGORY[category]
+    if category[0] in "LN" and any(low <= ord(char) <= high for low, high in _UNSPACED_RANGES):
         return _UNSPACED
-    if category[0] == "L" or char == "_":
-        return _LETTER
-    if category[0] == "N":
-        return _DIGIT
-    return _FLAG if 0x1F1E6 <= code <= 0x1F1FF else _OTHER
+    return _BY_CATEGORY.get(category[0], _OTHER)
 
 
 # The class of each character; shape (len(text),).

@@ -109,12 +109,8 @@ class Trained:
 
 
 def run_cell(cell: CellSpec) -> dict[str, Any]:
-    """Train and measure. Deterministic on the CPU.
-
-    Returns:
-        JSON data: `recall`, `exclusive` (see recovery.py), `fve`, `fve_shared`, `gain_exclusive`, `l0`, `dead`,
-        `verdict`, `limit`, `curve`, `stitch`.
-    """
+    """Train and measure; JSON data: `recall`, `exclusive` (see recovery.py), `fve`, `fve_shared`, `gain_exclusive`,
+    `l0`, `dead`, `verdict`, `limit`, `curve`, `stitch`. Deterministic on the CPU."""
     recipe = cell.recipe
     curve: list[dict[str, Any]] = []
     every = max(1, recipe.steps // _SNAPSHOTS)
@@ -139,13 +135,10 @@ def run_cell(cell: CellSpec) -> dict[str, Any]:
 def train_cell(cell: CellSpec, after_step: Callable[[Trainer, World], None] | None = None) -> Trained:
     """As `modeldiff train`, with scales and means from a sample in place of the store's."""
     world, settings, recipe = World.drawn(cell.world, cell.seed), cell.settings, cell.recipe
-    stitch: Stitch | None = None
-    if cell.architecture == "stitch-residual":
-        x = _calibration(cell, world, _STITCH_PAIRS_PER_WIDTH)
-        stitch = Stitch.fitted(*x)
-        x = stitch.residuals(*x)
-    else:
-        x = _calibration(cell, world, _CALIBRATION_PAIRS_PER_WIDTH)
+    of_residuals = cell.architecture == "stitch-residual"
+    x = _calibration(cell, world, _STITCH_PAIRS_PER_WIDTH if of_residuals else _CALIBRATION_PAIRS_PER_WIDTH)
+    stitch = Stitch.fitted(*x) if of_residuals else None
+    x = stitch.residuals(*x) if stitch else x
     measured = {side: Measured.of(x_ND) for side, x_ND in zip(SIDES, x, strict=True)}
     crosscoder = Crosscoder.initialised(initial_config(settings, recipe, measured), measured, seed=cell.seed)
     trainer = Trainer(crosscoder.to(cell.device), recipe, warn=False)
@@ -190,7 +183,11 @@ def _verdict(trained: Trained, dictionary: Dictionary) -> dict[str, dict[str, in
     called_F = dictionary.alive_F
     if trained.cell.architecture in _WITH_VERDICT:
         crosscoder = trained.crosscoder
-        sampled = sample(crosscoder, list(trained.pairs(JUDGE, _EVALUATION_PAIRS)), by_threshold(crosscoder))
+
+        def by_threshold(pre_BF: torch.Tensor) -> tuple[torch.Tensor, float]:
+            return crosscoder.active(pre_BF), crosscoder.config.threshold
+
+        sampled = sample(crosscoder, list(trained.pairs(JUDGE, _EVALUATION_PAIRS)), by_threshold)
         called_F = torch.zeros_like(called_F)
         for side in SIDES:
             evidence = judge(crosscoder, sampled, side)
@@ -200,8 +197,3 @@ def _verdict(trained: Trained, dictionary: Dictionary) -> dict[str, dict[str, in
         side: {"called": one["features"], **{name: one[name] for name in ("true", "shared", "nothing")}}
         for side, one in counts.items()
     }
-
-
-def by_threshold(crosscoder: Crosscoder) -> Callable[[torch.Tensor], tuple[torch.Tensor, float]]:
-    """The selection at inference, as `sample` wants it: pre_BF -> (code f_BF, smallest score kept)."""
-    return lambda pre_BF: (crosscoder.active(pre_BF), crosscoder.config.threshold)

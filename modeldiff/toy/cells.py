@@ -62,7 +62,8 @@ def plan(settings: ToySettings, device: str) -> list[Planned]:
     train = {name: getattr(settings, name) for name in ("k", "exclusive", "steps", "batch")}
     train |= {name: getattr(default, name) for name in ("selection", "combine", "dead_share")}
     train |= {} if settings.lr is None else {"lr": settings.lr}
-    for table, size, architecture, world_values, train_values in _rows(settings):
+    rows = ((table, *row) for table in settings.tables for row in itertools.product(*_axes(settings)[table]))
+    for table, world_values, train_values, size, architecture in rows:
         of_world = {field.name: getattr(settings, field.name) for field in dataclasses.fields(WorldSpec)}
         world = WorldSpec(**{**of_world, **world_values})
         # Rounded down, as the paper's dictionary sizes are (20 % of 2048 is 409 there).
@@ -81,24 +82,17 @@ def plan(settings: ToySettings, device: str) -> list[Planned]:
     return planned
 
 
-def _rows(settings: ToySettings) -> Iterator[tuple[Table, float, Architecture, dict[str, Any], dict[str, Any]]]:
-    """(table, size, architecture, values of the world, settings of the training) of every row."""
-    one_size = min(settings.sizes, key=lambda size: abs(size - _ONE_SIZE))
+def _axes(settings: ToySettings) -> dict[Table, tuple[Sequence[Any], ...]]:
+    """What the rows of a table combine: values of the world, settings of the training, sizes, architectures."""
+    one_size = [min(settings.sizes, key=lambda size: abs(size - _ONE_SIZE))]
     compared = [one for one in _COMPARED if one in settings.architectures]
     partitioned = [one for one in compared if one in _PARTITIONED]
-    for table in settings.tables:
-        if table == "sizes":
-            for name, size, architecture in itertools.product(settings.map, settings.sizes, settings.architectures):
-                yield table, size, architecture, {"map": name}, {}
-        elif table == "dial":
-            for name, architecture in itertools.product(DIAL_MAPS, compared):
-                yield table, one_size, architecture, {"map": name}, {}
-        elif table == "selection":
-            for changed, architecture in itertools.product(_SELECTION, partitioned):
-                yield table, one_size, architecture, {"map": "gaussian"}, changed
-        else:
-            for architecture in compared:
-                yield table, one_size, architecture, {"map": "rotation", "exclusive_ratio": 0.0}, {}
+    return {
+        "sizes": ([{"map": name} for name in settings.map], [{}], settings.sizes, settings.architectures),
+        "dial": ([{"map": name} for name in DIAL_MAPS], [{}], one_size, compared),
+        "selection": ([{"map": "gaussian"}], _SELECTION, one_size, partitioned),
+        "self-diff": ([{"map": "rotation", "exclusive_ratio": 0.0}], [{}], one_size, compared),
+    }
 
 
 def distinct(planned: Iterable[Planned]) -> dict[str, list[Planned]]:

@@ -29,6 +29,7 @@ COLOURS = {
     "stitch-residual": "#009E73",
 }
 _GREY = "#888888"
+_SIZE = "dictionary size (% of the concepts)"
 # Held-out R² of the linear maps between two small language models that were trained apart, one way and the other.
 _REAL_PAIR = (0.64, 0.73)
 
@@ -65,13 +66,10 @@ def sizes_figure(rows: Sequence[Row]) -> bytes:
         _limits(recall, of_map)
         _false_positives(wrong, of_map, architectures)
         stitch = fmean(_stitch_of(row) for row in of_map)
-        recall.set(ylabel="exclusive concepts recovered", ylim=(-0.03, 1.03))
-        recall.set_title(f"map {map_name}, stitch R² {stitch:.2f}", loc="left", fontsize="medium")
-        fve.set_title("fraction of variance explained", loc="left", fontsize="medium")
-        fve.set(ylabel="FVE minus that of standard" if differences else "FVE")
-        for axes in (recall, fve):
-            axes.set_xlabel("dictionary size (% of the concepts)")
-            axes.grid(alpha=0.3)
+        title = f"map {map_name}, stitch R² {stitch:.2f}"
+        _label(recall, _SIZE, "exclusive concepts recovered", title, ylim=(-0.03, 1.03))
+        difference = "FVE minus that of standard" if differences else "FVE"
+        _label(fve, _SIZE, difference, "fraction of variance explained")
     _legend(figure, panels[0][0])
     return _png(figure)
 
@@ -105,11 +103,10 @@ def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[st
     axes.bar([0], [0], color=_GREY, label="recovers a shared concept")
     axes.bar([0], [0], color=_GREY, alpha=0.35, label="recovers nothing")
     axes.set_xticks(range(len(sizes)), [f"{100 * size:.3g}" for size in sizes])
-    axes.set(xlabel="dictionary size (% of the concepts)", ylabel="% of the exclusive features", ylim=(0, 115))
+    _label(axes, _SIZE, "% of the exclusive features", "false positives", ylim=(0, 115))
+    axes.grid(visible=False, axis="x")
     axes.set_yticks(range(0, 101, 20))
-    axes.set_title("false positives", loc="left", fontsize="medium")
     axes.legend(fontsize="small", ncols=2, loc="upper right")
-    axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
 
 
@@ -139,10 +136,8 @@ def training_figure(cells: Sequence[Record]) -> bytes:
                     style, label = ("-", None) if of_class == "shared" else ("--", architecture)
                     colour = COLOURS[architecture]
                     axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=2.5, label=label)
-            axes.set_title(f"map {map_name}: {words}", loc="left", fontsize="medium")
-            axes.set(xlabel="pairs seen (millions)", ylim=(-0.03, 1.03))
-            axes.set(ylabel="share of the concepts" if kind == "any" else "")
-            axes.grid(alpha=0.3)
+            ylabel = "share of the concepts" if kind == "any" else ""
+            _label(axes, "pairs seen (millions)", ylabel, f"map {map_name}: {words}", ylim=(-0.03, 1.03))
             axes.set_xlim(left=0)
     panels[0][0].plot([], [], color=_GREY, linestyle="-", label="shared concepts")
     panels[0][0].plot([], [], color=_GREY, linestyle="--", label="exclusive concepts")
@@ -166,12 +161,17 @@ def dial_figure(rows: Sequence[Row]) -> bytes:
             _line(axes, of_one, figure_name, name, x=_stitch_of)
     for axes, words in zip(panels, names.values(), strict=True):
         axes.axvspan(*_REAL_PAIR, color=_GREY, alpha=0.25, label="real pairs (two tiny language models)")
-        axes.set(xlabel="stitch R² (linear maps between the models, mean of both)", ylabel=words)
+        _label(axes, "stitch R² (linear maps between the models, mean of both)", words)
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
-        axes.grid(alpha=0.3)
     panels[0].set_ylim(-0.03, 1.03)
     _legend(figure, panels[0])
     return _png(figure)
+
+
+def _label(axes: Axes, xlabel: str, ylabel: str, title: str = "", **settings: Any) -> None:
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.set(xlabel=xlabel, ylabel=ylabel, **settings)
+    axes.grid(alpha=0.3)
 
 
 def _stitch_of(row: Row) -> float:

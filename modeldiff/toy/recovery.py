@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.sides import SIDES
+from modeldiff.sides import EXCLUSIVE, SIDES
 from modeldiff.toy.world import A_ONLY, B_ONLY, CLASSES, SHARED, World
 
 COSINE = 0.8
@@ -47,15 +47,10 @@ def dictionary_of(crosscoder: Crosscoder, alive_F: torch.Tensor) -> Dictionary:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Concepts against features.
-
-    Attributes:
-        any_C: recovered by a feature of any class, in a model that has the concept.
-        right_C: recovered by a feature of the concept's own class, in every model that has the concept.
-        exclusive: by partition "A" and "B": `features` classed exclusive and alive; of those `true` recover a concept
-            of their model alone, `shared` recover a shared one (and none of their own), `nothing` recover none; `dead`
-            ones are counted apart.
-    """
+    """Concepts against features. any_C: recovered by a feature of any class, in a model that has the concept; right_C:
+    by a feature of its own class, in every model that has it; exclusive: by partition "A" and "B", `features` classed
+    exclusive and alive; of those `true` recover a concept of their model alone, `shared` a shared one (and none of
+    their own), `nothing` none; `dead` ones are counted apart."""
 
     any_C: torch.Tensor
     right_C: torch.Tensor
@@ -63,13 +58,13 @@ class Recovery:
 
     def recall(self, world: World) -> dict[str, dict[str, float | None]]:
         """Share of the concepts of each class that are recovered: `any` and `right`; None where there are none."""
-        result: dict[str, dict[str, float | None]] = {}
-        for kind, mask_C in (("any", self.any_C), ("right", self.right_C)):
-            result[kind] = {}
-            for name, number in CLASSES.items():
-                of_class = mask_C[world.classes_C == number]
-                result[kind][name] = float(of_class.float().mean()) if len(of_class) else None
-        return result
+
+        def share(recovered: torch.Tensor) -> float | None:
+            return float(recovered.float().mean()) if len(recovered) else None
+
+        masks = {"any": self.any_C, "right": self.right_C}
+        of_class = {name: world.classes_C == number for name, number in CLASSES.items()}
+        return {kind: {name: share(mask_C[of]) for name, of in of_class.items()} for kind, mask_C in masks.items()}
 
 
 @torch.no_grad()
@@ -85,7 +80,7 @@ def recovery(world: World, dictionary: Dictionary) -> Recovery:
     both_CF = hit["a"] & hit["b"]
     right_C[classes_C == SHARED] = both_CF[classes_C == SHARED][:, classes_F == SHARED].any(1)
     exclusive = {}
-    for side, name in (("a", "A"), ("b", "B")):
+    for side, name in EXCLUSIVE.items():
         number = CLASSES[name]
         right_C[classes_C == number] = hit[side][classes_C == number][:, classes_F == number].any(1)
         mine_F = (classes_F == number) & alive_F

@@ -26,12 +26,10 @@ SUMMARY_NAME = "summary.json"
 
 
 def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
-    """Run the benchmark, or answer with the one that these settings gave before.
-
-    Cells that an earlier run of any settings finished are taken from the workspace, unless `force`. More than one job
-    starts processes: a script needs the usual `if __name__ == "__main__"`. Raises InputError: settings that do not fit
-    together; MachineError: not enough memory; no such device.
-    """
+    """Run the benchmark, or answer with the one that these settings gave before. Cells that any earlier run finished
+    are taken from the workspace, unless `force`. More than one job starts processes: a script needs the usual `if
+    __name__ == "__main__"`. Raises InputError: settings that do not fit together; MachineError: not enough memory; no
+    such device."""
     settings = settings.filled()
     device = str(resolve_device(settings.device))
     cells = distinct(plan(settings, device))

@@ -12,49 +12,27 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 Table = Literal["sizes", "dial", "selection", "self-diff"]
 TABLES: tuple[Table, ...] = get_args(Table)
 
-# Everything that a preset decides. `paper` has the values of the paper's table 6 and figure 4. In `laptop` the concepts
-# per dimension, the share of concepts that are active and the spread of their frequencies are the same, and mixed:0.7
-# has about the stitch R² of a real pair.
-PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {
-        "concepts": 64,
-        "width_a": 16,
-        "width_b": 16,
-        "k_target": 2.0,
-        "decay": 0.032,
-        "map": ("gaussian",),
-        "sizes": (0.5, 1.0),
-        "architectures": ("standard", "dfc", "dfc-audited", "stitch-residual"),
-        "seeds": 2,
-        "steps": 300,
-        "batch": 256,
-    },
-    "laptop": {
-        "concepts": 256,
-        "width_a": 32,
-        "width_b": 32,
-        "k_target": 2.56,
-        "decay": 0.008,
-        "map": ("gaussian", "mixed:0.7"),
-        "sizes": (0.2, 0.5, 1.0),
-        "architectures": ARCHITECTURES,
-        "seeds": 5,
-        "steps": 1500,
-        "batch": 512,
-    },
-    "paper": {
-        "concepts": 2048,
-        "width_a": 256,
-        "width_b": 256,
-        "k_target": 20.48,
-        "decay": 0.001,
-        "map": ("gaussian",),
-        "sizes": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0),
-        "architectures": ARCHITECTURES,
-        "seeds": 5,
-        "steps": 390_625,
-        "batch": 2048,
-    },
+_QUICK_ARCHITECTURES = ("standard", "dfc", "dfc-audited", "stitch-residual")
+_PAPER_SIZES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
+# Everything that a preset decides, for quick, laptop and paper. `paper` has the values of the paper's table 6 and
+# figure 4. In `laptop` the concepts per dimension, the share of concepts that are active and the spread of their
+# frequencies are the same, and mixed:0.7 has about the stitch R² of a real pair.
+_DECIDED: dict[str, tuple[Any, Any, Any]] = {
+    "concepts": (64, 256, 2048),
+    "width_a": (16, 32, 256),
+    "width_b": (16, 32, 256),
+    "k_target": (2.0, 2.56, 20.48),
+    "decay": (0.032, 0.008, 0.001),
+    "map": (("gaussian",), ("gaussian", "mixed:0.7"), ("gaussian",)),
+    "sizes": ((0.5, 1.0), (0.2, 0.5, 1.0), _PAPER_SIZES),
+    "architectures": (_QUICK_ARCHITECTURES, ARCHITECTURES, ARCHITECTURES),
+    "seeds": (2, 5, 5),
+    "steps": (300, 1500, 390_625),
+    "batch": (256, 512, 2048),
+}
+PRESETS = {
+    preset: {name: values[column] for name, values in _DECIDED.items()}
+    for column, preset in enumerate(("quick", "laptop", "paper"))
 }
 
 
@@ -115,10 +93,7 @@ class ToySettings(Settings):
     """auto, cpu, cuda, cuda:N or mps. Results on another device differ in their random numbers."""
 
     def filled(self) -> Self:
-        """These settings with the preset's values for all that was left out.
-
-        The same values give the same settings here, whether a preset or the user chose them.
-        """
+        """These settings, with the preset's values for what was left out; the same, whoever chose the values."""
         given = {
             name: value if getattr(self, name) in (None, ()) else getattr(self, name)
             for name, value in PRESETS[self.preset].items()

@@ -93,12 +93,9 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def summary(cells: Iterable[Record]) -> list[dict[str, Any]]:
-    """Mean, standard error and number of seeds of every figure, for every row of every table.
-
-    A row has ROW_FIELDS, `features`, `concepts`, and `figures` by name, without those that no seed has.
-    `fve_over_standard` is the FVE minus that of the standard crosscoder on the same world: without the differences
-    between worlds.
-    """
+    """Mean, standard error and number of seeds of every figure, for every row of every table: ROW_FIELDS, `features`,
+    `concepts`, and `figures` by name, without those that no seed has. `fve_over_standard` is the FVE minus that of the
+    standard crosscoder on the same world: without the differences between worlds."""
     cells = list(cells)
     fve = {_key(record.spec): fmean(record.result["fve"].values()) for record in cells}
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,26 +40,18 @@ _SELECTION_LEGEND = ("window: share of the run without activity after which a fe
 
 def printed_tables(rows: Sequence[Row]) -> list[Printed]:
     """Every table of a benchmark, from the `rows` of its summary.json."""
-    sizes = [row for row in rows if row["table"] == "sizes"]
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["table"], row["map"] if row["table"] == "sizes" else ""].append(row)
     tables = []
-    for name in dict.fromkeys(row["map"] for row in sizes):
-        of_map = [row for row in sizes if row["map"] == name]
-        title = f"map {name}, stitch R² {_mean(of_map[0], 'stitch'):.2f}"
-        if of_map[0]["exclusive_ratio"] == 0:
-            tables.append(_printed(title, of_map, 1, _NOTHING_EXCLUSIVE, _NONE_LEGEND))
-        else:
-            tables.append(_printed(title, of_map, 1, _SIZES, _LEGEND))
-    for name, leading, columns, legend in (
-        ("dial", 2, _DIAL, _DIAL_LEGEND),
-        ("selection", 3, _SELECTION, _SELECTION_LEGEND),
-        ("self-diff", 1, _NOTHING_EXCLUSIVE, _NONE_LEGEND),
-    ):
-        of_table = [row for row in rows if row["table"] == name]
-        if of_table:
-            if name == "dial":
-                of_table.sort(key=lambda row: _mean(row, "stitch") or 0.0)
-            title = f"{name}, {of_table[0]['features']} features for {of_table[0]['concepts']} concepts"
-            tables.append(_printed(title, of_table, leading, columns, legend))
+    for (kind, map_name), group in groups.items():
+        title = f"{kind}, {group[0]['features']} features for {group[0]['concepts']} concepts"
+        if kind == "sizes":
+            title = f"map {map_name}, stitch R² {_mean(group[0], 'stitch'):.2f}"
+            kind = kind if group[0]["exclusive_ratio"] else "self-diff"
+        elif kind == "dial":
+            group.sort(key=lambda row: _mean(row, "stitch") or 0.0)
+        tables.append(_printed(title, group, *_KINDS[kind]))
     return tables
 
 
@@ -150,3 +143,10 @@ _BY_VERDICT: Column = ("by verdict", "right", _counts("verdict_called", error=Tr
 _FALSE: Column = ("of them S/N", "right", _counts("verdict_shared", "verdict_nothing"))
 _DEAD_THERE: Column = ("dead there", "right", _counts("exclusive_dead"))
 _NOTHING_EXCLUSIVE = (_SIZE, _ARCHITECTURE, _BY_PLACE, _BY_VERDICT, _FALSE, _DEAD_THERE, _FVE)
+# By table: how many of the first columns say what a row is, all columns, what they mean.
+_KINDS: dict[str, tuple[int, Sequence[Column], tuple[str, ...]]] = {
+    "sizes": (1, _SIZES, _LEGEND),
+    "dial": (2, _DIAL, _DIAL_LEGEND),
+    "selection": (3, _SELECTION, _SELECTION_LEGEND),
+    "self-diff": (1, _NOTHING_EXCLUSIVE, _NONE_LEGEND),
+}

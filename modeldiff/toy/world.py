@@ -10,6 +10,7 @@ Legend: B pairs, C concepts, R rank of their correlation, Da, Db widths, N activ
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,25 +66,17 @@ def map_share(name: str) -> float:
     if name in plain:
         return plain[name]
     kind, _, share = name.partition(":")
-    try:
-        value = float(share)
-    except ValueError:
-        value = math.nan
-    if kind != "mixed" or not 0 <= value <= 1:
-        raise InputError(f"--map expects gaussian, rotation, independent or mixed:SHARE (0 to 1), found '{name}'")
-    return value
+    with suppress(ValueError):
+        if kind == "mixed" and 0 <= float(share) <= 1:
+            return float(share)
+    raise InputError(f"--map expects gaussian, rotation, independent or mixed:SHARE (0 to 1), found '{name}'")
 
 
 @dataclass(frozen=True)
 class World:
-    """Concepts and their directions.
-
-    Attributes:
-        classes_C: int64, SHARED, A_ONLY or B_ONLY.
-        directions: by side, (C, D) float32; zero rows for concepts that the model does not have.
-        decay_C: factor of each concept's probability, exp(-decay * rank) with ranks in random order.
-        loadings_CR: the low-rank part of the correlation between concepts' log-odds.
-    """
+    """Concepts and their directions. classes_C: int64, SHARED, A_ONLY or B_ONLY; directions: by side, (C, D) float32,
+    zero rows for concepts that the model does not have; decay_C: factor of each concept's probability, exp(-decay *
+    rank) with ranks in random order; loadings_CR: the low-rank part of the correlation between concepts' log-odds."""
 
     spec: WorldSpec
     classes_C: torch.Tensor
@@ -114,11 +107,8 @@ class World:
         )
 
     def probabilities(self, random: torch.Generator) -> torch.Tensor:
-        """p_C of one batch (paper eq. 7 to 9), on the generator's device.
-
-        The log-odds are drawn anew for every batch: with fixed probabilities and independent draws, concepts would not
-        occur together at all, however their log-odds correlate.
-        """
+        """p_C of one batch (paper eq. 7 to 9), on the generator's device. The log-odds are drawn anew for every batch:
+        with fixed ones, and independent draws, concepts would not occur together at all."""
         device = random.device
         loadings_CR, decay_C = self.loadings_CR.to(device), self.decay_C.to(device)
         common_R = torch.randn(loadings_CR.shape[1], generator=random, device=device)
@@ -157,11 +147,8 @@ class Active(NamedTuple):
 
 
 class ConceptStream:
-    """Batches of paired activations of a world, without end. The work is in proportion to the concepts that are active.
-
-    part: streams of the same seed and another part are independent (training, evaluation); device: where the batches
-    are made; the numbers differ between devices.
-    """
+    """Batches of paired activations of a world, without end; the work is in proportion to the concepts that are active.
+    Another `part` of the same seed is independent (training, evaluation); another device gives other numbers."""
 
     def __init__(
         self, world: World, *, batch: int, seed: int, part: int = 0, device: torch.device | str = "cpu"
@@ -199,11 +186,8 @@ class ConceptStream:
         return Active(pairs_N[order], concepts_N[order], strengths_N)
 
     def _occurrences(self, p_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bernoulli(p_C) for every pair: a binomial number of pairs for each concept, then which ones they are.
-
-        Pairs are drawn one by one and those drawn before are drawn again, which makes every set of distinct pairs
-        equally likely.
-        """
+        """Bernoulli(p_C) for every pair: a binomial number of pairs for each concept, then which ones they are. Pairs
+        are drawn one by one and those drawn before again, which makes every set of distinct pairs equally likely."""
         random, device = self._random, self._random.device
         rows = torch.full_like(p_C, float(self.batch))
         missing_C = torch.binomial(rows, p_C, generator=random).long()

@@ -23,7 +23,7 @@ from modeldiff.errors import DamagedError, InputError
 from modeldiff.records import from_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace.artifact import Artifact
-from modeldiff.workspace.bits import Read, RowLayout, bits_of, empty_rows, encoding_of, read_all
+from modeldiff.workspace.bits import Read, RowLayout, bits_of, bytes_per_value, empty_rows, encoding_of, read_all
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.plan import ShardPlan, read_plan
 
@@ -103,6 +103,10 @@ class ActivationStore:
     def widths(self) -> tuple[int, int]:
         """(Da, Db)."""
         return self.info.sides["a"].width, self.info.sides["b"].width
+
+    @property
+    def pair_bytes(self) -> int:
+        return sum(side.width * bytes_per_value(side.encoding) for side in self.info.sides.values())
 
     def blocks(self, rows: int) -> list[Block]:
         """All rows in consecutive blocks of at most `rows`, never across shards."""

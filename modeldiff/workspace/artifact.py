@@ -135,11 +135,8 @@ class Artifact:
         return sorted(name for name in self.manifest.files if name.startswith(prefix))
 
     def problems(self, *, deep: bool = True, report: Callable[[int], None] | None = None) -> list[str]:
-        """What is wrong with the files, one line each; empty when the artifact is sound.
-
-        deep: read every byte and compare digests; otherwise only presence, size and the digests of small files; report:
-        called with the number of bytes after each file.
-        """
+        """What is wrong with the files, one line each; empty when the artifact is sound. deep: read every byte and
+        compare digests, not only those of small files; report: called with the number of bytes after each file."""
         found = []
         for name, entry in sorted(self.manifest.files.items()):
             problem = self._problem(name, deep=deep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -11,37 +12,31 @@ _MEMINFO, _CGROUPS, _OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"),
 
 
 def free_memory() -> int:
-    """Bytes that this machine can give to its processes, and no more than this container may still take; all that there
-    is where the system does not say (macOS)."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if _MEMINFO.exists():
-        sizes = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
-        available = int(sizes["MemAvailable"].split()[0]) * 1024
+    """Bytes that this machine or container can still give; all that there is where the system does not say (macOS)."""
+    kibibytes = _found(_MEMINFO, r"MemAvailable:\s*(\d+)")
+    available = int(kibibytes) * 1024 if kibibytes else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     # Control groups (version 2): the line is "0::/path"; in a container the path may be that of the host.
-    own = next((line for line in _read(_OWN_CGROUP) if line.startswith("0::")), "0::/")
-    group = _CGROUPS / own[3:].lstrip("/")
+    group = _CGROUPS / _found(_OWN_CGROUP, "0::/(.*)")
     for folder in (group, *group.parents):
-        limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
-        if used and limit[0] != "max":
+        limit, used = (_found(folder / f"memory.{name}", r"(\d+)") for name in ("max", "current"))
+        if limit and used:
             # Pages of files that were read are given back when they are needed.
-            pages = dict(line.split() for line in _read(folder / "memory.stat"))
-            cached = int(pages.get("inactive_file", 0)) + int(pages.get("active_file", 0))
-            available = min(available, int(limit[0]) - int(used[0]) + cached)
+            pages = (_found(folder / "memory.stat", rf"{name}_file (\d+)") for name in ("inactive", "active"))
+            available = min(available, int(limit) - int(used) + sum(int(one or 0) for one in pages))
     return available
 
 
-def _read(path: Path) -> list[str]:
+def _found(path: Path, pattern: str) -> str:
+    """What the group of the pattern is in the line that begins with it; empty: there is no such file or line."""
     try:
-        return path.read_text().splitlines()
+        match = re.search(f"^{pattern}", path.read_text(), re.MULTILINE)
     except OSError:
-        return []
+        return ""
+    return match[1] if match else ""
 
 
 def free_on(device: torch.device) -> int:
-    if device.type == "cuda":
-        # What torch keeps for this process without using it is free to it, too.
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+    """Bytes free on a device with a memory of its own."""
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return free_memory()
+    return torch.cuda.mem_get_info(device)[0]

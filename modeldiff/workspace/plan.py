@@ -68,7 +68,11 @@ def write_plan(path: Path, plan: ShardPlan) -> None:
     """Write a plan file. The same plan gives the same bytes."""
     with h5py.File(path, "w") as file:
         documents = plan.documents
-        _write_strings(file, "documents/text", [d.text for d in documents])
+        # One byte array and offsets: variable-length strings live on a heap, slow and not byte-stable.
+        # "surrogatepass": a text with a lone surrogate is kept as it is instead of ending the harvest.
+        texts = [d.text.encode("utf-8", "surrogatepass") for d in documents]
+        file["documents/text_bytes"] = np.frombuffer(b"".join(texts), np.uint8)
+        file["documents/text_offsets"] = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         file["documents/source"] = np.array([d.source for d in documents], np.int32)
         file["documents/index"] = np.array([d.index for d in documents], np.int64)
         for side in SIDES:
@@ -93,7 +97,8 @@ def read_plan(path: Path) -> ShardPlan:
 
 
 def _read_plan(file: h5py.File) -> ShardPlan:
-    texts = _read_strings(file, "documents/text")
+    content, borders = file["documents/text_bytes"][()].tobytes(), file["documents/text_offsets"][()]
+    texts = [content[start:stop].decode("utf-8", "surrogatepass") for start, stop in itertools.pairwise(borders)]
     sources, indices = file["documents/source"][()].tolist(), file["documents/index"][()].tolist()
     tokens: dict[str, list[Tokens]] = {}
     for side in SIDES:
@@ -109,17 +114,3 @@ def _read_plan(file: h5py.File) -> ShardPlan:
         window={side: file[f"pairs/window_{side}"][()] for side in SIDES},
     )
     return ShardPlan(documents, pairs)
-
-
-def _write_strings(file: h5py.File, name: str, strings: list[str]) -> None:
-    # One byte array and offsets: variable-length strings would live on HDF5's global heap, slow and not byte-stable.
-    # "surrogatepass": a text with a lone surrogate is kept as it is instead of ending the harvest.
-    encoded = [s.encode("utf-8", "surrogatepass") for s in strings]
-    file[f"{name}_bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
-    file[f"{name}_offsets"] = np.cumsum([0, *(len(e) for e in encoded)], dtype=np.int64)
-
-
-def _read_strings(file: h5py.File, name: str) -> list[str]:
-    content = file[f"{name}_bytes"][()].tobytes()
-    offsets = file[f"{name}_offsets"][()]
-    return [content[start:stop].decode("utf-8", "surrogatepass") for start, stop in itertools.pairwise(offsets)]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,8 @@ from modeldiff.console import say
 from modeldiff.errors import DamagedError, MachineError
 from modeldiff.records import from_json, to_json
 from modeldiff.settings import Settings
+from modeldiff.workspace import files
 from modeldiff.workspace.artifact import FORMAT, MANIFEST_NAME, Artifact, FileEntry, Input, Manifest
-from modeldiff.workspace.files import (
-    TEMPORARY_SUFFIX,
-    blake3_file,
-    durable_blake3,
-    fsync_folder,
-    json_bytes,
-    read_json,
-    rename_into,
-    sha256_json,
-    temporary_path,
-)
 from modeldiff.workspace.workspace import PARTIAL, Workspace
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "safetensors")
@@ -43,14 +34,10 @@ RESUME = "resume"
 
 class Work:
     """The folder of an artifact in the making. What a stage commits here survives a kill: the same command finds it.
-
-    Attributes:
-        folder: write files here, through `commit`, `write_json` or `write_bytes` only.
-        resume: checkpoints and the like; dropped when the artifact is published.
-        environment: facts to add to the manifest (device, dtype).
-        rank: which process of a run this is (see ranks.py). Several may work in one folder, on different files; rank 0
-            opens it before the others do.
-    """
+    folder: write files here, through `commit`, `write_json` or `write_bytes` only; resume: checkpoints and the like,
+    dropped when the artifact is published; environment: facts to add to the manifest (device, dtype); rank: which
+    process of a run this is (see ranks.py). Several may work in one folder, on different files; rank 0 opens it
+    first."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
@@ -59,21 +46,21 @@ class Work:
         self.resume.mkdir(parents=True, exist_ok=True)
         self.environment: dict[str, Any] = {}
         if not rank:
-            for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
+            for leftover in folder.rglob(f"*{files.TEMPORARY_SUFFIX}"):
                 leftover.unlink()
 
     def temporary(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return temporary_path(path)
+        return files.temporary_path(path)
 
     def commit(self, temporary: Path, name: str) -> None:
         """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
-        entry = FileEntry(temporary.stat().st_size, durable_blake3(temporary))
-        rename_into(temporary, self.folder / name)
+        entry = FileEntry(temporary.stat().st_size, files.durable_blake3(temporary))
+        files.rename_into(temporary, self.folder / name)
         kept = self._kept(name)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(json_bytes(to_json(entry)))
+        kept.write_bytes(files.json_bytes(to_json(entry)))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         temporary = self.temporary(name)
@@ -81,7 +68,7 @@ class Work:
         self.commit(temporary, name)
 
     def write_json(self, name: str, data: Any) -> None:
-        self.write_bytes(name, json_bytes(data))
+        self.write_bytes(name, files.json_bytes(data))
 
     def has(self, name: str) -> bool:
         """True when `name` was committed, by any process of this run or one before it, and still has its size."""
@@ -92,7 +79,7 @@ class Work:
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if path.is_file() and name != MANIFEST_NAME and not name.startswith(f"{RESUME}/"):
-                found[name] = self._committed(name) or FileEntry(path.stat().st_size, blake3_file(path))
+                found[name] = self._committed(name) or FileEntry(path.stat().st_size, files.blake3_file(path))
         return found
 
     def _kept(self, name: str) -> Path:
@@ -102,7 +89,7 @@ class Work:
     def _committed(self, name: str) -> FileEntry | None:
         path, kept = self.folder / name, self._kept(name)
         try:
-            entry = from_json(FileEntry, read_json(kept), str(kept))
+            entry = from_json(FileEntry, files.read_json(kept), str(kept))
         except DamagedError:  # not there, or the process was killed while it wrote this
             return None
         return entry if path.is_file() and path.stat().st_size == entry.size else None
@@ -128,17 +115,14 @@ class Order:
     @property
     def fingerprint(self) -> str:
         digests = {name: one.digest for name, one in self.inputs.items()}
-        return sha256_json([self.kind, self.schema, self.settings.result_json(), dict(self.resolved), digests])
+        return files.sha256_json([self.kind, self.schema, self.settings.result_json(), dict(self.resolved), digests])
 
 
 def produce(
     workspace: Workspace, order: Order, build: Build, *, name: str | None = None, force: bool = False
 ) -> Artifact:
-    """The artifact that `order` describes, from the cache or by running `build`.
-
-    name: a label for the artifact; force: run even when the cache has it. Raises MachineError: another process is
-    producing the same artifact.
-    """
+    """The artifact that `order` describes, labelled `name`, from the cache or (also when the cache has it: `force`) by
+    running `build`. Raises MachineError: another process is producing the same artifact."""
     workspace.create()
     cached, why = _from_cache(workspace, order)
     if cached and not force:
@@ -188,13 +172,15 @@ def _changes(workspace: Workspace, order: Order) -> str:
         if last.settings.get(key) != value
     ]
     for key, one in order.inputs.items():
-        before = last.inputs.get(key)
-        if before is None or before.digest != one.digest:
-            changes.append(f"input {key} changed ({before.label if before else 'none'} -> {one.label})")
-    for key, value in order.resolved.items():
-        resolved = last.environment.get("resolved", {}).get(key)
-        if resolved != value:
-            changes.append(f"{key} is now {_short(value)} (was {_short(resolved)})")
+        before = last.inputs.get(key, Input("none", ""))
+        if before.digest != one.digest:
+            changes.append(f"input {key} changed ({before.label} -> {one.label})")
+    resolved = last.environment.get("resolved", {})
+    changes += [
+        f"{key} is now {_short(value)} (was {_short(resolved.get(key))})"
+        for key, value in order.resolved.items()
+        if resolved.get(key) != value
+    ]
     shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
     return f"{shown or 'modeldiff itself changed'} (against {existing[-1].ref})"
 
@@ -216,8 +202,7 @@ def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: 
     (partial / MANIFEST_NAME).unlink(missing_ok=True)  # left by a kill between manifest and rename: publish anew
     started = time.monotonic()
     metrics = build(work)
-    seconds = time.monotonic() - started
-    files = work.entries()
+    seconds, entries = time.monotonic() - started, work.entries()
     with workspace.lock():
         version = workspace.next_version(order.kind)
         manifest = Manifest(
@@ -229,7 +214,7 @@ def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: 
             settings=order.settings.to_json(),
             inputs=dict(order.inputs),
             fingerprint=order.fingerprint,
-            files=files,
+            files=entries,
             metrics=metrics,
             environment={**environment(), **work.environment, "resolved": dict(order.resolved)},
             seconds=round(seconds, 3),
@@ -240,7 +225,7 @@ def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: 
         target = workspace.folder / order.kind / str(version)
         target.parent.mkdir(exist_ok=True)
         partial.rename(target)
-        fsync_folder(target.parent)
+        files.fsync_folder(target.parent)
     partial.with_suffix(".lock").unlink(missing_ok=True)
     artifact = Artifact(target, manifest)
     say(f"{artifact.ref} is ready ({seconds:.0f} s): {target}")
@@ -273,8 +258,6 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip() or None
+    return None

@@ -30,11 +30,9 @@ PARTIAL = ".partial"
 
 
 class Workspace:
-    """A folder of artifacts. Made on first write; opening one that does not exist is not an error.
-
-    folder: default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace. Raises InputError: the folder is not a
-    workspace, or one of a newer format; DamagedError: workspace.json cannot be read.
-    """
+    """A folder of artifacts (default: `MODELDIFF_WORKSPACE` if set, else ./modeldiff-workspace), made on first write;
+    opening one that does not exist is not an error. Raises InputError: the folder is not a workspace, or one of a newer
+    format; DamagedError: workspace.json cannot be read."""
 
     def __init__(self, folder: Path | str | None = None) -> None:
         self.folder = Path(folder or os.environ.get("MODELDIFF_WORKSPACE") or "modeldiff-workspace")
@@ -93,12 +91,11 @@ class Workspace:
             raise InputError(
                 f"no {kind} in {self.folder}: run `{_command_of(kind)}` first, or choose another --workspace"
             )
-        for folder in folders[-1:] if rest == "latest" else folders:
-            if rest in ("latest", folder.name):
+        for folder in folders:
+            if folder.name == (folders[-1].name if rest == "latest" else rest):
                 return Artifact(folder, Manifest.read(folder))
-        for artifact in reversed(self.artifacts(kind)):
-            if artifact.manifest.name == rest:
-                return artifact
+        if artifact := self._named(rest, kind):
+            return artifact
         known = ", ".join(f"{kind}:{folder.name}" for folder in folders[-5:])
         raise InputError(
             f"no {kind} called '{wanted}' in {self.folder}: there is {known} (see `modeldiff workspace list`)"
@@ -109,13 +106,16 @@ class Workspace:
         kind, _, rest = ref.rpartition(":")
         if kind in (*_COMMANDS, *self.kinds()):
             return self.find(kind, rest)
-        for artifact in reversed(self.artifacts()):
-            if artifact.manifest.name == ref:
-                return artifact
+        if artifact := self._named(ref):
+            return artifact
         raise InputError(
             f"no artifact '{ref}' in {self.folder}: expected a reference like `crosscoder:1` "
             "(see `modeldiff workspace list`)"
         )
+
+    def _named(self, name: str, kind: str | None = None) -> Artifact | None:
+        """The newest artifact with this name."""
+        return next((one for one in reversed(self.artifacts(kind)) if one.manifest.name == name), None)
 
     def users_of(self, artifact: Artifact) -> list[Artifact]:
         return [one for one in self.artifacts() if artifact.as_input() in one.manifest.inputs.values()]

@@ -117,8 +117,8 @@ def _planned(start: Start) -> int:
         recipe=replace(recipe, auxk_alpha=0.0),
         precision="float32",
         device=device("cpu"),
-        encodings=("float32", "float32"),
         pairs=0,
+        pair_bytes=4 * 2 * start.sizes.width,
         block_rows=1,
         buffer_bytes=0,
     )

@@ -38,7 +38,7 @@ def job(
     recipe = make_recipe(wanted, widths=widths, pairs=10**8)
     config = initial_config(wanted, recipe, centred(*widths))
     values: dict[str, Any] = {"pairs": 10**8, "block_rows": 256, "buffer_bytes": 256 << 20, **kwargs}
-    values |= {"device": torch.device(device), "encodings": ("bfloat16", "bfloat16")}
+    values |= {"device": torch.device(device), "pair_bytes": 2 * sum(widths)}
     return Job(config=config, recipe=recipe, precision=precision, **values)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.workspace import Workspace
 from modeldiff.workspace.stage import Work
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
@@ -38,11 +37,6 @@ def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "words.txt"
     path.write_text("\n\n".join(make_texts()), encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "ws")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from modeldiff.errors import InputError
-from modeldiff.harvest.planner import Cursor, Piece, make_plan, plan_record
+from modeldiff.harvest.planner import Cursor, Piece, Planner
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.sides import SIDES
@@ -30,7 +30,7 @@ def settings(**changes) -> HarvestSettings:
 
 def planned(record: Record, both=None, context=CONTEXT, counts: Counts | None = None, **changes) -> list[Piece]:
     both = both or readers(bytes_trimmed(), bytes_untrimmed())
-    return plan_record(record, both, settings(**changes), context, counts)
+    return Planner(settings(**changes), [], both, context).pieces(record, counts)
 
 
 def test_a_long_document_is_cut_into_pieces_that_fit_and_follow_each_other() -> None:
@@ -120,7 +120,7 @@ def texts(tmp_path: Path) -> Path:
 def plan(folder: Path, texts: Path, **changes) -> tuple[Cursor, list[Path]]:
     """(cursor, plan files)."""
     both, work = readers(bytes_trimmed(), bytes_untrimmed()), Work(folder)
-    cursor = make_plan(work, settings(**changes), parse_sources((str(texts),)), both, CONTEXT)
+    cursor = Planner(settings(**changes), parse_sources((str(texts),)), both, CONTEXT).plan(work)
     return cursor, [folder / plan_name(shard) for shard in range(len(cursor.shards))]
 
 

@@ -1,7 +1,5 @@
 """Tiny model folders and loaded models, made once per session, and no way to the network."""
 
-from __future__ import annotations
-
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,7 +14,7 @@ import pytest
 import torch
 
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
-from tests.tiny_models import CHAT_TEMPLATE, save_tiny
+from tests.tiny_models import ARCHITECTURES, CHAT_TEMPLATE, save_tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -51,6 +49,17 @@ def lm_of(folder_of: Callable[[str], Path]) -> Callable[[str], LanguageModel]:
         return load_model(ModelRef(str(folder_of(arch))), torch.device("cpu"), torch.float32)
 
     return make
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def lm(request: pytest.FixtureRequest, lm_of: Callable[[str], LanguageModel]) -> LanguageModel:
+    return lm_of(request.param)
+
+
+@pytest.fixture
+def own_lm(folder_of: Callable[[str], Path]) -> LanguageModel:
+    """A model that a test may change."""
+    return load_model(ModelRef(str(folder_of("llama"))), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture

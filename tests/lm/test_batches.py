@@ -1,7 +1,5 @@
 """Which sequences go together, how many tokens at a time, and padding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

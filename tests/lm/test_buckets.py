@@ -3,8 +3,6 @@
 Legend: P places, V tokens, K buckets.
 """
 
-from __future__ import annotations
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st

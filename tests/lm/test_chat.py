@@ -1,7 +1,5 @@
 """Chats rendered as text, with the place of every message's content."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

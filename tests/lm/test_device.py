@@ -1,7 +1,5 @@
 """Words for devices and number formats."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Taking features off while sequences are continued, against each sequence alone with the sums written out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,10 +1,7 @@
 """Continuing prompts: batches, seeds, ends, and steering while writing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,22 +10,10 @@ import transformers
 
 from modeldiff.errors import InputError
 from modeldiff.lm.generate import _Drawn, continue_tokens, generate, generate_tokens
-from modeldiff.lm.load import LanguageModel, ModelRef, load_model
+from modeldiff.lm.load import LanguageModel
 from modeldiff.lm.residual import add_to_residual
-from tests.tiny_models import ARCHITECTURES
 
 PROMPTS = ["The quick brown fox jumps", "It", "I love 東京 and 1989"]
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def lm(request: pytest.FixtureRequest, lm_of: Callable[[str], LanguageModel]) -> LanguageModel:
-    return lm_of(request.param)
-
-
-@pytest.fixture
-def own_lm(folder_of: Callable[[str], Path]) -> LanguageModel:
-    """A model that a test may change."""
-    return load_model(ModelRef(str(folder_of("llama"))), torch.device("cpu"), torch.float32)
 
 
 def _greedy_without_cache(lm: LanguageModel, ids: list[int], n: int) -> list[int]:

@@ -1,7 +1,5 @@
 """Loading saved models of every architecture, and what is said when one cannot be loaded."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import socket
@@ -159,10 +157,7 @@ def test_models_that_do_not_predict_the_next_token_are_refused(tmp_path: Path) -
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     t5 = transformers.T5Config(vocab_size=320, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
     bert = transformers.BertConfig(vocab_size=320, initializer_range=0.5, **sizes)
-    models = {
-        "encoder": transformers.BertLMHeadModel(bert),
-        "translator": transformers.T5ForConditionalGeneration(t5),
-    }
+    models = {"encoder": transformers.BertLMHeadModel(bert), "translator": transformers.T5ForConditionalGeneration(t5)}
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)

@@ -1,7 +1,5 @@
 """Blocks are found by what flows through them."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """What a model's name means and what identifies its contents."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

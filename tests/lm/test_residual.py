@@ -3,18 +3,15 @@
 Shapes: B batch, T tokens, D width, R replaced positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from modeldiff.errors import InputError, MachineError
-from modeldiff.lm.load import ModelRef, load_model
+from modeldiff.lm.load import ModelRef
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import (
     Response,
@@ -24,7 +21,7 @@ from modeldiff.lm.residual import (
     residual_after,
     verify_hook,
 )
-from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 LENGTHS = (11, 4, 1, 9)
 SEQUENCE_R, POSITION_R = torch.tensor([0, 3, 0, 1]), torch.tensor([10, 2, 4, 3])
@@ -56,17 +53,6 @@ def _no_new_hooks(lm: LanguageModel) -> Iterator[None]:
     before = hooks()
     yield
     assert hooks() == before
-
-
-@pytest.fixture(params=ARCHITECTURES)
-def lm(request: pytest.FixtureRequest, lm_of: Callable[[str], LanguageModel]) -> LanguageModel:
-    return lm_of(request.param)
-
-
-@pytest.fixture
-def llama(folder_of: Callable[[str], Path]) -> LanguageModel:
-    """A model that a test may change."""
-    return load_model(ModelRef(str(folder_of("llama"))), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -154,29 +140,29 @@ def test_changes_are_rounded_once_to_the_models_dtype(half: LanguageModel) -> No
     assert torch.equal(replaced_BTD[SEQUENCE_R, POSITION_R], x_RD.bfloat16())
 
 
-def test_no_hook_stays_after_an_exception(llama: LanguageModel) -> None:
+def test_no_hook_stays_after_an_exception(own_lm: LanguageModel) -> None:
     def fail(*_args: object) -> None:
         raise ZeroDivisionError
 
-    with _no_new_hooks(llama):
-        with pytest.raises(KeyError), add_to_residual(llama, 1, torch.ones(llama.width)):
+    with _no_new_hooks(own_lm):
+        with pytest.raises(KeyError), add_to_residual(own_lm, 1, torch.ones(own_lm.width)):
             raise KeyError
-        failing = llama.blocks[0].register_forward_pre_hook(fail)
-        for call in (lambda: residual_after(llama, 1, *_batch()), lambda: verify_hook(llama, 1)):
+        failing = own_lm.blocks[0].register_forward_pre_hook(fail)
+        for call in (lambda: residual_after(own_lm, 1, *_batch()), lambda: verify_hook(own_lm, 1)):
             with pytest.raises(ZeroDivisionError):
                 call()
         failing.remove()
 
 
-def test_blocks_after_the_layer_and_the_logits_are_not_computed(llama: LanguageModel) -> None:
-    plain_BTD = residual_after(llama, 1, *_batch())
+def test_blocks_after_the_layer_and_the_logits_are_not_computed(own_lm: LanguageModel) -> None:
+    plain_BTD = residual_after(own_lm, 1, *_batch())
 
     def fail(*_args: object) -> None:
         raise AssertionError("this need not run")
 
-    for module in (llama.blocks[2], llama.body.norm, llama.model.lm_head):
+    for module in (own_lm.blocks[2], own_lm.body.norm, own_lm.model.lm_head):
         module.register_forward_pre_hook(fail)
-    assert torch.equal(residual_after(llama, 1, *_batch()), plain_BTD)
+    assert torch.equal(residual_after(own_lm, 1, *_batch()), plain_BTD)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
@@ -211,15 +197,15 @@ def test_what_does_not_fit_is_refused(lm_of: Callable[[str], LanguageModel]) -> 
             residual_after(lm, layer, ids_BT, torch.ones_like(ids_BT))
 
 
-def test_a_hook_that_would_see_another_tensor_is_found_out(llama: LanguageModel) -> None:
-    llama.blocks[0], llama.blocks[1] = llama.blocks[1], llama.blocks[0]
-    llama.blocks[2] = llama.blocks[1]
+def test_a_hook_that_would_see_another_tensor_is_found_out(own_lm: LanguageModel) -> None:
+    own_lm.blocks[0], own_lm.blocks[1] = own_lm.blocks[1], own_lm.blocks[0]
+    own_lm.blocks[2] = own_lm.blocks[1]
     for layer in range(3):
         with pytest.raises(InputError, match=f"output of block {layer} of model llama is not its hidden_states"):
-            verify_hook(llama, layer)
+            verify_hook(own_lm, layer)
 
 
-def test_overflow_is_named(llama: LanguageModel) -> None:
-    llama.model.half().get_input_embeddings().weight.data.fill_(torch.inf)
+def test_overflow_is_named(own_lm: LanguageModel) -> None:
+    own_lm.model.half().get_input_embeddings().weight.data.fill_(torch.inf)
     with pytest.raises(MachineError, match=r"not finite in torch\.float16: use --dtype float32"):
-        verify_hook(llama, 1)
+        verify_hook(own_lm, 1)

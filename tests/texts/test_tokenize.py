@@ -1,7 +1,5 @@
 """Texts to tokens: offsets into the text, special tokens, tokenizers without offsets."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a dictionary recovers of a world, on dictionaries set by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -15,11 +15,6 @@ from modeldiff.workspace import Workspace
 from tests.toy.made_cells import made_cell, tiny
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "ws")
-
-
 class Computed:
     """Stands in for `run_cell`: made-up results, counted, until `most` of them."""
 

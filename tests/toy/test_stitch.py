@@ -1,7 +1,5 @@
 """The linear map between two models, what it leaves over, and the dictionary trained on that."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

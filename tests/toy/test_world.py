@@ -1,7 +1,5 @@
 """Worlds against the closed forms of their definition, and the pairs drawn from them."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -122,10 +120,6 @@ def small(**values: Any) -> World:
     return World.drawn(WorldSpec(**{"concepts": 50, "width_a": 16, "width_b": 16, **values}), 0)
 
 
-def fix_probabilities(monkeypatch: pytest.MonkeyPatch, p_C: torch.Tensor) -> None:
-    monkeypatch.setattr(World, "probabilities", lambda *_: p_C)
-
-
 def dense(active: Active, batch: int, concepts: int) -> torch.Tensor:
     """(B, C) strengths."""
     strength_BC = torch.zeros(batch, concepts)
@@ -135,7 +129,7 @@ def dense(active: Active, batch: int, concepts: int) -> torch.Tensor:
 
 def test_each_concept_is_active_as_often_as_its_probability_says(monkeypatch: pytest.MonkeyPatch) -> None:
     p_C = torch.tensor([0.5, 0.3, 0.1, 0.02, 0.005, 1e-4])
-    fix_probabilities(monkeypatch, p_C)
+    monkeypatch.setattr(World, "probabilities", lambda *_: p_C)
     batch = 100_000
     active = ConceptStream(small(concepts=6), batch=batch, seed=0).draw()
     # Pairs in which nothing is active are drawn again: probabilities given that something is.

@@ -1,7 +1,5 @@
 """Reading blocks of a store in place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -52,11 +52,6 @@ def bake(
     return produce(workspace, order, build or plain, **kwargs)
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "ws")
-
-
 def test_the_second_run_is_up_to_date_whatever_cannot_change_the_result(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:

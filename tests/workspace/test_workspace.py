@@ -30,11 +30,6 @@ def make(
     return produce(workspace, Order(kind, Nothing(n=n), inputs, 1), build, name=name)
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "ws")
-
-
 def test_references(workspace: Workspace) -> None:
     for n in range(12):
         make(workspace, "crosscoder", n, name="mine" if n == 3 else None)

@@ -21,7 +21,6 @@ from modeldiff.crosscoder.model import Both
 from modeldiff.sides import SIDES
 from modeldiff.threads import prefetched
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.bits import bytes_per_value
 
 # Streams of random numbers: the order of blocks, and of rows.
 _BLOCKS, _ROWS = 0, 1
@@ -52,8 +51,7 @@ class PairStream:
         self._store, self._blocks, self._batch, self._seed = store, blocks, batch, seed
         self._device = torch.device(device)
         self.rows_per_epoch = sum(map(len, blocks))
-        row_bytes = sum(side.width * bytes_per_value(side.encoding) for side in store.info.sides.values())
-        rows = max(1, buffer_bytes // row_bytes)
+        rows = max(1, buffer_bytes // store.pair_bytes)
         self._in_one = self.rows_per_epoch <= rows
         self._group_rows = self.rows_per_epoch if self._in_one else max(1, rows // 2)
 

@@ -75,14 +75,14 @@ def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None
     training = _Training(settings, ActivationStore(source), Ranks(0, world, started.local_rank))
     if world != started.world:
         local = min(world, torch.cuda.device_count()) if training.device.type == "cuda" else 1
-    config, recipe, info = training.config, training.recipe, training.store.info
+    config, recipe = training.config, training.recipe
     job = Job(
         config=config,
         recipe=recipe,
         precision=training.precision,
         device=training.device,
-        encodings=(info.sides["a"].encoding, info.sides["b"].encoding),
-        pairs=sum(len(block) for block in training.blocks),
+        pairs=training.pairs,
+        pair_bytes=training.store.pair_bytes,
         block_rows=max(len(block) for block in training.held_out),
         buffer_bytes=settings.buffer_mib << 20,
         processes=world,
