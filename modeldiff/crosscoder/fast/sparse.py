@@ -72,65 +72,52 @@ def bag_sum(
     """(G, D), float32: out[g] = sum over the bag's entries k of weight_K[k] rows_ND[index_K[k]]; 0 for an empty bag.
 
     Decoding (bags are pairs, rows those of a decoder) and the gradients of weights (bags are features, rows are
-    activations or errors) are this. No autograd.
-
-    Args:
-        out_GD: memory for it.
+    activations or errors) are this. No autograd. `out_GD` is memory for it.
     """
     if kernels := _kernels(rows_ND.device):
         return kernels.bag_sum(rows_ND, bags, weight_K, out_GD=out_GD)
     with torch.no_grad():
         if out_GD is None:
             return _bag_sum(rows_ND, bags, weight_K)
-        for which, entries, piece in _pieces(bags, out_GD):
+        for which, entries, piece in _pieces(bags, rows_ND):
             out_GD[which] = _bag_sum(rows_ND, piece, weight_K[entries])
         return out_GD
 
 
-def bag_sum_and_dot(
-    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, left_GD: torch.Tensor, out_GD: torch.Tensor
+def bag_dot(
+    left_GD: torch.Tensor,
+    rows_ND: torch.Tensor,
+    bags: Bags,
+    weight_K: torch.Tensor | None = None,
+    sum_GD: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Besides `bag_sum` into `out_GD`, dot_K, float32: the products of left_GD[bag_K[k]] and rows_ND[index_K[k]].
+    """(K,), float32: the products of left_GD[bag_K[k]] and rows_ND[index_K[k]]; and `bag_sum` into `sum_GD`, if given.
 
     With the gradients of the reconstructions as rows and features as bags, the sum is the gradient of a decoder, and
-    the products, with the decoder as `left`, are that of the code.
+    the products, with the decoder as `left`, are that of the code. No autograd.
     """
+    weight_K = rows_ND.new_ones(len(bags.index_K)) if weight_K is None else weight_K
     if kernels := _kernels(rows_ND.device):
-        kernels.bag_sum(rows_ND, bags, weight_K, out_GD=out_GD)
+        if sum_GD is not None:
+            kernels.bag_sum(rows_ND, bags, weight_K, out_GD=sum_GD)
         return kernels.bag_dot(left_GD, rows_ND, bags)
     dot_K = torch.empty_like(weight_K)
-    for which, entries, piece in _pieces(bags, out_GD):
-        sum_GD, dot_K[entries] = _sum_and_dot(rows_ND, piece, weight_K[entries], left_GD[which])
-        out_GD[which] = sum_GD
+    for which, entries, piece in _pieces(bags, rows_ND):
+        with torch.enable_grad():  # the products are the gradient of the sum in its weights
+            weight = weight_K[entries].detach().requires_grad_()
+            made = _bag_sum(rows_ND, piece, weight)
+            (dot_K[entries],) = torch.autograd.grad(made, weight, left_GD[which].detach())
+        if sum_GD is not None:
+            sum_GD[which] = made.detach()
     return dot_K
 
 
-def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags) -> torch.Tensor:
-    """The products of `bag_sum_and_dot` alone: what a feature makes of some pairs. No autograd."""
-    if kernels := _kernels(rows_ND.device):
-        return kernels.bag_dot(left_GD, rows_ND, bags)
-    return _sum_and_dot(rows_ND, bags, rows_ND.new_ones(len(bags.index_K)), left_GD)[1]
-
-
-def _pieces(bags: Bags, out_GD: torch.Tensor) -> Iterator[tuple[slice, slice, Bags]]:
-    """Which bags, which entries, these bags: on the CPU so many that their results are in its cache when copied."""
-    step = len(bags)
-    if out_GD.device.type == "cpu":
-        step = max(1, _PIECE_VALUES // out_GD.shape[1])
+def _pieces(bags: Bags, rows_ND: torch.Tensor) -> Iterator[tuple[slice, slice, Bags]]:
+    """Which bags, their entries, these bags alone: on the CPU so many that their sums are in its cache when copied."""
+    step = max(1, _PIECE_VALUES // rows_ND.shape[1]) if rows_ND.device.type == "cpu" else len(bags)
     for first in range(0, len(bags), step):
         which = slice(first, min(first + step, len(bags)))
         yield which, *bags.part(which)
-
-
-def _sum_and_dot(
-    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, left_GD: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.enable_grad():
-        # The products are the gradient of the sum in its weights.
-        weight_K = weight_K.detach().requires_grad_()
-        sum_GD = _bag_sum(rows_ND, bags, weight_K)
-        (dot_K,) = torch.autograd.grad(sum_GD, weight_K, left_GD.detach())
-    return sum_GD.detach(), dot_K
 
 
 def _bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
@@ -157,39 +144,25 @@ class Entries:
 
     Attributes:
         row_K, column_K: the entry's pair and feature, pair by pair.
+        by_feature_K: values listed pair by pair, taken at these indices, are feature by feature.
+        bags: of the entries feature by feature: a bag is a feature, an index a pair.
     """
 
     def __init__(self, flat_K: torch.Tensor, pairs: int, features: int) -> None:
         """`flat_K`: int64, ascending: row * F + column of each entry."""
         self.pairs, self.features = pairs, features
         self.row_K, self.column_K = rows_and_columns(flat_K, features)
-
-    @cached_property
-    def _by_feature(self) -> tuple[torch.Tensor, Bags]:
-        if self.row_K.device.type != "cpu":
-            by_feature_K = self.column_K.int().sort(stable=True).indices
-            starts_F1 = _starts(self.column_K.index_select(0, by_feature_K), self.features)
-            return by_feature_K, Bags(self.row_K.index_select(0, by_feature_K), starts_F1)
-        # scipy's transposition is a counting sort: several times as fast as torch's.
-        numbers_K = np.arange(len(self.row_K), dtype=np.int32)
-        shape = (self.pairs, self.features)
-        code = csr_array((numbers_K, self.column_K.numpy(), self._start_B1.numpy()), shape=shape).tocsc()
-        by_feature_K, pair_K, start_F1 = map(torch.from_numpy, (code.data, code.indices, code.indptr))
-        return by_feature_K, Bags(pair_K, start_F1)
-
-    @property
-    def by_feature_K(self) -> torch.Tensor:
-        """Values listed pair by pair, taken at these indices, are feature by feature."""
-        return self._by_feature[0]
-
-    @property
-    def bags(self) -> Bags:
-        """Of the entries feature by feature: a bag is a feature, an index a pair."""
-        return self._by_feature[1]
-
-    @cached_property
-    def _start_B1(self) -> torch.Tensor:
-        return _starts(self.row_K, self.pairs)
+        self._start_B1 = _starts(self.row_K, pairs)
+        if flat_K.device.type == "cpu":
+            # scipy's transposition is a counting sort: several times as fast as torch's.
+            numbers_K, start_B1 = np.arange(len(flat_K), dtype=np.int32), self._start_B1.numpy()
+            code = csr_array((numbers_K, self.column_K.numpy(), start_B1), shape=(pairs, features)).tocsc()
+            self.by_feature_K, pair_K, start_F1 = map(torch.from_numpy, (code.data, code.indices, code.indptr))
+        else:
+            self.by_feature_K = self.column_K.int().sort(stable=True).indices
+            pair_K, feature_K = (one.index_select(0, self.by_feature_K) for one in (self.row_K, self.column_K))
+            start_F1 = _starts(feature_K, features)
+        self.bags = Bags(pair_K, start_F1)
 
     def of_pairs(self, seen: slice) -> tuple[torch.Tensor | slice, Bags]:
         """The indices of the entries of neighbouring features among those listed pair by pair, and bags of them: a bag
@@ -301,7 +274,7 @@ class SparseStep:
             crosscoder.decoder_bias(side).grad = g_BD.sum(dim=0)
             mine, seen = bags.part(crosscoder.sees(side))
             w_dec = crosscoder.decoder(side)
-            g_K[mine] += bag_sum_and_dot(g_BD, seen, f_K[mine], w_dec, _gradient(w_dec))
+            g_K[mine] += bag_dot(w_dec, g_BD, seen, f_K[mine], _gradient(w_dec))
         crosscoder.b_enc.grad = torch.segment_reduce(g_K, "sum", offsets=bags.start_G1, initial=0.0)
         if crosscoder.encoder_share != 1:
             g_K[bags.part(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share

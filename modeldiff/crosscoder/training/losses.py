@@ -118,8 +118,7 @@ def add_auxk(
 
 
 def _add_rows(w_FD: torch.Tensor, rows_Z: torch.Tensor, grad_ZD: torch.Tensor) -> None:
-    if w_FD.grad is None:
-        w_FD.grad = torch.zeros_like(w_FD)
+    assert w_FD.grad is not None, "the gradient of the reconstruction comes first: it is written over what was there"
     w_FD.grad.index_add_(0, rows_Z, grad_ZD.to(w_FD.dtype))
 
 
