@@ -34,8 +34,8 @@ from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import LEAST_SAID, said_words
 from modeldiff.crosscoder import CrosscoderConfig, load
+from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.features.inputs import outlier_factor_of
 from modeldiff.features.table import FeatureTable
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import load_tokenizer, model_identity, read_geometry
@@ -110,7 +110,7 @@ def features_of(workspace: Workspace, crosscoder: Artifact) -> Artifact | None:
 
 def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, float]:
     """By side, the largest norm of a pair that the training of a crosscoder would have kept."""
-    factor = outlier_factor_of(crosscoder, None)
+    factor = outlier_factor_of(crosscoder)
     return {side: config.largest_norm(side, factor) if factor else math.inf for side in SIDES}
 
 

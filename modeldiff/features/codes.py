@@ -9,27 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scipy import sparse
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.crosscoder.fast.sparse import Bags, bag_dot
+from modeldiff.features.stored import save_arrays
 from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.files import replace_into, temporary_path
 
 # Values of one dense (B, F) float32 array: 256 MiB. Encoding holds about three of them.
 _DENSE_VALUES = 1 << 26
 _MIN_ROWS, _MAX_ROWS = 64, 4096
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def block_rows(n_features: int) -> int:
@@ -142,25 +139,22 @@ class SampleWriter:
         self._folder = folder
         self._n_features = n_features
         self._parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]] = []
-        folder.mkdir(exist_ok=True)
 
     def add(self, codes: SparseCodes, kept_B: NDArray[np.bool_], first_row: int) -> None:
         """Take one block, whose first pair is row `first_row` of the store."""
         starts = np.searchsorted(codes.row, np.arange(len(kept_B) + 1))
         shape = (len(kept_B), self._n_features)
         block = sparse.csr_matrix((codes.value, codes.feature.astype(np.int32), starts.astype(np.int32)), shape=shape)
-        kept = block if kept_B.all() else block[kept_B]
-        self._parts.append((kept, first_row + np.flatnonzero(kept_B)))
+        self._parts.append((block if kept_B.all() else block[kept_B], first_row + np.flatnonzero(kept_B)))
 
     def has(self, shard: int) -> bool:
         """Whether the shard was finished, by this process or one before it."""
         return self._path(shard).exists()
 
     def finish_shard(self, shard: int) -> None:
-        part, temporary = self._joined(self._parts), temporary_path(self._path(shard))
+        part = self._joined(self._parts)
         arrays = {name: getattr(part.codes_NF, name) for name in ("indptr", "indices", "data")}
-        save_file({**arrays, "rows": part.rows_N}, temporary)
-        replace_into(temporary, self._path(shard))
+        save_arrays(self._path(shard), arrays | {"rows": part.rows_N})
         self._parts = []
 
     def load(self, shards: int) -> CodeSample:

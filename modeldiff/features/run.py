@@ -17,34 +17,37 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save, save_file
+from safetensors.numpy import save
 
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Arrays, Encoder
+from modeldiff.features.codes import Encoder
 from modeldiff.features.context import gather
 from modeldiff.features.correlation import find_twins
-from modeldiff.features.evidence import Evidence, baseline_of, evidence_of
+from modeldiff.features.evidence import evidence_of, scales_of
 from modeldiff.features.examples import Examples
-from modeldiff.features.inputs import open_measured, outlier_factor_of
-from modeldiff.features.scan import ScanResult, scan
+from modeldiff.features.inputs import open_measured
+from modeldiff.features.scan import scan
 from modeldiff.features.settings import FeaturesSettings
+from modeldiff.features.stored import (
+    EXAMPLES_NAME,
+    FEATURES_NAME,
+    FORMAT,
+    STATISTICS_NAME,
+    TWINS_NAME,
+    Arrays,
+    kept,
+)
+from modeldiff.linear.verdict import baseline_of
 from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json
 from modeldiff.splits import split
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.files import replace_into, temporary_path
 
 SCHEMA = 5
-FORMAT = 5
-FEATURES_NAME = "features.json"
-STATISTICS_NAME = "statistics.safetensors"
-TWINS_NAME = "twins.safetensors"
-EXAMPLES_NAME = "examples.h5"
 
 
 def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -80,20 +83,21 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
     if not statistics.pairs:
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
     if not work.has(TWINS_NAME):
-        sizes = [part.stop - part.start for part in crosscoder.slices.values()]
-        twins = find_twins(result.sample.codes_NF, np.repeat(np.arange(len(sizes)), sizes))
-        work.write_bytes(TWINS_NAME, save({"feature": twins.feature, "correlation": twins.correlation}))
-    evidence = _evidence(crosscoder, store, result, encoder.device, work) if settings.predictability else None
+        partition_F = np.repeat(np.arange(len(crosscoder.sizes)), list(crosscoder.sizes.values()))
+        work.write_bytes(TWINS_NAME, save(vars(find_twins(result.sample.codes_NF, partition_F))))
+    evidence: Arrays = {}
+    if settings.predictability:
+        evidence = kept(
+            work.resume / "evidence.safetensors",
+            lambda: evidence_of(crosscoder, store, result.sample, split(store, result.sampled), encoder.device),
+        )
     if not work.has(EXAMPLES_NAME):
         _write_examples(encoder, result.examples, settings.context, work)
     if not work.has(STATISTICS_NAME):
         relative_F = crosscoder.relative_norm().detach().cpu().numpy()
-        arrays = statistics.results() | {"relative_norm": relative_F}
-        arrays |= {"tokens_differ": _tokens_differ(result.examples, work)} | (evidence.arrays() if evidence else {})
-        work.write_bytes(STATISTICS_NAME, save(arrays))
+        more = {"relative_norm": relative_F, "tokens_differ": _tokens_differ(result.examples, work)}
+        work.write_bytes(STATISTICS_NAME, save({**statistics.results(), **more, **evidence}))
     dead = {name: int((statistics.count_F[part] == 0).sum()) for name, part in crosscoder.slices.items()}
-    scales = evidence.scales(crosscoder) if evidence else {}
-    baselines = {side: baseline_of(evidence.difference[side], scale) for side, scale in scales.items() if evidence}
     description = {
         "format": FORMAT,
         **refs,
@@ -102,20 +106,14 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
         "sources": store.info.sources,
         "has_texts": store.info.has_texts,
         "predictability": settings.predictability,
-        "scales": to_json(scales),
-        "differences": to_json(baselines),
+        **_scales(evidence, crosscoder),
         "pairs": statistics.pairs,
         "outliers": statistics.outliers,
         "sample_pairs": len(result.sample.rows_N),
         "dead": dead,
     }
     work.write_json(FEATURES_NAME, description)
-    if statistics.outliers:
-        say(f"{statistics.outliers:,} pairs with an outlying norm were left out ({statistics.pairs:,} measured)")
-    if any(dead.values()):
-        say("features that never fired: " + ", ".join(f"{count:,} {name}" for name, count in dead.items()))
-    if not store.info.has_texts:
-        say("the activations have no texts: examples are row numbers only, and there are no text sources")
+    _say_what_is_missing(description)
     return {
         "features": crosscoder.n_features,
         "dead": sum(dead.values()),
@@ -125,17 +123,25 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
     }
 
 
-def _evidence(
-    crosscoder: Crosscoder, store: ActivationStore, result: ScanResult, device: torch.device, work: Work
-) -> Evidence:
-    """Kept for a resumed run."""
-    path = work.resume / "evidence.safetensors"
-    if not path.exists():
-        temporary = temporary_path(path)
-        stretches = split(store, result.sampled)
-        save_file(evidence_of(crosscoder, store, result.sample, stretches, device).arrays(), temporary)
-        replace_into(temporary, path)
-    return Evidence.from_arrays(load_file(path))
+def _scales(evidence: Arrays, crosscoder: Crosscoder) -> dict[str, Any]:
+    """What the verdicts are held against, and what differences of activations show; nothing without evidence."""
+    scales = scales_of(evidence, crosscoder) if evidence else {}
+    differences = {
+        side: baseline_of(*(evidence[f"difference_{side}_{what}"] for what in ("own", "other", "null")), scale)
+        for side, scale in scales.items()
+    }
+    return {"scales": to_json(scales), "differences": to_json(differences)}
+
+
+def _say_what_is_missing(description: dict[str, Any]) -> None:
+    if description["outliers"]:
+        say(
+            f"{description['outliers']:,} pairs with an outlying norm were left out ({description['pairs']:,} measured)"
+        )
+    if any(description["dead"].values()):
+        say("features that never fired: " + ", ".join(f"{n:,} {name}" for name, n in description["dead"].items()))
+    if not description["has_texts"]:
+        say("the activations have no texts: examples are row numbers only, and there are no text sources")
 
 
 def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:

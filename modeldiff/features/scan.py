@@ -11,23 +11,22 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Arrays, CodeSample, Encoder, SampleWriter, SparseCodes, block_rows, by_shard
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, SparseCodes, block_rows, by_shard
 from modeldiff.features.examples import Examples, TopRows, choose, passage_of
+from modeldiff.features.stored import Arrays, save_arrays
 from modeldiff.splits import spread_blocks
 from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.files import replace_into, temporary_path
 
 # Blocks encoded at the same time: some steps cannot use several cores.
 _ENCODERS = 2
 _CHECKPOINT = "scan.safetensors"
 
 _State = dict[str, "FeatureStatistics | TopRows"]
-"""What the pass accumulates: in each part, arrays alone."""
+"""What the pass accumulates: in each part, arrays."""
 
 
 class FeatureStatistics:
@@ -126,6 +125,8 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
                     writer.add(codes, kept_B, int(row_B[0]))
                 bar.advance(len(block))
             writer.finish_shard(shard)
+            by_document.settle()
+            by_passage.settle()
             _checkpoint(resume / _CHECKPOINT, state, shard + 1)
     chosen = choose(by_document, by_passage)
     return ScanResult(statistics, chosen, writer.load(len(shards)), sampled)
@@ -153,18 +154,20 @@ class _Places:
 
 
 def _checkpoint(path: Path, state: _State, shards: int) -> None:
-    arrays = {f"{part}.{name}": array for part, one in state.items() for name, array in vars(one).items()}
-    temporary = temporary_path(path)
-    save_file(arrays, temporary, metadata={"shards": str(shards)})
-    replace_into(temporary, path)
+    arrays = {f"{part}.{name}": array for part, one in state.items() for name, array in _arrays(one).items()}
+    save_arrays(path, arrays | {"shards": np.array(shards)})
 
 
 def _restore(path: Path, state: _State) -> int:
     """Brings the parts to the checkpoint, if there is one; the number of shards it covers."""
     if not path.exists():
         return 0
-    with safe_open(path, framework="numpy") as file:
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            part, _, name = key.partition(".")
-            setattr(state[part], name, file.get_tensor(key).copy())
-        return int(file.metadata()["shards"])
+    arrays = load_file(path)
+    for part, one in state.items():
+        for name in _arrays(one):
+            setattr(one, name, arrays[f"{part}.{name}"])
+    return int(arrays["shards"])
+
+
+def _arrays(part: FeatureStatistics | TopRows) -> Arrays:
+    return {name: value for name, value in vars(part).items() if isinstance(value, np.ndarray)}

@@ -14,12 +14,18 @@ from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
 from modeldiff.features.correlation import STRONG
-from modeldiff.features.evidence import Baseline
 from modeldiff.features.example import Example, ExampleReader
-from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
-from modeldiff.features.stored import read_arrays, read_info
+from modeldiff.features.stored import (
+    EXAMPLES_NAME,
+    FEATURES_NAME,
+    FORMAT,
+    STATISTICS_NAME,
+    TWINS_NAME,
+    read_arrays,
+    read_info,
+)
 from modeldiff.features.words import WordShare, characteristic_words
-from modeldiff.linear.verdict import MOSTLY_DIFFER, Calls, Scale, calls_of, evidence_score, verdicts
+from modeldiff.linear.verdict import MOSTLY_DIFFER, Baseline, Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
 

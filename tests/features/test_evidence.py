@@ -16,16 +16,15 @@ from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.features.codes import CodeSample, Encoder
 from modeldiff.features.evidence import (
     REFERENCE_FIRINGS,
-    Readings,
-    baseline_of,
     evidence_of,
     read_alone,
     reference_features,
     reference_readers,
+    scales_of,
 )
 from modeldiff.features.predictability import predictability
 from modeldiff.linear.ridge import RIDGE
-from modeldiff.linear.verdict import Scale
+from modeldiff.linear.verdict import Scale, baseline_of
 from modeldiff.splits import split
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
@@ -114,12 +113,12 @@ def test_permuted_pairs_explain_nothing_and_controls_come_from_one_model(store: 
     found = evidence_of(crosscoder, store, sample, stretches, CPU)
     plain = predictability(store, sample, stretches, CPU)
     for side in ("a", "b"):
-        np.testing.assert_array_equal(found.r2[side], plain[side])
-        assert found.null[side].max() < 0.1
-        for readings in (found.reference[side], found.difference[side]):
-            assert readings.own.min() > 0.4
-            assert max(readings.other.max(), readings.null.max()) < 0.15
-    assert found.scales(crosscoder)["a"].references == len(found.reference["a"].own)
+        np.testing.assert_array_equal(found[f"r2_{side}"], plain[side])
+        assert found[f"null_{side}"].max() < 0.1
+        for name in (f"reference_{side}", f"difference_{side}"):
+            assert found[f"{name}_own"].min() > 0.4
+            assert max(found[f"{name}_other"].max(), found[f"{name}_null"].max()) < 0.15
+    assert scales_of(found, crosscoder)["a"].references == len(found["reference_a_own"])
 
 
 def test_differences_are_as_predictable_as_a_linear_map_between_the_models_is(tmp_path: Path) -> None:
@@ -136,8 +135,10 @@ def test_differences_are_as_predictable_as_a_linear_map_between_the_models_is(tm
                 weights.copy_(torch.eye(*weights.shape))
         sample = sample_of(encoded(crosscoder, store))
         found = evidence_of(crosscoder, store, sample, split(store, store.blocks(N)), CPU)
-        scales = found.scales(crosscoder)
-        a, b = (baseline_of(found.difference[side], scales[side]) for side in ("a", "b"))
+        a, b = (
+            baseline_of(*(found[f"difference_{side}_{what}"] for what in ("own", "other", "null")), scale)
+            for side, scale in scales_of(found, crosscoder).items()
+        )
         assert a.directions == 64
         assert a.ratio_median == pytest.approx(ratio, abs=tolerance)
         assert b.ratio_median == pytest.approx(1, abs=0.01), "all that B has is in A"
@@ -179,7 +180,7 @@ def test_a_baseline_has_medians_quantiles_and_verdicts() -> None:
     scale = Scale(references=100, ratio_median=0.8, ratio_low=0.6, null=0.01)
     own = np.append(np.full(101, 0.5), [NAN, 0.001])
     other, null = own * np.append(np.linspace(0, 1, 101), [NAN, 500]), 0 * own
-    found = baseline_of(Readings(own, other, null), scale)
+    found = baseline_of(own, other, null, scale)
     assert found.directions == 102, "what fires too rarely was not measured"
     assert (found.own, found.other, found.null) == pytest.approx((0.5, 0.2525, 0.0))
     quantiles = (found.ratio_low, found.ratio_median, found.ratio_high)

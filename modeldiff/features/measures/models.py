@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 from modeldiff.console import say
+from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
-from modeldiff.features.inputs import open_measured, outlier_factor_of
+from modeldiff.features.inputs import open_measured
 from modeldiff.features.measures.measure import OnModels
 from modeldiff.lm.batches import chunks, padded
 from modeldiff.lm.device import resolve_device, resolve_dtype

@@ -25,9 +25,10 @@ from safetensors.numpy import load_file, save
 
 from modeldiff.console import progress
 from modeldiff.errors import InputError, MachineError
-from modeldiff.features.codes import Arrays, Encoder, block_rows
+from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.measures.evaluate import EvaluateSettings
 from modeldiff.features.measures.models import Models, Window, next_token_losses, padded_windows
+from modeldiff.features.stored import Arrays
 from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import replace_in_residual

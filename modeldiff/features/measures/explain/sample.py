@@ -18,9 +18,10 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Arrays, Encoder, block_rows
+from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.context import Surroundings
 from modeldiff.features.measures.models import spread_shards
+from modeldiff.features.stored import Arrays
 from modeldiff.features.words import visible
 from modeldiff.splits import spread_blocks
 from modeldiff.workspace.activations import Block

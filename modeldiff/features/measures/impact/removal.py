@@ -28,8 +28,8 @@ from scipy import sparse
 
 from modeldiff.console import progress
 from modeldiff.errors import MachineError
-from modeldiff.features.codes import Arrays
 from modeldiff.features.measures.models import Window, next_token_losses, padded_windows
+from modeldiff.features.stored import Arrays
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import batches, token_budget
 from modeldiff.lm.model import LanguageModel

@@ -19,12 +19,13 @@ from scipy import sparse
 from modeldiff.console import progress
 from modeldiff.controls import random_directions
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Arrays, Encoder, block_rows
+from modeldiff.features.codes import Encoder, block_rows
 from modeldiff.features.measures.impact import ImpactSettings
 from modeldiff.features.measures.impact.removal import Directions, check, mean_and_error, measure
 from modeldiff.features.measures.impact.result import ARRAYS_NAME, FORMAT, IMPACT_NAME, asymmetry
 from modeldiff.features.measures.impact.surface import surface_r2, words_of
 from modeldiff.features.measures.models import Models, Window
+from modeldiff.features.stored import Arrays
 from modeldiff.linear.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce

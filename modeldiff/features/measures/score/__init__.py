@@ -111,8 +111,7 @@ class ScoreMeasure(Measure):
         return f"--features {about.features} --judge openai --judge-model NAME"
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
-        from modeldiff.features.measures.score.directions import route
-        from modeldiff.features.measures.score.result import read_score, read_scores
+        from modeldiff.features.measures.score.result import read_score, read_scores, route
 
         groups = read_score(artifact)["groups"]
         random = {one["source"]: one["median"] for one in groups if one["partition"] == "random"}

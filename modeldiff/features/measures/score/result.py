@@ -15,13 +15,15 @@ from typing import Any
 import click
 import numpy as np
 
-from modeldiff.features.measures.score.directions import RANDOM, route
 from modeldiff.features.stored import read_info
 from modeldiff.format import fixed, percent, table
 from modeldiff.linear.stitch import DIRECTIONS
 from modeldiff.records import from_json
+from modeldiff.sides import OTHER
 from modeldiff.workspace import Artifact
 
+RANDOM = "random"
+"""Stands for the partition of random directions."""
 FORMAT = 3
 SCORE_NAME = "score.json"
 GENERATIONS_NAME = "generations.jsonl"
@@ -50,6 +52,11 @@ class ScoreRow:
     """Why the score, or a part of what it is made from, is missing."""
     ratings: list[dict[str, int | None]]
     """For each prompt steerability and similarity, 1 to 5."""
+
+
+def route(source: str) -> str:
+    """Which way directions of a model are moved, for people: `A -> B`."""
+    return f"{source.upper()} -> {OTHER[source.lower()].upper()}"
 
 
 def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import modeldiff.features.codes as codes_module
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
 from modeldiff.features.measures.match import MatchSettings
-from modeldiff.features.measures.match.run import read_match, rows, run
+from modeldiff.features.measures.match.result import read_match, rows
+from modeldiff.features.measures.match.run import run
 from modeldiff.workspace import Workspace
 from tests.features.made_crosscoder import (
     N_A,
