@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import h5py
 
@@ -74,34 +75,45 @@ class ExampleReader:
         """(at most `limit` examples of a feature, strongest first; the words of all its examples). Raises DamagedError:
         the file is damaged."""
         try:
-            start, stop = (int(offset) for offset in self._datasets["offsets"][feature : feature + 2])
-            names = ("row", "activation", *(FIXED if self._has_texts else ()))
-            fixed = {name: self._datasets[name][start:stop].tolist() for name in names}
-            if not self._has_texts:
-                return [Example(*pair) for pair in zip(*fixed.values(), strict=True)][:limit], []
-            ragged = {name: self._lists(name, start, stop) for name in RAGGED}
+            stored = self._stored(feature)
         except (OSError, KeyError, ValueError) as error:
             raise DamagedError(f"{self._path}: cannot be read ({error}); {self._artifact.mend}") from None
+        if not self._has_texts:
+            return [Example(**one) for one in stored[:limit]], []
         examples, words = [], []
-        for i in range(stop - start):
-            values = {name: one[i] for name, one in fixed.items()}
-            lists = {name: one[i] for name, one in ragged.items()}
-            text = lists["text"]["bytes"].tobytes().decode("utf-8", "surrogatepass")
-            begin, end = (int(lists["words"][bound][values["centre"]]) for bound in ("start", "end"))
+        for number, one in enumerate(stored):
+            text = one["text"]["bytes"].tobytes().decode("utf-8", "surrogatepass")
+            begin, end = (int(one["words"][bound][one["centre"]]) for bound in ("start", "end"))
             words.append(visible(text[begin:end]))
-            if limit is None or i < limit:
-                pieces, centre = _pieces(text, lists["words"], values["centre"])
-                shown = {
-                    "source": self._sources[values["source"]],
-                    "before": visible(text[:begin]),
-                    "word": words[-1],
-                    "after": visible(text[end:]),
-                    "pieces": pieces,
-                    "centre": centre,
-                    "tokens": {side: _spans(text, lists[f"tokens_{side}"]) for side in SIDES},
-                }
-                examples.append(Example(**values | shown))
+            if limit is None or number < limit:
+                examples.append(self._example(one, text, begin, end))
         return examples, words
+
+    def _stored(self, feature: int) -> list[dict[str, Any]]:
+        """The values and lists of each example of a feature."""
+        start, stop = (int(offset) for offset in self._datasets["offsets"][feature : feature + 2])
+        names = ("row", "activation", *(FIXED if self._has_texts else ()))
+        columns = {name: self._datasets[name][start:stop].tolist() for name in names}
+        if self._has_texts:
+            columns |= {name: self._lists(name, start, stop) for name in RAGGED}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def _example(self, stored: dict[str, Any], text: str, begin: int, end: int) -> Example:
+        """From its values and lists, its text, and the characters of its word."""
+        pieces, centre = _pieces(text, stored["words"], stored["centre"])
+        return Example(
+            row=stored["row"],
+            activation=stored["activation"],
+            source=self._sources[stored["source"]],
+            document=stored["document"],
+            before=visible(text[:begin]),
+            word=visible(text[begin:end]),
+            after=visible(text[end:]),
+            pieces=pieces,
+            centre=centre,
+            tokens={side: _spans(text, stored[f"tokens_{side}"]) for side in SIDES},
+            tokens_differ=stored["tokens_differ"],
+        )
 
     def _lists(self, name: str, start: int, stop: int) -> list[Arrays]:
         """The fields of the lists `start` to `stop`."""

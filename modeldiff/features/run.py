@@ -72,13 +72,7 @@ def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = 
 
 def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], work: Work) -> dict[str, Any]:
     crosscoder, store = encoder.crosscoder, encoder.store
-    result = scan(
-        encoder,
-        pairs=settings.pairs,
-        sample_pairs=settings.sample_pairs,
-        examples=settings.examples,
-        resume=work.resume,
-    )
+    result = scan(encoder, settings, work.resume)
     statistics = result.statistics
     if not statistics.pairs:
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")

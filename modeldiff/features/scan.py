@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from modeldiff.console import progress
 from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, SparseCodes, block_rows, by_shard
 from modeldiff.features.examples import Examples, TopRows, choose, passage_of
+from modeldiff.features.settings import FeaturesSettings
 from modeldiff.features.stored import Arrays, save_arrays
 from modeldiff.splits import spread_blocks
 from modeldiff.threads import prefetched, shared_cores
@@ -91,22 +92,17 @@ class ScanResult:
     """Blocks that the sample is of; it leaves out the outliers among their pairs."""
 
 
-def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: int, resume: Path) -> ScanResult:
-    """Stream the store once.
-
-    Args:
-        pairs: measure on about so many, None for all; sample_pairs: keep the codes of about so many of them.
-        examples: places per feature.
-        resume: folder for checkpoints; a scan that finds one there goes on behind its last whole shard.
-    """
+def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResult:
+    """Stream the store once. `resume`: folder for checkpoints; a scan that finds one there goes on behind its last
+    whole shard."""
     store = encoder.store
     n_features = encoder.crosscoder.n_features
-    blocks = spread_blocks(store.blocks(block_rows(n_features)), pairs)
-    sampled = spread_blocks(blocks, sample_pairs)
+    blocks = spread_blocks(store.blocks(block_rows(n_features)), settings.pairs)
+    sampled = spread_blocks(blocks, settings.sample_pairs)
     is_sampled = set(sampled)
     writer = SampleWriter(resume / "codes", n_features)
     statistics = FeatureStatistics(n_features, len(store.info.sources))
-    by_document, by_passage = TopRows(n_features, examples), TopRows(n_features, examples)
+    by_document, by_passage = (TopRows(n_features, settings.examples) for _ in range(2))
     state: _State = {"statistics": statistics, "by_document": by_document, "by_passage": by_passage}
     done = _restore(resume / _CHECKPOINT, state)
     total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)

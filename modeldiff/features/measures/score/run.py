@@ -122,13 +122,24 @@ def _score(
     both = {one: list(zip(written[one], texts, strict=True)) for one, texts in moved.items()}
     similarity = _rate(judge, ask_similarity, prompts, both)
     generations = [
-        {"subject": one.name, "model": model, "role": role, "prompt": prompt, "strength": strength, "text": text}
+        generation
         for one in directions
-        for role, model, found in (("source", one.source.upper(), written), ("target", one.target.upper(), moved))
-        for prompt, texts in zip(prompts, found.get(one, ()), strict=False)
-        for strength, text in texts
+        for role, texts in (("source", written[one]), ("target", moved.get(one, [])))
+        for generation in _generations(prompts, one, role, texts)
     ]
     return [_row(prompts, one, steerability[one], similarity.get(one)) for one in directions], generations
+
+
+def _generations(
+    prompts: Sequence[str], one: ScoredDirection, role: str, texts: list[list[Written]]
+) -> list[dict[str, Any]]:
+    """What one model wrote with a direction, by prompt and strength; `texts` are empty where it was not asked."""
+    about = {"subject": one.name, "model": getattr(one, role).upper(), "role": role}
+    return [
+        {**about, "prompt": prompt, "strength": strength, "text": text}
+        for prompt, by_strength in zip(prompts, texts, strict=False)
+        for strength, text in by_strength
+    ]
 
 
 def _texts(

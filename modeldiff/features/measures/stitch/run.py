@@ -17,7 +17,7 @@ regularisation that was fitted on permuted pairs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,32 +143,37 @@ def _fitted(store: ActivationStore, scanned: Scan) -> tuple[Maps, Maps]:
     return maps, nulls
 
 
+Activations = dict[str, torch.Tensor]
+"""Some pairs', by side (N, D)."""
+
+
+def _predictions(maps: Maps, nulls: Maps, *, same_width: bool) -> dict[str, tuple[str, Callable[[Activations], Any]]]:
+    """By name, what there is to predict with: (side that is predicted, how)."""
+    there, back = maps["a_to_b"], maps["b_to_a"]
+    found: dict[str, tuple[str, Callable[[Activations], Any]]] = {}
+    for kind, (a_to_b, b_to_a) in (("", (there, back)), ("null ", (nulls["a_to_b"], nulls["b_to_a"]))):
+        found[f"{kind}a_to_b"] = ("b", lambda x, one=a_to_b: one.apply(x["a"]))
+        found[f"{kind}b_to_a"] = ("a", lambda x, one=b_to_a: one.apply(x["b"]))
+    found["round trip a"] = ("a", lambda x: back.apply(there.apply(x["a"])))
+    found["round trip b"] = ("b", lambda x: there.apply(back.apply(x["b"])))
+    if same_width:
+        found |= {"identity a_to_b": ("b", lambda x: x["a"]), "identity b_to_a": ("a", lambda x: x["b"])}
+    return found
+
+
 def _held_out_r2(
     store: ActivationStore, stretches: Stretches, maps: Maps, nulls: Maps, outlier_factor: float, device: torch.device
 ) -> dict[str, float | None]:
-    """R² of what there is to predict with, from one pass over the pairs reported on: 1 - sum of squared errors / sum of
-    squares about these pairs' own mean, over all dimensions together. None: the targets do not vary."""
-
-    def moved(one: LinearMap, source: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
-        return lambda x: one.apply(x[source])
-
-    there, back = maps["a_to_b"], maps["b_to_a"]
-    predictions: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], torch.Tensor]]] = {
-        f"{kind}{direction}": (direction[-1], moved(one, direction[0]))
-        for kind, found in (("", maps), ("null ", nulls))
-        for direction, one in found.items()
-    }
-    predictions["round trip a"] = ("a", lambda x: back.apply(there.apply(x["a"])))
-    predictions["round trip b"] = ("b", lambda x: there.apply(back.apply(x["b"])))
-    if store.widths[0] == store.widths[1]:
-        predictions |= {"identity a_to_b": ("b", lambda x: x["a"]), "identity b_to_a": ("a", lambda x: x["b"])}
+    """R² of every prediction, from one pass over the pairs reported on: 1 - sum of squared errors / sum of squares
+    about these pairs' own mean, over all dimensions together. None: the targets do not vary."""
+    predictions = _predictions(maps, nulls, same_width=store.widths[0] == store.widths[1])
     count = 0
     # Of each prediction: squared error, square, and values of the targets less a constant near their mean.
     sums = {name: np.zeros(2 + store.info.sides[side].width) for name, (side, _) in predictions.items()}
     mean = {side: store.mean[side].to(device) for side in SIDES}
     ranges = stretches.ranges("report")
     with progress("stitch: held-out pairs", sum(stop - first for first, stop in ranges), "pairs") as bar:
-        for block in (one for first, stop in ranges for one in _blocks_of(store, first, stop)):
+        for block in _blocks_of(store, ranges):
             x = {side: store.read_side(side, block).to(device).float() for side in SIDES}
             keep_N = within_norm(store, x, outlier_factor).cpu().numpy()
             count += int(keep_N.sum())
@@ -186,10 +191,11 @@ def _held_out_r2(
     return found
 
 
-def _blocks_of(store: ActivationStore, first: int, stop: int) -> Iterator[Block]:
-    """The rows first..stop of the store as blocks, never across shards."""
-    while first < stop:
-        shard = int(np.searchsorted(store.first_row, first, side="right")) - 1
-        end = min(stop, store.first_row[shard + 1], first + _READ_ROWS)
-        yield Block(shard, first - store.first_row[shard], end - store.first_row[shard])
-        first = end
+def _blocks_of(store: ActivationStore, ranges: Sequence[tuple[int, int]]) -> Iterator[Block]:
+    """The ranges of rows of the store as blocks, never across shards."""
+    for first, stop in ranges:
+        while first < stop:
+            shard = int(np.searchsorted(store.first_row, first, side="right")) - 1
+            end = min(stop, store.first_row[shard + 1], first + _READ_ROWS)
+            yield Block(shard, first - store.first_row[shard], end - store.first_row[shard])
+            first = end

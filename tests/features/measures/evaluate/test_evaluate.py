@@ -20,7 +20,7 @@ from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
 from modeldiff.features.measures.evaluate import EvaluateSettings
 from modeldiff.features.measures.evaluate.run import SCOPES, VARIANTS, loss_recovered, mean_and_error, run
-from modeldiff.features.measures.models import Window, sample_windows
+from modeldiff.features.measures.models import LoadedModel, Window, sample_windows
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
@@ -210,11 +210,11 @@ def test_an_interrupted_run_keeps_the_model_it_has_measured(
     measured: list[str] = []
     measure = evaluate_module.measure
 
-    def dying(lm: LanguageModel, layer: int, side: str, *rest: Any) -> Any:
-        measured.append(side)
+    def dying(model: LoadedModel, *rest: Any) -> Any:
+        measured.append(model.side)
         if len(measured) == 2:
             raise KeyboardInterrupt
-        return measure(lm, layer, side, *rest)
+        return measure(model, *rest)
 
     monkeypatch.setattr(evaluate_module, "measure", dying)
     with pytest.raises(KeyboardInterrupt):
