@@ -24,6 +24,7 @@ from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
+from modeldiff.features import stored
 from modeldiff.features.codes import Encoder
 from modeldiff.features.context import gather
 from modeldiff.features.correlation import find_twins
@@ -32,15 +33,7 @@ from modeldiff.features.examples import Examples
 from modeldiff.features.inputs import open_measured
 from modeldiff.features.scan import scan
 from modeldiff.features.settings import FeaturesSettings
-from modeldiff.features.stored import (
-    EXAMPLES_NAME,
-    FEATURES_NAME,
-    FORMAT,
-    STATISTICS_NAME,
-    TWINS_NAME,
-    Arrays,
-    kept,
-)
+from modeldiff.features.stored import Arrays, kept
 from modeldiff.linear.verdict import baseline_of
 from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json
@@ -76,24 +69,24 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
     statistics = result.statistics
     if not statistics.pairs:
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
-    if not work.has(TWINS_NAME):
+    if not work.has(stored.TWINS_NAME):
         partition_F = np.repeat(np.arange(len(crosscoder.sizes)), list(crosscoder.sizes.values()))
-        work.write_bytes(TWINS_NAME, save(vars(find_twins(result.sample.codes_NF, partition_F))))
+        work.write_bytes(stored.TWINS_NAME, save(vars(find_twins(result.sample.codes_NF, partition_F))))
     evidence: Arrays = {}
     if settings.predictability:
         evidence = kept(
             work.resume / "evidence.safetensors",
             lambda: evidence_of(crosscoder, store, result.sample, split(store, result.sampled), encoder.device),
         )
-    if not work.has(EXAMPLES_NAME):
+    if not work.has(stored.EXAMPLES_NAME):
         _write_examples(encoder, result.examples, settings.context, work)
-    if not work.has(STATISTICS_NAME):
+    if not work.has(stored.STATISTICS_NAME):
         relative_F = crosscoder.relative_norm().detach().cpu().numpy()
         more = {"relative_norm": relative_F, "tokens_differ": _tokens_differ(result.examples, work)}
-        work.write_bytes(STATISTICS_NAME, save({**statistics.results(), **more, **evidence}))
+        work.write_bytes(stored.STATISTICS_NAME, save({**statistics.results(), **more, **evidence}))
     dead = {name: int((statistics.count_F[part] == 0).sum()) for name, part in crosscoder.slices.items()}
     description = {
-        "format": FORMAT,
+        "format": stored.FORMAT,
         **refs,
         "sides": to_json(store.info.sides),
         "partitions": {name: [part.start, part.stop] for name, part in crosscoder.slices.items()},
@@ -106,7 +99,7 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
         "sample_pairs": len(result.sample.rows_N),
         "dead": dead,
     }
-    work.write_json(FEATURES_NAME, description)
+    work.write_json(stored.FEATURES_NAME, description)
     _say_what_is_missing(description)
     return {
         "features": crosscoder.n_features,
@@ -142,18 +135,18 @@ def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: 
     arrays: Arrays = {"offsets": examples.offsets, "row": examples.row, "activation": examples.activation}
     if encoder.store.info.has_texts:
         arrays |= gather(encoder, examples, n_context, work.resume / "contexts")
-    temporary = work.temporary(EXAMPLES_NAME)
+    temporary = work.temporary(stored.EXAMPLES_NAME)
     with h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
             file[name] = array
-    work.commit(temporary, EXAMPLES_NAME)
+    work.commit(temporary, stored.EXAMPLES_NAME)
 
 
 def _tokens_differ(examples: Examples, work: Work) -> NDArray[np.float32]:
     """(F,) share of each feature's examples, as they were written, at which the two models' tokens differ; NaN without
     examples or texts."""
     count_F = np.diff(examples.offsets)
-    with h5py.File(work.folder / EXAMPLES_NAME, "r") as file:
+    with h5py.File(work.folder / stored.EXAMPLES_NAME, "r") as file:
         if "tokens_differ" not in file:
             return np.full(len(count_F), np.nan, np.float32)
         differ_F = np.bincount(examples.feature, file["tokens_differ"][()], len(count_F))

@@ -69,11 +69,7 @@ class FeatureStatistics:
             self.source_sum_SF[present] += np.bincount(flat, value, size).reshape(-1, features)
 
     def results(self) -> Arrays:
-        """What is published; activations are in normalised feature units.
-
-        (F,): density (float64), firing_count, mean_activation over the pairs where it fires, max_activation. (S, F):
-        activation_by_source.
-        """
+        """What is published (see run.py); activations are in normalised feature units."""
         return {
             "density": self.count_F / max(1, self.pairs),
             "firing_count": self.count_F,

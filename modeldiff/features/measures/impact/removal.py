@@ -98,8 +98,7 @@ def measure(
     """By group of directions, removed from one model: over the windows in which each fires the sums of nats and of
     their squares, and the number of these windows, (3, K).
 
-    What decides the tokens drawn in a window depends on the seed and the window's number alone, and is the same in both
-    models: what differs between two copies of one model is not the draw.
+    The tokens drawn in a window depend on the seed and the window's number alone: two copies of one model draw alike.
 
     Args:
         codes_NF: of the windows' pairs, in order.
@@ -158,11 +157,8 @@ def scores_of(model: LoadedModel, batch: list[int], samples: int, seed: int) -> 
 
 def check(model: LoadedModel, codes_NF: sparse.csr_matrix, own: Directions, seed: int) -> Arrays:
     """Random features of a model among those that fire, in random windows in which they do: `feature`, and nats in
-    these windows to second order (`second`) and with the feature subtracted from the stream (`exact`), (K,).
-
-    Args:
-        codes_NF: of the windows' pairs, in order; own: the model's own directions.
-    """
+    these windows to second order (`second`) and with the feature subtracted from the stream (`exact`), (K,); `own`: the
+    model's own directions."""
     random, first_row = np.random.default_rng((seed, 3)), model.first_row
     codes_NK = codes_NF[:, own.column_K].tocsc()
     alive = np.flatnonzero(np.diff(codes_NK.indptr))

@@ -50,6 +50,7 @@ _NOTEWORTHY_LEFT_OUT = 0.01
 _FEW_PAIRS_PER_DIMENSION = 10
 
 Maps = dict[str, LinearMap]
+Activations = dict[str, torch.Tensor]
 
 
 def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -87,8 +88,9 @@ def _build(settings: StitchSettings, store: ActivationStore, device: torch.devic
     scanned = scan(store, blocks, stretches, factor, device, work.resume)
     pairs, outliers = {part: scanned.counts[part] for part in PARTS}, scanned.counts["outliers"]
     _check_counts(store, pairs, outliers)
-    maps, nulls = _fitted(store, scanned)
-    r2 = _held_out_r2(store, stretches, maps, nulls, factor, device)
+    fitted = _fitted(store, scanned)
+    r2 = _held_out_r2(store, stretches, fitted, factor, device)
+    maps = {name: fitted[name] for name in DIRECTIONS}
     reported = {name: {"ridge": one.ridge, "r2": r2[name], "null_r2": r2[f"null {name}"]} for name, one in maps.items()}
     tensors = {f"{name}.w": one.w_DD for name, one in maps.items()}
     tensors |= {f"{name}.bias": one.bias_D for name, one in maps.items()}
@@ -128,32 +130,28 @@ def _check_counts(store: ActivationStore, pairs: dict[str, int], outliers: int) 
         )
 
 
-def _fitted(store: ActivationStore, scanned: Scan) -> tuple[Maps, Maps]:
-    """(maps, those of permuted pairs), by direction."""
+def _fitted(store: ActivationStore, scanned: Scan) -> Maps:
+    """The maps by direction, and those of permuted pairs: `null a_to_b`, `null b_to_a`."""
     maps: Maps = {}
-    nulls: Maps = {}
     with progress("stitch: solving", len(DIRECTIONS), "maps") as bar:
         for direction in DIRECTIONS:
             x, f = (store.mean[side] for side in direction.split("_to_"))
             ridge = best_ridge(ridge_scores(scanned.moments("fit", direction), scanned.moments("choose", direction)))
-            for into, null in ((maps, False), (nulls, True)):
+            for name, null in ((direction, False), (f"null {direction}", True)):
                 moments = scanned.moments("fit", direction, null=null)
-                into[direction] = LinearMap.fitted(moments, ridge, taken_off_x=x, taken_off_f=f)
+                maps[name] = LinearMap.fitted(moments, ridge, taken_off_x=x, taken_off_f=f)
             bar.advance()
-    return maps, nulls
+    return maps
 
 
-Activations = dict[str, torch.Tensor]
-"""Some pairs', by side (N, D)."""
+def _predictions(maps: Maps, *, same_width: bool) -> dict[str, tuple[str, Callable[[Activations], torch.Tensor]]]:
+    """By name, what there is to predict with: (side that is predicted, from activations by side)."""
 
+    def moved(one: LinearMap, source: str) -> Callable[[Activations], torch.Tensor]:
+        return lambda x: one.apply(x[source])
 
-def _predictions(maps: Maps, nulls: Maps, *, same_width: bool) -> dict[str, tuple[str, Callable[[Activations], Any]]]:
-    """By name, what there is to predict with: (side that is predicted, how)."""
     there, back = maps["a_to_b"], maps["b_to_a"]
-    found: dict[str, tuple[str, Callable[[Activations], Any]]] = {}
-    for kind, (a_to_b, b_to_a) in (("", (there, back)), ("null ", (nulls["a_to_b"], nulls["b_to_a"]))):
-        found[f"{kind}a_to_b"] = ("b", lambda x, one=a_to_b: one.apply(x["a"]))
-        found[f"{kind}b_to_a"] = ("a", lambda x, one=b_to_a: one.apply(x["b"]))
+    found = {name: (name[-1], moved(one, name[-len("a_to_b")])) for name, one in maps.items()}
     found["round trip a"] = ("a", lambda x: back.apply(there.apply(x["a"])))
     found["round trip b"] = ("b", lambda x: there.apply(back.apply(x["b"])))
     if same_width:
@@ -162,11 +160,11 @@ def _predictions(maps: Maps, nulls: Maps, *, same_width: bool) -> dict[str, tupl
 
 
 def _held_out_r2(
-    store: ActivationStore, stretches: Stretches, maps: Maps, nulls: Maps, outlier_factor: float, device: torch.device
+    store: ActivationStore, stretches: Stretches, maps: Maps, outlier_factor: float, device: torch.device
 ) -> dict[str, float | None]:
     """R² of every prediction, from one pass over the pairs reported on: 1 - sum of squared errors / sum of squares
     about these pairs' own mean, over all dimensions together. None: the targets do not vary."""
-    predictions = _predictions(maps, nulls, same_width=store.widths[0] == store.widths[1])
+    predictions = _predictions(maps, same_width=store.widths[0] == store.widths[1])
     count = 0
     # Of each prediction: squared error, square, and values of the targets less a constant near their mean.
     sums = {name: np.zeros(2 + store.info.sides[side].width) for name, (side, _) in predictions.items()}
