@@ -106,15 +106,15 @@ def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResu
     bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
     with bar_of as bar, shared_cores(_ENCODERS):
         for shard in range(done, len(shards)):
-            places = _Places(store, shard)
+            source_N, document_N = _origins(store, shard)
             for block, (codes, kept_B) in prefetched(encoder.sparse, shards[shard], _ENCODERS):
-                source_B, document_B, row_B = places.of(block)
-                statistics.update(codes, kept_B, source_B)
-                document, row = document_B[codes.row], row_B[codes.row]
+                here, first_row = slice(block.start, block.stop), int(store.first_row[shard]) + block.start
+                statistics.update(codes, kept_B, None if source_N is None else source_N[here])
+                document, row = document_N[here][codes.row], first_row + codes.row
                 by_document.update(codes.feature, codes.value, row, document)
                 by_passage.update(codes.feature, codes.value, row, passage_of(document, row))
                 if block in is_sampled:
-                    writer.add(codes, kept_B, int(row_B[0]))
+                    writer.add(codes, kept_B, first_row)
                 bar.advance(len(block))
             writer.finish_shard(shard)
             by_document.settle()
@@ -124,25 +124,16 @@ def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResu
     return ScanResult(statistics, chosen, writer.load(len(shards)), sampled)
 
 
-class _Places:
-    """Where the pairs of one shard come from."""
-
-    def __init__(self, store: ActivationStore, shard: int) -> None:
-        self._first = store.first_row[shard]
-        self._source: NDArray[np.int64] | None = None
-        if store.info.has_texts:
-            plan = store.plan(shard)
-            of_pair = plan.pairs.document
-            self._source = np.array([document.source for document in plan.documents], np.int64)[of_pair]
-            self._document = np.array([document.index for document in plan.documents], np.int64)[of_pair]
-
-    def of(self, block: Block) -> tuple[NDArray[np.int64] | None, NDArray[np.int64], NDArray[np.int64]]:
-        """(source, document, row in the store) of each pair of a block. Without texts there are no sources, and every
-        row counts as a document of its own."""
-        row_B = np.arange(self._first + block.start, self._first + block.stop)
-        if self._source is None:
-            return None, row_B, row_B
-        return self._source[block.start : block.stop], self._document[block.start : block.stop], row_B
+def _origins(store: ActivationStore, shard: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """(source, document) of each pair of a shard. Without texts there are no sources, and every row counts as a
+    document of its own."""
+    if not store.info.has_texts:
+        return None, store.first_row[shard] + np.arange(store.info.shards[shard])
+    plan = store.plan(shard)
+    sources, indices = (
+        np.array([getattr(one, name) for one in plan.documents], np.int64) for name in ("source", "index")
+    )
+    return sources[plan.pairs.document], indices[plan.pairs.document]
 
 
 def _checkpoint(path: Path, state: _State, shards: int) -> None:

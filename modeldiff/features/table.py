@@ -108,8 +108,7 @@ class FeatureTable:
         info: content of features.json.
         partition_F: "A", "shared" or "B".
         statistics: the arrays of statistics.safetensors.
-        mostly_differ_F: True where the two models' tokens begin or end at other characters at more than half of a
-            feature's examples (`MOSTLY_DIFFER`).
+        mostly_differ_F: True where the two models' tokens differ at more than half of a feature's examples.
         scales: by side "a" and "b", what its features' ratios are held against; empty when nothing was measured.
         baselines: by side, what differences of two activations show; empty likewise.
 

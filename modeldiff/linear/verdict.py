@@ -125,8 +125,8 @@ class Calls:
         exclusive, undecided, predictable, unknown: features that ever fire, by verdict.
         references, false_exclusive: as in `Scale`.
         by_chance: features that would be called exclusive if all were shared ones; None without references.
-        p: probability of so many exclusive calls or more if they were (Fisher's exact test, one-sided: the share is
-            itself counted on a sample); None where nothing can be said or there are no references.
+        p: probability of so many exclusive calls or more if they were (Fisher's exact test, one-sided, as the share is
+            counted on a sample); None where nothing can be said or there are no references.
     """
 
     exclusive: int

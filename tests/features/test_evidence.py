@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,16 @@ def encoded(crosscoder: Crosscoder, store: ActivationStore) -> np.ndarray:
     return torch.cat([encoder.dense(block)[0] for block in store.blocks(N)]).numpy()
 
 
+def coordinates(width_a: int, width_b: int, **more: Any) -> Crosscoder:
+    """Two features in each partition, that read and write one coordinate each."""
+    sizes = {"n_a_only": 2, "n_shared": 2, "n_b_only": 2}
+    crosscoder = Crosscoder(CrosscoderConfig(width_a=width_a, width_b=width_b, **sizes, k=2, **more))
+    with torch.no_grad():
+        for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
+            weights.copy_(torch.eye(*weights.shape))
+    return crosscoder
+
+
 def made_sample(store: ActivationStore) -> CodeSample:
     """Features 0 to 2 are made from A, 3 and 4 from B, 5 fires three times; a tenth of the rows is missing."""
     generator = np.random.default_rng(1)
@@ -102,12 +113,8 @@ def test_equals_scikit_learn(
 
 def test_permuted_pairs_explain_nothing_and_controls_come_from_one_model(store: ActivationStore) -> None:
     """Features 0 and 1 read A, 2 and 3 both, 4 and 5 B; nothing is common to the two models' activations."""
-    crosscoder = Crosscoder(
-        CrosscoderConfig(width_a=5, width_b=7, n_a_only=2, n_shared=2, n_b_only=2, k=2, combine="sum")
-    )
+    crosscoder = coordinates(5, 7, combine="sum")
     with torch.no_grad():
-        for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
-            weights.copy_(torch.eye(*weights.shape))
         crosscoder.b_enc.copy_(torch.tensor([-3.0, -3, -6, -6, -3, -3]))
     sample, stretches = sample_of(encoded(crosscoder, store)), split(store, store.blocks(N))
     found = evidence_of(crosscoder, store, sample, stretches, CPU)
@@ -129,10 +136,7 @@ def test_differences_are_as_predictable_as_a_linear_map_between_the_models_is(tm
     # The share of a random direction that lies in 4 of 6 equal dimensions is 2/3 on average.
     for width_a, ratio, tolerance in ((4, 1, 0.01), (6, 2 / 3, 0.12)):
         store = store_of(tmp_path / str(width_a), x_a[:, :width_a].contiguous(), x_a[:, :4] @ rotation)
-        crosscoder = Crosscoder(CrosscoderConfig(width_a=width_a, width_b=4, n_a_only=2, n_shared=2, n_b_only=2, k=2))
-        with torch.no_grad():
-            for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
-                weights.copy_(torch.eye(*weights.shape))
+        crosscoder = coordinates(width_a, 4)
         sample = sample_of(encoded(crosscoder, store))
         found = evidence_of(crosscoder, store, sample, split(store, store.blocks(N)), CPU)
         a, b = (

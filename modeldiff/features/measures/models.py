@@ -59,15 +59,9 @@ class Window:
 
 
 def spread_texts(store: ActivationStore, pairs: int, least_rows: int = 1) -> Iterator[tuple[ShardPlan, list[Block]]]:
-    """Whole texts that hold about `pairs` pairs together, spread evenly over the store; all when it has no more.
-
-    Returns:
-        (plan of a shard, blocks of its rows), shard by shard. A block is one text, or neighbouring ones that have at
-        least so many rows together.
-
-    Raises:
-        InputError: the activations were imported without texts.
-    """
+    """(plan of a shard, blocks of its rows), shard by shard: whole texts that hold about `pairs` pairs together, spread
+    evenly over the store. A block is one text, or neighbouring ones that have at least so many rows together. Raises
+    InputError: the activations were imported without texts."""
     sizes = store.info.shards
     enough = math.ceil(pairs * len(sizes) / sum(sizes))
     shards = evenly_spread(len(sizes), max(_MOST_SHARDS, enough))

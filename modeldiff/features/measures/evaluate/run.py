@@ -171,12 +171,9 @@ def _replacements(
 def side_figures(losses: Arrays) -> dict[str, Any]:
     """One side's figures from the sums of each window.
 
-    Returns:
-        positions: number of predictions by scope; share_replaced: of them made from a replaced token; by scope (all,
-        replaced) the `losses` of each variant: `loss` (nats per token), `increase` over the clean loss and
-        `kl` (nats per token), both with a standard error over windows; `loss_recovered` of the two reconstructions
-        against `zero` and `mean`: (L_ablated - L_reconstructed) / (L_ablated - L_clean), null where the ablation does
-        not raise the loss; `exclusive`: by how much the loss is higher without the exclusive features, and its error.
+    positions: number of predictions by scope; share_replaced: of them made from a replaced token. By scope, `losses` of
+    each variant (nats per token, with standard errors over windows), `loss_recovered` of the two reconstructions
+    against `zero` and `mean`, and `exclusive`: by how much the loss is higher without the exclusive features.
     """
     positions = losses["positions"].sum(axis=0)
     if not positions.all():

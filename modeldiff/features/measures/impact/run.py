@@ -164,14 +164,9 @@ def _arrays(models: Models, codes_NF: sparse.csr_matrix, found: dict[str, Arrays
 
 
 def summary(arrays: Arrays, shared: slice) -> dict[str, Any]:
-    """What random directions and shared features show beside the features.
-
-    Returns:
-        controls: by side, of random directions: own and other (nats per window) and asymmetry;
-        shared: by side, of shared features: asymmetry by both models' decoder rows, and by the stitch, which is what
-        an exclusive feature's would look like if the other model had it;
-        exact: by side, of features that were really removed: second order / exact, and the rank correlation of both.
-    """
+    """What random directions (controls) and shared features show beside the features, and how well the second order
+    agrees with really removing (exact). asymmetry_stitched is by the stitch alone: what an exclusive feature's would
+    look like if the other model had it."""
     controls, of_shared, exact = {}, {}, {}
     for side in SIDES:
         own_C, other_C = arrays[f"random_{side}_own"], arrays[f"random_{side}_other"]

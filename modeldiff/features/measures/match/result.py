@@ -28,13 +28,9 @@ WHERE = {"A": 0, "shared": 1, "B": 2, "one-sided": -2, "none": -1}
 
 def summarise(arrays: Arrays, others: list[str]) -> dict[str, Any]:
     """By partition of the reference, of those that were looked for: the number of `features`, how many of them are
-    `alive` (fire at least once; only they count below), `against` each other crosscoder how many came back where and
-    the median of the best correlation, also with the pairs permuted (`chance`), and how many came back at the same
-    place `in_all`.
-
-    Args:
-        others: refs of the other crosscoders, in the arrays' order.
-    """
+    `alive` (fire at least once; only they count below), `against` each of the `others` (refs, in the arrays' order) how
+    many came back where and the median of the best correlation, also with the pairs permuted (`chance`), and how many
+    came back at the same place `in_all`."""
     summary = {}
     for number, partition in enumerate(PARTITIONS):
         mine_R = arrays["partition"] == number
@@ -67,14 +63,8 @@ def read_match(artifact: Artifact) -> tuple[dict[str, Any], Arrays]:
 
 def rows(info: dict[str, Any], arrays: Arrays, partition: str, top: int | None = None) -> list[dict[str, Any]]:
     """Alive features of a partition of the reference as JSON data: those that came back in most crosscoders in the
-    same partition first, then those that came back in any, then by mean correlation.
-
-    Returns:
-        id, partition, density (share of the pairs on which it fires), came_back (in so many crosscoders), and `found`:
-        for each other crosscoder id and partition of the best match (None: no feature ever fires with this one more
-        than by chance), correlation, chance (the best with the pairs permuted), came_back, and cosine_a, cosine_b of
-        the decoder rows (None: one of the two lacks the side).
-    """
+    same partition first, then those that came back in any, then by mean correlation. density: share of the pairs on
+    which it fires; came_back: in so many crosscoders; found: in each other crosscoder (`_found`)."""
     own = PARTITIONS.index(partition)
     alive = np.flatnonzero((arrays["partition"] == own) & (arrays["firing_count"] > 0))
     back_OR = arrays["came_back"][:, alive]
@@ -93,6 +83,7 @@ def rows(info: dict[str, Any], arrays: Arrays, partition: str, top: int | None =
 
 
 def _found(info: dict[str, Any], arrays: Arrays, other: int, r: int) -> dict[str, Any]:
+    """The best match; None: no feature ever fires with this one more than by chance, or one lacks the side."""
     sizes, match = list(info["sizes"][1 + other].values()), int(arrays["match"][other, r])
     return {
         "crosscoder": info["others"][other],
