@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy import sparse
+from scipy.sparse import csr_matrix
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
@@ -96,7 +97,7 @@ class Encoder:
 
     def matrix(
         self, blocks: Iterable[Block], advance: Callable[[float], None] = lambda _: None
-    ) -> tuple[sparse.csr_matrix, NDArray[np.bool_]]:
+    ) -> tuple[csr_matrix, NDArray[np.bool_]]:
         """(codes (N, F) of all pairs of these blocks, those of outliers zero; (N,) which are no outliers). `advance`
         is told of pairs that were encoded."""
         codes, kept = [], []

@@ -165,12 +165,15 @@ class Surroundings:
         texts = [document.text[begin:stop].encode("utf-8", "surrogatepass") for document, begin, stop in spans]
         utf8 = np.frombuffer(b"".join(texts), np.uint8)
         arrays |= _lists("text", np.array([len(text) for text in texts], np.int64), {"bytes": utf8})
-        begin_V = shown.begin_E[shown.example_V]
-        words = {"start": self.start_N[shown.pair_V] - begin_V, "end": self._end_N[shown.pair_V] - begin_V}
-        arrays |= _lists("words", shown.high_E - shown.low_E, words | {"activation": shown.activation_V})
+        arrays |= self._words(shown)
         for tokens in self._tokens:
             arrays |= tokens.inside(shown)
         return arrays
+
+    def _words(self, shown: _Shown) -> Arrays:
+        begin_V = shown.begin_E[shown.example_V]
+        places = {"start": self.start_N[shown.pair_V] - begin_V, "end": self._end_N[shown.pair_V] - begin_V}
+        return _lists("words", shown.high_E - shown.low_E, places | {"activation": shown.activation_V})
 
     def _shown(self, pair_E: Ints, window_EW: NDArray[np.float32]) -> _Shown:
         """As many pairs as fit into the window, the document and the characters that are shown at most."""

@@ -81,7 +81,7 @@ def evidence_of(
         r2[side], null[side] = (
             dict(zip(["features", *readers], np.split(half, borders), strict=True)) for half in np.split(values, 2)
         )
-    arrays = {}
+    arrays: Arrays = {}
     for side, other in OTHER.items():
         arrays |= {f"r2_{side}": r2[side]["features"], f"null_{side}": null[side]["features"]}
         for name in (f"reference_{side}", f"difference_{side}"):

@@ -114,7 +114,7 @@ def _scales(evidence: Arrays, crosscoder: Crosscoder) -> dict[str, Any]:
     """What the verdicts are held against, and what differences of activations show; nothing without evidence."""
     scales = scales_of(evidence, crosscoder) if evidence else {}
     differences = {
-        side: baseline_of(*(evidence[f"difference_{side}_{what}"] for what in ("own", "other", "null")), scale)
+        side: baseline_of(*(evidence[f"difference_{side}_{what}"] for what in ("own", "other", "null")), scale=scale)
         for side, scale in scales.items()
     }
     return {"scales": to_json(scales), "differences": to_json(differences)}

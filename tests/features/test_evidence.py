@@ -140,7 +140,7 @@ def test_differences_are_as_predictable_as_a_linear_map_between_the_models_is(tm
         sample = sample_of(encoded(crosscoder, store))
         found = evidence_of(crosscoder, store, sample, split(store, store.blocks(N)), CPU)
         a, b = (
-            baseline_of(*(found[f"difference_{side}_{what}"] for what in ("own", "other", "null")), scale)
+            baseline_of(*(found[f"difference_{side}_{what}"] for what in ("own", "other", "null")), scale=scale)
             for side, scale in scales_of(found, crosscoder).items()
         )
         assert a.directions == 64
