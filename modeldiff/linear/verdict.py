@@ -199,7 +199,7 @@ class Baseline:
     """How many of them would be called what."""
 
 
-def baseline_of(own_R: NDArray[Any], other_R: NDArray[Any], null_R: NDArray[Any], scale: Scale) -> Baseline:
+def baseline_of(own_R: NDArray[Any], other_R: NDArray[Any], null_R: NDArray[Any], *, scale: Scale) -> Baseline:
     """What differences of one model's activations show: R² from this model, from the other one, and from that in
     permuted pairs, held against the model's scale; NaN: it fires too rarely."""
     values_3R = np.stack([own_R, other_R, null_R]).astype(np.float64)

@@ -184,7 +184,7 @@ def test_a_baseline_has_medians_quantiles_and_verdicts() -> None:
     scale = Scale(references=100, ratio_median=0.8, ratio_low=0.6, null=0.01)
     own = np.append(np.full(101, 0.5), [NAN, 0.001])
     other, null = own * np.append(np.linspace(0, 1, 101), [NAN, 500]), 0 * own
-    found = baseline_of(own, other, null, scale)
+    found = baseline_of(own, other, null, scale=scale)
     assert found.directions == 102, "what fires too rarely was not measured"
     assert (found.own, found.other, found.null) == pytest.approx((0.5, 0.2525, 0.0))
     quantiles = (found.ratio_low, found.ratio_median, found.ratio_high)
