@@ -6,8 +6,8 @@ from modeldiff.settings import OnDevice, setting, settings
 
 
 @settings
-class OfCrosscoder(OnDevice):
-    """Settings of what is measured about a crosscoder."""
+class FeaturesSettings(OnDevice):
+    """What is measured about each feature, on which pairs."""
 
     # References are only a way to say which artifact: its digest decides whether the result is the same.
     crosscoder: str | None = setting(default=None, result=False)
@@ -15,15 +15,6 @@ class OfCrosscoder(OnDevice):
 
     activations: str | None = setting(default=None, result=False)
     """The activations to measure on. Default: those the crosscoder was trained on."""
-
-    outlier_factor: float | None = setting(default=None, least=0)
-    """Leave out pairs whose norm, on either side, exceeds this many times the median norm; 0 keeps all. Default: as in
-    training, for what it never saw means nothing."""
-
-
-@settings
-class FeaturesSettings(OfCrosscoder):
-    """What is measured about each feature, on which pairs."""
 
     pairs: int | None = setting(default=None, least=1)
     """Measure on about this many pairs, in blocks spread evenly over the activations. Default: all of them."""
@@ -39,3 +30,7 @@ class FeaturesSettings(OfCrosscoder):
 
     predictability: bool = setting(default=True)
     """Measure how well each feature is predicted linearly from either model's activations (held-out R²)."""
+
+    outlier_factor: float | None = setting(default=None, least=0)
+    """Leave out pairs whose norm, on either side, exceeds this many times the median norm; 0 keeps all. Default: as in
+    training, for what it never saw means nothing."""

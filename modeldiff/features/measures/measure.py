@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from modeldiff.features.settings import OfCrosscoder
 from modeldiff.settings import HarvestedModels, Settings, setting, settings
 
 if TYPE_CHECKING:
@@ -94,11 +93,21 @@ class Measure(ABC):
 
 
 @settings
-class OnModels(OfCrosscoder, HarvestedModels):
+class OnModels(HarvestedModels):
     """Settings of a measure that runs both models over windows of the texts that were harvested."""
+
+    crosscoder: str | None = setting(default=None, result=False)
+    """The crosscoder: a version, `crosscoder:2`, or a name. Default: the latest."""
+
+    activations: str | None = setting(default=None, result=False)
+    """The activations, with their texts, to measure on. Default: those the crosscoder was trained on."""
 
     pairs: int = setting(default=20_000, least=1)
     """Measure on about this many pairs, in whole windows of text spread evenly over the activations."""
+
+    outlier_factor: float | None = setting(default=None, least=0)
+    """Leave out pairs whose norm, on either side, exceeds this many times the median norm; 0 keeps all. Default: as in
+    training, for what it never saw means nothing."""
 
     batch_tokens: int | None = setting(default=None, result=False, least=1)
     """Padded tokens per batch. Default: by the device and the size of the vocabulary."""
