@@ -22,8 +22,8 @@ from modeldiff.contrast.discovery import Outcome
 from modeldiff.contrast.entries import represented
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.crosscoder import CrosscoderConfig, load
+from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.features.inputs import outlier_factor_of
 from modeldiff.features.table import FeatureTable
 from modeldiff.lm.load import load_tokenizer, read_geometry
 from modeldiff.lm.residual import Shown
@@ -65,7 +65,7 @@ def features_of(workspace: Workspace, crosscoder: Artifact) -> Artifact | None:
 
 def largest_norms(crosscoder: Artifact, config: CrosscoderConfig) -> dict[str, float]:
     """By side, the largest norm of a pair that the training of a crosscoder would have kept."""
-    factor = outlier_factor_of(crosscoder, None)
+    factor = outlier_factor_of(crosscoder)
     return {side: config.largest_norm(side, factor) if factor else math.inf for side in SIDES}
 
 

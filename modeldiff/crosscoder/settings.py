@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from modeldiff.errors import InputError
 from modeldiff.settings import OnDevice, setting, settings
 
+if TYPE_CHECKING:
+    from modeldiff.workspace import Artifact
+
+PAPER_OUTLIER_FACTOR = 2.0
+"""Paper B.1.4."""
 Selection = Literal["activation", "l2", "sum", "mean"]
 Combine = Literal["mean", "sum"]
 
@@ -74,7 +79,7 @@ class TrainSettings(OnDevice):
     audit_pairs: int | None = setting(default=None, least=1)
     """Pairs, the last ones before it, that an audit looks at; 16384, or 16 times the larger width if that is more, if
     left out."""
-    outlier_factor: float = setting(default=2.0, least=0)
+    outlier_factor: float = setting(default=PAPER_OUTLIER_FACTOR, least=0)
     """Leave out pairs whose norm, on either side, exceeds this many times the batch's median (paper B.1.4: 2); 0 keeps
     all. GPT-2-like models have many such tokens: the command says how many were left out."""
     seed: int = setting(default=0, least=0)
@@ -97,3 +102,8 @@ class TrainSettings(OnDevice):
             raise InputError(f"--k must be at most the number of features ({self.features}), found {self.k}")
         if self.k is not None and self.k_start is not None and self.k_start < self.k:
             raise InputError(f"--k-start must be at least k ({self.k}), found {self.k_start}")
+
+
+def outlier_factor_of(crosscoder: Artifact, asked: float | None = None) -> float:
+    """As asked for, else as in training; the paper's for a crosscoder that was not trained here."""
+    return float(crosscoder.settings.get("outlier_factor", PAPER_OUTLIER_FACTOR)) if asked is None else asked

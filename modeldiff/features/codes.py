@@ -6,30 +6,28 @@ asked for on W pairs, K entries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scipy import sparse
+from scipy.sparse import csr_matrix
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.crosscoder.fast.sparse import Bags, bag_dot
+from modeldiff.features.stored import save_arrays
 from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.files import replace_into, temporary_path
 
 # Values of one dense (B, F) float32 array: 256 MiB. Encoding holds about three of them.
 _DENSE_VALUES = 1 << 26
 _MIN_ROWS, _MAX_ROWS = 64, 4096
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def block_rows(n_features: int) -> int:
@@ -52,6 +50,18 @@ class SparseCodes:
     """Row within the block."""
     feature: NDArray[np.int64]
     value: NDArray[np.float32]
+
+    def matrix(self, rows: int, n_features: int) -> sparse.csr_matrix:
+        """(B, F)."""
+        starts = np.searchsorted(self.row, np.arange(rows + 1)).astype(np.int32)
+        return sparse.csr_matrix((self.value, self.feature.astype(np.int32), starts), shape=(rows, n_features))
+
+
+def pieces(block: Block, n_features: int) -> list[Block]:
+    """The block in parts that are encoded at once."""
+    step = block_rows(n_features)
+    starts = range(block.start, block.stop, step)
+    return [Block(block.shard, start, min(start + step, block.stop)) for start in starts]
 
 
 class Encoder:
@@ -84,6 +94,19 @@ class Encoder:
         row_K, feature_K = np.divmod(flat_K.cpu().numpy(), self.crosscoder.n_features)
         codes = (row_K, feature_K, value_K.cpu().numpy())
         return SparseCodes(*(codes if kept_B.all() else (one[kept_B[row_K]] for one in codes))), kept_B
+
+    def matrix(
+        self, blocks: Iterable[Block], advance: Callable[[float], None] = lambda _: None
+    ) -> tuple[csr_matrix, NDArray[np.bool_]]:
+        """(codes (N, F) of all pairs of these blocks, those of outliers zero; (N,) which are no outliers). `advance`
+        is told of pairs that were encoded."""
+        codes, kept = [], []
+        for piece in (piece for block in blocks for piece in pieces(block, self.crosscoder.n_features)):
+            found, kept_B = self.sparse(piece)
+            codes.append(found.matrix(len(piece), self.crosscoder.n_features))
+            kept.append(kept_B)
+            advance(len(piece))
+        return sparse.vstack(codes, format="csr"), np.concatenate(kept)
 
     def at(self, block: Block, feature_E: NDArray[np.int64], row_EW: NDArray[np.int64]) -> NDArray[np.float32]:
         """(E, W): the activation of feature_E[e] on the pairs row_EW[e] of the block; 0 where that is negative. As in
@@ -141,25 +164,20 @@ class SampleWriter:
         self._folder = folder
         self._n_features = n_features
         self._parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]] = []
-        folder.mkdir(exist_ok=True)
 
     def add(self, codes: SparseCodes, kept_B: NDArray[np.bool_], first_row: int) -> None:
         """Take one block, whose first pair is row `first_row` of the store."""
-        starts = np.searchsorted(codes.row, np.arange(len(kept_B) + 1))
-        shape = (len(kept_B), self._n_features)
-        block = sparse.csr_matrix((codes.value, codes.feature.astype(np.int32), starts.astype(np.int32)), shape=shape)
-        kept = block if kept_B.all() else block[kept_B]
-        self._parts.append((kept, first_row + np.flatnonzero(kept_B)))
+        block = codes.matrix(len(kept_B), self._n_features)
+        self._parts.append((block if kept_B.all() else block[kept_B], first_row + np.flatnonzero(kept_B)))
 
     def has(self, shard: int) -> bool:
         """Whether the shard was finished, by this process or one before it."""
         return self._path(shard).exists()
 
     def finish_shard(self, shard: int) -> None:
-        part, temporary = self._joined(self._parts), temporary_path(self._path(shard))
+        part = self._joined(self._parts)
         arrays = {name: getattr(part.codes_NF, name) for name in ("indptr", "indices", "data")}
-        save_file({**arrays, "rows": part.rows_N}, temporary)
-        replace_into(temporary, self._path(shard))
+        save_arrays(self._path(shard), arrays | {"rows": part.rows_N})
         self._parts = []
 
     def load(self, shards: int) -> CodeSample:

@@ -9,7 +9,7 @@ Legend: N pairs, F, H features of two dictionaries, G features of a block, M fea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -51,11 +51,6 @@ class Columns:
     def n_features(self) -> int:
         return int(self.codes_NF.shape[1])
 
-    def shifted(self, rows: int) -> Self:
-        """The same with the pairs moved on by so many rows, the last ones to the front."""
-        order_N = np.roll(np.arange(self.codes_NF.shape[0]), rows)
-        return replace(self, codes_NF=self.codes_NF[order_N])
-
 
 def correlations(
     one: Columns, other: Columns, features: NDArray[np.int64]
@@ -85,14 +80,10 @@ class Twins:
 
 
 def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> Twins:
-    """Twins of all features, exact on the given pairs.
+    """Twins of all features, exact on these pairs; `partition_F`: the same number for features of one partition.
 
     Features that never fire in the sample, or fire equally on every pair, have none. Twins within a partition are not
     looked for: two shared features that fire together say nothing about the difference between the models.
-
-    Args:
-        codes_NF: activations.
-        partition_F: a number per feature, the same for features of one partition.
     """
     n, n_features = codes_NF.shape
     twins = Twins(np.full((n_features, PER_FEATURE), -1, np.int32), np.zeros((n_features, PER_FEATURE), np.float32))

@@ -11,7 +11,7 @@ Legend: N pairs of the sample, D width of one model, F features, R directions re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,8 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audits.judging import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
 from modeldiff.features.predictability import activations_of, firings, predictability
-from modeldiff.linear.verdict import Scale, ratios, scale_of, verdicts
+from modeldiff.features.stored import Arrays
+from modeldiff.linear.verdict import Scale, scale_of
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 from modeldiff.splits import Stretches
 from modeldiff.threads import by_side, prefetched
@@ -39,112 +40,25 @@ DIFFERENCES = 64
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class Readings:
-    """(R,) held-out R² of what was read from one model alone: from that model's activations, from the other one's, and
-    from the other one's in permuted pairs; NaN where it fires too rarely."""
-
-    own: NDArray[np.float32]
-    other: NDArray[np.float32]
-    null: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What differences of two activations of one model show, read as if each were a feature of it alone.
-
-    An exclusive feature with the same figures says no more than that the two models' activations differ.
-    """
-
-    directions: int
-    """That were measured; the others fire too rarely."""
-    own: float | None
-    """Medians of R² from this model, from the other one, and from that in permuted pairs; None: none was measured."""
-    other: float | None
-    null: float | None
-    ratio_low: float | None
-    """5 %, 50 % and 95 % of the ratios other / own, over those that can be read from this model; None: none can."""
-    ratio_median: float | None
-    ratio_high: float | None
-    verdicts: dict[str, int]
-    """How many of them would be called what."""
-
-
-def baseline_of(readings: Readings, scale: Scale) -> Baseline:
-    """What one side's differences show, held against that side's scale."""
-    values_3R = np.stack([readings.own, readings.other, readings.null]).astype(np.float64)
-    own, other, null = values_3R[:, ~np.isnan(values_3R).any(axis=0)]
-    called = np.unique(verdicts(own, other, scale), return_counts=True)
-    ratio = ratios(own, other)
-
-    def quantile(values: NDArray[np.float64], share: float = 0.5) -> float | None:
-        return float(np.quantile(values, share)) if len(values) else None
-
-    return Baseline(
-        directions=len(own),
-        own=quantile(own),
-        other=quantile(other),
-        null=quantile(null),
-        ratio_low=quantile(ratio, 0.05),
-        ratio_median=quantile(ratio),
-        ratio_high=quantile(ratio, 0.95),
-        verdicts={str(name): int(count) for name, count in zip(*called, strict=True)},
-    )
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Held-out R², by the side "a" or "b" whose activations explain; NaN where a feature fires too rarely.
-
-    Attributes:
-        r2: (F,) of every feature; null: the same in permuted pairs.
-        reference, difference: by the side that they are read from, shared features and differences of activations.
-    """
-
-    r2: dict[str, NDArray[np.float32]]
-    null: dict[str, NDArray[np.float32]]
-    reference: dict[str, Readings]
-    difference: dict[str, Readings]
-
-    def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """To be stored: r2_a, r2_b, null_a, null_b, and reference_a_own, ... difference_b_null."""
-        named = {f"{name}_{side}": getattr(self, name)[side] for name in ("r2", "null") for side in SIDES}
-        for name in ("reference", "difference"):
-            for side, readings in getattr(self, name).items():
-                named |= {f"{name}_{side}_{one}": values for one, values in vars(readings).items()}
-        return named
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.float32]]) -> Evidence:
-        def readings(name: str) -> dict[str, Readings]:
-            return {s: Readings(*(arrays[f"{name}_{s}_{one}"] for one in ("own", "other", "null"))) for s in SIDES}
-
-        r2, null = ({side: arrays[f"{name}_{side}"] for side in SIDES} for name in ("r2", "null"))
-        return cls(r2, null, readings("reference"), readings("difference"))
-
-    def scales(self, crosscoder: Crosscoder) -> dict[str, Scale]:
-        """By side, what the ratios of its features are held against. The null is that of its exclusive features."""
-        return {
-            side: scale_of(one.own, one.other, self.null[OTHER[side]][crosscoder.slices[EXCLUSIVE[side]]])
-            for side, one in self.reference.items()
-        }
-
-
 def evidence_of(
     crosscoder: Crosscoder, store: ActivationStore, sample: CodeSample, stretches: Stretches, device: torch.device
-) -> Evidence:
-    """All regressions in one pass over the sample for each side (more, if the sums of all do not fit into memory); the
-    stretches say what is fitted on, and what is held out."""
+) -> Arrays:
+    """Held-out R² of all features and controls; NaN where one fires too rarely. It takes one pass over the sample for
+    each side, more if the sums of all regressions do not fit into memory. `stretches`: the parts fitted on and held
+    out.
+
+    Returns:
+        r2_a, r2_b (F,): of the features, from each model's activations; null_a, null_b: the same in permuted pairs.
+        For shared features (reference) and differences of activations (difference) that are read from model X,
+        reference_X_own, ... difference_X_null (R,): from X, from the other model, and from that in permuted pairs.
+    """
     n, n_features = sample.codes_NF.shape
     reference_R = reference_features(crosscoder, sample)
-    readers = {
-        side: (
-            reference_readers(crosscoder, sample, reference_R, side),
-            difference_readers(crosscoder, store, sample, side),
-        )
-        for side in SIDES
-    }
-    differences = sum(len(readers[side][1].w_RD) for side in SIDES)
+    readers = {}
+    for side in SIDES:
+        readers[f"reference_{side}"] = reference_readers(crosscoder, sample, reference_R, side)
+        readers[f"difference_{side}"] = difference_readers(crosscoder, store, sample, side)
+    differences = sum(len(readers[f"difference_{side}"].w_RD) for side in SIDES)
     say(
         f"predictability: {n:,} pairs, widths {store.widths[0]:,} and {store.widths[1]:,}; {n_features:,} features, "
         f"{len(SIDES) * len(reference_R):,} shared ones read from one model, {differences:,} differences of "
@@ -153,29 +67,39 @@ def evidence_of(
     with progress("features: read from one model alone", len(SIDES) * n, "pairs") as bar:
 
         def read(side: str) -> sparse.csr_matrix:
-            w_RD = torch.cat([one.w_RD for one in readers[side]])
-            fires_R = np.concatenate([one.fires_R for one in readers[side]])
-            return read_alone(crosscoder, store, sample, Readers(w_RD, fires_R), side, bar.advance)
+            both = [readers[f"{kind}_{side}"] for kind in ("reference", "difference")]
+            joined = Readers(torch.cat([one.w_RD for one in both]), np.concatenate([one.fires_R for one in both]))
+            return read_alone(crosscoder, store, sample, joined, side, bar.advance)
 
         targets = sparse.hstack([sample.codes_NF, *by_side(read).values()], format="csr")
     # Far apart: neighbouring pairs are of one text.
     permuted = targets[(np.arange(n) + n // 2) % max(1, n)]
-    both = CodeSample(sparse.hstack([targets, permuted], format="csr"), sample.rows_N)
-    sizes = [n_features, *(len(one.w_RD) for side in SIDES for one in readers[side])]
-    groups = {
-        side: np.split(r2, np.cumsum([*sizes, *sizes])[:-1])
-        for side, r2 in predictability(store, both, stretches, device).items()
+    twice = CodeSample(sparse.hstack([targets, permuted], format="csr"), sample.rows_N)
+    borders = np.cumsum([n_features, *(len(one.w_RD) for one in readers.values())])[:-1]
+    r2, null = dict[str, Arrays](), dict[str, Arrays]()
+    for side, values in predictability(store, twice, stretches, device).items():
+        r2[side], null[side] = (
+            dict(zip(["features", *readers], np.split(half, borders), strict=True)) for half in np.split(values, 2)
+        )
+    arrays: Arrays = {}
+    for side, other in OTHER.items():
+        arrays |= {f"r2_{side}": r2[side]["features"], f"null_{side}": null[side]["features"]}
+        for name in (f"reference_{side}", f"difference_{side}"):
+            found = {"own": r2[side][name], "other": r2[other][name], "null": null[other][name]}
+            arrays |= {f"{name}_{what}": values for what, values in found.items()}
+    return arrays
+
+
+def scales_of(evidence: Arrays, crosscoder: Crosscoder) -> dict[str, Scale]:
+    """By side, what the ratios of its features are held against. The null is that of its exclusive features."""
+    return {
+        side: scale_of(
+            evidence[f"reference_{side}_own"],
+            evidence[f"reference_{side}_other"],
+            evidence[f"null_{other}"][crosscoder.slices[EXCLUSIVE[side]]],
+        )
+        for side, other in OTHER.items()
     }
-
-    def readings(kind: int) -> dict[str, Readings]:
-        found = {}
-        for number, side in enumerate(SIDES):
-            group, other = 1 + 2 * number + kind, groups[OTHER[side]]
-            found[side] = Readings(groups[side][group], other[group], other[len(sizes) + group])
-        return found
-
-    r2, null = ({side: groups[side][first] for side in SIDES} for first in (0, len(sizes)))
-    return Evidence(r2, null, readings(0), readings(1))
 
 
 @dataclass(frozen=True)

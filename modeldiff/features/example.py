@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import h5py
 
 from modeldiff.errors import DamagedError
-from modeldiff.features.context import FIXED, RAGGED, Column, Ragged
+from modeldiff.features.context import FIXED, RAGGED
+from modeldiff.features.stored import Arrays
 from modeldiff.features.words import visible
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
@@ -73,54 +75,60 @@ class ExampleReader:
         """(at most `limit` examples of a feature, strongest first; the words of all its examples). Raises DamagedError:
         the file is damaged."""
         try:
-            start, stop = (int(offset) for offset in self._datasets["offsets"][feature : feature + 2])
-            names = ("row", "activation", *(FIXED if self._has_texts else ()))
-            fixed = {name: self._datasets[name][start:stop].tolist() for name in names}
-            if not self._has_texts:
-                return [Example(*pair) for pair in zip(*fixed.values(), strict=True)][:limit], []
-            ragged = {name: self._ragged(name, start, stop) for name in RAGGED}
+            stored = self._stored(feature)
         except (OSError, KeyError, ValueError) as error:
             raise DamagedError(f"{self._path}: cannot be read ({error}); {self._artifact.mend}") from None
+        if not self._has_texts:
+            return [Example(**one) for one in stored[:limit]], []
         examples, words = [], []
-        for i in range(stop - start):
-            columns = {name: one.row(i) for name, one in ragged.items()}
-            text = columns["text"]["bytes"].tobytes().decode("utf-8", "surrogatepass")
-            begin, end = (int(columns["words"][bound][fixed["centre"][i]]) for bound in ("start", "end"))
+        for number, one in enumerate(stored):
+            text = one["text"]["bytes"].tobytes().decode("utf-8", "surrogatepass")
+            begin, end = (int(one["words"][bound][one["centre"]]) for bound in ("start", "end"))
             words.append(visible(text[begin:end]))
-            if limit is None or i < limit:
-                values = {name: one[i] for name, one in fixed.items()}
-                examples.append(self._example(values, text, columns, begin, end))
+            if limit is None or number < limit:
+                examples.append(self._example(one, text, begin, end))
         return examples, words
 
-    def _ragged(self, name: str, start: int, stop: int) -> Ragged:
-        offsets = self._datasets[f"{name}/offsets"][start : stop + 1]
-        first, last = int(offsets[0]), int(offsets[-1])
-        return Ragged(offsets - first, {c: self._datasets[f"{name}/{c}"][first:last] for c in RAGGED[name]})
+    def _stored(self, feature: int) -> list[dict[str, Any]]:
+        """The values and lists of each example of a feature."""
+        start, stop = (int(offset) for offset in self._datasets["offsets"][feature : feature + 2])
+        names = ("row", "activation", *(FIXED if self._has_texts else ()))
+        columns = {name: self._datasets[name][start:stop].tolist() for name in names}
+        if self._has_texts:
+            columns |= {name: self._lists(name, start, stop) for name in RAGGED}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def _example(
-        self, fixed: dict[str, Any], text: str, columns: dict[str, dict[str, Column]], begin: int, end: int
-    ) -> Example:
-        pieces, centre = _pieces(text, columns["words"], fixed["centre"])
+    def _example(self, stored: dict[str, Any], text: str, begin: int, end: int) -> Example:
+        """From its values and lists, its text, and the characters of its word."""
+        pieces, centre = _pieces(text, stored["words"], stored["centre"])
         return Example(
-            **fixed
-            | {
-                "source": self._sources[fixed["source"]],
-                "before": visible(text[:begin]),
-                "word": visible(text[begin:end]),
-                "after": visible(text[end:]),
-                "pieces": pieces,
-                "centre": centre,
-                "tokens": {side: _spans(text, columns[f"tokens_{side}"]) for side in SIDES},
-            }
+            row=stored["row"],
+            activation=stored["activation"],
+            source=self._sources[stored["source"]],
+            document=stored["document"],
+            before=visible(text[:begin]),
+            word=visible(text[begin:end]),
+            after=visible(text[end:]),
+            pieces=pieces,
+            centre=centre,
+            tokens={side: _spans(text, stored[f"tokens_{side}"]) for side in SIDES},
+            tokens_differ=stored["tokens_differ"],
         )
 
+    def _lists(self, name: str, start: int, stop: int) -> list[Arrays]:
+        """The fields of the lists `start` to `stop`."""
+        offsets = self._datasets[f"{name}/offsets"][start : stop + 1]
+        fields = {field: self._datasets[f"{name}/{field}"][offsets[0] : offsets[-1]] for field in RAGGED[name]}
+        borders = itertools.pairwise((offsets - offsets[0]).tolist())
+        return [{field: values[low:high] for field, values in fields.items()} for low, high in borders]
 
-def _spans(text: str, spans: dict[str, Column]) -> list[Piece]:
+
+def _spans(text: str, spans: Arrays) -> list[Piece]:
     places = zip(spans["start"].tolist(), spans["end"].tolist(), spans["activation"].tolist(), strict=True)
     return [Piece(visible(text[start:end]), activation) for start, end, activation in places]
 
 
-def _pieces(text: str, words: dict[str, Column], centre: int) -> tuple[list[Piece], int]:
+def _pieces(text: str, words: Arrays, centre: int) -> tuple[list[Piece], int]:
     """The whole text in pieces, and which of them is the word in the middle."""
     pieces: list[Piece] = []
     behind, position = 0, 0

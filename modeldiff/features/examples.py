@@ -19,11 +19,15 @@ Ints = NDArray[np.int64]
 
 PASSAGE = 32
 """Rows of a document that give at most one example: about the length of the context that is shown."""
+# Firings that wait before they are ranked: at least so many, or this share of the places that there are.
+_LEAST_WAITING, _SHARE_WAITING = 1 << 16, 0.25
 
 
 class TopRows:
     """For each feature the `n` buckets (documents or passages) in which it fires most strongly, and the strongest row
     of each.
+
+    New firings wait until there are enough of them to rank: `settle` before reading the arrays.
 
     Attributes:
         activation (F, n) float32, 0 where empty; row (F, n) and bucket (F, n) int64, -1 where empty; strongest first.
@@ -33,41 +37,40 @@ class TopRows:
         self.activation = np.zeros((n_features, n), np.float32)
         self.row = np.full((n_features, n), -1, np.int64)
         self.bucket = np.full((n_features, n), -1, np.int64)
+        self._waiting: list[tuple[NDArray[Any], ...]] = []
 
     def update(self, feature: Ints, activation: NDArray[np.float32], row: Ints, bucket: Ints) -> None:
-        """Take firings in: one entry each in four arrays of equal length, ordered by row.
-
-        Rows of one bucket follow each other. Later calls bring later rows; the first bucket of a call may be the last
-        one of the call before it.
-        """
-        if not len(feature):
-            return
-        first_bucket = bucket[0]
+        """Take firings in: one entry each in four arrays of equal length, ordered by row; later calls bring later
+        rows."""
         chance = activation > self.activation[feature, -1]
-        feature, activation, row, bucket = _taken(chance, feature, activation, row, bucket)
-        if not len(feature):
-            return
-        by_feature = np.argsort(feature, kind="stable")
-        feature, activation, row, bucket = _taken(by_feature, feature, activation, row, bucket)
-        strongest = _strongest_of_runs(_first_of_run(feature, bucket), activation)
-        feature, activation, row, bucket = _taken(strongest, feature, activation, row, bucket)
+        self._waiting.append((feature[chance], activation[chance], row[chance], bucket[chance]))
+        if sum(len(one[0]) for one in self._waiting) > max(_LEAST_WAITING, _SHARE_WAITING * self.row.size):
+            self.settle()
 
+    def settle(self) -> None:
+        """Rank the firings that wait among those that are kept."""
+        if not self._waiting:
+            return
+        feature, activation, row, bucket = map(np.concatenate, zip(*self._waiting, strict=True))
+        self._waiting = []
         touched, place = np.unique(feature, return_inverse=True)
-        old = {name: getattr(self, name)[touched] for name in ("activation", "row", "bucket")}
-        fresh = _against_held(old, place, activation, bucket, int(first_bucket))
-        held = old["row"] >= 0
-        # Of one feature, what is held comes before what is new: it has earlier rows.
-        place = np.concatenate([np.nonzero(held)[0], place[fresh]])
-        activation = np.concatenate([old["activation"][held], activation[fresh]])
-        row = np.concatenate([old["row"][held], row[fresh]])
-        bucket = np.concatenate([old["bucket"][held], bucket[fresh]])
+        # What is kept comes first: it has earlier rows.
+        kept = self.row[touched] >= 0
+        place = np.concatenate([np.nonzero(kept)[0], place])
+        activation = np.concatenate([self.activation[touched][kept], activation])
+        row = np.concatenate([self.row[touched][kept], row])
+        bucket = np.concatenate([self.bucket[touched][kept], bucket])
 
         order = _by_strength(place, activation)
-        rank = _rank_in_run(place[order])
-        order, rank = order[rank < self.row.shape[1]], rank[rank < self.row.shape[1]]
+        place, activation, row, bucket = place[order], activation[order], row[order], bucket[order]
+        # The order is stable: the first entry of each bucket is its strongest.
+        by_bucket = np.lexsort((bucket, place))
+        best = np.sort(by_bucket[_first_of_run(place[by_bucket], bucket[by_bucket])])
+        rank = _rank_in_run(place[best])
+        best, rank = best[rank < self.row.shape[1]], rank[rank < self.row.shape[1]]
         self.activation[touched], self.row[touched], self.bucket[touched] = 0, -1, -1
-        at = (touched[place[order]], rank)
-        self.activation[at], self.row[at], self.bucket[at] = activation[order], row[order], bucket[order]
+        at = (touched[place[best]], rank)
+        self.activation[at], self.row[at], self.bucket[at] = activation[best], row[best], bucket[best]
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,11 @@ def passage_of(document_B: Ints, row_B: Ints) -> Ints:
 
 def choose(by_document: TopRows, by_passage: TopRows) -> Examples:
     """The examples by the rule above; both arguments have the same shape."""
-    n_features, n = by_document.row.shape
     tops = (by_document, by_passage)
+    for top in tops:
+        top.settle()
     held = [top.row >= 0 for top in tops]
+    n_features, n = held[0].shape
     feature = np.concatenate([np.nonzero(one)[0] for one in held])
     later = np.repeat([0, 1], [one.sum() for one in held])
     activation = np.concatenate([top.activation[one] for top, one in zip(tops, held, strict=True)])
@@ -113,36 +118,6 @@ def _first_of_run(*keys: Ints) -> NDArray[np.bool_]:
     first = np.ones(len(keys[0]), bool)
     first[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return first
-
-
-def _taken(index: NDArray[Any], *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    return tuple(array[index] for array in arrays)
-
-
-def _against_held(
-    old: dict[str, NDArray[Any]], place: Ints, activation: NDArray[np.float32], bucket: Ints, first_bucket: int
-) -> NDArray[np.bool_]:
-    """Which new entries to take: not those whose bucket is held with as strong a row; a weaker one is dropped.
-
-    Only the first bucket of a call can be held already.
-    """
-    fresh = np.ones(len(place), bool)
-    again = np.flatnonzero(bucket == first_bucket)
-    entry, slot = np.nonzero(old["bucket"][place[again]] == first_bucket)
-    entry = again[entry]
-    better = activation[entry] > old["activation"][place[entry], slot]
-    fresh[entry[~better]] = False
-    old["row"][place[entry[better]], slot[better]] = -1
-    return fresh
-
-
-def _strongest_of_runs(first: NDArray[np.bool_], activation: NDArray[np.float32]) -> Ints:
-    """The index of the strongest entry of each run, the earliest of equals; `first` marks where runs start."""
-    starts = np.flatnonzero(first)
-    most = np.maximum.reduceat(activation, starts)
-    at_most = np.flatnonzero(activation == most[np.cumsum(first) - 1])
-    run = np.searchsorted(starts, at_most, side="right")
-    return at_most[_first_of_run(run)]
 
 
 def _by_strength(place: Ints, activation: NDArray[np.float32]) -> Ints:

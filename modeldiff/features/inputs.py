@@ -12,9 +12,6 @@ from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
 
-# Paper B.1.4.
-PAPER_OUTLIER_FACTOR = 2.0
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -71,10 +68,3 @@ def open_measured(workspace: Workspace, crosscoder: str | None, activations: str
                 ": give activations of the same layers with --activations"
             )
     return measured
-
-
-def outlier_factor_of(crosscoder: Artifact, asked: float | None) -> float:
-    """As asked for, else as in training; the paper's for a crosscoder that was not trained here."""
-    if asked is not None:
-        return asked
-    return float(crosscoder.settings.get("outlier_factor", PAPER_OUTLIER_FACTOR))

@@ -60,11 +60,7 @@ def predictability(
             for codes_NG in blocks:
                 # The sums of the inputs are those of the first block.
                 inputs_known, targets = bool(parts), codes_NG.shape[1]
-                parts = (
-                    [part.for_targets(targets) for part in parts]
-                    if inputs_known
-                    else [Moments.empty(width, targets) for _ in range(2)]
-                )
+                parts = [part.for_targets(targets) for part in parts or [Moments.empty(width, 0) for _ in range(2)]]
                 for held, x_nD in _summed(store, side, sample.rows_N, codes_NG, used, parts, device):
                     if not inputs_known:
                         parts[held].add_inputs(x_nD)

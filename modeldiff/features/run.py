@@ -17,34 +17,30 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save, save_file
+from safetensors.numpy import save
 
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Arrays, Encoder
+from modeldiff.features import stored
+from modeldiff.features.codes import Encoder
 from modeldiff.features.context import gather
 from modeldiff.features.correlation import find_twins
-from modeldiff.features.evidence import Evidence, baseline_of, evidence_of
+from modeldiff.features.evidence import evidence_of, scales_of
 from modeldiff.features.examples import Examples
-from modeldiff.features.inputs import open_measured, outlier_factor_of
-from modeldiff.features.scan import ScanResult, scan
+from modeldiff.features.inputs import open_measured
+from modeldiff.features.scan import scan
 from modeldiff.features.settings import FeaturesSettings
+from modeldiff.features.stored import Arrays, kept
+from modeldiff.linear.verdict import baseline_of
 from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json
 from modeldiff.splits import split
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.activations import ActivationStore
-from modeldiff.workspace.files import replace_into, temporary_path
 
 SCHEMA = 5
-FORMAT = 5
-FEATURES_NAME = "features.json"
-STATISTICS_NAME = "statistics.safetensors"
-TWINS_NAME = "twins.safetensors"
-EXAMPLES_NAME = "examples.h5"
 
 
 def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -69,53 +65,42 @@ def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = 
 
 def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], work: Work) -> dict[str, Any]:
     crosscoder, store = encoder.crosscoder, encoder.store
-    result = scan(
-        encoder,
-        pairs=settings.pairs,
-        sample_pairs=settings.sample_pairs,
-        examples=settings.examples,
-        resume=work.resume,
-    )
+    result = scan(encoder, settings, work.resume)
     statistics = result.statistics
     if not statistics.pairs:
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
-    if not work.has(TWINS_NAME):
-        sizes = [part.stop - part.start for part in crosscoder.slices.values()]
-        twins = find_twins(result.sample.codes_NF, np.repeat(np.arange(len(sizes)), sizes))
-        work.write_bytes(TWINS_NAME, save({"feature": twins.feature, "correlation": twins.correlation}))
-    evidence = _evidence(crosscoder, store, result, encoder.device, work) if settings.predictability else None
-    if not work.has(EXAMPLES_NAME):
+    if not work.has(stored.TWINS_NAME):
+        partition_F = np.repeat(np.arange(len(crosscoder.sizes)), list(crosscoder.sizes.values()))
+        work.write_bytes(stored.TWINS_NAME, save(vars(find_twins(result.sample.codes_NF, partition_F))))
+    evidence: Arrays = {}
+    if settings.predictability:
+        evidence = kept(
+            work.resume / "evidence.safetensors",
+            lambda: evidence_of(crosscoder, store, result.sample, split(store, result.sampled), encoder.device),
+        )
+    if not work.has(stored.EXAMPLES_NAME):
         _write_examples(encoder, result.examples, settings.context, work)
-    if not work.has(STATISTICS_NAME):
+    if not work.has(stored.STATISTICS_NAME):
         relative_F = crosscoder.relative_norm().detach().cpu().numpy()
-        arrays = statistics.results() | {"relative_norm": relative_F}
-        arrays |= {"tokens_differ": _tokens_differ(result.examples, work)} | (evidence.arrays() if evidence else {})
-        work.write_bytes(STATISTICS_NAME, save(arrays))
+        more = {"relative_norm": relative_F, "tokens_differ": _tokens_differ(result.examples, work)}
+        work.write_bytes(stored.STATISTICS_NAME, save({**statistics.results(), **more, **evidence}))
     dead = {name: int((statistics.count_F[part] == 0).sum()) for name, part in crosscoder.slices.items()}
-    scales = evidence.scales(crosscoder) if evidence else {}
-    baselines = {side: baseline_of(evidence.difference[side], scale) for side, scale in scales.items() if evidence}
     description = {
-        "format": FORMAT,
+        "format": stored.FORMAT,
         **refs,
         "sides": to_json(store.info.sides),
         "partitions": {name: [part.start, part.stop] for name, part in crosscoder.slices.items()},
         "sources": store.info.sources,
         "has_texts": store.info.has_texts,
         "predictability": settings.predictability,
-        "scales": to_json(scales),
-        "differences": to_json(baselines),
+        **_scales(evidence, crosscoder),
         "pairs": statistics.pairs,
         "outliers": statistics.outliers,
         "sample_pairs": len(result.sample.rows_N),
         "dead": dead,
     }
-    work.write_json(FEATURES_NAME, description)
-    if statistics.outliers:
-        say(f"{statistics.outliers:,} pairs with an outlying norm were left out ({statistics.pairs:,} measured)")
-    if any(dead.values()):
-        say("features that never fired: " + ", ".join(f"{count:,} {name}" for name, count in dead.items()))
-    if not store.info.has_texts:
-        say("the activations have no texts: examples are row numbers only, and there are no text sources")
+    work.write_json(stored.FEATURES_NAME, description)
+    _say_what_is_missing(description)
     return {
         "features": crosscoder.n_features,
         "dead": sum(dead.values()),
@@ -125,35 +110,43 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
     }
 
 
-def _evidence(
-    crosscoder: Crosscoder, store: ActivationStore, result: ScanResult, device: torch.device, work: Work
-) -> Evidence:
-    """Kept for a resumed run."""
-    path = work.resume / "evidence.safetensors"
-    if not path.exists():
-        temporary = temporary_path(path)
-        stretches = split(store, result.sampled)
-        save_file(evidence_of(crosscoder, store, result.sample, stretches, device).arrays(), temporary)
-        replace_into(temporary, path)
-    return Evidence.from_arrays(load_file(path))
+def _scales(evidence: Arrays, crosscoder: Crosscoder) -> dict[str, Any]:
+    """What the verdicts are held against, and what differences of activations show; nothing without evidence."""
+    scales = scales_of(evidence, crosscoder) if evidence else {}
+    differences = {
+        side: baseline_of(*(evidence[f"difference_{side}_{what}"] for what in ("own", "other", "null")), scale=scale)
+        for side, scale in scales.items()
+    }
+    return {"scales": to_json(scales), "differences": to_json(differences)}
+
+
+def _say_what_is_missing(description: dict[str, Any]) -> None:
+    if description["outliers"]:
+        say(
+            f"{description['outliers']:,} pairs with an outlying norm were left out ({description['pairs']:,} measured)"
+        )
+    if any(description["dead"].values()):
+        say("features that never fired: " + ", ".join(f"{n:,} {name}" for name, n in description["dead"].items()))
+    if not description["has_texts"]:
+        say("the activations have no texts: examples are row numbers only, and there are no text sources")
 
 
 def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:
     arrays: Arrays = {"offsets": examples.offsets, "row": examples.row, "activation": examples.activation}
     if encoder.store.info.has_texts:
         arrays |= gather(encoder, examples, n_context, work.resume / "contexts")
-    temporary = work.temporary(EXAMPLES_NAME)
+    temporary = work.temporary(stored.EXAMPLES_NAME)
     with h5py.File(temporary, "w") as file:
         for name, array in arrays.items():
             file[name] = array
-    work.commit(temporary, EXAMPLES_NAME)
+    work.commit(temporary, stored.EXAMPLES_NAME)
 
 
 def _tokens_differ(examples: Examples, work: Work) -> NDArray[np.float32]:
     """(F,) share of each feature's examples, as they were written, at which the two models' tokens differ; NaN without
     examples or texts."""
     count_F = np.diff(examples.offsets)
-    with h5py.File(work.folder / EXAMPLES_NAME, "r") as file:
+    with h5py.File(work.folder / stored.EXAMPLES_NAME, "r") as file:
         if "tokens_differ" not in file:
             return np.full(len(count_F), np.nan, np.float32)
         differ_F = np.bincount(examples.feature, file["tokens_differ"][()], len(count_F))

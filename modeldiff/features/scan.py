@@ -11,23 +11,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Arrays, CodeSample, Encoder, SampleWriter, SparseCodes, block_rows, by_shard
+from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, SparseCodes, block_rows, by_shard
 from modeldiff.features.examples import Examples, TopRows, choose, passage_of
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.features.stored import Arrays, save_arrays
 from modeldiff.splits import spread_blocks
 from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.files import replace_into, temporary_path
 
 # Blocks encoded at the same time: some steps cannot use several cores.
 _ENCODERS = 2
 _CHECKPOINT = "scan.safetensors"
 
 _State = dict[str, "FeatureStatistics | TopRows"]
-"""What the pass accumulates: in each part, arrays alone."""
+"""What the pass accumulates: in each part, arrays."""
 
 
 class FeatureStatistics:
@@ -69,11 +69,7 @@ class FeatureStatistics:
             self.source_sum_SF[present] += np.bincount(flat, value, size).reshape(-1, features)
 
     def results(self) -> Arrays:
-        """What is published; activations are in normalised feature units.
-
-        (F,): density (float64), firing_count, mean_activation over the pairs where it fires, max_activation. (S, F):
-        activation_by_source.
-        """
+        """What is published (see run.py); activations are in normalised feature units."""
         return {
             "density": self.count_F / max(1, self.pairs),
             "firing_count": self.count_F,
@@ -92,22 +88,17 @@ class ScanResult:
     """Blocks that the sample is of; it leaves out the outliers among their pairs."""
 
 
-def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: int, resume: Path) -> ScanResult:
-    """Stream the store once.
-
-    Args:
-        pairs: measure on about so many, None for all; sample_pairs: keep the codes of about so many of them.
-        examples: places per feature.
-        resume: folder for checkpoints; a scan that finds one there goes on behind its last whole shard.
-    """
+def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResult:
+    """Stream the store once. `resume`: folder for checkpoints; a scan that finds one there goes on behind its last
+    whole shard."""
     store = encoder.store
     n_features = encoder.crosscoder.n_features
-    blocks = spread_blocks(store.blocks(block_rows(n_features)), pairs)
-    sampled = spread_blocks(blocks, sample_pairs)
+    blocks = spread_blocks(store.blocks(block_rows(n_features)), settings.pairs)
+    sampled = spread_blocks(blocks, settings.sample_pairs)
     is_sampled = set(sampled)
     writer = SampleWriter(resume / "codes", n_features)
     statistics = FeatureStatistics(n_features, len(store.info.sources))
-    by_document, by_passage = TopRows(n_features, examples), TopRows(n_features, examples)
+    by_document, by_passage = (TopRows(n_features, settings.examples) for _ in range(2))
     state: _State = {"statistics": statistics, "by_document": by_document, "by_passage": by_passage}
     done = _restore(resume / _CHECKPOINT, state)
     total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
@@ -115,56 +106,51 @@ def scan(encoder: Encoder, *, pairs: int | None, sample_pairs: int, examples: in
     bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
     with bar_of as bar, shared_cores(_ENCODERS):
         for shard in range(done, len(shards)):
-            places = _Places(store, shard)
+            source_N, document_N = _origins(store, shard)
             for block, (codes, kept_B) in prefetched(encoder.sparse, shards[shard], _ENCODERS):
-                source_B, document_B, row_B = places.of(block)
-                statistics.update(codes, kept_B, source_B)
-                document, row = document_B[codes.row], row_B[codes.row]
+                here, first_row = slice(block.start, block.stop), int(store.first_row[shard]) + block.start
+                statistics.update(codes, kept_B, None if source_N is None else source_N[here])
+                document, row = document_N[here][codes.row], first_row + codes.row
                 by_document.update(codes.feature, codes.value, row, document)
                 by_passage.update(codes.feature, codes.value, row, passage_of(document, row))
                 if block in is_sampled:
-                    writer.add(codes, kept_B, int(row_B[0]))
+                    writer.add(codes, kept_B, first_row)
                 bar.advance(len(block))
             writer.finish_shard(shard)
+            by_document.settle()
+            by_passage.settle()
             _checkpoint(resume / _CHECKPOINT, state, shard + 1)
     chosen = choose(by_document, by_passage)
     return ScanResult(statistics, chosen, writer.load(len(shards)), sampled)
 
 
-class _Places:
-    """Where the pairs of one shard come from."""
-
-    def __init__(self, store: ActivationStore, shard: int) -> None:
-        self._first = store.first_row[shard]
-        self._source: NDArray[np.int64] | None = None
-        if store.info.has_texts:
-            plan = store.plan(shard)
-            of_pair = plan.pairs.document
-            self._source = np.array([document.source for document in plan.documents], np.int64)[of_pair]
-            self._document = np.array([document.index for document in plan.documents], np.int64)[of_pair]
-
-    def of(self, block: Block) -> tuple[NDArray[np.int64] | None, NDArray[np.int64], NDArray[np.int64]]:
-        """(source, document, row in the store) of each pair of a block. Without texts there are no sources, and every
-        row counts as a document of its own."""
-        row_B = np.arange(self._first + block.start, self._first + block.stop)
-        if self._source is None:
-            return None, row_B, row_B
-        return self._source[block.start : block.stop], self._document[block.start : block.stop], row_B
+def _origins(store: ActivationStore, shard: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """(source, document) of each pair of a shard. Without texts there are no sources, and every row counts as a
+    document of its own."""
+    if not store.info.has_texts:
+        return None, store.first_row[shard] + np.arange(store.info.shards[shard])
+    plan = store.plan(shard)
+    sources, indices = (
+        np.array([getattr(one, name) for one in plan.documents], np.int64) for name in ("source", "index")
+    )
+    return sources[plan.pairs.document], indices[plan.pairs.document]
 
 
 def _checkpoint(path: Path, state: _State, shards: int) -> None:
-    arrays = {f"{part}.{name}": array for part, one in state.items() for name, array in vars(one).items()}
-    temporary = temporary_path(path)
-    save_file(arrays, temporary, metadata={"shards": str(shards)})
-    replace_into(temporary, path)
+    arrays = {f"{part}.{name}": array for part, one in state.items() for name, array in _arrays(one).items()}
+    save_arrays(path, arrays | {"shards": np.array(shards)})
 
 
 def _restore(path: Path, state: _State) -> int:
     """Brings the parts to the checkpoint, if there is one; the number of shards it covers."""
     if not path.exists():
         return 0
-    with safe_open(path, framework="numpy") as file:
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            part, _, name = key.partition(".")
-            setattr(state[part], name, file.get_tensor(key).copy())
-        return int(file.metadata()["shards"])
+    arrays = load_file(path)
+    for part, one in state.items():
+        for name in _arrays(one):
+            setattr(one, name, arrays[f"{part}.{name}"])
+    return int(arrays["shards"])
+
+
+def _arrays(part: FeatureStatistics | TopRows) -> Arrays:
+    return {name: value for name, value in vars(part).items() if isinstance(value, np.ndarray)}

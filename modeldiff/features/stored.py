@@ -1,17 +1,27 @@
-"""Reading what features and their measures have stored: a description in JSON, and arrays. Damage is named, with its
-mend."""
+"""What features and their measures store: file names, a description in JSON, arrays. Damage is named, with its mend."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.files import read_json
+from modeldiff.workspace.files import read_json, replace_into, temporary_path
+
+# A features artifact: its layout is in run.py.
+FORMAT = 5
+FEATURES_NAME = "features.json"
+STATISTICS_NAME = "statistics.safetensors"
+TWINS_NAME = "twins.safetensors"
+EXAMPLES_NAME = "examples.h5"
+
+Arrays = dict[str, NDArray[Any]]
 
 
 def read_info(artifact: Artifact, name: str, *, version: int, again: str) -> dict[str, Any]:
@@ -38,10 +48,25 @@ def read_info(artifact: Artifact, name: str, *, version: int, again: str) -> dic
     return info
 
 
-def read_arrays(artifact: Artifact, name: str) -> dict[str, NDArray[Any]]:
+def read_arrays(artifact: Artifact, name: str) -> Arrays:
     """The arrays of a safetensors file of an artifact. Raises DamagedError: it is missing or damaged."""
     path = artifact.file(name)
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{path}: cannot be read ({error}); {artifact.mend}") from None
+
+
+def save_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays as safetensors: the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    save_file(arrays, temporary)
+    replace_into(temporary, path)
+
+
+def kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
+    """What `make` gives, from a file: a run that continues after an interruption does not make it again."""
+    if not path.exists():
+        save_arrays(path, make())
+    return dict(load_file(path))

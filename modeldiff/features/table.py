@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.errors import InputError
+from modeldiff.features import stored
 from modeldiff.features.correlation import STRONG
-from modeldiff.features.evidence import Baseline
 from modeldiff.features.example import Example, ExampleReader
-from modeldiff.features.run import EXAMPLES_NAME, FEATURES_NAME, FORMAT, STATISTICS_NAME, TWINS_NAME
 from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.features.words import WordShare, characteristic_words
-from modeldiff.linear.verdict import MOSTLY_DIFFER, Calls, Scale, calls_of, evidence_score, verdicts
+from modeldiff.linear.verdict import MOSTLY_DIFFER, Baseline, Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
 
@@ -109,8 +108,7 @@ class FeatureTable:
         info: content of features.json.
         partition_F: "A", "shared" or "B".
         statistics: the arrays of statistics.safetensors.
-        mostly_differ_F: True where the two models' tokens begin or end at other characters at more than half of a
-            feature's examples (`MOSTLY_DIFFER`).
+        mostly_differ_F: True where the two models' tokens differ at more than half of a feature's examples.
         scales: by side "a" and "b", what its features' ratios are held against; empty when nothing was measured.
         baselines: by side, what differences of two activations show; empty likewise.
 
@@ -122,14 +120,14 @@ class FeatureTable:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         again = f"modeldiff features --crosscoder {artifact.manifest.inputs['crosscoder'].label}"
-        self.info = read_info(artifact, FEATURES_NAME, version=FORMAT, again=again)
+        self.info = read_info(artifact, stored.FEATURES_NAME, version=stored.FORMAT, again=again)
         self.scales = {side: Scale(**scale) for side, scale in self.info["scales"].items()}
         self.baselines = {side: Baseline(**one) for side, one in self.info["differences"].items()}
         sizes = {name: stop - start for name, (start, stop) in self.info["partitions"].items()}
         self.partition_F = np.repeat(list(sizes), list(sizes.values()))
-        self.statistics = read_arrays(artifact, STATISTICS_NAME)
-        self._twins = read_arrays(artifact, TWINS_NAME)
-        self._examples = ExampleReader(artifact, EXAMPLES_NAME, self.info["sources"], self.info["has_texts"])
+        self.statistics = read_arrays(artifact, stored.STATISTICS_NAME)
+        self._twins = read_arrays(artifact, stored.TWINS_NAME)
+        self._examples = ExampleReader(artifact, stored.EXAMPLES_NAME, self.info["sources"], self.info["has_texts"])
         self.mostly_differ_F: NDArray[np.bool_] = self.statistics["tokens_differ"] > MOSTLY_DIFFER  # False where NaN
         self._measured()
 

@@ -44,12 +44,10 @@ class LinearMap:
         taken_off_x: torch.Tensor | None = None,
         taken_off_f: torch.Tensor | None = None,
     ) -> LinearMap:
-        """The ridge regression of f on x, no penalty on the bias, solved in float64.
+        """The ridge regression of target f on source x, from moments, no penalty on the bias, solved in float64.
 
-        Args:
-            fit: moments of the pairs, source x, target f.
-            taken_off_x, taken_off_f: constants (D,) that were subtracted from the activations before they were summed;
-                the map takes and gives activations without that.
+        taken_off_x, taken_off_f: constants (D,) that were subtracted from the activations before they were summed; the
+        map takes and gives activations without that.
         """
         w_DD = ridge_weights(fit, ridge)
         bias_D = (fit.f_G - fit.x_D @ w_DD) / max(1, fit.n)
@@ -64,21 +62,13 @@ class LinearMap:
         return self.w_DD.shape[0], self.w_DD.shape[1]
 
     def apply(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """Activations (..., D_source) of the source as activations (..., D_target) of the target: matrix and bias.
-
-        Computed on the device of `x`, in its dtype but at least float32.
-        """
+        """Activations (..., D_source) as activations (..., D_target) of the target, in at least float32."""
         return self._times(x_ND) + self.bias_D.to(x_ND.device)
 
     def direction(self, d_ND: torch.Tensor, *, bias: bool = False) -> torch.Tensor:
-        """Directions (..., D_source), such as decoder rows or steering vectors, in the target: the matrix only.
-
-        A direction is a difference of activations, from which the bias cancels; added, it would be the same constant in
-        every direction.
-
-        Args:
-            bias: add it nevertheless, as the DFC paper does (eq. 18).
-        """
+        """Directions (..., D_source), such as decoder rows or steering vectors, in the target: the matrix only, since a
+        direction is a difference of activations, from which the bias cancels. `bias`: add it nevertheless, as the DFC
+        paper does (eq. 18)."""
         return self.apply(d_ND) if bias else self._times(d_ND)
 
     def _times(self, x_ND: torch.Tensor) -> torch.Tensor:
@@ -87,10 +77,7 @@ class LinearMap:
 
 
 def ridge_scores(fit: Moments, held: Moments, ridges: Sequence[float] = RIDGES) -> dict[float, float]:
-    """For each regularisation: R², over all targets together, on held-out pairs of the regression fitted on the others.
-
-    NaN where the targets do not vary or a part is empty.
-    """
+    """By regularisation, R² over all targets together on held-out pairs; NaN: they do not vary, or a part is empty."""
     scores = {}
     for ridge in ridges:
         if not fit.n or not held.n:

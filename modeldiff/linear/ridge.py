@@ -35,10 +35,7 @@ class Moments:
         return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add_inputs(self, x_ND: torch.Tensor) -> None:
-        """Take in inputs (float64) of pairs, not their targets.
-
-        They may be on another device than the sums: only their product is moved.
-        """
+        """Take in inputs (float64) of pairs, not their targets; only their product is moved to the sums' device."""
         self.n += len(x_ND)
         self.x_D += x_ND.sum(dim=0).to(self.x_D.device)
         self.xx_DD += _gram(x_ND).to(self.xx_DD.device)

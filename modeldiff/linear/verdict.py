@@ -99,12 +99,6 @@ def scale_of(own_R: NDArray[Any], other_R: NDArray[Any], null_F: NDArray[Any]) -
     )
 
 
-def ratios(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:
-    """R² from the other model / R² from the own one, of the features that can be read from the own one at all."""
-    legible_F = own_F > LEGIBLE  # False where NaN
-    return other_F[legible_F].astype(np.float64) / own_F[legible_F]
-
-
 def _beyond_chance(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> NDArray[np.float64]:
     """(F,) what the rule is about: R² from the other model / R² from the own one, 0 where the other model explains no
     more than chance. NaN: it fires too rarely for an R², or its own model does not explain it beyond chance either."""
@@ -131,8 +125,8 @@ class Calls:
         exclusive, undecided, predictable, unknown: features that ever fire, by verdict.
         references, false_exclusive: as in `Scale`.
         by_chance: features that would be called exclusive if all were shared ones; None without references.
-        p: probability of so many exclusive calls or more if they were (Fisher's exact test, one-sided: the share is
-            itself counted on a sample); None where nothing can be said or there are no references.
+        p: probability of so many exclusive calls or more if they were (Fisher's exact test, one-sided, as the share is
+            counted on a sample); None where nothing can be said or there are no references.
     """
 
     exclusive: int
@@ -182,3 +176,48 @@ def evidence_score(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.flo
     share = np.clip(gap / np.where(positive, own, 1), 0, None)
     # Where the other model explains more, the gap alone: the more negative, the further down.
     return np.where(positive & (gap > 0), gap * share, gap)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What differences of two activations of one model show, read as if each were a feature of it alone.
+
+    An exclusive feature with the same figures says no more than that the two models' activations differ.
+    """
+
+    directions: int
+    """That were measured; the others fire too rarely."""
+    own: float | None
+    """Medians of R² from this model, from the other one, and from that in permuted pairs; None: none was measured."""
+    other: float | None
+    null: float | None
+    ratio_low: float | None
+    """5 %, 50 % and 95 % of the ratios other / own, over those that can be read from this model; None: none can."""
+    ratio_median: float | None
+    ratio_high: float | None
+    verdicts: dict[str, int]
+    """How many of them would be called what."""
+
+
+def baseline_of(own_R: NDArray[Any], other_R: NDArray[Any], null_R: NDArray[Any], *, scale: Scale) -> Baseline:
+    """What differences of one model's activations show: R² from this model, from the other one, and from that in
+    permuted pairs, held against the model's scale; NaN: it fires too rarely."""
+    values_3R = np.stack([own_R, other_R, null_R]).astype(np.float64)
+    own, other, null = values_3R[:, ~np.isnan(values_3R).any(axis=0)]
+    called = np.unique(verdicts(own, other, scale), return_counts=True)
+    legible = own > LEGIBLE
+    ratio = other[legible] / own[legible]
+
+    def quantile(values: NDArray[np.float64], share: float = 0.5) -> float | None:
+        return float(np.quantile(values, share)) if len(values) else None
+
+    return Baseline(
+        directions=len(own),
+        own=quantile(own),
+        other=quantile(other),
+        null=quantile(null),
+        ratio_low=quantile(ratio, 0.05),
+        ratio_median=quantile(ratio),
+        ratio_high=quantile(ratio, 0.95),
+        verdicts={str(name): int(count) for name, count in zip(*called, strict=True)},
+    )

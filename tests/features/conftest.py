@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,26 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return shown
 
     return call
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """dying(home, name, *moments): `home.name` dies in its calls of these numbers. The list gets the arguments of every
+    call."""
+
+    def make(home: Any, name: str, *moments: int) -> list[Any]:
+        original, calls = getattr(home, name), list[Any]()
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(args)
+            if len(calls) in moments:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(home, name, call)
+        return calls
+
+    return make
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
+from modeldiff.crosscoder.part import part_of
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from tests.made_activations import make_activations
@@ -42,17 +43,7 @@ def made_crosscoder() -> Crosscoder:
 
 def shared_only() -> Crosscoder:
     """The shared features of `made_crosscoder` alone: there is no exclusive partition."""
-    crosscoder = Crosscoder(
-        CrosscoderConfig(
-            width_a=WIDTH_A, width_b=WIDTH_B, n_a_only=0, n_shared=N_SHARED, n_b_only=0, k=2, threshold=THRESHOLD
-        )
-    )
-    whole = made_crosscoder()
-    with torch.no_grad():
-        for name in ("w_enc", "w_dec"):
-            getattr(crosscoder, f"{name}_a").copy_(getattr(whole, f"{name}_a")[N_A:])
-            getattr(crosscoder, f"{name}_b").copy_(getattr(whole, f"{name}_b")[:N_SHARED])
-    return crosscoder
+    return part_of(made_crosscoder(), range(N_A, N_A + N_SHARED))
 
 
 def publish(

@@ -10,7 +10,6 @@ Legend: D width of the models.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,15 +50,6 @@ class Made:
         return Made(workspace, workspace.find("activations"), workspace.find("features"))
 
 
-def save_loud(folder: Path, texts: Iterable[str]) -> Path:
-    """A two-block model in which coordinates 0 and 1 matter most."""
-    save_tiny(folder, "gpt2", texts=texts, width=WIDTH, layers=2, chat_template=CHAT_TEMPLATE)
-    weights = load_file(folder / "model.safetensors")
-    weights["transformer.wte.weight"][:, :2] *= 8
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 def crosscoder() -> Crosscoder:
     """Each partition has a feature along coordinate 0, one along coordinate 1, one along all-ones, and a dead one."""
     config = CrosscoderConfig(width_a=WIDTH, width_b=WIDTH, n_a_only=4, n_shared=4, n_b_only=4, k=4, threshold=0.1)
@@ -76,25 +66,23 @@ def crosscoder() -> Crosscoder:
     return made
 
 
-def make(folder: Path, models: dict[str, Path], texts: Path) -> Made:
-    """Harvest, crosscoder and features of two models (the same one twice, if need be)."""
-    workspace = Workspace(folder)
+def make_pair(folder: Path) -> Made:
+    """A two-block model in which coordinates 0 and 1 matter most, twice: harvested, with a crosscoder and features."""
+    texts, model, file = make_texts(), folder / "model", folder / "texts.txt"
+    file.write_text("\n\n".join(texts), encoding="utf-8")
+    save_tiny(model, "gpt2", texts=texts, width=WIDTH, layers=2, chat_template=CHAT_TEMPLATE)
+    weights = load_file(model / "model.safetensors")
+    weights["transformer.wte.weight"][:, :2] *= 8
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    workspace = Workspace(folder / "ws")
     harvest = HarvestSettings(
-        model_a=str(models["a"]), model_b=str(models["b"]), texts=(str(texts),), pairs=300, shard_pairs=150, context=48,
+        model_a=str(model), model_b=str(model), texts=(str(file),), pairs=300, shard_pairs=150, context=48,
         layer_a=LAYER, layer_b=LAYER, device="cpu", storage="float32",
     )  # fmt: skip
     activations = run_harvest(harvest, workspace)
     publish(workspace, crosscoder(), activations)
     features = run_features(FeaturesSettings(predictability=False, device="cpu", outlier_factor=0.0), workspace)
     return Made(workspace, activations, features)
-
-
-def make_pair(folder: Path) -> Made:
-    """The same model twice."""
-    texts = make_texts()
-    (folder / "texts.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    model = save_loud(folder / "model", texts)
-    return make(folder / "ws", {"a": model, "b": model}, folder / "texts.txt")
 
 
 def publish_stitch(made: Made, a_to_b: torch.Tensor, label: str, bias: torch.Tensor | None = None) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +17,15 @@ from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.features.codes import CodeSample, Encoder
 from modeldiff.features.evidence import (
     REFERENCE_FIRINGS,
-    Readings,
-    baseline_of,
     evidence_of,
     read_alone,
     reference_features,
     reference_readers,
+    scales_of,
 )
 from modeldiff.features.predictability import predictability
 from modeldiff.linear.ridge import RIDGE
-from modeldiff.linear.verdict import Scale
+from modeldiff.linear.verdict import Scale, baseline_of
 from modeldiff.splits import split
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
@@ -68,6 +68,16 @@ def encoded(crosscoder: Crosscoder, store: ActivationStore) -> np.ndarray:
     return torch.cat([encoder.dense(block)[0] for block in store.blocks(N)]).numpy()
 
 
+def coordinates(width_a: int, width_b: int, **more: Any) -> Crosscoder:
+    """Two features in each partition, that read and write one coordinate each."""
+    sizes = {"n_a_only": 2, "n_shared": 2, "n_b_only": 2}
+    crosscoder = Crosscoder(CrosscoderConfig(width_a=width_a, width_b=width_b, **sizes, k=2, **more))
+    with torch.no_grad():
+        for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
+            weights.copy_(torch.eye(*weights.shape))
+    return crosscoder
+
+
 def made_sample(store: ActivationStore) -> CodeSample:
     """Features 0 to 2 are made from A, 3 and 4 from B, 5 fires three times; a tenth of the rows is missing."""
     generator = np.random.default_rng(1)
@@ -103,23 +113,19 @@ def test_equals_scikit_learn(
 
 def test_permuted_pairs_explain_nothing_and_controls_come_from_one_model(store: ActivationStore) -> None:
     """Features 0 and 1 read A, 2 and 3 both, 4 and 5 B; nothing is common to the two models' activations."""
-    crosscoder = Crosscoder(
-        CrosscoderConfig(width_a=5, width_b=7, n_a_only=2, n_shared=2, n_b_only=2, k=2, combine="sum")
-    )
+    crosscoder = coordinates(5, 7, combine="sum")
     with torch.no_grad():
-        for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
-            weights.copy_(torch.eye(*weights.shape))
         crosscoder.b_enc.copy_(torch.tensor([-3.0, -3, -6, -6, -3, -3]))
     sample, stretches = sample_of(encoded(crosscoder, store)), split(store, store.blocks(N))
     found = evidence_of(crosscoder, store, sample, stretches, CPU)
     plain = predictability(store, sample, stretches, CPU)
     for side in ("a", "b"):
-        np.testing.assert_array_equal(found.r2[side], plain[side])
-        assert found.null[side].max() < 0.1
-        for readings in (found.reference[side], found.difference[side]):
-            assert readings.own.min() > 0.4
-            assert max(readings.other.max(), readings.null.max()) < 0.15
-    assert found.scales(crosscoder)["a"].references == len(found.reference["a"].own)
+        np.testing.assert_array_equal(found[f"r2_{side}"], plain[side])
+        assert found[f"null_{side}"].max() < 0.1
+        for name in (f"reference_{side}", f"difference_{side}"):
+            assert found[f"{name}_own"].min() > 0.4
+            assert max(found[f"{name}_other"].max(), found[f"{name}_null"].max()) < 0.15
+    assert scales_of(found, crosscoder)["a"].references == len(found["reference_a_own"])
 
 
 def test_differences_are_as_predictable_as_a_linear_map_between_the_models_is(tmp_path: Path) -> None:
@@ -130,14 +136,13 @@ def test_differences_are_as_predictable_as_a_linear_map_between_the_models_is(tm
     # The share of a random direction that lies in 4 of 6 equal dimensions is 2/3 on average.
     for width_a, ratio, tolerance in ((4, 1, 0.01), (6, 2 / 3, 0.12)):
         store = store_of(tmp_path / str(width_a), x_a[:, :width_a].contiguous(), x_a[:, :4] @ rotation)
-        crosscoder = Crosscoder(CrosscoderConfig(width_a=width_a, width_b=4, n_a_only=2, n_shared=2, n_b_only=2, k=2))
-        with torch.no_grad():
-            for weights in (crosscoder.w_enc_a, crosscoder.w_enc_b, crosscoder.w_dec_a, crosscoder.w_dec_b):
-                weights.copy_(torch.eye(*weights.shape))
+        crosscoder = coordinates(width_a, 4)
         sample = sample_of(encoded(crosscoder, store))
         found = evidence_of(crosscoder, store, sample, split(store, store.blocks(N)), CPU)
-        scales = found.scales(crosscoder)
-        a, b = (baseline_of(found.difference[side], scales[side]) for side in ("a", "b"))
+        a, b = (
+            baseline_of(*(found[f"difference_{side}_{what}"] for what in ("own", "other", "null")), scale=scale)
+            for side, scale in scales_of(found, crosscoder).items()
+        )
         assert a.directions == 64
         assert a.ratio_median == pytest.approx(ratio, abs=tolerance)
         assert b.ratio_median == pytest.approx(1, abs=0.01), "all that B has is in A"
@@ -179,7 +184,7 @@ def test_a_baseline_has_medians_quantiles_and_verdicts() -> None:
     scale = Scale(references=100, ratio_median=0.8, ratio_low=0.6, null=0.01)
     own = np.append(np.full(101, 0.5), [NAN, 0.001])
     other, null = own * np.append(np.linspace(0, 1, 101), [NAN, 500]), 0 * own
-    found = baseline_of(Readings(own, other, null), scale)
+    found = baseline_of(own, other, null, scale=scale)
     assert found.directions == 102, "what fires too rarely was not measured"
     assert (found.own, found.other, found.null) == pytest.approx((0.5, 0.2525, 0.0))
     quantiles = (found.ratio_low, found.ratio_median, found.ratio_high)

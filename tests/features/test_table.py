@@ -9,8 +9,9 @@ from typing import get_args
 import pytest
 
 from modeldiff.errors import InputError
-from modeldiff.features.run import FORMAT, run
+from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
+from modeldiff.features.stored import FORMAT
 from modeldiff.features.table import FeatureTable, Sort
 from modeldiff.workspace import Workspace
 from tests.features.made_crosscoder import made_pair

@@ -9,9 +9,9 @@ next one), D width, V vocabulary.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from modeldiff.console import say
-from modeldiff.errors import InputError
+from modeldiff.crosscoder.settings import outlier_factor_of
+from modeldiff.errors import InputError, MachineError
 from modeldiff.features.codes import Encoder
-from modeldiff.features.inputs import open_measured, outlier_factor_of
+from modeldiff.features.inputs import open_measured
 from modeldiff.features.measures.measure import OnModels
-from modeldiff.lm.batches import chunks, padded
+from modeldiff.lm.batches import batches, chunks, padded
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
@@ -57,32 +58,28 @@ class Window:
     """By side: which tokens the pairs are at, (R,)."""
 
 
-def sample_windows(store: ActivationStore, pairs: int) -> list[Window]:
-    """Windows that hold about `pairs` pairs together, spread evenly over the store; all when it has no more. Raises
-    InputError: the activations were imported without texts, or without token ids."""
-    windows: list[Window] = []
-    chosen = spread_shards(store.info.shards, pairs)
-    share = min(1.0, pairs / sum(store.info.shards[shard] for shard in chosen))
-    for shard in chosen:
+def spread_texts(store: ActivationStore, pairs: int, least_rows: int = 1) -> Iterator[tuple[ShardPlan, list[Block]]]:
+    """(plan of a shard, blocks of its rows), shard by shard: whole texts that hold about `pairs` pairs together, spread
+    evenly over the store. A block is one text, or neighbouring ones that have at least so many rows together. Raises
+    InputError: the activations were imported without texts."""
+    sizes = store.info.shards
+    enough = math.ceil(pairs * len(sizes) / sum(sizes))
+    shards = evenly_spread(len(sizes), max(_MOST_SHARDS, enough))
+    share = min(1.0, pairs / sum(sizes[shard] for shard in shards))
+    for shard in shards:
         plan = store.plan(shard)
-        first = np.searchsorted(plan.pairs.document, np.arange(len(plan.documents) + 1)).tolist()
-        rows = [Block(shard, start, stop) for start, stop in itertools.pairwise(first) if start < stop]
-        windows += [
-            _window(store, plan, block) for block in spread_blocks(rows, max(1, round(share * len(plan.pairs))))
-        ]
-    return windows
+        borders = np.searchsorted(plan.pairs.document, np.arange(len(plan.documents) + 1)).tolist()
+        blocks, start = [], 0
+        for stop in borders[1:]:
+            if stop - start >= least_rows or stop == borders[-1] > start:
+                blocks.append(Block(shard, start, stop))
+                start = stop
+        yield plan, spread_blocks(blocks, max(1, round(share * len(plan.pairs))))
 
 
-def padded_windows(windows: Sequence[Window], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids_BT, mask_BT) for the model of a side, padded on the right."""
-    return padded([torch.from_numpy(window.ids[side]) for window in windows])
-
-
-def spread_shards(shards: list[int], pairs: int) -> list[int]:
-    """Shards, evenly spaced, that hold `pairs` pairs if all together do."""
-    enough = math.ceil(pairs * len(shards) / sum(shards))
-    count = min(len(shards), max(_MOST_SHARDS, enough))
-    return evenly_spread(len(shards), count)
+def sample_windows(store: ActivationStore, pairs: int) -> list[Window]:
+    """The texts of `spread_texts`. Raises InputError: there are none, or they were imported without token ids."""
+    return [_window(store, plan, block) for plan, blocks in spread_texts(store, pairs) for block in blocks]
 
 
 def _window(store: ActivationStore, plan: ShardPlan, rows: Block) -> Window:
@@ -111,6 +108,43 @@ def next_token_losses(
         loss_P[part] = -log_PV.gather(1, next_P[part, None])[:, 0].cpu().numpy()
         kl_P[part] = (clean_PV.exp() * (clean_PV - log_PV)).sum(dim=-1).cpu().numpy()
     return loss_P, kl_P
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One of the two models, in memory, and the windows that it reads."""
+
+    side: str
+    lm: LanguageModel
+    layer: int
+    windows: Sequence[Window]
+    gap: float = 0.0
+    """How far its activations are from the stored ones: root mean square, in units of their spread."""
+
+    @property
+    def first_row(self) -> NDArray[np.int64]:
+        """Where each window's pairs begin among those of all; at last their number."""
+        return np.cumsum([0, *(len(window.rows) for window in self.windows)])
+
+    def padded(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids_BT, mask_BT) of these windows, padded on the right."""
+        return padded([torch.from_numpy(self.windows[i].ids[self.side]) for i in numbers])
+
+    def batches(self, numbers: Sequence[int], budget: int) -> list[list[int]]:
+        """These windows, by length, in batches of so many padded tokens."""
+        found = batches([len(self.windows[i].ids[self.side]) for i in numbers], budget)
+        return [[numbers[i] for i in batch] for batch in found]
+
+    @contextmanager
+    def memory_for(self, batch: Sequence[int]) -> Iterator[None]:
+        """Raises MachineError where a batch does not fit into memory."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise MachineError(
+                f"a batch of {len(batch)} windows does not fit into the memory of {self.lm.device} with model "
+                f"{self.side.upper()} ({self.lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -167,10 +201,9 @@ class Models:
                 total[side] += x_RD[kept_R].double().sum(dim=0)
         return {side: sum_D / max(1, count) for side, sum_D in total.items()}, count
 
-    def open(self, side: str) -> tuple[LanguageModel, float]:
-        """(one model, loaded; how far its activations are from the stored ones: root mean square, in units of their
-        spread). Raises InputError: it is more than rounding, so this is not what was harvested; or the model lacks a
-        token."""
+    def open(self, side: str) -> LoadedModel:
+        """One model. Raises InputError: its activations differ from the stored ones by more than rounding, so it is not
+        the one that was harvested; or it lacks a token."""
         target, store = self.targets[side], self.encoder.store
         say(f"model {side.upper()}: {target.ref.short_name}, after block {target.layer}, on {self.device}")
         lm = target.open(self.device, self.dtype)
@@ -201,4 +234,4 @@ class Models:
                 f"{store.artifact.ref} holds (they differ by {gap:.2g} of their spread): "
                 f"give the harvested one with --model-path-{side}, in the harvest's --dtype"
             )
-        return lm, gap
+        return LoadedModel(side, lm, target.layer, self.windows, gap)

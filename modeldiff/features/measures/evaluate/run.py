@@ -14,8 +14,6 @@ Legend: B windows of a batch, R replaced tokens of a batch, P predictions of a b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,16 +22,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from modeldiff.console import progress
-from modeldiff.errors import InputError, MachineError
-from modeldiff.features.codes import Arrays, Encoder, block_rows
+from modeldiff.errors import InputError
+from modeldiff.features.codes import Encoder, pieces
 from modeldiff.features.measures.evaluate import EvaluateSettings
-from modeldiff.features.measures.models import Models, Window, next_token_losses, padded_windows
-from modeldiff.lm.batches import batches, token_budget
-from modeldiff.lm.model import LanguageModel
+from modeldiff.features.measures.models import LoadedModel, Models, Window, next_token_losses
+from modeldiff.features.stored import Arrays
+from modeldiff.lm.batches import token_budget
 from modeldiff.lm.residual import replace_in_residual
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.activations import Block
 
 SCHEMA = 1
 FORMAT = 1
@@ -75,10 +72,10 @@ def _build(models: Models, batch_tokens: int | None, work: Work) -> dict[str, An
     for side, target in models.targets.items():
         file = f"losses_{side}.safetensors"
         if not work.has(file):
-            lm, gap = models.open(side)
-            losses = measure(lm, target.layer, side, models.encoder, models.windows, means[side], batch_tokens)
-            work.write_bytes(file, save({**losses, "stored_gap": np.array(gap)}))
-            del lm  # one model in memory at a time
+            model = models.open(side)
+            losses = measure(model, models.encoder, means[side], batch_tokens)
+            work.write_bytes(file, save({**losses, "stored_gap": np.array(model.gap)}))
+            del model  # one model in memory at a time
         arrays = load_file(work.folder / file)
         gap = float(arrays.pop("stored_gap"))
         sides[side] = {
@@ -97,52 +94,29 @@ def _build(models: Models, batch_tokens: int | None, work: Work) -> dict[str, An
     }
 
 
-def measure(
-    lm: LanguageModel,
-    layer: int,
-    side: str,
-    encoder: Encoder,
-    windows: Sequence[Window],
-    mean_D: torch.Tensor,
-    batch_tokens: int | None,
-) -> Arrays:
+def measure(model: LoadedModel, encoder: Encoder, mean_D: torch.Tensor, batch_tokens: int | None) -> Arrays:
     """The losses of one model on all windows, with every variant: the arrays of losses_a.safetensors but the gap.
     Raises MachineError: a batch does not fit into memory; InputError: a window is too long for the model."""
-    budget = batch_tokens or token_budget(lm, logit_values=_LOGIT_VALUES)
-    shape = (len(windows), len(VARIANTS), len(SCOPES))
-    losses: Arrays = {
-        "loss": np.zeros(shape),
-        "kl": np.zeros(shape),
-        "positions": np.zeros((len(windows), len(SCOPES)), np.int64),
-    }
-    with progress(f"evaluate {side.upper()}", sum(len(w.rows) for w in windows), "pairs") as bar:
-        for batch in batches([len(window.ids[side]) for window in windows], budget):
-            try:
-                _measure_batch(lm, layer, side, encoder, [windows[i] for i in batch], mean_D, losses, np.array(batch))
-            except torch.OutOfMemoryError:
-                raise MachineError(
-                    f"a batch of {len(batch)} windows does not fit into the memory of {lm.device} with model "
-                    f"{side.upper()} ({lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
-                ) from None
-            bar.advance(sum(len(windows[i].rows) for i in batch))
+    budget, windows = batch_tokens or token_budget(model.lm, logit_values=_LOGIT_VALUES), len(model.windows)
+    losses: Arrays = {name: np.zeros((windows, len(VARIANTS), len(SCOPES))) for name in ("loss", "kl")}
+    losses["positions"] = np.zeros((windows, len(SCOPES)), np.int64)
+    with progress(f"evaluate {model.side.upper()}", int(model.first_row[-1]), "pairs") as bar:
+        for batch in model.batches(range(windows), budget):
+            with model.memory_for(batch):
+                for name, sums in _measure_batch(model, encoder, batch, mean_D).items():
+                    losses[name][batch] = sums
+            bar.advance(sum(len(model.windows[i].rows) for i in batch))
     return losses
 
 
 @torch.inference_mode()
-def _measure_batch(
-    lm: LanguageModel,
-    layer: int,
-    side: str,
-    encoder: Encoder,
-    windows: list[Window],
-    mean_D: torch.Tensor,
-    losses: Arrays,
-    numbers_B: NDArray[np.int64],
-) -> None:
-    """Write the sums of these windows, which are number `numbers_B` of all, into `losses`."""
-    ids_BT, mask_BT = padded_windows(windows, side)
+def _measure_batch(model: LoadedModel, encoder: Encoder, batch: list[int], mean_D: torch.Tensor) -> Arrays:
+    """The sums of these windows."""
+    lm = model.lm
+    ids_BT, mask_BT = model.padded(batch)
     lm.check_length(ids_BT.shape[1])
-    sequence_R, position_R, values = _replacements(side, encoder, windows, mean_D)
+    windows = [model.windows[i] for i in batch]
+    sequence_R, position_R, values = _replacements(model.side, encoder, windows, mean_D)
     is_replaced_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     is_replaced_BT[sequence_R, position_R] = True
     at_P = torch.nonzero(mask_BT[:, 1:], as_tuple=True)
@@ -151,40 +125,32 @@ def _measure_batch(
 
     def per_window(values_P: NDArray[np.float64]) -> NDArray[np.float64]:
         """(B, scopes) sums."""
-        sums = [np.bincount(window_P, values_P * inside_P, minlength=len(windows)) for inside_P in scopes_SP]
+        sums = [np.bincount(window_P, values_P * inside_P, minlength=len(batch)) for inside_P in scopes_SP]
         return np.stack(sums, axis=1)
 
     next_P = ids_BT[:, 1:][at_P].to(lm.device)
     at_P = (at_P[0].to(lm.device), at_P[1].to(lm.device))
-    losses["positions"][numbers_B] = per_window(np.ones(len(window_P))).astype(np.int64)
-    clean_BTV = torch.empty(0)
-    for number, variant in enumerate(VARIANTS):
-        replaced = (
-            nullcontext()
-            if variant == "clean"
-            else replace_in_residual(lm, layer, sequence_R, position_R, values[variant])
-        )
-        with replaced:
-            logits_BTV = lm.logits(ids_BT, mask_BT)
-        if variant == "clean":
-            clean_BTV = logits_BTV
-        loss_P, kl_P = next_token_losses(logits_BTV, clean_BTV, at_P, next_P)
-        losses["loss"][numbers_B, number] = per_window(loss_P)
-        losses["kl"][numbers_B, number] = per_window(kl_P)
+    clean_BTV = lm.logits(ids_BT, mask_BT)
+    found = []
+    for variant in VARIANTS:
+        logits_BTV = clean_BTV
+        if variant != "clean":
+            with replace_in_residual(lm, model.layer, sequence_R, position_R, values[variant]):
+                logits_BTV = lm.logits(ids_BT, mask_BT)
+        found.append([per_window(one_P) for one_P in next_token_losses(logits_BTV, clean_BTV, at_P, next_P)])
+    loss, kl = (np.stack(sums, axis=1) for sums in zip(*found, strict=True))
+    return {"loss": loss, "kl": kl, "positions": per_window(np.ones(len(window_P)))}
 
 
 def _replacements(
     side: str, encoder: Encoder, windows: list[Window], mean_D: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """(sequence_R, position_R, what to put there (R, D) by variant), raw units, outliers left out."""
-    crosscoder, rows = encoder.crosscoder, block_rows(encoder.crosscoder.n_features)
-    shared = crosscoder.slices["shared"]
+    crosscoder, shared = encoder.crosscoder, encoder.crosscoder.slices["shared"]
     sequences, positions = [], []
     parts: dict[str, list[torch.Tensor]] = {"stored": [], "crosscoder": [], "shared_only": []}
     for sequence, window in enumerate(windows):
-        block = window.rows
-        for start in range(block.start, block.stop, rows):
-            piece = Block(block.shard, start, min(start + rows, block.stop))
+        for piece in pieces(window.rows, crosscoder.n_features):
             f_BF, kept_B = encoder.dense(piece)
             kept = torch.from_numpy(kept_B)
             f_RF = f_BF[kept.to(f_BF.device)]
@@ -193,7 +159,7 @@ def _replacements(
             parts["stored"].append(encoder.store.read_side(side, piece)[kept].to(f_RF.device))
             parts["crosscoder"].append(crosscoder.decode(f_RF)[SIDES.index(side)])
             parts["shared_only"].append(crosscoder.decode(f_shared_RF)[SIDES.index(side)])
-            token_B = torch.from_numpy(window.token[side][start - block.start : start - block.start + len(piece)])
+            token_B = torch.from_numpy(window.token[side])[piece.start - window.rows.start :][: len(piece)]
             positions.append(token_B[kept])
             sequences.append(torch.full((int(kept.sum()),), sequence))
     values = {variant: torch.cat(found) for variant, found in parts.items()}
@@ -205,12 +171,9 @@ def _replacements(
 def side_figures(losses: Arrays) -> dict[str, Any]:
     """One side's figures from the sums of each window.
 
-    Returns:
-        positions: number of predictions by scope; share_replaced: of them made from a replaced token; by scope (all,
-        replaced) the `losses` of each variant: `loss` (nats per token), `increase` over the clean loss and
-        `kl` (nats per token), both with a standard error over windows; `loss_recovered` of the two reconstructions
-        against `zero` and `mean`: (L_ablated - L_reconstructed) / (L_ablated - L_clean), null where the ablation does
-        not raise the loss; `exclusive`: by how much the loss is higher without the exclusive features, and its error.
+    positions: number of predictions by scope; share_replaced: of them made from a replaced token. By scope, `losses` of
+    each variant (nats per token, with standard errors over windows), `loss_recovered` of the two reconstructions
+    against `zero` and `mean`, and `exclusive`: by how much the loss is higher without the exclusive features.
     """
     positions = losses["positions"].sum(axis=0)
     if not positions.all():

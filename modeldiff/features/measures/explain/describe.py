@@ -135,13 +135,12 @@ def characteristic(
     seed: int,
 ) -> list[Lift]:
     """What is characteristic of a feature, most telling first: what has a lift above its own chance, and tells more
-    than anything told in any of the shifts.
+    than anything told in any of the shifts, by a quarter to three quarters of the pairs.
 
     Args:
-        category_NJ: what each pair has, different numbers within a row; -1 fills up.
-        names: of the K categories.
+        category_NJ: which of the `names` (K) each pair has, different ones within a row; -1 fills up.
         row_C, value_C: where the feature fires, and how strongly.
-        seed: of the shifts, by a quarter to three quarters of the pairs.
+        seed: of the shifts.
     """
     n, total = len(category_NJ), float(value_C.sum())
     if not total:

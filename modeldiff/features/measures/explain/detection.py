@@ -112,16 +112,16 @@ def ask_judge(
         f"judge {judge.name}: {new} explanations to ask for ({len(prompts) - new} are kept), then at most {detections} "
         f"detections; at most {new + detections} calls if every answer can be read"
     )
-    judged = judge.ask(prompts, [read_explanation] * len(prompts))
-    said = {one.id: found for one, found in zip(shown, judged, strict=True)}
-    known = {id: found.value.text for id, found in said.items() if found.value is not None}
-    own = _detect(judge, features, known)
-    texts = list(known.values())
-    others = dict(zip(known, [*texts[1:], *texts[:1]], strict=True)) if with_null and len(known) > 1 else {}
-    null = _detect(judge, features, others)
+    said = dict(zip((one.id for one in shown), judge.ask(prompts, [read_explanation] * len(prompts)), strict=True))
+    own = {id: found.value.text for id, found in said.items() if found.value is not None}
+    texts = list(own.values())
+    others = dict(zip(own, [*texts[1:], *texts[:1]], strict=True)) if with_null and len(own) > 1 else {}
+    told, told_by_chance = _detect(judge, features, own), _detect(judge, features, others)
     nothing: Judged[Explanation] = Judged(None, "it has no examples: it never fires")
     too_few: Judged[float] = Judged(None, "there are too few held-out texts")
-    return [_with(one, said.get(one.id, nothing), own.get(one.id, too_few), null.get(one.id)) for one in features]
+    return [
+        _with(one, said.get(one.id, nothing), told.get(one.id, too_few), told_by_chance.get(one.id)) for one in features
+    ]
 
 
 def _detect(judge: Judge, features: Sequence[Explained], explanations: Mapping[int, str]) -> dict[int, Judged[float]]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder.part import part_of
+from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
-from modeldiff.features.inputs import open_measured, outlier_factor_of
+from modeldiff.features.inputs import open_measured
 from modeldiff.features.measures.explain import ExplainSettings
 from modeldiff.features.measures.explain.describe import Describer
 from modeldiff.features.measures.explain.detection import Excerpts, Pieces, ask_judge

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Arrays, Encoder, block_rows
+from modeldiff.features.codes import Encoder
 from modeldiff.features.context import Surroundings
-from modeldiff.features.measures.models import spread_shards
+from modeldiff.features.measures.models import spread_texts
+from modeldiff.features.stored import Arrays, kept
 from modeldiff.features.words import visible
-from modeldiff.splits import spread_blocks
 from modeldiff.workspace.activations import Block
-from modeldiff.workspace.files import replace_into, temporary_path
 from modeldiff.workspace.plan import ShardPlan
 
 # Neighbouring texts are read together: about so many rows at once.
@@ -81,31 +80,18 @@ def take_sample(encoder: Encoder, *, pairs: int, seed: int, resume: Path) -> Sam
     Raises:
         InputError: the activations have no texts.
     """
-    store = encoder.store
-    shards = spread_shards(store.info.shards, pairs)
-    share = min(1.0, pairs / sum(store.info.shards[shard] for shard in shards))
-    words: dict[str, int] = {}
-    texts: dict[str, int] = {}
-    parts: list[Arrays] = []
-    codes: list[sparse.csc_matrix] = []
-    windows = 0
-    resume.mkdir(parents=True, exist_ok=True)
-    with progress("explain: pass over the texts", sum(store.info.shards[s] for s in shards) * share, "pairs") as bar:
-        for shard in shards:
-            plan = store.plan(shard)
-            groups = spread_blocks(_groups(plan, shard), max(1, round(share * len(plan.pairs))))
-            path = resume / f"codes-{shard:05d}.safetensors"
-            if not path.exists():
-                temporary = temporary_path(path)
-                save_file(_codes(encoder, groups), temporary)
-                replace_into(temporary, path)
-            found = load_file(path)
-            part = _words(plan, groups, words, texts)
-            part["window_N"] = part["window_N"] + windows
+    store, windows = encoder.store, 0
+    words, texts = dict[str, int](), dict[str, int]()
+    parts, codes = list[Arrays](), list[sparse.csr_matrix]()
+    with progress("explain: pass over the texts", min(pairs, store.pairs), "pairs") as bar:
+        for plan, blocks in spread_texts(store, pairs, _GROUP_ROWS):
+            found = kept(resume / f"codes-{blocks[0].shard:05d}.safetensors", partial(_codes, encoder, blocks))
+            part = _words(plan, blocks, words, texts)
+            part["window_N"] += windows
             part["kept_N"] = found["kept"]
-            shape = (len(part["word_N"]), encoder.crosscoder.n_features)
-            codes.append(sparse.csc_matrix((found["value"], (found["row"], found["column"])), shape=shape))
             windows += len(part["document_W"])
+            shape = (len(part["kept_N"]), encoder.crosscoder.n_features)
+            codes.append(sparse.csr_matrix((found["data"], found["indices"], found["indptr"]), shape=shape))
             parts.append(part)
             bar.advance(shape[0])
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -127,35 +113,15 @@ def in_second_half(document: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     return (mixed >> np.uint64(63)).astype(bool)
 
 
-def _groups(plan: ShardPlan, shard: int) -> list[Block]:
-    """All rows of a shard in blocks of neighbouring whole texts."""
-    borders = np.searchsorted(plan.pairs.document, np.arange(len(plan.documents) + 1)).tolist()
-    groups, start = [], 0
-    for stop in borders[1:]:
-        if stop - start >= _GROUP_ROWS or (stop == borders[-1] and stop > start):
-            groups.append(Block(shard, start, stop))
-            start = stop
-    return groups
+def _codes(encoder: Encoder, blocks: Sequence[Block]) -> Arrays:
+    codes_NG, kept_N = encoder.matrix(blocks)
+    return {"kept": kept_N, **{name: getattr(codes_NG, name) for name in ("data", "indices", "indptr")}}
 
 
-def _codes(encoder: Encoder, groups: Sequence[Block]) -> Arrays:
-    """The non-zero codes: row (within the groups), column, value; and which rows are kept."""
-    rows = block_rows(encoder.crosscoder.n_features)
-    parts = []
-    done = 0
-    for group in groups:
-        for start in range(group.start, group.stop, rows):
-            codes, kept_B = encoder.sparse(Block(group.shard, start, min(start + rows, group.stop)))
-            parts.append((codes.row + done, codes.feature, codes.value, kept_B))
-            done += len(kept_B)
-    names = ("row", "column", "value", "kept")
-    return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
-
-
-def _words(plan: ShardPlan, groups: Sequence[Block], words: dict[str, int], texts: dict[str, int]) -> Arrays:
-    """The words and windows of the groups' rows, windows counted from 0; new words and texts are added to those."""
+def _words(plan: ShardPlan, blocks: Sequence[Block], words: dict[str, int], texts: dict[str, int]) -> Arrays:
+    """The words and windows of the blocks' rows, windows counted from 0; new words and texts are added to those."""
     pairs = plan.pairs
-    row_N = np.concatenate([np.arange(group.start, group.stop) for group in groups])
+    row_N = np.concatenate([np.arange(block.start, block.stop) for block in blocks])
     document_N = pairs.document[row_N]
     first_N = np.diff(document_N, prepend=-1) != 0
     begin_N = Surroundings(plan).start_N[row_N]

@@ -16,25 +16,23 @@ of a window, F features, K directions that are removed, A those of them that fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.errors import MachineError
-from modeldiff.features.codes import Arrays
-from modeldiff.features.measures.models import Window, next_token_losses, padded_windows
+from modeldiff.features.measures.impact import ImpactSettings
+from modeldiff.features.measures.models import LoadedModel, next_token_losses
+from modeldiff.features.stored import Arrays, save_arrays
 from modeldiff.linear.maps import LinearMap
-from modeldiff.lm.batches import batches, token_budget
-from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.batches import token_budget
 from modeldiff.lm.residual import replace_in_residual, residual_after, sampled_scores
-from modeldiff.workspace.files import write_bytes
 
 # Fewer tokens than a harvest's batches: the blocks above the layer keep what their backward pass needs. A batch's
 # logits have at most 2^27 values (512 MiB in float32), of which four sets are in memory.
@@ -90,23 +88,17 @@ def window_nats(
 
 
 def measure(
-    lm: LanguageModel,
-    layer: int,
-    side: str,
-    windows: Sequence[Window],
+    model: LoadedModel,
     codes_NF: sparse.csr_matrix,
     groups: dict[str, Directions],
+    settings: ImpactSettings,
     *,
-    samples: int,
-    seed: int,
-    batch_tokens: int | None,
     resume: Path,
 ) -> Arrays:
     """By group of directions, removed from one model: over the windows in which each fires the sums of nats and of
     their squares, and the number of these windows, (3, K).
 
-    What decides the tokens drawn in a window depends on the seed and the window's number alone, and is the same in both
-    models: what differs between two copies of one model is not the draw.
+    The tokens drawn in a window depend on the seed and the window's number alone: two copies of one model draw alike.
 
     Args:
         codes_NF: of the windows' pairs, in order.
@@ -116,11 +108,10 @@ def measure(
         MachineError: a batch does not fit into memory.
         InputError: a window is too long for the model.
     """
-    budget = batch_tokens or token_budget(lm, logit_values=_LOGIT_VALUES, by_device=_BATCH_TOKENS)
-    first_row = np.cumsum([0, *(len(window.rows) for window in windows)])
+    side, windows, first_row = model.side, model.windows, model.first_row
+    budget = settings.batch_tokens or token_budget(model.lm, logit_values=_LOGIT_VALUES, by_device=_BATCH_TOKENS)
     order = sorted(range(len(windows)), key=lambda i: (len(windows[i].ids[side]), i))
-    sums = {name: np.zeros((3, len(group.column_K))) for name, group in groups.items()}
-    begun = 0
+    sums, begun = {name: np.zeros((3, len(group.column_K))) for name, group in groups.items()}, 0
     if resume.exists():
         sums = load_file(resume)
         begun = int(sums.pop("windows done")[0])
@@ -128,22 +119,16 @@ def measure(
     with progress(f"impact {side.upper()}", int(first_row[-1]), "pairs", done=done) as bar:
         for start in range(begun, len(order), _PART_WINDOWS):
             part = order[start : start + _PART_WINDOWS]
-            for batch in batches([len(windows[i].ids[side]) for i in part], budget):
-                numbers = [part[i] for i in batch]
-                try:
-                    for number, score_SRD in scores_of(lm, layer, side, windows, numbers, samples, seed):
+            for batch in model.batches(part, budget):
+                with model.memory_for(batch):
+                    for number, score_SRD in scores_of(model, batch, settings.samples, settings.seed):
                         codes_RF = codes_NF[first_row[number] : first_row[number + 1]]
                         for name, group in groups.items():
                             seen_SRD = group.seen_by(score_SRD)
                             active_A, nats_A = window_nats(codes_RF[:, group.column_K], seen_SRD, group.rows_KD)
                             sums[name][:, active_A] += np.stack([nats_A, nats_A**2, np.ones(len(nats_A))])
-                except torch.OutOfMemoryError:
-                    raise MachineError(
-                        f"a batch of {len(batch)} windows and its backward pass do not fit into the memory of "
-                        f"{lm.device} with model {side.upper()} ({lm.name}): use a smaller --batch-tokens"
-                    ) from None
-                bar.advance(sum(len(windows[i].rows) for i in numbers))
-            write_bytes(resume, save({**sums, "windows done": np.array([start + len(part)])}))
+                bar.advance(sum(len(windows[i].rows) for i in batch))
+            save_arrays(resume, {**sums, "windows done": np.array([start + len(part)])})
     return sums
 
 
@@ -156,65 +141,50 @@ def mean_and_error(sums_3K: NDArray[np.float64]) -> tuple[NDArray[np.float64], N
     return mean_K, np.sqrt(np.where(windows_K > 1, variance_K, np.nan))
 
 
-def scores_of(
-    lm: LanguageModel, layer: int, side: str, windows: Sequence[Window], numbers: list[int], samples: int, seed: int
-) -> Iterator[tuple[int, torch.Tensor]]:
+def scores_of(model: LoadedModel, batch: list[int], samples: int, seed: int) -> Iterator[tuple[int, torch.Tensor]]:
     """(number of the window, scores (S, R, D) at its pairs) of one batch."""
-    ids_BT, mask_BT = padded_windows([windows[i] for i in numbers], side)
+    ids_BT, mask_BT = model.padded(batch)
     uniform_SBT = torch.ones(samples, *ids_BT.shape)
-    for at, number in enumerate(numbers):
+    for at, number in enumerate(batch):
         random = np.random.default_rng((seed, number))
-        length = len(windows[number].ids[side])
+        length = len(model.windows[number].ids[model.side])
         uniform_SBT[:, at, :length] = torch.from_numpy(1 - random.random((samples, length), np.float32))
-    score_SBTD = sampled_scores(lm, layer, ids_BT, mask_BT, uniform_SBT)
-    for at, number in enumerate(numbers):
-        yield number, score_SBTD[:, at, torch.from_numpy(windows[number].token[side]).to(score_SBTD.device)]
+    score_SBTD = sampled_scores(model.lm, model.layer, ids_BT, mask_BT, uniform_SBT)
+    for at, number in enumerate(batch):
+        token_R = torch.from_numpy(model.windows[number].token[model.side])
+        yield number, score_SBTD[:, at, token_R.to(score_SBTD.device)]
 
 
-def check(
-    lm: LanguageModel,
-    layer: int,
-    side: str,
-    windows: Sequence[Window],
-    codes_NF: sparse.csr_matrix,
-    own: Directions,
-    seed: int,
-) -> Arrays:
+def check(model: LoadedModel, codes_NF: sparse.csr_matrix, own: Directions, seed: int) -> Arrays:
     """Random features of a model among those that fire, in random windows in which they do: `feature`, and nats in
-    these windows to second order (`second`) and with the feature subtracted from the stream (`exact`), (K,).
-
-    Args:
-        codes_NF: of the windows' pairs, in order; own: the model's own directions.
-    """
-    random = np.random.default_rng((seed, 3))
-    first_row = np.cumsum([0, *(len(window.rows) for window in windows)])
+    these windows to second order (`second`) and with the feature subtracted from the stream (`exact`), (K,); `own`: the
+    model's own directions."""
+    random, first_row = np.random.default_rng((seed, 3)), model.first_row
     codes_NK = codes_NF[:, own.column_K].tocsc()
     alive = np.flatnonzero(np.diff(codes_NK.indptr))
     chosen = np.sort(random.choice(alive, min(_FEATURES, len(alive)), replace=False))
     second_K, exact_K = np.zeros(len(chosen)), np.zeros(len(chosen))
-    with progress(f"impact {side.upper()}: really removed", len(chosen), "features") as bar:
+    with progress(f"impact {model.side.upper()}: really removed", len(chosen), "features") as bar:
         for at, k in enumerate(chosen):
             rows = codes_NK.indices[codes_NK.indptr[k] : codes_NK.indptr[k + 1]]
             fires_in = np.unique(np.searchsorted(first_row, rows, side="right") - 1)
             for number in random.choice(fires_in, min(_WINDOWS, len(fires_in)), replace=False).tolist():
                 codes_R1 = codes_NK[first_row[number] : first_row[number + 1], [k]].tocsr()
-                ((_, score_SRD),) = scores_of(lm, layer, side, windows, [number], _DRAWS, seed)
+                ((_, score_SRD),) = scores_of(model, [number], _DRAWS, seed)
                 second_K[at] += window_nats(codes_R1, own.seen_by(score_SRD), own.rows_KD[k : k + 1])[1].sum()
                 f_R = torch.from_numpy(codes_R1.toarray()[:, 0])
-                exact_K[at] += removed_kl(lm, layer, side, windows[number], f_R, own.to_raw(own.rows_KD[k]))
+                exact_K[at] += removed_kl(model, number, f_R, own.to_raw(own.rows_KD[k]))
             bar.advance()
     return {"feature": own.column_K[chosen], "second": second_K, "exact": exact_K}
 
 
 @torch.inference_mode()
-def removed_kl(
-    lm: LanguageModel, layer: int, side: str, window: Window, f_R: torch.Tensor, row_D: torch.Tensor
-) -> float:
-    """KL(unchanged || without f_R times row_D, raw units, at the window's pairs), summed over all its positions,
+def removed_kl(model: LoadedModel, number: int, f_R: torch.Tensor, row_D: torch.Tensor) -> float:
+    """KL(unchanged || without f_R times row_D, raw units, at the pairs of a window), summed over all its positions,
     nats."""
-    ids_1T = torch.from_numpy(window.ids[side])[None]
-    mask_1T = torch.ones_like(ids_1T)
-    at_R = torch.from_numpy(window.token[side])
+    lm, layer = model.lm, model.layer
+    ids_1T, mask_1T = model.padded([number])
+    at_R = torch.from_numpy(model.windows[number].token[model.side])
     x_RD = residual_after(lm, layer, ids_1T, mask_1T)[0, at_R.to(lm.device)].float()
     x_RD = x_RD - f_R.to(x_RD)[:, None] * row_D.to(x_RD)
     clean_1TV = lm.logits(ids_1T, mask_1T)

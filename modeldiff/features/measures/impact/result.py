@@ -48,14 +48,9 @@ class Impact:
         return np.repeat(list(sizes), list(sizes.values()))
 
     def columns(self, side: str) -> dict[str, Floats]:
-        """From the side of one of the models that have a feature, (F,), NaN where there is nothing to say.
-
-        Returns:
-            own, own_error, other: nats per window in which it fires, in this model, its error, and in the other model;
-            asymmetry: (own - other) / (own + other): 1, only this model minds; 0, both do alike;
-            surface: held-out R² of the activation from the last word;
-            score: own x asymmetry x (1 - surface), by which the list is sorted.
-        """
+        """From the side of one model, (F,), NaN where there is nothing to say: own, own_error and other, the nats per
+        window in which it fires in this model, their error, and those in the other model; asymmetry, 1 where only this
+        model minds and 0 where both do alike; surface; score, own x asymmetry x (1 - surface), which sorts lists."""
         found = {name: self.arrays[f"{name}_{side.lower()}"] for name in ("own", "own_error", "other")}
         asymmetry_F = asymmetry(found["own"], found["other"])
         surface_F = self.arrays["surface"]

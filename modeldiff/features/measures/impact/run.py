@@ -13,23 +13,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 from scipy import sparse
 
 from modeldiff.console import progress
 from modeldiff.controls import random_directions
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Arrays, Encoder, block_rows
+from modeldiff.features.codes import Encoder
 from modeldiff.features.measures.impact import ImpactSettings
 from modeldiff.features.measures.impact.removal import Directions, check, mean_and_error, measure
 from modeldiff.features.measures.impact.result import ARRAYS_NAME, FORMAT, IMPACT_NAME, asymmetry
 from modeldiff.features.measures.impact.surface import surface_r2, words_of
-from modeldiff.features.measures.models import Models, Window
+from modeldiff.features.measures.models import Models
+from modeldiff.features.stored import Arrays, kept
 from modeldiff.linear.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.activations import Block
-from modeldiff.workspace.files import write_bytes
 
 SCHEMA = 2
 RANDOM_DIRECTIONS = 64
@@ -59,7 +58,8 @@ def run(settings: ImpactSettings, workspace: Workspace, *, name: str | None = No
 
 def _build(settings: ImpactSettings, models: Models, source: Artifact, work: Work) -> dict[str, Any]:
     # Not kept for a resumed run: they take a fraction of a model's pass.
-    codes_NF, kept_N = window_codes(models.encoder, models.windows)
+    with progress("impact: codes", sum(len(window.rows) for window in models.windows), "pairs") as bar:
+        codes_NF, kept_N = models.encoder.matrix((window.rows for window in models.windows), bar.advance)
     if not kept_N.any():
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
     stitch = load_stitch(source, device=models.device)
@@ -98,22 +98,6 @@ def _build(settings: ImpactSettings, models: Models, source: Artifact, work: Wor
     }
 
 
-def window_codes(encoder: Encoder, windows: list[Window]) -> tuple[sparse.csr_matrix, NDArray[np.bool_]]:
-    """(codes (N, F) of the windows' pairs in order, those of outliers zero; (N,) which are no outliers)."""
-    features, parts, kept = encoder.crosscoder.n_features, [], []
-    step = block_rows(features)
-    with progress("impact: codes", sum(len(window.rows) for window in windows), "pairs") as bar:
-        for window in windows:
-            for start in range(window.rows.start, window.rows.stop, step):
-                block = Block(window.rows.shard, start, min(start + step, window.rows.stop))
-                one, kept_B = encoder.sparse(block)
-                shape = (len(block), features)
-                parts.append(sparse.csr_matrix((one.value, (one.row, one.feature)), shape=shape))
-                kept.append(kept_B)
-            bar.advance(len(window.rows))
-    return sparse.vstack(parts, format="csr"), np.concatenate(kept)
-
-
 def _random(encoder: Encoder, codes_NF: sparse.csr_matrix, side: str, seed: int) -> Directions:
     """Random directions of a model, as long as the median decoder row that fires, that fire as features of it do."""
     crosscoder = encoder.crosscoder
@@ -146,17 +130,14 @@ def _measured(
 ) -> Arrays:
     """Sums by group, the check's arrays and `stored_gap` of one model, which is loaded if an interrupted run has left
     anything to do."""
-    path = folder / f"{side}.safetensors"
-    if not path.exists():
-        lm, gap = models.open(side)
-        layer = models.targets[side].layer
-        found = measure(
-            lm, layer, side, models.windows, codes_NF, groups, samples=settings.samples, seed=settings.seed,
-            batch_tokens=settings.batch_tokens, resume=folder / f"sums-{side}.safetensors",
-        )  # fmt: skip
-        found |= check(lm, layer, side, models.windows, codes_NF, groups["own"], settings.seed)
-        write_bytes(path, save({**found, "stored_gap": np.array(gap)}))
-    return load_file(path)
+
+    def make() -> Arrays:
+        model = models.open(side)
+        sums = measure(model, codes_NF, groups, settings, resume=folder / f"sums-{side}.safetensors")
+        checked = check(model, codes_NF, groups["own"], settings.seed)
+        return {**sums, **checked, "stored_gap": np.array(model.gap)}
+
+    return kept(folder / f"{side}.safetensors", make)
 
 
 def _arrays(models: Models, codes_NF: sparse.csr_matrix, found: dict[str, Arrays]) -> Arrays:
@@ -183,14 +164,9 @@ def _arrays(models: Models, codes_NF: sparse.csr_matrix, found: dict[str, Arrays
 
 
 def summary(arrays: Arrays, shared: slice) -> dict[str, Any]:
-    """What random directions and shared features show beside the features.
-
-    Returns:
-        controls: by side, of random directions: own and other (nats per window) and asymmetry;
-        shared: by side, of shared features: asymmetry by both models' decoder rows, and by the stitch, which is what
-        an exclusive feature's would look like if the other model had it;
-        exact: by side, of features that were really removed: second order / exact, and the rank correlation of both.
-    """
+    """What random directions (controls) and shared features show beside the features, and how well the second order
+    agrees with really removing (exact). asymmetry_stitched is by the stitch alone: what an exclusive feature's would
+    look like if the other model had it."""
     controls, of_shared, exact = {}, {}, {}
     for side in SIDES:
         own_C, other_C = arrays[f"random_{side}_own"], arrays[f"random_{side}_other"]

@@ -94,7 +94,7 @@ class MatchMeasure(Measure):
 
 
 def _listed(artifact: Artifact, *, exclusive: str | None, top: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from modeldiff.features.measures.match.run import read_match, rows
+    from modeldiff.features.measures.match.result import read_match, rows
 
     info, arrays = read_match(artifact)
     partitions = [exclusive] if exclusive else list(info["summary"])

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.features.codes import Arrays
 from modeldiff.features.correlation import Columns, correlations
+from modeldiff.features.stored import Arrays
 from modeldiff.sides import SIDES
 
 # In place of a feature's or a partition's number: there is none; there is one, but it prefers another feature.
@@ -49,7 +49,9 @@ def match(
     mutual_R = (found_R >= 0) & (back_F[found_R] == features_R)
     where_R = np.where(mutual_R, other.partition_F[found_R], ONE_SIDED)
     # Pairs moved on by half of them, so that texts meet other texts.
-    permuted = replace(other, columns=other.columns.shifted(other.columns.codes_NF.shape[0] // 2))
+    codes_NG = other.columns.codes_NF
+    order_N = np.roll(np.arange(codes_NG.shape[0]), codes_NG.shape[0] // 2)
+    permuted = replace(other, columns=replace(other.columns, codes_NF=codes_NG[order_N]))
     _, chance_R = best_of(reference, permuted, features_R, f"{label}, by chance")
     return {
         "match": found_R.astype(np.int32),

@@ -1,46 +1,38 @@
-"""Stability: which features of a crosscoder come back in others that read the same two models. Makes a `match`.
+"""Stability: which features of a crosscoder come back in others that read the same two models. Makes a `match`; its
+layout: result.py.
 
-Layout (normative; R features of the reference that were looked for, O other crosscoders):
-    match.json          format, refs of the inputs, counts of pairs, threshold, sizes of the partitions, and by
-                        partition how many features came back where (`summarise`)
-    match.safetensors   (R,): feature, partition, firing_count; (O, R): match, correlation, came_back,
-                        chance_correlation (see `matching.match`), cosine_a, cosine_b (NaN where one of the two lacks
-                        the side). Partitions are 0, 1, 2 for A, shared, B; -1 stands for none
+Legend: N pairs, F features, R features of the reference that are looked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
-from scipy import sparse
+import torch
+from safetensors.numpy import save
 
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
+from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Arrays, Encoder, SampleWriter, block_rows, by_shard
+from modeldiff.features.codes import Encoder, SampleWriter, block_rows, by_shard
 from modeldiff.features.correlation import Columns
-from modeldiff.features.inputs import outlier_factor_of
 from modeldiff.features.measures.match import MatchSettings
 from modeldiff.features.measures.match.matching import Dictionary, decoder_cosines, match
-from modeldiff.features.stored import read_arrays, read_info
-from modeldiff.linear.stitch import number_or_none
+from modeldiff.features.measures.match.result import ARRAYS_NAME, FORMAT, MATCH_NAME, PARTITIONS, summarise
+from modeldiff.features.stored import Arrays, kept
 from modeldiff.lm.device import resolve_device
 from modeldiff.splits import spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.files import read_json, write_bytes
+from modeldiff.workspace.files import read_json
 
 SCHEMA = 2
-FORMAT = 2
-MATCH_NAME = "match.json"
-ARRAYS_NAME = "match.safetensors"
-PARTITIONS = ("A", "shared", "B")
-WHERE = {"A": 0, "shared": 1, "B": 2, "one-sided": -2, "none": -1}
-"""Where a feature came back, as numbered in the arrays: one-sided and none: it did not."""
 
 
 def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -57,48 +49,17 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
     )
     store = ActivationStore(activations)
     configs = [_config(member, store) for member in members]
-    sizes = [dict(zip(PARTITIONS, (one.n_a_only, one.n_shared, one.n_b_only), strict=True)) for one in configs]
     device = resolve_device(settings.device)
     outlier_factor = outlier_factor_of(members[0], settings.outlier_factor)
     # The same blocks for all, however large their dictionaries.
     blocks = spread_blocks(store.blocks(block_rows(max(one.n_features for one in configs))), settings.pairs)
-    inputs = {"reference": members[0].as_input(), "activations": store.artifact.as_input()}
+    pairs = _Pairs(store, blocks, device, outlier_factor)
+    inputs = {"reference": members[0].as_input(), "activations": activations.as_input()}
     inputs |= {f"other {number}": one.as_input() for number, one in enumerate(members[1:], start=1)}
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype="float32")
-
-        def dictionary(index: int) -> Dictionary:
-            """One crosscoder's; its weights are in memory only while they are needed."""
-            codes_NF = _encoded(
-                lambda: Encoder(load(members[index]), store, device, outlier_factor),
-                SampleWriter(work.resume / f"codes-{index}", configs[index].n_features),
-                by_shard(blocks, len(store.info.shards)),
-                f"match: codes of {members[index].ref}",
-            )
-            numbers = np.arange(len(PARTITIONS), dtype=np.int8)
-            return Dictionary(Columns.of(codes_NF), np.repeat(numbers, list(sizes[index].values())))
-
-        reference = dictionary(0)
-        arrays = _compared(reference, dictionary, members, settings.threshold, work)
-        work.write_bytes(ARRAYS_NAME, save(arrays))
-        others, pairs = [one.ref for one in members[1:]], reference.columns.codes_NF.shape[0]
-        counts = {"pairs": pairs, "outliers": sum(map(len, blocks)) - pairs}
-        summary = summarise(arrays, others)
-        description = {
-            "format": FORMAT,
-            "reference": members[0].ref,
-            "others": others,
-            "activations": store.artifact.ref,
-            **counts,
-            "threshold": settings.threshold,
-            "sizes": sizes,
-            "summary": summary,
-        }
-        work.write_json(MATCH_NAME, description)
-        return counts | {
-            part: {"alive": one["alive"], "came_back": one["in_all"][part]} for part, one in summary.items()
-        }
+        return _build(pairs, members, configs, settings.threshold, work)
 
     order = Order("match", settings, inputs, SCHEMA, {"outlier_factor": outlier_factor})
     return produce(workspace, order, build, name=name, force=force)
@@ -121,127 +82,81 @@ def _config(member: Artifact, store: ActivationStore) -> CrosscoderConfig:
     return config
 
 
-def _encoded(
-    open_encoder: Callable[[], Encoder], writer: SampleWriter, shards: list[list[Block]], label: str
-) -> sparse.csr_matrix:
-    """Codes of the pairs, a file per shard; what an interrupted run has written is kept."""
-    missing = [shard for shard in range(len(shards)) if not writer.has(shard)]
-    if missing:
-        encoder = open_encoder()
-        with progress(label, sum(len(block) for shard in missing for block in shards[shard]), "pairs") as bar:
-            for shard in missing:
-                for block in shards[shard]:
-                    codes, kept_B = encoder.sparse(block)
-                    writer.add(codes, kept_B, encoder.store.first_row[shard] + block.start)
-                    bar.advance(len(block))
-                writer.finish_shard(shard)
-    codes_NF = writer.load(len(shards)).codes_NF
-    if not codes_NF.shape[0]:
-        raise InputError("no pair is left to compare on: raise --outlier-factor, or use 0 to keep all pairs")
-    return codes_NF
+def _sizes(config: CrosscoderConfig) -> dict[str, int]:
+    """Of the partitions."""
+    return dict(zip(PARTITIONS, (config.n_a_only, config.n_shared, config.n_b_only), strict=True))
 
 
-def _compared(
-    reference: Dictionary,
-    dictionary: Callable[[int], Dictionary],
-    members: list[Artifact],
-    threshold: float,
-    work: Work,
-) -> Arrays:
-    """The arrays of the artifact; those against each other crosscoder are kept for a resumed run."""
+@dataclass(frozen=True)
+class _Pairs:
+    """What all crosscoders are compared on."""
+
+    store: ActivationStore
+    blocks: list[Block]
+    device: torch.device
+    outlier_factor: float
+
+    def dictionary(self, member: Artifact, config: CrosscoderConfig, folder: Path) -> Dictionary:
+        """A crosscoder's codes of the pairs. They are kept in `folder`, shard by shard, for a run that is interrupted;
+        the weights are in memory only while codes are made."""
+        writer = SampleWriter(folder, config.n_features)
+        shards = by_shard(self.blocks, len(self.store.info.shards))
+        missing = [shard for shard in range(len(shards)) if not writer.has(shard)]
+        if missing:
+            encoder = Encoder(load(member), self.store, self.device, self.outlier_factor)
+            total = sum(len(block) for shard in missing for block in shards[shard])
+            with progress(f"match: codes of {member.ref}", total, "pairs") as bar:
+                for shard in missing:
+                    for block in shards[shard]:
+                        codes, kept_B = encoder.sparse(block)
+                        writer.add(codes, kept_B, self.store.first_row[shard] + block.start)
+                        bar.advance(len(block))
+                    writer.finish_shard(shard)
+        codes_NF = writer.load(len(shards)).codes_NF
+        if not codes_NF.shape[0]:
+            raise InputError("no pair is left to compare on: raise --outlier-factor, or use 0 to keep all pairs")
+        partition_F = np.repeat(np.arange(len(PARTITIONS), dtype=np.int8), list(_sizes(config).values()))
+        return Dictionary(Columns.of(codes_NF), partition_F)
+
+
+def _build(
+    pairs: _Pairs, members: list[Artifact], configs: list[CrosscoderConfig], threshold: float, work: Work
+) -> dict[str, Any]:
+    def dictionary(index: int) -> Dictionary:
+        return pairs.dictionary(members[index], configs[index], work.resume / f"codes-{index}")
+
+    reference = dictionary(0)
     is_shared_F = reference.partition_F == PARTITIONS.index("shared")
     features_R = np.flatnonzero(~is_shared_F | is_shared_F.all())
-    found = []
-    for index, member in enumerate(members[1:], start=1):
-        path = work.resume / f"against-{index}.safetensors"
-        if not path.exists():
-            one = match(reference, dictionary(index), features_R, threshold, f"match: in {member.ref}")
-            one |= decoder_cosines(load(members[0]), load(member), features_R, one["match"])
-            write_bytes(path, save(one))
-        found.append(load_file(path))
+
+    def against(index: int) -> Arrays:
+        member = members[index]
+        found = match(reference, dictionary(index), features_R, threshold, f"match: in {member.ref}")
+        return found | decoder_cosines(load(members[0]), load(member), features_R, found["match"])
+
+    others = range(1, len(members))
+    found = [kept(work.resume / f"against-{index}.safetensors", partial(against, index)) for index in others]
     codes_NF = reference.columns.codes_NF
-    return {
+    firing_count_F = np.bincount(codes_NF.indices, minlength=codes_NF.shape[1])
+    arrays: Arrays = {
         **{name: np.stack([one[name] for one in found]) for name in found[0]},
         "feature": features_R.astype(np.int32),
         "partition": reference.partition_F[features_R],
-        "firing_count": np.bincount(codes_NF.indices, minlength=codes_NF.shape[1])[features_R].astype(np.int64),
+        "firing_count": firing_count_F[features_R].astype(np.int64),
     }
-
-
-def summarise(arrays: Arrays, others: list[str]) -> dict[str, Any]:
-    """By partition of the reference, of those that were looked for: the number of `features`, how many of them are
-    `alive` (fire at least once; only they count below), `against` each other crosscoder how many came back where and
-    the median of the best correlation, also with the pairs permuted (`chance`), and how many came back at the same
-    place `in_all`.
-
-    Args:
-        others: refs of the other crosscoders, in the arrays' order.
-    """
-    summary = {}
-    for number, partition in enumerate(PARTITIONS):
-        mine_R = arrays["partition"] == number
-        if not mine_R.any():
-            continue
-        alive_R = mine_R & (arrays["firing_count"] > 0)
-        back_OR, correlation_OR, chance_OR = (
-            arrays[name][:, alive_R] for name in ("came_back", "correlation", "chance_correlation")
-        )
-        against = [
-            {
-                "crosscoder": other,
-                "came_back": {name: int((back_OR[index] == code).sum()) for name, code in WHERE.items()},
-                "correlation": float(np.median(correlation_OR[index])) if alive_R.any() else None,
-                "chance": float(np.median(chance_OR[index])) if alive_R.any() else None,
-            }
-            for index, other in enumerate(others)
-        ]
-        in_all = {name: int((back_OR == code).all(axis=0).sum()) for name, code in WHERE.items()}
-        sizes = {"features": int(mine_R.sum()), "alive": int(alive_R.sum())}
-        summary[partition] = {**sizes, "against": against, "in_all": in_all}
-    return summary
-
-
-def read_match(artifact: Artifact) -> tuple[dict[str, Any], Arrays]:
-    """(content of match.json, of match.safetensors). Raises as `read_info`."""
-    info = read_info(artifact, MATCH_NAME, version=FORMAT, again="modeldiff features match")
-    return info, read_arrays(artifact, ARRAYS_NAME)
-
-
-def rows(info: dict[str, Any], arrays: Arrays, partition: str, top: int | None = None) -> list[dict[str, Any]]:
-    """Alive features of a partition of the reference as JSON data: those that came back in most crosscoders in the
-    same partition first, then those that came back in any, then by mean correlation.
-
-    Returns:
-        id, partition, density (share of the pairs on which it fires), came_back (in so many crosscoders), and `found`:
-        for each other crosscoder id and partition of the best match (None: no feature ever fires with this one more
-        than by chance), correlation, chance (the best with the pairs permuted), came_back, and cosine_a, cosine_b of
-        the decoder rows (None: one of the two lacks the side).
-    """
-    own = PARTITIONS.index(partition)
-    alive = np.flatnonzero((arrays["partition"] == own) & (arrays["firing_count"] > 0))
-    back_OR = arrays["came_back"][:, alive]
-    mean = arrays["correlation"][:, alive].mean(axis=0)
-    order = np.lexsort((alive, -mean, -(back_OR >= 0).sum(axis=0), -(back_OR == own).sum(axis=0)))[:top]
-    return [
-        {
-            "id": int(arrays["feature"][r]),
-            "partition": partition,
-            "density": float(arrays["firing_count"][r]) / info["pairs"],
-            "came_back": int((arrays["came_back"][:, r] >= 0).sum()),
-            "found": [_found(info, arrays, other, r) for other in range(len(back_OR))],
-        }
-        for r in alive[order]
-    ]
-
-
-def _found(info: dict[str, Any], arrays: Arrays, other: int, r: int) -> dict[str, Any]:
-    sizes, match = list(info["sizes"][1 + other].values()), int(arrays["match"][other, r])
-    return {
-        "crosscoder": info["others"][other],
-        "id": match if match >= 0 else None,
-        "partition": PARTITIONS[int(np.searchsorted(np.cumsum(sizes), match, side="right"))] if match >= 0 else None,
-        "correlation": float(arrays["correlation"][other, r]),
-        "chance": float(arrays["chance_correlation"][other, r]),
-        "came_back": bool(arrays["came_back"][other, r] >= 0),
-        **{name: number_or_none(arrays[name][other, r]) for name in ("cosine_a", "cosine_b")},
+    work.write_bytes(ARRAYS_NAME, save(arrays))
+    counts = {"pairs": codes_NF.shape[0], "outliers": sum(map(len, pairs.blocks)) - codes_NF.shape[0]}
+    refs = [one.ref for one in members]
+    summary = summarise(arrays, refs[1:])
+    description = {
+        "format": FORMAT,
+        "reference": refs[0],
+        "others": refs[1:],
+        "activations": pairs.store.artifact.ref,
+        **counts,
+        "threshold": threshold,
+        "sizes": [_sizes(config) for config in configs],
+        "summary": summary,
     }
+    work.write_json(MATCH_NAME, description)
+    return counts | {part: {"alive": one["alive"], "came_back": one["in_all"][part]} for part, one in summary.items()}

@@ -111,20 +111,14 @@ class ScoreMeasure(Measure):
         return f"--features {about.features} --judge openai --judge-model NAME"
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
-        from modeldiff.features.measures.score.directions import route
-        from modeldiff.features.measures.score.result import read_score, read_scores
+        from modeldiff.features.measures.score.result import read_score, read_scores, route
 
-        groups = read_score(artifact)["groups"]
+        groups, found = read_score(artifact)["groups"], {}
         random = {one["source"]: one["median"] for one in groups if one["partition"] == "random"}
-        return {
-            source: {
-                "direction": route(source),
-                "score": one.score,
-                "missing": one.missing,
-                "of_random": random.get(source),
-            }
-            for source, one in read_scores(artifact).get(row.id, {}).items()
-        }
+        for source, one in read_scores(artifact).get(row.id, {}).items():
+            found[source] = {"direction": route(source), "score": one.score, "missing": one.missing}
+            found[source]["of_random"] = random.get(source)
+        return found
 
     def lines(self, found: dict[str, Any]) -> list[str]:
         lines = []

@@ -18,11 +18,11 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import InputError
 from modeldiff.features.measures.score import ScoreSettings
+from modeldiff.features.measures.score.result import RANDOM, route
 from modeldiff.linear.stitch import Stitch
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact
 
-RANDOM = "random"
 # The order of tables.
 _GROUPS = ("A", "B", "shared", RANDOM)
 
@@ -55,11 +55,6 @@ class ScoredDirection:
     def name(self) -> str:
         """A name for people: `17 A -> B`, `random 3 B -> A`."""
         return f"{'random ' if self.is_random else ''}{self.number} {route(self.source)}"
-
-
-def route(source: str) -> str:
-    """Which way directions of a model are moved, for people: `A -> B`."""
-    return f"{source.upper()} -> {OTHER[source.lower()].upper()}"
 
 
 def find_directions(

@@ -15,13 +15,15 @@ from typing import Any
 import click
 import numpy as np
 
-from modeldiff.features.measures.score.directions import RANDOM, route
 from modeldiff.features.stored import read_info
 from modeldiff.format import fixed, percent, table
 from modeldiff.linear.stitch import DIRECTIONS
 from modeldiff.records import from_json
+from modeldiff.sides import OTHER
 from modeldiff.workspace import Artifact
 
+RANDOM = "random"
+"""Stands for the partition of random directions."""
 FORMAT = 3
 SCORE_NAME = "score.json"
 GENERATIONS_NAME = "generations.jsonl"
@@ -50,6 +52,11 @@ class ScoreRow:
     """Why the score, or a part of what it is made from, is missing."""
     ratings: list[dict[str, int | None]]
     """For each prompt steerability and similarity, 1 to 5."""
+
+
+def route(source: str) -> str:
+    """Which way directions of a model are moved, for people: `A -> B`."""
+    return f"{source.upper()} -> {OTHER[source.lower()].upper()}"
 
 
 def summary(partition: str, source: str, rows: Sequence[ScoreRow]) -> dict[str, Any]:
@@ -94,15 +101,7 @@ def print_score(artifact: Artifact) -> None:
     table(
         f"{artifact.ref} of {score['features']} by {score['judge']}",
         [("group", "left"), *((name, "right") for name in columns)],
-        [
-            [
-                f"{_GROUPS[group['partition']]} {route(group['source'])}",
-                *(f"{group[key]:,}" for key in ("n", "not_steerable", "missing")),
-                *(fixed(group[key]) for key in ("quartile_1", "median", "quartile_3")),
-                percent(group["share_high"]),
-            ]
-            for group in score["groups"]
-        ],
+        [_group_cells(group) for group in score["groups"]],
     )
     r2 = " and ".join(f"{fixed(score['stitch_r2'][way])} {route(way[0])}" for way in DIRECTIONS)
     click.echo(
@@ -113,22 +112,26 @@ def print_score(artifact: Artifact) -> None:
         "random: random directions of the features' usual norm, scored steerable or not.\n"
     )
     rows = [row for row in score["rows"] if row["partition"] != RANDOM and row["score"] is not None]
-    rows.sort(key=lambda row: (-row["score"], row["number"]))
     if not rows:
         click.echo("no feature has a score")
         return
+    highest = sorted(rows, key=lambda row: (-row["score"], row["number"]))[:_LISTED]
     table(
-        f"the {min(_LISTED, len(rows))} highest of {len(rows)}",
+        f"the {len(highest)} highest of {len(rows)}",
         [("id", "right"), ("group", "left"), ("score", "right"), ("steer", "right"), ("by prompt", "left")],
-        [
-            [
-                str(row["number"]),
-                f"{row['partition']} {route(row['source'])}",
-                fixed(row["score"]),
-                fixed(row["steerability"], 1),
-                " ".join("-" if one["similarity"] is None else str(6 - one["similarity"]) for one in row["ratings"]),
-            ]
-            for row in rows[:_LISTED]
-        ],
+        [_cells(row) for row in highest],
     )
     click.echo("A high score: no counterpart was found by this stitch, not that there is none.")
+
+
+def _group_cells(group: dict[str, Any]) -> list[str]:
+    counts = [f"{group[key]:,}" for key in ("n", "not_steerable", "missing")]
+    quartiles = [fixed(group[key]) for key in ("quartile_1", "median", "quartile_3")]
+    name = f"{_GROUPS[group['partition']]} {route(group['source'])}"
+    return [name, *counts, *quartiles, percent(group["share_high"])]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    scores = ["-" if one["similarity"] is None else str(6 - one["similarity"]) for one in row["ratings"]]
+    name = f"{row['partition']} {route(row['source'])}"
+    return [str(row["number"]), name, fixed(row["score"]), fixed(row["steerability"], 1), " ".join(scores)]

@@ -20,16 +20,9 @@ import torch
 
 from modeldiff.console import progress, say
 from modeldiff.features.inputs import open_measured
-from modeldiff.features.measures.score import ScoreSettings
+from modeldiff.features.measures.score import ScoreSettings, result
 from modeldiff.features.measures.score.directions import ScoredDirection, find_directions
-from modeldiff.features.measures.score.result import (
-    FORMAT,
-    GENERATIONS_NAME,
-    MIN_STEERABILITY,
-    SCORE_NAME,
-    ScoreRow,
-    summary,
-)
+from modeldiff.features.measures.score.result import MIN_STEERABILITY, ScoreRow, summary
 from modeldiff.judge.client import Judge, Judged, Prompt, open_judge
 from modeldiff.judge.questions import WORDING, Written, ask_similarity, ask_steerability, read_rating
 from modeldiff.linear.stitch import DIRECTIONS, find_stitch, load_stitch
@@ -79,15 +72,15 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         rows, generations = _score(settings, directions, writers, judge)
         # ASCII: no line separator of Unicode can break a line of the file.
         lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in generations)
-        work.write_bytes(GENERATIONS_NAME, lines.encode())
+        work.write_bytes(result.GENERATIONS_NAME, lines.encode())
         groups = [
             summary(*group, list(members))
             for group, members in itertools.groupby(rows, key=lambda row: (row.partition, row.source))
         ]
         work.write_json(
-            SCORE_NAME,
+            result.SCORE_NAME,
             {
-                "format": FORMAT,
+                "format": result.FORMAT,
                 **{kind: one.label for kind, one in inputs.items()},
                 "stitch_r2": {way: stitch.info["maps"][way]["r2"] for way in DIRECTIONS},
                 "judge": judge.name,
@@ -122,13 +115,24 @@ def _score(
     both = {one: list(zip(written[one], texts, strict=True)) for one, texts in moved.items()}
     similarity = _rate(judge, ask_similarity, prompts, both)
     generations = [
-        {"subject": one.name, "model": model, "role": role, "prompt": prompt, "strength": strength, "text": text}
+        generation
         for one in directions
-        for role, model, found in (("source", one.source.upper(), written), ("target", one.target.upper(), moved))
-        for prompt, texts in zip(prompts, found.get(one, ()), strict=False)
-        for strength, text in texts
+        for role, texts in (("source", written[one]), ("target", moved.get(one, [])))
+        for generation in _generations(prompts, one, role, texts)
     ]
     return [_row(prompts, one, steerability[one], similarity.get(one)) for one in directions], generations
+
+
+def _generations(
+    prompts: Sequence[str], one: ScoredDirection, role: str, texts: list[list[Written]]
+) -> list[dict[str, Any]]:
+    """What one model wrote with a direction, by prompt and strength; `texts` are empty where it was not asked."""
+    about = {"subject": one.name, "model": getattr(one, role).upper(), "role": role}
+    return [
+        {**about, "prompt": prompt, "strength": strength, "text": text}
+        for prompt, by_strength in zip(prompts, texts, strict=False)
+        for strength, text in by_strength
+    ]
 
 
 def _texts(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modeldiff.crosscoder.settings import PAPER_OUTLIER_FACTOR
 from modeldiff.features.measures.measure import About, Measure
 from modeldiff.format import fixed, table
 from modeldiff.settings import OnDevice, setting, settings
@@ -25,7 +26,7 @@ class StitchSettings(OnDevice):
     """Read about this many pairs, in blocks spread evenly over the activations. Eight tenths are fitted on, one tenth
     chooses the regularisation, and one tenth gives the R² reported."""
 
-    outlier_factor: float = setting(default=2.0, least=0)
+    outlier_factor: float = setting(default=PAPER_OUTLIER_FACTOR, least=0)
     """Leave out pairs whose norm, on either side, exceeds this many times the median norm (paper B.1.4: 2); 0 keeps
     all."""
 

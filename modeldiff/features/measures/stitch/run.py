@@ -17,7 +17,7 @@ regularisation that was fitted on permuted pairs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ _NOTEWORTHY_LEFT_OUT = 0.01
 _FEW_PAIRS_PER_DIMENSION = 10
 
 Maps = dict[str, LinearMap]
+Activations = dict[str, torch.Tensor]
 
 
 def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -87,8 +88,9 @@ def _build(settings: StitchSettings, store: ActivationStore, device: torch.devic
     scanned = scan(store, blocks, stretches, factor, device, work.resume)
     pairs, outliers = {part: scanned.counts[part] for part in PARTS}, scanned.counts["outliers"]
     _check_counts(store, pairs, outliers)
-    maps, nulls = _fitted(store, scanned)
-    r2 = _held_out_r2(store, stretches, maps, nulls, factor, device)
+    fitted = _fitted(store, scanned)
+    r2 = _held_out_r2(store, stretches, fitted, factor, device)
+    maps = {name: fitted[name] for name in DIRECTIONS}
     reported = {name: {"ridge": one.ridge, "r2": r2[name], "null_r2": r2[f"null {name}"]} for name, one in maps.items()}
     tensors = {f"{name}.w": one.w_DD for name, one in maps.items()}
     tensors |= {f"{name}.bias": one.bias_D for name, one in maps.items()}
@@ -128,47 +130,48 @@ def _check_counts(store: ActivationStore, pairs: dict[str, int], outliers: int) 
         )
 
 
-def _fitted(store: ActivationStore, scanned: Scan) -> tuple[Maps, Maps]:
-    """(maps, those of permuted pairs), by direction."""
+def _fitted(store: ActivationStore, scanned: Scan) -> Maps:
+    """The maps by direction, and those of permuted pairs: `null a_to_b`, `null b_to_a`."""
     maps: Maps = {}
-    nulls: Maps = {}
     with progress("stitch: solving", len(DIRECTIONS), "maps") as bar:
         for direction in DIRECTIONS:
             x, f = (store.mean[side] for side in direction.split("_to_"))
             ridge = best_ridge(ridge_scores(scanned.moments("fit", direction), scanned.moments("choose", direction)))
-            for into, null in ((maps, False), (nulls, True)):
+            for name, null in ((direction, False), (f"null {direction}", True)):
                 moments = scanned.moments("fit", direction, null=null)
-                into[direction] = LinearMap.fitted(moments, ridge, taken_off_x=x, taken_off_f=f)
+                maps[name] = LinearMap.fitted(moments, ridge, taken_off_x=x, taken_off_f=f)
             bar.advance()
-    return maps, nulls
+    return maps
 
 
-def _held_out_r2(
-    store: ActivationStore, stretches: Stretches, maps: Maps, nulls: Maps, outlier_factor: float, device: torch.device
-) -> dict[str, float | None]:
-    """R² of what there is to predict with, from one pass over the pairs reported on: 1 - sum of squared errors / sum of
-    squares about these pairs' own mean, over all dimensions together. None: the targets do not vary."""
+def _predictions(maps: Maps, *, same_width: bool) -> dict[str, tuple[str, Callable[[Activations], torch.Tensor]]]:
+    """By name, what there is to predict with: (side that is predicted, from activations by side)."""
 
-    def moved(one: LinearMap, source: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    def moved(one: LinearMap, source: str) -> Callable[[Activations], torch.Tensor]:
         return lambda x: one.apply(x[source])
 
     there, back = maps["a_to_b"], maps["b_to_a"]
-    predictions: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], torch.Tensor]]] = {
-        f"{kind}{direction}": (direction[-1], moved(one, direction[0]))
-        for kind, found in (("", maps), ("null ", nulls))
-        for direction, one in found.items()
-    }
-    predictions["round trip a"] = ("a", lambda x: back.apply(there.apply(x["a"])))
-    predictions["round trip b"] = ("b", lambda x: there.apply(back.apply(x["b"])))
-    if store.widths[0] == store.widths[1]:
-        predictions |= {"identity a_to_b": ("b", lambda x: x["a"]), "identity b_to_a": ("a", lambda x: x["b"])}
+    found = {name: (name[-1], moved(one, name[-len("a_to_b")])) for name, one in maps.items()}
+    found["round trip a"] = ("a", lambda x: back.apply(there.apply(x["a"])))
+    found["round trip b"] = ("b", lambda x: there.apply(back.apply(x["b"])))
+    if same_width:
+        found |= {"identity a_to_b": ("b", lambda x: x["a"]), "identity b_to_a": ("a", lambda x: x["b"])}
+    return found
+
+
+def _held_out_r2(
+    store: ActivationStore, stretches: Stretches, maps: Maps, outlier_factor: float, device: torch.device
+) -> dict[str, float | None]:
+    """R² of every prediction, from one pass over the pairs reported on: 1 - sum of squared errors / sum of squares
+    about these pairs' own mean, over all dimensions together. None: the targets do not vary."""
+    predictions = _predictions(maps, same_width=store.widths[0] == store.widths[1])
     count = 0
     # Of each prediction: squared error, square, and values of the targets less a constant near their mean.
     sums = {name: np.zeros(2 + store.info.sides[side].width) for name, (side, _) in predictions.items()}
     mean = {side: store.mean[side].to(device) for side in SIDES}
     ranges = stretches.ranges("report")
     with progress("stitch: held-out pairs", sum(stop - first for first, stop in ranges), "pairs") as bar:
-        for block in (one for first, stop in ranges for one in _blocks_of(store, first, stop)):
+        for block in _blocks_of(store, ranges):
             x = {side: store.read_side(side, block).to(device).float() for side in SIDES}
             keep_N = within_norm(store, x, outlier_factor).cpu().numpy()
             count += int(keep_N.sum())
@@ -186,10 +189,11 @@ def _held_out_r2(
     return found
 
 
-def _blocks_of(store: ActivationStore, first: int, stop: int) -> Iterator[Block]:
-    """The rows first..stop of the store as blocks, never across shards."""
-    while first < stop:
-        shard = int(np.searchsorted(store.first_row, first, side="right")) - 1
-        end = min(stop, store.first_row[shard + 1], first + _READ_ROWS)
-        yield Block(shard, first - store.first_row[shard], end - store.first_row[shard])
-        first = end
+def _blocks_of(store: ActivationStore, ranges: Sequence[tuple[int, int]]) -> Iterator[Block]:
+    """The ranges of rows of the store as blocks, never across shards."""
+    for first, stop in ranges:
+        while first < stop:
+            shard = int(np.searchsorted(store.first_row, first, side="right")) - 1
+            end = min(stop, store.first_row[shard + 1], first + _READ_ROWS)
+            yield Block(shard, first - store.first_row[shard], end - store.first_row[shard])
+            first = end

@@ -203,24 +203,15 @@ def test_outliers_keep_the_models_own_activation(made: Made) -> None:
 
 
 def test_an_interrupted_run_keeps_the_model_it_has_measured(
-    made: Made, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Made, artifact: Artifact, tmp_path: Path, dying: Callable[..., list[Any]]
 ) -> None:
     workspace = Workspace(tmp_path / "ws")
     publish(workspace, perfect(), harvest(tmp_path / "ws", made.models))
-    measured: list[str] = []
-    measure = evaluate_module.measure
-
-    def dying(lm: LanguageModel, layer: int, side: str, *rest: Any) -> Any:
-        measured.append(side)
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        return measure(lm, layer, side, *rest)
-
-    monkeypatch.setattr(evaluate_module, "measure", dying)
+    calls = dying(evaluate_module, "measure", 2)
     with pytest.raises(KeyboardInterrupt):
         run(EvaluateSettings(**PARTS), workspace)
     resumed = run(EvaluateSettings(**PARTS), workspace)
-    assert measured == ["a", "b", "b"]
+    assert [model.side for model, *_ in calls] == ["a", "b", "b"]
     assert resumed.manifest.digest == artifact.manifest.digest
     assert run(EvaluateSettings(**{**PARTS, "batch_tokens": 99}), workspace).ref == resumed.ref
 

@@ -20,7 +20,6 @@ from modeldiff.features.measures.explain.sample import in_second_half
 from modeldiff.features.table import FeatureTable
 from modeldiff.records import to_json
 from modeldiff.workspace import Artifact, Workspace
-from modeldiff.workspace.activations import ActivationStore
 from tests.features.measures.explain.made_texts import AFTER_TRIGGER, HERB, LENGTH, ODD, made_documents, made_features
 
 OFFLINE: dict[str, Any] = {"device": "cpu", "texts": 8}
@@ -125,28 +124,15 @@ def test_a_smaller_sample_is_whole_texts_and_neither_blocks_nor_shards_matter(
 
 
 def test_an_interrupted_pass_goes_on_behind_its_last_shard(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, explained: dict[int, Explained]
+    workspace: Workspace, dying: Callable[..., list[Any]], explained: dict[int, Explained]
 ) -> None:
-    features = made_features(workspace)
-    shards = ActivationStore(workspace.source_of(features, "activations")).info.shards
-    encoded: list[int] = []
-    whole = Encoder.sparse
-
-    def stops_at_two(self: Encoder, block: Any) -> Any:
-        if block.shard == 2 and not stopped:
-            stopped.append(True)
-            raise KeyboardInterrupt
-        encoded.append(block.shard)
-        return whole(self, block)
-
-    stopped: list[bool] = []
-    monkeypatch.setattr(Encoder, "sparse", stops_at_two)
+    made_features(workspace)
+    calls = dying(Encoder, "sparse", 3)
     settings = ExplainSettings(**OFFLINE, feature=(HERB, AFTER_TRIGGER, ODD, 3))
     with pytest.raises(KeyboardInterrupt):
         run(settings, workspace)
     assert read_explanations(run(settings, workspace)) == explained
-    assert sorted(set(encoded)) == list(range(len(shards)))
-    assert len(encoded) == len(shards)  # none twice
+    assert [block.shard for _, block in calls] == [0, 1, 2, 2, 3], "none twice"
 
 
 def test_words_are_shown_as_text(workspace: Workspace, printed: Callable[..., str]) -> None:

@@ -13,8 +13,9 @@ import torch
 from scipy import sparse
 
 from modeldiff.errors import InputError
+from modeldiff.features.measures.impact import ImpactSettings
 from modeldiff.features.measures.impact.removal import Directions, measure, removed_kl, window_nats
-from modeldiff.features.measures.models import Window
+from modeldiff.features.measures.models import LoadedModel, Window
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from modeldiff.lm.residual import replace_in_residual, residual_after, sampled_scores
@@ -82,7 +83,7 @@ def test_really_removing_is_what_subtracting_by_hand_does(lm: LanguageModel) -> 
     d_D = torch.randn(WIDTH, generator=torch.Generator().manual_seed(1))
     expected = true_kl(lm, f_T, d_D.double())
     assert expected > 0.1
-    assert removed_kl(lm, LAYER, "a", window, f_R, d_D) == pytest.approx(expected, rel=1e-4)
+    assert removed_kl(LoadedModel("a", lm, LAYER, [window]), 0, f_R, d_D) == pytest.approx(expected, rel=1e-4)
 
 
 def test_scores_have_mean_zero_and_padding_and_the_company_of_a_batch_change_nothing(lm: LanguageModel) -> None:
@@ -143,12 +144,13 @@ def test_the_size_of_batches_changes_nothing(lm: LanguageModel, tmp_path: Path) 
     codes_NF = made_codes(start, 30)
     rows_KD = torch.randn(29, WIDTH, generator=torch.Generator().manual_seed(0))
     groups = {"own": Directions(np.arange(1, 30), rows_KD, lambda x: x / 1.5)}
+    model = LoadedModel("a", lm, LAYER, windows)
     together, alone = (
         measure(
-            lm, LAYER, "a", windows, codes_NF, groups, samples=2, seed=4, batch_tokens=batch_tokens,
-            resume=tmp_path / str(batch_tokens),
+            model, codes_NF, groups, ImpactSettings(samples=2, seed=4, batch_tokens=tokens),
+            resume=tmp_path / str(tokens),
         )["own"]
-        for batch_tokens in (100, 1)
+        for tokens in (100, 1)
     )  # fmt: skip
     fires_in = [sum(codes_NF[w.rows.start : w.rows.stop, k].nnz > 0 for w in windows) for k in range(1, 30)]
     np.testing.assert_array_equal(together[2], fires_in)

@@ -110,19 +110,12 @@ def test_the_seed_and_the_stitch_count_and_batches_do_not(pair: Made) -> None:
     assert impact_of(pair, swapped(), stitch="stitch:1").ref == again.ref
 
 
-def test_an_interrupted_run_ends_like_a_straight_one(pair: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_ends_like_a_straight_one(
+    pair: Made, monkeypatch: pytest.MonkeyPatch, dying: Callable[..., list[Any]]
+) -> None:
     monkeypatch.setattr(removal, "_PART_WINDOWS", 4)
     straight = impact_of(pair, batch_tokens=64)
-    drawn, calls = removal.sampled_scores, 0
-
-    def dying(*args: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls in (3, 20):
-            raise KeyboardInterrupt
-        return drawn(*args)
-
-    monkeypatch.setattr(removal, "sampled_scores", dying)
+    dying(removal, "sampled_scores", 3, 20)
     order = ImpactSettings(**PARTS, batch_tokens=64)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

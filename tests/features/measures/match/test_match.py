@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import modeldiff.features.codes as codes_module
+import modeldiff.features.measures.match.run as match_module
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig
 from modeldiff.errors import InputError
 from modeldiff.features.measures.match import MatchSettings
-from modeldiff.features.measures.match.run import read_match, rows, run
+from modeldiff.features.measures.match.result import read_match, rows
+from modeldiff.features.measures.match.run import run
 from modeldiff.workspace import Workspace
 from tests.features.made_crosscoder import (
     N_A,
@@ -122,23 +124,13 @@ def test_pairs_are_a_part_of_the_activations_and_outliers_are_left_out(workspace
 
 @pytest.mark.parametrize(("what", "moment"), [("sparse", 3), ("sparse", 20), ("match", 2)])
 def test_an_interrupted_run_continues_and_ends_the_same(
-    what: str, moment: int, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    what: str, moment: int, workspace: Workspace, dying: Callable[..., list[Any]]
 ) -> None:
-    import modeldiff.features.measures.match.run as match_module
-
     add(workspace, moved())
     settings = MatchSettings(crosscoders=(*BOTH, "crosscoder:1"), **ALL)
     straight = run(settings, workspace).manifest.files
     home: Any = {"sparse": codes_module.Encoder, "match": match_module}[what]
-    original, calls = getattr(home, what), []
-
-    def dying(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == moment:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(home, what, dying)
+    calls = dying(home, what, moment)
     with pytest.raises(KeyboardInterrupt):
         run(settings, workspace, force=True)
     assert run(settings, workspace, force=True).manifest.files == straight

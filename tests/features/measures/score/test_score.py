@@ -53,17 +53,9 @@ def stitched(pair: Made) -> Made:
 
 
 @pytest.fixture
-def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def generated(dying: Callable[..., list[Any]]) -> list[Any]:
     """Gets an entry whenever texts are generated."""
-    calls: list[int] = []
-    generate = texts_module.generate
-
-    def counted(*args: Any, **kwargs: Any) -> list[str]:
-        calls.append(1)
-        return generate(*args, **kwargs)
-
-    monkeypatch.setattr(texts_module, "generate", counted)
-    return calls
+    return dying(texts_module, "generate")
 
 
 def settings_of(server: FakeEndpoint, **values: Any) -> ScoreSettings:
@@ -96,7 +88,7 @@ def generations(artifact: Artifact) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (artifact.folder / GENERATIONS_NAME).read_text().splitlines()]
 
 
-def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generated: list[int]) -> None:
+def test_the_score_is_6_minus_the_rating_and_all_is_kept(stitched: Made, generated: list[Any]) -> None:
     with serving(rating()) as server:
         artifact = run(settings_of(server), stitched.workspace)
         kinds = Counter(kind_of(request) for request in server.requests)
@@ -150,7 +142,7 @@ def test_the_judge_sees_what_the_paper_shows_it(stitched: Made) -> None:
         assert strengths == [s for s in ("0", "1", "3") for _ in range(2 if both else 1)]
 
 
-def test_what_is_not_steerable_is_neither_moved_nor_compared(stitched: Made, generated: list[int]) -> None:
+def test_what_is_not_steerable_is_neither_moved_nor_compared(stitched: Made, generated: list[Any]) -> None:
     with serving(rating(steerability=2)) as server:
         # Long enough that no two texts are the same, which would be asked about once.
         artifact = run(settings_of(server, max_new_tokens=8), stitched.workspace)
@@ -191,7 +183,7 @@ def test_answers_that_cannot_be_read_are_asked_again_then_missing(stitched: Made
 
 @pytest.mark.parametrize("dies_at", [3, 9])
 def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(
-    stitched: Made, generated: list[int], dies_at: int
+    stitched: Made, generated: list[Any], dies_at: int
 ) -> None:
     alive = [False]
 

@@ -125,25 +125,19 @@ def test_outliers_are_left_out_on_either_side(workspace: Workspace) -> None:
     assert stitched(workspace, x_a, x_b, outlier_factor=0.0).info["maps"]["a_to_b"]["r2"] < 0.5
 
 
-def test_an_interrupted_pass_goes_on_to_the_same_bytes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pass_goes_on_to_the_same_bytes(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, dying: Callable[..., list[Any]]
+) -> None:
     make_activations(workspace, *noisy(), 700)
     monkeypatch.setattr(scan_module, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("modeldiff.crosscoder.training.loop._WRITING_SHARE", float("inf"))
     monkeypatch.setattr("modeldiff.features.measures.stitch.scan.Permuted.__init__.__defaults__", (300,))
     whole = run(StitchSettings(**ALL), workspace)
-    read, calls = ActivationStore.read_side, []
-
-    def failing(self: ActivationStore, side: str, block: Any) -> torch.Tensor:
-        calls.append(block)
-        if len(calls) == 31:
-            raise KeyboardInterrupt
-        return read(self, side, block)
-
-    monkeypatch.setattr(ActivationStore, "read_side", failing)
+    calls = dying(ActivationStore, "read_side", 31)
     with pytest.raises(KeyboardInterrupt):
         run(StitchSettings(**ALL), workspace, force=True)
     again = run(StitchSettings(**ALL), workspace, force=True)
-    first_again = calls[31]
+    _, _, first_again = calls[31]
     assert (first_again.shard, first_again.start) > (0, 0)
     assert again.manifest.files == whole.manifest.files
 
