@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from modeldiff.workspace.workspace import PARTIAL, Workspace
 _PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "safetensors")
 # Files of this subfolder serve to continue after an interruption; they are dropped when the artifact is published.
 RESUME = "resume"
+# Writing checkpoints may take this share of the time.
+_WRITING_SHARE = 0.05
 
 
 class Work:
@@ -98,6 +100,24 @@ class Work:
 Build = Callable[[Work], dict[str, Any]]
 """Does the work and returns the metrics for the manifest. It must continue from what the `Work` already holds, and
 write the same bytes however often it was interrupted."""
+
+
+class CheckpointClock:
+    """When the next checkpoint is due: after some seconds, or later when writing one takes long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def now(self) -> bool:
+        return time.monotonic() - self._last >= max(self._seconds, self._cost / _WRITING_SHARE)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._last = time.monotonic()
+        self._cost = self._last - start
 
 
 @dataclasses.dataclass(frozen=True)

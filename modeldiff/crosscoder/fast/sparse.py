@@ -74,14 +74,13 @@ def bag_sum(
     Decoding (bags are pairs, rows those of a decoder) and the gradients of weights (bags are features, rows are
     activations or errors) are this. No autograd. `out_GD` is memory for it.
     """
+    out_GD = rows_ND.new_empty(len(bags), rows_ND.shape[1], dtype=torch.float32) if out_GD is None else out_GD
     if kernels := _kernels(rows_ND.device):
-        return kernels.bag_sum(rows_ND, bags, weight_K, out_GD=out_GD)
+        return kernels.bag_sum(rows_ND, bags, weight_K, out_GD)
     with torch.no_grad():
-        if out_GD is None:
-            return _bag_sum(rows_ND, bags, weight_K)
         for which, entries, piece in _pieces(bags, rows_ND):
             out_GD[which] = _bag_sum(rows_ND, piece, weight_K[entries])
-        return out_GD
+    return out_GD
 
 
 def bag_dot(
@@ -99,7 +98,7 @@ def bag_dot(
     weight_K = rows_ND.new_ones(len(bags.index_K)) if weight_K is None else weight_K
     if kernels := _kernels(rows_ND.device):
         if sum_GD is not None:
-            kernels.bag_sum(rows_ND, bags, weight_K, out_GD=sum_GD)
+            kernels.bag_sum(rows_ND, bags, weight_K, sum_GD)
         return kernels.bag_dot(left_GD, rows_ND, bags)
     dot_K = torch.empty_like(weight_K)
     for which, entries, piece in _pieces(bags, rows_ND):
@@ -250,9 +249,8 @@ class SparseStep:
         entries = Entries(flat_K, len(x_a_BDa), self._crosscoder.n_features)
         f_K = scores.pre(flat_K)
         del scores, flat_K  # early in a run many entries are active; the memory of the scores is used again
-        a, b = x_a_BDa.shape[1], x_b_BDb.shape[1]
-        xhat_a, xhat_b, *spare = self._matrices(len(x_a_BDa), a, b, a, b)
-        return Pass(entries, f_K, smallest, self.decode(entries, f_K, (xhat_a, xhat_b)), (spare[0], spare[1]))
+        a, b, *spare = self._matrices(len(x_a_BDa), *[x_a_BDa.shape[1], x_b_BDb.shape[1]] * 2)
+        return Pass(entries, f_K, smallest, self.decode(entries, f_K, (a, b)), (spare[0], spare[1]))
 
     @torch.no_grad()
     def decode(self, entries: Entries, f_K: torch.Tensor, out: Both | tuple[None, None] = (None, None)) -> Both:
@@ -288,9 +286,9 @@ class SparseStep:
         out_BF = pre_BF if dtype == torch.float32 else torch.empty_like(pre_BF, dtype=dtype)
         tensors = (tensor.to(dtype) for tensor in (x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b))
         encode_into(out_BF, *tensors, share=crosscoder.encoder_share)
-        return Scores(
-            pre_BF if out_BF is pre_BF else pre_BF.copy_(out_BF), crosscoder.b_enc, crosscoder.score_weights()
-        )
+        if out_BF is not pre_BF:
+            pre_BF.copy_(out_BF)
+        return Scores(pre_BF, crosscoder.b_enc, crosscoder.score_weights())
 
     def _matrices(self, rows: int, *columns: int) -> tuple[torch.Tensor, ...]:
         """Float32 matrices, all in memory that is kept, and over those of the last call: new memory is slow, the system

@@ -44,18 +44,11 @@ def sum_tile(entries: int, bags: int) -> Tile:
 
 
 def bag_sum(
-    rows_ND: torch.Tensor,
-    bags: Bags,
-    weight_K: torch.Tensor,
-    tile: Tile | None = None,
-    *,
-    out_GD: torch.Tensor | None = None,
+    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, out_GD: torch.Tensor, tile: Tile | None = None
 ) -> torch.Tensor:
     """`sparse.bag_sum` with rows in float32 or bfloat16. The same input and tile give the same bits."""
-    G, D = len(bags), rows_ND.shape[1]
+    G, D = out_GD.shape
     tile = tile or sum_tile(len(bags.index_K), G)
-    if out_GD is None:
-        out_GD = torch.empty(G, D, dtype=torch.float32, device=rows_ND.device)
     with torch.cuda.device_of(rows_ND):
         _sum[G, triton.cdiv(D, tile.columns)](
             rows_ND, bags.index_K, weight_K, bags.start_G1, out_GD, D, _stride(rows_ND),

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError, ModeldiffError
 from modeldiff.records import check_fields
 from modeldiff.workspace.files import replace_into, temporary_path
+from modeldiff.workspace.stage import CheckpointClock
 
-# Writing checkpoints may take this share of the time.
-_WRITING_SHARE = 0.05
 # Audits change them: they need not be those that the run began with.
 _SIZES = {"A": "n_a_only", "shared": "n_shared", "B": "n_b_only"}
 _COUNTERS, _AVERAGES = ("step", "left_out", "auxk_nan"), ("threshold", "threshold_designated")
@@ -83,24 +81,6 @@ def train(trainer: Trainer, stream: PairStream, checkpoint: Path, log: Path, tim
                     write_checkpoint(checkpoint, trainer, lines.tell())
 
 
-class CheckpointClock:
-    """When the next checkpoint is due: after some seconds, or later when writing one takes long."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._last, self._cost = time.monotonic(), 0.0
-
-    def now(self) -> bool:
-        return time.monotonic() - self._last >= max(self._seconds, self._cost / _WRITING_SHARE)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self._last = time.monotonic()
-        self._cost = self._last - start
-
-
 def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
     """Write the state of a run; `log_bytes` is the length of its log at this step. Every process calls it, and the
     first one writes: any number of them can go on from the file."""
@@ -126,16 +106,14 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
     """
     required = {*_COUNTERS, *_AVERAGES, *_SIZES.values(), "log_bytes"}
     try:
-        try:
-            numbers = json.loads(read_metadata(path).get("numbers", "{}"))
-        except ValueError:
-            raise DamagedError(f"{path}: its numbers are not JSON") from None
+        numbers = json.loads(read_metadata(path).get("numbers", "{}"))
         check_fields(numbers, required=required, where=str(path))
         if trainer.processes.world == 1:
             _resize(trainer, numbers, path)
         read_tensors(path, _tensors(trainer), trainer.processes.spans)
-    except ModeldiffError as error:
-        raise DamagedError(f"{error}; `modeldiff workspace clean` lets the run begin anew") from None
+    except (ModeldiffError, json.JSONDecodeError) as error:
+        what = str(error) if isinstance(error, ModeldiffError) else f"{path}: its numbers are not JSON"
+        raise DamagedError(f"{what}; `modeldiff workspace clean` lets the run begin anew") from None
     for name in _COUNTERS:
         setattr(trainer, name, numbers[name])
     for name in _AVERAGES:

@@ -112,14 +112,11 @@ def add_auxk(
     for at, side in enumerate(SIDES):
         grad_ZD = g_BZ[:, inside[at]].T @ e_low[at]
         grad_ZD[shared_Z.start - inside[at].start : shared_Z.stop - inside[at].start] *= crosscoder.encoder_share
-        _add_rows(crosscoder.encoder(side), rows[at], grad_ZD)
-        _add_rows(crosscoder.decoder(side), rows[at], z_low[:, inside[at]].T @ g[at])
+        decoder_ZD = z_low[:, inside[at]].T @ g[at]
+        for w_FD, more_ZD in ((crosscoder.encoder(side), grad_ZD), (crosscoder.decoder(side), decoder_ZD)):
+            assert w_FD.grad is not None, "the gradient of the reconstructions comes first"
+            w_FD.grad.index_add_(0, rows[at], more_ZD.to(w_FD.dtype))
     return loss
-
-
-def _add_rows(w_FD: torch.Tensor, rows_Z: torch.Tensor, grad_ZD: torch.Tensor) -> None:
-    assert w_FD.grad is not None, "the gradient of the reconstruction comes first: it is written over what was there"
-    w_FD.grad.index_add_(0, rows_Z, grad_ZD.to(w_FD.dtype))
 
 
 class Explained:

@@ -113,10 +113,11 @@ class Adam:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        lists = {name: [state[name] for state in self.state.values()] for name in ("exp_avg", "exp_avg_sq", "step")}
+        moments = ("exp_avg", "exp_avg_sq", "step")
+        firsts, seconds, steps = ([one[name] for one in self.state.values()] for name in moments)
         grads = [one.grad for one in self.state if one.grad is not None]
         adam(
-            list(self.state), grads, lists["exp_avg"], lists["exp_avg_sq"], [], lists["step"],
+            list(self.state), grads, firsts, seconds, [], steps,
             foreach=False, fused=self._fused, amsgrad=False, beta1=_BETAS[0], beta2=_BETAS[1], lr=lr, weight_decay=0.0,
             eps=1e-8, maximize=False,
         )  # fmt: skip
@@ -217,9 +218,7 @@ class Trainer:
         if keep_B.all():
             return x_a, x_b
         if not (x_a.isfinite().all() and x_b.isfinite().all()):  # a norm that is not a number is never an inlier
-            raise DamagedError(
-                f"the activations of step {self.step} hold values that are not finite: harvest them again"
-            )
+            raise DamagedError(f"activations of step {self.step} are not finite numbers: harvest them again")
         self.left_out += len(x_a) - int(keep_B.sum())
         return x_a[keep_B], x_b[keep_B]
 

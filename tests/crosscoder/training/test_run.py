@@ -15,11 +15,12 @@ import torch
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training import run as run_module
-from modeldiff.crosscoder.training.loop import CheckpointClock, read_checkpoint
+from modeldiff.crosscoder.training.loop import read_checkpoint
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError, MachineError
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.stage import CheckpointClock
 from tests.crosscoder.made import log_of
 from tests.crosscoder.planted import Planted, plant, recovered
 from tests.made_activations import make_activations

@@ -72,7 +72,7 @@ def test_activations_that_are_not_finite_stop_the_run(value: float) -> None:
     x_a, x_b = batches(1)[0]
     x_b[3, 4] = value
     trainer = make_trainer()
-    with pytest.raises(DamagedError, match="activations of step 0 hold values that are not finite"):
+    with pytest.raises(DamagedError, match="activations of step 0 are not finite"):
         trainer.update(x_a, x_b)
 
 

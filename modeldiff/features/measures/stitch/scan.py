@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeldiff.console import progress
-from modeldiff.crosscoder.training.loop import CheckpointClock
 from modeldiff.linear.quality import within_norm
 from modeldiff.linear.ridge import Moments
 from modeldiff.sides import SIDES
 from modeldiff.splits import PARTS, Stretches
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import replace_into, temporary_path
+from modeldiff.workspace.stage import CheckpointClock
 
 CHECKPOINT_SECONDS = 60.0
 SHIFT = 8192
