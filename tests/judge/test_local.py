@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from modeldiff.judge import local
-from modeldiff.judge.client import Prompt, open_judge
+from modeldiff.judge.choice import open_judge
+from modeldiff.judge.client import Prompt
 from modeldiff.judge.local import LocalModel
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.lm.generate import generate

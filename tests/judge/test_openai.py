@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from modeldiff.errors import InputError, MachineError, ModeldiffError
-from modeldiff.judge.client import AnswerCache, Judge, Prompt, open_judge
+from modeldiff.judge.choice import open_judge
+from modeldiff.judge.client import AnswerCache, Judge, Prompt
 from modeldiff.judge.openai import Endpoint
 from modeldiff.judge.settings import JudgeSettings
 from tests.judge.fake_endpoint import Answering, Reply, Request, failed, said, serving
@@ -237,7 +238,7 @@ def test_a_server_with_other_names_for_the_limit_and_no_temperature_is_understoo
 def test_a_killed_run_has_kept_every_answer_that_arrived(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom modeldiff.judge.client import Prompt\n"
-        "from modeldiff.judge.client import open_judge\nfrom modeldiff.judge.settings import JudgeSettings\n"
+        "from modeldiff.judge.choice import open_judge\nfrom modeldiff.judge.settings import JudgeSettings\n"
         "options = dict(judge='openai', judge_model='wise-model', judge_base_url=sys.argv[1], judge_concurrency=1)\n"
         "asked = [Prompt(f'feature {n}', 'Be brief.', f'question {n}') for n in range(20)]\n"
         "open_judge(JudgeSettings(**options), Path(sys.argv[2]), 'cpu').answers(asked)\n"

@@ -30,7 +30,8 @@ from modeldiff.features.measures.score.result import (
     ScoreRow,
     summary,
 )
-from modeldiff.judge.client import Judge, Judged, Prompt, open_judge
+from modeldiff.judge.choice import open_judge
+from modeldiff.judge.client import Judge, Judged, Prompt
 from modeldiff.judge.questions import WORDING, Written, ask_similarity, ask_steerability, read_rating
 from modeldiff.linear.stitch import DIRECTIONS, find_stitch, load_stitch
 from modeldiff.lm.chat import open_chat, uses_chat
