@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.cli.steer_tables import read_generations
-from modeldiff.format import Columns, console, fixed, table
+from modeldiff.cli.steer_tables import Cell, Record, print_by_prompt, read_generations
+from modeldiff.format import Columns, fixed, table
 from modeldiff.steer.settings import TransferSettings
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def _info(artifact: Artifact) -> dict[str, Any]:
 
 def _show(artifact: Artifact) -> None:
     print_transfer(artifact.ref, _info(artifact))
-    print_generations(read_generations(artifact))
+    columns = {"steered by": {"no_wrap": True}, "text": {"ratio": 1, "overflow": "fold"}}
+    print_by_prompt(read_generations(artifact), columns, _labelled, expand=True)
 
 
 def print_transfer(ref: str, info: dict[str, Any]) -> None:
@@ -74,21 +76,13 @@ def _print_truth(info: dict[str, Any]) -> None:
     click.echo("random: 95% of random directions, moved or drawn there, stay below (absolute).")
 
 
-def print_generations(generations: list[dict[str, Any]]) -> None:
-    """For each prompt the unsteered text above those of each rule and strength."""
-    from rich.table import Table
-    from rich.text import Text
-
-    several = any(one["vector"] for one in generations)
-    for prompt in dict.fromkeys(one["prompt"] for one in generations):
-        made = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True, expand=True)
-        made.add_column("steered by", no_wrap=True)
-        made.add_column("text", ratio=1, overflow="fold")
-        for one in (one for one in generations if one["prompt"] == prompt):
-            label = one["rule"] if one["strength"] == 0 else f"{one['rule']} {one['strength']:+g}"
-            label += f" ({one['vector']})" if several and one["strength"] else ""
-            made.add_row(Text(label), Text(one["text"].strip()))
-        console().print(made)
+def _labelled(written: Sequence[Record]) -> Iterator[list[Cell]]:
+    """The unsteered text above those of each rule and strength."""
+    several = any(one["vector"] for one in written)
+    for one in written:
+        label = one["rule"] if one["strength"] == 0 else f"{one['rule']} {one['strength']:+g}"
+        label += f" ({one['vector']})" if several and one["strength"] else ""
+        yield [("", label), ("", one["text"].strip())]
 
 
 command = stage_command(
