@@ -38,14 +38,14 @@ from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
-from modeldiff.lm.chat import uses_chat
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import harvested, side_info
 from modeldiff.lm.model import LanguageModel
 from modeldiff.sides import OTHER, SIDES
+from modeldiff.steer.prompts import Prompt, read_prompts
 from modeldiff.steer.settings import TransferSettings
 from modeldiff.steer.sweep import json_lines, write
-from modeldiff.steer.transfer_contrast import Contrast, Prompt, make_contrast, read_prompts, render
+from modeldiff.steer.transfer_contrast import Contrast, make_contrast
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import read_json, sha256_json
 
@@ -192,15 +192,13 @@ def _direction(
 def _generate(
     settings: TransferSettings, lm: LanguageModel, layer: int, directions: dict[str, Tensor], work: Work
 ) -> None:
-    chat = uses_chat(lm.tokenizer, settings.chat)
-    rendered = [render(lm, Prompt(prompt), chat) for prompt in settings.prompt]
     pushes = [(UNSTEERED, 0, 0.0, torch.zeros(lm.width))]
     for rule, x_ND in directions.items():
         strengths = dict.fromkeys(settings.strength)
         pushes += [(rule, i, strength, strength * x_D) for i, x_D in enumerate(x_ND) for strength in strengths]
     say(f"{len(pushes)} texts of each prompt: unsteered, and along every direction")
     vectors_SD = torch.stack([x_D for *_, x_D in pushes])
-    made = write(settings, lm, layer, rendered, vectors_SD, chat=chat, batch=_BATCH)
+    made = write(settings, lm, layer, settings.prompt, vectors_SD, _BATCH)
     records = [
         {"prompt": prompt, "rule": rule, "vector": index, "strength": strength, "text": one.text}
         for (rule, index, strength, _), texts in zip(pushes, made, strict=True)

@@ -21,8 +21,8 @@ from modeldiff.linear.stitch import load_stitch
 from modeldiff.lm.generate import generate, generate_tokens
 from modeldiff.lm.load import ModelRef
 from modeldiff.lm.residual import add_to_residual, residual_after
+from modeldiff.steer.prompts import read_prompts
 from modeldiff.steer.transfer import Decoders, cosine, paper_rule, read_vectors, run
-from modeldiff.steer.transfer_contrast import read_prompts
 from modeldiff.workspace import Artifact
 from tests.steer.made import (
     LAYERS,
