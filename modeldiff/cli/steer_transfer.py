@@ -19,10 +19,9 @@ _MOST_ROWS = 30
 
 
 def _info(artifact: Artifact) -> dict[str, Any]:
-    from modeldiff.steer.transfer import TRANSFER_NAME
     from modeldiff.workspace.files import read_json
 
-    return read_json(artifact.file(TRANSFER_NAME))
+    return read_json(artifact.file("transfer.json"))
 
 
 def _show(artifact: Artifact) -> None:

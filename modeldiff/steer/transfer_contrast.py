@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +38,11 @@ class Contrast:
     def vector_D(self) -> Tensor:
         return self.positive_PD.mean(dim=0) - self.negative_QD.mean(dim=0)
 
-    @property
-    def silent(self) -> int:
-        """Prompts without a response; they count for nothing."""
-        return len(self.texts) - len(self.positive_PD) - len(self.negative_QD)
+    def described(self) -> dict[str, Any]:
+        """As transfer.json has it; `silent`: prompts without a response, which count for nothing."""
+        positive, negative = len(self.positive_PD), len(self.negative_QD)
+        silent = len(self.texts) - positive - negative
+        return {"positive": positive, "negative": negative, "silent": silent, "answers": self.texts}
 
     def halves(self) -> tuple[Tensor, Tensor]:
         """The direction from every other prompt, and from the rest: how far its own noise lets them agree."""
