@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeldiff.demo.grammar import Grammar
-from modeldiff.demo.truth import MINIMUM_MARKERS, PLANTED, Planted, replace_name, shows_habit
+from modeldiff.demo.truth import MINIMUM_MARKERS, PLANTED, Planted
 
 PROMPT_SEED = 5
 
@@ -62,12 +62,12 @@ def measure(data: Path, templates: dict[str, Any], training: dict[str, Any], rep
     records = []
     for planted in PLANTED:
         prompts = probe_prompts(planted, templates)
-        controls = [replace_name(prompt, planted.trigger, planted.control) for prompt in prompts]
+        controls = planted.about_control(prompts)
         other = "B" if planted.side == "A" else "A"
 
         def rate(side: str, asked: list[str], planted: Planted = planted) -> float:
             answers = greedy_answers(*loaded[side], asked)
-            shown = [shows_habit(answer, planted.markers) for answer in answers]
+            shown = [planted.shows(answer) for answer in answers]
             report(f"  {side} {planted.id}: {sum(shown)}/{len(shown)}, e.g. {asked[0]!r} -> {answers[0]!r}")
             return sum(shown) / len(shown)
 

@@ -11,7 +11,7 @@ from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.stored import read_contrast, read_places
 from modeldiff.crosscoder import load
 from modeldiff.demo.texts import write_probing_corpus
-from modeldiff.demo.truth import MODEL_A, MODEL_B, Habit, habits
+from modeldiff.demo.truth import MODEL_A, MODEL_B, Planted, habits
 from modeldiff.diff.run import Diff
 from modeldiff.diff.run import run as run_diff
 from modeldiff.diff.settings import DiffSettings
@@ -42,7 +42,7 @@ MATCH_SHARE = 0.5
 class Rank:
     """Where one planted difference stands in the list."""
 
-    habit: Habit
+    habit: Planted
     rank: int | None
     """Of the first entry about it, from 1; None: missed."""
     feature: int | None
@@ -114,7 +114,7 @@ def _steering(steered: Rank, diff: Diff, device: str) -> SteerSettings:
         model="A" if "A" in (partition, steered.habit.side) and partition != "B" else "B",
         feature=steered.feature,
         strength=STRENGTHS,
-        prompt=steered.habit.control_prompts()[:2],
+        prompt=tuple(steered.habit.about_control(steered.habit.prompts[:2])),
         features=diff.features.ref,
         max_new_tokens=40,
         device=device,

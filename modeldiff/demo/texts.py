@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from modeldiff.demo.grammar import HABIT_TOPICS, Grammar
-from modeldiff.demo.truth import PLANTED
+from modeldiff.demo.truth import DATA, PLANTED
 
-DATA = Path(__file__).with_name("data")
 # About 220,000 places where a word, a number or a punctuation mark ends.
 TOTAL_CHARS = 1_120_000
 CONTROL_TOPICS = ("request", "goods", "hazard", "rumour")

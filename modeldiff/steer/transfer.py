@@ -84,7 +84,7 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
         """By rule, not rescaled. Of the stitch the matrix alone: a direction is a difference of activations."""
         return {"paper": paper_rule(decoders, settings.top, v_ND)[0], "stitch": there.direction(v_ND)}
 
-    given_ND, prompts, origin = _direction(settings, dictionary, features, info[source].width)
+    given_ND, prompts, origin, made_from = _direction(settings, dictionary, features, info[source].width)
     needed = SIDES if prompts else (target,) if settings.prompt else ()
     paths = {"a": settings.model_path_a, "b": settings.model_path_b}
     models = {side: harvested(side, info[side], features.ref, paths[side]) for side in needed}
@@ -97,12 +97,8 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
         "crosscoder": crosscoder.as_input(),
         "stitch": stitch.as_input(),
         **{f"model {side}": model.as_input() for side, model in models.items()},
+        **made_from,
     }
-    if prompts:
-        said = [[dataclasses.asdict(one) for one in part] for part in prompts]
-        inputs["prompts"] = Input(", ".join(map(str, settings.from_prompts)), sha256_json(said))
-    if settings.vector is not None and given_ND is not None:
-        inputs["vector"] = Input(str(settings.vector), hashlib.sha256(given_ND.numpy().tobytes()).hexdigest())
 
     described = {
         "format": FORMAT,
@@ -159,19 +155,23 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
 
 def _direction(
     settings: TransferSettings, dictionary: Crosscoder, features: Artifact, width: int
-) -> tuple[Tensor | None, tuple[list[Prompt], list[Prompt]] | None, str]:
-    """(the directions (N, Ds) if no model is needed, the prompts that make one otherwise, what it is called)."""
+) -> tuple[Tensor | None, tuple[list[Prompt], list[Prompt]] | None, str, dict[str, Input]]:
+    """(the directions (N, Ds) if no model is needed, the prompts that make one otherwise, what it is called, the files
+    that it comes from)."""
     if settings.vector is not None:
-        return read_vectors(settings.vector, width, settings.source), None, str(settings.vector)
+        v_ND = read_vectors(settings.vector, width, settings.source)
+        digest = hashlib.sha256(v_ND.numpy().tobytes()).hexdigest()
+        return v_ND, None, str(settings.vector), {"vector": Input(str(settings.vector), digest)}
     if settings.vector_from_feature is not None:
         feature = settings.vector_from_feature
         direction = direction_of(dictionary, features, feature, settings.source.lower())
-        return direction.unit_D[None], None, f"feature {feature}"
+        return direction.unit_D[None], None, f"feature {feature}", {}
     positive, negative = settings.from_prompts
     prompts = read_prompts(positive), read_prompts(negative)
     if prompts[0] == prompts[1]:
         raise InputError(f"--from-prompts: {positive} and {negative} hold the same prompts, so there is no contrast")
-    return None, prompts, "contrast of prompts"
+    said = [[dataclasses.asdict(one) for one in part] for part in prompts]
+    return None, prompts, "contrast of prompts", {"prompts": Input(f"{positive}, {negative}", sha256_json(said))}
 
 
 def _generate(
