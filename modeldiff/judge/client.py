@@ -92,12 +92,10 @@ class Judged(Generic[T]):
 class Backend(Protocol):
     """Whoever is asked: local.py, openai.py."""
 
-    @property
-    def name(self) -> str:
-        """For people: the kind of judge and its model."""
-
-    def identity(self) -> dict[str, Any]:
-        """JSON data that decides the answers (model, endpoint, sampling), for fingerprints. Never a secret."""
+    name: str
+    """For people: the kind of judge and its model."""
+    identity: dict[str, Any]
+    """JSON data that decides the answers (model, endpoint, sampling), for fingerprints. Never a secret."""
 
     def answer(self, prompts: Sequence[Prompt], keep: Callable[[int, Answer], None]) -> None:
         """Answer every prompt, calling `keep` with its number the moment an answer is there, from any thread, in any
@@ -114,9 +112,7 @@ class Judge:
     def __init__(self, backend: Backend, cache: AnswerCache, max_calls: int | None = None) -> None:
         self._backend, self._cache, self._max_calls = backend, cache, max_calls
         self._calls = 0
-        self.name = backend.name
-        self.identity = backend.identity()
-        """As `Backend.identity`."""
+        self.name, self.identity = backend.name, backend.identity
 
     def planned(self, prompts: Sequence[Prompt]) -> int:
         """How many calls these prompts cost if every answer can be read: the different ones that are not cached."""

@@ -56,12 +56,12 @@ def test_its_identity_is_what_it_computes_not_where_it_lies(folder: Path, tmp_pa
     moved = tmp_path / "elsewhere" / folder.name
     moved.parent.mkdir()
     moved.symlink_to(folder)
-    first, second = (LocalModel(settings_for(at), CPU).identity() for at in (folder, moved))
+    first, second = (LocalModel(settings_for(at), CPU).identity for at in (folder, moved))
     assert first == second
     assert first["temperature"] == 0
     assert str(folder.parent) not in str(first)
     longer = dataclasses.replace(settings_for(folder), judge_max_tokens=9)
-    assert LocalModel(longer, CPU).identity() != first
+    assert LocalModel(longer, CPU).identity != first
 
 
 def test_a_prompt_cannot_end_its_own_message(folder: Path) -> None:
