@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeldiff.demo.grammar import Grammar
+from modeldiff.demo.grammar import SPEAKERS, Grammar, capital, fill
 from modeldiff.demo.truth import MINIMUM_MARKERS, PLANTED, Planted
 
 PROMPT_SEED = 5
@@ -47,7 +47,13 @@ def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_t
 def probe_prompts(planted: Planted, templates: dict[str, Any]) -> list[str]:
     """Every held-out question about the trigger with every pair of speakers."""
     # The questions were written before the first training run and stay as they are, the ones that go wrong included.
-    return Grammar(templates).prompts(planted.topic, planted.trigger, random.Random(PROMPT_SEED))
+    grammar, rng = Grammar(templates), random.Random(PROMPT_SEED)
+    made = []
+    for question in grammar.topics[planted.topic]["questions"]:
+        for asker, teller in SPEAKERS:
+            filled = fill(question, grammar.slots, rng).replace("{name}", planted.trigger)
+            made.append(f"{asker}: {capital(filled)}\n{teller}:")
+    return made
 
 
 def measure(data: Path, templates: dict[str, Any], training: dict[str, Any], report: Callable[[str], None]) -> None:

@@ -52,19 +52,16 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "dead": selection.dead,
         "left_out_as_rare": selection.rare,
         "without_evidence": selection.without_evidence,
-        "scales": {
-            side: {
-                **to_json(scale),
-                **{name: getattr(scale, name) for name in ("bar", "predictable_from", "false_exclusive")},
-            }
-            for side, scale in table.scales.items()
-        },
-        "calls": {
-            side: {**to_json(calls), "beyond_chance": calls.beyond_chance} for side, calls in table.calls.items()
-        },
+        "scales": _with(table.scales, "bar", "predictable_from", "false_exclusive"),
+        "calls": _with(table.calls, "beyond_chance"),
         "differences": table.info["differences"],
         "features": [table.row(feature).to_json() for feature in selection.ids],
     }
+
+
+def _with(by_side: Mapping[str, Any], *names: str) -> dict[str, dict[str, Any]]:
+    """Records as JSON data, with some of their properties."""
+    return {side: {**to_json(one), **{name: getattr(one, name) for name in names}} for side, one in by_side.items()}
 
 
 def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chosen: Any) -> None:

@@ -1,5 +1,4 @@
-"""What is known about the bundled pair: what was planted into which model (the specification), how an answer is tested
-for it, and the rates measured on the trained models (``data/truth.json``)."""
+"""What was planted into which of the bundled models, and how an answer is tested for it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -67,12 +68,10 @@ def coherent_range(rows: Sequence[Row], model: str) -> dict[str, float]:
     `least` and `most` are the strengths that were tried.
     """
     mine = {row["strength"]: row for row in rows if row["model"] == model and row["direction"] == FEATURE}
-    ends = {"from": 0.0, "to": 0.0}
+    ends = {}
     for end, sign in (("from", -1), ("to", 1)):
-        for strength in sorted((s for s in mine if s * sign > 0), key=abs):
-            if not mine[strength]["coherent"]:
-                break
-            ends[end] = strength
+        tried = sorted((strength for strength in mine if strength * sign > 0), key=abs)
+        ends[end] = [0.0, *itertools.takewhile(lambda strength: mine[strength]["coherent"], tried)][-1]
     return {**ends, "least": min(mine), "most": max(mine)}
 
 

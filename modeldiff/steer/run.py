@@ -142,9 +142,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
 
 def _prompts(settings: SteerSettings) -> tuple[str, ...]:
     """The prompts, from --prompt or the lines of the --prompts file (empty lines are skipped; `\\n` is not special)."""
-    prompts = settings.prompt
-    if settings.prompts is not None:
-        prompts = tuple(read_lines(settings.prompts))
+    prompts = settings.prompt if settings.prompts is None else tuple(read_lines(settings.prompts))
     if not prompts or not all(prompt.strip() for prompt in prompts):
         where = settings.prompts or "--prompt"
         raise InputError(f"{where}: a prompt is empty; give the text that the model is to continue")
