@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from modeldiff.console import muted
-from modeldiff.format import print_json
+from modeldiff.format import flat, print_json, table
 from modeldiff.records import hints, to_json
 from modeldiff.settings import Settings, field_docs, option_of, own_first
 
@@ -69,7 +69,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Paramet
     if field.metadata["argument"]:
         return click.Argument([field.name], nargs=-1, metavar=f"{field.name.upper()}...")
     flag = option_of(field)
-    kwargs: dict[str, Any] = {"help": doc + "  [required]"}  # by `make_settings`: not where a subcommand is called
+    kwargs: dict[str, Any] = {"help": doc + "  [required]"}  # by `stage_command`: not where a subcommand is called
     if field.default is not dataclasses.MISSING:
         kwargs = {"help": doc, "default": field.default, "show_default": field.default not in (None, ())}
     if hint is bool:
@@ -87,14 +87,6 @@ def _click_type(hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         return click.Choice(list(typing.get_args(hint)))
     return click.Path(path_type=Path) if hint is Path else hint
-
-
-def make_settings(cls: type[Settings], values: dict[str, Any]) -> Any:
-    """Take the settings' fields out of the parsed options and make the settings (which validates them)."""
-    for field in dataclasses.fields(cls):
-        if field.default is dataclasses.MISSING and values[field.name] in (None, ()):
-            raise click.UsageError(f"Missing option '{option_of(field)}'", click.get_current_context())
-    return cls(**{field.name: values.pop(field.name) for field in dataclasses.fields(cls)})
 
 
 def workspace_option() -> click.Option:
@@ -179,7 +171,10 @@ def stage_command(
     """
 
     def run_and_show(workspace: Workspace, *, name: str | None, force: bool, as_json: bool, **values: Any) -> None:
-        made = make_settings(settings, values)
+        for field in dataclasses.fields(settings):
+            if field.default is dataclasses.MISSING and values[field.name] in (None, ()):
+                raise click.UsageError(f"Missing option '{option_of(field)}'", click.get_current_context())
+        made = settings(**{field.name: values.pop(field.name) for field in dataclasses.fields(settings)})
         found = instead(made, workspace, as_json=as_json, **values) if instead is not None else False
         if found is True:
             return
@@ -199,6 +194,10 @@ def stage_command(
         click.Option(["--force"], is_flag=True, help="Run even when the cached artifact is up to date."),
     ]
     return plain_command(name, run_and_show, params=params, **about)
+
+
+def show_metrics(artifact: Artifact) -> None:
+    table(artifact.ref, [("measured", "left"), ("value", "right")], flat(artifact.metrics))
 
 
 def examples(lines: Sequence[str]) -> str:

@@ -25,15 +25,10 @@ def _info(artifact: Artifact) -> dict[str, Any]:
 
 
 def _show(artifact: Artifact) -> None:
-    print_transfer(artifact.ref, _info(artifact))
-    columns = {"steered by": {"no_wrap": True}, "text": {"ratio": 1, "overflow": "fold"}}
-    print_by_prompt(read_generations(artifact), columns, _labelled, expand=True)
-
-
-def print_transfer(ref: str, info: dict[str, Any]) -> None:
-    """The rules beside each other, in 80 columns."""
+    """The rules beside each other, then the texts, in 80 columns."""
+    info = _info(artifact)
     source, target = info["from"], info["to"]
-    click.echo(f"{ref}: {info['origin']}, {source} -> {target}")
+    click.echo(f"{artifact.ref}: {info['origin']}, {source} -> {target}")
     click.echo(f"({info['features']}, {info['stitch']}, {info['shared_features']} shared features)")
     click.echo(f"held-out R² of the stitch: {fixed(info['stitch_r2'])}")
     for side, one in info["prompts"].items():
@@ -44,6 +39,8 @@ def print_transfer(ref: str, info: dict[str, Any]) -> None:
     else:
         _print_moved(info)
     click.echo(f"norm: of what strength 1 adds, in median norms of {target}'s activations.")
+    columns = {"steered by": {"no_wrap": True}, "text": {"ratio": 1, "overflow": "fold"}}
+    print_by_prompt(read_generations(artifact), columns, _labelled, expand=True)
 
 
 def _print_moved(info: dict[str, Any]) -> None:
