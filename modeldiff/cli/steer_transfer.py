@@ -39,8 +39,12 @@ def _show(artifact: Artifact) -> None:
     else:
         _print_moved(info)
     click.echo(f"norm: of what strength 1 adds, in median norms of {target}'s activations.")
-    columns = {"steered by": {"no_wrap": True}, "text": {"ratio": 1, "overflow": "fold"}}
-    print_by_prompt(read_generations(artifact), columns, _labelled, expand=True)
+    print_by_prompt(
+        read_generations(artifact),
+        {"steered by": {"no_wrap": True}, "text": {"ratio": 1, "overflow": "fold"}},
+        _labelled,
+        expand=True,
+    )
 
 
 def _print_moved(info: dict[str, Any]) -> None:
