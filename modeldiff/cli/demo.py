@@ -64,14 +64,8 @@ def _json(done: Demo) -> dict[str, Any]:
         "artifacts": {artifact.kind: artifact.ref for artifact in vars(done.diff).values()},
         **{name: found[name] for name in ("differences", "found", "expected_by_chance", "rate")},
         "planted": [
-            {
-                "id": one.habit.id,
-                "side": one.habit.side,
-                "rank": one.rank,
-                "listed": len(found["differences"]),
-                "feature": one.feature,
-                "share": one.share,
-            }
+            {"id": one.habit.id, "side": one.habit.side, "rank": one.rank, "listed": len(found["differences"])}
+            | {"feature": one.feature, "share": one.share}
             for one in done.ranks
         ],
         "not_planted": done.other,
