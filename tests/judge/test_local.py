@@ -41,11 +41,7 @@ def test_answers_are_the_models_likeliest_words_after_its_own_template(folder: P
 
 def test_a_rerun_does_not_even_load_the_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_judge(settings_for(folder), tmp_path, CPU).answers(PROMPTS)
-
-    def refuse(*args: object) -> None:
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(local, "load_model", refuse)
+    monkeypatch.setattr(local, "load_model", lambda *_: pytest.fail("the model was loaded"))
     judge = open_judge(settings_for(folder), tmp_path, CPU)
     assert judge.planned(PROMPTS) == 0
     assert judge.answers(PROMPTS) == first

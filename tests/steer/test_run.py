@@ -28,13 +28,8 @@ def generations(artifact: Artifact) -> list[dict[str, Any]]:
 def test_texts_are_those_of_the_steered_model(
     made: Made, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = []
-
-    def remembering(*args: Any) -> Any:
-        loaded.append(load_model(*args))
-        return loaded[0]
-
-    monkeypatch.setattr(harvested_module, "load_model", remembering)
+    loaded: list[Any] = []
+    monkeypatch.setattr(harvested_module, "load_model", lambda *args: loaded.append(load_model(*args)) or loaded[0])
     artifact = run(steer(strength=(3.0, 0.0, -2.0)), made.workspace)
     assert not any(module._forward_hooks for module in loaded[0].model.modules())
     lm = opened(folders["a"])
