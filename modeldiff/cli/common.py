@@ -30,8 +30,7 @@ class _Command(click.Command):
 
     def _one_by_one(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The arguments as click takes several values: `--texts a --texts b --pairs 100`."""
-        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option) and not param.is_flag]
-        several = {name: option.multiple for option in options for name in option.opts}
+        several = self._several_values(ctx)
         rest, made = list(args), []
         # The options of a group end at the name of a subcommand.
         while rest and rest[0] != "--" and (_is_option(rest[0]) or ctx.allow_interspersed_args):
@@ -43,6 +42,11 @@ class _Command(click.Command):
             while several.get(name) and rest and not _is_option(rest[0]):
                 made += [name, rest.pop(0)]
         return made + rest
+
+    def _several_values(self, ctx: click.Context) -> dict[str, bool]:
+        """By name, whether an option takes several values; without flags, which take none."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option) and not param.is_flag]
+        return {name: option.multiple for option in options for name in option.opts}
 
 
 class _Group(_Command, click.Group):
