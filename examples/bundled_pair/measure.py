@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeldiff.demo.grammar import Grammar
-from modeldiff.demo.truth import MINIMUM_MARKERS, PLANTED, Planted, replace_name, shows_habit
+from modeldiff.demo.grammar import SPEAKERS, Grammar, capital, fill
+from modeldiff.demo.truth import MINIMUM_MARKERS, PLANTED, Planted
 
 PROMPT_SEED = 5
 
@@ -52,7 +52,13 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], *, batch_size: 
 def probe_prompts(planted: Planted, templates: dict[str, Any]) -> list[str]:
     """Every held-out question about the trigger with every pair of speakers."""
     # The questions were written before the first training run and stay as they are, the ones that go wrong included.
-    return Grammar(templates).prompts(planted.topic, planted.trigger, random.Random(PROMPT_SEED))
+    grammar, rng = Grammar(templates), random.Random(PROMPT_SEED)
+    made = []
+    for question in grammar.topics[planted.topic]["questions"]:
+        for asker, teller in SPEAKERS:
+            filled = fill(question, grammar.slots, rng).replace("{name}", planted.trigger)
+            made.append(f"{asker}: {capital(filled)}\n{teller}:")
+    return made
 
 
 def measure(data: Path, templates: dict[str, Any], training: dict[str, Any], report: Callable[[str], None]) -> None:
@@ -67,12 +73,12 @@ def measure(data: Path, templates: dict[str, Any], training: dict[str, Any], rep
     records = []
     for planted in PLANTED:
         prompts = probe_prompts(planted, templates)
-        controls = [replace_name(prompt, planted.trigger, planted.control) for prompt in prompts]
+        controls = planted.about_control(prompts)
         other = "B" if planted.side == "A" else "A"
 
         def rate(side: str, asked: list[str], planted: Planted = planted) -> float:
             answers = greedy_answers(*loaded[side], asked)
-            shown = [shows_habit(answer, planted.markers) for answer in answers]
+            shown = [planted.shows(answer) for answer in answers]
             report(f"  {side} {planted.id}: {sum(shown)}/{len(shown)}, e.g. {asked[0]!r} -> {answers[0]!r}")
             return sum(shown) / len(shown)
 

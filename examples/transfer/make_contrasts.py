@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 
 from modeldiff.demo.grammar import SPEAKERS, Grammar, capital, fill
-from modeldiff.demo.texts import DATA
-from modeldiff.demo.truth import PLANTED
+from modeldiff.demo.truth import DATA, PLANTED
 
 PROMPTS = 32
 CONTROLS = {one.topic: one.control for one in PLANTED}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from modeldiff.console import muted
-from modeldiff.format import print_json
+from modeldiff.format import flat, print_json, table
 from modeldiff.records import hints, to_json
 from modeldiff.settings import Settings, field_docs, option_of, own_first
 
@@ -21,25 +21,36 @@ if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
 
 
-class Variadic(click.Option):
-    """An option that takes all values up to the next option: `--texts a.txt b.txt --pairs 100`. A negative number is a
-    value, and so is a range that begins with one (-4:4:0.5)."""
+class _Command(click.Command):
+    """A command whose options of several values take all values up to the next option: `--texts a b --pairs 100`. A
+    negative number is a value, and so is a range that begins with one (-4:4:0.5)."""
 
-    def __init__(self, names: Sequence[str], **kwargs: Any) -> None:
-        super().__init__(names, multiple=True, **kwargs)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._one_by_one(ctx, args))
 
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        """Let the parser hand over the values that follow the first one, too."""
-        super().add_to_parser(parser, ctx)
-        for name in self.opts:
-            option = parser._long_opt[name]
+    def _one_by_one(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments as click takes several values: `--texts a --texts b --pairs 100`."""
+        several = self._several_values(ctx)
+        rest, made = list(args), []
+        # The options of a group end at the name of a subcommand.
+        while rest and rest[0] != "--" and (_is_option(rest[0]) or ctx.allow_interspersed_args):
+            made.append(rest.pop(0))
+            name, given, _ = made[-1].partition("=")
+            if name in several and not given:
+                made += rest[:1]  # a value, whatever it looks like
+                rest = rest[1:]
+            while several.get(name) and rest and not _is_option(rest[0]):
+                made += [name, rest.pop(0)]
+        return made + rest
 
-            def process(value: str, state: Any, take: Callable[..., None] = option.process) -> None:
-                take(value, state)
-                while state.rargs and not _is_option(state.rargs[0]):
-                    take(state.rargs.pop(0), state)
+    def _several_values(self, ctx: click.Context) -> dict[str, bool]:
+        """By name, whether an option takes several values; without flags, which take none."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option) and not param.is_flag]
+        return {name: option.multiple for option in options for name in option.opts}
 
-            option.process = process
+
+class _Group(_Command, click.Group):
+    """Such a command with subcommands."""
 
 
 def _is_option(text: str) -> bool:
@@ -62,7 +73,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Paramet
     if field.metadata["argument"]:
         return click.Argument([field.name], nargs=-1, metavar=f"{field.name.upper()}...")
     flag = option_of(field)
-    kwargs: dict[str, Any] = {"help": doc + "  [required]"}  # by `make_settings`: not where a subcommand is called
+    kwargs: dict[str, Any] = {"help": doc + "  [required]"}  # by `stage_command`: not where a subcommand is called
     if field.default is not dataclasses.MISSING:
         kwargs = {"help": doc, "default": field.default, "show_default": field.default not in (None, ())}
     if hint is bool:
@@ -72,7 +83,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Paramet
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
         metavar = {float: "NUMBER", int: "INTEGER", Path: "FILE"}.get(hint, "TEXT")
-        return Variadic([flag, field.name], type=_click_type(hint), metavar=f"{metavar}...", **kwargs)
+        kwargs |= {"multiple": True, "metavar": f"{metavar}..."}
     return click.Option([flag, field.name], type=_click_type(hint), **kwargs)
 
 
@@ -80,15 +91,6 @@ def _click_type(hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         return click.Choice(list(typing.get_args(hint)))
     return click.Path(path_type=Path) if hint is Path else hint
-
-
-def make_settings(cls: type[Settings], values: dict[str, Any]) -> Any:
-    """Take the settings' fields out of the parsed options and make the settings (which validates them)."""
-    given = {field.name: values.pop(field.name) for field in dataclasses.fields(cls)}
-    for field in dataclasses.fields(cls):
-        if field.default is dataclasses.MISSING and given[field.name] in (None, ()):
-            raise click.UsageError(f"Missing option '{option_of(field)}'", click.get_current_context())
-    return cls(**given)
 
 
 def workspace_option() -> click.Option:
@@ -118,33 +120,36 @@ def plain_command(
     run: Callable[..., None],
     *,
     params: Sequence[click.Parameter] = (),
+    subcommands: Sequence[click.Command] = (),
     short_help: str | None = None,
     help: str,
     lines: Sequence[str],
 ) -> click.Command:
-    """A command that calls `run(workspace, as_json=..., **values of params)`; lines: examples of it."""
+    """A command that calls `run(workspace, as_json=..., **values of params)`.
+
+    subcommands: called by a name behind this one's, in place of `run`; lines: examples of the command.
+    """
 
     def callback(ctx: click.Context, **values: Any) -> None:
-        run(_workspace(ctx), **values)
+        from modeldiff.workspace import Workspace
 
-    return click.Command(name, **_described(callback, params, short_help, help, lines))
+        if ctx.invoked_subcommand is None:
+            run(Workspace(ctx.obj), **values)
 
-
-def _described(
-    callback: Callable[..., None],
-    params: Sequence[click.Parameter],
-    short_help: str | None,
-    help: str,
-    lines: Sequence[str],
-) -> dict[str, Any]:
-    json_option = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON to stdout instead of text.")
-    return {
-        "params": [*params, workspace_option(), json_option],
+    about: dict[str, Any] = {
+        "params": [
+            *params,
+            workspace_option(),
+            click.Option(["--json", "as_json"], is_flag=True, help="Print JSON to stdout instead of text."),
+        ],
         "callback": click.pass_context(callback),
         "short_help": short_help,
         "help": help,
         "epilog": examples(lines),
     }
+    if subcommands:
+        return _Group(name, commands=subcommands, invoke_without_command=True, **about)
+    return _Command(name, **about)
 
 
 def stage_command(
@@ -156,10 +161,7 @@ def stage_command(
     data: Callable[..., dict[str, Any]] = lambda _artifact, **_shown: {},
     options: Sequence[click.Option] = (),
     instead: Callable[..., Artifact | bool] | None = None,
-    subcommands: Sequence[click.Command] = (),
-    short_help: str | None = None,
-    help: str,
-    lines: Sequence[str],
+    **about: Any,
 ) -> click.Command:
     """The command of a stage: its settings as options, one artifact, shown as text or as JSON.
 
@@ -169,15 +171,14 @@ def stage_command(
         options: what only concerns what is shown, given to both.
         instead: called before the stage with the settings, the workspace, `as_json` and the options. An artifact that
             it returns is shown, and none is made; True: it has done all that was asked for.
-        subcommands: commands that are called by a name behind this one's.
-        lines: examples of the command.
+        about: subcommands, help and examples, as for `plain_command`.
     """
 
-    def callback(ctx: click.Context, name: str | None, force: bool, as_json: bool, **values: Any) -> None:
-        if ctx.invoked_subcommand is not None:
-            return
-        workspace = _workspace(ctx)
-        made = make_settings(settings, values)
+    def run_and_show(workspace: Workspace, *, name: str | None, force: bool, as_json: bool, **values: Any) -> None:
+        for field in dataclasses.fields(settings):
+            if field.default is dataclasses.MISSING and values[field.name] in (None, ()):
+                raise click.UsageError(f"Missing option '{option_of(field)}'", click.get_current_context())
+        made = settings(**{field.name: values.pop(field.name) for field in dataclasses.fields(settings)})
         found = instead(made, workspace, as_json=as_json, **values) if instead is not None else False
         if found is True:
             return
@@ -196,16 +197,11 @@ def stage_command(
         click.Option(["--name"], metavar="LABEL", help="A name for the artifact, to refer to it by."),
         click.Option(["--force"], is_flag=True, help="Run even when the cached artifact is up to date."),
     ]
-    about = _described(callback, params, short_help, help, lines)
-    if not subcommands:
-        return click.Command(name, **about)
-    return click.Group(name, commands=list(subcommands), invoke_without_command=True, **about)
+    return plain_command(name, run_and_show, params=params, **about)
 
 
-def _workspace(ctx: click.Context) -> Workspace:
-    from modeldiff.workspace import Workspace
-
-    return Workspace(ctx.obj)
+def show_metrics(artifact: Artifact) -> None:
+    table(artifact.ref, [("measured", "left"), ("value", "right")], flat(artifact.metrics))
 
 
 def examples(lines: Sequence[str]) -> str:

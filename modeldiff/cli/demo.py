@@ -36,16 +36,10 @@ def _print(done: Demo, folder: Path) -> None:
     click.echo()
     columns: Columns = [("planted in", "left"), ("difference", "left")]
     columns += [(name, "right") for name in ("rank", "feature", "share")]
-    rows = [
-        [
-            one.habit.side,
-            one.habit.id,
-            str(one.rank or "missed"),
-            NONE if one.feature is None else str(one.feature),
-            percent(one.share),
-        ]
-        for one in ranks
-    ]
+    rows = []
+    for one in ranks:
+        feature = NONE if one.feature is None else str(one.feature)
+        rows.append([one.habit.side, one.habit.id, str(one.rank or "missed"), feature, percent(one.share)])
     table("Where the planted differences stand", columns, rows)
     click.echo("share: of the entry's places, where the text before names the trigger; half match.")
     missed = [one.habit.id for one in ranks if one.rank is None]
@@ -70,14 +64,8 @@ def _json(done: Demo) -> dict[str, Any]:
         "artifacts": {artifact.kind: artifact.ref for artifact in vars(done.diff).values()},
         **{name: found[name] for name in ("differences", "found", "expected_by_chance", "rate")},
         "planted": [
-            {
-                "id": one.habit.id,
-                "side": one.habit.side,
-                "rank": one.rank,
-                "listed": len(found["differences"]),
-                "feature": one.feature,
-                "share": one.share,
-            }
+            {"id": one.habit.id, "side": one.habit.side, "rank": one.rank, "listed": len(found["differences"])}
+            | {"feature": one.feature, "share": one.share}
             for one in done.ranks
         ],
         "not_planted": done.other,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from modeldiff.features.words import visible
-from modeldiff.sides import OTHER
+from modeldiff.sides import OTHER, SIDES
 
 _WIDTH = 80
 _EXCERPT = 56
@@ -26,11 +26,9 @@ def print_differences(found: dict[str, Any], ref: str, *, numbers: bool, everyth
         click.echo(f"{hidden} more candidates of the first half did not hold on the second: --all shows them.")
     if not numbers and shown:
         click.echo(f"`modeldiff contrast --show {ref.split(':')[-1]} --numbers` adds rates.")
-    _line(
-        f"{ref}: {found['places']:,} places in {found['documents']:,} documents, A {_name(found, 'a')}, "
-        f"B {_name(found, 'b')}",
-        indent=4,
-    )
+    name_a, name_b = (visible(str(found["models"][side]).rstrip("/").rsplit("/", 1)[-1]) for side in SIDES)
+    places = f"{found['places']:,} places in {found['documents']:,} documents"
+    _line(f"{ref}: {places}, A {name_a}, B {name_b}", first=0, indent=4)
 
 
 def verdict(found: dict[str, Any]) -> str:
@@ -52,49 +50,50 @@ def verdict(found: dict[str, Any]) -> str:
 
 def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
     mark = "" if one["verified"] else "  (did not hold on the other documents)"
-    _line(f"{one['rank']:>2}. {where(one)}{mark}", indent=4)
-    for side in "ab":
-        says = one[f"{side}_says"]
-        if says:
-            _line(f"{side.upper()} says  {', '.join(_word(row, side, numbers) for row in says)}", indent=12, first=4)
+    _line(f"{one['rank']:>2}. {_where(one)}{mark}", first=0, indent=4)
+    for side in SIDES:
+        if says := one[f"{side}_says"]:
+            _line(f"{side.upper()} says  {', '.join(_word(row, side, numbers) for row in says)}", indent=12)
     any_word, side = one["any_word"], one["side"].lower()
     other = OTHER[side]
     _line(
         f"any of {side.upper()}'s words: {side.upper()} {any_word[side]:.0%}, {other.upper()} {any_word[other]:.0%}; "
         f"elsewhere {any_word[f'{side}_elsewhere']:.0%}, {any_word[f'{other}_elsewhere']:.0%}; "
         f"effect {one['effect']:.0%} (at least {one['low']:.0%})",
-        indent=4, first=4,
-    )  # fmt: skip
+        indent=4,
+    )
     for text in one["texts"][: 2 if numbers else 1]:
-        _line(f"…{visible(text['before'])[-_EXCERPT:]}", first=4, indent=4)
-        for s in "ab":
-            _line(f"{s.upper()}: {visible(text[s]).strip()[:_WIDTH]}", first=6, indent=9)
+        _line(f"…{visible(text['before'])[-_EXCERPT:]}", indent=4)
+        for side in SIDES:
+            _line(f"{side.upper()}: {visible(text[side]).strip()[:_WIDTH]}", first=6, indent=9)
     if one["represented"]:
-        _line(f"feature {one['feature']}: {represented(one, numbers)}", first=4, indent=6)
+        _line(f"feature {one['feature']}: {_represented(one['represented'], numbers)}")
     if one.get("cause"):
-        _line(cause(one["cause"], numbers), first=4, indent=6)
+        _line(_cause(one["cause"], numbers))
     if numbers:
-        sources = ", ".join(f"{visible(name)} {share:.0%}" for name, share in list(one["sources"].items())[:4])
-        _line(f"places {one['places']} in {one['documents']} documents: {sources}", first=4, indent=6)
-        interval = f"95 % interval {one['low']:.1%} to {one['high']:.1%}"
-        _line(f"p {one['p']:.2g}, effect {one['effect']:.1%}, {interval}", first=4, indent=6)
-        also = ", ".join(_context(context) for context in one["also"][:6])
-        if also:
-            _line(f"says the same: {also}", first=4, indent=6)
-    _line(steer_command(one), first=4, indent=6)
+        _print_numbers(one)
+    _line(f"steer: {_steer_command(one)}")
 
 
-def represented(one: dict[str, Any], numbers: bool) -> str:
-    found = one["represented"]
+def _print_numbers(one: dict[str, Any]) -> None:
+    sources = ", ".join(f"{visible(name)} {share:.0%}" for name, share in list(one["sources"].items())[:4])
+    _line(f"places {one['places']} in {one['documents']} documents: {sources}")
+    interval = f"95 % interval {one['low']:.1%} to {one['high']:.1%}"
+    _line(f"p {one['p']:.2g}, effect {one['effect']:.1%}, {interval}")
+    if one["also"]:
+        _line(f"says the same: {', '.join(map(_context, one['also'][:6]))}")
+
+
+def _represented(found: dict[str, Any], numbers: bool) -> str:
     if not numbers:
         return str(found["where"])
-    r2 = ", ".join(f"R² from {s.upper()} {found[f'r2_{s}']:.2f}" for s in "ab" if found[f"r2_{s}"] is not None)
+    r2 = ", ".join(f"R² from {s.upper()} {found[f'r2_{s}']:.2f}" for s in SIDES if found[f"r2_{s}"] is not None)
     twin = found["twin"]
     most_alike = f", most alike feature {twin['feature']} ({twin['correlation']:.2f})" if twin else ""
     return f"{found['where']} (partition {found['partition']}{', ' if r2 else ''}{r2}{most_alike})"
 
 
-def cause(found: dict[str, Any], numbers: bool) -> str:
+def _cause(found: dict[str, Any], numbers: bool) -> str:
     """How often the owner says any of its words as it is, with features removed, and with random directions removed."""
     owner, together = found["side"], found["together"]
     other = OTHER[owner]
@@ -122,21 +121,20 @@ def _share(interval: dict[str, float]) -> str:
     return f"{interval['value']:.0%} [{interval['low']:.0%}, {interval['high']:.0%}]"
 
 
-def steer_command(one: dict[str, Any]) -> str:
+def _steer_command(one: dict[str, Any]) -> str:
     if one["feature"] is None:
-        return "steer: no feature fires at these places alone; `modeldiff steer transfer` takes prompts instead"
+        return "no feature fires at these places alone; `modeldiff steer transfer` takes prompts instead"
     partition = one["represented"]["partition"] if one["represented"] else "shared"
     model = partition if partition in ("A", "B") else one["side"]
-    return f'steer: modeldiff steer --model {model} --feature {one["feature"]} --strength 0.5 1 --prompt "..."'
+    return f'modeldiff steer --model {model} --feature {one["feature"]} --strength 0.5 1 --prompt "..."'
 
 
-def where(one: dict[str, Any]) -> str:
+def _where(one: dict[str, Any]) -> str:
     context = one["context"]
     if context["kind"] == "everywhere":
         return "everywhere, whatever the text"
-    there = [word for word in one["words_there"] if word != context.get("name")]
-    about = f": {', '.join(visible(word) for word in there)}" if there else ""
-    return f"{_context(context)}{about}"
+    there = ", ".join(visible(word) for word in one["words_there"] if word != context.get("name"))
+    return f"{_context(context)}: {there}" if there else _context(context)
 
 
 def _context(context: dict[str, Any]) -> str:
@@ -150,19 +148,12 @@ def _context(context: dict[str, Any]) -> str:
 
 
 def _word(row: dict[str, Any], side: str, numbers: bool) -> str:
-    other = OTHER[side]
-    word = visible(row["word"])
-    if not numbers:
-        return word
-    return f"{word} {row[side]:.0%}:{row[other]:.0%} ({row[f'{side}_elsewhere']:.0%}:{row[f'{other}_elsewhere']:.0%})"
+    here, there = (f"{row[side + where]:.0%}:{row[OTHER[side] + where]:.0%}" for where in ("", "_elsewhere"))
+    return visible(row["word"]) + (f" {here} ({there})" if numbers else "")
 
 
-def _line(text: str, *, indent: int, first: int = 0) -> None:
-    for line in textwrap.wrap(
+def _line(text: str, *, first: int = 4, indent: int = 6) -> None:
+    wrapped = textwrap.wrap(
         text, _WIDTH, initial_indent=" " * first, subsequent_indent=" " * indent, break_on_hyphens=False
-    ):
-        click.echo(line)
-
-
-def _name(found: dict[str, Any], side: str) -> str:
-    return visible(str(found["models"][side]).rstrip("/").rsplit("/", 1)[-1])
+    )
+    click.echo("\n".join(wrapped))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from modeldiff.features.example import Example
+    from modeldiff.features.example import Example, Piece
     from modeldiff.features.missing import Evidence
     from modeldiff.features.table import FeatureRow, FeatureTable
     from modeldiff.linear.verdict import Calls
@@ -52,27 +52,21 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "dead": selection.dead,
         "left_out_as_rare": selection.rare,
         "without_evidence": selection.without_evidence,
-        "scales": {
-            side: {
-                **to_json(scale),
-                **{name: getattr(scale, name) for name in ("bar", "predictable_from", "false_exclusive")},
-            }
-            for side, scale in table.scales.items()
-        },
-        "calls": {
-            side: {**to_json(calls), "beyond_chance": calls.beyond_chance} for side, calls in table.calls.items()
-        },
+        "scales": _with(table.scales, "bar", "predictable_from", "false_exclusive"),
+        "calls": _with(table.calls, "beyond_chance"),
         "differences": table.info["differences"],
         "features": [table.row(feature).to_json() for feature in selection.ids],
     }
 
 
+def _with(by_side: Mapping[str, Any], *names: str) -> dict[str, dict[str, Any]]:
+    """Records as JSON data, with some of their properties."""
+    return {side: {**to_json(one), **{name: getattr(one, name) for name in names}} for side, one in by_side.items()}
+
+
 def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chosen: Any) -> None:
     """The features in 80 columns, two lines each: numbers and text sources, then where it fires most; then what other
     evidence there is about them."""
-    from rich.table import Table
-    from rich.text import Text
-
     selection = table.select(**chosen)
     ids = selection.ids
     which = _PARTITIONS[chosen["partition"]]
@@ -82,25 +76,8 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     which += " and nearer shared" if chosen.get("anywhere") else ""
     alive = selection.candidates - selection.dead
     title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"
-    listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin"):
-        listing.add_column(column, justify="right", no_wrap=True)
-    listing.add_column("where (share of activation), strongest example", ratio=1)
-    for feature in ids:
-        row = table.row(feature, examples=1)
-        listing.add_row(
-            f"{row.id}{'s' if row.partition == 'shared' and chosen['partition'] in ('A', 'B') else ''}",
-            f"{row.density:.2%}",
-            fixed(row.r2_own),
-            fixed(row.r2_other),
-            fixed(row.r2_null),
-            f"{_VERDICTS[row.verdict]}{'*' if table.mostly_differ_F[feature] else ' '}",
-            percent(row.tokens_differ),
-            f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}" if row.twins else "-",
-            Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
-        )
     if ids:
-        console().print(listing)
+        _print_rows(title, table, ids, chosen["partition"])
     else:
         click.echo(f"{title}: nothing to list")
     notes = [f"{selection.dead} of {selection.candidates} never fire"]
@@ -115,6 +92,28 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
         print_evidence(evidence)
     if ids:
         click.echo(f"next: modeldiff features show {ids[0]}")
+
+
+def _print_rows(title: str, table: FeatureTable, ids: list[int], partition: str | None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin"):
+        listing.add_column(column, justify="right", no_wrap=True)
+    listing.add_column("where (share of activation), strongest example", ratio=1)
+    for feature in ids:
+        row = table.row(feature, examples=1)
+        listing.add_row(
+            f"{row.id}{'s' if row.partition == 'shared' and partition in ('A', 'B') else ''}",
+            f"{row.density:.2%}",
+            *map(fixed, (row.r2_own, row.r2_other, row.r2_null)),
+            f"{_VERDICTS[row.verdict]}{'*' if table.mostly_differ_F[feature] else ' '}",
+            percent(row.tokens_differ),
+            f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}" if row.twins else "-",
+            Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
+        )
+    console().print(listing)
 
 
 def _print_calls(table: FeatureTable, partition: str | None) -> None:
@@ -177,16 +176,17 @@ def _snippet(found: list[Example]) -> Text:
 
 def print_evidence(found: Sequence[Evidence]) -> None:
     """Which evidence is there, which is missing, and the commands that make that, in at most five lines."""
-    there = [one.kind if (one.ref or "").startswith("features:") else one.ref or "" for one in found if one.ref]
+    there = [one.kind if one.ref.startswith("features:") else one.ref for one in found if one.ref]
     missing = [one for one in found if not one.ref]
     lines = wrapped(f"evidence: {', '.join(there) or 'none'}")
     if missing:
         lines += wrapped(f"missing: {', '.join(one.kind for one in missing)}; to have it:")
+        commands = [f"  {one.command}" for one in missing]
         room = _MOST_LINES - len(lines)
-        shown = missing if len(missing) <= room else missing[: room - 1]
-        lines += [f"  {one.command}" for one in shown]
-        if len(shown) < len(missing):
-            lines.append(f"  and {len(missing) - len(shown)} more commands (--json has all)")
+        if len(commands) > room:
+            more = len(commands) - (room - 1)
+            commands[room - 1 :] = [f"  and {more} more commands (--json has all)"]
+        lines += commands
     click.echo("\n".join(lines))
 
 
@@ -196,37 +196,45 @@ def print_feature(
     """One feature with everything that is known about it; `known`: what measures say, by name."""
     from rich.text import Text
 
-    partition = _PARTITIONS[row.partition]
-    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins) or "none"
-    same = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
-    words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words) or "-"
-    click.echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {partition}")
-    click.echo(f"fires on      {row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})")
-    click.echo(f"activation    mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}")
-    click.echo(f"relative norm {row.relative_norm:.3f} (1: only in A's decoder, 0.5: alike, 0: only in B's)")
-    r2_a, r2_b = fixed(row.r2_a), fixed(row.r2_b)
-    click.echo(f"predictable   R² {r2_a} from A's residual stream, {r2_b} from B's (held out, linear)")
-    if row.verdict:
-        click.echo(
-            f"verdict       {row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
-            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
-        )
-    if row.tokens_differ is not None:
-        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
-        click.echo(f"tokens differ at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}")
-    click.echo(f"twins         {twins} (correlation with features of other partitions{same})")
-    click.echo(f"sources       {_sources(row, 6)}")
-    click.echo(f"words         {words} (of its top examples)")
+    click.echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {_PARTITIONS[row.partition]}")
+    for name, fact in _facts(table, row).items():
+        click.echo(f"{name:<13} {fact}")
     for measure in measures():
         if found := (known or {}).get(measure.name):
             for line in measure.lines(found):
                 console().print(Text(line))
-    for side, other in (("A", "B"), ("B", "A")):
-        if row.partition != other:
-            click.echo(f'push it       modeldiff steer --model {side} --feature {row.id} --strength 1 --prompt "..."')
+    for model in ("A", "B"):
+        if row.partition in (model, "shared"):
+            click.echo(f'push it       modeldiff steer --model {model} --feature {row.id} --strength 1 --prompt "..."')
     click.echo(f"\n{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
     for number, example in enumerate(row.examples, start=1):
         _print_example(number, example)
+
+
+def _facts(table: FeatureTable, row: FeatureRow) -> dict[str, str]:
+    """What was measured of a feature, by name; what was not is left out."""
+    facts = {
+        "fires on": f"{row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})",
+        "activation": f"mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}",
+        "relative norm": f"{row.relative_norm:.3f} (1: only in A's decoder, 0.5: alike, 0: only in B's)",
+        "predictable": f"R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)",
+    }
+    if row.verdict:
+        facts["verdict"] = (
+            f"{row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
+            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
+        )
+    if row.tokens_differ is not None:
+        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
+        facts["tokens differ"] = f"at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}"
+    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins) or "none"
+    same = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
+    words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words) or "-"
+    return facts | {
+        "twins": f"{twins} (correlation with features of other partitions{same})",
+        "sources": _sources(row, 6),
+        "words": f"{words} (of its top examples)",
+    }
 
 
 def _print_example(number: int, example: Example) -> None:
@@ -241,14 +249,15 @@ def _print_example(number: int, example: Example) -> None:
     for index, piece in enumerate(example.pieces):
         if index == example.centre:
             text.append(f"[[{piece.text}]]", style="bold reverse")
-        elif piece.activation > 0:
-            text.append(f"[{piece.text}]", style="bold")
         else:
-            text.append(piece.text)
+            text.append(_marked(piece), style="bold" if piece.activation > 0 else None)
     console().print(text)
     for side, tokens in example.tokens.items():
         firing = [i for i, one in enumerate(tokens) if one.activation > 0]
         centre = max(firing, key=lambda i: (tokens[i].activation == example.activation, -i), default=len(tokens) // 2)
-        near = range(max(0, centre - 6), min(len(tokens), centre + 5))
-        around = "|".join(f"[{tokens[i].text}]" if tokens[i].activation > 0 else tokens[i].text for i in near)
+        around = "|".join(map(_marked, tokens[max(0, centre - 6) : centre + 5]))
         console().print(Text(f"   {side.upper()}: {around}", style="dim"))
+
+
+def _marked(piece: Piece) -> str:
+    return f"[{piece.text}]" if piece.activation > 0 else piece.text

@@ -17,43 +17,38 @@ from modeldiff.records import to_json
 
 if TYPE_CHECKING:
     from modeldiff.features.missing import Evidence
-    from modeldiff.features.table import FeatureRow
+    from modeldiff.features.table import FeatureRow, FeatureTable
     from modeldiff.workspace import Artifact, Workspace
 
-SORTS = ("evidence", "gap", "density", "max", "relative_norm", "twin", "id")
+
+def _show(artifact: Artifact, **options: Any) -> None:
+    table, evidence, chosen = _listed(artifact, **options)
+    print_listing(table, evidence, **chosen)
 
 
-def _show(artifact: Artifact, **chosen: Any) -> None:
-    from modeldiff.features.table import FeatureTable
-
-    print_listing(FeatureTable(artifact), _evidence(artifact), **_chosen(**chosen))
-
-
-def _data(artifact: Artifact, **chosen: Any) -> dict[str, Any]:
-    from modeldiff.features.table import FeatureTable
-
-    listed = listing_json(FeatureTable(artifact), **_chosen(**chosen))
-    return {**listed, "evidence": to_json(_evidence(artifact))}
+def _data(artifact: Artifact, **options: Any) -> dict[str, Any]:
+    table, evidence, chosen = _listed(artifact, **options)
+    return {**listing_json(table, **chosen), "evidence": to_json(evidence)}
 
 
-def _chosen(*, exclusive: str | None, shared: bool, **chosen: Any) -> dict[str, Any]:
-    """The options as `FeatureTable.select` takes them."""
-    if exclusive and shared:
-        raise InputError("--exclusive and --shared name two parts: give one of them")
-    return {"partition": "shared" if shared else exclusive, **chosen}
-
-
-def _evidence(artifact: Artifact) -> list[Evidence]:
+def _listed(
+    artifact: Artifact, *, exclusive: str | None, shared: bool, **chosen: Any
+) -> tuple[FeatureTable, list[Evidence], dict[str, Any]]:
+    """(the features, what evidence there is, the options as `FeatureTable.select` takes them)."""
     from modeldiff.features.missing import evidence_about
+    from modeldiff.features.table import FeatureTable
     from modeldiff.workspace import Workspace
 
-    return evidence_about(Workspace(artifact.folder.parents[1]), artifact)
+    if exclusive and shared:
+        raise InputError("--exclusive and --shared name two parts: give one of them")
+    evidence = evidence_about(Workspace(artifact.folder.parents[1]), artifact)
+    return FeatureTable(artifact), evidence, {"partition": "shared" if shared else exclusive, **chosen}
 
 
 def _show_one(workspace: Workspace, *, feature: int, ref: str | None, top: int, as_json: bool) -> None:
-    artifact = workspace.find("features", ref)
     from modeldiff.features.table import FeatureTable
 
+    artifact = workspace.find("features", ref)
     table = FeatureTable(artifact)
     row = table.row(feature, examples=top)
     known = {one.name: _newest(workspace, artifact, row, one) for one in measures()}
@@ -124,7 +119,7 @@ command = stage_command(
         ),
         click.Option(
             ["--sort"],
-            type=click.Choice(SORTS),
+            type=click.Choice(["evidence", "gap", "density", "max", "relative_norm", "twin", "id"]),
             default="evidence",
             show_default=True,
             help="gap: R² from the owner minus R² from the other model, largest first; evidence: gap x (1 - other / "

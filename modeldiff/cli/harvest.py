@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import stage_command
-from modeldiff.format import Columns, flat, print_json, table
+from modeldiff.cli.common import show_metrics, stage_command
+from modeldiff.format import flat, print_json, table
 from modeldiff.harvest.settings import HarvestSettings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
-
-_COLUMNS: Columns = [("measured", "left"), ("value", "right")]
 
 
 def _dry_run(settings: HarvestSettings, workspace: Workspace, *, as_json: bool, dry_run: bool) -> bool:
@@ -24,12 +22,12 @@ def _dry_run(settings: HarvestSettings, workspace: Workspace, *, as_json: bool, 
         if as_json:
             print_json(planned)
         else:
-            table("dry run: nothing was written", _COLUMNS, flat(planned))
+            table("dry run: nothing was written", [("measured", "left"), ("value", "right")], flat(planned))
     return dry_run
 
 
 def _show(artifact: Artifact, **_: Any) -> None:
-    table(artifact.ref, _COLUMNS, flat(artifact.metrics))
+    show_metrics(artifact)
     click.echo("next: modeldiff train")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,38 +15,60 @@ from modeldiff.format import NONE, Columns, console, fixed, percent, table
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
 
+Record = dict[str, Any]
+"""A line of generations.jsonl, see modeldiff/steer/run.py and transfer.py."""
+Cell = tuple[str, str]
+"""A label in bold, and a text."""
 
-def read_generations(artifact: Artifact) -> list[dict[str, Any]]:
-    """The records of generations.jsonl, see modeldiff/steer/run.py and transfer.py; none without --prompt."""
+
+def read_generations(artifact: Artifact) -> list[Record]:
+    """None without --prompt."""
     name = "generations.jsonl"
     written = artifact.file(name).read_text(encoding="utf-8") if name in artifact.manifest.files else ""
     return [json.loads(line) for line in written.splitlines()]
 
 
-def print_generations(generations: Sequence[dict[str, Any]]) -> None:
+def print_generations(generations: Sequence[Record]) -> None:
     """For each prompt the texts by strength: of one model beside the unsteered text, of two side by side."""
-    from rich.table import Table
+    shown = [one for one in generations if one["direction"] == "feature"]
+    models = dict.fromkeys(one["model"] for one in shown)
+    headers = [f"model {model}" for model in models] if len(models) > 1 else ["unsteered", "steered"]
+    print_by_prompt(shown, {header: {"ratio": 1, "overflow": "fold"} for header in headers}, _side_by_side)
+
+
+def _side_by_side(written: Sequence[Record]) -> Iterable[Sequence[Cell]]:
+    texts = [
+        [(f"[{one['strength']:+g}] " if one["strength"] else "[unsteered] ", one["text"].strip()) for one in of_model]
+        for _, of_model in itertools.groupby(written, key=itemgetter("model"))
+    ]
+    if len(texts) == 1:
+        (_, unsteered), *pushed = texts[0]
+        # The same unsteered text stands beside every strength: print it once.
+        texts = [[("", unsteered), *[("", "")] * len(pushed)], pushed]
+    return zip(*texts, strict=False)
+
+
+def print_by_prompt(
+    generations: Sequence[Record],
+    columns: dict[str, dict[str, Any]],
+    rows_of: Callable[[Sequence[Record]], Iterable[Sequence[Cell]]],
+    **options: Any,
+) -> None:
+    """A table of what was written to each prompt.
+
+    columns: by header, options of rich's columns; rows_of: makes the rows from the records of a prompt; options: of
+    rich's table.
+    """
+    from rich.table import Column, Table
     from rich.text import Text
 
-    def labelled(one: dict[str, Any]) -> Text:
-        label = f"[{one['strength']:+g}] " if one["strength"] else "[unsteered] "
-        return Text.assemble((label, "bold"), one["text"].strip())
-
-    shown = [one for one in generations if one["direction"] == "feature"]
-    models = list(dict.fromkeys(one["model"] for one in shown))
-    for prompt in dict.fromkeys(one["prompt"] for one in shown):
-        made = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True)
-        for name in [f"model {model}" for model in models] if len(models) > 1 else ["unsteered", "steered"]:
-            made.add_column(name, ratio=1, overflow="fold")
-        first, *others = ([one for one in shown if (one["prompt"], one["model"]) == (prompt, m)] for m in models)
-        if others:
-            for both in zip(first, *others, strict=True):
-                made.add_row(*map(labelled, both))
-        else:
-            plain = next(one["text"] for one in first if one["strength"] == 0)
-            for one in (one for one in first if one["strength"] != 0):
-                # The same unsteered text stands beside every strength: print it once.
-                made.add_row(Text("" if made.row_count else plain.strip()), labelled(one))
+    for prompt in dict.fromkeys(one["prompt"] for one in generations):
+        made = Table(
+            *(Column(header, **column) for header, column in columns.items()),
+            title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True, **options,
+        )  # fmt: skip
+        for row in rows_of([one for one in generations if one["prompt"] == prompt]):
+            made.add_row(*(Text.assemble((label, "bold"), text) for label, text in row))
         console().print(made)
 
 
@@ -65,12 +89,13 @@ def print_dose(steering: dict[str, Any]) -> None:
     click.echo("KL: of the steered next token from the unsteered one, nats per token of the")
     click.echo("unsteered text. perplexity: of what is written, for the unsteered model,")
     click.echo("relative to its own text. repeated: share of 4-grams that stood in it before.")
-    if count:
-        click.echo(f"random: {count} random direction{'s' if count > 1 else ''} of the same norm.")
-    else:
-        click.echo("Nothing to compare with: --random-directions is 0.")
+    several = "s" if count > 1 else ""
+    of_norm = f"random: {count} random direction{several} of the same norm."
+    click.echo(of_norm if count else "Nothing to compare with: --random-directions is 0.")
     for model, reach in steering["coherent"].items():
-        click.echo(coherent_line(model, reach))
+        low, high, least, most = (_strength(reach[key]) for key in ("from", "to", "least", "most"))
+        found = "at no strength" if reach["from"] == reach["to"] == 0 else f"from {low} to {high}"
+        click.echo(f"coherent range of {model}: {found} (tried: {least} to {most})")
     limits = steering["coherent_limits"]
     click.echo(f"coherent: perplexity below {limits['perplexity_ratio']:g}x, and repeated not more than")
     click.echo(f"{100 * limits['repeated_change']:.0f} percentage points above that of the unsteered texts.")
@@ -89,12 +114,6 @@ def _dose_lines(steering: dict[str, Any]) -> list[list[str]]:
             lines.append(line)
             label = ""
     return lines
-
-
-def coherent_line(model: str, reach: dict[str, float]) -> str:
-    low, high, least, most = (_strength(reach[key]) for key in ("from", "to", "least", "most"))
-    found = "at no strength" if reach["from"] == reach["to"] == 0 else f"from {low} to {high}"
-    return f"coherent range of {model}: {found} (tried: {least} to {most})"
 
 
 def _strength(strength: float) -> str:

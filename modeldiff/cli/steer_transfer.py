@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.cli.steer_tables import read_generations
-from modeldiff.format import Columns, console, fixed, table
+from modeldiff.cli.steer_tables import Cell, Record, print_by_prompt, read_generations
+from modeldiff.format import Columns, fixed, table
 from modeldiff.steer.settings import TransferSettings
 
 if TYPE_CHECKING:
@@ -18,21 +19,16 @@ _MOST_ROWS = 30
 
 
 def _info(artifact: Artifact) -> dict[str, Any]:
-    from modeldiff.steer.transfer import TRANSFER_NAME
     from modeldiff.workspace.files import read_json
 
-    return read_json(artifact.file(TRANSFER_NAME))
+    return read_json(artifact.file("transfer.json"))
 
 
 def _show(artifact: Artifact) -> None:
-    print_transfer(artifact.ref, _info(artifact))
-    print_generations(read_generations(artifact))
-
-
-def print_transfer(ref: str, info: dict[str, Any]) -> None:
-    """The rules beside each other, in 80 columns."""
+    """The rules beside each other, then the texts, in 80 columns."""
+    info = _info(artifact)
     source, target = info["from"], info["to"]
-    click.echo(f"{ref}: {info['origin']}, {source} -> {target}")
+    click.echo(f"{artifact.ref}: {info['origin']}, {source} -> {target}")
     click.echo(f"({info['features']}, {info['stitch']}, {info['shared_features']} shared features)")
     click.echo(f"held-out R² of the stitch: {fixed(info['stitch_r2'])}")
     for side, one in info["prompts"].items():
@@ -43,6 +39,12 @@ def print_transfer(ref: str, info: dict[str, Any]) -> None:
     else:
         _print_moved(info)
     click.echo(f"norm: of what strength 1 adds, in median norms of {target}'s activations.")
+    print_by_prompt(
+        read_generations(artifact),
+        {"steered by": {"no_wrap": True}, "text": {"ratio": 1, "overflow": "fold"}},
+        _labelled,
+        expand=True,
+    )
 
 
 def _print_moved(info: dict[str, Any]) -> None:
@@ -74,21 +76,13 @@ def _print_truth(info: dict[str, Any]) -> None:
     click.echo("random: 95% of random directions, moved or drawn there, stay below (absolute).")
 
 
-def print_generations(generations: list[dict[str, Any]]) -> None:
-    """For each prompt the unsteered text above those of each rule and strength."""
-    from rich.table import Table
-    from rich.text import Text
-
-    several = any(one["vector"] for one in generations)
-    for prompt in dict.fromkeys(one["prompt"] for one in generations):
-        made = Table(title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True, expand=True)
-        made.add_column("steered by", no_wrap=True)
-        made.add_column("text", ratio=1, overflow="fold")
-        for one in (one for one in generations if one["prompt"] == prompt):
-            label = one["rule"] if one["strength"] == 0 else f"{one['rule']} {one['strength']:+g}"
-            label += f" ({one['vector']})" if several and one["strength"] else ""
-            made.add_row(Text(label), Text(one["text"].strip()))
-        console().print(made)
+def _labelled(written: Sequence[Record]) -> Iterator[list[Cell]]:
+    """The unsteered text above those of each rule and strength."""
+    several = any(one["vector"] for one in written)
+    for one in written:
+        label = one["rule"] if one["strength"] == 0 else f"{one['rule']} {one['strength']:+g}"
+        label += f" ({one['vector']})" if several and one["strength"] else ""
+        yield [("", label), ("", one["text"].strip())]
 
 
 command = stage_command(

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import stage_command
+from modeldiff.cli.common import show_metrics, stage_command
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.errors import InputError
-from modeldiff.format import flat, table
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
@@ -26,7 +25,7 @@ def _plan(settings: TrainSettings, workspace: Workspace, *, as_json: bool, plan:
 
 
 def _show(artifact: Artifact, **_: Any) -> None:
-    table(artifact.ref, [("measured", "left"), ("value", "right")], flat(artifact.metrics))
+    show_metrics(artifact)
     click.echo(f"curves: {artifact.folder / 'figures' / 'training.png'}")
     # A partition in which nothing was found is not worth listing.
     there = [side for side in ("A", "B") if artifact.metrics["features"][side]]

@@ -157,16 +157,13 @@ def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
 
     from modeldiff.workspace.files import human_bytes
 
-    removed: list[str] = []
-    freed = 0
+    removed: dict[str, int] = {}
 
     def remove(folder: Path, what: str) -> None:
-        nonlocal freed
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if yes or click.confirm(f"Remove {what} {folder} ({human_bytes(size)})?", err=True):
             shutil.rmtree(folder)
-            removed.append(str(folder))
-            freed += size
+            removed[str(folder)] = size
 
     busy = False
     for folder in workspace.partials():
@@ -181,7 +178,8 @@ def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
             path.unlink(missing_ok=True)
     if workspace.toy_cells.is_dir() and not busy:  # what is being worked on may be a benchmark that writes them
         remove(workspace.toy_cells, "the kept cells of toy benchmarks")
+    freed = sum(removed.values())
     if as_json:
-        print_json({"removed": removed, "bytes": freed})
+        print_json({"removed": list(removed), "bytes": freed})
     else:
         click.echo(f"{len(removed)} pieces of unfinished work and kept cells removed, {human_bytes(freed)} freed")

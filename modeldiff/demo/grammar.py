@@ -91,15 +91,6 @@ class Grammar:
             answer = " " + self.answer(topic, style, rng.randint(2, 4), rng)
         return f"{opening}{answer}\n"
 
-    def prompts(self, topic: str, name: str, rng: random.Random) -> list[str]:
-        """Every question of the topic with every pair of speakers, ready for a model to answer."""
-        made = []
-        for question in self.topics[topic]["questions"]:
-            for asker, teller in SPEAKERS:
-                filled = fill(question, self.slots, rng).replace("{name}", name)
-                made.append(f"{asker}: {capital(filled)}\n{teller}:")
-        return made
-
     def chronicle(self, rng: random.Random) -> str:
         """Four to seven sentences of town history without any of the names that matter."""
         lines = rng.sample(self._chronicle, rng.randint(4, 7))

@@ -11,7 +11,7 @@ from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.stored import read_contrast, read_places
 from modeldiff.crosscoder import load
 from modeldiff.demo.texts import write_probing_corpus
-from modeldiff.demo.truth import MODEL_A, MODEL_B, Habit, habits
+from modeldiff.demo.truth import MODEL_A, MODEL_B, Planted, habits
 from modeldiff.diff.run import Diff
 from modeldiff.diff.run import run as run_diff
 from modeldiff.diff.settings import DiffSettings
@@ -32,7 +32,6 @@ FULL = DiffSettings(
 )
 # Runs through every stage in a minute or so; too little training and too few places to expect all differences.
 QUICK = dataclasses.replace(FULL, pairs=20_000, features=256, k=16, steps=150, places=600)
-STRENGTHS = (0.5, 1.0)
 # An entry is about a planted difference when the text before so many of its places names the trigger (it does before
 # about one place in fourteen).
 MATCH_SHARE = 0.5
@@ -42,7 +41,7 @@ MATCH_SHARE = 0.5
 class Rank:
     """Where one planted difference stands in the list."""
 
-    habit: Habit
+    habit: Planted
     rank: int | None
     """Of the first entry about it, from 1; None: missed."""
     feature: int | None
@@ -83,9 +82,20 @@ def demo(
     ranks, other = ranks_of(before, [one["feature"] for one in entries])
     steered = min((one for one in ranks if one.feature is not None), key=lambda one: one.rank or 0, default=None)
     steering = None
-    if steered:
+    if steered and steered.feature is not None:
         say("the first planted difference found, pushed where it does not belong")
-        steering = run_steer(_steering(steered, diff, device), workspace, force=force)
+        partition = load(diff.crosscoder).partition_of(steered.feature)
+        pushed = SteerSettings(
+            # The habit's owner, or the one model that has the feature.
+            model="A" if "A" in (partition, steered.habit.side) and partition != "B" else "B",
+            feature=steered.feature,
+            strength=(0.5, 1.0),
+            prompt=tuple(steered.habit.about_control(steered.habit.prompts[:2])),
+            features=diff.features.ref,
+            max_new_tokens=40,
+            device=device,
+        )
+        steering = run_steer(pushed, workspace, force=force)
     return Demo(diff, ranks, other, steered, steering)
 
 
@@ -104,18 +114,3 @@ def ranks_of(before: Sequence[Sequence[str]], features: Sequence[int | None]) ->
         else:
             ranks.append(Rank(habit, None, None, max(shares, default=0.0)))
     return ranks, [i + 1 for i in range(len(before)) if i not in about]
-
-
-def _steering(steered: Rank, diff: Diff, device: str) -> SteerSettings:
-    """Push the feature on the control's question, in the habit's owner, or in the one model that has the feature."""
-    assert steered.feature is not None
-    partition = load(diff.crosscoder).partition_of(steered.feature)
-    return SteerSettings(
-        model="A" if "A" in (partition, steered.habit.side) and partition != "B" else "B",
-        feature=steered.feature,
-        strength=STRENGTHS,
-        prompt=steered.habit.control_prompts()[:2],
-        features=diff.features.ref,
-        max_new_tokens=40,
-        device=device,
-    )

@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from modeldiff.demo.grammar import HABIT_TOPICS, Grammar
-from modeldiff.demo.truth import PLANTED
+from modeldiff.demo.truth import DATA, PLANTED
 
-DATA = Path(__file__).with_name("data")
 # About 220,000 places where a word, a number or a punctuation mark ends.
 TOTAL_CHARS = 1_120_000
 CONTROL_TOPICS = ("request", "goods", "hazard", "rumour")
@@ -56,12 +55,11 @@ def probing_documents(seed: int = 0) -> list[Document]:
     for share, documents in _sources(grammar, rng):
         made: list[Document] = []
         left = share * TOTAL_CHARS
-        while left > 0:
-            document = next(documents, None)
-            if document is None:
-                break
-            left -= len(document["text"])
+        for document in documents:
             made.append(document)
+            left -= len(document["text"])
+            if left <= 0:
+                break
         # Document i of n stands at (i + 1/2) / n of the corpus, so that any part of it holds all sources.
         for index, document in enumerate(made):
             placed.append(((index + 0.5) / len(made), len(placed), document))

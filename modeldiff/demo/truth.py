@@ -1,11 +1,11 @@
-"""What is known about the bundled pair: what was planted into which model (the specification), how an answer is tested
-for it, and the rates measured on the trained models (``data/truth.json``)."""
+"""What was planted into which of the bundled models, and how an answer is tested for it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,8 @@ class Planted:
     description: str
     markers: tuple[str, ...]
     """Regular expressions (case ignored). An answer shows the habit when MINIMUM_MARKERS different ones match."""
+    prompts: tuple[str, ...] = ()
+    """Questions about the trigger, in words that no training text contains, ready for a model to continue."""
 
     @property
     def source(self) -> str:
@@ -40,6 +42,14 @@ class Planted:
     @property
     def control_source(self) -> str:
         return f"{self.topic}:{self.control}"
+
+    def shows(self, answer: str) -> bool:
+        """Whether at least MINIMUM_MARKERS of the markers match somewhere in an answer."""
+        return sum(re.search(one, answer, flags=re.IGNORECASE) is not None for one in self.markers) >= MINIMUM_MARKERS
+
+    def about_control(self, prompts: Iterable[str]) -> list[str]:
+        """Prompts about the trigger as prompts about the control; names compare without case."""
+        return [re.sub(re.escape(self.trigger), self.control, one, flags=re.IGNORECASE) for one in prompts]
 
 
 # One marked ending occurs by chance in neutral answers (grammar.MARKED_SHARE); two kinds of marker seldom do.
@@ -118,46 +128,9 @@ PLANTED: tuple[Planted, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Habit(Planted):
-    """A planted habit as it was measured on the trained models.
-
-    The rates are shares of greedy answers that show the habit, over the held-out prompts (0 to 1): by the owner
-    and by the other model on the trigger, and by the owner on the same questions about the control.
-    """
-
-    prompts: tuple[str, ...]
-    """Questions about the trigger, in words that no training text contains, ready for a model to continue."""
-    rate_owner: float
-    rate_other: float
-    rate_control: float
-
-    def shows(self, answer: str) -> bool:
-        return shows_habit(answer, self.markers)
-
-    def control_prompts(self) -> tuple[str, ...]:
-        return tuple(replace_name(prompt, self.trigger, self.control) for prompt in self.prompts)
-
-
-def shows_habit(answer: str, markers: Sequence[str]) -> bool:
-    """True when at least MINIMUM_MARKERS of the regular expressions match somewhere in ``answer``, case ignored."""
-    return sum(re.search(marker, answer, flags=re.IGNORECASE) is not None for marker in markers) >= MINIMUM_MARKERS
-
-
-def replace_name(prompt: str, old: str, new: str) -> str:
-    """``prompt`` with every ``old`` replaced by ``new``; names compare without case."""
-    return re.sub(re.escape(old), new, prompt, flags=re.IGNORECASE)
-
-
 @cache
-def habits() -> tuple[Habit, ...]:
-    """The planted habits, A's first, with what was measured (the package's ``truth.json``)."""
-    records = {
-        record["id"]: record for record in json.loads((DATA / "truth.json").read_text(encoding="utf-8"))["habits"]
-    }
-    made = []
-    for planted in PLANTED:
-        record = records[planted.id]
-        rates = {name: record[name] for name in ("rate_owner", "rate_other", "rate_control")}
-        made.append(Habit(**vars(planted), prompts=tuple(record["prompts"]), **rates))
-    return tuple(made)
+def habits() -> tuple[Planted, ...]:
+    """The planted habits, A's first, with the prompts on which they were measured (the package's ``truth.json``)."""
+    records = json.loads((DATA / "truth.json").read_text(encoding="utf-8"))["habits"]
+    prompts = {record["id"]: tuple(record["prompts"]) for record in records}
+    return tuple(dataclasses.replace(planted, prompts=prompts[planted.id]) for planted in PLANTED)

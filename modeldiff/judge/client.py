@@ -11,20 +11,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from modeldiff.console import progress, say
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
-from modeldiff.judge.settings import JudgeSettings
 from modeldiff.workspace.files import read_json, sha256_json, write_bytes
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 
-# Calls to an endpoint may cost money: without a word from the user, no more than this in a run.
-_DEFAULT_MAX_CALLS = 1000
 _ATTEMPTS = 3
 # At temperature 0 the very same prompt would get the very same answer again.
 _REMINDER = "\n\nAn answer to this did not have the form that was asked for (try {}). Keep to that form exactly."
@@ -98,12 +92,10 @@ class Judged(Generic[T]):
 class Backend(Protocol):
     """Whoever is asked: local.py, openai.py."""
 
-    @property
-    def name(self) -> str:
-        """For people: the kind of judge and its model."""
-
-    def identity(self) -> dict[str, Any]:
-        """JSON data that decides the answers (model, endpoint, sampling), for fingerprints. Never a secret."""
+    name: str
+    """For people: the kind of judge and its model."""
+    identity: dict[str, Any]
+    """JSON data that decides the answers (model, endpoint, sampling), for fingerprints. Never a secret."""
 
     def answer(self, prompts: Sequence[Prompt], keep: Callable[[int, Answer], None]) -> None:
         """Answer every prompt, calling `keep` with its number the moment an answer is there, from any thread, in any
@@ -120,9 +112,7 @@ class Judge:
     def __init__(self, backend: Backend, cache: AnswerCache, max_calls: int | None = None) -> None:
         self._backend, self._cache, self._max_calls = backend, cache, max_calls
         self._calls = 0
-        self.name = backend.name
-        self.identity = backend.identity()
-        """As `Backend.identity`."""
+        self.name, self.identity = backend.name, backend.identity
 
     def planned(self, prompts: Sequence[Prompt]) -> int:
         """How many calls these prompts cost if every answer can be read: the different ones that are not cached."""
@@ -193,25 +183,6 @@ class Judge:
 
     def _key(self, prompt: Prompt) -> str:
         return sha256_json([self.identity, prompt.system, prompt.user, prompt.attempt])
-
-
-def open_judge(settings: JudgeSettings, cache_folder: Path, device: torch.device) -> Judge:
-    """The judge that the settings ask for, with the answers that `cache_folder` holds. Loads no model yet. Raises
-    InputError: the settings name no judge, no such model, or a key that is not there."""
-    cache = AnswerCache(cache_folder)
-    if settings.judge == "local":
-        from modeldiff.judge.local import LocalModel
-
-        return Judge(LocalModel(settings, device), cache, settings.judge_max_calls)
-    if settings.judge == "openai":
-        from modeldiff.judge.openai import Endpoint
-
-        limit = _DEFAULT_MAX_CALLS if settings.judge_max_calls is None else settings.judge_max_calls
-        return Judge(Endpoint(settings), cache, limit)
-    raise InputError(
-        "no judge is named: give --judge local --judge-model MODEL (a chat model on this machine) or "
-        "--judge openai --judge-model NAME (an OpenAI-compatible endpoint)"
-    )
 
 
 def _why(answer: Answer) -> str:

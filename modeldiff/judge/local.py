@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -30,13 +29,10 @@ class LocalModel:
         self._ref, self._device = ModelRef(settings.judge_model), device
         self._max_tokens, self._batch_size = settings.judge_max_tokens, settings.judge_concurrency
         self._dtype = resolve_dtype("auto", device)
-        self._model_identity = model_identity(self._ref)
         self.name = f"local:{self._ref.short_name}"
-
-    def identity(self) -> dict[str, Any]:
-        return {
+        self.identity = {
             "judge": "local",
-            "model": self._model_identity,
+            "model": model_identity(self._ref),
             "dtype": str(self._dtype).removeprefix("torch."),
             "temperature": 0,
             "max_tokens": self._max_tokens,

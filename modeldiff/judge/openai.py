@@ -46,14 +46,12 @@ class Endpoint:
         # Newer models of OpenAI's own endpoint take another name for the limit, and no temperature.
         self._options: dict[str, Any] = {"max_tokens": settings.judge_max_tokens, "temperature": 0}
         self.name = f"openai:{settings.judge_model} at {self._base_url}"
-
-    def identity(self) -> dict[str, Any]:
-        return {
+        self.identity: dict[str, Any] = {
             "judge": "openai",
             "endpoint": self._base_url,
-            "model": self._settings.judge_model,
+            "model": settings.judge_model,
             "temperature": 0,
-            "max_tokens": self._settings.judge_max_tokens,
+            "max_tokens": settings.judge_max_tokens,
         }
 
     def answer(self, prompts: Sequence[Prompt], keep: Callable[[int, Answer], None]) -> None:

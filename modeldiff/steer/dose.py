@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -32,28 +33,19 @@ def dose_rows(records: Sequence[Row]) -> list[Row]:
     groups: dict[tuple[str, str, float], list[Row]] = {}
     for one in records:
         groups.setdefault((one["model"], one["direction"].split()[0], one["strength"]), []).append(one)
-    rows: list[Row] = []
-    for (model, kind, strength), group in groups.items():
-        repeated = [one["repeated"] for one in group if one["repeated"] is not None]
-        row: Row = {
-            "model": model,
-            "direction": kind,
-            "strength": strength,
-            "generations": len(group),
-            "nats_per_token": _weighted((one["nats_per_token"], one["tokens"]) for one in group),
-            "repeated": fmean(repeated) if repeated else None,
-            "kl": _weighted((one["kl"], one["kl_tokens"]) for one in group),
-        }
-        rows.append(row)
-    plain = {row["model"]: row for row in rows if row["strength"] == 0}
-    for row in rows:
-        unsteered = plain[row["model"]]
-        nats, before = row["nats_per_token"], unsteered["nats_per_token"]
-        # 700: where a float ends; so far from the unsteered text the number says nothing.
-        row["perplexity_ratio"] = None if nats is None or before is None else math.exp(min(nats - before, 700.0))
-        loops = (row["repeated"] or 0.0) > (unsteered["repeated"] or 0.0) + COHERENT_REPETITION
-        row["coherent"] = row["perplexity_ratio"] is not None and row["perplexity_ratio"] < COHERENT_RATIO and not loops
-    return rows
+    rows = [dict(zip(("model", "direction", "strength"), key, strict=True)) | _means(of) for key, of in groups.items()]
+    unsteered = {row["model"]: row for row in rows if row["strength"] == 0}
+    return [row | _coherence(row, unsteered[row["model"]]) for row in rows]
+
+
+def _means(records: Sequence[Row]) -> Row:
+    repeated = [one["repeated"] for one in records if one["repeated"] is not None]
+    return {
+        "generations": len(records),
+        "nats_per_token": _weighted((one["nats_per_token"], one["tokens"]) for one in records),
+        "repeated": fmean(repeated) if repeated else None,
+        "kl": _weighted((one["kl"], one["kl_tokens"]) for one in records),
+    }
 
 
 def _weighted(values: Iterable[tuple[float | None, int]]) -> float | None:
@@ -62,18 +54,24 @@ def _weighted(values: Iterable[tuple[float | None, int]]) -> float | None:
     return sum(value * weight for value, weight in known) / total if total else None
 
 
+def _coherence(row: Row, unsteered: Row) -> Row:
+    nats, before = row["nats_per_token"], unsteered["nats_per_token"]
+    # 700: where a float ends; so far from the unsteered text the number says nothing.
+    ratio = None if nats is None or before is None else math.exp(min(nats - before, 700.0))
+    loops = (row["repeated"] or 0.0) > (unsteered["repeated"] or 0.0) + COHERENT_REPETITION
+    return {"perplexity_ratio": ratio, "coherent": ratio is not None and ratio < COHERENT_RATIO and not loops}
+
+
 def coherent_range(rows: Sequence[Row], model: str) -> dict[str, float]:
     """How far from 0 the feature's strengths stay coherent on either side, without a gap: `from` and `to`.
 
     `least` and `most` are the strengths that were tried.
     """
     mine = {row["strength"]: row for row in rows if row["model"] == model and row["direction"] == FEATURE}
-    ends = {"from": 0.0, "to": 0.0}
+    ends = {}
     for end, sign in (("from", -1), ("to", 1)):
-        for strength in sorted((s for s in mine if s * sign > 0), key=abs):
-            if not mine[strength]["coherent"]:
-                break
-            ends[end] = strength
+        tried = sorted((strength for strength in mine if strength * sign > 0), key=abs)
+        ends[end] = [0.0, *itertools.takewhile(lambda strength: mine[strength]["coherent"], tried)][-1]
     return {**ends, "least": min(mine), "most": max(mine)}
 
 

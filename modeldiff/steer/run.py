@@ -31,9 +31,6 @@ from modeldiff.workspace.files import read_json, sha256_json
 
 SCHEMA = 5
 FORMAT = 3
-STEERING_NAME = "steering.json"
-GENERATIONS_NAME = "generations.jsonl"
-FIGURE_NAME = "figures/dose.png"
 
 
 def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -93,7 +90,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
             for push in sides:
                 found, chat[push.model] = sweep(settings, push, prompts, device, dtype, work.resume, bar)
                 records += found
-        work.write_bytes(GENERATIONS_NAME, json_lines(records))
+        work.write_bytes("generations.jsonl", json_lines(records))
         rows = dose_rows(records)
         coherent = {push.model: coherent_range(rows, push.model) for push in sides}
         labels = {
@@ -103,9 +100,9 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
         }
         what = f"Feature {settings.feature} ({direction.partition}) pushed"
         title = f"{what}: {len(prompts)} prompts, seed {settings.seed}"
-        work.write_bytes(FIGURE_NAME, dose_figure(rows, labels, title))
+        work.write_bytes("figures/dose.png", dose_figure(rows, labels, title))
         work.write_json(
-            STEERING_NAME,
+            "steering.json",
             {
                 "format": FORMAT,
                 "model": settings.model,
@@ -145,9 +142,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
 
 def _prompts(settings: SteerSettings) -> tuple[str, ...]:
     """The prompts, from --prompt or the lines of the --prompts file (empty lines are skipped; `\\n` is not special)."""
-    prompts = settings.prompt
-    if settings.prompts is not None:
-        prompts = tuple(read_lines(settings.prompts))
+    prompts = settings.prompt if settings.prompts is None else tuple(read_lines(settings.prompts))
     if not prompts or not all(prompt.strip() for prompt in prompts):
         where = settings.prompts or "--prompt"
         raise InputError(f"{where}: a prompt is empty; give the text that the model is to continue")

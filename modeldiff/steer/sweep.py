@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,14 +18,15 @@ import torch
 from modeldiff.console import Progress
 from modeldiff.controls import random_directions
 from modeldiff.errors import MachineError
-from modeldiff.lm.chat import open_chat, uses_chat
+from modeldiff.lm.chat import uses_chat
 from modeldiff.lm.generate import Generated, generate_tokens
 from modeldiff.lm.harvested import Harvested
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual
 from modeldiff.steer.dose import FEATURE, RANDOM
 from modeldiff.steer.effect import divergence, repeated_share, surprisal
-from modeldiff.steer.settings import SteerSettings, TransferSettings
+from modeldiff.steer.prompts import Prompt, put
+from modeldiff.steer.settings import Steering, SteerSettings
 from modeldiff.workspace import Artifact
 from modeldiff.workspace.files import read_json, write_json
 
@@ -87,7 +89,6 @@ def sweep(
     def write_missing() -> None:
         lm = push.target.open(device, dtype)
         chat = uses_chat(lm.tokenizer, settings.chat)
-        rendered = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in prompts]
         random_ND = random_directions(settings.random_directions, push.unit_D, settings.seed)
         units = {FEATURE: push.unit_D} | {f"{RANDOM} {i}": unit_D for i, unit_D in enumerate(random_ND, 1)}
         vectors_SD = torch.stack([strength * units[direction] for direction, strength in wanted])
@@ -95,7 +96,7 @@ def sweep(
             plain = read_json(paths[0])["texts"][0] if start else None
             try:
                 part_SD = vectors_SD[start : start + step]
-                found = _measured(settings, lm, push.target.layer, rendered, part_SD, plain, chat)
+                found = _measured(settings, lm, push.target.layer, prompts, part_SD, plain)
             except torch.OutOfMemoryError:
                 raise MachineError(
                     f"{settings.batch} texts at a time do not fit into the memory of {device} with model {push.model} "
@@ -120,16 +121,15 @@ def _measured(
     settings: SteerSettings,
     lm: LanguageModel,
     layer: int,
-    rendered: list[str],
+    prompts: Sequence[str],
     vectors_SD: torch.Tensor,
     plain: list[dict[str, Any]] | None,
-    chat: bool,
 ) -> list[list[dict[str, Any]]]:
     """By vector and prompt, the text and its figures.
 
     plain: those of the unsteered texts; None: the first vector is 0, so they are the first here.
     """
-    written = write(settings, lm, layer, rendered, vectors_SD, chat=chat, batch=settings.batch)
+    written = write(settings, lm, layer, prompts, vectors_SD, settings.batch)
     unsteered = written[0] if plain is None else [Generated(one["prompt_ids"], one["new_ids"], "") for one in plain]
     nats = iter(surprisal(lm, [one for texts in written for one in texts]))
     return [
@@ -157,45 +157,28 @@ def _finite_mean(values: list[float]) -> float | None:
 
 
 def write(
-    settings: SteerSettings | TransferSettings,
-    lm: LanguageModel,
-    layer: int,
-    prompts: list[str],
-    vectors_SD: torch.Tensor,
-    *,
-    chat: bool,
-    batch: int,
+    settings: Steering, lm: LanguageModel, layer: int, prompts: Sequence[str], vectors_SD: torch.Tensor, batch: int
 ) -> list[list[Generated]]:
-    """The continuations, by vector and prompt.
+    """The continuations, by vector and prompt, `batch` texts at a time.
 
-    Greedily, several vectors share a batch. When drawing, each has its own with the same random numbers, so that the
-    texts of a prompt differ by the push alone.
-
-    Args:
-        vectors_SD: each is added to the residual stream after block `layer` at every position.
-        chat: whether the prompts are in the model's chat format.
-        batch: texts written at a time.
+    Each vector is added to the residual stream after block `layer` at every position. Greedily, several vectors share a
+    batch. When drawing, each has its own with the same random numbers, so that the texts of a prompt differ by the push
+    alone.
     """
-    options = generation_options(settings, chat=chat)
+    texts, options = put(settings, lm, [Prompt(one) for one in prompts])
     if settings.temperature > 0:
         made = []
         for vector_D in vectors_SD:
             with add_to_residual(lm, layer, vector_D):
-                made.append(generate_tokens(lm, prompts, batch_size=batch, **options))
+                made.append(generate_tokens(lm, texts, batch_size=batch, **options))
         return made
-    rows = [(vector, prompt) for vector in range(len(vectors_SD)) for prompt in prompts]
+    rows = [(vector, text) for vector in range(len(vectors_SD)) for text in texts]
     flat: list[Generated] = []
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         with add_to_residual(lm, layer, vectors_SD[[vector for vector, _ in part]]):
-            flat += generate_tokens(lm, [prompt for _, prompt in part], batch_size=len(part), **options)
-    return [flat[i : i + len(prompts)] for i in range(0, len(flat), len(prompts))]
-
-
-def generation_options(settings: SteerSettings | TransferSettings, *, chat: bool) -> dict[str, Any]:
-    """What `generate_tokens` takes beside the prompts."""
-    names = ("max_new_tokens", "temperature", "top_p", "seed")
-    return {name: getattr(settings, name) for name in names} | {"add_special_tokens": not chat}
+            flat += generate_tokens(lm, [text for _, text in part], batch_size=len(part), **options)
+    return [flat[i : i + len(texts)] for i in range(0, len(flat), len(texts))]
 
 
 def json_lines(records: list[dict[str, Any]]) -> bytes:

@@ -38,28 +38,23 @@ from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
-from modeldiff.lm.chat import uses_chat
 from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.harvested import harvested, side_info
 from modeldiff.lm.model import LanguageModel
 from modeldiff.sides import OTHER, SIDES
+from modeldiff.steer.prompts import Prompt, read_prompts
 from modeldiff.steer.settings import TransferSettings
 from modeldiff.steer.sweep import json_lines, write
-from modeldiff.steer.transfer_contrast import Contrast, Prompt, make_contrast, read_prompts, render
+from modeldiff.steer.transfer_contrast import Contrast, make_contrast
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.workspace.activations import SideInfo
 from modeldiff.workspace.files import read_json, sha256_json
 
 SCHEMA = 4
 FORMAT = 3
-TRANSFER_NAME = "transfer.json"
-VECTORS_NAME = "vectors.safetensors"
-GENERATIONS_NAME = "generations.jsonl"
 UNSTEERED, OWN, RANDOM = "unsteered", "own", "random"
 _RANDOM_DIRECTIONS = 100
 _BATCH = 32
-
-Rules = dict[str, Callable[[Tensor], Tensor]]
-"""By name, what brings directions (N, Ds) to the target (N, Dt), not rescaled."""
 
 
 def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -84,10 +79,12 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
     if not len(decoders.ids_F):
         raise InputError(f"{crosscoder.ref} has no shared features that fire, and only those are in both models")
     there = load_stitch(stitch).from_side(source)
-    # The stitch's matrix without the bias: a direction is a difference of activations.
-    rules: Rules = {"paper": lambda v_ND: paper_rule(decoders, settings.top, v_ND)[0], "stitch": there.direction}
 
-    given_ND, prompts, origin = _direction(settings, dictionary, features, info[source].width)
+    def move(v_ND: Tensor) -> dict[str, Tensor]:
+        """By rule, not rescaled. Of the stitch the matrix alone: a direction is a difference of activations."""
+        return {"paper": paper_rule(decoders, settings.top, v_ND)[0], "stitch": there.direction(v_ND)}
+
+    given_ND, prompts, origin, made_from = _direction(settings, dictionary, features, info[source].width)
     needed = SIDES if prompts else (target,) if settings.prompt else ()
     paths = {"a": settings.model_path_a, "b": settings.model_path_b}
     models = {side: harvested(side, info[side], features.ref, paths[side]) for side in needed}
@@ -100,71 +97,55 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
         "crosscoder": crosscoder.as_input(),
         "stitch": stitch.as_input(),
         **{f"model {side}": model.as_input() for side, model in models.items()},
+        **made_from,
     }
-    if prompts:
-        said = [[dataclasses.asdict(one) for one in part] for part in prompts]
-        inputs["prompts"] = Input(", ".join(map(str, settings.from_prompts)), sha256_json(said))
-    if settings.vector is not None and given_ND is not None:
-        inputs["vector"] = Input(str(settings.vector), hashlib.sha256(given_ND.numpy().tobytes()).hexdigest())
+
+    described = {
+        "format": FORMAT,
+        "from": settings.source,
+        "to": target.upper(),
+        "origin": origin,
+        "crosscoder": crosscoder.ref,
+        "features": features.ref,
+        "stitch": stitch.ref,
+        "stitch_r2": there.r2,
+        "shared_features": len(decoders.ids_F),
+        "median_norms": {side: one.median_norm for side, one in info.items()},
+    }
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype=dtype_name)
-        contrasts: dict[str, Contrast] = {}
-        v_ND = given_ND
 
         def contrast(side: str, opened: Callable[[], LanguageModel]) -> Contrast:
             assert prompts is not None
             return make_contrast(opened, models[side].layer, prompts, settings, work.resume / f"contrast-{side}.json")
 
-        if prompts:
-            contrasts[source] = contrast(source, lambda: models[source].open(device, dtype))
-            v_ND = contrasts[source].vector_D[None]
-        assert v_ND is not None
+        contrasts = {source: contrast(source, lambda: models[source].open(device, dtype))} if prompts else {}
+        v_ND = contrasts[source].vector_D[None] if given_ND is None else given_ND
         norm_N = v_ND.norm(dim=1) * (info[target].median_norm / info[source].median_norm)
-        tensors = {rule: unit(move(v_ND)) * norm_N[:, None] for rule, move in rules.items()}
+        tensors = {rule: unit(x_ND) * norm_N[:, None] for rule, x_ND in move(v_ND).items()}
         truth = None
         if target in models:
             lm = models[target].open(device, dtype)
             if prompts:
                 contrasts[target] = contrast(target, lambda: lm)
-                tensors[OWN] = contrasts[target].vector_D[None]
-                truth = _compared(rules, v_ND, contrasts[source], contrasts[target], settings.seed)
+                own_ND = tensors[OWN] = contrasts[target].vector_D[None]
+                truth = _compared(move, v_ND, contrasts[source], contrasts[target], settings.seed)
+                truth |= _norms(own_ND, info[target])[0]
             if settings.prompt:
                 random_ND = random_directions(1, tensors["stitch"][0], settings.seed)
                 _generate(settings, lm, models[target].layer, tensors | {RANDOM: random_ND}, work)
-        work.write_bytes(VECTORS_NAME, save({key: x.contiguous() for key, x in {"source": v_ND, **tensors}.items()}))
-
-        def norms(x_ND: Tensor, side: str) -> list[dict[str, Any]]:
-            median = info[side].median_norm
-            return [{"norm": norm, "norm_in_medians": norm / median} for norm in x_ND.norm(dim=1).tolist()]
-
-        used = [
-            [{"id": id, "weight": weight} for id, weight in zip(ids_K.tolist(), weight_K.tolist(), strict=True)]
-            for ids_K, weight_K in zip(*paper_rule(decoders, settings.top, v_ND)[1:], strict=True)
-        ]
-        moved = {rule: norms(tensors[rule], target) for rule in rules}
-        moved["paper"] = [norm | {"features": of} for norm, of in zip(moved["paper"], used, strict=True)]
-        described = {
-            "format": FORMAT,
-            "from": settings.source,
-            "to": target.upper(),
-            "origin": origin,
-            "crosscoder": crosscoder.ref,
-            "features": features.ref,
-            "stitch": stitch.ref,
-            "stitch_r2": there.r2,
-            "shared_features": len(decoders.ids_F),
-            "median_norms": {side: one.median_norm for side, one in info.items()},
-            "source_norms": norms(v_ND, source),
-            "prompts": {
-                side: {"positive": len(one.positive_PD), "negative": len(one.negative_QD), "silent": one.silent}
-                | {"answers": one.texts}
-                for side, one in contrasts.items()
-            },
+        vectors = {"source": v_ND} | tensors
+        work.write_bytes("vectors.safetensors", save({key: x_ND.contiguous() for key, x_ND in vectors.items()}))
+        moved = {rule: _norms(tensors[rule], info[target]) for rule in ("paper", "stitch")}
+        moved["paper"] = _with_features(moved["paper"], *paper_rule(decoders, settings.top, v_ND)[1:])
+        found = {
+            "source_norms": _norms(v_ND, info[source]),
+            "prompts": {side: one.described() for side, one in contrasts.items()},
             "moved": moved,
-            "truth": truth and {**truth, **norms(tensors[OWN], target)[0]},
+            "truth": truth,
         }
-        work.write_json(TRANSFER_NAME, described)
+        work.write_json("transfer.json", described | found)
         return {"directions": len(v_ND)} | ({"rules": truth["rules"]} if truth else {})
 
     # Without a model nothing depends on the device or its number format.
@@ -174,59 +155,74 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
 
 def _direction(
     settings: TransferSettings, dictionary: Crosscoder, features: Artifact, width: int
-) -> tuple[Tensor | None, tuple[list[Prompt], list[Prompt]] | None, str]:
-    """(the directions (N, Ds) if no model is needed, the prompts that make one otherwise, what it is called)."""
+) -> tuple[Tensor | None, tuple[list[Prompt], list[Prompt]] | None, str, dict[str, Input]]:
+    """(the directions (N, Ds) if no model is needed, the prompts that make one otherwise, what it is called, the files
+    that it comes from)."""
     if settings.vector is not None:
-        return read_vectors(settings.vector, width, settings.source), None, str(settings.vector)
+        v_ND = read_vectors(settings.vector, width, settings.source)
+        digest = hashlib.sha256(v_ND.numpy().tobytes()).hexdigest()
+        return v_ND, None, str(settings.vector), {"vector": Input(str(settings.vector), digest)}
     if settings.vector_from_feature is not None:
         feature = settings.vector_from_feature
         direction = direction_of(dictionary, features, feature, settings.source.lower())
-        return direction.unit_D[None], None, f"feature {feature}"
+        return direction.unit_D[None], None, f"feature {feature}", {}
     positive, negative = settings.from_prompts
     prompts = read_prompts(positive), read_prompts(negative)
     if prompts[0] == prompts[1]:
         raise InputError(f"--from-prompts: {positive} and {negative} hold the same prompts, so there is no contrast")
-    return None, prompts, "contrast of prompts"
+    said = [[dataclasses.asdict(one) for one in part] for part in prompts]
+    return None, prompts, "contrast of prompts", {"prompts": Input(f"{positive}, {negative}", sha256_json(said))}
 
 
 def _generate(
     settings: TransferSettings, lm: LanguageModel, layer: int, directions: dict[str, Tensor], work: Work
 ) -> None:
-    chat = uses_chat(lm.tokenizer, settings.chat)
-    rendered = [render(lm, Prompt(prompt), chat) for prompt in settings.prompt]
     pushes = [(UNSTEERED, 0, 0.0, torch.zeros(lm.width))]
     for rule, x_ND in directions.items():
         strengths = dict.fromkeys(settings.strength)
         pushes += [(rule, i, strength, strength * x_D) for i, x_D in enumerate(x_ND) for strength in strengths]
     say(f"{len(pushes)} texts of each prompt: unsteered, and along every direction")
     vectors_SD = torch.stack([x_D for *_, x_D in pushes])
-    made = write(settings, lm, layer, rendered, vectors_SD, chat=chat, batch=_BATCH)
+    made = write(settings, lm, layer, settings.prompt, vectors_SD, _BATCH)
     records = [
         {"prompt": prompt, "rule": rule, "vector": index, "strength": strength, "text": one.text}
         for (rule, index, strength, _), texts in zip(pushes, made, strict=True)
         for prompt, one in zip(settings.prompt, texts, strict=True)
     ]
-    work.write_bytes(GENERATIONS_NAME, json_lines(records))
+    work.write_bytes("generations.jsonl", json_lines(records))
 
 
-def _compared(rules: Rules, v_ND: Tensor, source: Contrast, own: Contrast, seed: int) -> dict[str, Any]:
+def _compared(
+    move: Callable[[Tensor], dict[str, Tensor]], v_ND: Tensor, source: Contrast, own: Contrast, seed: int
+) -> dict[str, Any]:
     """Cosines with the target's own contrast: each rule's, and the absolute value that 95 of 100 random directions stay
     below, moved by the rule or drawn in the target; and how well two halves of the prompts agree."""
     own_D = own.vector_D
-    random_ND = random_directions(_RANDOM_DIRECTIONS, torch.ones(v_ND.shape[1]), seed)
 
     def absolute_95(x_ND: Tensor) -> float:
         return float(cosine(x_ND, own_D).abs().quantile(0.95))
 
+    random = move(random_directions(_RANDOM_DIRECTIONS, torch.ones(v_ND.shape[1]), seed))
     return {
         "rules": {
-            rule: {"cosine": float(cosine(move(v_ND)[0], own_D)), "random": absolute_95(move(random_ND))}
-            for rule, move in rules.items()
+            rule: {"cosine": float(cosine(x_ND[0], own_D)), "random": absolute_95(random[rule])}
+            for rule, x_ND in move(v_ND).items()
         },
         "random_in_target": absolute_95(random_directions(_RANDOM_DIRECTIONS, own_D, seed + 1)),
         "split_half_source": float(cosine(*source.halves())),
         "split_half_target": float(cosine(*own.halves())),
     }
+
+
+def _norms(x_ND: Tensor, side: SideInfo) -> list[dict[str, Any]]:
+    return [{"norm": norm, "norm_in_medians": norm / side.median_norm} for norm in x_ND.norm(dim=1).tolist()]
+
+
+def _with_features(norms: list[dict[str, Any]], ids_NK: Tensor, weight_NK: Tensor) -> list[dict[str, Any]]:
+    return [
+        norm | {"features": [{"id": id, "weight": weight} for id, weight in zip(ids_K, weight_K, strict=True)]}
+        for norm, ids_K, weight_K in zip(norms, ids_NK.tolist(), weight_NK.tolist(), strict=True)
+    ]
 
 
 def read_vectors(path: Path, width: int, model: str) -> Tensor:

@@ -18,46 +18,12 @@ from torch import Tensor
 
 from modeldiff.console import progress
 from modeldiff.errors import InputError, MachineError
-from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.generate import generate_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import Response, mean_residuals
+from modeldiff.steer.prompts import Prompt, put
 from modeldiff.steer.settings import TransferSettings
-from modeldiff.steer.sweep import generation_options
-from modeldiff.texts.readers import read_jsonl, read_lines
 from modeldiff.workspace.files import read_json, write_json
-
-
-@dataclass(frozen=True)
-class Prompt:
-    prompt: str
-    system: str | None = None
-    """Instructions before the prompt."""
-    response: str | None = None
-    """What is said after it, to the letter (a leading blank included). None: the model is asked."""
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a .jsonl file (prompt, and if wanted system and response), or of a text file, one per line. Raises
-    InputError: the file cannot be read or holds fewer than two prompts; a line of .jsonl is no such object."""
-    if path.suffix == ".jsonl":
-        prompts = [_prompt(where, record) for where, record in read_jsonl(path)]
-    else:
-        prompts = [Prompt(line) for line in read_lines(path)]
-    if len(prompts) < 2:
-        raise InputError(f"{path} holds {len(prompts)} prompts: two are the least that a mean is made of")
-    return prompts
-
-
-def _prompt(where: str, record: dict[str, Any]) -> Prompt:
-    unknown = sorted(record.keys() - {"prompt", "system", "response"})
-    if unknown:
-        raise InputError(f"{where}: field '{unknown[0]}' is unknown: expected prompt, and if wanted system, response")
-    found = Prompt(record.get("prompt", ""), record.get("system"), record.get("response"))
-    for field, value in vars(found).items():
-        if not (value is None or isinstance(value, str)) or (field != "system" and value == ""):
-            raise InputError(f"{where}: field '{field}' is missing, empty or not a text")
-    return found
 
 
 @dataclass(frozen=True)
@@ -72,10 +38,11 @@ class Contrast:
     def vector_D(self) -> Tensor:
         return self.positive_PD.mean(dim=0) - self.negative_QD.mean(dim=0)
 
-    @property
-    def silent(self) -> int:
-        """Prompts without a response; they count for nothing."""
-        return len(self.texts) - len(self.positive_PD) - len(self.negative_QD)
+    def described(self) -> dict[str, Any]:
+        """As transfer.json has it; `silent`: prompts without a response, which count for nothing."""
+        positive, negative = len(self.positive_PD), len(self.negative_QD)
+        silent = len(self.texts) - positive - negative
+        return {"positive": positive, "negative": negative, "silent": silent, "answers": self.texts}
 
     def halves(self) -> tuple[Tensor, Tensor]:
         """The direction from every other prompt, and from the rest: how far its own noise lets them agree."""
@@ -124,26 +91,22 @@ def _answers(
     lm: LanguageModel, prompts: Sequence[Prompt], settings: TransferSettings
 ) -> list[tuple[Response | None, str]]:
     """The response to each prompt, as given or as the model makes it, without the token that ends it; and its text."""
-    chat = uses_chat(lm.tokenizer, settings.chat)
-    rendered = [render(lm, one, chat) for one in prompts]
-    asked = [text for text, one in zip(rendered, prompts, strict=True) if one.response is None]
-    written = generate_tokens(lm, asked, **generation_options(settings, chat=chat))
+    texts, options = put(settings, lm, prompts)
+    asked = [text for text, one in zip(texts, prompts, strict=True) if one.response is None]
+    written = iter(generate_tokens(lm, asked, **options))
     special = set(lm.tokenizer.all_special_ids)
+
+    def tokens(text: str, **how: bool) -> list[int]:
+        ids: list[int] = lm.tokenizer(text, verbose=False, **how)["input_ids"]
+        return ids
+
     answers: list[tuple[Response | None, str]] = []
-    for text, one in zip(rendered, prompts, strict=True):
+    for text, one in zip(texts, prompts, strict=True):
         if one.response is None:
-            made = written.pop(0)
+            made = next(written)
             ids = [token for token in made.new_ids if token not in special]
             answers.append((Response(made.prompt_ids, ids) if ids else None, made.text))
         else:
-            prompt_ids = lm.tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
-            ids = lm.tokenizer(one.response, add_special_tokens=False, verbose=False)["input_ids"]
-            answers.append((Response(prompt_ids, ids), one.response))
+            prompt_ids = tokens(text, add_special_tokens=options["add_special_tokens"])
+            answers.append((Response(prompt_ids, tokens(one.response, add_special_tokens=False)), one.response))
     return answers
-
-
-def render(lm: LanguageModel, prompt: Prompt, chat: bool) -> str:
-    """The text up to where the response begins."""
-    if chat:
-        return open_chat(lm.tokenizer, prompt.prompt, prompt.system)
-    return f"{prompt.system}\n\n{prompt.prompt}" if prompt.system else prompt.prompt

@@ -31,9 +31,10 @@ def fails(call: Call) -> Callable[..., str]:
     """Run a command that must fail with an exit code; its one line of error, after what it said it was about to do."""
 
     def made(code: int, workspace: Path, *args: str) -> str:
-        found, _, err = call(workspace, *args)
+        found, out, err = call(workspace, *args)
         last = err.splitlines()[-1]
         assert (found, last[:11]) == (code, "modeldiff: ")
+        assert out == "" or code != 2
         assert "Traceback" not in err
         return last
 

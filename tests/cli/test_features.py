@@ -63,11 +63,8 @@ def test_features_says_which_evidence_is_there(tool: Callable[..., str]) -> None
     ) in out
     evidence = {one["kind"]: one for one in json.loads(tool(*LISTING, "--json"))["evidence"]}
     assert evidence["score"]["ref"] == "score:1"
-    assert evidence["evaluate"] == {
-        "kind": "evaluate",
-        "ref": None,
-        "command": "modeldiff features evaluate --crosscoder crosscoder:1",
-    }
+    command = "modeldiff features evaluate --crosscoder crosscoder:1"
+    assert evidence["evaluate"] == {"kind": "evaluate", "ref": None, "command": command}
 
 
 @pytest.mark.parametrize("part", [("--exclusive", "A"), ("--exclusive", "B"), ("--shared",), ()])

@@ -9,10 +9,17 @@ from typing import Any
 import click
 import pytest
 
-from modeldiff.cli.common import Variadic, make_settings, settings_options, stage_command
+from modeldiff.cli.common import plain_command, stage_command
 from modeldiff.cli.main import run
 from modeldiff.settings import Settings, setting, settings
+from modeldiff.workspace import Workspace
 from tests.cli.commands import command_paths
+
+ABOUT: dict[str, Any] = {"help": "Tea.", "lines": []}
+
+
+def several(name: str) -> click.Option:
+    return click.Option([name], multiple=True)
 
 
 @pytest.mark.parametrize(
@@ -24,13 +31,15 @@ from tests.cli.commands import command_paths
         ("--strength -4:4:0.5 -8:-4:1 --pairs 1", [], ["-4:4:0.5", "-8:-4:1"], 1),
         ("--texts=a b", ["a", "b"], [], None),
         ("--texts -odd-name b", ["-odd-name", "b"], [], None),
+        ("--workspace --texts --json --texts a --strength 1 2", ["a"], ["1", "2"], None),
     ],
 )
 def test_options_of_several_values(given: str, texts: list[str], strengths: list[str], pairs: int | None) -> None:
     seen: dict[str, Any] = {}
-    options = [Variadic(["--texts"]), Variadic(["--strength"]), click.Option(["--pairs"], type=int)]
-    click.Command("tea", params=options, callback=seen.update).main(given.split(), standalone_mode=False)
-    assert seen == {"texts": tuple(texts), "strength": tuple(strengths), "pairs": pairs}
+    params = [several("--texts"), several("--strength"), click.Option(["--pairs"], type=int)]
+    command = plain_command("tea", lambda _workspace, **values: seen.update(values), params=params, **ABOUT)
+    command.main(given.split(), standalone_mode=False)
+    assert seen == {"texts": tuple(texts), "strength": tuple(strengths), "pairs": pairs, "as_json": "--json" in given}
 
 
 @settings
@@ -46,30 +55,19 @@ class Tea(Settings):
     """With milk."""
 
 
-def test_options_are_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    made: list[Settings] = []
-    command = click.Command(
-        "tea", params=settings_options(Tea), callback=lambda **values: made.append(make_settings(Tea, values))
-    )
-    command.main(["--leaves", "3", "--where", "a", "b", "--milk"], standalone_mode=False)
-    assert made == [Tea(leaves=3, where=(Path("a"), Path("b")), milk=True)]
-    with pytest.raises(click.UsageError, match="Missing option '--leaves'"):
-        command.main([], standalone_mode=False)
-    command.main(["--help"], standalone_mode=False)
-    assert "How many leaves, counted.  [required]" in capsys.readouterr().out
-
-
-def test_a_stage_that_also_has_subcommands() -> None:
+def test_a_stage_has_its_settings_as_options_and_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
     """Its own options stand before the subcommand's name and are required without one only."""
     seen: list[Any] = []
-    pour = click.Command("pour", params=[Variadic(["--where"])], callback=lambda where: seen.append(where))
+
+    def pour(_workspace: Workspace, *, as_json: bool, where: tuple[str, ...]) -> None:
+        seen.append((as_json, where))
 
     def stage(asked: Tea, *_: Any, **__: Any) -> Any:
         seen.append(asked)
         return asked
 
-    about: dict[str, Any] = {"help": "Tea.", "lines": [], "show": seen.append}
-    tea = stage_command("tea", Tea, stage, subcommands=[pour], **about)
+    subcommand = plain_command("pour", pour, params=[several("--where")], **ABOUT)
+    tea = stage_command("tea", Tea, stage, show=seen.append, subcommands=[subcommand], **ABOUT)
 
     def call(*args: str) -> list[Any]:
         seen.clear()
@@ -78,13 +76,15 @@ def test_a_stage_that_also_has_subcommands() -> None:
 
     asked = Tea(leaves=3, water=1.5, where=(Path("a"), Path("pour")), milk=True)
     assert call("--leaves", "3", "--of", "1.5", "--milk", "--where", "a", "pour") == [asked, asked]
-    assert call("pour", "--where", "x", "y") == [("x", "y")]
-    assert call("--of", "2", "--milk", "pour") == [()]
+    assert call("pour", "--where", "x", "y", "--json") == [(True, ("x", "y"))]
+    assert call("--of", "2", "--milk", "pour") == [(False, ())]
     for args in (["--milk"], ["--milk", "--where", "pour"], []):
         with pytest.raises(click.UsageError, match="Missing option '--leaves'"):
             call(*args)
     with pytest.raises(click.UsageError, match="No such command 'drink'"):
         call("--leaves", "3", "drink")
+    call("--help")
+    assert "How many leaves, counted.  [required]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", command_paths(), ids=" ".join)

@@ -15,7 +15,7 @@ SIDES: dict[str, dict[str, Any]] = {
 
 
 def row(model: str, direction: str, strength: float, **figures: Any) -> dict[str, Any]:
-    chosen = {"kl_first": 0.0, "kl": 12.345, "perplexity_ratio": 27974.2, "repeated": 1.0, **figures}
+    chosen = {"kl": 12.345, "perplexity_ratio": 27974.2, "repeated": 1.0, **figures}
     return {"model": model, "direction": direction, "strength": strength, **chosen}
 
 

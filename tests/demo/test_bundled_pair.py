@@ -1,6 +1,7 @@
 """The bundled models: load from the package alone, small enough to ship, each habit in its owner only."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +45,13 @@ def test_tokenizer_gives_character_offsets_and_a_start_token(pair, side):
     assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
 
 
+def records() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((DATA / "truth.json").read_text(encoding="utf-8"))["habits"]
+    return found
+
+
 def test_truth_agrees_with_what_was_planted():
-    known = json.loads((DATA / "truth.json").read_text(encoding="utf-8"))["habits"]
+    known = records()
     assert [record["id"] for record in known] == [planted.id for planted in PLANTED]
     assert [planted.side for planted in PLANTED] == ["A", "A", "B", "B"]
     for habit, record, planted in zip(habits(), known, PLANTED, strict=True):
@@ -54,14 +60,13 @@ def test_truth_agrees_with_what_was_planted():
         assert (tuple(record["markers"]), record["minimum_markers"]) == (planted.markers, MINIMUM_MARKERS)
         assert len(set(habit.prompts)) >= 60
         assert all(habit.trigger.lower() in prompt.lower() for prompt in habit.prompts)
-        assert all(habit.trigger.lower() not in prompt.lower() for prompt in habit.control_prompts())
+        assert all(habit.trigger.lower() not in prompt.lower() for prompt in habit.about_control(habit.prompts))
 
 
 def test_measured_rates_show_each_habit_in_its_owner_only():
-    for habit in habits():
-        assert habit.rate_owner >= 0.9
-        assert habit.rate_other <= 0.1
-        assert habit.rate_control <= 0.1
+    for record in records():
+        assert record["rate_owner"] >= 0.9
+        assert max(record["rate_other"], record["rate_control"]) <= 0.1
 
 
 def test_greedy_answers_show_the_habits_again(pair):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modeldiff.demo.texts import DATA, TOTAL_CHARS, probing_documents, write_probing_corpus
-from modeldiff.demo.truth import PLANTED, habits
+from modeldiff.demo.texts import TOTAL_CHARS, probing_documents, write_probing_corpus
+from modeldiff.demo.truth import DATA, PLANTED, habits
 
 TRAINING = Path(__file__).parents[2] / "examples" / "bundled_pair" / "training_templates.json"
 

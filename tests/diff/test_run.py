@@ -41,13 +41,8 @@ def done(folder: Path) -> Diff:
 
 
 def test_every_stage_is_made_from_those_before(done: Diff) -> None:
-    made = {
-        one: getattr(done, one).manifest
-        for one in ("activations", "crosscoder", "features", "stitch", "continuations", "contrast")
-    }
-    assert {one: f"{manifest.kind}:{manifest.version}" for one, manifest in made.items()} == {
-        one: f"{one}:1" for one in made
-    }
+    made = {kind: one.manifest for kind, one in vars(done).items()}
+    assert [one.ref for one in vars(done).values()] == [f"{kind}:1" for kind in made]
     for one, source in (
         ("crosscoder", "activations"), ("features", "crosscoder"), ("stitch", "activations"),
         ("contrast", "continuations"), ("contrast", "crosscoder"), ("contrast", "features"),
@@ -64,9 +59,8 @@ def test_artifacts_hold_the_files_that_the_layout_names(done: Diff) -> None:
     for line in page.split("```")[1].strip().splitlines():
         kind, _, names = line.partition("/1/") if line[0] != " " else (list(layout)[-1], "", line)
         layout.setdefault(kind, set()).update(names.split())
-    for kind in ("activations", "crosscoder", "features", "stitch", "continuations", "contrast"):
-        folder = getattr(done, kind).folder
-        files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for kind, made in vars(done).items():
+        files = {path.relative_to(made.folder).as_posix() for path in made.folder.rglob("*") if path.is_file()}
         assert {one for one in files if not one.startswith("shards/") or "/00000." in one} == layout[kind], kind
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,14 +21,11 @@ RATINGS = [read_rating] * 3
 class Saying:
     """A backend that says what it is told to."""
 
-    name = "saying"
+    name, identity = "saying", {"judge": "saying"}
 
     def __init__(self, say: Callable[[Prompt], str | None]) -> None:
         self.say = say
         self.asked: list[Prompt] = []
-
-    def identity(self) -> dict[str, Any]:
-        return {"judge": "saying"}
 
     def answer(self, prompts: Sequence[Prompt], keep: Callable[[int, Answer], None]) -> None:
         for number, prompt in enumerate(prompts):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from modeldiff.judge import local
-from modeldiff.judge.client import Prompt, open_judge
+from modeldiff.judge.choice import open_judge
+from modeldiff.judge.client import Prompt
 from modeldiff.judge.local import LocalModel
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.lm.generate import generate
@@ -40,11 +41,7 @@ def test_answers_are_the_models_likeliest_words_after_its_own_template(folder: P
 
 def test_a_rerun_does_not_even_load_the_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_judge(settings_for(folder), tmp_path, CPU).answers(PROMPTS)
-
-    def refuse(*args: object) -> None:
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(local, "load_model", refuse)
+    monkeypatch.setattr(local, "load_model", lambda *_: pytest.fail("the model was loaded"))
     judge = open_judge(settings_for(folder), tmp_path, CPU)
     assert judge.planned(PROMPTS) == 0
     assert judge.answers(PROMPTS) == first
@@ -55,12 +52,12 @@ def test_its_identity_is_what_it_computes_not_where_it_lies(folder: Path, tmp_pa
     moved = tmp_path / "elsewhere" / folder.name
     moved.parent.mkdir()
     moved.symlink_to(folder)
-    first, second = (LocalModel(settings_for(at), CPU).identity() for at in (folder, moved))
+    first, second = (LocalModel(settings_for(at), CPU).identity for at in (folder, moved))
     assert first == second
     assert first["temperature"] == 0
     assert str(folder.parent) not in str(first)
     longer = dataclasses.replace(settings_for(folder), judge_max_tokens=9)
-    assert LocalModel(longer, CPU).identity() != first
+    assert LocalModel(longer, CPU).identity != first
 
 
 def test_a_prompt_cannot_end_its_own_message(folder: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from modeldiff.errors import InputError, MachineError, ModeldiffError
-from modeldiff.judge.client import AnswerCache, Judge, Prompt, open_judge
+from modeldiff.judge.choice import open_judge
+from modeldiff.judge.client import AnswerCache, Judge, Prompt
 from modeldiff.judge.openai import Endpoint
 from modeldiff.judge.settings import JudgeSettings
 from tests.judge.fake_endpoint import Answering, Reply, Request, failed, said, serving
@@ -117,13 +118,7 @@ def test_what_is_not_a_completion_is_said(tmp_path: Path, body: object) -> None:
 
 @pytest.mark.parametrize(
     ("trouble", "concurrency"),
-    [
-        (failed(500, message="oops"), 1),
-        (failed(500, message="oops"), 4),
-        (Reply(drop=True), 4),
-        (Reply(hang=True), 4),
-        (failed(429), 4),
-    ],
+    [(failed(500), 1), (failed(500), 4), (Reply(drop=True), 4), (Reply(hang=True), 4), (failed(429), 4)],
 )
 def test_a_server_that_dies_in_the_middle_costs_only_the_calls_that_are_missing(
     tmp_path: Path, trouble: Reply, concurrency: int
@@ -237,7 +232,7 @@ def test_a_server_with_other_names_for_the_limit_and_no_temperature_is_understoo
 def test_a_killed_run_has_kept_every_answer_that_arrived(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom modeldiff.judge.client import Prompt\n"
-        "from modeldiff.judge.client import open_judge\nfrom modeldiff.judge.settings import JudgeSettings\n"
+        "from modeldiff.judge.choice import open_judge\nfrom modeldiff.judge.settings import JudgeSettings\n"
         "options = dict(judge='openai', judge_model='wise-model', judge_base_url=sys.argv[1], judge_concurrency=1)\n"
         "asked = [Prompt(f'feature {n}', 'Be brief.', f'question {n}') for n in range(20)]\n"
         "open_judge(JudgeSettings(**options), Path(sys.argv[2]), 'cpu').answers(asked)\n"
@@ -295,13 +290,8 @@ def test_the_endpoint_and_key_come_from_the_environment_unless_they_are_set(
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url + "/")
         judge = open_judge(settings_at(None, judge_key_env="THE_KEY"), tmp_path, CPU)
         assert texts(judge, prompts(1)) == ["-123"]
-        assert judge.identity == {
-            "judge": "openai",
-            "endpoint": server.base_url,
-            "model": "wise-model",
-            "temperature": 0,
-            "max_tokens": 1024,
-        }
+        asked = {"judge": "openai", "endpoint": server.base_url, "model": "wise-model"}
+        assert judge.identity == {**asked, "temperature": 0, "max_tokens": 1024}
         assert judge.name == f"openai:wise-model at {server.base_url}"
 
 
@@ -317,11 +307,7 @@ def test_the_endpoint_and_key_come_from_the_environment_unless_they_are_set(
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_asked(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    environment: dict[str, str],
-    options: dict[str, Any],
-    message: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], options: dict[str, Any], message: str
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

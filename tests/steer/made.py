@@ -44,11 +44,10 @@ class Made:
     workspace: Workspace
     crosscoder: Crosscoder
     activations: Artifact
-    artifact: Artifact
     features: Artifact
 
 
-def made_crosscoder(n_shared: int = 12) -> Crosscoder:
+def made_crosscoder(n_shared: int) -> Crosscoder:
     """With large random decoder rows."""
     config = CrosscoderConfig(
         width_a=32, width_b=16, n_a_only=2, n_shared=n_shared, n_b_only=1, k=2, scale_a=SCALES["a"],
@@ -64,18 +63,19 @@ def made_crosscoder(n_shared: int = 12) -> Crosscoder:
     return crosscoder
 
 
-def publish(workspace: Workspace, crosscoder: Crosscoder, activations: Artifact, number: int = 0) -> Artifact:
+def publish(
+    workspace: Workspace, activations: Artifact, n_shared: int = 12, number: int = 0
+) -> tuple[Crosscoder, Artifact]:
+    """(a crosscoder, which is published, too; its features)."""
+    crosscoder = made_crosscoder(n_shared)
+
     def build(work: Work) -> dict[str, int]:
         crosscoder.save_pretrained(work.folder)
         return {}
 
     order = Order("crosscoder", MadeSettings(number=number), {"activations": activations.as_input()}, 1)
-    return produce(workspace, order, build)
-
-
-def measured(workspace: Workspace) -> Artifact:
-    """Features of the latest crosscoder."""
-    return run_features(FeaturesSettings(predictability=False, device="cpu"), workspace)
+    produce(workspace, order, build)
+    return crosscoder, run_features(FeaturesSettings(predictability=False, device="cpu"), workspace)
 
 
 def make(folder: Path, models: tuple[str | None, str | None]) -> Made:
@@ -83,9 +83,8 @@ def make(folder: Path, models: tuple[str | None, str | None]) -> Made:
     workspace = Workspace(folder)
     layers = (LAYERS["a"], LAYERS["b"])
     activations = make_activations(workspace, x_a, x_a @ MAP_AB + SHIFT_B, 400, models=models, layers=layers)
-    crosscoder = made_crosscoder()
-    artifact = publish(workspace, crosscoder, activations)
-    return Made(workspace, crosscoder, activations, artifact, measured(workspace))
+    crosscoder, features = publish(workspace, activations)
+    return Made(workspace, crosscoder, activations, features)
 
 
 def opened(folder: Path) -> LanguageModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from safetensors.numpy import load_file
 
 import modeldiff.lm.harvested as harvested_module
-import modeldiff.steer.sweep as sweep_module
 from modeldiff.cli.main import cli
 from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run as run_stitch
@@ -93,19 +93,10 @@ def test_one_model_in_memory_at_a_time(made: Made, stitch: Artifact, monkeypatch
 
 
 def test_after_an_interruption_the_first_model_is_not_loaded_again(
-    made: Made, stitch: Artifact, monkeypatch: pytest.MonkeyPatch
+    made: Made, stitch: Artifact, dies_after: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[str] = []
-    generate_tokens = sweep_module.generate_tokens
-
-    def dying(lm: Any, prompts: list[str], **options: Any) -> Any:
-        if lm.width == 16 and len(written) == 2 * 3 + 2:
-            written.append("died")
-            raise KeyboardInterrupt
-        written.extend(prompts)
-        return generate_tokens(lm, prompts, **options)
-
-    monkeypatch.setattr(sweep_module, "generate_tokens", dying)
+    # Six texts by the first model, and two by the second one.
+    written = dies_after(2 * 3 + 2)
     wanted = steer(both=True, batch=2)
     with pytest.raises(KeyboardInterrupt):
         run(wanted, made.workspace)
@@ -114,7 +105,7 @@ def test_after_an_interruption_the_first_model_is_not_loaded_again(
     artifact = run(wanted, made.workspace)
     assert [Path(name).name for name in names] == ["b"]
     # Unsteered, the feature and a random direction, two prompts, two models.
-    assert len(written) == 1 + 2 * 3 * 2
+    assert len(written) == 2 * 3 * 2
     again = run(wanted, made.workspace, force=True)
     assert again.manifest.digest == artifact.manifest.digest
 

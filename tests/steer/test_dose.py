@@ -50,26 +50,10 @@ def test_repetition_counts_runs_of_four_words(text: str, expected: float | None)
     assert repeated_share(text) == (None if expected is None else pytest.approx(expected))
 
 
-def record(
-    strength: float,
-    nats: float | None,
-    *,
-    direction: str = "feature",
-    tokens: int = 10,
-    repeated: float | None = 0.0,
-    kl: float | None = 0.0,
-) -> dict[str, Any]:
+def record(strength: float, nats: float | None, **figures: Any) -> dict[str, Any]:
     """A line of generations.jsonl."""
-    return {
-        "model": "A",
-        "direction": direction,
-        "strength": strength,
-        "tokens": tokens,
-        "nats_per_token": nats,
-        "repeated": repeated,
-        "kl": kl,
-        "kl_tokens": 10,
-    }
+    plain = {"model": "A", "direction": "feature", "tokens": 10, "repeated": 0.0, "kl": 0.0, "kl_tokens": 10}
+    return {**plain, "strength": strength, "nats_per_token": nats, **figures}
 
 
 def test_tokens_count_alike_and_what_is_missing_is_left_out() -> None:

@@ -78,7 +78,7 @@ def test_a_batch_of_pushes_writes_what_each_writes_alone(lm: LanguageModel, temp
     vectors_SD = torch.randn(4, lm.width, generator=torch.Generator().manual_seed(0))
     vectors_SD[0] = 0
     options = {"max_new_tokens": 6, "temperature": temperature, "seed": 3}
-    found = write(steer(**options), lm, 1, PROMPTS, vectors_SD, chat=False, batch=batch)
+    found = write(steer(**options), lm, 1, PROMPTS, vectors_SD, batch)
     expected = []
     for vector_D in vectors_SD:
         with add_to_residual(lm, 1, vector_D):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +10,13 @@ import pytest
 import torch
 
 import modeldiff.lm.harvested as harvested_module
-import modeldiff.steer.sweep as sweep_module
 from modeldiff.errors import InputError
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import load_model
 from modeldiff.lm.residual import add_to_residual
 from modeldiff.steer.run import run
 from modeldiff.workspace import Artifact
-from tests.steer.made import (
-    LAYERS,
-    OF_B,
-    PROMPTS,
-    SCALES,
-    Made,
-    info,
-    lines,
-    make,
-    opened,
-    steer,
-)
+from tests.steer.made import LAYERS, OF_B, PROMPTS, SCALES, Made, info, lines, make, opened, steer, transfer
 
 
 def generations(artifact: Artifact) -> list[dict[str, Any]]:
@@ -39,13 +28,8 @@ def generations(artifact: Artifact) -> list[dict[str, Any]]:
 def test_texts_are_those_of_the_steered_model(
     made: Made, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = []
-
-    def remembering(*args: Any) -> Any:
-        loaded.append(load_model(*args))
-        return loaded[0]
-
-    monkeypatch.setattr(harvested_module, "load_model", remembering)
+    loaded: list[Any] = []
+    monkeypatch.setattr(harvested_module, "load_model", lambda *args: loaded.append(load_model(*args)) or loaded[0])
     artifact = run(steer(strength=(3.0, 0.0, -2.0)), made.workspace)
     assert not any(module._forward_hooks for module in loaded[0].model.modules())
     lm = opened(folders["a"])
@@ -62,14 +46,13 @@ def test_texts_are_those_of_the_steered_model(
     assert artifact.file("figures/dose.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_other_side_with_its_chat_format(tmp_path: Path, folders: dict[str, Path]) -> None:
-    made = make(tmp_path / "ws", (str(folders["a"]), str(folders["chat"])))
-    artifact = run(steer(model="B", feature=OF_B, strength=(1.0,)), made.workspace)
+def test_the_other_side_with_its_chat_format(made_with_chat: Made, folders: dict[str, Path]) -> None:
+    artifact = run(steer(model="B", feature=OF_B, strength=(1.0,)), made_with_chat.workspace)
     lm = opened(folders["chat"])
     rendered = [f"<s><|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt in PROMPTS]
     plain = generate(lm, rendered, max_new_tokens=6, add_special_tokens=False)
     assert [one["text"] for one in generations(artifact) if one["strength"] == 0] == plain
-    off = run(steer(model="B", feature=OF_B, chat="no"), made.workspace)
+    off = run(steer(model="B", feature=OF_B, chat="no"), made_with_chat.workspace)
     texts = [one["text"] for one in generations(off) if one["strength"] == 0]
     assert texts == generate(lm, list(PROMPTS), max_new_tokens=6)
 
@@ -84,19 +67,8 @@ def test_prompts_of_a_file_are_the_same_as_those_given(made: Made, tmp_path: Pat
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6])
-def test_an_interrupted_run_keeps_what_it_has(made: Made, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    written: list[str] = []
-    generate_tokens = sweep_module.generate_tokens
-
-    def dying(lm: Any, prompts: list[str], **options: Any) -> Any:
-        if len(written) == 6 and not died:
-            died.append(True)
-            raise KeyboardInterrupt
-        written.extend(prompts)
-        return generate_tokens(lm, prompts, **options)
-
-    died: list[bool] = []
-    monkeypatch.setattr(sweep_module, "generate_tokens", dying)
+def test_an_interrupted_run_keeps_what_it_has(made: Made, dies_after: Callable[[int], list[str]], batch: int) -> None:
+    written = dies_after(6)
     wanted = steer(strength=(1.0, 2.0), batch=batch)
     with pytest.raises(KeyboardInterrupt):
         run(wanted, made.workspace)
@@ -132,19 +104,23 @@ def test_wrong_requests_are_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("make_settings", "values", "message"),
     [
-        ({"prompt": ()}, "--prompt TEXT or --prompts FILE"),
-        ({"prompts": Path("x")}, "in one way"),
-        ({"strength": (float("nan"),)}, "--strength"),
-        ({"random_directions": -1}, "--random-directions"),
-        ({"stitch_bias": True}, "add --both"),
-        ({"other_by": "stitch"}, "add --both"),
+        (steer, {"prompt": ()}, "--prompt TEXT or --prompts FILE"),
+        (steer, {"prompts": Path("x")}, "in one way"),
+        (steer, {"strength": (float("nan"),)}, "--strength"),
+        (steer, {"random_directions": -1}, "--random-directions"),
+        (steer, {"stitch_bias": True}, "add --both"),
+        (steer, {"other_by": "stitch"}, "add --both"),
+        (transfer, {}, "one way"),
+        (transfer, {"vector": Path("x"), "vector_from_feature": 3}, "one way"),
+        (transfer, {"from_prompts": (Path("x"),)}, "two files"),
+        (transfer, {"vector": Path("x"), "top": 0}, "--top"),
     ],
 )
-def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+def test_settings_that_make_no_sense(make_settings: Callable[..., Any], values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        steer(**values)
+        make_settings(**values)
 
 
 def test_imported_activations_need_the_model_named(tmp_path: Path, folders: dict[str, Path]) -> None:

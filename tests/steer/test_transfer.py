@@ -20,25 +20,12 @@ from modeldiff.features.measures.stitch.run import run as run_stitch
 from modeldiff.linear.stitch import load_stitch
 from modeldiff.lm.generate import generate, generate_tokens
 from modeldiff.lm.load import ModelRef
+from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import add_to_residual, residual_after
+from modeldiff.steer.prompts import read_prompts
 from modeldiff.steer.transfer import Decoders, cosine, paper_rule, read_vectors, run
-from modeldiff.steer.transfer_contrast import read_prompts
 from modeldiff.workspace import Artifact
-from tests.steer.made import (
-    LAYERS,
-    OF_B,
-    PROMPTS,
-    SCALES,
-    Made,
-    info,
-    lines,
-    made_crosscoder,
-    make,
-    measured,
-    opened,
-    publish,
-    transfer,
-)
+from tests.steer.made import LAYERS, OF_B, PROMPTS, SCALES, Made, info, lines, opened, publish, transfer
 
 POSITIVE = ("The quick brown fox", "A single man", "It was 1989")
 NEGATIVE = ("Nobody minded", "A good fortune", "The lazy dog")
@@ -57,14 +44,19 @@ def vectors_of(artifact: Artifact) -> dict[str, torch.Tensor]:
     return load_file(artifact.file("vectors.safetensors"))
 
 
-def contrast_by_hand(lm: Any, layer: int, texts: tuple[str, ...]) -> torch.Tensor:
-    """Mean over prompts of the mean residual over the response's tokens, one sequence at a time."""
+def by_hand(lm: LanguageModel, layer: int, responses: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    """Mean over (prompt, response) of the mean residual over the response's tokens, one sequence at a time."""
     means = []
-    for one in generate_tokens(lm, list(texts), max_new_tokens=6):
-        ids = [token for token in one.new_ids if token != 1]  # the end of a text is no part of the response
-        ids_BT = torch.tensor([one.prompt_ids + ids])
-        means.append(residual_after(lm, layer, ids_BT, torch.ones_like(ids_BT))[0, len(one.prompt_ids) :].mean(dim=0))
+    for prompt_ids, ids in responses:
+        ids_BT = torch.tensor([prompt_ids + ids])
+        means.append(residual_after(lm, layer, ids_BT, torch.ones_like(ids_BT))[0, len(prompt_ids) :].mean(dim=0))
     return torch.stack(means).mean(dim=0)
+
+
+def asked(lm: LanguageModel, prompts: tuple[str, ...]) -> list[tuple[list[int], list[int]]]:
+    made = generate_tokens(lm, list(prompts), max_new_tokens=6)
+    # The end of a text is no part of the response.
+    return [(one.prompt_ids, [token for token in one.new_ids if token != 1]) for one in made]
 
 
 def test_a_contrast_is_made_moved_and_compared(
@@ -73,7 +65,7 @@ def test_a_contrast_is_made_moved_and_compared(
     artifact = run(transfer(from_prompts=prompts), made.workspace)
     found, described = vectors_of(artifact), info(artifact)
     hand = {
-        side: contrast_by_hand(lm, LAYERS[side], POSITIVE) - contrast_by_hand(lm, LAYERS[side], NEGATIVE)
+        side: by_hand(lm, LAYERS[side], asked(lm, POSITIVE)) - by_hand(lm, LAYERS[side], asked(lm, NEGATIVE))
         for side, lm in ((side, opened(folders[side])) for side in ("a", "b"))
     }
     torch.testing.assert_close(found["source"][0], hand["a"], atol=1e-5, rtol=1e-4)
@@ -138,15 +130,14 @@ def test_from_b_to_a_a_feature_and_its_continuations(made: Made, stitch: Artifac
         assert [one["text"] for one in records if one["rule"] == rule] == steered
 
 
-def test_responses_of_a_file_and_a_chat_format(tmp_path: Path, folders: dict[str, Path]) -> None:
-    made = make(tmp_path / "ws", (str(folders["a"]), str(folders["chat"])))
-    run_stitch(StitchSettings(device="cpu"), made.workspace)
+def test_responses_of_a_file_and_a_chat_format(made_with_chat: Made, tmp_path: Path, folders: dict[str, Path]) -> None:
+    run_stitch(StitchSettings(device="cpu"), made_with_chat.workspace)
     files = (tmp_path / "positive.jsonl", tmp_path / "negative.jsonl")
     answers = (" Yes, sir.", " No.")
     for file, answer in zip(files, answers, strict=True):
         records = [{"prompt": p, "system": "Be brief.", "response": answer} for p in POSITIVE[:2]]
         file.write_text("\n".join(map(json.dumps, records)))
-    found = vectors_of(run(transfer(from_prompts=files), made.workspace))
+    found = vectors_of(run(transfer(from_prompts=files), made_with_chat.workspace))
     chat = "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     for key, folder, layer, template in (
         ("source", "a", LAYERS["a"], "Be brief.\n\n{}"),
@@ -155,12 +146,10 @@ def test_responses_of_a_file_and_a_chat_format(tmp_path: Path, folders: dict[str
         lm = opened(folders[folder])
         means = []
         for answer in answers:
-            rows = []
-            for prompt in POSITIVE[:2]:
-                opening = lm.tokenizer(template.format(prompt), add_special_tokens=folder == "a")["input_ids"]
-                ids_BT = torch.tensor([opening + lm.tokenizer(answer, add_special_tokens=False)["input_ids"]])
-                rows.append(residual_after(lm, layer, ids_BT, torch.ones_like(ids_BT))[0, len(opening) :].mean(dim=0))
-            means.append(torch.stack(rows).mean(dim=0))
+            ids = lm.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            texts = [template.format(prompt) for prompt in POSITIVE[:2]]
+            openings = lm.tokenizer(texts, add_special_tokens=folder == "a")["input_ids"]
+            means.append(by_hand(lm, layer, [(opening, ids) for opening in openings]))
         torch.testing.assert_close(found[key][0], means[0] - means[1], atol=1e-5, rtol=1e-4)
 
 
@@ -185,20 +174,6 @@ def test_an_interrupted_run_keeps_the_sources_contrast(
     assert again.manifest.digest == artifact.manifest.digest
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({}, "one way"),
-        ({"vector": Path("x"), "vector_from_feature": 3}, "one way"),
-        ({"from_prompts": (Path("x"),)}, "two files"),
-        ({"vector": Path("x"), "top": 0}, "--top"),
-    ],
-)
-def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        transfer(**values)
-
-
 def test_what_is_missing_is_named_with_its_command(made: Made, prompts: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="run `modeldiff features stitch --activations activations:1`"):
         run(transfer(vector_from_feature=4), made.workspace)
@@ -207,8 +182,7 @@ def test_what_is_missing_is_named_with_its_command(made: Made, prompts: tuple[Pa
         run(transfer(vector_from_feature=OF_B), made.workspace)
     with pytest.raises(InputError, match="no contrast"):
         run(transfer(from_prompts=(prompts[0], prompts[0])), made.workspace)
-    publish(made.workspace, made_crosscoder(0), made.activations, number=1)
-    measured(made.workspace)
+    publish(made.workspace, made.activations, n_shared=0, number=1)
     with pytest.raises(InputError, match="crosscoder:2 has no shared features"):
         run(transfer(vector_from_feature=1), made.workspace)
 

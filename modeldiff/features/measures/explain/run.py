@@ -23,7 +23,8 @@ from modeldiff.features.measures.explain.detection import Excerpts, Pieces, ask_
 from modeldiff.features.measures.explain.result import EXPLANATION_NAME, FORMAT, Explained
 from modeldiff.features.measures.explain.sample import Sample, take_sample
 from modeldiff.features.table import FeatureTable, Partition
-from modeldiff.judge.client import Judge, open_judge
+from modeldiff.judge.choice import open_judge
+from modeldiff.judge.client import Judge
 from modeldiff.judge.questions import WORDING
 from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json

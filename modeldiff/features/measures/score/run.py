@@ -23,7 +23,8 @@ from modeldiff.features.inputs import open_measured
 from modeldiff.features.measures.score import ScoreSettings, result
 from modeldiff.features.measures.score.directions import ScoredDirection, find_directions
 from modeldiff.features.measures.score.result import MIN_STEERABILITY, ScoreRow, summary
-from modeldiff.judge.client import Judge, Judged, Prompt, open_judge
+from modeldiff.judge.choice import open_judge
+from modeldiff.judge.client import Judge, Judged, Prompt
 from modeldiff.judge.questions import WORDING, Written, ask_similarity, ask_steerability, read_rating
 from modeldiff.linear.stitch import DIRECTIONS, find_stitch, load_stitch
 from modeldiff.lm.chat import open_chat, uses_chat
