@@ -34,9 +34,10 @@ _DEAD_SHARE = 0.1
 # For what allocators cannot use again, and for what is small and not counted.
 _MARGIN = 1.1
 _FLOAT, _HALF, _LONG = 4, 2, 8
-# Float32 matrices (B, D) at once: activations, reconstructions, errors, their gradients, and one more. Bytes of an
-# active entry: its row and column, the order by feature, values and gradients, and of the candidates.
-_BATCH_COPIES, _ENTRY = 5, 60
+# Float32 matrices (B, D) at once: activations, and what the shared features alone make of them; reconstructions, errors
+# and their gradients lie in the memory of the pre-activations. Bytes of an active entry: its row and column, the order
+# by feature, values and gradients, and of the candidates.
+_BATCH_COPIES, _ENTRY = 2, 60
 # (N, F) and (N, D) matrices of the evaluation of N pairs.
 _CODE_COPIES, _EVALUATION_COPIES = 2.5, 6
 # Timing: so many steps, of so many operations in the encoder's product at most.
@@ -106,7 +107,7 @@ def step_parts(job: Job) -> dict[str, int]:
     if not on_cpu:  # the next batch, and masks of the selection, which the CPU makes piece by piece
         batch += B * job.pair_bytes + B * F
     parts = {"weights": weights, "gradients": weights, "moments": 2 * weights}
-    parts |= {"pre_activations": B * F * (_FLOAT + half), "batch": batch}
+    parts |= {"pre_activations": B * (_FLOAT * max(F, 2 * D) + half * F), "batch": batch}
     if recipe.auxk_alpha:
         parts["dead_features"] = round(_DEAD_SHARE * _FLOAT * (1.5 * part.parameters + 4 * B * F))
     if recipe.audit_steps:
