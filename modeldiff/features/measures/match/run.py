@@ -23,6 +23,7 @@ from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder, block_rows, codes_arrays, joined_codes
 from modeldiff.features.correlation import Columns
+from modeldiff.features.inputs import measured_on
 from modeldiff.features.measures.match import MatchSettings
 from modeldiff.features.measures.match.matching import Dictionary, decoder_cosines, match
 from modeldiff.features.measures.match.result import ARRAYS_NAME, FORMAT, MATCH_NAME, PARTITIONS, summarise
@@ -44,10 +45,7 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
         DamagedError: a file of the inputs is damaged.
     """
     members = [workspace.find("crosscoder", ref) for ref in settings.crosscoders]
-    named = settings.activations
-    activations = (
-        workspace.source_of(members[0], "activations") if named is None else workspace.find("activations", named)
-    )
+    activations = measured_on(workspace, members[0], settings.activations)
     store = ActivationStore(activations)
     configs = [_config(member, store) for member in members]
     device = resolve_device(settings.device)
