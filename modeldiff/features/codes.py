@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.crosscoder.fast.sparse import Bags, bag_dot
-from modeldiff.features.stored import save_arrays
+from modeldiff.features.stored import Arrays
 from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -157,42 +155,15 @@ class CodeSample:
     """Row of each pair in the whole store."""
 
 
-class SampleWriter:
-    """Collects the sample's codes, a file per shard, so that an interrupted pass keeps them."""
+def codes_arrays(codes_NF: csr_matrix) -> Arrays:
+    """Codes as arrays for a file."""
+    return {name: getattr(codes_NF, name) for name in ("data", "indices", "indptr")}
 
-    def __init__(self, folder: Path, n_features: int) -> None:
-        self._folder = folder
-        self._n_features = n_features
-        self._parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]] = []
 
-    def add(self, codes: SparseCodes, kept_B: NDArray[np.bool_], first_row: int) -> None:
-        """Take one block, whose first pair is row `first_row` of the store."""
-        block = codes.matrix(len(kept_B), self._n_features)
-        self._parts.append((block if kept_B.all() else block[kept_B], first_row + np.flatnonzero(kept_B)))
-
-    def has(self, shard: int) -> bool:
-        """Whether the shard was finished, by this process or one before it."""
-        return self._path(shard).exists()
-
-    def finish_shard(self, shard: int) -> None:
-        part = self._joined(self._parts)
-        arrays = {name: getattr(part.codes_NF, name) for name in ("indptr", "indices", "data")}
-        save_arrays(self._path(shard), arrays | {"rows": part.rows_N})
-        self._parts = []
-
-    def load(self, shards: int) -> CodeSample:
-        parts = []
-        for shard in range(shards):
-            arrays = load_file(self._path(shard))
-            shape = (len(arrays["rows"]), self._n_features)
-            matrix = sparse.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
-            parts.append((matrix, arrays["rows"]))
-        return self._joined(parts)
-
-    def _path(self, shard: int) -> Path:
-        return self._folder / f"{shard:05d}.safetensors"
-
-    def _joined(self, parts: list[tuple[sparse.csr_matrix, NDArray[np.int64]]]) -> CodeSample:
-        none = (sparse.csr_matrix((0, self._n_features), dtype=np.float32), np.zeros(0, np.int64))
-        codes, rows = zip(*(parts or [none]), strict=True)
-        return CodeSample(sparse.vstack(codes, format="csr", dtype=np.float32), np.concatenate(rows))
+def joined_codes(parts: Sequence[Arrays], n_features: int) -> csr_matrix:
+    """(N, F) float32: the codes of several files, one after the other."""
+    codes = [
+        csr_matrix((part["data"], part["indices"], part["indptr"]), shape=(len(part["indptr"]) - 1, n_features))
+        for part in parts
+    ]
+    return sparse.vstack(codes, format="csr", dtype=np.float32)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.console import progress
+from modeldiff.features.stored import Arrays
 
 PER_FEATURE = 3
 """Twins kept for each feature."""
@@ -69,24 +70,17 @@ def correlations(
         yield block_G, correlation_GH
 
 
-@dataclass(frozen=True)
-class Twins:
-    """For each feature, the features of other partitions with the highest positive correlation, highest first."""
-
-    feature: NDArray[np.int32]
-    """(F, PER_FEATURE); -1 where there is none."""
-    correlation: NDArray[np.float32]
-    """(F, PER_FEATURE); 0 where there is none."""
-
-
-def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> Twins:
-    """Twins of all features, exact on these pairs; `partition_F`: the same number for features of one partition.
+def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> Arrays:
+    """For each feature, the features of other partitions with the highest positive correlation, highest first, exact on
+    these pairs: `feature` (int32; -1: there is none) and `correlation` (float32), both (F, PER_FEATURE).
+    `partition_F`: the same number for features of one partition.
 
     Features that never fire in the sample, or fire equally on every pair, have none. Twins within a partition are not
     looked for: two shared features that fire together say nothing about the difference between the models.
     """
     n, n_features = codes_NF.shape
-    twins = Twins(np.full((n_features, PER_FEATURE), -1, np.int32), np.zeros((n_features, PER_FEATURE), np.float32))
+    shape = (n_features, PER_FEATURE)
+    twins: Arrays = {"feature": np.full(shape, -1, np.int32), "correlation": np.zeros(shape, np.float32)}
     if not n or not codes_NF.nnz:
         return twins
     columns = Columns.of(codes_NF)
@@ -104,23 +98,23 @@ def find_twins(codes_NF: sparse.csr_matrix, partition_F: NDArray[np.int64]) -> T
 
 
 def _keep_best(
-    twins: Twins, one_G: NDArray[np.int64], other_M: NDArray[np.int64], correlation_GM: NDArray[np.float64]
+    twins: Arrays, one_G: NDArray[np.int64], other_M: NDArray[np.int64], correlation_GM: NDArray[np.float64]
 ) -> None:
     """Give the features `one_G` better twins out of `other_M`, if there are; of equals, that of the lowest number."""
     places = min(PER_FEATURE, len(other_M))
     if not places:
         return
-    held_G3 = twins.correlation[one_G]
+    held_G3 = twins["correlation"][one_G]
     least_G = np.partition(correlation_GM, len(other_M) - places, axis=1)[:, len(other_M) - places]
     g, m = np.nonzero(correlation_GM >= np.maximum(least_G, np.finfo(np.float64).tiny)[:, None])
     held_g, held_place = np.nonzero(held_G3 > 0)
     g = np.concatenate([held_g, g])
-    other = np.concatenate([twins.feature[one_G][held_g, held_place], other_M[m]])
+    other = np.concatenate([twins["feature"][one_G][held_g, held_place], other_M[m]])
     # Rounding may carry a perfect twin past 1.
     correlation = np.concatenate([held_G3[held_g, held_place], np.minimum(correlation_GM[g[len(held_g) :], m], 1.0)])
     order = np.lexsort((other, -correlation, g))
     g, other, correlation = g[order], other[order], correlation[order]
     rank = np.arange(len(g)) - np.searchsorted(g, g, side="left")
     best = rank < PER_FEATURE
-    twins.feature[one_G[g[best]], rank[best]] = other[best]
-    twins.correlation[one_G[g[best]], rank[best]] = correlation[best]
+    twins["feature"][one_G[g[best]], rank[best]] = other[best]
+    twins["correlation"][one_G[g[best]], rank[best]] = correlation[best]

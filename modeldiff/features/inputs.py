@@ -34,6 +34,11 @@ class Measured:
         return {side: harvested(side, sides[side], self.activations.ref, paths[side]) for side in SIDES}
 
 
+def measured_on(workspace: Workspace, crosscoder: Artifact, named: str | None) -> Artifact:
+    """The activations that are named, else those that the crosscoder was trained on."""
+    return workspace.source_of(crosscoder, "activations") if named is None else workspace.find("activations", named)
+
+
 def open_measured(workspace: Workspace, crosscoder: str | None, activations: str | None, *, what: str) -> Measured:
     """Find, load and check.
 
@@ -46,11 +51,7 @@ def open_measured(workspace: Workspace, crosscoder: str | None, activations: str
         DamagedError: a file of theirs is damaged.
     """
     source = workspace.find("crosscoder", crosscoder)
-    found = (
-        workspace.source_of(source, "activations")
-        if activations is None
-        else workspace.find("activations", activations)
-    )
+    found = measured_on(workspace, source, activations)
     if crosscoder is None:
         say(f"{what} of {source.ref} on {found.ref}")
     measured = Measured(source, found, load(source), ActivationStore(found))

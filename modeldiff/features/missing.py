@@ -42,39 +42,33 @@ def made_about(workspace: Workspace, features: Artifact, measure: Measure) -> li
     inputs = features.manifest.inputs
     digests = {name: one.digest for name, one in inputs.items()} | {"features": features.manifest.digest}
     wanted = {name: digests[of] for name, of in measure.made_from.items()}
+    return [one for one in reversed(workspace.artifacts(measure.name)) if _is_made_from(one, **wanted)]
 
-    def is_about(one: Artifact) -> bool:
-        made_from = one.manifest.inputs
-        return all(name in made_from and made_from[name].digest == digest for name, digest in wanted.items())
 
-    return [one for one in reversed(workspace.artifacts(measure.name)) if is_about(one)]
+def _is_made_from(artifact: Artifact, **digests: str) -> bool:
+    inputs = artifact.manifest.inputs
+    return all(name in inputs and inputs[name].digest == digest for name, digest in digests.items())
 
 
 def _about(workspace: Workspace, features: Artifact) -> About:
     inputs = features.manifest.inputs
-    crosscoder = _present(workspace, "crosscoder", inputs["crosscoder"])
-    activations = _present(workspace, "activations", inputs["activations"])
-    trained_on = crosscoder.manifest.inputs.get("activations") if crosscoder else None
-    return About(
-        features=features.ref,
-        crosscoder=crosscoder.ref if crosscoder else inputs["crosscoder"].label,
-        activations=activations.ref if activations else inputs["activations"].label,
-        elsewhere=trained_on is not None and trained_on.digest != inputs["activations"].digest,
-        other_crosscoder=_comparable(workspace, inputs),
-    )
+    source = _present(workspace, "crosscoder", inputs["crosscoder"])
+    found = _present(workspace, "activations", inputs["activations"])
+    crosscoder = source.ref if source else inputs["crosscoder"].label
+    activations = found.ref if found else inputs["activations"].label
+    trained_on = source.manifest.inputs.get("activations") if source else None
+    elsewhere = trained_on is not None and trained_on.digest != inputs["activations"].digest
+    which = f"--crosscoder {crosscoder}" + (f" --activations {activations}" if elsewhere else "")
+    others = [
+        one.ref
+        for one in workspace.artifacts("crosscoder")
+        if one.manifest.digest != inputs["crosscoder"].digest
+        and _is_made_from(one, activations=inputs["activations"].digest)
+    ]
+    return About(features.ref, crosscoder, activations, which, others[-1] if others else "OTHER-CROSSCODER")
 
 
 def _present(workspace: Workspace, kind: str, wanted: Input) -> Artifact | None:
     """The artifact that the input was, by its digest: the one it was called, if that is still there."""
     found = [one for one in workspace.artifacts(kind) if one.manifest.digest == wanted.digest]
     return next((one for one in found if one.ref == wanted.label), found[-1] if found else None)
-
-
-def _comparable(workspace: Workspace, inputs: dict[str, Input]) -> str:
-    """The newest other crosscoder of the same activations; without one, a word for it."""
-    for one in reversed(workspace.artifacts("crosscoder")):
-        trained_on = one.manifest.inputs.get("activations")
-        is_other = one.manifest.digest != inputs["crosscoder"].digest
-        if is_other and trained_on is not None and trained_on.digest == inputs["activations"].digest:
-            return one.ref
-    return "OTHER-CROSSCODER"

@@ -71,7 +71,7 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
     if not work.has(stored.TWINS_NAME):
         partition_F = np.repeat(np.arange(len(crosscoder.sizes)), list(crosscoder.sizes.values()))
-        work.write_bytes(stored.TWINS_NAME, save(vars(find_twins(result.sample.codes_NF, partition_F))))
+        work.write_bytes(stored.TWINS_NAME, save(find_twins(result.sample.codes_NF, partition_F)))
     evidence: Arrays = {}
     if settings.predictability:
         evidence = kept(

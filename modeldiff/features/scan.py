@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from scipy import sparse
+from scipy.sparse import csr_matrix
 
 from modeldiff.console import progress
-from modeldiff.features.codes import CodeSample, Encoder, SampleWriter, SparseCodes, block_rows, by_shard
+from modeldiff.features.codes import CodeSample, Encoder, SparseCodes, block_rows, by_shard, codes_arrays, joined_codes
 from modeldiff.features.examples import Examples, TopRows, choose, passage_of
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.features.stored import Arrays, save_arrays
@@ -96,17 +98,18 @@ def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResu
     blocks = spread_blocks(store.blocks(block_rows(n_features)), settings.pairs)
     sampled = spread_blocks(blocks, settings.sample_pairs)
     is_sampled = set(sampled)
-    writer = SampleWriter(resume / "codes", n_features)
     statistics = FeatureStatistics(n_features, len(store.info.sources))
     by_document, by_passage = (TopRows(n_features, settings.examples) for _ in range(2))
     state: _State = {"statistics": statistics, "by_document": by_document, "by_passage": by_passage}
     done = _restore(resume / _CHECKPOINT, state)
     total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
     shards = by_shard(blocks, len(store.info.shards))
+    sample_files = [resume / "codes" / f"{shard:05d}.safetensors" for shard in range(len(shards))]
     bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
     with bar_of as bar, shared_cores(_ENCODERS):
         for shard in range(done, len(shards)):
             source_N, document_N = _origins(store, shard)
+            codes_here, rows_here = [csr_matrix((0, n_features), dtype=np.float32)], [np.zeros(0, np.int64)]
             for block, (codes, kept_B) in prefetched(encoder.sparse, shards[shard], _ENCODERS):
                 here, first_row = slice(block.start, block.stop), int(store.first_row[shard]) + block.start
                 statistics.update(codes, kept_B, None if source_N is None else source_N[here])
@@ -114,14 +117,17 @@ def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResu
                 by_document.update(codes.feature, codes.value, row, document)
                 by_passage.update(codes.feature, codes.value, row, passage_of(document, row))
                 if block in is_sampled:
-                    writer.add(codes, kept_B, first_row)
+                    codes_here.append(codes.matrix(len(block), n_features)[kept_B])
+                    rows_here.append(first_row + np.flatnonzero(kept_B))
                 bar.advance(len(block))
-            writer.finish_shard(shard)
+            arrays = codes_arrays(sparse.vstack(codes_here, format="csr"))
+            save_arrays(sample_files[shard], arrays | {"rows": np.concatenate(rows_here)})
             by_document.settle()
             by_passage.settle()
             _checkpoint(resume / _CHECKPOINT, state, shard + 1)
-    chosen = choose(by_document, by_passage)
-    return ScanResult(statistics, chosen, writer.load(len(shards)), sampled)
+    parts = [load_file(path) for path in sample_files]
+    sample = CodeSample(joined_codes(parts, n_features), np.concatenate([part["rows"] for part in parts]))
+    return ScanResult(statistics, choose(by_document, by_passage), sample, sampled)
 
 
 def _origins(store: ActivationStore, shard: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:

@@ -6,7 +6,6 @@ Legend: F features, S text sources.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,6 +17,7 @@ from modeldiff.features.correlation import STRONG
 from modeldiff.features.example import Example, ExampleReader
 from modeldiff.features.stored import read_arrays, read_info
 from modeldiff.features.words import WordShare, characteristic_words
+from modeldiff.linear.stitch import number_or_none
 from modeldiff.linear.verdict import MOSTLY_DIFFER, Baseline, Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
@@ -223,7 +223,7 @@ class FeatureTable:
                 f"({self.info['crosscoder']})"
             )
         numbers: dict[str, Any] = {name: self.statistics[name][feature].item() for name in _USAGE}
-        numbers |= {name: _number(values[feature]) for name, values in self._r2.items()}
+        numbers |= {name: number_or_none(values[feature]) for name, values in self._r2.items()}
         own, other = numbers["r2_own"], numbers["r2_other"]
         twins = zip(*(self._twins[name][feature].tolist() for name in ("feature", "correlation")), strict=True)
         shown, words = self._examples.read(feature, examples)
@@ -239,7 +239,7 @@ class FeatureTable:
             twins=[Twin(i, str(self.partition_F[i]), value, value >= STRONG) for i, value in twins if i >= 0],
             gap=None if own is None or other is None else own - other,
             verdict=str(self._verdict_F[feature]) or None,
-            tokens_differ=_number(self.statistics["tokens_differ"][feature]),
+            tokens_differ=number_or_none(self.statistics["tokens_differ"][feature]),
             words=characteristic_words(words),
             examples=shown,
         )
@@ -268,7 +268,3 @@ class FeatureTable:
         if sort not in keys:
             raise InputError(f"--sort expects one of {', '.join(keys)}, found '{sort}'")
         return keys[sort].astype(np.float64)
-
-
-def _number(value: Any) -> float | None:
-    return None if math.isnan(value) else float(value)

@@ -37,24 +37,19 @@ class LinearMap:
 
     @classmethod
     def fitted(
-        cls,
-        fit: Moments,
-        ridge: float,
-        *,
-        taken_off_x: torch.Tensor | None = None,
-        taken_off_f: torch.Tensor | None = None,
+        cls, fit: Moments, ridge: float, *, origin_x: torch.Tensor | None = None, origin_f: torch.Tensor | None = None
     ) -> LinearMap:
         """The ridge regression of target f on source x, from moments, no penalty on the bias, solved in float64.
 
-        taken_off_x, taken_off_f: constants (D,) that were subtracted from the activations before they were summed; the
-        map takes and gives activations without that.
+        origin_x, origin_f: constants (D,) that were subtracted from the activations before they were summed; the map
+        takes and gives activations without that.
         """
         w_DD = ridge_weights(fit, ridge)
         bias_D = (fit.f_G - fit.x_D @ w_DD) / max(1, fit.n)
-        if taken_off_f is not None:
-            bias_D = bias_D + taken_off_f.to(bias_D)
-        if taken_off_x is not None:
-            bias_D = bias_D - taken_off_x.to(bias_D) @ w_DD
+        if origin_f is not None:
+            bias_D = bias_D + origin_f.to(bias_D)
+        if origin_x is not None:
+            bias_D = bias_D - origin_x.to(bias_D) @ w_DD
         return cls(w_DD.float(), bias_D.float(), ridge)
 
     @property

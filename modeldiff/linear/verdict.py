@@ -110,8 +110,7 @@ def _beyond_chance(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> 
 
 
 def verdicts(own_F: NDArray[Any], other_F: NDArray[Any], scale: Scale) -> NDArray[np.str_]:
-    """(F,) a Verdict for each feature of one model; unknown: it fires too rarely for an R², or its own model does not
-    explain it beyond chance either."""
+    """(F,) a Verdict for each feature of one model; unknown where `_beyond_chance` is NaN."""
     ratio = _beyond_chance(own_F, other_F, scale)
     called = (np.isnan(ratio), ratio <= scale.bar, ratio >= scale.predictable_from)
     return np.select(called, ("unknown", "exclusive", "predictable"), "undecided").astype("<U11")
@@ -200,8 +199,7 @@ class Baseline:
 
 
 def baseline_of(own_R: NDArray[Any], other_R: NDArray[Any], null_R: NDArray[Any], *, scale: Scale) -> Baseline:
-    """What differences of one model's activations show: R² from this model, from the other one, and from that in
-    permuted pairs, held against the model's scale; NaN: it fires too rarely."""
+    """From R² from this model, from the other one, and from that in permuted pairs; NaN: it fires too rarely."""
     values_3R = np.stack([own_R, other_R, null_R]).astype(np.float64)
     own, other, null = values_3R[:, ~np.isnan(values_3R).any(axis=0)]
     called = np.unique(verdicts(own, other, scale), return_counts=True)

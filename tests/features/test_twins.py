@@ -38,11 +38,11 @@ def test_correlations_equal_numpy_and_the_best_of_other_partitions_come_first(
     expected_FF[:, [3, 8]] = np.nan
     for feature in range(15):
         best = np.sort(expected_FF[feature][expected_FF[feature] > 0])[::-1][:PER_FEATURE]
-        found = twins.correlation[feature][twins.feature[feature] >= 0]
+        found = twins["correlation"][feature][twins["feature"][feature] >= 0]
         np.testing.assert_allclose(found, best, atol=1e-6)
-        for other, value in zip(twins.feature[feature], found, strict=False):
+        for other, value in zip(twins["feature"][feature], found, strict=False):
             assert expected_FF[feature, other] == pytest.approx(value, abs=1e-6)
-    assert [twins.feature[i, 0] for i in (0, 4, 1, 12, 2, 6)] == [4, 0, 12, 1, 6, 2], "from both sides"
-    assert twins.correlation[1, 0] == pytest.approx(1)
-    assert 14 not in twins.feature[13]
-    assert (twins.feature[[3, 8]] == -1).all(), "the dead and the constant have none"
+    assert [twins["feature"][i, 0] for i in (0, 4, 1, 12, 2, 6)] == [4, 0, 12, 1, 6, 2], "from both sides"
+    assert twins["correlation"][1, 0] == pytest.approx(1)
+    assert 14 not in twins["feature"][13]
+    assert (twins["feature"][[3, 8]] == -1).all(), "the dead and the constant have none"

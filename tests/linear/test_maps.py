@@ -99,10 +99,10 @@ def test_noise_asks_for_more_ridge_than_an_exact_relation() -> None:
     assert best_ridge({1e-3: 0.5, 1e-2: 0.5, 1e-1: 0.4, 1.0: math.nan}) == 1e-2, "of equals the most regular"
 
 
-def test_what_was_taken_off_comes_back_in_the_bias() -> None:
+def test_what_was_origin_comes_back_in_the_bias() -> None:
     x_ND, f_NG = pairs()
     mean_x, mean_f = normal(WIDTH, seed=6), normal(TARGETS, seed=7)
-    found = LinearMap.fitted(moments(x_ND - mean_x, f_NG - mean_f), 1e-4, taken_off_x=mean_x, taken_off_f=mean_f)
+    found = LinearMap.fitted(moments(x_ND - mean_x, f_NG - mean_f), 1e-4, origin_x=mean_x, origin_f=mean_f)
     expected = LinearMap.fitted(moments(x_ND, f_NG), 1e-4)
     torch.testing.assert_close(found.w_DD, expected.w_DD)
     torch.testing.assert_close(found.bias_D, expected.bias_D)

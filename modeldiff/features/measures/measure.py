@@ -24,15 +24,10 @@ class About:
     features: str
     crosscoder: str
     activations: str
-    elsewhere: bool
-    """The features were measured on other activations than the crosscoder was trained on."""
+    which: str
+    """Options for a command that measures on what the crosscoder was trained on unless told otherwise."""
     other_crosscoder: str
     """The newest other one of the same activations; in capitals: for the reader to fill in."""
-
-    @property
-    def which(self) -> str:
-        """Options for a command that measures on what the crosscoder was trained on unless told otherwise."""
-        return f"--crosscoder {self.crosscoder}" + (f" --activations {self.activations}" if self.elsewhere else "")
 
 
 class Measure(ABC):

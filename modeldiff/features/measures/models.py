@@ -155,7 +155,6 @@ class Models:
     windows: list[Window]
     targets: dict[str, Harvested]
     """By side."""
-    device: torch.device
     dtype: torch.dtype
     inputs: dict[str, Input]
     named: dict[str, Any]
@@ -181,7 +180,6 @@ class Models:
             encoder=Encoder(measured.crosscoder, measured.store, device, factor["outlier_factor"]),
             windows=windows,
             targets=targets,
-            device=device,
             dtype=dtype,
             inputs=measured.inputs | {f"model_{side}": target.as_input() for side, target in targets.items()},
             named={"crosscoder": measured.source.ref, "activations": measured.activations.ref, **factor},
@@ -205,8 +203,8 @@ class Models:
         """One model. Raises InputError: its activations differ from the stored ones by more than rounding, so it is not
         the one that was harvested; or it lacks a token."""
         target, store = self.targets[side], self.encoder.store
-        say(f"model {side.upper()}: {target.ref.short_name}, after block {target.layer}, on {self.device}")
-        lm = target.open(self.device, self.dtype)
+        say(f"model {side.upper()}: {target.ref.short_name}, after block {target.layer}, on {self.encoder.device}")
+        lm = target.open(self.encoder.device, self.dtype)
         verify_hook(lm, target.layer)
         mean_D = self.inliers[0][side]
         largest = max(int(window.ids[side].max()) for window in self.windows)

@@ -57,7 +57,7 @@ def run(settings: EvaluateSettings, workspace: Workspace, *, name: str | None = 
     models = Models.find(settings, workspace, "evaluation")
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(device=str(models.device), dtype=models.resolved["dtype"])
+        work.environment.update(device=str(models.encoder.device), dtype=models.resolved["dtype"])
         return _build(models, settings.batch_tokens, work)
 
     order = Order("evaluate", settings, models.inputs, SCHEMA, models.resolved)

@@ -19,7 +19,6 @@ of one pair at most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +70,7 @@ class Description:
 class Describer:
     """Describes features of a sample from the half of the documents that is not held out. `seed` draws the shifts."""
 
-    def __init__(self, sample: Sample, sources: Sequence[str], seed: int) -> None:
+    def __init__(self, sample: Sample, sources: list[str], seed: int) -> None:
         self._sample = sample
         self._here = sample.kept_N & ~sample.second_W[sample.window_N]
         rows = np.flatnonzero(self._here)
@@ -128,11 +127,7 @@ def before(word_N: NDArray[np.int32], window_N: NDArray[np.int32], reach: int) -
 
 
 def characteristic(
-    category_NJ: NDArray[np.int32],
-    names: Sequence[str],
-    row_C: NDArray[np.int64],
-    value_C: NDArray[np.float32],
-    seed: int,
+    category_NJ: NDArray[np.int32], names: list[str], row_C: NDArray[np.int64], value_C: NDArray[np.float32], seed: int
 ) -> list[Lift]:
     """What is characteristic of a feature, most telling first: what has a lift above its own chance, and tells more
     than anything told in any of the shifts, by a quarter to three quarters of the pairs.

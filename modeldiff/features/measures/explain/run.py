@@ -6,7 +6,6 @@ that do not hold the examples it is shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def run(settings: ExplainSettings, workspace: Workspace, *, name: str | None = N
         factor = outlier_factor_of(measured.source, table.artifact.settings.get("outlier_factor"))
         encoder = Encoder(part_of(measured.crosscoder, sorted(ids)), measured.store, device, factor)
         sample = take_sample(encoder, pairs=settings.pairs, seed=settings.seed, resume=work.resume / "sample")
-        explained = _explain(settings, table, ids, sample, measured.store.info.sources, judge)
+        explained = _explain(settings, table, ids, sample, judge)
         work.write_json(
             EXPLANATION_NAME,
             {
@@ -104,16 +103,11 @@ def chosen_features(table: FeatureTable, settings: ExplainSettings) -> list[int]
 
 
 def _explain(
-    settings: ExplainSettings,
-    table: FeatureTable,
-    ids: list[int],
-    sample: Sample,
-    sources: Sequence[str],
-    judge: Judge | None,
+    settings: ExplainSettings, table: FeatureTable, ids: list[int], sample: Sample, judge: Judge | None
 ) -> list[Explained]:
     """Every feature, in the order asked for."""
     excerpts = Excerpts(sample)
-    describer = Describer(sample, sources, settings.seed)
+    describer = Describer(sample, table.info["sources"], settings.seed)
     if not describer.pairs:
         raise InputError("no pair is left to describe features from: raise --pairs")
     explained: list[Explained] = []

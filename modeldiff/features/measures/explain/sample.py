@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.console import progress
-from modeldiff.features.codes import Encoder
+from modeldiff.features.codes import Encoder, codes_arrays, joined_codes
 from modeldiff.features.context import Surroundings
 from modeldiff.features.measures.models import spread_texts
 from modeldiff.features.stored import Arrays, kept
@@ -82,23 +82,22 @@ def take_sample(encoder: Encoder, *, pairs: int, seed: int, resume: Path) -> Sam
     """
     store, windows = encoder.store, 0
     words, texts = dict[str, int](), dict[str, int]()
-    parts, codes = list[Arrays](), list[sparse.csr_matrix]()
+    parts, codes = list[Arrays](), list[Arrays]()
     with progress("explain: pass over the texts", min(pairs, store.pairs), "pairs") as bar:
         for plan, blocks in spread_texts(store, pairs, _GROUP_ROWS):
             found = kept(resume / f"codes-{blocks[0].shard:05d}.safetensors", partial(_codes, encoder, blocks))
             part = _words(plan, blocks, words, texts)
             part["window_N"] += windows
-            part["kept_N"] = found["kept"]
+            part["kept_N"] = found.pop("kept")
             windows += len(part["document_W"])
-            shape = (len(part["kept_N"]), encoder.crosscoder.n_features)
-            codes.append(sparse.csr_matrix((found["data"], found["indices"], found["indptr"]), shape=shape))
+            codes.append(found)
             parts.append(part)
-            bar.advance(shape[0])
+            bar.advance(len(part["kept_N"]))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Sample(
         words=list(words),
         texts=list(texts),
-        codes_NG=sparse.vstack(codes, format="csc", dtype=np.float32),
+        codes_NG=joined_codes(codes, encoder.crosscoder.n_features).tocsc(),
         second_W=in_second_half(joined["document_W"], seed),
         **joined,
     )
@@ -115,7 +114,7 @@ def in_second_half(document: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
 
 def _codes(encoder: Encoder, blocks: Sequence[Block]) -> Arrays:
     codes_NG, kept_N = encoder.matrix(blocks)
-    return {"kept": kept_N, **{name: getattr(codes_NG, name) for name in ("data", "indices", "indptr")}}
+    return {"kept": kept_N, **codes_arrays(codes_NG)}
 
 
 def _words(plan: ShardPlan, blocks: Sequence[Block], words: dict[str, int], texts: dict[str, int]) -> Arrays:

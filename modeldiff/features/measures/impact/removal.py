@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from scipy import sparse
+from scipy.sparse import csr_matrix
 
 from modeldiff.console import progress
 from modeldiff.features.measures.impact import ImpactSettings
@@ -67,7 +67,7 @@ class Directions:
 
 
 def window_nats(
-    codes_RK: sparse.csr_matrix, score_SRD: torch.Tensor, rows_KD: torch.Tensor, chunk_values: int = _CHUNK_VALUES
+    codes_RK: csr_matrix, score_SRD: torch.Tensor, rows_KD: torch.Tensor, chunk_values: int = _CHUNK_VALUES
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(directions that fire in a window (A,), what removing each costs in nats (A,)) from the scores at its pairs, as
     `Directions.seen_by` gives them. `chunk_values`: of arrays in memory at once."""
@@ -88,12 +88,7 @@ def window_nats(
 
 
 def measure(
-    model: LoadedModel,
-    codes_NF: sparse.csr_matrix,
-    groups: dict[str, Directions],
-    settings: ImpactSettings,
-    *,
-    resume: Path,
+    model: LoadedModel, codes_NF: csr_matrix, groups: dict[str, Directions], settings: ImpactSettings, *, resume: Path
 ) -> Arrays:
     """By group of directions, removed from one model: over the windows in which each fires the sums of nats and of
     their squares, and the number of these windows, (3, K).
@@ -155,7 +150,7 @@ def scores_of(model: LoadedModel, batch: list[int], samples: int, seed: int) -> 
         yield number, score_SBTD[:, at, token_R.to(score_SBTD.device)]
 
 
-def check(model: LoadedModel, codes_NF: sparse.csr_matrix, own: Directions, seed: int) -> Arrays:
+def check(model: LoadedModel, codes_NF: csr_matrix, own: Directions, seed: int) -> Arrays:
     """Random features of a model among those that fire, in random windows in which they do: `feature`, and nats in
     these windows to second order (`second`) and with the feature subtracted from the stream (`exact`), (K,); `own`: the
     model's own directions."""

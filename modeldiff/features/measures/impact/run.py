@@ -49,7 +49,7 @@ def run(settings: ImpactSettings, workspace: Workspace, *, name: str | None = No
     stitch = find_stitch(workspace, models.inputs["activations"], settings.stitch)
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(device=str(models.device), dtype=models.resolved["dtype"])
+        work.environment.update(device=str(models.encoder.device), dtype=models.resolved["dtype"])
         return _build(settings, models, stitch, work)
 
     order = Order("impact", settings, {**models.inputs, "stitch": stitch.as_input()}, SCHEMA, models.resolved)
@@ -62,7 +62,7 @@ def _build(settings: ImpactSettings, models: Models, source: Artifact, work: Wor
         codes_NF, kept_N = models.encoder.matrix((window.rows for window in models.windows), bar.advance)
     if not kept_N.any():
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
-    stitch = load_stitch(source, device=models.device)
+    stitch = load_stitch(source, device=models.encoder.device)
     random = {side: _random(models.encoder, codes_NF, side, settings.seed) for side in SIDES}
     found = {
         side: _measured(settings, models, _groups(models, stitch, random, side), codes_NF, side, work.resume)

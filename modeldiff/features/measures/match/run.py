@@ -6,6 +6,7 @@ Legend: N pairs, F features, R features of the reference that are looked for.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.features.codes import Encoder, SampleWriter, block_rows, by_shard
+from modeldiff.features.codes import Encoder, block_rows, codes_arrays, joined_codes
 from modeldiff.features.correlation import Columns
+from modeldiff.features.inputs import measured_on
 from modeldiff.features.measures.match import MatchSettings
 from modeldiff.features.measures.match.matching import Dictionary, decoder_cosines, match
 from modeldiff.features.measures.match.result import ARRAYS_NAME, FORMAT, MATCH_NAME, PARTITIONS, summarise
@@ -43,10 +45,7 @@ def run(settings: MatchSettings, workspace: Workspace, *, name: str | None = Non
         DamagedError: a file of the inputs is damaged.
     """
     members = [workspace.find("crosscoder", ref) for ref in settings.crosscoders]
-    named = settings.activations
-    activations = (
-        workspace.source_of(members[0], "activations") if named is None else workspace.find("activations", named)
-    )
+    activations = measured_on(workspace, members[0], settings.activations)
     store = ActivationStore(activations)
     configs = [_config(member, store) for member in members]
     device = resolve_device(settings.device)
@@ -99,20 +98,18 @@ class _Pairs:
     def dictionary(self, member: Artifact, config: CrosscoderConfig, folder: Path) -> Dictionary:
         """A crosscoder's codes of the pairs. They are kept in `folder`, shard by shard, for a run that is interrupted;
         the weights are in memory only while codes are made."""
-        writer = SampleWriter(folder, config.n_features)
-        shards = by_shard(self.blocks, len(self.store.info.shards))
-        missing = [shard for shard in range(len(shards)) if not writer.has(shard)]
-        if missing:
-            encoder = Encoder(load(member), self.store, self.device, self.outlier_factor)
-            total = sum(len(block) for shard in missing for block in shards[shard])
-            with progress(f"match: codes of {member.ref}", total, "pairs") as bar:
-                for shard in missing:
-                    for block in shards[shard]:
-                        codes, kept_B = encoder.sparse(block)
-                        writer.add(codes, kept_B, self.store.first_row[shard] + block.start)
-                        bar.advance(len(block))
-                    writer.finish_shard(shard)
-        codes_NF = writer.load(len(shards)).codes_NF
+        encoder = functools.cache(lambda: Encoder(load(member), self.store, self.device, self.outlier_factor))
+        files = {block.shard: folder / f"{block.shard:05d}.safetensors" for block in self.blocks}
+        done = sum(len(block) for block in self.blocks if files[block.shard].exists())
+        with progress(f"match: codes of {member.ref}", sum(map(len, self.blocks)), "pairs", done=done) as bar:
+
+            def codes(shard: int) -> Arrays:
+                blocks = [block for block in self.blocks if block.shard == shard]
+                codes_NF, kept_N = encoder().matrix(blocks, bar.advance)
+                return codes_arrays(codes_NF[kept_N])
+
+            parts = [kept(path, partial(codes, shard)) for shard, path in files.items()]
+        codes_NF = joined_codes(parts, config.n_features)
         if not codes_NF.shape[0]:
             raise InputError("no pair is left to compare on: raise --outlier-factor, or use 0 to keep all pairs")
         partition_F = np.repeat(np.arange(len(PARTITIONS), dtype=np.int8), list(_sizes(config).values()))

@@ -18,13 +18,10 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import InputError
 from modeldiff.features.measures.score import ScoreSettings
-from modeldiff.features.measures.score.result import RANDOM, route
+from modeldiff.features.measures.score.result import GROUPS, RANDOM, route
 from modeldiff.linear.stitch import Stitch
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact
-
-# The order of tables.
-_GROUPS = ("A", "B", "shared", RANDOM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +77,7 @@ def find_directions(
         if own:
             drawn = random_directions(settings.random_directions, own[len(own) // 2], settings.seed + number)
             found += [moved(i, RANDOM, side, unit_D) for i, unit_D in enumerate(drawn)]
-    return sorted(found, key=lambda one: (_GROUPS.index(one.partition), one.source))
+    return sorted(found, key=lambda one: (list(GROUPS).index(one.partition), one.source))
 
 
 def _drawn(settings: ScoreSettings, crosscoder: Crosscoder, features: Artifact) -> list[int]:

@@ -2,7 +2,7 @@
 
 Layout (normative):
     score.json          what was scored and how, groups (`summary`), rows (`ScoreRow`)
-    generations.jsonl   one object per line: direction (as `ScoredDirection.name`), model, role (source or target),
+    generations.jsonl   one object per line: subject (as `ScoredDirection.name`), model, role (source or target),
                         prompt, strength (0: unsteered), text
 """
 
@@ -31,7 +31,8 @@ MIN_STEERABILITY = 3.0
 """A feature whose push is rated below this on its own model has no score (paper 6.1)."""
 HIGH_SCORE = 4.0
 _LISTED = 10
-_GROUPS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", RANDOM: "random"}
+GROUPS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", RANDOM: "random"}
+"""Names of the partitions, in the order of tables."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def print_score(artifact: Artifact) -> None:
 def _group_cells(group: dict[str, Any]) -> list[str]:
     counts = [f"{group[key]:,}" for key in ("n", "not_steerable", "missing")]
     quartiles = [fixed(group[key]) for key in ("quartile_1", "median", "quartile_3")]
-    name = f"{_GROUPS[group['partition']]} {route(group['source'])}"
+    name = f"{GROUPS[group['partition']]} {route(group['source'])}"
     return [name, *counts, *quartiles, percent(group["share_high"])]
 
 

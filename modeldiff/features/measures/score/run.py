@@ -36,7 +36,7 @@ from modeldiff.lm.residual import add_to_residual
 from modeldiff.records import to_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.files import read_json, write_json
+from modeldiff.workspace.files import json_lines, read_json, write_json
 
 SCHEMA = 5
 # The paper's 3 prompts at 10 strengths.
@@ -71,9 +71,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         work.environment.update(device=str(device), dtype=dtype_name)
         writers = {side: Writer(settings, models[side], device, dtype, work.resume / f"texts-{side}") for side in SIDES}
         rows, generations = _score(settings, directions, writers, judge)
-        # ASCII: no line separator of Unicode can break a line of the file.
-        lines = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in generations)
-        work.write_bytes(result.GENERATIONS_NAME, lines.encode())
+        work.write_bytes(result.GENERATIONS_NAME, json_lines(generations))
         groups = [
             summary(*group, list(members))
             for group, members in itertools.groupby(rows, key=lambda row: (row.partition, row.source))
@@ -94,11 +92,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         shown = ("n", "scored", "not_steerable", "missing", "median", "share_high")
         return {f"{one['partition']} from {one['source']}": {key: one[key] for key in shown} for one in groups}
 
-    resolved = {
-        "dtype": dtype_name,
-        "judge_identity": json.dumps(judge.identity, sort_keys=True),
-        "wording": WORDING,
-    }
+    resolved = {"dtype": dtype_name, "judge_identity": json.dumps(judge.identity, sort_keys=True), "wording": WORDING}
     with_models = inputs | {f"model_{side}": model.as_input() for side, model in models.items()}
     order = Order("score", settings, with_models, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
@@ -116,24 +110,20 @@ def _score(
     both = {one: list(zip(written[one], texts, strict=True)) for one, texts in moved.items()}
     similarity = _rate(judge, ask_similarity, prompts, both)
     generations = [
-        generation
+        {
+            "subject": one.name,
+            "model": getattr(one, role).upper(),
+            "role": role,
+            "prompt": prompt,
+            "strength": strength,
+            "text": text,
+        }
         for one in directions
         for role, texts in (("source", written[one]), ("target", moved.get(one, [])))
-        for generation in _generations(prompts, one, role, texts)
-    ]
-    return [_row(prompts, one, steerability[one], similarity.get(one)) for one in directions], generations
-
-
-def _generations(
-    prompts: Sequence[str], one: ScoredDirection, role: str, texts: list[list[Written]]
-) -> list[dict[str, Any]]:
-    """What one model wrote with a direction, by prompt and strength; `texts` are empty where it was not asked."""
-    about = {"subject": one.name, "model": getattr(one, role).upper(), "role": role}
-    return [
-        {**about, "prompt": prompt, "strength": strength, "text": text}
         for prompt, by_strength in zip(prompts, texts, strict=False)
         for strength, text in by_strength
     ]
+    return [_row(prompts, one, steerability[one], similarity.get(one)) for one in directions], generations
 
 
 def _texts(
@@ -165,12 +155,13 @@ class Writer:
         side, total = self.model.side, len(directions)
         say(f"model {side.upper()}: {self.model.ref.short_name}, after block {self.model.layer}, on {self.device}")
         lm = self.model.open(self.device, self.dtype)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with progress(f"write {side.upper()} ({role})", total, "directions", total - len(missing)) as bar:
             if not self._path("unsteered").exists():
-                self._keep("unsteered", self._texts(lm, [torch.zeros(lm.width)]))
+                write_json(self._path("unsteered"), {"texts": self._texts(lm, [torch.zeros(lm.width)])})
             for one in missing:
                 pushes = [strength * one.unit_D[side] for strength in self.settings.strengths if strength]
-                self._keep(one.key, self._texts(lm, pushes))
+                write_json(self._path(one.key), {"texts": self._texts(lm, pushes)})
                 bar.advance()
 
     def read(self, direction: ScoredDirection) -> list[list[Written]]:
@@ -183,31 +174,20 @@ class Writer:
         settings = self.settings
         chat = uses_chat(lm.tokenizer, settings.chat)
         prompts = [open_chat(lm.tokenizer, prompt) if chat else prompt for prompt in settings.prompt]
+        options = {name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+        options["add_special_tokens"] = not chat
         at_once = max(1, _BATCH_SIZE // len(prompts))
         texts: list[list[str]] = []
         for start in range(0, len(vectors), at_once):
             chosen = vectors[start : start + at_once]
             vector_BD = torch.stack(list(chosen)).repeat_interleave(len(prompts), dim=0)
             with add_to_residual(lm, self.model.layer, vector_BD):
-                made = generate(
-                    lm,
-                    prompts * len(chosen),
-                    max_new_tokens=settings.max_new_tokens,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    seed=settings.seed,
-                    add_special_tokens=not chat,
-                    batch_size=len(vector_BD),
-                )
+                made = generate(lm, prompts * len(chosen), batch_size=len(vector_BD), **options)
             texts += [made[i : i + len(prompts)] for i in range(0, len(made), len(prompts))]
         return texts
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
-
-    def _keep(self, key: str, texts: list[list[str]]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._path(key), {"texts": texts})
 
 
 def _rate(
@@ -235,10 +215,7 @@ def _mean(ratings: Sequence[Judged[int]]) -> float | None:
 
 
 def _row(
-    prompts: Sequence[str],
-    one: ScoredDirection,
-    steerability: Sequence[Judged[int]],
-    similarity: Sequence[Judged[int]] | None,
+    prompts: Sequence[str], one: ScoredDirection, steerability: list[Judged[int]], similarity: list[Judged[int]] | None
 ) -> ScoreRow:
     """What the ratings say; `similarity` None: the models were not compared."""
     steered, alike = _mean(steerability), _mean(similarity or ())

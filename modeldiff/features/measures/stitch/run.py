@@ -85,7 +85,8 @@ def _build(settings: StitchSettings, store: ActivationStore, device: torch.devic
     rows = _BLOCK_ROWS if settings.pairs >= store.pairs else min(_BLOCK_ROWS, settings.pairs // _LEAST_BLOCKS)
     blocks = spread_blocks(store.blocks(rows), settings.pairs)
     stretches = split(store, blocks)
-    scanned = scan(store, blocks, stretches, factor, device, work.resume)
+    scanned = Scan(store, stretches, factor, device)
+    scan(scanned, blocks, work.resume)
     pairs, outliers = {part: scanned.counts[part] for part in PARTS}, scanned.counts["outliers"]
     _check_counts(store, pairs, outliers)
     fitted = _fitted(store, scanned)
@@ -139,7 +140,7 @@ def _fitted(store: ActivationStore, scanned: Scan) -> Maps:
             ridge = best_ridge(ridge_scores(scanned.moments("fit", direction), scanned.moments("choose", direction)))
             for name, null in ((direction, False), (f"null {direction}", True)):
                 moments = scanned.moments("fit", direction, null=null)
-                maps[name] = LinearMap.fitted(moments, ridge, taken_off_x=x, taken_off_f=f)
+                maps[name] = LinearMap.fitted(moments, ridge, origin_x=x, origin_f=f)
             bar.advance()
     return maps
 

@@ -141,16 +141,8 @@ class Scan:
         return a_NDa.double() - self._mean["a"], b_NDb.double() - self._mean["b"]
 
 
-def scan(
-    store: ActivationStore,
-    blocks: Sequence[Block],
-    stretches: Stretches,
-    outlier_factor: float,
-    device: torch.device,
-    resume: Path,
-) -> Scan:
+def scan(made: Scan, blocks: Sequence[Block], resume: Path) -> None:
     """Take in the blocks; a scan that finds a checkpoint in `resume` goes on behind it."""
-    made = Scan(store, stretches, outlier_factor, device)
     path = resume / "sums.safetensors"
     if path.exists():
         made.restore(path)
@@ -165,4 +157,3 @@ def scan(
                     made.save(path)
             bar.advance(len(block))
     made.finish()
-    return made

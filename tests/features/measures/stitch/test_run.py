@@ -130,7 +130,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
 ) -> None:
     make_activations(workspace, *noisy(), 700)
     monkeypatch.setattr(scan_module, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("modeldiff.crosscoder.training.loop._WRITING_SHARE", float("inf"))
+    monkeypatch.setattr("modeldiff.workspace.stage._WRITING_SHARE", float("inf"))
     monkeypatch.setattr("modeldiff.features.measures.stitch.scan.Permuted.__init__.__defaults__", (300,))
     whole = run(StitchSettings(**ALL), workspace)
     calls = dying(ActivationStore, "read_side", 31)
