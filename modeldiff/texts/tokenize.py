@@ -68,9 +68,7 @@ class Reader:
             verbose=False,
         )
         ids = np.array(encoded["input_ids"], np.int32)
-        special_ids = _special_ids(self.tokenizer)
-        special = np.array([i in special_ids for i in encoded["input_ids"]], bool)
-        outside = special | np.array(encoded["special_tokens_mask"], bool)
+        outside = np.isin(ids, list(_special_ids(self.tokenizer))) | np.array(encoded["special_tokens_mask"], bool)
         offsets = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
         starts, ends = np.where(outside[:, None], np.int32(-1), offsets).T
         return Tokens(ids, starts, ends)
