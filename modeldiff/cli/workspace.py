@@ -92,7 +92,7 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
     """Read every byte and compare with the digests in the manifests (all artifacts unless some are named). Exit code 1
     when something is damaged."""
     wanted = [workspace.resolve(ref) for ref in refs] or workspace.artifacts()
-    problems: dict[str, list[str]] = {str(f): [why] for f, why in workspace.damaged()} if not refs else {}
+    problems: dict[str, list[str]] = {str(f): [why] for f, why in workspace.survey()[1]} if not refs else {}
     with progress("verify", sum(a.size for a in wanted) / 1e6, "MB") as bar:
         for artifact in wanted:
             found = artifact.problems(report=lambda size: bar.advance(size / 1e6))
@@ -141,7 +141,7 @@ def _to_remove(workspace: Workspace, ref: str) -> tuple[Path, list[Artifact]]:
     """The folder and what was made from it; a damaged manifest must not keep a folder from being removed."""
     kind, _, version = ref.rpartition(":")
     folder = workspace.folder / kind / version
-    if kind and version.isdigit() and folder in [f for f, _ in workspace.damaged()]:
+    if kind and version.isdigit() and folder in [f for f, _ in workspace.survey()[1]]:
         return folder, []
     artifact = workspace.resolve(ref)
     return artifact.folder, workspace.users_of(artifact)

@@ -45,7 +45,7 @@ from modeldiff.lm.load import load_model, load_tokenizer, model_identity, quiet,
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef
 from modeldiff.sides import SIDES
-from modeldiff.texts.sources import Record, Source, mix, parse_sources, source_digest
+from modeldiff.texts.sources import Record, Source, mix, parse_source, source_digest
 from modeldiff.texts.tokenize import Reader
 from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
@@ -139,7 +139,7 @@ def run(
         refs[side] = ModelRef(model, revision, settings.trust_remote_code)
         identity = model_identity(refs[side], digest)
         inputs[f"model_{side}"] = Input(refs[side].name, identity.get("digest") or identity["commit"])
-    sources = parse_sources(settings.texts)
+    sources = [parse_source(entry) for entry in settings.texts]
     for i, (source, entry) in enumerate(zip(sources, settings.texts, strict=True), 1):
         inputs[f"text_{i}"] = Input(entry, source_digest(source, digest))
     prompts = read_prompts(settings.prompts, settings.text_field) if settings.prompts else []

@@ -98,15 +98,11 @@ def _capture_documents(
     # What stands after the last token of a pair cannot change it (attention is causal), so it is not read.
     lengths = [int(token_N[first_row[i] : first_row[i + 1]].max()) + 1 for i in documents]
     read = 0
-    budget = capture.batch_tokens or token_budget(lm)
-    for chosen in batches(lengths, budget):
+    for chosen in batches(lengths, capture.batch_tokens or token_budget(lm)):
         length = max(lengths[i] for i in chosen)
         batch = [documents[i] for i in chosen]
-        ids = [
-            plan.documents[document].tokens[capture.side].ids[: lengths[i]].astype(np.int64)
-            for i, document in zip(chosen, batch, strict=True)
-        ]
-        ids_BT, mask_BT = padded([torch.from_numpy(ids_T) for ids_T in ids])
+        ids = [plan.documents[documents[i]].tokens[capture.side].ids[: lengths[i]] for i in chosen]
+        ids_BT, mask_BT = padded([torch.from_numpy(ids_T.astype(np.int64)) for ids_T in ids])
         rows = np.concatenate([np.arange(first_row[i], first_row[i + 1]) for i in batch])
         place_of = np.repeat(np.arange(len(batch)), [first_row[i + 1] - first_row[i] for i in batch])
         flat = torch.from_numpy(place_of * length + token_N[rows])

@@ -165,7 +165,7 @@ def _choose_key(keys: Collection[str | None], path: Path, key: str | None, optio
 def _opened(path: Path) -> Iterator[dict[str | None, Any]]:
     """The arrays of a file, by key (None in .npy), to be sliced; none is read yet."""
     suffix = path.suffix.lower()
-    with _readable(path):
+    try:
         if suffix == ".npy":
             yield {None: np.load(path, mmap_mode="r", allow_pickle=False)}
         elif suffix == ".safetensors":
@@ -176,6 +176,8 @@ def _opened(path: Path) -> Iterator[dict[str | None, Any]]:
             with h5py.File(path, "r") as file:
                 file.visititems(lambda name, item: datasets.update({name: item} if hasattr(item, "shape") else {}))
                 yield datasets
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def _tensor(array: Any) -> torch.Tensor:
@@ -186,14 +188,6 @@ def _tensor(array: Any) -> torch.Tensor:
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         return torch.zeros(0, dtype=torch.int64 if array.dtype.kind in "iu" else torch.bool)
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def _write_plans(work: Work, path: Path, rows: int, shard_pairs: int) -> tuple[list[int], list[str]]:

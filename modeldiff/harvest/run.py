@@ -17,7 +17,7 @@ from modeldiff.lm.device import resolve_device, resolve_dtype
 from modeldiff.lm.load import Geometry, LanguageModel, load_model, load_tokenizer, read_geometry
 from modeldiff.lm.ref import ModelRef, model_input
 from modeldiff.sides import SIDES
-from modeldiff.texts.sources import Source, parse_sources, source_digest
+from modeldiff.texts.sources import Source, parse_source, source_digest
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import rows_name
 from modeldiff.workspace.artifact import Artifact, Input
@@ -67,7 +67,7 @@ def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
         named = {side: {name: getattr(settings, f"{name}_{side}") for name in ("model", "layer")} for side in SIDES}
         sides = {side: {**named[side], "width": arrays[side].width} for side in SIDES}
     else:
-        sources = parse_sources(settings.texts)
+        sources = [parse_source(entry) for entry in settings.texts]
         pair = open_pair(settings)
         seen = Planner(settings, sources, open_readers(pair), pair.context).look()
         pairs, in_texts = settings.pairs, seen.pairs_in_texts
@@ -113,7 +113,7 @@ def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tu
         order = Order(KIND, settings, import_inputs(settings, arrays, digest), SCHEMA)
         # One process imports; the others have nothing to do.
         return order, partial(build_import, settings=settings, arrays=arrays) if ours.first else lambda _work: {}
-    sources = parse_sources(settings.texts)
+    sources = [parse_source(entry) for entry in settings.texts]
     pair = open_pair(settings)
     device = resolve_device(settings.device, ours.local_rank)
     dtype = resolve_dtype(settings.dtype, device)

@@ -46,13 +46,10 @@ class Buckets:
 def common_buckets(strings: Mapping[str, Sequence[str | None]]) -> Buckets:
     """The buckets of two vocabularies, given by side what each token id says (`token_strings`)."""
     vocabularies = [{s for s in one if s is not None and s != END} for one in strings.values()]
-    common = sorted(set.intersection(*vocabularies))
-    names = (OTHER, END, *common)
+    names = (OTHER, END, *sorted(set.intersection(*vocabularies)))
     number = {name: i for i, name in enumerate(names)}
-    return Buckets(
-        names,
-        {side: torch.tensor([_bucket(s, number) for s in one], dtype=torch.int64) for side, one in strings.items()},
-    )
+    of = {side: torch.tensor([_bucket(s, number) for s in one], dtype=torch.int64) for side, one in strings.items()}
+    return Buckets(names, of)
 
 
 def token_strings(tokenizer: transformers.PreTrainedTokenizerBase) -> list[str | None]:

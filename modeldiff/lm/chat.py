@@ -29,9 +29,8 @@ def render_chat(
     text = _render(tokenizer, messages)
     spans = _spans(tokenizer, messages, text)
     if spans is None:
-        raise InputError(
-            f"the chat template of {_name(tokenizer)} changes the messages: their contents cannot be found in its text"
-        )
+        what = f"the chat template of {name_of(tokenizer)} changes the messages"
+        raise InputError(f"{what}: their contents cannot be found in its text")
     return text, spans
 
 
@@ -63,7 +62,7 @@ def _render(
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
     except (jinja2.TemplateError, ValueError, TypeError) as error:
-        what = f"the chat template of {_name(tokenizer)} refuses the messages"
+        what = f"the chat template of {name_of(tokenizer)} refuses the messages"
         raise InputError(f"{what}: {first_line(error)}") from error
 
 
@@ -97,5 +96,5 @@ def _written_at(text: str, position: int, content: str, marked_rest: str) -> str
     return None
 
 
-def _name(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+def name_of(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

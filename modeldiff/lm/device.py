@@ -8,8 +8,6 @@ import torch
 
 from modeldiff.errors import InputError, MachineError
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """The device called `name`: "cpu", "cuda", "cuda:N", "mps", or "auto": a CUDA device if there is one, then mps,
@@ -36,9 +34,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype a model computes in: "float32", "bfloat16", "float16", or "auto", which is bfloat16 on CUDA and float32
-    elsewhere. Raises InputError for another word."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in _DTYPES:
-        raise InputError(f"--dtype expects auto, {', '.join(_DTYPES)}, but got '{name}'")
-    return _DTYPES[name]
+    elsewhere. The settings refuse other words."""
+    auto = "bfloat16" if device.type == "cuda" else "float32"
+    dtype: torch.dtype = getattr(torch, auto if name == "auto" else name)
+    return dtype

@@ -48,34 +48,25 @@ def residual_after(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
     return seen[0]
 
 
-@dataclass(frozen=True)
-class Response:
-    """A prompt and what is said after it, as one model's tokens; at least one of each."""
-
-    prompt_ids: list[int]
-    """Special tokens included."""
-    ids: list[int]
-
-
 def mean_residuals(
-    lm: LanguageModel, layer: int, responses: Sequence[Response], *, batch_size: int = 16, bar: Progress | None = None
+    lm: LanguageModel, layer: int, spoken: Sequence[tuple[list[int], list[int]]], bar: Progress, batch_size: int = 16
 ) -> Tensor:
     """The residual stream after block `layer`, averaged over the tokens of each response, not of its prompt: (N, D)
-    float32 on the CPU. Raises InputError for a sequence too long for the model."""
-    ids = [torch.tensor(one.prompt_ids + one.ids) for one in responses]
+    float32 on the CPU. spoken: token ids of each prompt, special ones included, and of its response, neither empty.
+    Raises InputError for a sequence too long for the model."""
+    ids = [torch.tensor(prompt + response) for prompt, response in spoken]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     mean_ND = torch.empty(len(ids), lm.width)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         ids_BT, mask_BT = padded([ids[row] for row in rows])
         x_BTD = residual_after(lm, layer, ids_BT, mask_BT).float()
-        prompt_B1 = torch.tensor([[len(responses[row].prompt_ids)] for row in rows])
+        prompt_B1 = torch.tensor([[len(spoken[row][0])] for row in rows])
         said_BT = (mask_BT.bool() & (torch.arange(mask_BT.shape[1]) >= prompt_B1)).to(x_BTD.device)
         # Not a product with a mask: what stands at padding may not be finite.
         sum_BD = x_BTD.masked_fill(~said_BT[..., None], 0.0).sum(dim=1)
         mean_ND[rows] = (sum_BD / said_BT.sum(dim=1, keepdim=True)).cpu()
-        if bar:
-            bar.advance(len(rows))
+        bar.advance(len(rows))
     return mean_ND
 
 

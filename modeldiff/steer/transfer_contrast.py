@@ -20,7 +20,7 @@ from modeldiff.console import progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.generate import generate_tokens
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.residual import Response, mean_residuals
+from modeldiff.lm.residual import mean_residuals
 from modeldiff.steer.prompts import Prompt, put
 from modeldiff.steer.settings import TransferSettings
 from modeldiff.workspace.files import read_json, write_json
@@ -69,7 +69,7 @@ def make_contrast(
         answers = _answers(lm, [*prompts[0], *prompts[1]], settings)
         spoken = [one for one, _ in answers if one is not None]
         with progress(f"contrast in {lm.name}: read", len(spoken), "responses") as bar:
-            mean_ND = mean_residuals(lm, layer, spoken, bar=bar)
+            mean_ND = mean_residuals(lm, layer, spoken, bar)
         if not mean_ND.isfinite().all():
             raise MachineError(f"block {layer} of model {lm.name} gives values that are not finite in {lm.dtype}")
         rows = iter(mean_ND.tolist())
@@ -89,8 +89,9 @@ def make_contrast(
 
 def _answers(
     lm: LanguageModel, prompts: Sequence[Prompt], settings: TransferSettings
-) -> list[tuple[Response | None, str]]:
-    """The response to each prompt, as given or as the model makes it, without the token that ends it; and its text."""
+) -> list[tuple[tuple[list[int], list[int]] | None, str]]:
+    """The response to each prompt, as given or as the model makes it, without the token that ends it: token ids of the
+    prompt and of the response (None: it is empty); and its text."""
     texts, options = put(settings, lm, prompts)
     asked = [text for text, one in zip(texts, prompts, strict=True) if one.response is None]
     written = iter(generate_tokens(lm, asked, **options))
@@ -100,13 +101,13 @@ def _answers(
         ids: list[int] = lm.tokenizer(text, verbose=False, **how)["input_ids"]
         return ids
 
-    answers: list[tuple[Response | None, str]] = []
+    answers: list[tuple[tuple[list[int], list[int]] | None, str]] = []
     for text, one in zip(texts, prompts, strict=True):
         if one.response is None:
             made = next(written)
             ids = [token for token in made.new_ids if token not in special]
-            answers.append((Response(made.prompt_ids, ids) if ids else None, made.text))
+            answers.append(((made.prompt_ids, ids) if ids else None, made.text))
         else:
             prompt_ids = tokens(text, add_special_tokens=options["add_special_tokens"])
-            answers.append((Response(prompt_ids, tokens(one.response, add_special_tokens=False)), one.response))
+            answers.append(((prompt_ids, tokens(one.response, add_special_tokens=False)), one.response))
     return answers

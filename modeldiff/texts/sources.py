@@ -47,10 +47,6 @@ class Record:
     """The messages of a chat; empty for a plain text."""
 
 
-def parse_sources(entries: tuple[str, ...]) -> list[Source]:
-    return [parse_source(entry) for entry in entries]
-
-
 def parse_source(entry: str) -> Source:
     """The Source that `[LABEL=]SOURCE[@WEIGHT]` means; a file of that very name is taken as it is. Raises InputError:
     no such file, a suffix that is not read, or a weight that is no positive number."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from modeldiff.errors import InputError
-from modeldiff.lm.chat import open_answer, render_chat
+from modeldiff.lm.chat import name_of, open_answer, render_chat
 from modeldiff.texts.align import Decode
 from modeldiff.texts.sources import Record
 from modeldiff.workspace.plan import Tokens
@@ -28,8 +28,8 @@ class Reader:
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
-            name = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
-            raise InputError(f"tokenizer of {name} gives no character offsets: a fast tokenizer is needed")
+            what = f"tokenizer of {name_of(self.tokenizer)} gives no character offsets"
+            raise InputError(f"{what}: a fast tokenizer is needed")
 
     @property
     def decode(self) -> Decode:
@@ -68,9 +68,7 @@ class Reader:
             verbose=False,
         )
         ids = np.array(encoded["input_ids"], np.int32)
-        special_ids = _special_ids(self.tokenizer)
-        special = np.array([i in special_ids for i in encoded["input_ids"]], bool)
-        outside = special | np.array(encoded["special_tokens_mask"], bool)
+        outside = np.isin(ids, list(_special_ids(self.tokenizer))) | np.array(encoded["special_tokens_mask"], bool)
         offsets = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
         starts, ends = np.where(outside[:, None], np.int32(-1), offsets).T
         return Tokens(ids, starts, ends)

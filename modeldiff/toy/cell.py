@@ -27,15 +27,8 @@ from modeldiff.toy.settings import Architecture
 from modeldiff.toy.stitch import UNLIMITED_PAIRS, Stitch, residual_recipe, stitch_r2
 from modeldiff.toy.world import ConceptStream, World, WorldSpec
 
-# `dfc` is the paper's; `dfc-audited` what `modeldiff train --audits 8` does.
-_TRAIN: dict[Architecture, dict[str, Any]] = {
-    "standard": {"architecture": "standard"},
-    "dsf-vectors": {"architecture": "dsf-vectors"},
-    "dsf-norms": {"architecture": "dsf-norms"},
-    "dfc": {"architecture": "dfc", "audits": 0},
-    "dfc-audited": {"architecture": "dfc", "audits": 8},
-    "stitch-residual": {"architecture": "dfc", "audits": 0},
-}
+# Audits of the architectures with partitions: `dfc` is the paper's, `dfc-audited` that of `modeldiff train --audits 8`.
+_AUDITS: dict[Architecture, int] = {"dfc": 0, "dfc-audited": 8, "stitch-residual": 0}
 # A verdict needs a reference: shared features read from one model. Residuals have none, and designated features are
 # selected apart from the others. Both are reported as they stand.
 _WITH_VERDICT = ("standard", "dfc", "dfc-audited")
@@ -75,7 +68,9 @@ class CellSpec:
     @property
     def settings(self) -> TrainSettings:
         """The complete settings of the training. Raises InputError for one that makes no sense."""
-        return TrainSettings(**{"seed": self.seed, **_TRAIN[self.architecture], **self.train})
+        name, audits = self.architecture, _AUDITS.get(self.architecture)
+        kind = {"architecture": name} if audits is None else {"architecture": "dfc", "audits": audits}
+        return TrainSettings(**{"seed": self.seed, **kind, **self.train})
 
     @property
     def recipe(self) -> Recipe:

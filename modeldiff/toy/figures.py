@@ -63,26 +63,19 @@ def sizes_figure(rows: Sequence[Row]) -> bytes:
             _line(recall, of_one, "exclusive_recall", name, x=lambda row: 100 * row["size"])
             if name != "stitch-residual":  # its FVE is that of the residuals
                 _line(fve, of_one, fve_name, name, x=lambda row: 100 * row["size"])
-        _limits(recall, of_map)
+        # What the slots allow: the same for all architectures with partitions, everything for those without.
+        sizes = sorted({row["size"] for row in of_map})
+        limits = [min(row["figures"]["limit"]["mean"] for row in of_map if row["size"] == size) for size in sizes]
+        if min(limits) < 1:
+            label = "limit of the exclusive slots"
+            recall.plot([100 * size for size in sizes], limits, color=_GREY, linestyle="--", linewidth=1, label=label)
         _false_positives(wrong, of_map, architectures)
         stitch = fmean(_stitch_of(row) for row in of_map)
         title = f"map {map_name}, stitch R² {stitch:.2f}"
         _label(recall, _SIZE, "exclusive concepts recovered", title, ylim=(-0.03, 1.03))
         difference = "FVE minus that of standard" if differences else "FVE"
         _label(fve, _SIZE, difference, "fraction of variance explained")
-    _legend(figure, panels[0][0])
-    return _png(figure)
-
-
-def _limits(axes: Axes, rows: Sequence[Row]) -> None:
-    """What the slots allow, where that is less than all."""
-    # All architectures with partitions have the same slots; those without have the limit 1.
-    limits: dict[float, float] = {}
-    for row in rows:
-        limits[row["size"]] = min(row["figures"]["limit"]["mean"], limits.get(row["size"], 1.0))
-    if min(limits.values()) < 1:
-        x, y = zip(*sorted((100 * size, limit) for size, limit in limits.items()), strict=True)
-        axes.plot(x, y, color=_GREY, linestyle="--", linewidth=1, label="limit of the exclusive slots")
+    return _png(figure, panels[0][0])
 
 
 def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[str]) -> None:
@@ -90,14 +83,13 @@ def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[st
     sizes = sorted({row["size"] for row in rows})
     width = 0.84 / len(architectures)
     for place, name in enumerate(architectures):
-        at, shared, nothing = [], [], []
-        for row in rows:
-            if row["architecture"] == name:
-                found = row["figures"]
-                of_all = max(found["exclusive_features"]["mean"], 1e-9)
-                at.append(sizes.index(row["size"]) + (place - (len(architectures) - 1) / 2) * width)
-                shared.append(100 * found["exclusive_shared"]["mean"] / of_all)
-                nothing.append(100 * found["exclusive_nothing"]["mean"] / of_all)
+        of_one = [row for row in rows if row["architecture"] == name]
+        at = [sizes.index(row["size"]) + (place - (len(architectures) - 1) / 2) * width for row in of_one]
+        means = [{figure: found["mean"] for figure, found in row["figures"].items()} for row in of_one]
+        shared, nothing = (
+            [100 * mean[f"exclusive_{what}"] / max(mean["exclusive_features"], 1e-9) for mean in means]
+            for what in ("shared", "nothing")
+        )
         axes.bar(at, shared, width, color=COLOURS[name])
         axes.bar(at, nothing, width, bottom=shared, color=COLOURS[name], alpha=0.35)
     axes.bar([0], [0], color=_GREY, label="recovers a shared concept")
@@ -141,8 +133,7 @@ def training_figure(cells: Sequence[Record]) -> bytes:
             axes.set_xlim(left=0)
     panels[0][0].plot([], [], color=_GREY, linestyle="-", label="shared concepts")
     panels[0][0].plot([], [], color=_GREY, linestyle="--", label="exclusive concepts")
-    _legend(figure, panels[0][0])
-    return _png(figure)
+    return _png(figure, panels[0][0])
 
 
 def dial_figure(rows: Sequence[Row]) -> bytes:
@@ -164,8 +155,13 @@ def dial_figure(rows: Sequence[Row]) -> bytes:
         _label(axes, "stitch R² (linear maps between the models, mean of both)", words)
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     panels[0].set_ylim(-0.03, 1.03)
-    _legend(figure, panels[0])
-    return _png(figure)
+    return _png(figure, panels[0])
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _label(axes: Axes, xlabel: str, ylabel: str, title: str = "", **settings: Any) -> None:
@@ -186,23 +182,11 @@ def _line(axes: Axes, rows: Iterable[Row], name: str, architecture: str, x: Call
         axes.errorbar(at, mean, error, color=COLOURS[architecture], label=architecture, **style)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, below them; the architectures first."""
+def _png(figure: Figure, axes: Axes) -> bytes:
+    """With one legend for all panels, that of `axes`, below them; the architectures first."""
     entries = zip(*axes.get_legend_handles_labels(), strict=True)
     handles, labels = zip(*sorted(entries, key=lambda entry: entry[1] not in COLOURS), strict=True)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), fontsize="small")
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
     return image.getvalue()

@@ -98,13 +98,8 @@ class World:
         ranks_C = torch.randperm(n, generator=random)
         loadings = torch.randn(n, spec.correlation_rank, generator=random)
         loadings *= 0.5 / math.sqrt(max(1, spec.correlation_rank))
-        return cls(
-            spec,
-            classes_C,
-            {"a": a_CD * (classes_C != B_ONLY)[:, None], "b": b_CD * (classes_C != A_ONLY)[:, None]},
-            torch.exp(-spec.decay * ranks_C),
-            loadings,
-        )
+        directions = {"a": a_CD * (classes_C != B_ONLY)[:, None], "b": b_CD * (classes_C != A_ONLY)[:, None]}
+        return cls(spec, classes_C, directions, torch.exp(-spec.decay * ranks_C), loadings)
 
     def probabilities(self, random: torch.Generator) -> torch.Tensor:
         """p_C of one batch (paper eq. 7 to 9), on the generator's device. The log-odds are drawn anew for every batch:
@@ -150,9 +145,7 @@ class ConceptStream:
     """Batches of paired activations of a world, without end; the work is in proportion to the concepts that are active.
     Another `part` of the same seed is independent (training, evaluation); another device gives other numbers."""
 
-    def __init__(
-        self, world: World, *, batch: int, seed: int, part: int = 0, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, world: World, *, batch: int, seed: int, part: int = 0, device: str = "cpu") -> None:
         self.world = world
         self.batch = batch
         self._random = torch.Generator(device).manual_seed((seed * _STREAM + part) * _STREAM + 1)
@@ -205,13 +198,12 @@ class ConceptStream:
 
     def activations(self, active: Active) -> tuple[torch.Tensor, torch.Tensor]:
         """x = sum over a pair's concepts of strength times direction, plus noise, in either model."""
-        counts_B = torch.bincount(active.pairs_N, minlength=self.batch)
+        pairs_N, concepts_N, strengths_N = active
+        counts_B = torch.bincount(pairs_N, minlength=self.batch)
         offsets_B = counts_B.cumsum(0) - counts_B
         made = []
         for rows_CD in self._directions.values():
-            x_BD = embedding_bag(
-                active.concepts_N, rows_CD, offsets_B, mode="sum", per_sample_weights=active.strengths_N
-            )
+            x_BD = embedding_bag(concepts_N, rows_CD, offsets_B, mode="sum", per_sample_weights=strengths_N)
             noise_BD = torch.randn(x_BD.shape, generator=self._random, device=x_BD.device)
             made.append(x_BD.add_(noise_BD, alpha=self.world.spec.noise))
         return made[0], made[1]

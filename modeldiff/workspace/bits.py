@@ -67,13 +67,6 @@ def write_rows(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
     dataset[start : start + len(x_ND)] = bits_of(x_ND.detach().to(device="cpu", dtype=dtype).contiguous())
 
 
-def empty_rows(rows: int, width: int, encoding: str) -> torch.Tensor:
-    """Memory (N, D) in the dtype of an encoding; what it holds is undefined."""
-    dtype, stored = ENCODINGS[encoding]
-    # numpy asks for huge pages, torch does not: filling new memory takes several times as long without them.
-    return torch.from_numpy(np.empty((rows, width), stored)).view(dtype)
-
-
 def bits_of(x_ND: torch.Tensor) -> np.ndarray:
     """The memory of a contiguous tensor on the CPU as it is in a file."""
     return (x_ND.view(torch.uint16) if x_ND.dtype == torch.bfloat16 else x_ND).numpy()

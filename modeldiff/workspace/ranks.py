@@ -129,12 +129,7 @@ def lost_process() -> Iterator[None]:
 
 
 def produce_together(
-    ranks: Ranks,
-    workspace: Workspace,
-    prepare: Callable[[], tuple[Order, Build]],
-    *,
-    name: str | None = None,
-    force: bool = False,
+    ranks: Ranks, workspace: Workspace, prepare: Callable[[], tuple[Order, Build]], *, name: str | None, force: bool
 ) -> Artifact:
     """`produce` by every rank; each gets the artifact. With one process this is `produce`.
 

@@ -210,13 +210,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _drop(folder: Path, aside: Path) -> None:
-    """Remove a folder at once: a kill in the middle must not leave a part of it, which would pass for the whole."""
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)
-
-
 def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: str | None) -> Artifact:
     work = Work(partial)
     (partial / MANIFEST_NAME).unlink(missing_ok=True)  # left by a kill between manifest and rename: publish anew
@@ -241,7 +234,10 @@ def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: 
             peak_memory_bytes=peak_memory_bytes(),
         )
         manifest.write(partial)
-        _drop(work.resume, partial.with_suffix(".dropped"))
+        # Moved aside first: a kill in the middle must not leave a part of it, which would pass for the whole.
+        dropped = partial.with_suffix(".dropped")
+        shutil.rmtree(dropped, ignore_errors=True)
+        shutil.rmtree(work.resume.rename(dropped))
         target = workspace.folder / order.kind / str(version)
         target.parent.mkdir(exist_ok=True)
         partial.rename(target)

@@ -63,12 +63,9 @@ class Workspace:
         """Every published artifact whose manifest can be read, oldest first within a kind."""
         return self.survey(kind)[0]
 
-    def damaged(self) -> list[tuple[Path, str]]:
-        """Folders whose manifest cannot be read, with the reason."""
-        return self.survey()[1]
-
     def survey(self, kind: str | None = None) -> tuple[list[Artifact], list[tuple[Path, str]]]:
-        """(`artifacts`, `damaged`), each manifest read once: that of a large harvest names thousands of files."""
+        """(`artifacts`; the folders whose manifest cannot be read, with the reason), each manifest read once: that of a
+        large harvest names thousands of files."""
         found: list[Artifact] = []
         damaged: list[tuple[Path, str]] = []
         for folder in self._folders(kind):

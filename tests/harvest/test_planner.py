@@ -11,7 +11,7 @@ from modeldiff.harvest.planner import Cursor, Piece, Planner
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.sides import SIDES
-from modeldiff.texts.sources import Record, parse_sources
+from modeldiff.texts.sources import Record, parse_source
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import plan_name
 from modeldiff.workspace.plan import Tokens, read_plan
@@ -120,7 +120,7 @@ def texts(tmp_path: Path) -> Path:
 def plan(folder: Path, texts: Path, **changes) -> tuple[Cursor, list[Path]]:
     """(cursor, plan files)."""
     both, work = readers(bytes_trimmed(), bytes_untrimmed()), Work(folder)
-    cursor = Planner(settings(**changes), parse_sources((str(texts),)), both, CONTEXT).plan(work)
+    cursor = Planner(settings(**changes), [parse_source(str(texts))], both, CONTEXT).plan(work)
     return cursor, [folder / plan_name(shard) for shard in range(len(cursor.shards))]
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeldiff.console import Progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.load import ModelRef
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import (
-    Response,
     add_to_residual,
     mean_residuals,
     replace_in_residual,
@@ -171,12 +171,12 @@ def test_the_mean_residual_is_over_the_response_alone(
     lm_of: Callable[[str], LanguageModel], arch: str, batch_size: int
 ) -> None:
     lm = lm_of(arch)
-    responses = [Response([5, 6, 7], [8, 9]), Response([11], [12, 13, 14, 15]), Response([5, 9, 200, 7, 30], [8])]
-    mean_ND = mean_residuals(lm, 1, responses, batch_size=batch_size)
-    for one, mean_D in zip(responses, mean_ND, strict=True):
-        ids_BT = torch.tensor([one.prompt_ids + one.ids])
+    spoken = [([5, 6, 7], [8, 9]), ([11], [12, 13, 14, 15]), ([5, 9, 200, 7, 30], [8])]
+    mean_ND = mean_residuals(lm, 1, spoken, Progress("read", 3, "responses", 0), batch_size)
+    for (prompt, response), mean_D in zip(spoken, mean_ND, strict=True):
+        ids_BT = torch.tensor([prompt + response])
         x_TD = residual_after(lm, 1, ids_BT, torch.ones_like(ids_BT))[0]
-        torch.testing.assert_close(mean_D, x_TD[len(one.prompt_ids) :].mean(dim=0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mean_D, x_TD[len(prompt) :].mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(lm_of: Callable[[str], LanguageModel]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.texts.sources import mix, parse_source, parse_sources, read_source, source_digest
+from modeldiff.texts.sources import mix, parse_source, read_source, source_digest
 
 
 def jsonl(path: Path, *records) -> Path:
@@ -140,7 +140,7 @@ def test_labels_and_weights(tmp_path: Path) -> None:
 def test_sources_are_mixed_by_weight_in_characters_until_they_run_out(tmp_path: Path) -> None:
     long = jsonl(tmp_path / "long.jsonl", *({"text": "x" * 30} for _ in range(20)))
     short = jsonl(tmp_path / "short.jsonl", *({"text": "y" * 10} for _ in range(90)))
-    order = list(mix(parse_sources((f"{long}@3", f"{short}@1")), "text"))
+    order = list(mix([parse_source(f"{long}@3"), parse_source(f"{short}@1")], "text"))
     assert len(order) == 110
     given = {"long": 0, "short": 0}
     for record in itertools.islice(order, 36):
@@ -150,7 +150,7 @@ def test_sources_are_mixed_by_weight_in_characters_until_they_run_out(tmp_path: 
 
 
 def test_a_sample_is_spread_over_the_source_and_chosen_by_the_seed(tmp_path: Path) -> None:
-    sources = parse_sources((str(jsonl(tmp_path / "many.jsonl", *({"text": str(i)} for i in range(1000)))),))
+    sources = [parse_source(str(jsonl(tmp_path / "many.jsonl", *({"text": str(i)} for i in range(1000)))))]
     first, again, other = (
         [int(record.text) for record in mix(sources, "text", sample=0.2, seed=seed)] for seed in (1, 1, 2)
     )

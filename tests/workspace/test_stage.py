@@ -222,7 +222,7 @@ def test_a_manifest_that_was_edited_is_damaged_and_file_and_field_are_named(
     path.write_text(json.dumps(data))
     with pytest.raises(DamagedError, match=rf"manifest\.json.*{message}"):
         workspace.find("toy")
-    ((folder, why),) = workspace.damaged()
+    ((folder, why),) = workspace.survey()[1]
     assert folder == path.parent
     assert "\n" not in why
 
