@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,15 @@ def test_a_judge_that_dies_loses_nothing_and_the_same_command_continues(workspac
     assert found[HERB].detection == 1.0
 
 
+@pytest.fixture
+def heeding_interrupts() -> Iterator[None]:
+    """Whoever started the tests in the background may have had interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_interrupts")
 def test_ctrl_c_while_the_judge_is_asked_is_one_line_and_answers_are_kept(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
