@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def json_bytes(data: Any) -> bytes:
     """JSON that people can read. NaN and infinity are refused: they are not JSON."""
     return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """One JSON object a line. ASCII: no line separator of Unicode can break a line of the file."""
+    return "".join(json.dumps(one, ensure_ascii=True, allow_nan=False) + "\n" for one in records).encode("ascii")
 
 
 def write_json(path: Path, data: Any) -> None:
