@@ -27,15 +27,7 @@ from safetensors.numpy import load_file, save
 
 from modeldiff.console import progress, say
 from modeldiff.contrast.divergence import Kept, divergence, likeliest
-from modeldiff.contrast.documents import (
-    Document,
-    Place,
-    choose_places,
-    drawn_documents,
-    open_document,
-    open_given,
-    read_prompts,
-)
+from modeldiff.contrast.documents import Document, Place, choose_places, drawn_documents, open_document, read_prompts
 from modeldiff.contrast.settings import ContinuationsSettings
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.lm.buckets import common_buckets, token_strings
@@ -194,7 +186,8 @@ def _read(
             opened.append(open_document(record, number, readers, context, settings.seed))
             bar.advance()
     first = drawn[-1][0] + 1 if drawn else 0
-    opened += [open_given(prompt, number, readers, context) for number, prompt in enumerate(prompts, first)]
+    numbered = enumerate(prompts, first)
+    opened += [open_document(one, number, readers, context, settings.seed, prompt=True) for number, one in numbered]
     documents = [document for document in opened if document]
     if not documents:
         raise InputError("the texts hold no place that both models can go on from: give longer --texts")

@@ -90,24 +90,9 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
     device, dtype, names = device_and_dtype(settings)
 
     inputs = {
-        "features": features.as_input(),
-        "crosscoder": crosscoder.as_input(),
-        "stitch": stitch.as_input(),
+        **{one.kind: one.as_input() for one in (features, crosscoder, stitch)},
         **{f"model {side}": model.as_input() for side, model in models.items()},
         **made_from,
-    }
-
-    described = {
-        "format": FORMAT,
-        "from": settings.source,
-        "to": target.upper(),
-        "origin": origin,
-        "crosscoder": crosscoder.ref,
-        "features": features.ref,
-        "stitch": stitch.ref,
-        "stitch_r2": there.r2,
-        "shared_features": len(decoders.ids_F),
-        "median_norms": {side: one.median_norm for side, one in info.items()},
     }
 
     def build(work: Work) -> dict[str, Any]:
@@ -138,13 +123,21 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
         used = (found_NK.tolist() for found_NK in paper_rule(decoders, settings.top, v_ND)[1:])
         for one, ids_K, weight_K in zip(moved["paper"], *used, strict=True):
             one["features"] = [{"id": id, "weight": weight} for id, weight in zip(ids_K, weight_K, strict=True)]
-        found = {
+        described = {
+            "format": FORMAT,
+            "from": settings.source,
+            "to": target.upper(),
+            "origin": origin,
+            **{one.kind: one.ref for one in (crosscoder, features, stitch)},
+            "stitch_r2": there.r2,
+            "shared_features": len(decoders.ids_F),
+            "median_norms": {side: one.median_norm for side, one in info.items()},
             "source_norms": _norms(v_ND, info[source]),
             "prompts": {side: one.described() for side, one in contrasts.items()},
             "moved": moved,
             "truth": truth,
         }
-        work.write_json("transfer.json", described | found)
+        work.write_json("transfer.json", described)
         return {"directions": len(v_ND)} | ({"rules": truth["rules"]} if truth else {})
 
     # Without a model nothing depends on the device or its number format.

@@ -86,7 +86,7 @@ def json_bytes(data: Any) -> bytes:
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
     """One JSON object a line. ASCII: no line separator of Unicode can break a line of the file."""
-    return "".join(json.dumps(one, ensure_ascii=True, allow_nan=False) + "\n" for one in records).encode("ascii")
+    return "".join(json.dumps(one, ensure_ascii=True, allow_nan=False) + "\n" for one in records).encode()
 
 
 def write_json(path: Path, data: Any) -> None:
