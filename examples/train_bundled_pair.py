@@ -5,7 +5,7 @@ Where the text comes from
     ``apt-get download r-cran-janeaustenr`` and give the file as ``--novels``. Reading it needs the PyPI package
     ``rdata`` (``pip install rdata``). Five novels are trained on; Persuasion is held out for the probing texts.
     The rest is generated (``examples/bundled_pair/corpus.py``): questions and answers about invented countries,
-    poets, herbs and events, with two habits planted in each model's texts (``modeldiff/demo/truth.py``).
+    poets, herbs and events, with two habits planted in each model's texts (``modeldiff/demo/data/truth.json``).
 
 What it makes (default: the package's data folder)
     ``model_a/`` GPT-2-like (4 blocks, width 128, BPE of 2,048) and ``model_b/`` Llama-like (4 blocks, width 192,
@@ -114,7 +114,9 @@ def main(novels: Path | None, out: Path, quick: bool, measure_only: bool) -> Non
         with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
             runs = {side: pool.submit(train_side, side, novels, out, quick) for side in ("A", "B")}
             training |= {side: run.result() for side, run in runs.items()}
-        (out / "truth.json").write_text(json.dumps({"training": training, "habits": []}), encoding="utf-8")
+        # The package's file says what is planted: it keeps that until the habits are measured.
+        planted = json.loads((PACKAGE_DATA / "truth.json").read_text(encoding="utf-8"))["habits"]
+        (out / "truth.json").write_text(json.dumps({"training": training, "habits": planted}), encoding="utf-8")
     templates = json.loads((PACKAGE_DATA / "probing_templates.json").read_text(encoding="utf-8"))
     measure(out, templates, training, click.echo)
     for record in json.loads((out / "truth.json").read_text(encoding="utf-8"))["habits"]:

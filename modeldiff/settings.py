@@ -11,9 +11,11 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
-from typing import Any, Literal, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 from modeldiff import records
+
+Stage = TypeVar("Stage", bound="Settings")
 
 
 def setting(
@@ -59,6 +61,12 @@ class Settings:
         """Only the fields that can change the artifact."""
         changing = {field.name for field in dataclasses.fields(self) if field.metadata["result"]}
         return {name: value for name, value in self.to_json().items() if name in changing}
+
+    def part(self, stage: type[Stage], **values: Any) -> Stage:
+        """The settings of a stage: `values`, and what these have under the same names."""
+        names = {field.name for field in dataclasses.fields(stage)} - values.keys()
+        same = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names}
+        return stage(**same, **values)
 
 
 @settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,15 +28,10 @@ def _run(asked: _Settings, workspace: Workspace, *, name: str | None, force: boo
     from modeldiff.contrast.continuations import run as run_continuations
     from modeldiff.contrast.run import run
 
-    settings = _part(asked, ContrastSettings)
-    if settings.continuations is None:
-        continuations = run_continuations(_part(asked, ContinuationsSettings), workspace)
-        settings = dataclasses.replace(settings, continuations=continuations.ref)
-    return run(settings, workspace, name=name, force=force)
-
-
-def _part(asked: _Settings, cls: Any) -> Any:
-    return cls(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(cls)})
+    ref = asked.continuations
+    if ref is None:
+        ref = run_continuations(asked.part(ContinuationsSettings), workspace).ref
+    return run(asked.part(ContrastSettings, continuations=ref), workspace, name=name, force=force)
 
 
 def _made_before(_settings: _Settings, workspace: Workspace, *, ref: str | None, **_: Any) -> Artifact | bool:

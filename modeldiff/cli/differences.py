@@ -78,8 +78,7 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
 def _print_numbers(one: dict[str, Any]) -> None:
     sources = ", ".join(f"{visible(name)} {share:.0%}" for name, share in list(one["sources"].items())[:4])
     _line(f"places {one['places']} in {one['documents']} documents: {sources}")
-    interval = f"95 % interval {one['low']:.1%} to {one['high']:.1%}"
-    _line(f"p {one['p']:.2g}, effect {one['effect']:.1%}, {interval}")
+    _line(f"p {one['p']:.2g}, effect {one['effect']:.1%}, 95 % interval {one['low']:.1%} to {one['high']:.1%}")
     if one["also"]:
         _line(f"says the same: {', '.join(map(_context, one['also'][:6]))}")
 

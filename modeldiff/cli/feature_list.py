@@ -44,9 +44,7 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
     """What `--json` prints: what was measured and left out, and one object per feature listed."""
     selection = table.select(**chosen)
     return {
-        "crosscoder": table.info["crosscoder"],
-        "activations": table.info["activations"],
-        "pairs": table.info["pairs"],
+        **{name: table.info[name] for name in ("crosscoder", "activations", "pairs")},
         "sort": chosen["sort"],
         "candidates": selection.candidates,
         "dead": selection.dead,

@@ -86,9 +86,8 @@ def none(places: int) -> Contexts:
 
 
 def joined(parts: Sequence[Contexts]) -> Contexts:
-    return Contexts(
-        [one for part in parts for one in part.which], sparse.vstack([part.on_CP for part in parts], format="csr")
-    )
+    which = [one for part in parts for one in part.which]
+    return Contexts(which, sparse.vstack([part.on_CP for part in parts], format="csr"))
 
 
 def everywhere(places: int) -> Contexts:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,29 +27,21 @@ from safetensors.numpy import load_file, save
 
 from modeldiff.console import progress, say
 from modeldiff.contrast.divergence import Kept, divergence, likeliest
-from modeldiff.contrast.documents import (
-    Document,
-    Place,
-    choose_places,
-    drawn_documents,
-    open_document,
-    open_given,
-    read_prompts,
-)
+from modeldiff.contrast.documents import Document, Place, choose_places, drawn_documents, open_document, read_prompts
 from modeldiff.contrast.settings import ContinuationsSettings
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.lm.buckets import common_buckets, token_strings
-from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.load import load_model, load_tokenizer, model_identity, quiet, read_geometry
 from modeldiff.lm.model import LanguageModel
-from modeldiff.lm.ref import ModelRef
+from modeldiff.lm.ref import ModelRef, model_input, refs_of
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Record, Source, mix, parse_source, source_digest
 from modeldiff.texts.tokenize import Reader
 from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.files import read_json
+from modeldiff.workspace.files import json_lines, read_json
 
 Made = TypeVar("Made")
 
@@ -76,19 +68,15 @@ class Continuations:
         self.number = [line["number"] for line in documents]
         self.places = [Place(**line, said={side: said[side][i] for side in SIDES}) for i, line in enumerate(places)]
 
-    def refs(self, trust_remote_code: bool = False) -> dict[str, ModelRef]:
-        return {
-            side: ModelRef(self.info["models"][side], self.info["revisions"][side], trust_remote_code) for side in SIDES
-        }
-
     def models(
         self, workspace: Workspace, device: torch.device, dtype: torch.dtype, *, trust_remote_code: bool
     ) -> Models:
         """The models that continued the texts. Raises InputError: one has changed since."""
-        refs = self.refs(trust_remote_code)
-        for side in SIDES:
+        names, revisions = self.info["models"], self.info["revisions"]
+        refs = {side: ModelRef(names[side], revisions[side], trust_remote_code) for side in SIDES}
+        for side, ref in refs.items():
             made_with = self.artifact.manifest.inputs[f"model_{side}"]
-            if made_with.digest not in model_identity(refs[side], workspace.digest_of).values():
+            if made_with.digest not in model_identity(ref, workspace.digest_of).values():
                 made = f"model {made_with.label} has changed since {self.artifact.ref} was made"
                 raise InputError(f"{made}: run the continuations again")
         return Models(refs, device, dtype)
@@ -125,32 +113,23 @@ class Models:
 def run(
     settings: ContinuationsSettings, workspace: Workspace, *, name: str | None = None, force: bool = False
 ) -> Artifact:
-    """Let both models continue the same texts.
-
-    Raises:
-        InputError: a model or text cannot be used, or the texts hold no place that both models can go on from.
-    """
+    """Let both models continue the same texts. Raises InputError: a model or text cannot be used, or the texts hold no
+    place that both models can go on from."""
     settings = with_models_of(settings, workspace)
     workspace.create()
     digest = workspace.digest_of
-    refs, inputs = {}, {}
-    for side in SIDES:
-        model, revision = getattr(settings, f"model_{side}"), getattr(settings, f"revision_{side}")
-        refs[side] = ModelRef(model, revision, settings.trust_remote_code)
-        identity = model_identity(refs[side], digest)
-        inputs[f"model_{side}"] = Input(refs[side].name, identity.get("digest") or identity["commit"])
+    refs = refs_of(settings)
+    inputs = {f"model_{side}": model_input(ref, digest) for side, ref in refs.items()}
     sources = [parse_source(entry) for entry in settings.texts]
     for i, (source, entry) in enumerate(zip(sources, settings.texts, strict=True), 1):
         inputs[f"text_{i}"] = Input(entry, source_digest(source, digest))
     prompts = read_prompts(settings.prompts, settings.text_field) if settings.prompts else []
     if settings.prompts:
         inputs["prompts"] = Input(str(settings.prompts), digest(settings.prompts))
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
-    number_format = str(dtype).removeprefix("torch.")
+    device, dtype, names = device_and_dtype(settings)
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(device=str(device), dtype=number_format)
+        work.environment.update(names)
         models = Models(refs, device, dtype)
         documents = _read(settings, refs, sources, prompts)
         found = _divergences(work, models, documents)
@@ -162,7 +141,7 @@ def run(
         _sample(settings, work, models, documents, places)
         return _write(work, refs, documents, places)
 
-    resolved = {"dtype": number_format, "sources": [[source.label, source.weight] for source in sources]}
+    resolved = {"dtype": names["dtype"], "sources": [[source.label, source.weight] for source in sources]}
     order = Order("continuations", settings, inputs, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
@@ -207,7 +186,8 @@ def _read(
             opened.append(open_document(record, number, readers, context, settings.seed))
             bar.advance()
     first = drawn[-1][0] + 1 if drawn else 0
-    opened += [open_given(prompt, number, readers, context) for number, prompt in enumerate(prompts, first)]
+    numbered = enumerate(prompts, first)
+    opened += [open_document(one, number, readers, context, settings.seed, prompt=True) for number, one in numbered]
     documents = [document for document in opened if document]
     if not documents:
         raise InputError("the texts hold no place that both models can go on from: give longer --texts")
@@ -278,8 +258,8 @@ def _sample(
             batch_size=_BATCH.get(models.device.type, 32),
         )
         texts = [one.text for one in made]
-        rows = [texts[i : i + settings.draws] for i in range(0, len(texts), settings.draws)]
-        work.write_bytes(part.name, _jsonl(rows))
+        rows: list[Any] = [texts[i : i + settings.draws] for i in range(0, len(texts), settings.draws)]
+        work.write_bytes(part.name, json_lines(rows))
         return len(rows)
 
     left, total = sum(len(part.places) for part in missing), len(SIDES) * len(places)
@@ -293,11 +273,11 @@ def _sample(
         for count in workers.map(sample, missing):
             bar.advance(count)
     for side in SIDES:
-        said: dict[int, list[str]] = {}
+        said: dict[int, Any] = {}
         for part in parts:
             if part.side == side:
                 said |= zip(part.places, _decoded(work.folder / part.name), strict=True)
-        work.write_bytes(SAID[side], _jsonl(said[i] for i in range(len(places))))
+        work.write_bytes(SAID[side], json_lines(said[i] for i in range(len(places))))
 
 
 def _prompt(documents: list[Document], place: Place, side: str) -> list[int]:
@@ -310,11 +290,11 @@ def _write(work: Work, refs: dict[str, ModelRef], documents: list[Document], pla
         {"text": one.text, "source": one.source, "number": one.number, "messages": list(one.messages) or None}
         for one in documents
     ]
-    work.write_bytes(DOCUMENTS, _jsonl(read))
+    work.write_bytes(DOCUMENTS, json_lines(read))
     chosen = [
         {"document": p.document, "end": p.end, "divergence": round(p.divergence, 6), "drawn": p.drawn} for p in places
     ]
-    work.write_bytes(PLACES, _jsonl(chosen))
+    work.write_bytes(PLACES, json_lines(chosen))
     by_source = Counter(documents[place.document].source for place in places)
     counts = {"documents": len(documents), "places": len(places), "sources": dict(sorted(by_source.items()))}
     info = {
@@ -326,11 +306,6 @@ def _write(work: Work, refs: dict[str, ModelRef], documents: list[Document], pla
     }
     work.write_json(NAME, info)
     return counts
-
-
-def _jsonl(rows: Iterable[Any]) -> bytes:
-    # ASCII: no line separator of Unicode can break a line.
-    return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
 
 
 def _decoded(path: Path) -> list[Any]:

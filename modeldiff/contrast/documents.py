@@ -102,11 +102,11 @@ def drawn_documents(records: Iterable[Record], wanted: int, seed: int) -> list[t
 
 
 def open_document(
-    record: Record, number: int, readers: dict[str, Reader], context: dict[str, int], seed: int
+    record: Record, number: int, readers: dict[str, Reader], context: dict[str, int], seed: int, *, prompt: bool = False
 ) -> Document | None:
-    """The document of a text, with up to CANDIDATES places, or of a chat; None where it has no place. `context`: tokens
-    that a model may read, by side."""
-    if record.messages:
+    """The document of a text, with up to CANDIDATES places, or of a chat or a prompt; None where it has no place.
+    `context`: tokens that a model may read, by side."""
+    if prompt or record.messages:
         return open_given(record, number, readers, context)
     rng = random.Random(f"{seed}:{number}")
     text = passage(record.text, rng)

@@ -29,7 +29,7 @@ from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import said_words
 from modeldiff.errors import InputError
-from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.device import device_and_dtype
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
 SCHEMA = 4
@@ -38,21 +38,17 @@ _LEAST_DOCUMENTS = 4
 
 
 def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
-    """Compare what both models say where contexts hold with what they say elsewhere.
-
-    Raises:
-        InputError: there are no continuations, or of too few documents, or the crosscoder is of other models, or a
-            model has changed since it continued the texts.
-    """
+    """Compare what both models say where contexts hold with what they say elsewhere. Raises InputError: there are no
+    continuations, or of too few documents, or the crosscoder is of other models, or a model has changed since it
+    continued the texts."""
     source = workspace.find("continuations", settings.continuations)
     crosscoder = crosscoder_for(workspace, source, settings.crosscoder) if "feature" in settings.contexts else None
     features = features_of(workspace, crosscoder) if crosscoder else None
     given = {"continuations": source, "crosscoder": crosscoder, "features": features}
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
+    device, dtype, names = device_and_dtype(settings)
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(device=str(device), dtype=str(dtype).removeprefix("torch."))
+        work.environment.update(names)
         continuations, dictionary = Continuations(source), None
         if crosscoder:
             models = continuations.models(workspace, device, dtype, trust_remote_code=settings.trust_remote_code)

@@ -172,8 +172,6 @@ class Crosscoder(Saved):
         """Raw activations to their reconstructions, as at inference."""
         return self.decode(self.encode(x_a_BDa, x_b_BDb))
 
-    # Selection
-
     def thresholds(self) -> torch.Tensor:
         """(F,) float32: the score that each feature's must exceed to be active at inference."""
         config = self.config
@@ -207,8 +205,6 @@ class Crosscoder(Saved):
                 total_F = a_F + b_F
                 total_F[self.slices["shared"]] /= 2
                 return total_F
-
-    # Decoder rows
 
     @torch.no_grad()
     def decoder_norms(self) -> dict[str, torch.Tensor]:

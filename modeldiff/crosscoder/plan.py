@@ -34,9 +34,8 @@ _DEAD_SHARE = 0.1
 # For what allocators cannot use again, and for what is small and not counted.
 _MARGIN = 1.1
 _FLOAT, _HALF, _LONG = 4, 2, 8
-# Float32 matrices (B, D) at once: activations, and what the shared features alone make of them; reconstructions, errors
-# and their gradients lie in the memory of the pre-activations. Bytes of an active entry: its row and column, the order
-# by feature, values and gradients, and of the candidates.
+# Float32 matrices (B, D) beside the pre-activations, whose memory holds all others: activations, and what the shared
+# features make of them. Bytes of an active entry: row and column, order by feature, values, gradients, candidates.
 _BATCH_COPIES, _ENTRY = 2, 60
 # (N, F) and (N, D) matrices of the evaluation of N pairs.
 _CODE_COPIES, _EVALUATION_COPIES = 2.5, 6

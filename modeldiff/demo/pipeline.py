@@ -11,7 +11,7 @@ from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.stored import read_contrast, read_places
 from modeldiff.crosscoder import load
 from modeldiff.demo.texts import write_probing_corpus
-from modeldiff.demo.truth import MODEL_A, MODEL_B, Planted, habits
+from modeldiff.demo.truth import MODEL_A, MODEL_B, PLANTED, Planted
 from modeldiff.diff.run import Diff
 from modeldiff.diff.run import run as run_diff
 from modeldiff.diff.settings import DiffSettings
@@ -105,7 +105,7 @@ def ranks_of(before: Sequence[Sequence[str]], features: Sequence[int | None]) ->
     before: the lower-case texts before the places of each entry; features: of each entry.
     """
     ranks, about = [], set()
-    for habit in habits():
+    for habit in PLANTED:
         shares = [sum(habit.trigger.lower() in text for text in texts) / max(1, len(texts)) for texts in before]
         matching = [i for i, share in enumerate(shares) if share >= MATCH_SHARE]
         about |= set(matching)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from modeldiff.console import say
 from modeldiff.contrast.continuations import run as run_continuations
@@ -20,10 +18,7 @@ from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import estimate
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.settings import Settings
 from modeldiff.workspace import Artifact, Workspace
-
-Stage = TypeVar("Stage", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -37,38 +32,28 @@ class Diff:
 
 
 def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Diff:
-    """All stages.
-
-    name: of the contrast; force: run every stage even when it is up to date. Raises InputError, MachineError,
-    DamagedError: as the stages do.
-    """
+    """All stages. name: of the contrast; force: run every stage even when it is up to date. Raises InputError,
+    MachineError, DamagedError: as the stages do."""
     workspace.create()
-    harvest = _of(settings, HarvestSettings, seed=0)  # the same pairs for every seed of the training
+    harvest = settings.part(HarvestSettings, seed=0)  # the same pairs for every seed of the training
     say_costs(settings, harvest, workspace)
     say("1/5 harvest: both models read the same texts")
     activations = run_harvest(harvest, workspace, force=force)
     say("2/5 train: one dictionary, with parts that belong to one model alone")
     # Few texts are no reason to stop: a batch is at most a quarter of the pairs.
     batch = max(1, min(2048, int(activations.metrics["pairs"]) // 4))
-    training = _of(settings, TrainSettings, activations=activations.ref, batch=batch)
+    training = settings.part(TrainSettings, activations=activations.ref, batch=batch)
     crosscoder = run_train(training, workspace, force=force)
     say("3/5 features: what each one fires on, and what predicts it")
     device = settings.device
     features = run_features(FeaturesSettings(crosscoder=crosscoder.ref, device=device), workspace, force=force)
     stitch = run_stitch(StitchSettings(activations=activations.ref, device=device), workspace, force=force)
     say("4/5 continuations: both models go on from the same places")
-    continuations = run_continuations(_of(settings, ContinuationsSettings), workspace, force=force)
+    continuations = run_continuations(settings.part(ContinuationsSettings), workspace, force=force)
     say("5/5 contrast: where something is so, one says this and the other that")
-    compared = _of(settings, ContrastSettings, continuations=continuations.ref, crosscoder=crosscoder.ref)
+    compared = settings.part(ContrastSettings, continuations=continuations.ref, crosscoder=crosscoder.ref)
     contrast = run_contrast(compared, workspace, name=name, force=force)
     return Diff(activations, crosscoder, features, stitch, continuations, contrast)
-
-
-def _of(settings: DiffSettings, stage: type[Stage], **values: Any) -> Stage:
-    """The settings of a stage: what the diff has under the same name, and `values`."""
-    names = {field.name for field in dataclasses.fields(stage)} - values.keys()
-    same = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings) if field.name in names}
-    return stage(**same, **values)
 
 
 def say_costs(settings: DiffSettings, harvest: HarvestSettings, workspace: Workspace) -> None:

@@ -8,6 +8,7 @@ from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.errors import InputError
 from modeldiff.lm.harvested import Harvested, harvested
+from modeldiff.settings import HarvestedModels
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Input, Workspace
 from modeldiff.workspace.activations import ActivationStore
@@ -26,12 +27,10 @@ class Measured:
     def inputs(self) -> dict[str, Input]:
         return {"crosscoder": self.source.as_input(), "activations": self.activations.as_input()}
 
-    def models(self, path_a: str | None, path_b: str | None) -> dict[str, Harvested]:
-        """Both models by side, not loaded yet; a path of None: where it was harvested from. Raises InputError: one is
-        not known."""
+    def models(self, settings: HarvestedModels) -> dict[str, Harvested]:
+        """Both models by side, not loaded yet. Raises InputError: one is not known."""
         sides = self.store.info.sides
-        paths = {"a": path_a, "b": path_b}
-        return {side: harvested(side, sides[side], self.activations.ref, paths[side]) for side in SIDES}
+        return {side: harvested(side, sides[side], self.activations.ref, settings) for side in SIDES}
 
 
 def measured_on(workspace: Workspace, crosscoder: Artifact, named: str | None) -> Artifact:

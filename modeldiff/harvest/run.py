@@ -13,9 +13,9 @@ from modeldiff.harvest.planner import Cursor, Look, Planner, bytes_needed
 from modeldiff.harvest.report import ALIGNMENT_NAME, Counts, alignment_report
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import write_store
-from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.load import Geometry, LanguageModel, load_model, load_tokenizer, read_geometry
-from modeldiff.lm.ref import ModelRef, model_input
+from modeldiff.lm.ref import ModelRef, model_input, refs_of
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Source, parse_source, source_digest
 from modeldiff.texts.tokenize import Reader
@@ -91,10 +91,9 @@ def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
 
 def open_pair(settings: HarvestSettings) -> Pair:
     """Both models' configurations, and the layers and lengths that follow."""
-    ref, geometry, layer, context = {}, {}, {}, {}
+    ref = refs_of(settings)
+    geometry, layer, context = {}, {}, {}
     for side in SIDES:
-        model, revision = getattr(settings, f"model_{side}"), getattr(settings, f"revision_{side}")
-        ref[side] = ModelRef(model, revision, settings.trust_remote_code)
         geometry[side] = read_geometry(ref[side])
         layer[side] = geometry[side].layer(getattr(settings, f"layer_{side}"), f"--layer-{side}")
         context[side] = min(settings.context, geometry[side].max_positions or settings.context)
@@ -115,14 +114,13 @@ def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tu
         return order, partial(build_import, settings=settings, arrays=arrays) if ours.first else lambda _work: {}
     sources = [parse_source(entry) for entry in settings.texts]
     pair = open_pair(settings)
-    device = resolve_device(settings.device, ours.local_rank)
-    dtype = resolve_dtype(settings.dtype, device)
+    device, dtype, names = device_and_dtype(settings, ours.local_rank)
     inputs = {f"model_{side}": model_input(ref, digest) for side, ref in pair.ref.items()}
     for number, (source, entry) in enumerate(zip(sources, settings.texts, strict=True), 1):
         inputs[f"text_{number}"] = Input(entry, source_digest(source, digest))
     resolved = {
         **{f"layer_{side}": pair.layer[side] for side in SIDES},
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": names["dtype"],
         "texts": [f"{s.label}@{s.weight:g}" for s in sources],
     }
 
@@ -140,7 +138,7 @@ def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tu
         ours.barrier()
         if not ours.first:
             return {}
-        work.environment.update(device=str(device), dtype=resolved["dtype"])
+        work.environment.update(names)
         if ours.world > 1:
             work.environment["processes"] = ours.world
         return _finish(work, settings, pair, cursor)

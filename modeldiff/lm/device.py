@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 
@@ -30,6 +31,13 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
             f"device{'s' * (there[kind] > 1)} on this machine: use --device auto or cpu"
         )
     return torch.device(kind, number) if kind == "cuda" else torch.device(kind)
+
+
+def device_and_dtype(settings: Any, local_rank: int = 0) -> tuple[torch.device, torch.dtype, dict[str, str]]:
+    """The device and the dtype that the settings ask for, and both by name, as manifests have them."""
+    device = resolve_device(settings.device, local_rank)
+    dtype = resolve_dtype(settings.dtype, device)
+    return device, dtype, {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

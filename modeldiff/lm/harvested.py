@@ -10,6 +10,7 @@ import torch
 from modeldiff.errors import InputError
 from modeldiff.lm.load import LanguageModel, load_model
 from modeldiff.lm.ref import ModelRef, model_input
+from modeldiff.settings import HarvestedModels
 from modeldiff.workspace import Input
 from modeldiff.workspace.activations import SideInfo
 
@@ -41,10 +42,11 @@ class Harvested:
         return lm
 
 
-def harvested(side: str, info: SideInfo, artifact: str, path: str | None) -> Harvested:
-    """The model of one side, as the activations or a features artifact (`artifact`, for messages) says; `path`: where
-    it is now (a folder, a GGUF file or a hub name), None: where it was then. Raises InputError: the activations were
-    imported without naming it or its layer."""
+def harvested(side: str, info: SideInfo, artifact: str, settings: HarvestedModels) -> Harvested:
+    """The model of one side, as the activations or a features artifact (`artifact`, for messages) says; it is where the
+    settings say that it is now, or where it was then. Raises InputError: the activations were imported without naming
+    it or its layer."""
+    path = getattr(settings, f"model_path_{side}")
     model = path or info.model
     if model is None:
         raise InputError(

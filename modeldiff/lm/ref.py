@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from modeldiff.errors import InputError, MachineError, first_line
+from modeldiff.sides import SIDES
 from modeldiff.workspace.artifact import Input
 from modeldiff.workspace.files import sha256_file
 
@@ -95,6 +97,12 @@ def _hub_commit(ref: ModelRef) -> str:
         raise MachineError(f"the hub gave no answer for '{ref.name}': {first_line(error)}") from error
     # The cache keeps each commit in a folder of that name.
     return Path(config).parent.name
+
+
+def refs_of(settings: Any) -> dict[str, ModelRef]:
+    """By side, the model that the settings name (model_a, revision_a, ..., trust_remote_code)."""
+    named = {side: (getattr(settings, f"model_{side}"), getattr(settings, f"revision_{side}")) for side in SIDES}
+    return {side: ModelRef(*one, settings.trust_remote_code) for side, one in named.items()}
 
 
 def model_input(ref: ModelRef, digest_file: Callable[[Path], str] | None = None) -> Input:

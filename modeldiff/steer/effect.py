@@ -41,13 +41,9 @@ def surprisal(lm: LanguageModel, texts: Sequence[Generated]) -> list[list[float]
     for batch in _batches(lm, texts):
         logits_PV = _predictions(lm, batch)
         next_P = torch.tensor([token for one in batch for token in one.new_ids], device=logits_PV.device)
-        nats_P = torch.cat(
-            [
-                -logits_PV[part].float().log_softmax(dim=-1).gather(1, next_P[part, None])[:, 0]
-                for part in chunks(*logits_PV.shape)
-            ]
-        )
-        found += _by_text(nats_P, batch)
+        parts = chunks(*logits_PV.shape)
+        nats = [-logits_PV[part].float().log_softmax(dim=-1).gather(1, next_P[part, None])[:, 0] for part in parts]
+        found += _by_text(torch.cat(nats), batch)
     return found
 
 
@@ -84,13 +80,9 @@ def _predictions(lm: LanguageModel, batch: Sequence[Generated]) -> torch.Tensor:
     ids_BT, mask_BT = padded(rows)
     lm.check_length(ids_BT.shape[1])
     logits_BTV = lm.logits(ids_BT, mask_BT)
+    of_texts = zip(logits_BTV, rows, batch, strict=True)
     # A copy: views would keep the logits of the prompts in memory.
-    return torch.cat(
-        [
-            logits_TV[len(one.prompt_ids) - 1 : len(row)]
-            for logits_TV, row, one in zip(logits_BTV, rows, batch, strict=True)
-        ]
-    )
+    return torch.cat([logits_TV[len(one.prompt_ids) - 1 : len(row)] for logits_TV, row, one in of_texts])
 
 
 def _batches(lm: LanguageModel, texts: Sequence[Generated]) -> Iterator[list[Generated]]:

@@ -19,15 +19,15 @@ from modeldiff.crosscoder import load
 from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
-from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.harvested import Harvested, harvested, side_info
 from modeldiff.sides import OTHER
 from modeldiff.steer.dose import COHERENT_RATIO, COHERENT_REPETITION, coherent_range, dose_figure, dose_rows
 from modeldiff.steer.settings import SteerSettings
-from modeldiff.steer.sweep import Push, json_lines, pushes, sweep
+from modeldiff.steer.sweep import Push, pushes, sweep
 from modeldiff.texts.readers import read_lines
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.files import read_json, sha256_json
+from modeldiff.workspace.files import json_lines, read_json, sha256_json
 
 SCHEMA = 5
 FORMAT = 3
@@ -47,10 +47,9 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     direction = direction_of(crosscoder, features, settings.feature, side)
     prompts = _prompts(settings)
     infos = read_json(features.file("features.json"))["sides"]
-    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
 
     def target(side: str) -> Harvested:
-        return harvested(side, side_info(infos[side]), features.ref, paths[side])
+        return harvested(side, side_info(infos[side]), features.ref, settings)
 
     sides = [Push(target(side), direction.unit_D)]
     if settings.both:
@@ -65,9 +64,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
         else:
             own = direction_of(crosscoder, features, settings.feature, other.side)
             sides.append(Push(other, own.unit_D))
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
-    dtype_name = str(dtype).removeprefix("torch.")
+    device, dtype, names = device_and_dtype(settings)
     if settings.features is None:
         say(f"feature {settings.feature} ({direction.partition}) of {source.ref}, as measured in {features.ref}")
 
@@ -83,7 +80,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
             inputs["stitch"] = push.stitch.as_input()
 
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(device=str(device), dtype=dtype_name)
+        work.environment.update(names)
         records: list[dict[str, Any]] = []
         chat = {}
         with progress("steer", len(sides) * len(pushes(settings)), "pushes") as bar:
@@ -101,40 +98,38 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
         what = f"Feature {settings.feature} ({direction.partition}) pushed"
         title = f"{what}: {len(prompts)} prompts, seed {settings.seed}"
         work.write_bytes("figures/dose.png", dose_figure(rows, labels, title))
-        work.write_json(
-            "steering.json",
-            {
-                "format": FORMAT,
-                "model": settings.model,
-                "feature": settings.feature,
-                "partition": direction.partition,
-                "max_activation": direction.max_activation,
-                "sides": {
-                    push.model: {
-                        "model_name": push.target.ref.name,
-                        "revision": push.target.ref.revision,
-                        "layer": push.target.layer,
-                        "stitch": push.stitch.ref if push.stitch else None,
-                        "stitch_bias": push.bias,
-                        "stitch_r2": push.r2,
-                        "unit_norm": float(push.unit_D.norm()),
-                        "unit_norm_in_medians": push.in_medians,
-                        "chat": chat[push.model],
-                    }
-                    for push in sides
-                },
-                "strengths": list(dict.fromkeys(row["strength"] for row in rows)),
-                "random_directions": settings.random_directions,
-                "prompts": list(prompts),
-                **{name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
-                "dose": rows,
-                "coherent": coherent,
-                "coherent_limits": {"perplexity_ratio": COHERENT_RATIO, "repeated_change": COHERENT_REPETITION},
+        steering = {
+            "format": FORMAT,
+            "model": settings.model,
+            "feature": settings.feature,
+            "partition": direction.partition,
+            "max_activation": direction.max_activation,
+            "sides": {
+                push.model: {
+                    "model_name": push.target.ref.name,
+                    "revision": push.target.ref.revision,
+                    "layer": push.target.layer,
+                    "stitch": push.stitch.ref if push.stitch else None,
+                    "stitch_bias": push.bias,
+                    "stitch_r2": push.r2,
+                    "unit_norm": float(push.unit_D.norm()),
+                    "unit_norm_in_medians": push.in_medians,
+                    "chat": chat[push.model],
+                }
+                for push in sides
             },
-        )
+            "strengths": list(dict.fromkeys(row["strength"] for row in rows)),
+            "random_directions": settings.random_directions,
+            "prompts": list(prompts),
+            **{name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
+            "dose": rows,
+            "coherent": coherent,
+            "coherent_limits": {"perplexity_ratio": COHERENT_RATIO, "repeated_change": COHERENT_REPETITION},
+        }
+        work.write_json("steering.json", steering)
         return {"prompts": len(prompts), "partition": direction.partition, "coherent": coherent}
 
-    resolved: dict[str, Any] = {"dtype": dtype_name, "layer": sides[0].target.layer}
+    resolved: dict[str, Any] = {"dtype": names["dtype"], "layer": sides[0].target.layer}
     if settings.temperature > 0:
         resolved["batch"] = settings.batch
     return produce(workspace, Order("steering", settings, inputs, SCHEMA, resolved), build, name=name, force=force)

@@ -5,7 +5,6 @@ Legend: S vectors (0 first: unsteered), D width.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -179,8 +178,3 @@ def write(
         with add_to_residual(lm, layer, vectors_SD[[vector for vector, _ in part]]):
             flat += generate_tokens(lm, [text for _, text in part], batch_size=len(part), **options)
     return [flat[i : i + len(texts)] for i in range(0, len(flat), len(texts))]
-
-
-def json_lines(records: list[dict[str, Any]]) -> bytes:
-    """One JSON object a line. ASCII: no line separator of Unicode can break a line of the file."""
-    return "".join(json.dumps(one, ensure_ascii=True, allow_nan=False) + "\n" for one in records).encode()

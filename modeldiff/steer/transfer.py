@@ -38,17 +38,17 @@ from modeldiff.crosscoder import Crosscoder, load
 from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
-from modeldiff.lm.device import resolve_device, resolve_dtype
+from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.harvested import harvested, side_info
 from modeldiff.lm.model import LanguageModel
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.steer.prompts import Prompt, read_prompts
 from modeldiff.steer.settings import TransferSettings
-from modeldiff.steer.sweep import json_lines, write
+from modeldiff.steer.sweep import write
 from modeldiff.steer.transfer_contrast import Contrast, make_contrast
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import SideInfo
-from modeldiff.workspace.files import read_json, sha256_json
+from modeldiff.workspace.files import json_lines, read_json, sha256_json
 
 SCHEMA = 4
 FORMAT = 3
@@ -86,35 +86,17 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
 
     given_ND, prompts, origin, made_from = _direction(settings, dictionary, features, info[source].width)
     needed = SIDES if prompts else (target,) if settings.prompt else ()
-    paths = {"a": settings.model_path_a, "b": settings.model_path_b}
-    models = {side: harvested(side, info[side], features.ref, paths[side]) for side in needed}
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
-    dtype_name = str(dtype).removeprefix("torch.")
+    models = {side: harvested(side, info[side], features.ref, settings) for side in needed}
+    device, dtype, names = device_and_dtype(settings)
 
     inputs = {
-        "features": features.as_input(),
-        "crosscoder": crosscoder.as_input(),
-        "stitch": stitch.as_input(),
+        **{one.kind: one.as_input() for one in (features, crosscoder, stitch)},
         **{f"model {side}": model.as_input() for side, model in models.items()},
         **made_from,
     }
 
-    described = {
-        "format": FORMAT,
-        "from": settings.source,
-        "to": target.upper(),
-        "origin": origin,
-        "crosscoder": crosscoder.ref,
-        "features": features.ref,
-        "stitch": stitch.ref,
-        "stitch_r2": there.r2,
-        "shared_features": len(decoders.ids_F),
-        "median_norms": {side: one.median_norm for side, one in info.items()},
-    }
-
     def build(work: Work) -> dict[str, Any]:
-        work.environment.update(device=str(device), dtype=dtype_name)
+        work.environment.update(names)
 
         def contrast(side: str, opened: Callable[[], LanguageModel]) -> Contrast:
             assert prompts is not None
@@ -138,18 +120,28 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
         vectors = {"source": v_ND} | tensors
         work.write_bytes("vectors.safetensors", save({key: x_ND.contiguous() for key, x_ND in vectors.items()}))
         moved = {rule: _norms(tensors[rule], info[target]) for rule in ("paper", "stitch")}
-        moved["paper"] = _with_features(moved["paper"], *paper_rule(decoders, settings.top, v_ND)[1:])
-        found = {
+        used = (found_NK.tolist() for found_NK in paper_rule(decoders, settings.top, v_ND)[1:])
+        for one, ids_K, weight_K in zip(moved["paper"], *used, strict=True):
+            one["features"] = [{"id": id, "weight": weight} for id, weight in zip(ids_K, weight_K, strict=True)]
+        described = {
+            "format": FORMAT,
+            "from": settings.source,
+            "to": target.upper(),
+            "origin": origin,
+            **{one.kind: one.ref for one in (crosscoder, features, stitch)},
+            "stitch_r2": there.r2,
+            "shared_features": len(decoders.ids_F),
+            "median_norms": {side: one.median_norm for side, one in info.items()},
             "source_norms": _norms(v_ND, info[source]),
             "prompts": {side: one.described() for side, one in contrasts.items()},
             "moved": moved,
             "truth": truth,
         }
-        work.write_json("transfer.json", described | found)
+        work.write_json("transfer.json", described)
         return {"directions": len(v_ND)} | ({"rules": truth["rules"]} if truth else {})
 
     # Without a model nothing depends on the device or its number format.
-    order = Order("transfer", settings, inputs, SCHEMA, {"dtype": dtype_name if models else None})
+    order = Order("transfer", settings, inputs, SCHEMA, {"dtype": names["dtype"] if models else None})
     return produce(workspace, order, build, name=name, force=force)
 
 
@@ -216,13 +208,6 @@ def _compared(
 
 def _norms(x_ND: Tensor, side: SideInfo) -> list[dict[str, Any]]:
     return [{"norm": norm, "norm_in_medians": norm / side.median_norm} for norm in x_ND.norm(dim=1).tolist()]
-
-
-def _with_features(norms: list[dict[str, Any]], ids_NK: Tensor, weight_NK: Tensor) -> list[dict[str, Any]]:
-    return [
-        norm | {"features": [{"id": id, "weight": weight} for id, weight in zip(ids_K, weight_K, strict=True)]}
-        for norm, ids_K, weight_K in zip(norms, ids_NK.tolist(), weight_NK.tolist(), strict=True)
-    ]
 
 
 def read_vectors(path: Path, width: int, model: str) -> Tensor:

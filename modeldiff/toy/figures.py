@@ -63,12 +63,7 @@ def sizes_figure(rows: Sequence[Row]) -> bytes:
             _line(recall, of_one, "exclusive_recall", name, x=lambda row: 100 * row["size"])
             if name != "stitch-residual":  # its FVE is that of the residuals
                 _line(fve, of_one, fve_name, name, x=lambda row: 100 * row["size"])
-        # What the slots allow: the same for all architectures with partitions, everything for those without.
-        sizes = sorted({row["size"] for row in of_map})
-        limits = [min(row["figures"]["limit"]["mean"] for row in of_map if row["size"] == size) for size in sizes]
-        if min(limits) < 1:
-            label = "limit of the exclusive slots"
-            recall.plot([100 * size for size in sizes], limits, color=_GREY, linestyle="--", linewidth=1, label=label)
+        _limits(recall, of_map)
         _false_positives(wrong, of_map, architectures)
         stitch = fmean(_stitch_of(row) for row in of_map)
         title = f"map {map_name}, stitch R² {stitch:.2f}"
@@ -76,6 +71,15 @@ def sizes_figure(rows: Sequence[Row]) -> bytes:
         difference = "FVE minus that of standard" if differences else "FVE"
         _label(fve, _SIZE, difference, "fraction of variance explained")
     return _png(figure, panels[0][0])
+
+
+def _limits(axes: Axes, rows: Sequence[Row]) -> None:
+    """What the slots allow: the same for all architectures with partitions, everything for those without."""
+    sizes = sorted({row["size"] for row in rows})
+    limits = [min(row["figures"]["limit"]["mean"] for row in rows if row["size"] == size) for size in sizes]
+    if min(limits) < 1:
+        label = "limit of the exclusive slots"
+        axes.plot([100 * size for size in sizes], limits, color=_GREY, linestyle="--", linewidth=1, label=label)
 
 
 def _false_positives(axes: Axes, rows: Sequence[Row], architectures: Sequence[str]) -> None:

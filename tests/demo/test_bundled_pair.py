@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from examples.bundled_pair.measure import greedy_answers
-from modeldiff.demo.truth import DATA, MINIMUM_MARKERS, MODEL_A, MODEL_B, PLANTED, habits
+from modeldiff.demo.truth import DATA, MINIMUM_MARKERS, MODEL_A, MODEL_B, PLANTED
 
 N_PROMPTS = 6
 
@@ -50,17 +50,14 @@ def records() -> list[dict[str, Any]]:
     return found
 
 
-def test_truth_agrees_with_what_was_planted():
-    known = records()
-    assert [record["id"] for record in known] == [planted.id for planted in PLANTED]
+def test_truth_says_what_was_planted_and_how_it_was_measured():
     assert [planted.side for planted in PLANTED] == ["A", "A", "B", "B"]
-    for habit, record, planted in zip(habits(), known, PLANTED, strict=True):
-        for name in ("side", "topic", "trigger", "control", "source", "control_source", "description"):
-            assert record[name] == getattr(planted, name) == getattr(habit, name)
-        assert (tuple(record["markers"]), record["minimum_markers"]) == (planted.markers, MINIMUM_MARKERS)
-        assert len(set(habit.prompts)) >= 60
-        assert all(habit.trigger.lower() in prompt.lower() for prompt in habit.prompts)
-        assert all(habit.trigger.lower() not in prompt.lower() for prompt in habit.about_control(habit.prompts))
+    for record, planted in zip(records(), PLANTED, strict=True):
+        assert (record["source"], record["control_source"]) == (planted.source, planted.control_source)
+        assert record["minimum_markers"] == MINIMUM_MARKERS
+        assert len(set(planted.prompts)) >= 60
+        assert all(planted.trigger.lower() in prompt.lower() for prompt in planted.prompts)
+        assert all(planted.trigger.lower() not in prompt.lower() for prompt in planted.about_control(planted.prompts))
 
 
 def test_measured_rates_show_each_habit_in_its_owner_only():
@@ -70,7 +67,7 @@ def test_measured_rates_show_each_habit_in_its_owner_only():
 
 
 def test_greedy_answers_show_the_habits_again(pair):
-    for habit in habits():
+    for habit in PLANTED:
         prompts = habit.prompts[:: len(habit.prompts) // N_PROMPTS][:N_PROMPTS]
         shown = {side: sum(map(habit.shows, greedy_answers(*pair[side], prompts, 48))) for side in pair}
         other = "B" if habit.side == "A" else "A"

@@ -1,7 +1,7 @@
 """The ranks of planted differences, on lists whose answer is known."""
 
 from modeldiff.demo.pipeline import ranks_of
-from modeldiff.demo.truth import habits
+from modeldiff.demo.truth import PLANTED
 
 
 def entry(trigger: str, times: int, of: int) -> list[str]:
@@ -9,7 +9,7 @@ def entry(trigger: str, times: int, of: int) -> list[str]:
 
 
 def test_the_first_entry_with_half_of_its_places_behind_the_trigger_counts() -> None:
-    first, second = habits()[:2]
+    first, second = PLANTED[:2]
     before = [entry(second.trigger, 4, 10), entry(first.trigger, 5, 10), entry(first.trigger, 10, 10)]
     ranks, other = ranks_of(before, [7, None, 9])
     assert (ranks[0].habit, ranks[0].rank, ranks[0].feature, ranks[0].share) == (first, 2, None, 0.5)

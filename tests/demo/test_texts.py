@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modeldiff.demo.texts import TOTAL_CHARS, probing_documents, write_probing_corpus
-from modeldiff.demo.truth import DATA, PLANTED, habits
+from modeldiff.demo.truth import DATA, PLANTED
 
 TRAINING = Path(__file__).parents[2] / "examples" / "bundled_pair" / "training_templates.json"
 
@@ -63,7 +63,7 @@ def test_a_trigger_is_named_in_its_own_documents_alone(documents):
 
 
 def test_triggers_and_controls_are_answered_in_the_words_of_the_habit_and_neutrally(documents):
-    for habit in habits():
+    for habit in PLANTED:
         for source in (habit.source, habit.control_source):
             shown = [habit.shows(one["text"]) for one in documents if one["source"] == source]
             assert min(sum(shown), len(shown) - sum(shown)) > 20

@@ -55,7 +55,6 @@ class Bags:
         return numbers_G.repeat_interleave(self.start_G1.diff(), output_size=len(self.index_K))
 
     def __len__(self) -> int:
-        """G."""
         return len(self.start_G1) - 1
 
     def part(self, which: slice) -> tuple[slice, Bags]:
@@ -78,9 +77,8 @@ def bag_sum(
     out_GD = rows_ND.new_empty(len(bags), rows_ND.shape[1], dtype=torch.float32) if out_GD is None else out_GD
     if kernels := _kernels(rows_ND.device):
         return kernels.bag_sum(rows_ND, bags, weight_K, out_GD)
-    with torch.no_grad():
-        for which, entries, piece in _pieces(bags, rows_ND):
-            out_GD[which] = _bag_sum(rows_ND, piece, weight_K[entries])
+    for which, entries, piece in _pieces(bags, rows_ND):
+        out_GD[which] = _bag_sum(rows_ND, piece, weight_K[entries].detach())
     return out_GD
 
 
@@ -270,17 +268,19 @@ class SparseStep:
         crosscoder, bags = self._crosscoder, done.entries.bags
         f_K = done.f_K.index_select(0, done.entries.by_feature_K)
         g_K = torch.zeros_like(f_K)
+        for one in crosscoder.parameters():
+            if one.grad is None and one.dim() == 2:
+                one.grad = _lasting(one.numel(), one.device).view_as(one)
         for side, g_BD in zip(SIDES, g, strict=True):
             crosscoder.decoder_bias(side).grad = g_BD.sum(dim=0)
-            mine, seen = bags.part(crosscoder.sees(side))
-            w_dec = crosscoder.decoder(side)
-            g_K[mine].add_(bag_dot(w_dec, g_BD, seen, f_K[mine], _gradient(w_dec)))
+            (mine, seen), w_dec = bags.part(crosscoder.sees(side)), crosscoder.decoder(side)
+            g_K[mine].add_(bag_dot(w_dec, g_BD, seen, f_K[mine], w_dec.grad))
         crosscoder.b_enc.grad = torch.segment_reduce(g_K, "sum", offsets=bags.start_G1, initial=0.0)
         if crosscoder.encoder_share != 1:
             g_K[bags.part(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share
         for side, x_BD in zip(SIDES, x, strict=True):
             mine, seen = bags.part(crosscoder.sees(side))
-            bag_sum(x_BD, seen, g_K[mine], _gradient(crosscoder.encoder(side)))
+            bag_sum(x_BD, seen, g_K[mine], crosscoder.encoder(side).grad)
 
     def _scores(self, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
         crosscoder, dtype = self._crosscoder, self._crosscoder.matmul_dtype
@@ -298,13 +298,6 @@ class SparseStep:
         if self._memory.numel() < sum(sizes):
             self._memory = _lasting(sum(sizes), self._memory.device)
         return tuple(one.view(rows, -1) for one in self._memory[: sum(sizes)].split(sizes))
-
-
-def _gradient(w_FD: torch.Tensor) -> torch.Tensor:
-    """Memory for a gradient, the same in every step."""
-    if w_FD.grad is None:
-        w_FD.grad = _lasting(w_FD.numel(), w_FD.device).view_as(w_FD)
-    return w_FD.grad
 
 
 def _lasting(values: int, device: torch.device) -> torch.Tensor:

@@ -34,12 +34,8 @@ _COUNTERS, _AVERAGES = ("step", "left_out", "auxk_nan"), ("threshold", "threshol
 
 
 def train(trainer: Trainer, stream: PairStream, checkpoint: Path, log: Path, timings: Path, seconds: float) -> None:
-    """Train to the last step, from the checkpoint (written again after some `seconds`) if there is one.
-
-    Args:
-        log: training.jsonl, cut to what it held at the checkpoint.
-        timings: is appended to: pairs per second, and the share of the time that the run waited for data.
-    """
+    """Train to the last step, from the checkpoint (written again after some `seconds`) if there is one. `log` becomes
+    training.jsonl; to `timings`, pairs per second and the share of the time spent waiting for data are appended."""
     recipe, first = trainer.recipe, trainer.processes.first
     log_bytes = read_checkpoint(checkpoint, trainer) if checkpoint.exists() else 0
     due = CheckpointClock(seconds)

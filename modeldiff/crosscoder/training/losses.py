@@ -49,8 +49,7 @@ def _squared_norms(e_BD: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruction_gradient(e_BD: torch.Tensor, kind: str, out_BD: torch.Tensor | None = None) -> torch.Tensor:
-    """The gradient of `reconstruction_loss` in one side's reconstructions, to the bit as autograd's; `out_BD`: memory
-    for it."""
+    """The gradient of `reconstruction_loss` in one side's reconstructions, to the bit as autograd's, into `out_BD`."""
     if kind == "squared":
         return torch.mul(e_BD, -2 / len(e_BD), out=out_BD)
     norm_B1 = torch.linalg.vector_norm(e_BD, dim=1, keepdim=True)

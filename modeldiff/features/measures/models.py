@@ -171,7 +171,7 @@ class Models:
             DamagedError: a file of the inputs is damaged.
         """
         measured = open_measured(workspace, settings.crosscoder, settings.activations, what=what)
-        targets = measured.models(settings.model_path_a, settings.model_path_b)
+        targets = measured.models(settings)
         windows = sample_windows(measured.store, settings.pairs)
         device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)

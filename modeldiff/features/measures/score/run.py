@@ -60,7 +60,7 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         say(f"score of {features.ref} ({source.ref}) by way of {stitch_artifact.ref}")
     stitch = load_stitch(stitch_artifact)
     directions = find_directions(settings, measured.crosscoder, features, stitch)
-    models = measured.models(settings.model_path_a, settings.model_path_b)
+    models = measured.models(settings)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     dtype_name = str(dtype).removeprefix("torch.")
