@@ -54,27 +54,32 @@ def check(record: Any, name_of: Callable[[dataclasses.Field[Any]], str]) -> None
     """Check the fields of a frozen dataclass, for its `__post_init__`; lists become tuples, and texts paths, where the
     type wants it. Raises InputError: a value has the wrong type, is no choice of its Literal, or is out of bounds;
     `name_of` says how the message calls its field."""
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    for name, value in _fitted(type(record), values, name_of).items():
+    for name, value in _fitted(type(record), vars(record), name_of).items():
         object.__setattr__(record, name, value)
 
 
 def _fitted(cls: Any, values: Mapping[str, Any], name_of: Callable[[dataclasses.Field[Any]], str]) -> dict[str, Any]:
     return {
-        field.name: fitting(values[field.name], hints(cls)[field.name], name_of(field), field.metadata.get("bounds"))
-        for field in dataclasses.fields(cls)
+        field.name: fitting(values[field.name], hint, name_of(field), field.metadata.get("bounds"))
+        for field, hint in _fields(cls)
     }
+
+
+@functools.cache
+def _fields(cls: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """With their types. Kept, since reading hundreds of manifests asks for them thousands of times."""
+    return [(field, hints(cls)[field.name]) for field in dataclasses.fields(cls)]
 
 
 def fitting(value: Any, hint: Any, name: str, bounds: Bounds | None = None) -> Any:
     """The value, as the type wants it. Raises InputError: it does not fit; the message begins with `name`."""
+    if hint in _TYPES:
+        return _plain(value, hint, name, bounds)
     if hint in (Any, object):
         return value
     if origin := typing.get_origin(hint):
         return _COMPOUND[origin](value, hint, name, bounds)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _made(hint, value, name)
-    return _plain(value, hint, name, bounds)
+    return value if isinstance(value, hint) else _made(hint, value, name)
 
 
 def _optional(value: Any, hint: Any, name: str, bounds: Bounds | None) -> Any:
@@ -154,7 +159,7 @@ def from_json(cls: type[Record], data: Any, where: str) -> Record:
 def _made(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise InputError(f"{where} must be a table of names and values, found {data!r}; {_EDITED}")
-    check_fields(data, required={field.name for field in dataclasses.fields(cls)}, where=where)
+    check_fields(data, required={field.name for field, _ in _fields(cls)}, where=where)
     return cls(**_fitted(cls, data, lambda field: f"{where}: '{field.name}'"))
 
 

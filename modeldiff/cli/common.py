@@ -131,9 +131,9 @@ def plain_command(
     """
 
     def callback(ctx: click.Context, **values: Any) -> None:
-        from modeldiff.workspace import Workspace
-
         if ctx.invoked_subcommand is None:
+            from modeldiff.workspace import Workspace
+
             run(Workspace(ctx.obj), **values)
 
     about: dict[str, Any] = {

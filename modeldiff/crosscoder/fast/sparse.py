@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import ModuleType
@@ -75,7 +76,7 @@ def bag_sum(
     activations or errors) are this. No autograd. `out_GD` is memory for it.
     """
     out_GD = rows_ND.new_empty(len(bags), rows_ND.shape[1], dtype=torch.float32) if out_GD is None else out_GD
-    if kernels := _kernels(rows_ND.device):
+    if len(bags.index_K) and (kernels := _kernels(rows_ND.device)):
         return kernels.bag_sum(rows_ND, bags, weight_K, out_GD)
     for which, entries, piece in _pieces(bags, rows_ND):
         out_GD[which] = _bag_sum(rows_ND, piece, weight_K[entries].detach())
@@ -95,7 +96,7 @@ def bag_dot(
     the products, with the decoder as `left`, are that of the code. No autograd.
     """
     weight_K = rows_ND.new_ones(len(bags.index_K)) if weight_K is None else weight_K
-    if kernels := _kernels(rows_ND.device):
+    if len(bags.index_K) and (kernels := _kernels(rows_ND.device)):
         if sum_GD is not None:
             kernels.bag_sum(rows_ND, bags, weight_K, sum_GD)
         return kernels.bag_dot(left_GD, rows_ND, bags)
@@ -113,7 +114,7 @@ def bag_dot(
 def _pieces(bags: Bags, rows_ND: torch.Tensor) -> Iterator[tuple[slice, slice, Bags]]:
     """Which bags, their entries, these bags alone: on the CPU so many that their sums are in its cache when copied."""
     count = len(bags)
-    step = max(1, _PIECE_VALUES // rows_ND.shape[1]) if rows_ND.device.type == "cpu" else count
+    step = max(1, _PIECE_VALUES // rows_ND.shape[1] if rows_ND.device.type == "cpu" else count)
     for first in range(0, count, step):
         which = slice(first, min(first + step, count))
         yield which, *bags.part(which)
@@ -297,15 +298,15 @@ class SparseStep:
         sizes = [rows * n for n in columns]
         if self._memory.numel() < sum(sizes):
             self._memory = _lasting(sum(sizes), self._memory.device)
-        return tuple(one.view(rows, -1) for one in self._memory[: sum(sizes)].split(sizes))
+        return tuple(one.view(rows, n) for one, n in zip(self._memory[: sum(sizes)].split(sizes), columns, strict=True))
 
 
 def _lasting(values: int, device: torch.device) -> torch.Tensor:
     """Float32 memory to be used in every step: new memory is slow, since the system clears each page of it. On the CPU
     the pages are large ones, where it has them: with small ones the encoder's product takes a tenth longer."""
-    if device.type != "cpu":
+    if device.type != "cpu" or not values:
         return torch.empty(values, device=device)
     memory = mmap.mmap(-1, 4 * values, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with suppress(AttributeError, OSError):  # another system than Linux, or one without large pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32)

@@ -219,6 +219,8 @@ class Trainer:
             return x_a, x_b
         if not (x_a.isfinite().all() and x_b.isfinite().all()):  # a norm that is not a number is never an inlier
             raise DamagedError(f"activations of step {self.step} are not finite numbers: harvest them again")
+        if not keep_B.any():
+            raise InputError(f"all pairs of step {self.step} are outliers: use a larger --outlier-factor; 0 keeps all")
         self.left_out += len(x_a) - int(keep_B.sum())
         return x_a[keep_B], x_b[keep_B]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 from hypothesis import given
@@ -45,7 +47,7 @@ def test_both_orders_hold_every_entry_once(pairs: int, features: int, share: flo
     assert torch.equal(by_pair.bag_K, entries.row_K[places])
 
 
-@pytest.mark.parametrize("sizes", [(3, 7, 2), (0, 9, 0), (4, 1, 0), (0, 1, 4)])
+@pytest.mark.parametrize("sizes", [(3, 7, 2), (0, 9, 0), (4, 1, 0), (0, 1, 4), (0, 0, 5)])
 @pytest.mark.parametrize("combine", ["sum", "mean"])
 @pytest.mark.parametrize("count", [0, 1, 60, 10_000])
 def test_a_step_equals_the_dense_one(sizes: tuple[int, int, int], combine: str, count: int) -> None:
@@ -63,3 +65,16 @@ def test_a_step_equals_the_dense_one(sizes: tuple[int, int, int], combine: str, 
         found.append([done.f_K, *done.xhat, *step.decode(done.entries, done.f_K), *gradients])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_a_system_without_large_pages_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(PAIRS, 6), torch.randn(PAIRS, 9)
+    found = []
+    for no_such_advice in (None, 1 << 20):
+        if no_such_advice:
+            monkeypatch.setattr(mmap, "MADV_HUGEPAGE", no_such_advice, raising=False)
+        step = SparseStep(random_crosscoder(n_a_only=3, n_shared=7, n_b_only=2, k=1), OneProcess())
+        done = step.forward(*x, 60)
+        found.append([done.f_K, *done.xhat])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

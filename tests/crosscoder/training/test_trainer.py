@@ -76,6 +76,12 @@ def test_activations_that_are_not_finite_stop_the_run(value: float) -> None:
         trainer.update(x_a, x_b)
 
 
+def test_a_batch_of_outliers_alone_stops_the_run() -> None:
+    trainer = make_trainer(outlier_factor=0.01)
+    with pytest.raises(InputError, match="all pairs of step 0 are outliers: use a larger --outlier-factor"):
+        trainer.update(*batches(1)[0])
+
+
 def test_divergence_stops_the_run() -> None:
     trainer = make_trainer(lr=1e30, warmup=0)
     trainer.update(*batches(1)[0])
