@@ -39,7 +39,7 @@ _HOMES = {
     "TransferSettings": "modeldiff.steer.settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
-    "FeatureTable": "modeldiff.features.table",
+    "FeatureTable": "modeldiff.catalogue.table",
     "read_explanations": "modeldiff.features.measures.explain.result",
     "load_stitch": "modeldiff.linear.stitch",
     "read_scores": "modeldiff.features.measures.score.result",

@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning
 
+from modeldiff.catalogue.table import FeatureTable
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.words import said_words
-from modeldiff.features.table import FeatureTable
 from modeldiff.lm.batches import CHUNK_VALUES, batches, chunks, padded, token_budget
 from modeldiff.lm.buckets import Buckets, common_buckets, token_strings
 from modeldiff.lm.load import load_model

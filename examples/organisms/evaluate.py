@@ -213,7 +213,7 @@ class Run:
         return {"found": None, **perplexity(score["b"] - score["a"], about_D, self.truth.planted)}
 
     def exclusive(self, seed: int, *, anywhere: bool) -> dict[str, Any]:
-        from modeldiff.features.table import FeatureTable
+        from modeldiff.catalogue.table import FeatureTable
 
         from .baselines import exclusive_list
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from modeldiff.features.words import visible
+from modeldiff.catalogue.words import visible
 from modeldiff.sides import OTHER, SIDES
 
 _WIDTH = 80

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from modeldiff.features.example import Example, Piece
+    from modeldiff.catalogue.example import Example, Piece
+    from modeldiff.catalogue.table import FeatureRow, FeatureTable
     from modeldiff.features.missing import Evidence
-    from modeldiff.features.table import FeatureRow, FeatureTable
     from modeldiff.linear.verdict import Calls
 
 _PARTITIONS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}

@@ -16,8 +16,8 @@ from modeldiff.format import print_json
 from modeldiff.records import to_json
 
 if TYPE_CHECKING:
+    from modeldiff.catalogue.table import FeatureRow, FeatureTable
     from modeldiff.features.missing import Evidence
-    from modeldiff.features.table import FeatureRow, FeatureTable
     from modeldiff.workspace import Artifact, Workspace
 
 
@@ -35,8 +35,8 @@ def _listed(
     artifact: Artifact, *, exclusive: str | None, shared: bool, **chosen: Any
 ) -> tuple[FeatureTable, list[Evidence], dict[str, Any]]:
     """(the features, what evidence there is, the options as `FeatureTable.select` takes them)."""
+    from modeldiff.catalogue.table import FeatureTable
     from modeldiff.features.missing import evidence_about
-    from modeldiff.features.table import FeatureTable
     from modeldiff.workspace import Workspace
 
     if exclusive and shared:
@@ -46,7 +46,7 @@ def _listed(
 
 
 def _show_one(workspace: Workspace, *, feature: int, ref: str | None, top: int, as_json: bool) -> None:
-    from modeldiff.features.table import FeatureTable
+    from modeldiff.catalogue.table import FeatureTable
 
     artifact = workspace.find("features", ref)
     table = FeatureTable(artifact)

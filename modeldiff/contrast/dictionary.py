@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from modeldiff.catalogue.table import FeatureTable
 from modeldiff.console import progress, say
 from modeldiff.contrast.cause import CauseOf, CausePlace, alike, cause_places, causes_of, generate_variants, shown
 from modeldiff.contrast.contexts import Contexts, PairsBefore, activations, feature_contexts, pairs_before, read_rows
@@ -24,7 +25,6 @@ from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.features.table import FeatureTable
 from modeldiff.lm.load import load_tokenizer, read_geometry
 from modeldiff.lm.residual import Shown
 from modeldiff.sides import SIDES

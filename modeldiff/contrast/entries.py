@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from modeldiff.catalogue.table import FeatureRow
 from modeldiff.contrast.contexts import Context, Contexts, jaccard
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.discovery import Outcome, Verified, any_of
 from modeldiff.contrast.statistics import Bools, Floats
 from modeldiff.contrast.words import Said
-from modeldiff.features.table import FeatureRow
 from modeldiff.sides import OTHER, SIDES
 
 # Texts shown, and characters of each before the place.

@@ -18,25 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modeldiff.catalogue.example import FIXED, RAGGED
+from modeldiff.catalogue.stored import Arrays, kept
 from modeldiff.console import progress
 from modeldiff.features.codes import Encoder, block_rows, by_shard
 from modeldiff.features.examples import Examples
-from modeldiff.features.stored import Arrays, kept
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import Block
 from modeldiff.workspace.plan import ShardPlan
 
 Ints = NDArray[np.int64]
-_Types = dict[str, type[np.generic]]
-
-FIXED: _Types = {"document": np.int64, "source": np.int32, "centre": np.int32, "tokens_differ": np.bool_}
-"""Per example: the document's running number in the harvest, the index of its source, which of the words the example
-is, and whether the two models' tokens there begin or end at other characters."""
-_SPANS: _Types = {"start": np.int32, "end": np.int32, "activation": np.float32}
-RAGGED: dict[str, _Types] = {"text": {"bytes": np.uint8}, "words": _SPANS, "tokens_a": _SPANS, "tokens_b": _SPANS}
-"""Lists per example, one after the other: UTF-8 of the window, and spans of it (characters). A token that ends at no
-pair has the activation 0. In a file `words/offsets` (E + 1,) says where each list begins, `words/start` and so on (V,)
-are its fields."""
 # Bounds on what is shown where pairs are far apart (a long stretch that the tokenizers do not share).
 _CHARACTERS_PER_PLACE = 20
 _MAX_WORD = 40

@@ -16,13 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from modeldiff.catalogue.stored import Arrays
 from modeldiff.console import progress
-from modeldiff.features.stored import Arrays
 
 PER_FEATURE = 3
 """Twins kept for each feature."""
-STRONG = 0.7
-"""From this correlation on, twins share half of their variance: probably one concept that is there twice."""
 # Most entries of one block: 128 MiB.
 _BLOCK_ENTRIES = 1 << 24
 

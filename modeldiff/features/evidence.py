@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from modeldiff.catalogue.stored import Arrays
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audits.judging import EXTREME_NORM
 from modeldiff.features.codes import CodeSample
 from modeldiff.features.predictability import activations_of, firings, predictability
-from modeldiff.features.stored import Arrays
 from modeldiff.linear.verdict import Scale, scale_of
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 from modeldiff.splits import Stretches

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from modeldiff.catalogue import stored
+from modeldiff.catalogue.stored import Arrays, kept
 from modeldiff.console import say
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.features import stored
 from modeldiff.features.codes import Encoder
 from modeldiff.features.context import gather
 from modeldiff.features.correlation import find_twins
@@ -33,7 +34,6 @@ from modeldiff.features.examples import Examples
 from modeldiff.features.inputs import open_measured
 from modeldiff.features.scan import scan
 from modeldiff.features.settings import FeaturesSettings
-from modeldiff.features.stored import Arrays, kept
 from modeldiff.linear.verdict import baseline_of
 from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json

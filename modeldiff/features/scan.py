@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
+from modeldiff.catalogue.stored import Arrays, save_arrays
 from modeldiff.console import progress
 from modeldiff.features.codes import CodeSample, Encoder, SparseCodes, block_rows, by_shard, codes_arrays, joined_codes
 from modeldiff.features.examples import Examples, TopRows, choose, passage_of
 from modeldiff.features.settings import FeaturesSettings
-from modeldiff.features.stored import Arrays, save_arrays
 from modeldiff.splits import spread_blocks
 from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from modeldiff.catalogue.direction import direction_of
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import load
-from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
 from modeldiff.lm.device import device_and_dtype

@@ -32,10 +32,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from modeldiff.catalogue.direction import direction_of
+from modeldiff.catalogue.stored import STATISTICS_NAME
 from modeldiff.console import say
 from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder, load
-from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.linear.stitch import find_stitch, load_stitch
 from modeldiff.lm.device import device_and_dtype

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 import modeldiff.features.codes as codes_module
 import modeldiff.features.scan as scan_module
 import tests.made_activations as made_activations_module
+from modeldiff.catalogue.table import FeatureTable
 from modeldiff.cli.feature_list import listing_json, print_feature, print_listing
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
-from modeldiff.features.table import FeatureTable
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.plan import Document, Tokens
 from tests.features.made_crosscoder import (

@@ -13,7 +13,7 @@ from modeldiff.settings import HarvestedModels, Settings, setting, settings
 if TYPE_CHECKING:
     import click
 
-    from modeldiff.features.table import FeatureRow
+    from modeldiff.catalogue.table import FeatureRow
     from modeldiff.workspace import Artifact, Workspace
 
 

@@ -52,7 +52,7 @@ class PeakMeasure(Measure):
 MEASURE = PeakMeasure()
 '''
 RUN = """
-from modeldiff.features.table import FeatureTable
+from modeldiff.catalogue.table import FeatureTable
 from modeldiff.workspace import Order, produce
 
 

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
+from modeldiff.catalogue.stored import Arrays
 from modeldiff.console import progress
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder, pieces
 from modeldiff.features.measures.evaluate import EvaluateSettings
 from modeldiff.features.measures.models import LoadedModel, Models, Window, next_token_losses
-from modeldiff.features.stored import Arrays
 from modeldiff.lm.batches import token_budget
 from modeldiff.lm.residual import replace_in_residual
 from modeldiff.sides import SIDES

@@ -12,7 +12,7 @@ from modeldiff.records import to_json
 from modeldiff.settings import OnDevice, setting, settings
 
 if TYPE_CHECKING:
-    from modeldiff.features.table import FeatureRow
+    from modeldiff.catalogue.table import FeatureRow
     from modeldiff.workspace import Artifact
 
 

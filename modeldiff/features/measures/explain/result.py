@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
+from modeldiff.catalogue.stored import read_info
 from modeldiff.features.measures.explain.describe import CONTEXT, SHIFTS, Description
-from modeldiff.features.stored import read_info
 from modeldiff.format import Columns, fixed, table
 from modeldiff.records import from_json
 from modeldiff.workspace import Artifact

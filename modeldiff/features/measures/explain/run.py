@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from modeldiff.catalogue.table import FeatureTable, Partition
 from modeldiff.console import progress, say
 from modeldiff.crosscoder.part import part_of
 from modeldiff.crosscoder.settings import outlier_factor_of
@@ -21,7 +22,6 @@ from modeldiff.features.measures.explain.describe import Describer
 from modeldiff.features.measures.explain.detection import Excerpts, Pieces, ask_judge
 from modeldiff.features.measures.explain.result import EXPLANATION_NAME, FORMAT, Explained
 from modeldiff.features.measures.explain.sample import Sample, take_sample
-from modeldiff.features.table import FeatureTable, Partition
 from modeldiff.judge.choice import open_judge
 from modeldiff.judge.client import Judge
 from modeldiff.judge.questions import WORDING

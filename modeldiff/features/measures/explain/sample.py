@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from modeldiff.catalogue.stored import Arrays, kept
+from modeldiff.catalogue.words import visible
 from modeldiff.console import progress
 from modeldiff.features.codes import Encoder, codes_arrays, joined_codes
 from modeldiff.features.context import Surroundings
 from modeldiff.features.measures.models import spread_texts
-from modeldiff.features.stored import Arrays, kept
-from modeldiff.features.words import visible
 from modeldiff.workspace.activations import Block
 from modeldiff.workspace.plan import ShardPlan
 

@@ -11,8 +11,8 @@ from modeldiff.format import fixed, number, table
 from modeldiff.settings import setting, settings
 
 if TYPE_CHECKING:
+    from modeldiff.catalogue.table import FeatureRow
     from modeldiff.features.measures.impact.result import Impact
-    from modeldiff.features.table import FeatureRow
     from modeldiff.workspace import Artifact
 
 

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.sparse import csr_matrix
 
+from modeldiff.catalogue.stored import Arrays, save_arrays
 from modeldiff.console import progress
 from modeldiff.features.measures.impact import ImpactSettings
 from modeldiff.features.measures.models import LoadedModel, next_token_losses
-from modeldiff.features.stored import Arrays, save_arrays
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import token_budget
 from modeldiff.lm.residual import replace_in_residual, residual_after, sampled_scores

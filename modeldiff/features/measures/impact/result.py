@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.features.stored import read_arrays, read_info
+from modeldiff.catalogue.stored import read_arrays, read_info
 from modeldiff.linear.stitch import number_or_none
 from modeldiff.sides import EXCLUSIVE
 from modeldiff.workspace import Artifact

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from scipy import sparse
 
+from modeldiff.catalogue.stored import Arrays, kept
 from modeldiff.console import progress
 from modeldiff.controls import random_directions
 from modeldiff.errors import InputError
@@ -25,7 +26,6 @@ from modeldiff.features.measures.impact.removal import Directions, check, mean_a
 from modeldiff.features.measures.impact.result import ARRAYS_NAME, FORMAT, IMPACT_NAME, asymmetry
 from modeldiff.features.measures.impact.surface import surface_r2, words_of
 from modeldiff.features.measures.models import Models
-from modeldiff.features.stored import Arrays, kept
 from modeldiff.linear.stitch import DIRECTIONS, Stitch, find_stitch, load_stitch
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeldiff.catalogue.stored import Arrays
 from modeldiff.console import progress
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.features.correlation import Columns, correlations
-from modeldiff.features.stored import Arrays
 from modeldiff.sides import SIDES
 
 # In place of a feature's or a partition's number: there is none; there is one, but it prefers another feature.

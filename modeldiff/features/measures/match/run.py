@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
+from modeldiff.catalogue.stored import Arrays, kept
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.saving import CONFIG_NAME
@@ -27,7 +28,6 @@ from modeldiff.features.inputs import measured_on
 from modeldiff.features.measures.match import MatchSettings
 from modeldiff.features.measures.match.matching import Dictionary, decoder_cosines, match
 from modeldiff.features.measures.match.result import ARRAYS_NAME, FORMAT, MATCH_NAME, PARTITIONS, summarise
-from modeldiff.features.stored import Arrays, kept
 from modeldiff.lm.device import resolve_device
 from modeldiff.splits import spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce

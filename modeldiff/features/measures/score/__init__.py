@@ -11,7 +11,7 @@ from modeldiff.judge.settings import JudgeSettings
 from modeldiff.settings import Drawing, HarvestedModels, setting, settings
 
 if TYPE_CHECKING:
-    from modeldiff.features.table import FeatureRow
+    from modeldiff.catalogue.table import FeatureRow
     from modeldiff.workspace import Artifact
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
+from modeldiff.catalogue.direction import direction_of
+from modeldiff.catalogue.stored import STATISTICS_NAME
 from modeldiff.console import say
 from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.direction import STATISTICS_NAME, direction_of
 from modeldiff.errors import InputError
 from modeldiff.features.measures.score import ScoreSettings
 from modeldiff.features.measures.score.result import GROUPS, RANDOM, route

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from modeldiff.features.stored import read_info
+from modeldiff.catalogue.stored import read_info
 from modeldiff.format import fixed, percent, table
 from modeldiff.linear.stitch import DIRECTIONS
 from modeldiff.records import from_json

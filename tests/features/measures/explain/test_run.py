@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import modeldiff.features.measures.explain.run as run_module
+from modeldiff.catalogue.table import FeatureTable
 from modeldiff.errors import InputError
 from modeldiff.features.codes import Encoder
 from modeldiff.features.measures.explain import ExplainSettings
@@ -17,7 +18,6 @@ from modeldiff.features.measures.explain.describe import PRIOR
 from modeldiff.features.measures.explain.result import EXPLANATION_NAME, Explained, read_explanations
 from modeldiff.features.measures.explain.run import run
 from modeldiff.features.measures.explain.sample import in_second_half
-from modeldiff.features.table import FeatureTable
 from modeldiff.records import to_json
 from modeldiff.workspace import Artifact, Workspace
 from tests.features.measures.explain.made_texts import AFTER_TRIGGER, HERB, LENGTH, ODD, made_documents, made_features

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import modeldiff.features.measures.score.run as texts_module
-from modeldiff.crosscoder.direction import direction_of
+from modeldiff.catalogue.direction import direction_of
 from modeldiff.errors import InputError
 from modeldiff.features.measures.score import PROMPTS, ScoreSettings
 from modeldiff.features.measures.score.result import GENERATIONS_NAME, ScoreRow, read_score, read_scores

@@ -8,13 +8,24 @@ from functools import cached_property
 from typing import Any
 
 import h5py
+import numpy as np
 
+from modeldiff.catalogue.stored import Arrays
+from modeldiff.catalogue.words import visible
 from modeldiff.errors import DamagedError
-from modeldiff.features.context import FIXED, RAGGED
-from modeldiff.features.stored import Arrays
-from modeldiff.features.words import visible
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
+
+_Types = dict[str, type[np.generic]]
+
+FIXED: _Types = {"document": np.int64, "source": np.int32, "centre": np.int32, "tokens_differ": np.bool_}
+"""Per example: the document's running number in the harvest, the index of its source, which of the words the example
+is, and whether the two models' tokens there begin or end at other characters."""
+_SPANS: _Types = {"start": np.int32, "end": np.int32, "activation": np.float32}
+RAGGED: dict[str, _Types] = {"text": {"bytes": np.uint8}, "words": _SPANS, "tokens_a": _SPANS, "tokens_b": _SPANS}
+"""Lists per example, one after the other: UTF-8 of the window, and spans of it (characters). A token that ends at no
+pair has the activation 0. In a file `words/offsets` (E + 1,) says where each list begins, `words/start` and so on (V,)
+are its fields."""
 
 
 @dataclass(frozen=True)

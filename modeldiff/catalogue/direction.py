@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from safetensors.numpy import load_file
 
+from modeldiff.catalogue.stored import STATISTICS_NAME
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.workspace import Artifact
-
-STATISTICS_NAME = "statistics.safetensors"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modeldiff.catalogue.direction import direction_of
 from modeldiff.crosscoder import Crosscoder
-from modeldiff.crosscoder.direction import direction_of
 from modeldiff.errors import DamagedError, InputError
 from tests.crosscoder.made import random_crosscoder
 

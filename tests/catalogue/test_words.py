@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeldiff.features.words import characteristic_words, visible
+from modeldiff.catalogue.words import characteristic_words, visible
 
 
 def test_control_characters_become_signs_and_joined_emoji_and_marks_stay() -> None:

@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 
+from modeldiff.catalogue.stored import FORMAT
+from modeldiff.catalogue.table import FeatureTable, Sort
 from modeldiff.errors import InputError
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
-from modeldiff.features.stored import FORMAT
-from modeldiff.features.table import FeatureTable, Sort
 from modeldiff.workspace import Workspace
 from tests.features.made_crosscoder import made_pair
 
@@ -105,6 +105,6 @@ def test_an_artifact_of_another_version(
     made_pair(workspace, 200)
     artifact = run(FeaturesSettings(outlier_factor=0.0, device="cpu"), workspace)
     info = json.loads((artifact.folder / "features.json").read_text()) | {"format": version}
-    monkeypatch.setattr("modeldiff.features.stored.read_json", lambda _: info)
+    monkeypatch.setattr("modeldiff.catalogue.stored.read_json", lambda _: info)
     with pytest.raises(InputError, match=message):
         FeatureTable(artifact)

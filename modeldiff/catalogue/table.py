@@ -11,17 +11,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from modeldiff.catalogue import stored
+from modeldiff.catalogue.example import Example, ExampleReader
+from modeldiff.catalogue.stored import read_arrays, read_info
+from modeldiff.catalogue.words import WordShare, characteristic_words
 from modeldiff.errors import InputError
-from modeldiff.features import stored
-from modeldiff.features.correlation import STRONG
-from modeldiff.features.example import Example, ExampleReader
-from modeldiff.features.stored import read_arrays, read_info
-from modeldiff.features.words import WordShare, characteristic_words
 from modeldiff.linear.stitch import number_or_none
 from modeldiff.linear.verdict import MOSTLY_DIFFER, Baseline, Calls, Scale, calls_of, evidence_score, verdicts
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
 
+STRONG = 0.7
+"""From this correlation on, twins share half of their variance: probably one concept that is there twice."""
 Partition = Literal["A", "shared", "B"]
 Sort = Literal["evidence", "gap", "density", "max", "relative_norm", "twin", "id"]
 _USAGE = ("relative_norm", "density", "firing_count", "mean_activation", "max_activation")
