@@ -87,7 +87,7 @@ class Crosscoder(Saved):
 
     @property
     def n_features(self) -> int:
-        return len(self.b_enc)
+        return self.b_enc.shape[0]  # len() of a tensor takes as long as small operations
 
     @property
     def slices(self) -> dict[str, slice]:
@@ -106,9 +106,8 @@ class Crosscoder(Saved):
 
     def sees(self, side: str) -> slice:
         """The features that a model ("a" or "b") has."""
-        if side == "a":
-            return slice(0, len(self.w_enc_a))
-        return slice(self.n_features - len(self.w_enc_b), self.n_features)
+        n_all, n_seen = self.n_features, self.encoder(side).shape[0]
+        return slice(0, n_seen) if side == "a" else slice(n_all - n_seen, n_all)
 
     def encoder(self, side: str) -> torch.Tensor:
         """(Fm, D) weights of a model ("a" or "b"); row i belongs to feature `sees(side).start + i`."""

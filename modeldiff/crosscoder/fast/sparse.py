@@ -23,7 +23,6 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch.nn.functional import embedding_bag
 
 from modeldiff.crosscoder.config import CrosscoderConfig
@@ -56,7 +55,7 @@ class Bags:
         return numbers_G.repeat_interleave(self.start_G1.diff(), output_size=len(self.index_K))
 
     def __len__(self) -> int:
-        return len(self.start_G1) - 1
+        return self.start_G1.shape[0] - 1
 
     def part(self, which: slice) -> tuple[slice, Bags]:
         """The entries of neighbouring bags, and these bags alone."""
@@ -153,16 +152,9 @@ class Entries:
         self.pairs, self.features = pairs, features
         self.row_K, self.column_K = rows_and_columns(flat_K, features)
         self._start_B1 = _starts(self.row_K, pairs)
-        if flat_K.device.type == "cpu":
-            # scipy's transposition is a counting sort: several times as fast as torch's.
-            numbers_K, start_B1 = np.arange(len(flat_K), dtype=np.int32), self._start_B1.numpy()
-            code = csr_array((numbers_K, self.column_K.numpy(), start_B1), shape=(pairs, features)).tocsc()
-            self.by_feature_K, pair_K, start_F1 = map(torch.from_numpy, (code.data, code.indices, code.indptr))
-        else:
-            self.by_feature_K = self.column_K.int().sort(stable=True).indices
-            pair_K, feature_K = (one.index_select(0, self.by_feature_K) for one in (self.row_K, self.column_K))
-            start_F1 = _starts(feature_K, features)
-        self.bags = Bags(pair_K, start_F1)
+        self.by_feature_K = _ascending(self.column_K, features)
+        pair_K, feature_K = (one.index_select(0, self.by_feature_K) for one in (self.row_K, self.column_K))
+        self.bags = Bags(pair_K, _starts(feature_K, features))
 
     def of_pairs(self, seen: slice) -> tuple[torch.Tensor | slice, Bags]:
         """The indices of the entries of neighbouring features among those listed pair by pair, and bags of them: a bag
@@ -173,6 +165,14 @@ class Entries:
         indices = indices_of(inside_K).to(self.column_K.dtype)
         rows_K, columns_K = self.row_K.index_select(0, indices), self.column_K.index_select(0, indices)
         return indices, Bags(columns_K - seen.start, _starts(rows_K, self.pairs))
+
+
+def _ascending(number_K: torch.Tensor, count: int) -> torch.Tensor:
+    """The stable order of numbers below `count`. On the CPU by numpy, which sorts 16 bits several times as fast."""
+    if number_K.device.type != "cpu":
+        return number_K.int().sort(stable=True).indices
+    numbers = number_K.numpy().astype(np.uint16 if count <= 1 << 16 else np.int32)
+    return torch.from_numpy(numbers.argsort(kind="stable").astype(np.int32))
 
 
 def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
@@ -269,19 +269,16 @@ class SparseStep:
         crosscoder, bags = self._crosscoder, done.entries.bags
         f_K = done.f_K.index_select(0, done.entries.by_feature_K)
         g_K = torch.zeros_like(f_K)
-        for one in crosscoder.parameters():
-            if one.grad is None and one.dim() == 2:
-                one.grad = _lasting(one.numel(), one.device).view_as(one)
         for side, g_BD in zip(SIDES, g, strict=True):
             crosscoder.decoder_bias(side).grad = g_BD.sum(dim=0)
             (mine, seen), w_dec = bags.part(crosscoder.sees(side)), crosscoder.decoder(side)
-            g_K[mine].add_(bag_dot(w_dec, g_BD, seen, f_K[mine], w_dec.grad))
+            g_K[mine].add_(bag_dot(w_dec, g_BD, seen, f_K[mine], _gradient(w_dec)))
         crosscoder.b_enc.grad = torch.segment_reduce(g_K, "sum", offsets=bags.start_G1, initial=0.0)
         if crosscoder.encoder_share != 1:
             g_K[bags.part(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share
         for side, x_BD in zip(SIDES, x, strict=True):
             mine, seen = bags.part(crosscoder.sees(side))
-            bag_sum(x_BD, seen, g_K[mine], crosscoder.encoder(side).grad)
+            bag_sum(x_BD, seen, g_K[mine], _gradient(crosscoder.encoder(side)))
 
     def _scores(self, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
         crosscoder, dtype = self._crosscoder, self._crosscoder.matmul_dtype
@@ -299,6 +296,13 @@ class SparseStep:
         if self._memory.numel() < sum(sizes):
             self._memory = _lasting(sum(sizes), self._memory.device)
         return tuple(one.view(rows, n) for one, n in zip(self._memory[: sum(sizes)].split(sizes), columns, strict=True))
+
+
+def _gradient(w_FD: torch.Tensor) -> torch.Tensor:
+    """The memory of a weight's gradient, which is written over that of the step before."""
+    if w_FD.grad is None:
+        w_FD.grad = _lasting(w_FD.numel(), w_FD.device).view_as(w_FD)
+    return w_FD.grad
 
 
 def _lasting(values: int, device: torch.device) -> torch.Tensor:

@@ -23,7 +23,6 @@ _SAMPLE_ROWS, _MARGIN = 32, 1.3
 _MASK_BYTES = 1 << 20
 # Up to this size (1 MiB) a matrix of scores is made after all: it takes fewer operations than looking them up.
 _FEW_SCORES = 1 << 18
-_INT32_MAX = np.iinfo(np.int32).max
 Smallest = tuple[float | None, float | None]
 """The smallest score selected of the features, and of the designated ones; None: none was."""
 
@@ -132,11 +131,10 @@ def largest(flat_K: torch.Tensor, score_K: torch.Tensor, count: int) -> tuple[to
 
 
 def _nth_largest(value_N: torch.Tensor, n: int) -> float:
-    """n counts from 1."""
+    """n counts from 1. On the CPU numpy is ten times as fast as torch."""
     if value_N.device.type != "cpu":
         # Not kthvalue: on CUDA a single block would do all of it.
         return float(value_N.topk(n, sorted=False).values.min())
-    # Ten times as fast as torch there.
     return float(np.partition(value_N.numpy(), len(value_N) - n)[len(value_N) - n])
 
 
@@ -165,7 +163,7 @@ def rows_and_columns(flat_K: torch.Tensor, columns: int) -> tuple[torch.Tensor, 
         rows_K = flat_K // columns
         return rows_K, flat_K - rows_K * columns
     flat = flat_K.numpy()
-    if flat.size and flat.max() <= _INT32_MAX:
+    if flat.size and flat.max() <= np.iinfo(np.int32).max:
         flat = flat.astype(np.int32)
     rows = flat // columns  # numpy divides several times as fast as it finds remainders
     within = flat - rows * columns

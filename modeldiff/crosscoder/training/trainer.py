@@ -113,8 +113,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        moments = ("exp_avg", "exp_avg_sq", "step")
-        firsts, seconds, steps = ([one[name] for one in self.state.values()] for name in moments)
+        firsts, seconds, steps = ([one[at] for one in self.state.values()] for at in ("exp_avg", "exp_avg_sq", "step"))
         grads = [one.grad for one in self.state if one.grad is not None]
         adam(
             list(self.state), grads, firsts, seconds, [], steps,
@@ -261,9 +260,9 @@ class Trainer:
             tie(self.crosscoder)
 
     def _gradient_norm(self) -> torch.Tensor:
-        gradients = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
         if self.processes.world == 1:
-            return get_total_norm(gradients.values())
+            return get_total_norm([one.grad for one in self.crosscoder.parameters() if one.grad is not None])
+        gradients = {n: p.grad for n, p in self.crosscoder.named_parameters() if p.grad is not None}
         # The decoder's biases are the same in all processes, and count once.
         biases = [gradients.pop(name) for name in ("b_dec_a", "b_dec_b")]
         squares = self.processes.sum(get_total_norm(gradients.values()).square())
