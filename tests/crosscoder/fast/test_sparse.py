@@ -47,6 +47,15 @@ def test_both_orders_hold_every_entry_once(pairs: int, features: int, share: flo
     assert torch.equal(by_pair.bag_K, entries.row_K[places])
 
 
+@pytest.mark.parametrize("features", [65_535, 65_536, 65_537, 200_000])
+def test_the_order_by_feature_holds_where_numbers_need_more_than_16_bits(features: int) -> None:
+    flat_K = torch.tensor([0, 7, features - 1, features + 7, 2 * features - 1, 2 * features])
+    entries = Entries(flat_K, 3, features)
+    assert entries.by_feature_K.tolist() == [0, 5, 1, 3, 2, 4]
+    assert entries.bags.index_K.tolist() == [0, 2, 0, 1, 0, 1]
+    assert entries.bags.start_G1[[0, 1, 7, 8, -2, -1]].tolist() == [0, 2, 2, 4, 4, 6]
+
+
 @pytest.mark.parametrize("sizes", [(3, 7, 2), (0, 9, 0), (4, 1, 0), (0, 1, 4), (0, 0, 5)])
 @pytest.mark.parametrize("combine", ["sum", "mean"])
 @pytest.mark.parametrize("count", [0, 1, 60, 10_000])
