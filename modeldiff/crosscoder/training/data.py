@@ -21,9 +21,9 @@ from modeldiff.crosscoder.model import Both
 from modeldiff.sides import SIDES
 from modeldiff.threads import prefetched
 from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.bits import bits_of
 
-# Streams of random numbers: the order of blocks, and of rows.
-_BLOCKS, _ROWS = 0, 1
+_BLOCKS, _ROWS = 0, 1  # streams of random numbers: the order of blocks, and of rows
 Rows = dict[str, torch.Tensor]
 """By side, activations (N, D) as stored."""
 _Group = tuple[int, int, list[Block], int]
@@ -56,7 +56,8 @@ class PairStream:
         self._group_rows = self.rows_per_epoch if self._in_one else max(1, rows // 2)
 
     def batches(self, first_step: int = 0) -> Generator[Both, None, None]:
-        """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the device."""
+        """(x_a (B, Da), x_b (B, Db)) for the steps from `first_step` on: raw, stored dtype, on the device. On the CPU
+        the memory of a batch is used again for the next one: filling new memory takes twice as long."""
         with closing(self._on_cpu(first_step)) as batches:
             if self._device.type != "cuda":
                 yield from batches
@@ -70,18 +71,18 @@ class PairStream:
     def _on_cpu(self, first_step: int) -> Generator[Both, None, None]:
         batch, filled = self._empty(self._batch), 0
         with closing(self._read(first_step * self._batch)) as groups:
-            for (epoch, number, blocks, skip), x in groups:
-                random, at = np.random.default_rng([self._seed, _ROWS, epoch, number]), skip
-                order_N = torch.from_numpy(random.permutation(sum(map(len, blocks))))
+            for (epoch, number, blocks, at), x in groups:
+                order_N = np.random.default_rng([self._seed, _ROWS, epoch, number]).permutation(sum(map(len, blocks)))
                 while at < len(order_N):
                     rows = order_N[at : at + self._batch - filled]
                     for side in SIDES:
-                        torch.index_select(x[side], 0, rows, out=batch[side][filled : filled + len(rows)])
+                        # In one thread: the other reads. No row is clipped, but the other modes copy once more.
+                        into = bits_of(batch[side][filled : filled + len(rows)])
+                        np.take(bits_of(x[side]), rows, axis=0, out=into, mode="clip")
                     at += len(rows)
-                    filled += len(rows)
-                    if filled == self._batch:
+                    filled = (filled + len(rows)) % self._batch
+                    if not filled:
                         yield batch["a"], batch["b"]
-                        batch, filled = self._empty(self._batch), 0
 
     def _read(self, first_row: int) -> Generator[tuple[_Group, Rows], None, None]:
         """`_groups` with their pairs; each is read while the one before it is used."""
@@ -92,8 +93,7 @@ class PairStream:
         rows = max(self._group_rows, *(len(block) for block in self._blocks))
         halves = itertools.cycle([self._empty(rows), self._empty(rows)])
         numbered = zip(self._groups(first_row), halves, strict=False)
-        for (group, _), x in prefetched(lambda one: self._into(one[1], one[0][2]), numbered):
-            yield group, x
+        yield from ((group, x) for (group, _), x in prefetched(lambda one: self._into(one[1], one[0][2]), numbered))
 
     def _empty(self, rows: int) -> Rows:
         return {side: self._store.empty_rows(side, rows) for side in SIDES}
