@@ -36,8 +36,6 @@ ENCODING_ATTRIBUTE = "encoding"
 # Whole-chunk reads of 1 to 2 MiB run at the speed of the disk; smaller chunks cost a lookup each.
 _CHUNK_BYTES = 2 << 20
 _MAX_CHUNK_ROWS = 4096
-# Bytes of one system call: the system reads ahead of small ones, while it copies. Measured by tests.benchmarks.store.
-_READ_BYTES = 128 << 10
 _READERS = 4
 # Less than this is read in the caller's thread.
 _WORTH_THREADS = 4 << 20
@@ -145,7 +143,7 @@ def _fill(descriptor: int, read: Read) -> None:
     done = 0
     while done < len(read.into):
         try:
-            got = os.preadv(descriptor, [read.into[done : done + _READ_BYTES]], read.offset + done)
+            got = os.preadv(descriptor, [read.into[done:]], read.offset + done)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(read.path)) from None
         if not got:
