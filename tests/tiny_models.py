@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 # Architectures that the language-model room is proven on. gpt_oss is a mixture of experts; the blocks of the last two
 # give tuples, the others' give tensors; bloom has no limit of positions.
@@ -34,12 +34,15 @@ def tiny_tokenizer(
     chat_template: str | None = None,
     trim_offsets: bool = True,
     min_frequency: int = 1,
+    normalizer: normalizers.Normalizer | None = None,
 ) -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE trained on `texts`. Holds every byte, so any text can be encoded; at least 262 tokens.
 
     `add_bos` begins every text with <s>; `trim_offsets` leaves the blank before a word out of its token's offsets.
     """
     tokenizer = Tokenizer(models.BPE())
+    if normalizer:
+        tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     specials = ["<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"]

@@ -170,9 +170,9 @@ class Planner:
         """The pieces of one record that hold pairs, of at most `context` tokens per side, special tokens included.
 
         A document that fits is one piece, and a chat that does not fit loses its end. A longer text is cut after
-        matches, at a word end where there is one. The special tokens that the tokenizer puts around a text (before its
-        first, after its last text token) stand around every piece. What comes after the last match that fits no piece
-        is left out.
+        matches, at a word end where there is one. The special tokens that the tokenizer puts around a text stand around
+        every piece; those in a text stand where they stand in it. What comes after the last match that fits no piece is
+        left out.
 
         counts: where to count what was kept and lost; source: index of the record's label; index: its running number.
         """
@@ -185,7 +185,8 @@ class Planner:
                 tokens[side] = Tokens(one.ids[read], one.starts[read], one.ends[read])
         decode = {side: self.readers[side].decode for side in SIDES} if self.settings.align == "greedy" else None
         alignment = align(record.text, tokens, self.settings.pair_at, decode)
-        pieces, matches = _cut(record.text, tokens, alignment, self.context)
+        added = {side: (0, 0) if record.messages else self.readers[side].added for side in SIDES}
+        pieces, matches = _cut(record.text, tokens, alignment, self.context, added)
         if counts:
             counts.add(record.text, alignment, matches)
         return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
@@ -240,16 +241,20 @@ def _first(pairs: PairTable, n: int) -> PairTable:
 
 
 def _cut(
-    text: str, tokens: dict[str, Tokens], alignment: Alignment, context: dict[str, int]
+    text: str,
+    tokens: dict[str, Tokens],
+    alignment: Alignment,
+    context: dict[str, int],
+    added: dict[str, tuple[int, int]],
 ) -> tuple[list[tuple[str, dict[str, Tokens], PairTable]], int]:
-    """(the pieces of a document as text, tokens by side and pairs; how many of its matches are in them)."""
+    """(the pieces of a document as text, tokens by side and pairs; how many of its matches are in them). added: by
+    side, how many tokens stand before and after every piece."""
     matches = len(alignment.char_end)
     if not matches:
         return [], 0
-    of_text = {side: np.flatnonzero(tokens[side].starts >= 0) for side in SIDES}
-    head = {side: int(of_text[side][0]) for side in SIDES}
-    tail = {side: int(of_text[side][-1]) + 1 for side in SIDES}
-    room = {side: context[side] - len(tokens[side].ids) + tail[side] - head[side] for side in SIDES}
+    head = {side: added[side][0] for side in SIDES}
+    tail = {side: len(tokens[side].ids) - added[side][1] for side in SIDES}
+    room = {side: context[side] - sum(added[side]) for side in SIDES}
     pieces = []
     first, begin, char_start = 0, head, 0
     while (stop := _last_that_fits(alignment, first, begin, room)) > first:

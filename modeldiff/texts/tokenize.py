@@ -11,8 +11,12 @@ import numpy as np
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import name_of, open_answer, render_chat
 from modeldiff.texts.align import Decode
+from modeldiff.texts.normalized import ends_read
 from modeldiff.texts.sources import Record
 from modeldiff.workspace.plan import Tokens
+
+# How vocabularies spell the blank before a word.
+_BLANKS = " \u2581\u0120"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Reader:
     def decode(self) -> Decode:
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return lambda ids: str(self.tokenizer.decode(list(ids), **options))
+
+    @property
+    def added(self) -> tuple[int, int]:
+        """How many special tokens it puts before and after every plain text. A text's own are not among them."""
+        return _added(self.tokenizer)
 
     def read(self, record: Record) -> Tokens:
         """The tokens of a document; offsets are -1 for tokens that are not part of its text."""
@@ -68,10 +77,12 @@ class Reader:
             verbose=False,
         )
         ids = np.array(encoded["input_ids"], np.int32)
-        outside = np.isin(ids, list(_special_ids(self.tokenizer))) | np.array(encoded["special_tokens_mask"], bool)
-        offsets = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
-        starts, ends = np.where(outside[:, None], np.int32(-1), offsets).T
-        return Tokens(ids, starts, ends)
+        added = np.array(encoded["special_tokens_mask"], bool)
+        starts, ends = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2).T
+        if normalizer := self.tokenizer.backend_tokenizer.normalizer:
+            ends[~added] = ends_read(text, starts[~added], ends[~added], normalizer.normalize_str)
+        outside = added | np.isin(ids, list(_special_ids(self.tokenizer)))
+        return Tokens(ids, np.where(outside, np.int32(-1), starts), np.where(outside, np.int32(-1), ends))
 
 
 def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tuple[int, int]]) -> Tokens:
@@ -94,15 +105,24 @@ def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tu
 
 
 @lru_cache(maxsize=8)
+def _added(tokenizer: Any) -> tuple[int, int]:
+    mask = tokenizer("a", add_special_tokens=True, return_special_tokens_mask=True)["special_tokens_mask"]
+    of_text = np.flatnonzero(np.array(mask) == 0)
+    return int(of_text[0]), len(mask) - 1 - int(of_text[-1])
+
+
+@lru_cache(maxsize=8)
 def _special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of tokens that mark structure. The token for unknown text is none, unless it has a second use."""
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    """Ids of tokens that mark structure. The token for unknown text is none, unless it has a second use, nor is a word
+    or single character that has a use besides (as the token that pads)."""
+    special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = {
         name: tokenizer.convert_tokens_to_ids(token)
         for name, token in tokenizer.special_tokens_map.items()
         if isinstance(token, str)
     }
+    special |= {one: tokenizer.special_tokens_map[name] for name, one in named.items()}
     unknown = named.pop("unk_token", None)
     if unknown not in named.values():
-        added.discard(unknown)
-    return frozenset(added | set(named.values()))
+        special.pop(unknown, None)
+    return frozenset(one for one, text in special.items() if not (text.strip(_BLANKS).isalnum() or len(text) == 1))

@@ -3,8 +3,9 @@
 A position of a text (a Python string index, counted between characters) is a word end when what stands before it is
 complete: a word of letters and digits, a number, or one mark or symbol. The rule, in the spirit of Unicode's word
 boundaries (UAX 29) but without its tables:
-- never before a combining mark, a variation selector, a skin tone, a zero-width (non-)joiner: they belong to the
-  character before them; never between the parts of an emoji sequence or of a flag;
+- never before a combining mark, a variation selector, a skin tone, a zero-width (non-)joiner, the sound mark of a
+  half-width kana, the vowel of a Hangul syllable in pieces: they belong to the character before them; never between
+  the parts of an emoji sequence or of a flag;
 - never between two letters or digits, so `GPT4` and `3rd` end once; `_` counts as a letter;
 - not at an apostrophe between letters (`don't`), nor at a point or comma between digits (`3.14`, `1,000`);
 - scripts written without spaces (Chinese, Japanese, Thai, Khmer, ...) have no visible word ends: there every whole
@@ -45,7 +46,8 @@ _UNSPACED_RANGES = (
 _BY_USE = {
     **dict.fromkeys("\u200b\u2060\ufeff", _SPACE),  # zero-width space, word joiner, byte order mark
     "\u200d": _JOINER,
-    **dict.fromkeys("\u0e33\u0eb3", _EXTEND),  # Thai and Lao sara am: letters by category
+    **dict.fromkeys("\u0e33\u0eb3\uff9e\uff9f", _EXTEND),  # Thai and Lao sara am, half-width sound marks
+    **dict.fromkeys(map(chr, (*range(0x1160, 0x1200), *range(0xD7B0, 0xD7FC))), _EXTEND),  # vowels, finals of Hangul
     **dict.fromkeys(map(chr, range(0x1F3FB, 0x1F400)), _EXTEND),  # skin tones
     **dict.fromkeys(map(chr, range(0x1F1E6, 0x1F200)), _FLAG),
     "_": _LETTER,
@@ -81,8 +83,7 @@ def word_ends(text: str) -> NDArray[np.bool_]:
         return ends
     classes = char_classes(text)
     # Marks and joiners count as the character that they belong to.
-    attached = (classes == _EXTEND) | (classes == _JOINER)
-    before = classes[np.maximum.accumulate(np.where(attached, 0, np.arange(len(classes))))]
+    before = classes[np.maximum.accumulate(np.where(attached(text), 0, np.arange(len(classes))))]
     after = np.append(classes[1:], _SPACE)
     inside = (
         (before == _SPACE)
@@ -106,6 +107,12 @@ def word_ends(text: str) -> NDArray[np.bool_]:
 def is_space(text: str) -> NDArray[np.bool_]:
     """For each character, whether it is white space (zero-width spaces included); shape (len(text),)."""
     return char_classes(text) == _SPACE
+
+
+def attached(text: str) -> NDArray[np.bool_]:
+    """For each character, whether it belongs to the one before it, as marks and joiners do; shape (len(text),)."""
+    classes = char_classes(text)
+    return (classes == _EXTEND) | (classes == _JOINER)
 
 
 def is_unspaced(text: str) -> NDArray[np.bool_]:

@@ -50,6 +50,20 @@ def test_a_long_document_is_cut_into_pieces_that_fit_and_follow_each_other() -> 
         assert document.tokens["b"].starts[0] == -1
 
 
+def test_special_tokens_in_a_text_stand_where_they_stand_in_it() -> None:
+    """Those that a tokenizer adds stand around every piece."""
+    words = " ".join(make_texts(6))
+    pieces = planned(Record("s", f"<s>{words}</s>{words}</s>"))
+    assert len(pieces) > 3
+    read = {side: [document.tokens[side].ids.tolist() for document, _ in pieces] for side in SIDES}
+    for side in SIDES:
+        assert [ids.count(1) for ids in read[side]].count(1) == 2
+        assert read[side][-1][-1] == 1  # </s>
+    assert [ids.count(0) for ids in read["a"]] == [1] + [0] * (len(pieces) - 1)
+    assert [ids.count(0) for ids in read["b"]] == [2] + [1] * (len(pieces) - 1)
+    assert all(ids[0] == 0 for ids in read["b"])
+
+
 @pytest.mark.parametrize("pair_at", ["words", "tokens"])
 def test_the_pieces_hold_the_pairs_of_the_whole_document(pair_at: str) -> None:
     def places(context):

@@ -50,6 +50,17 @@ def test_special_tokens_have_no_offsets_wherever_they_stand() -> None:
     assert len(read(TOKENIZER, "").ids) == 0
 
 
+@pytest.mark.parametrize("word", ["fox", "!"])
+def test_a_word_that_pads_is_a_word_where_a_text_has_it(word: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": word})
+    text = f"quick {word} jumps</s>"
+    tokens = read(tokenizer, text)
+    (token,) = np.flatnonzero(tokens.ids == tokenizer.pad_token_id)
+    assert (tokens.starts[token], tokens.ends[token]) == (6, 6 + len(word))
+    assert tokens.starts[-1] == -1
+
+
 def test_a_tokenizer_without_offsets_is_refused() -> None:
     with pytest.raises(InputError, match=r"^tokenizer of ByT5Tokenizer gives no character offsets"):
         Reader(transformers.ByT5Tokenizer())
