@@ -91,6 +91,18 @@ class HarvestedModels(OnDevice):
 
 
 @settings
+class OfRecords(Settings):
+    """Settings of what reads records of texts."""
+
+    text_field: str = setting(default="text")
+    """Field or column that holds the text in .jsonl, .parquet and data sets; with dots inside others: `meta.text`."""
+    source_field: str = setting(default="source")
+    """Field or column with a label of the record's own, likewise."""
+    strict: bool = setting(default=False)
+    """Stop at the first record that cannot be used. Otherwise it is left out, counted and named."""
+
+
+@settings
 class Drawing(Settings):
     """Settings of what lets a model write."""
 

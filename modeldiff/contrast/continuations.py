@@ -37,7 +37,7 @@ from modeldiff.lm.load import load_model, load_tokenizer, model_identity, quiet,
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef, model_input, refs_of
 from modeldiff.sides import SIDES
-from modeldiff.texts.sources import Record, Source, mix, parse_source, source_digest
+from modeldiff.texts.sources import LeftOut, Record, Source, mix, parse_source, source_digest
 from modeldiff.texts.tokenize import Reader
 from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
@@ -123,7 +123,8 @@ def run(
     sources = [parse_source(entry) for entry in settings.texts]
     for i, (source, entry) in enumerate(zip(sources, settings.texts, strict=True), 1):
         inputs[f"text_{i}"] = Input(entry, source_digest(source, digest))
-    prompts = read_prompts(settings.prompts, settings.text_field) if settings.prompts else []
+    fields = settings.text_field, settings.source_field
+    prompts = read_prompts(settings.prompts, *fields) if settings.prompts else []
     if settings.prompts:
         inputs["prompts"] = Input(str(settings.prompts), digest(settings.prompts))
     device, dtype, names = device_and_dtype(settings)
@@ -161,7 +162,8 @@ def with_models_of(settings: ContinuationsSettings, workspace: Workspace) -> Con
     if not settings.texts and not settings.prompts:
         if not harvested.get("texts"):
             raise InputError(f"{latest.ref} was imported without texts: give --texts or --prompts")
-        values |= {"texts": tuple(harvested["texts"]), "text_field": harvested["text_field"]}
+        values |= {"texts": tuple(harvested["texts"])}
+        values |= {key: harvested[key] for key in ("text_field", "source_field", "strict")}
     say(f"models and texts as in {latest.ref}")
     return dataclasses.replace(settings, **values)
 
@@ -180,11 +182,18 @@ def _read(
                 "leaves too few before a place"
             )
     opened: list[Document | None] = []
+    left_out = LeftOut(strict=settings.strict)
     with progress("read", settings.places, "documents") as bar:
-        drawn = drawn_documents(mix(sources, settings.text_field), settings.places, settings.seed)
+        records = left_out.usable(mix(sources, settings.text_field, settings.source_field))
+        drawn = drawn_documents(records, settings.places, settings.seed)
         for number, record in drawn:
-            opened.append(open_document(record, number, readers, context, settings.seed))
+            try:
+                opened.append(open_document(record, number, readers, context, settings.seed))
+            except InputError as error:  # a chat that a template refuses
+                left_out.add(record, str(error))
             bar.advance()
+    if left_out.data["records"]:
+        say(str(left_out))
     first = drawn[-1][0] + 1 if drawn else 0
     numbered = enumerate(prompts, first)
     opened += [open_document(one, number, readers, context, settings.seed, prompt=True) for number, one in numbered]

@@ -24,7 +24,7 @@ from modeldiff.lm.chat import uses_chat
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import align
 from modeldiff.texts.readers import read_lines
-from modeldiff.texts.sources import Record, parse_source, read_source
+from modeldiff.texts.sources import LeftOut, Record, parse_source, read_source
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.plan import Tokens
 
@@ -179,14 +179,15 @@ def given_tokens(record: Record, end: int, reader: Reader) -> Tokens:
     return reader.read_opened(Record(record.source, record.text, messages))
 
 
-def read_prompts(path: Path, text_field: str) -> list[Record]:
+def read_prompts(path: Path, text_field: str = "text", source_field: str = "source") -> list[Record]:
     """The prompts of a file: the lines of a .txt file, or the records of a .jsonl or .parquet file. Raises InputError:
     there is no such file, another suffix, a record that cannot be used, or no prompt."""
     source = parse_source(str(path))
     if path.suffix.lower() == ".txt":
         found = [Record("prompts", line) for line in read_lines(path)]
     else:
-        found = [Record("prompts", one.text, one.messages) for one in read_source(source, text_field)]
+        records = LeftOut(strict=True).usable(read_source(source, text_field, source_field))
+        found = [Record("prompts", one.text, one.messages) for one in records]
     if not found:
         raise InputError(f"file of prompts {path} holds no prompt")
     return found

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from modeldiff.errors import InputError
-from modeldiff.settings import OnDevice, setting, settings
+from modeldiff.settings import OfRecords, OnDevice, setting, settings
 
 ContextKind = Literal["everywhere", "source", "word", "feature"]
 CONTEXT_KINDS: tuple[ContextKind, ...] = get_args(ContextKind)
 
 
 @settings
-class ContinuationsSettings(OnDevice):
+class ContinuationsSettings(OnDevice, OfRecords):
     """Which models continue which texts, from how many places, and how far."""
 
     model_a: str | None = setting(default=None)
@@ -31,8 +31,6 @@ class ContinuationsSettings(OnDevice):
     prompts: Path | None = setting(default=None, result=False)
     """A file of prompts to answer, one a line (.txt) or one a record (.jsonl, .parquet); models with a chat template
     get them as a user's message. Alone or together with --texts."""
-    text_field: str = setting(default="text")
-    """The field of a .jsonl or .parquet record that holds the text."""
     places: int = setting(default=6000, least=40)
     """Continue from about this many places."""
     uniform: float = setting(default=0.5, least=0, most=1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from modeldiff.contrast.settings import ListSettings
-from modeldiff.settings import setting, settings
+from modeldiff.settings import OfRecords, setting, settings
 
 
 @settings
-class DiffSettings(ListSettings):
+class DiffSettings(ListSettings, OfRecords):
     """Two models and texts; what else the stages need has sensible defaults (their own commands have every option)."""
 
     model_a: str = setting()
@@ -16,8 +16,6 @@ class DiffSettings(ListSettings):
     """Model B, likewise."""
     texts: tuple[str, ...] = setting()
     """Texts that both models read, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME."""
-    text_field: str = setting(default="text")
-    """The field of a .jsonl or .parquet record that holds the text."""
     pairs: int = setting(default=1_000_000, least=1)
     """Pairs of activations to harvest; fewer if the texts run out."""
     features: int | None = setting(default=None, least=1)

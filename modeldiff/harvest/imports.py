@@ -23,7 +23,7 @@ from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import shard_file, write_store
 from modeldiff.sides import SIDES
-from modeldiff.texts.readers import read_jsonl
+from modeldiff.texts.readers import read_objects
 from modeldiff.workspace.activations import plan_name, rows_name
 from modeldiff.workspace.artifact import Input
 from modeldiff.workspace.bits import ENCODINGS
@@ -202,7 +202,7 @@ def _write_plans(work: Work, path: Path, rows: int, shard_pairs: int) -> tuple[l
         shards.append(sum(len(pairs) for _, pairs in pieces))
         pieces.clear()
 
-    for index, (where, record) in enumerate(read_jsonl(path)):
+    for index, (where, record) in enumerate(read_objects(path)):
         pieces.append(_piece(record, where, index, labels))
         if sum(len(pairs) for _, pairs in pieces) >= shard_pairs:
             close()

@@ -24,7 +24,7 @@ from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment, align
 from modeldiff.texts.readers import COMPRESSED
-from modeldiff.texts.sources import Record, Source, mix
+from modeldiff.texts.sources import LeftOut, Record, Source, mix
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import plan_name
 from modeldiff.workspace.bits import bytes_per_value
@@ -34,6 +34,8 @@ from modeldiff.workspace.stage import Work
 
 # Enough for a share of kept tokens within a few percent, in well under a second.
 _LOOK_DOCUMENTS = 64
+# So many records are looked through for them.
+_LOOK_RECORDS = 10_000
 # For the uncertainty of the look, HDF5's own structures and the last chunk of each file.
 _MARGIN = 1.05
 _BYTES_PER_TOKEN, _BYTES_PER_PAIR, _BYTES_PER_DOCUMENT = 12, 24, 40  # see workspace/plan.py
@@ -99,13 +101,17 @@ class Planner:
         """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
         counts = Counts()
         pairs = plan_bytes = text_bytes = 0
-        for record in itertools.islice(self._records(), _LOOK_DOCUMENTS):
+        for record in itertools.islice(self._records(), _LOOK_RECORDS):
+            if counts.data["documents"] == _LOOK_DOCUMENTS:
+                break
             text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
             for document, found in self.pieces(record, counts):
                 pairs += len(found)
                 tokens = sum(len(one.ids) for one in document.tokens.values())
                 text = len(document.text.encode("utf-8", "surrogatepass"))
                 plan_bytes += text + tokens * _BYTES_PER_TOKEN + len(found) * _BYTES_PER_PAIR + _BYTES_PER_DOCUMENT
+        if not counts.data["documents"] and counts.data["left_out"]["records"]:
+            raise InputError(f"no text can be used: {LeftOut(counts.data['left_out'])}")
         if not text_bytes:
             raise InputError("--sample left no document: choose a larger share")
         expected, in_texts = self.settings.pairs, None
@@ -164,7 +170,9 @@ class Planner:
             skipped = 0
 
     def _records(self) -> Iterator[Record]:
-        return mix(self.sources, self.settings.text_field, sample=self.settings.sample, seed=self.settings.seed)
+        settings = self.settings
+        fields = settings.text_field, settings.source_field
+        return mix(self.sources, *fields, sample=settings.sample, seed=settings.seed)
 
     def pieces(self, record: Record, counts: Counts | None, source: int = 0, index: int = 0) -> list[Piece]:
         """The pieces of one record that hold pairs, of at most `context` tokens per side, special tokens included.
@@ -176,7 +184,14 @@ class Planner:
 
         counts: where to count what was kept and lost; source: index of the record's label; index: its running number.
         """
-        tokens = {side: self.readers[side].read(record) for side in SIDES}
+        try:
+            if record.problem:
+                raise InputError(record.problem)
+            tokens = {side: self.readers[side].read(record) for side in SIDES}
+        except InputError as error:
+            if counts:
+                LeftOut(counts.data["left_out"], strict=self.settings.strict).add(record, str(error))
+            return []
         if record.messages:
             if counts and any(len(tokens[side].ids) > self.context[side] for side in SIDES):
                 counts.data["chats_cut"] += 1

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment
+from modeldiff.texts.sources import LeftOut
 from modeldiff.texts.words import CharTable, is_space
 
 ALIGNMENT_NAME = "alignment.json"
@@ -27,6 +28,7 @@ class Counts:
             "documents": 0,
             "documents_without_pairs": 0,
             "chats_cut": 0,
+            "left_out": LeftOut().data,
             "characters": {},
             "sides": {side: {"tokens": {}, "kept": {}, "characters_kept": {}, "windows": {}} for side in SIDES},
             "lost_tails": {"documents": 0, "tokens_a": 0, "tokens_b": 0},

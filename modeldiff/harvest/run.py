@@ -17,7 +17,7 @@ from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.load import Geometry, LanguageModel, load_model, load_tokenizer, read_geometry
 from modeldiff.lm.ref import ModelRef, model_input, refs_of
 from modeldiff.sides import SIDES
-from modeldiff.texts.sources import Source, parse_source, source_digest
+from modeldiff.texts.sources import LeftOut, Source, parse_source, source_digest
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import rows_name
 from modeldiff.workspace.artifact import Artifact, Input
@@ -175,6 +175,8 @@ def _say_plan(settings: HarvestSettings, cursor: Cursor) -> None:
             "(going on with these; give more --texts for more)"
         )
     say(f"plan: {cursor.pairs:,} pairs in {len(cursor.shards)} shards; kept {kept}")
+    if cursor.counts["left_out"]["records"]:
+        say(f"plan: {LeftOut(cursor.counts['left_out'])}; see {ALIGNMENT_NAME}, or use --strict")
     lost = cursor.counts["lost_tails"]
     if lost["documents"]:
         say(
@@ -196,5 +198,6 @@ def _finish(work: Work, settings: HarvestSettings, pair: Pair, cursor: Cursor) -
         "tokens_kept": {side: shares[side]["tokens"] for side in SIDES},
         "characters_kept": {side: shares[side]["characters"] for side in SIDES},
         "lost_tails": report["lost_tails"]["documents"],
+        "records_left_out": report["left_out"]["records"],
         "median_norm": stored["median_norm"],
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from modeldiff.errors import InputError
-from modeldiff.settings import Settings, setting, settings
+from modeldiff.settings import OfRecords, setting, settings
 from modeldiff.texts.readers import SUFFIXES
 
 Encoding = Literal["bfloat16", "float16", "float32"]
@@ -18,7 +18,7 @@ _EXPECTED = {
 
 
 @settings
-class HarvestSettings(Settings):
+class HarvestSettings(OfRecords):
     """Texts and two models give paired activations; or activations captured elsewhere are imported."""
 
     model_a: str | None = setting(default=None)
@@ -36,11 +36,9 @@ class HarvestSettings(Settings):
     """Text sources, each as [LABEL=]SOURCE[@WEIGHT], e.g. `news=data/cnn.jsonl@0.5`. SOURCE is a .txt, .jsonl or
     .parquet file, or `hf:NAME[:CONFIG[:SPLIT]]` for a hub data set. Sources are mixed by weight, counted in characters
     (default 1 each), until they run out. LABEL (default: the file's name) is kept with every text; a record's own
-    `source` field goes first. A .txt file is cut into documents of 2,000 to 4,000 characters, at blank lines where
-    there are any. Records with a `messages` list are chats: each model gets its own chat template, and only the message
-    contents are compared."""
-    text_field: str = setting(default="text")
-    """Field or column that holds the text in .jsonl, .parquet and data sets."""
+    label goes first (--source-field). A .txt file is cut into documents of 2,000 to 4,000 characters, at blank lines
+    where there are any. Records with a `messages` list are chats: each model gets its own chat template, and only the
+    message contents are compared."""
     sample: float = setting(default=1.0, above=0, most=1)
     """Share of the documents to use, chosen at random by --seed. With a large corpus and few pairs, a small share
     spreads the pairs over all of it instead of taking its beginning."""

@@ -11,7 +11,7 @@ from modeldiff.errors import InputError
 from modeldiff.lm.chat import open_chat, uses_chat
 from modeldiff.lm.model import LanguageModel
 from modeldiff.steer.settings import Steering
-from modeldiff.texts.readers import read_jsonl, read_lines
+from modeldiff.texts.readers import read_lines, read_objects
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a .jsonl file (prompt, and if wanted system and response), or of a text file, one per line. Raises
     InputError: the file cannot be read or holds fewer than two prompts; a line of .jsonl is no such object."""
     if path.suffix == ".jsonl":
-        prompts = [_prompt(where, record) for where, record in read_jsonl(path)]
+        prompts = [_prompt(where, record) for where, record in read_objects(path)]
     else:
         prompts = [Prompt(line) for line in read_lines(path)]
     if len(prompts) < 2:

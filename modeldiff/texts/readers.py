@@ -10,8 +10,8 @@ from typing import Any
 
 from modeldiff.errors import DamagedError, InputError, MachineError, first_line
 
-# Place for messages, and fields.
-Row = tuple[str, dict[str, Any]]
+# Place for messages, and fields; or what is wrong with the record there.
+Row = tuple[str, dict[str, Any] | str]
 
 # A .txt file is cut at the first blank line after this many characters: about one window of 512 tokens.
 TXT_DOCUMENT_CHARS = 2000
@@ -19,7 +19,7 @@ TXT_DOCUMENT_CHARS = 2000
 TXT_MOST_CHARS = 2 * TXT_DOCUMENT_CHARS
 
 
-def read_txt(path: Path, text_field: str) -> Iterator[Row]:
+def read_txt(path: Path, text_field: str, _source_field: str) -> Iterator[Row]:
     """The documents of a plain text file: paragraphs, grouped up to about 2,000 characters. Without blank lines a
     document ends at a line end, or at a blank, before 4,000 characters. Line ends are kept. Raises InputError: not
     UTF-8."""
@@ -45,24 +45,36 @@ def read_txt(path: Path, text_field: str) -> Iterator[Row]:
     yield from documents()
 
 
-def read_jsonl(path: Path, _text_field: str = "") -> Iterator[Row]:
-    """The objects of a JSONL file; blank lines are passed over. Raises InputError: a line, which is named, is not a
+def read_jsonl(path: Path, _text_field: str, _source_field: str) -> Iterator[Row]:
+    """The lines of a JSONL file; blank ones are passed over. Raises InputError: the file is not UTF-8."""
+    return ((f"{path}, line {number}", _object(line)) for number, line in enumerate(_lines(path), 1) if line.strip())
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for messages, fields) of each line of a JSONL file. Raises InputError: a line, which is named, is not a
     JSON object, or the file is not UTF-8."""
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not valid JSON ({error.msg}, character {error.colno})") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    for where, record in read_jsonl(path, "", ""):
+        if isinstance(record, str):
+            raise InputError(f"{where}: {record}")
         yield where, record
 
 
-def read_parquet(path: Path, text_field: str) -> Iterator[Row]:
-    """The rows of a Parquet file; of its columns only the text, `messages` and `source` are read. Raises MachineError:
+def _object(line: str) -> dict[str, Any] | str:
+    """The JSON object, or why it is none."""
+    try:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            return f"not valid JSON ({error.msg}, character {error.colno})"
+        except ValueError:  # an integer of thousands of digits, most likely in a field that nobody reads
+            record = json.loads(line, parse_int=float)
+    except RecursionError:
+        return "not valid JSON (nested too deeply)"
+    return record if isinstance(record, dict) else f"expected a JSON object, found {type(record).__name__}"
+
+
+def read_parquet(path: Path, text_field: str, source_field: str) -> Iterator[Row]:
+    """The rows of a Parquet file; of its columns only the text, `messages` and the label are read. Raises MachineError:
     pyarrow is not installed; InputError: no column that could be used; DamagedError: not a Parquet file."""
     try:
         import pyarrow
@@ -72,8 +84,9 @@ def read_parquet(path: Path, text_field: str) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            columns = [name for name in (text_field, "messages", "source") if name in names]
-            if not {text_field, "messages"} & set(columns):
+            text, source = (name if name in names else name.split(".")[0] for name in (text_field, source_field))
+            columns = [name for name in dict.fromkeys((text, "messages", source)) if name in names]
+            if not {text, "messages"} & set(columns):
                 raise InputError(
                     f"{path}: column '{text_field}' is missing (columns: {', '.join(names)}); "
                     "choose one with --text-field"
@@ -87,12 +100,12 @@ def read_parquet(path: Path, text_field: str) -> Iterator[Row]:
         raise DamagedError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, str, str], Iterator[Row]]] = {
     ".txt": read_txt,
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
 }
-"""By suffix: (path, text field) -> rows."""
+"""By suffix: (path, field of the text, field of the label) -> rows."""
 COMPRESSED = {".parquet"}
 """Suffixes of files whose size does not tell how much text they hold."""
 SUFFIXES = f"{', '.join(list(READERS)[:-1])} or {list(READERS)[-1]}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from modeldiff.workspace.files import sha256_json
 HUB_PREFIX = "hf:"
 # A longer text is read as several documents.
 MOST_CHARS = 100_000
+# Reasons that are counted by themselves, records that are kept by name, and of these how many a message names.
+_MOST_REASONS, _MOST_NAMED, _MOST_SAID = 20, 20, 3
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -45,6 +47,43 @@ class Record:
     """The text; of a chat, the contents of its messages, joined by line ends."""
     messages: tuple[dict[str, str], ...] = ()
     """The messages of a chat; empty for a plain text."""
+    where: str = ""
+    """File and line, for messages."""
+    problem: str = ""
+    """Why it cannot be used, if it cannot; its text is empty then."""
+
+
+class LeftOut:
+    """Records that could not be used: how many, for which reasons, and the first ones by name. `data` is JSON."""
+
+    def __init__(self, data: dict[str, Any] | None = None, *, strict: bool = False) -> None:
+        self.data: dict[str, Any] = {"records": 0, "reasons": {}, "first": []} if data is None else data
+        self._strict = strict
+
+    def add(self, record: Record, problem: str) -> None:
+        """Count a record. Raises InputError: none may be left out."""
+        if self._strict:
+            raise InputError(f"{record.where}: {problem}")
+        reasons, first = self.data["reasons"], self.data["first"]
+        reason = problem if problem in reasons or len(reasons) < _MOST_REASONS else "other reasons"
+        self.data["records"] += 1
+        reasons[reason] = reasons.get(reason, 0) + 1
+        if len(first) < _MOST_NAMED:
+            first.append(f"{record.where}: {problem}")
+
+    def usable(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Those without a problem; the others are counted."""
+        for record in records:
+            if record.problem:
+                self.add(record, record.problem)
+            else:
+                yield record
+
+    def __str__(self) -> str:
+        count, first = self.data["records"], self.data["first"]
+        return f"{count:,} {'record' if count == 1 else 'records'} left out: {'; '.join(first[:_MOST_SAID])}" + (
+            f"; and {count - _MOST_SAID:,} more" if count > _MOST_SAID else ""
+        )
 
 
 def parse_source(entry: str) -> Source:
@@ -93,28 +132,43 @@ def source_digest(source: Source, digest_file: Callable[[Path], str]) -> str:
     return digest_file(Path(source.location))
 
 
-def read_source(source: Source, text_field: str) -> Iterator[Record]:
-    """The documents of one source; texts without a visible character are left out. Raises InputError: naming the file
-    and the line or row that cannot be used, or that there are no documents at all."""
-    found = False
+def read_source(source: Source, text_field: str = "text", source_field: str = "source") -> Iterator[Record]:
+    """The documents of one source, and the records that cannot be used; texts without a visible character are passed
+    over. Raises InputError: no document can be used (naming the first file and line, and why), or the file cannot be
+    read."""
+    found, problems = False, list[str]()
     path = Path(source.location)
-    rows = read_dataset(source.location) if source.hub else READERS[path.suffix.lower()](path, text_field)
-    for where, fields in rows:
-        record = _record(fields, where, text_field, source.label)
+    read = read_dataset(source.location) if source.hub else READERS[path.suffix.lower()](path, text_field, source_field)
+    for where, fields in read:
+        try:
+            if isinstance(fields, str):
+                raise InputError(fields)
+            record = _record(fields, text_field, source_field, source.label)
+        except InputError as error:
+            problems = problems or [f"{where}: {error}"]
+            yield Record(source.label, "", where=where, problem=str(error))
+            continue
         # A tokenizer holds hundreds of bytes for each token of a text. A chat cannot be cut.
         parts = [record.text] if record.messages else split_long(record.text, MOST_CHARS)
         for text in parts:
             if text.strip():
                 found = True
-                yield Record(record.source, text, record.messages)
+                yield Record(record.source, text, record.messages, where)
     if not found:
-        raise InputError(f"text source {source.location} holds no text")
+        raise InputError("; ".join([f"text source {source.location} holds no text", *problems]))
 
 
-def mix(sources: list[Source], text_field: str, *, sample: float = 1.0, seed: int = 0) -> Iterator[Record]:
-    """The documents of all sources, interleaved so that their characters keep the proportion of the weights. Of them a
-    share, `sample`, is used, chosen by the seed; the others are read and passed over."""
-    streams = [_sampled(read_source(s, text_field), i, sample, seed) for i, s in enumerate(sources)]
+def mix(
+    sources: list[Source],
+    text_field: str = "text",
+    source_field: str = "source",
+    *,
+    sample: float = 1.0,
+    seed: int = 0,
+) -> Iterator[Record]:
+    """What `read_source` gives of all sources, interleaved so that their characters keep the proportion of the weights.
+    Of the documents a share, `sample`, is used, chosen by the seed; the others are read and passed over."""
+    streams = [_sampled(read_source(s, text_field, source_field), i, sample, seed) for i, s in enumerate(sources)]
     waiting = {i: record for i, stream in enumerate(streams) if (record := next(stream, None)) is not None}
     given = [0.0] * len(sources)  # characters per weight so far
     while waiting:
@@ -135,33 +189,44 @@ def _sampled(records: Iterator[Record], source: int, sample: float, seed: int) -
             yield record
 
 
-def _record(fields: dict[str, Any], where: str, text_field: str, label: str) -> Record:
-    own_label = fields.get("source")
+def _record(fields: dict[str, Any], text_field: str, source_field: str, label: str) -> Record:
+    """Raises InputError: the fields are not those of a text or a chat."""
+    own_label = _value(fields, source_field)
     if own_label is not None and not isinstance(own_label, str):
-        raise InputError(f"{where}: field 'source' must be a text, found {type(own_label).__name__}")
+        found = type(own_label).__name__
+        raise InputError(f"field '{source_field}' must be a text, found {found}; choose one with --source-field")
     label = own_label or label
-    text = fields.get(text_field)
+    text = _value(fields, text_field)
     if isinstance(text, str):
         return Record(label, characters(text))
     if text is None and fields.get("messages") is not None:
-        messages = _messages(fields["messages"], where)
+        messages = _messages(fields["messages"])
         return Record(label, "\n".join(m["content"] for m in messages), messages)
-    if text_field in fields:
-        raise InputError(f"{where}: field '{text_field}' must be a text, found {type(text).__name__}")
+    if text is not None or text_field in fields:
+        raise InputError(f"field '{text_field}' must be a text, found {type(text).__name__}")
     names = ", ".join(sorted(fields)) or "none"
-    raise InputError(f"{where}: field '{text_field}' is missing (fields: {names}); choose one with --text-field")
+    raise InputError(f"field '{text_field}' is missing (fields: {names}); choose one with --text-field")
 
 
-def _messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
+def _value(fields: dict[str, Any], name: str) -> Any:
+    """The field of that name, or `c` in `b` in `a` for `a.b.c`; None where there is none."""
+    if name in fields:
+        return fields[name]
+    first, _, rest = name.partition(".")
+    inner = fields.get(first)
+    return _value(inner, rest) if rest and isinstance(inner, dict) else None
+
+
+def _messages(messages: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(messages, list) or not messages:
-        raise InputError(f"{where}: field 'messages' must be a list of {{role, content}} with at least one")
+        raise InputError("field 'messages' must be a list of {role, content} with at least one")
     found = []
     for message in messages:
         role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
         if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
             content = "\n".join(part["text"] for part in content)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise InputError(f"{where}: each of the 'messages' needs a text 'role' and a text 'content'")
+            raise InputError("each of the 'messages' needs a text 'role' and a text 'content'")
         found.append({"role": role, "content": characters(content)})
     return tuple(found)
 

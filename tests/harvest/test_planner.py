@@ -158,10 +158,27 @@ def test_texts_without_pairs_are_an_error(tmp_path: Path) -> None:
         plan(tmp_path / "work", path)
 
 
+def test_a_chat_that_a_template_refuses_is_left_out_and_named(tmp_path: Path) -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
+    both = readers(tiny_tokenizer(chat_template=CHAT_TEMPLATE), tiny_tokenizer(chat_template=refusing))
+    user, system = ({"role": role, "content": "The quick fox."} for role in ("user", "system"))
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in ([user], [system, user], [user])))
+    sources = [parse_source(str(path))]
+    cursor = Planner(settings(), sources, both, CONTEXT).plan(Work(tmp_path / "work"))
+    assert cursor.counts["documents"] == 2
+    assert cursor.counts["left_out"]["records"] == 1
+    (named,) = cursor.counts["left_out"]["first"]
+    assert named.startswith(f"{path}, line 2: the chat template of ")
+    assert named.endswith("refuses the messages: no system role")
+    with pytest.raises(InputError, match=r"chats\.jsonl, line 2: .*no system role"):
+        Planner(settings(strict=True), sources, both, CONTEXT).plan(Work(tmp_path / "strict"))
+
+
 @pytest.mark.parametrize("pairs", [500, 10**6])
-def test_an_interrupted_plan_goes_on_where_it_was(
-    tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch, pairs: int
-) -> None:
+def test_an_interrupted_plan_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
+    texts = tmp_path / "t.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + '\n{"text": null}\n' for text in make_texts()))
     whole, files = plan(tmp_path / "straight", texts, pairs=pairs, shard_pairs=64)
     read: list[str] = []
     read_one, commit = Reader.read, Work.commit
@@ -182,6 +199,7 @@ def test_an_interrupted_plan_goes_on_where_it_was(
                 plan(tmp_path / "broken", texts, pairs=pairs, shard_pairs=64)
     resumed, resumed_files = plan(tmp_path / "broken", texts, pairs=pairs, shard_pairs=64)
     assert resumed == whole
+    assert resumed.counts["left_out"]["records"] > 10
     assert [file.read_bytes() for file in resumed_files] == [file.read_bytes() for file in files]
     # A document is tokenized again (once a side) only when a shard ended inside it.
     assert len(read) - 2 * len(set(read)) < 2 * len(whole.shards)

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from modeldiff.errors import DamagedError, InputError
-from modeldiff.texts.sources import mix, parse_source, read_source, source_digest
+from modeldiff.texts.sources import LeftOut, mix, parse_source, read_source, source_digest
 
 
 def jsonl(path: Path, *records) -> Path:
@@ -86,7 +86,7 @@ def test_a_data_set_in_a_local_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "one"}\n{"text": \n', r"bad\.jsonl, line 2: not valid JSON"),
+        (b'\n{"text": \n', r"bad\.jsonl, line 2: not valid JSON"),
         (b"[1]\n", r"line 1: expected a JSON object, found list"),
         (b'{"text": 3}\n', r"line 1: field 'text' must be a text, found int"),
         (b'{"body": "one"}\n', r"line 1: field 'text' is missing \(fields: body\).*--text-field"),
@@ -104,6 +104,46 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, content: bytes, message: s
     with pytest.raises(InputError, match=message) as caught:
         texts_of(path)
     assert "\n" not in str(caught.value)
+
+
+def test_records_that_cannot_be_used_are_named_and_the_others_are_read(tmp_path: Path) -> None:
+    picture = [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {"url": "x.png"}}]
+    bad = {
+        2: '{"text": ',
+        3: "[1]",
+        4: '{"text": null}',
+        5: '{"text": "b", "source": {"url": "x"}}',
+        6: json.dumps({"messages": [{"role": "user", "content": picture}]}),
+        7: '{"messages": [{"role": "assistant", "content": null, "tool_calls": []}]}',
+        8: "[" * 100_000,
+    }
+    good = ['{"text": "a", "source": null}', '{"text": "z", "n": ' + "9" * 5000 + "}"]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("\n".join([good[0], *bad.values(), good[1]]) + "\n")
+    left_out = LeftOut()
+    records = list(left_out.usable(read_source(parse_source(str(path)))))
+    assert [(record.text, record.source, record.where) for record in records] == [
+        ("a", "mixed", f"{path}, line 1"),
+        ("z", "mixed", f"{path}, line 9"),
+    ]
+    assert left_out.data["records"] == len(bad)
+    assert [named.split(": ")[0] for named in left_out.data["first"]] == [f"{path}, line {line}" for line in bad]
+    assert str(left_out).startswith(f"7 records left out: {path}, line 2: not valid JSON")
+    with pytest.raises(InputError, match=r"mixed\.jsonl, line 2: not valid JSON"):
+        list(LeftOut(strict=True).usable(read_source(parse_source(str(path)))))
+
+
+def test_fields_inside_others(tmp_path: Path) -> None:
+    record = {"meta": {"body": {"en": "one"}, "from": "x"}, "meta.flat": "two"}
+    source = parse_source(str(jsonl(tmp_path / "in.jsonl", record)))
+    (found,) = read_source(source, "meta.body.en", "meta.from")
+    assert (found.text, found.source) == ("one", "x")
+    (found,) = read_source(source, "meta.flat")
+    assert found.text == "two"
+    path = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([record]), path)
+    (found,) = read_source(parse_source(str(path)), "meta.body.en", "meta.from")
+    assert (found.text, found.source) == ("one", "x")
 
 
 @pytest.mark.parametrize(
