@@ -10,6 +10,9 @@ more with the average activation of a pair each time:
 Null: the same with the activations moved along the texts by a random number of pairs, `SHIFTS` times. Moved as a
 whole, runs of firing stay runs, and words keep to their texts; only what belongs together is taken apart.
 
+A word counts only where the feature fires on it in several documents: one that repeats an address makes a description
+of nothing but itself. Chance is given the words of single documents too, which makes it no smaller.
+
 Ranked by what it tells, in nats: the Kullback-Leibler divergence between "the activation is at the word" and "a pair is
 at the word". That is large for what is both frequent with the feature and rare without it.
 
@@ -27,8 +30,8 @@ from numpy.typing import NDArray
 from modeldiff.features.measures.explain.sample import Sample
 
 PRIOR = 5.0
-MIN_COUNT, MIN_WORD_FIRINGS = 5, 3
-"""A word on fewer pairs, or on which the feature fires less often, is not looked at."""
+MIN_COUNT, MIN_WORD_FIRINGS, MIN_DOCUMENTS = 5, 3, 3
+"""A word on fewer pairs, on which the feature fires less often, or in fewer documents, is not looked at."""
 SHIFTS = 100
 CONTEXT = 20
 """Pairs before a firing that count as its context."""
@@ -78,6 +81,7 @@ class Describer:
         self.pairs = len(rows)
         """N."""
         source_N = sample.source_W[sample.window_N[rows]]
+        self._document_N = sample.document_W[sample.window_N[rows]]
         self._places = {
             "words": (sample.word_N[rows, None], sample.words),
             "context": (before(sample.word_N, sample.window_N, CONTEXT)[rows], sample.words),
@@ -93,7 +97,7 @@ class Describer:
             why = f"fires {len(row_C)} times in the {self.pairs:,} pairs that describe: too seldom"
             return Description(why, len(row_C), [], [], [])
         found = {
-            name: characteristic(category_NJ, names, row_C, value_C, self._seed)
+            name: characteristic(category_NJ, names, self._document_N, row_C, value_C, self._seed)
             for name, (category_NJ, names) in self._places.items()
         }
         return Description(_text(**found), len(row_C), **found)
@@ -127,13 +131,19 @@ def before(word_N: NDArray[np.int32], window_N: NDArray[np.int32], reach: int) -
 
 
 def characteristic(
-    category_NJ: NDArray[np.int32], names: list[str], row_C: NDArray[np.int64], value_C: NDArray[np.float32], seed: int
+    category_NJ: NDArray[np.int32],
+    names: list[str],
+    document_N: NDArray[np.int64],
+    row_C: NDArray[np.int64],
+    value_C: NDArray[np.float32],
+    seed: int,
 ) -> list[Lift]:
     """What is characteristic of a feature, most telling first: what has a lift above its own chance, and tells more
     than anything told in any of the shifts, by a quarter to three quarters of the pairs.
 
     Args:
         category_NJ: which of the `names` (K) each pair has, different ones within a row; -1 fills up.
+        document_N: the document that each pair is in.
         row_C, value_C: where the feature fires, and how strongly.
         seed: of the shifts.
     """
@@ -161,7 +171,10 @@ def characteristic(
         np.maximum(chance_K, lift_K, out=chance_K)
         most_told = max(most_told, float(nats_K.max(initial=0)))
     lift_K, nats_K = measured(row_C)
-    beyond = np.flatnonzero((nats_K > most_told) & (lift_K > chance_K))
+    met = np.stack([category_NJ[row_C].ravel(), np.repeat(document_N[row_C], category_NJ.shape[1])])
+    named = np.unique(met[:, met[0] >= 0], axis=1)[0]
+    several_K = np.bincount(named, minlength=len(names)) >= MIN_DOCUMENTS
+    beyond = np.flatnonzero(several_K & (nats_K > most_told) & (lift_K > chance_K))
     return [
         Lift(names[k], float(lift_K[k]), float(chance_K[k]), float(nats_K[k]))
         for k in beyond[np.lexsort((beyond, -nats_K[beyond]))][:MOST].tolist()

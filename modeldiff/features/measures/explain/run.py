@@ -29,7 +29,7 @@ from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
-SCHEMA = 3
+SCHEMA = 4
 SHOWN = 10
 """Top examples that a judge is shown (paper B.4.1)."""
 

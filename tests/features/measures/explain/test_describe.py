@@ -11,7 +11,17 @@ N = 1000
 
 
 def found(word_N: np.ndarray, row_C: np.ndarray, value_C: np.ndarray, names: list[str], seed: int = 0) -> list[Lift]:
-    return characteristic(word_N, names, row_C, value_C.astype(np.float32), seed)
+    """In texts of 20 words."""
+    return characteristic(word_N, names, np.arange(N) // 20, row_C, value_C.astype(np.float32), seed)
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(1, []), (2, []), (3, ["address"])])
+def test_a_word_counts_by_the_documents_that_it_is_in(texts: int, expected: list[str]) -> None:
+    """A feature fires on an address, twelve times in all, which so many texts hold."""
+    row_C = np.concatenate([300 * text + np.arange(0, 24 // texts, 2) % 20 for text in range(texts)])
+    word_N = np.zeros((N, 1), np.int32)
+    word_N[row_C] = 1
+    assert [one.name for one in found(word_N, row_C, np.ones(len(row_C)), ["other", "address"])] == expected
 
 
 def test_the_activation_counts_and_not_only_the_firings() -> None:
