@@ -22,7 +22,8 @@ def render_chat(
     The text has no prompt for a next answer, and holds every special token the tokenizer wants: encode it with
     add_special_tokens=False. Where the template strips white space around a content, so does its span. A
     tokenizer without a template gets "User: ...\\n\\nAssistant: ...\\n\\n", after its token for begin of text if it
-    usually adds one. Raises InputError for messages that the template refuses, or whose content it changes.
+    usually adds one; where it leaves out a part of a content (earlier reasoning), the span is of what is left. Raises
+    InputError for messages that the template refuses, or whose content it changes.
 
     messages: each {"role": ..., "content": ...}; at least one.
     """
@@ -88,12 +89,16 @@ def _spans(
 
 
 def _written_at(text: str, position: int, content: str, marked_rest: str) -> str | None:
-    """The form of `content` that stands at `position`, followed by what the template writes next."""
+    """The form of `content`, or the longest part of it, that stands at `position`, followed by what the template writes
+    next."""
     follows = marked_rest.partition(_MARK_OPEN)[0]
     for form in dict.fromkeys((content, content.strip(), content.lstrip(), content.rstrip())):
         if text.startswith(form + follows, position):
             return form
-    return None
+    part, stop = None, text.find(follows, position) if follows else len(text)
+    while stop >= 0 and text[position:stop] in content:
+        part, stop = text[position:stop], text.find(follows, stop + 1)
+    return part
 
 
 def name_of(tokenizer: transformers.PreTrainedTokenizerBase) -> str:

@@ -93,8 +93,10 @@ def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tu
     offset = 0
     for message, (begin, stop) in zip(record.messages, spans, strict=True):
         content = message["content"]
-        # A template may strip a content: where what it shows begins in the content itself.
-        shift = offset + content.find(rendered[begin:stop]) - begin
+        # A template may strip a content, or show its end alone: where what it shows begins in the content itself.
+        shown = rendered[begin:stop]
+        at = content.rfind(shown) if content.rstrip().endswith(shown) else content.find(shown)
+        shift = offset + at - begin
         for i in np.flatnonzero((tokens.starts >= 0) & (tokens.starts < stop) & (tokens.ends > begin)):
             start, end = int(tokens.starts[i]), int(tokens.ends[i])
             if not (rendered[start:begin] + rendered[stop:end]).strip():

@@ -47,6 +47,8 @@ def test_the_tokenizers_own_template_is_used_without_a_prompt_for_an_answer() ->
         (STRIPPING, [("user", "  a b \n"), ("assistant", "\n")], ["a b", ""]),
         (MERGING, [("system", "Be kind."), ("user", "kind"), ("assistant", "Be")], None),
         (FORGETTING, [("user", "Why?"), ("assistant", "Because.")], None),
+        # What is left of a content.
+        (FORGETTING, [("user", "2?"), ("assistant", "<think>2.</think>2."), ("user", "3?")], ["2?", "2.", "3?"]),
         (None, [("user", "Hi "), ("assistant", "User: x")], None),
     ],
 )
@@ -65,8 +67,7 @@ def test_a_content_is_not_taken_for_its_role() -> None:
 @pytest.mark.parametrize(
     ("template", "messages", "message"),
     [
-        (FORGETTING, [("user", "Why?"), ("assistant", "<think>hm</think>Because.")], "chat template of .* changes the"),
-        (SHOUTING, [("user", "quiet")], "changes the messages"),
+        (SHOUTING, [("user", "quiet")], "chat template of .* changes the messages"),
         (MERGING, [("user", "a"), ("user", "b")], "refuses the messages: roles must alternate user/assistant"),
     ],
 )

@@ -50,6 +50,17 @@ def test_special_tokens_have_no_offsets_wherever_they_stand() -> None:
     assert len(read(TOKENIZER, "").ids) == 0
 
 
+def test_of_a_chat_that_a_template_cuts_the_part_that_is_shown_has_its_place() -> None:
+    forgetting = CHAT_TEMPLATE.replace("message['content']", "message['content'].split('</think>')[-1]")
+    answer = "<think>It is four.</think>It is four."
+    messages = ({"role": "user", "content": "2+2?"}, {"role": "assistant", "content": answer})
+    record = Record("s", f"2+2?\n{answer}", messages)
+    tokens = Reader(tiny_tokenizer(chat_template=forgetting)).read(record)
+    ends = tokens.ends[tokens.ends >= 0]
+    assert ends[ends > 4].min() > record.text.rindex("It")
+    assert ends.max() == len(record.text)
+
+
 @pytest.mark.parametrize("word", ["fox", "!"])
 def test_a_word_that_pads_is_a_word_where_a_text_has_it(word: str) -> None:
     tokenizer = tiny_tokenizer()
