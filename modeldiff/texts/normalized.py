@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from modeldiff.texts.words import attached, is_space
 from modeldiff.workspace.plan import Ints
 
-# Longest run of marks that is looked into; ends inside a longer one are moved behind it.
-_MOST_MARKS = 64
+# Most characters that are looked at together; ends inside a longer run of marks are moved behind it.
+_MOST = 64
 
 
 def ends_read(text: str, starts: Ints, ends: Ints, normalize: Callable[[str], str]) -> Ints:
@@ -37,26 +36,24 @@ def ends_read(text: str, starts: Ints, ends: Ints, normalize: Callable[[str], st
     np.add.at(over, starts, 1)
     np.add.at(over, ends, -1)
     unread = (np.cumsum(over)[:-1] == 0) & ~is_space(text)
+    here = np.arange(length)
     # What is joined begins with a character that is no mark, and that none before it was joined to.
     begins = ~marks & ~np.append(False, unread)[:-1]
-    inner = np.unique(ends)
-    inner = inner[(inner > 0) & (inner < length)]
+    begin = np.maximum.accumulate(np.where(begins, here, 0))
+    # The first position from each on that has no mark behind it.
+    past_marks = np.minimum.accumulate(np.where(marks, length, here)[::-1])[::-1]
+    is_end = np.zeros(length + 1, bool)
+    is_end[ends] = True
     moved = np.arange(length + 1, dtype=ends.dtype)
-    for end in inner[unread[inner] | marks[inner]].tolist():
+    for end in (np.flatnonzero(is_end[1:-1] & (unread | marks)[1:]) + 1).tolist():
         stop = end
-        while stop < length and unread[stop] and not is_cut(_joined(text, begins, stop), text[stop]):
+        while (
+            stop < length and unread[stop] and not is_cut(text[max(begin[stop - 1], stop - _MOST) : stop], text[stop])
+        ):
             stop += 1
         if stop < length and marks[stop]:
-            left = _joined(text, begins, stop)
-            after = stop + int(np.argmin(np.append(marks[stop : stop + _MOST_MARKS], False)))
-            if len(left) + after - stop > _MOST_MARKS or not is_cut(left, text[stop:after]):
-                stop += int(np.argmin(np.append(marks[stop:], False)))
+            left, right = text[begin[stop - 1] : stop], text[stop : past_marks[stop]]
+            if len(left) + len(right) > _MOST or not is_cut(left, right):
+                stop = past_marks[stop]
         moved[end] = stop
     return moved[ends]
-
-
-def _joined(text: str, begins: NDArray[np.bool_], stop: int) -> str:
-    """What stands before `stop` that a character there may be joined to."""
-    start = max(0, stop - _MOST_MARKS)
-    (found,) = np.nonzero(begins[start:stop])
-    return text[start + int(found[-1]) if len(found) else start : stop]
