@@ -116,7 +116,6 @@ def run(
     """Let both models continue the same texts. Raises InputError: a model or text cannot be used, or the texts hold no
     place that both models can go on from."""
     settings = with_models_of(settings, workspace)
-    workspace.create()
     digest = workspace.digest_of
     refs = refs_of(settings)
     inputs = {f"model_{side}": model_input(ref, digest) for side, ref in refs.items()}

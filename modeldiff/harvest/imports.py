@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,13 +20,14 @@ from modeldiff.console import progress
 from modeldiff.errors import DamagedError, InputError, first_line
 from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.store import shard_file, write_store
+from modeldiff.harvest.store import missing_shards, shard_file, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_jsonl
-from modeldiff.workspace.activations import plan_name, rows_name
+from modeldiff.workspace.activations import plan_name
 from modeldiff.workspace.artifact import Input
 from modeldiff.workspace.bits import ENCODINGS
 from modeldiff.workspace.files import require_free, sha256_json
+from modeldiff.workspace.hdf5 import open_hdf5
 from modeldiff.workspace.plan import Document, PairTable, Tokens
 from modeldiff.workspace.stage import Work
 
@@ -96,7 +96,7 @@ def build_import(work: Work, settings: HarvestSettings, arrays: dict[str, ArrayF
 
 
 def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: str) -> None:
-    missing = [shard for shard in range(len(shards)) if not work.has(rows_name(shard, side))]
+    missing = missing_shards(work, shards, side)
     if not missing:
         return
     done = sum(shards) - sum(shards[shard] for shard in missing)
@@ -173,7 +173,7 @@ def _opened(path: Path) -> Iterator[dict[str | None, Any]]:
                 yield {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         else:
             datasets: dict[str | None, Any] = {}
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 file.visititems(lambda name, item: datasets.update({name: item} if hasattr(item, "shape") else {}))
                 yield datasets
     except (OSError, ValueError, SafetensorError) as error:

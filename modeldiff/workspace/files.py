@@ -1,21 +1,30 @@
-"""Files that are whole or absent (temporary name, flush, fsync, rename), their digests, and free space."""
+"""Files that are whole or absent (temporary name, flush, fsync, rename), their digests, locks, and free space."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
+from filelock import FileLock
 
-from modeldiff.errors import DamagedError, MachineError
+from modeldiff.errors import DamagedError, MachineError, first_line
 
 TEMPORARY_SUFFIX = ".tmp"
+# What file systems without locks answer (NFS without its lock daemon, some of clusters).
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# To ask for it is to set it: once, before there are threads.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+_OPEN = 0o666 & ~_UMASK
 
 
 def sha256_file(path: Path) -> str:
@@ -55,7 +64,11 @@ def replace_into(temporary: Path, path: Path) -> None:
 
 
 def rename_into(temporary: Path, path: Path) -> None:
-    """Rename a file whose content is durable already, durably."""
+    """Rename a file whose content is durable already, durably. Who may read it follows the umask: safetensors makes
+    files that only their owner can read."""
+    mode = temporary.stat().st_mode
+    if mode | _OPEN != mode:
+        temporary.chmod(mode | _OPEN)
     temporary.replace(path)
     fsync_folder(path.parent)
 
@@ -94,16 +107,41 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises DamagedError: the file is missing, is not JSON, or is not an object."""
+    """Read a JSON object. Raises DamagedError: the file is missing, is not JSON (nor are NaN and infinity), or is not
+    an object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DamagedError(f"{path}: is not valid JSON ({error})") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise DamagedError(f"{path}: is not valid JSON ({first_line(error)})") from None
     if not isinstance(data, dict):
         raise DamagedError(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number")
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file, which is made. Raises filelock.Timeout: somebody has it, and we do not `wait`;
+    MachineError: the file system has no locks."""
+    lock = FileLock(path, mode=0o666)  # less the umask
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        raise MachineError(
+            f"the file system of {path.parent} has no file locks ({first_line(error)}), which keep two processes "
+            "apart: choose a --workspace on another one"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_free(folder: Path, needed_bytes: int, what: str) -> None:
