@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -87,19 +88,24 @@ def test_a_missing_file_and_one_of_another_size_are_found(workspace: Workspace) 
     assert artifact.problems() == ["data: is missing"]
 
 
-def test_an_input_file_is_digested_again_only_when_it_changed(workspace: Workspace, tmp_path: Path) -> None:
-    workspace.create()
+def test_an_input_file_is_digested_again_only_when_it_changed(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "t.txt"
     path.write_text("one")
     known = workspace.digest_of(path)
     assert known == hashlib.sha256(b"one").hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr("modeldiff.workspace.workspace.sha256_file", lambda _: pytest.fail("it is read again"))
+        assert workspace.digest_of(path) == known
+    before = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert workspace.digest_of(path) == hashlib.sha256(b"two").hexdigest(), "of the same size, its time set back"
     remembered = workspace.folder / ".partial" / "digests.json"
-    remembered.write_text(remembered.read_text().replace(known, "0" * 64))
-    assert workspace.digest_of(path) == "0" * 64
-    path.write_text("other")
-    assert workspace.digest_of(path) == hashlib.sha256(b"other").hexdigest()
-    remembered.write_text("torn")
-    assert workspace.digest_of(path) == hashlib.sha256(b"other").hexdigest()
+    for damaged in (remembered.read_text().replace(hashlib.sha256(b"two").hexdigest(), "0" * 64), "torn", "[1]"):
+        remembered.write_text(damaged)
+        assert workspace.digest_of(path) == hashlib.sha256(b"two").hexdigest()
 
 
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
