@@ -162,8 +162,6 @@ def _to_remove(workspace: Workspace, ref: str) -> tuple[Path, list[Artifact]]:
 def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
     """Delete unfinished work of interrupted commands, and the cells that toy benchmarks keep for later ones. What
     another process works on is left alone; artifacts stay whole."""
-    from filelock import Timeout
-
     from modeldiff.workspace.files import human_bytes, locked
 
     removed: dict[str, int] = {}
@@ -180,7 +178,7 @@ def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
         try:
             with locked(path, wait=False):
                 remove(folder, "unfinished work")
-        except Timeout:
+        except BlockingIOError:
             say(f"{folder} is being worked on: left alone")
             busy = True
         else:

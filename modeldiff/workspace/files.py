@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
-from filelock import FileLock
 
 from modeldiff.errors import DamagedError, MachineError, first_line
 
@@ -126,22 +126,21 @@ def _refuse(constant: str) -> float:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, which is made. Raises filelock.Timeout: somebody has it, and we do not `wait`;
-    MachineError: the file system has no locks."""
-    lock = FileLock(path, mode=0o666)  # less the umask
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise
-        raise MachineError(
-            f"the file system of {path.parent} has no file locks ({first_line(error)}), which keep two processes "
-            "apart: choose a --workspace on another one"
-        ) from None
-    try:
+    """Hold the lock of a file, which is made; whoever holds it may remove the file. Raises BlockingIOError: somebody
+    has it, and we do not `wait`; MachineError: the file system has no locks."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise MachineError(
+                f"the file system of {path.parent} has no file locks ({error.strerror}), which keep two processes "
+                "apart: choose a --workspace on another one"
+            ) from None
+        if not os.fstat(file.fileno()).st_nlink:
+            raise BlockingIOError(errno.EAGAIN, "whoever had the lock removed it", str(path))
         yield
-    finally:
-        lock.release()
 
 
 def require_free(folder: Path, needed_bytes: int, what: str) -> None:

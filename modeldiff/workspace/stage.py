@@ -12,11 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import Timeout
 
 from modeldiff import __version__
 from modeldiff.console import say
@@ -150,19 +148,20 @@ def produce(
         return cached
     workspace.create()
     partial = workspace.folder / PARTIAL / order.fingerprint[:32]
-    try:
-        with files.locked(partial.with_suffix(".lock"), wait=False):
-            if not force:  # it may have been published while we were looking
-                cached, why = _from_cache(workspace, order)
-                if cached:
-                    return cached
-            begun = ", continuing what was begun" if (partial / RESUME).exists() else ""
-            say(f"{order.kind}: {'forced' if cached else why or _changes(workspace, order)}{begun}")
-            return _run(workspace, order, partial, build, name)
-    except Timeout:
-        raise MachineError(
-            f"another process is already making this {order.kind} in {workspace.folder}: wait for it, or stop it"
-        ) from None
+    with ExitStack() as held:
+        try:
+            held.enter_context(files.locked(partial.with_suffix(".lock"), wait=False))
+        except BlockingIOError:
+            raise MachineError(
+                f"another process is already making this {order.kind} in {workspace.folder}: wait for it, or stop it"
+            ) from None
+        if not force:  # it may have been published while we were looking
+            cached, why = _from_cache(workspace, order)
+            if cached:
+                return cached
+        begun = ", continuing what was begun" if (partial / RESUME).exists() else ""
+        say(f"{order.kind}: {'forced' if cached else why or _changes(workspace, order)}{begun}")
+        return _run(workspace, order, partial, build, name)
 
 
 def _from_cache(workspace: Workspace, order: Order) -> tuple[Artifact | None, str | None]:
