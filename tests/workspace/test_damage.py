@@ -170,19 +170,19 @@ def test_damage_to_a_published_file_is_named_by_verify_and_by_who_reads_it(
             read = workspace.find(artifact.kind)
             assert [one.partition(":")[0] for one in read.problems()] == [name]
             with pytest.raises(DamagedError, match=f"{path}.*workspace remove {read.ref} --force"):
-                read_all(read, name)
+                list(uses(read, name))
 
 
-def read_all(artifact: Artifact, name: str) -> None:
-    """As the stages that come after it do; then one file, which may be a figure or a log that none of them reads."""
+def uses(artifact: Artifact, *names: str) -> Iterator[object]:
+    """What the stages that come after it read, and files that none of them does, like figures and logs."""
     if artifact.kind == "activations":
         store = ActivationStore(artifact)
         for block in store.blocks(7):
-            store.read(block)
-            store.plan(block.shard)
+            yield store.read(block)
+            yield store.plan(block.shard)
     elif artifact.kind == "crosscoder":
-        Crosscoder.from_pretrained(artifact)
-    artifact.file(name)
+        yield Crosscoder.from_pretrained(artifact)
+    yield from map(artifact.file, names)
 
 
 def test_files_above_the_limit_for_the_cache_are_checked_where_they_are_read(
@@ -195,7 +195,7 @@ def test_files_above_the_limit_for_the_cache_are_checked_where_they_are_read(
         path = workspace.resolve(ref).folder / name
         path.write_bytes(path.read_bytes()[:-1] + b"?")
         with pytest.raises(DamagedError, match=str(path)):
-            read_all(workspace.resolve(ref), "logs/none")
+            list(uses(workspace.resolve(ref)))
 
 
 def test_a_file_is_read_once_by_a_process_and_again_when_it_changed(

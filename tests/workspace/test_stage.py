@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from modeldiff.errors import DamagedError, InputError, MachineError
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.artifact import FORMAT
-from modeldiff.workspace.files import sha256_json
+from modeldiff.workspace.files import locked, sha256_json
 
 
 @settings
@@ -164,7 +163,7 @@ def test_work_that_was_begun_knows_its_whole_files(workspace: Workspace) -> None
 
 
 def _hold(path: str, held: Any, done: Any) -> None:
-    with FileLock(path):
+    with locked(Path(path)):
         held.set()
         done.wait(30)
 
