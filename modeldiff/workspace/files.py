@@ -109,15 +109,29 @@ def write_json(path: Path, data: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises DamagedError: the file is missing, is not JSON (nor are NaN and infinity), or is not
     an object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as error:
-        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise DamagedError(f"{path}: is not valid JSON ({first_line(error)})") from None
+    data = _parsed(_text(path), str(path))
     if not isinstance(data, dict):
         raise DamagedError(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read what `json_lines` wrote. Raises DamagedError: the file is missing, or a line is not JSON."""
+    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(_text(path).splitlines(), 1)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise DamagedError(f"{where}: is not valid JSON ({first_line(error)})") from None
 
 
 def _refuse(constant: str) -> float:
