@@ -34,7 +34,10 @@ class Bounds(dict[str, float]):
     finite is always out of bounds."""
 
     def hold(self, value: float) -> bool:
-        return math.isfinite(value) and all(_BOUNDS[name][1](value, bound) for name, bound in self.items())
+        try:
+            return math.isfinite(value) and all(_BOUNDS[name][1](value, bound) for name, bound in self.items())
+        except OverflowError:  # a whole number beyond floats
+            return False
 
     def __str__(self) -> str:
         return " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in self.items()) or "finite"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import h5py
 import numpy as np
 import torch
 from safetensors.numpy import save
@@ -26,7 +25,8 @@ from modeldiff.workspace.activations import (
     plan_name,
     rows_name,
 )
-from modeldiff.workspace.bits import ENCODINGS, create_dataset, write_rows
+from modeldiff.workspace.bits import ENCODINGS, RowWriter
+from modeldiff.workspace.hdf5 import open_hdf5
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 
 
@@ -70,18 +70,20 @@ def make_activations(
     info = StoreInfo(pairs=rows, shards=shards, sources=labels, has_texts=plans is not None, sides=about)
 
     def build(work: Work) -> dict[str, int]:
+        arrays = {f"mean_{side}": stored[side].double().nan_to_num().mean(dim=0).numpy() for side in SIDES}
         for side in SIDES:
             for shard, x_ND in enumerate(stored[side].split(shard_pairs)):
                 temporary = work.temporary(rows_name(shard, side))
-                with h5py.File(temporary, "w") as file:
-                    write_rows(create_dataset(file, DATASET, *x_ND.shape, encoding), 0, x_ND)
+                with open_hdf5(temporary, "w") as file:
+                    writer = RowWriter(file, DATASET, *x_ND.shape, encoding)
+                    writer.append(x_ND)
                 work.commit(temporary, rows_name(shard, side))
+                arrays[rows_name(shard, side)] = writer.digests
         for shard, plan in enumerate(plans or []):
             temporary = work.temporary(plan_name(shard))
             write_plan(temporary, plan)
             work.commit(temporary, plan_name(shard))
-        means = {f"mean_{side}": stored[side].double().nan_to_num().mean(dim=0).numpy() for side in SIDES}
-        work.write_bytes(STATISTICS_NAME, save(means))
+        work.write_bytes(STATISTICS_NAME, save(arrays))
         work.write_json(STORE_NAME, to_json(info))
         return {"pairs": rows}
 

@@ -15,6 +15,7 @@ from modeldiff.catalogue.words import visible
 from modeldiff.errors import DamagedError
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
+from modeldiff.workspace.hdf5 import open_hdf5
 
 _Types = dict[str, type[np.generic]]
 
@@ -77,7 +78,7 @@ class ExampleReader:
     @cached_property
     def _datasets(self) -> dict[str, h5py.Dataset]:
         found: dict[str, h5py.Dataset] = {}
-        h5py.File(self._path, "r").visititems(
+        open_hdf5(self._path).visititems(
             lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None
         )
         return found

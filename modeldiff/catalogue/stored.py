@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.files import read_json, replace_into, temporary_path
+from modeldiff.workspace.files import read_json, temporary_path
+from modeldiff.workspace.kept import is_sound, keep
 
 # A features artifact: its layout is in run.py.
 FORMAT = 5
@@ -58,15 +59,15 @@ def read_arrays(artifact: Artifact, name: str) -> Arrays:
 
 
 def save_arrays(path: Path, arrays: Arrays) -> None:
-    """Write arrays as safetensors: the file is whole or absent."""
+    """Keep arrays as safetensors: the file is whole or absent, and has its digest beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     save_file(arrays, temporary)
-    replace_into(temporary, path)
+    keep(temporary, path)
 
 
 def kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """What `make` gives, from a file: a run that continues after an interruption does not make it again."""
-    if not path.exists():
+    if not is_sound(path):
         save_arrays(path, make())
     return dict(load_file(path))

@@ -175,6 +175,9 @@ def stage_command(
     """
 
     def run_and_show(workspace: Workspace, *, name: str | None, force: bool, as_json: bool, **values: Any) -> None:
+        from modeldiff.workspace.workspace import check_name
+
+        check_name(name)  # before other stages run for this one
         for field in dataclasses.fields(settings):
             if field.default is dataclasses.MISSING and values[field.name] in (None, ()):
                 raise click.UsageError(f"Missing option '{option_of(field)}'", click.get_current_context())

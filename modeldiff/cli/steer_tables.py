@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,10 @@ Cell = tuple[str, str]
 
 def read_generations(artifact: Artifact) -> list[Record]:
     """None without --prompt."""
+    from modeldiff.workspace.files import read_json_lines
+
     name = "generations.jsonl"
-    written = artifact.file(name).read_text(encoding="utf-8") if name in artifact.manifest.files else ""
-    return [json.loads(line) for line in written.splitlines()]
+    return read_json_lines(artifact.file(name)) if name in artifact.manifest.files else []
 
 
 def print_generations(generations: Sequence[Record]) -> None:

@@ -91,8 +91,17 @@ def _show(workspace: Workspace, *, as_json: bool, ref: str) -> None:
 def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> None:
     """Read every byte and compare with the digests in the manifests (all artifacts unless some are named). Exit code 1
     when something is damaged."""
-    wanted = [workspace.resolve(ref) for ref in refs] or workspace.artifacts()
-    problems: dict[str, list[str]] = {str(f): [why] for f, why in workspace.survey()[1]} if not refs else {}
+    problems: dict[str, list[str]] = {}
+    if refs:
+        wanted = []
+        for ref in refs:
+            try:
+                wanted.append(workspace.resolve(ref))
+            except DamagedError as error:
+                problems[ref] = [str(error)]
+    else:
+        wanted, damaged = workspace.survey()
+        problems = {":".join(folder.relative_to(workspace.folder).parts): [why] for folder, why in damaged}
     with progress("verify", sum(a.size for a in wanted) / 1e6, "MB") as bar:
         for artifact in wanted:
             found = artifact.problems(report=lambda size: bar.advance(size / 1e6))
@@ -106,8 +115,8 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
         click.echo(f"{len(wanted)} artifacts verified, {len(problems)} damaged")
     if problems:
         raise DamagedError(
-            f"{len(problems)} damaged: run `modeldiff workspace remove {next(iter(problems))} --force`, "
-            "then the command that made it again"
+            f"{len(problems)} damaged: unless it is said how to mend one, run `modeldiff workspace remove "
+            f"{next(iter(problems))} --force`, then the command that made it again"
         )
 
 
@@ -153,9 +162,7 @@ def _to_remove(workspace: Workspace, ref: str) -> tuple[Path, list[Artifact]]:
 def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
     """Delete unfinished work of interrupted commands, and the cells that toy benchmarks keep for later ones. What
     another process works on is left alone; artifacts stay whole."""
-    from filelock import FileLock, Timeout
-
-    from modeldiff.workspace.files import human_bytes
+    from modeldiff.workspace.files import human_bytes, locked
 
     removed: dict[str, int] = {}
 
@@ -169,15 +176,20 @@ def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
     for folder in workspace.partials():
         path = folder.with_suffix(".lock")
         try:
-            with FileLock(path, timeout=0):
+            with locked(path, wait=False):
                 remove(folder, "unfinished work")
-        except Timeout:
+        except BlockingIOError:
             say(f"{folder} is being worked on: left alone")
             busy = True
         else:
             path.unlink(missing_ok=True)
     if workspace.toy_cells.is_dir() and not busy:  # what is being worked on may be a benchmark that writes them
         remove(workspace.toy_cells, "the kept cells of toy benchmarks")
+    if workspace.folder.exists():
+        with workspace.lock():
+            for path in workspace.leftovers():
+                removed[str(path)] = path.stat().st_size
+                path.unlink()
     freed = sum(removed.values())
     if as_json:
         print_json({"removed": list(removed), "bytes": freed})

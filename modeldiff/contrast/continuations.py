@@ -13,11 +13,9 @@ An interrupted run keeps the divergences of a model and every finished part of t
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,7 +27,7 @@ from modeldiff.console import progress, say
 from modeldiff.contrast.divergence import Kept, divergence, likeliest
 from modeldiff.contrast.documents import Document, Place, choose_places, drawn_documents, open_document, read_prompts
 from modeldiff.contrast.settings import ContinuationsSettings
-from modeldiff.errors import DamagedError, InputError
+from modeldiff.errors import InputError
 from modeldiff.lm.buckets import common_buckets, token_strings
 from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.generate import continue_tokens
@@ -41,7 +39,7 @@ from modeldiff.texts.sources import LeftOut, Record, Source, mix, parse_source, 
 from modeldiff.texts.tokenize import Reader
 from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.files import json_lines, read_json
+from modeldiff.workspace.files import json_lines, read_json, read_json_lines
 
 Made = TypeVar("Made")
 
@@ -62,8 +60,8 @@ class Continuations:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.info: dict[str, Any] = read_json(artifact.file(NAME))
-        documents, places = _lines(artifact, DOCUMENTS), _lines(artifact, PLACES)
-        said = {side: _lines(artifact, SAID[side]) for side in SIDES}
+        documents, places = (read_json_lines(artifact.file(name)) for name in (DOCUMENTS, PLACES))
+        said = {side: read_json_lines(artifact.file(SAID[side])) for side in SIDES}
         self.documents = [Record(line["source"], line["text"], tuple(line["messages"] or ())) for line in documents]
         self.number = [line["number"] for line in documents]
         self.places = [Place(**line, said={side: said[side][i] for side in SIDES}) for i, line in enumerate(places)]
@@ -116,7 +114,6 @@ def run(
     """Let both models continue the same texts. Raises InputError: a model or text cannot be used, or the texts hold no
     place that both models can go on from."""
     settings = with_models_of(settings, workspace)
-    workspace.create()
     digest = workspace.digest_of
     refs = refs_of(settings)
     inputs = {f"model_{side}": model_input(ref, digest) for side, ref in refs.items()}
@@ -285,7 +282,7 @@ def _sample(
         said: dict[int, Any] = {}
         for part in parts:
             if part.side == side:
-                said |= zip(part.places, _decoded(work.folder / part.name), strict=True)
+                said |= zip(part.places, read_json_lines(work.folder / part.name), strict=True)
         work.write_bytes(SAID[side], json_lines(said[i] for i in range(len(places))))
 
 
@@ -315,15 +312,3 @@ def _write(work: Work, refs: dict[str, ModelRef], documents: list[Document], pla
     }
     work.write_json(NAME, info)
     return counts
-
-
-def _decoded(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
-
-
-def _lines(artifact: Artifact, name: str) -> list[Any]:
-    path = artifact.file(name)
-    try:
-        return _decoded(path)
-    except ValueError as error:
-        raise DamagedError(f"{path}: not valid JSON lines ({error}); {artifact.mend}") from None

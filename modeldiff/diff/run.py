@@ -19,6 +19,7 @@ from modeldiff.harvest.run import estimate
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.workspace import check_name
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Diff:
 def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Diff:
     """All stages. name: of the contrast; force: run every stage even when it is up to date. Raises InputError,
     MachineError, DamagedError: as the stages do."""
-    workspace.create()
     harvest = settings.part(HarvestSettings, seed=0)  # the same pairs for every seed of the training
+    check_name(name)
     say_costs(settings, harvest, workspace)
     say("1/5 harvest: both models read the same texts")
     activations = run_harvest(harvest, workspace, force=force)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
@@ -39,6 +38,7 @@ from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json
 from modeldiff.splits import split
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.hdf5 import open_hdf5
 
 SCHEMA = 5
 
@@ -136,7 +136,7 @@ def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: 
     if encoder.store.info.has_texts:
         arrays |= gather(encoder, examples, n_context, work.resume / "contexts")
     temporary = work.temporary(stored.EXAMPLES_NAME)
-    with h5py.File(temporary, "w") as file:
+    with open_hdf5(temporary, "w") as file:
         for name, array in arrays.items():
             file[name] = array
     work.commit(temporary, stored.EXAMPLES_NAME)
@@ -146,7 +146,7 @@ def _tokens_differ(examples: Examples, work: Work) -> NDArray[np.float32]:
     """(F,) share of each feature's examples, as they were written, at which the two models' tokens differ; NaN without
     examples or texts."""
     count_F = np.diff(examples.offsets)
-    with h5py.File(work.folder / stored.EXAMPLES_NAME, "r") as file:
+    with open_hdf5(work.folder / stored.EXAMPLES_NAME) as file:
         if "tokens_differ" not in file:
             return np.full(len(count_F), np.nan, np.float32)
         differ_F = np.bincount(examples.feature, file["tokens_differ"][()], len(count_F))

@@ -23,6 +23,7 @@ from modeldiff.features.settings import FeaturesSettings
 from modeldiff.splits import spread_blocks
 from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.kept import is_sound
 
 # Blocks encoded at the same time: some steps cannot use several cores.
 _ENCODERS = 2
@@ -92,7 +93,7 @@ class ScanResult:
 
 def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResult:
     """Stream the store once. `resume`: folder for checkpoints; a scan that finds one there goes on behind its last
-    whole shard."""
+    whole shard; where a part of it is damaged, it begins anew."""
     store = encoder.store
     n_features = encoder.crosscoder.n_features
     blocks = spread_blocks(store.blocks(block_rows(n_features)), settings.pairs)
@@ -101,10 +102,10 @@ def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResu
     statistics = FeatureStatistics(n_features, len(store.info.sources))
     by_document, by_passage = (TopRows(n_features, settings.examples) for _ in range(2))
     state: _State = {"statistics": statistics, "by_document": by_document, "by_passage": by_passage}
-    done = _restore(resume / _CHECKPOINT, state)
-    total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
     shards = by_shard(blocks, len(store.info.shards))
     sample_files = [resume / "codes" / f"{shard:05d}.safetensors" for shard in range(len(shards))]
+    done = _restore(resume / _CHECKPOINT, state, sample_files)
+    total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
     bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
     with bar_of as bar, shared_cores(_ENCODERS):
         for shard in range(done, len(shards)):
@@ -147,15 +148,19 @@ def _checkpoint(path: Path, state: _State, shards: int) -> None:
     save_arrays(path, arrays | {"shards": np.array(shards)})
 
 
-def _restore(path: Path, state: _State) -> int:
-    """Brings the parts to the checkpoint, if there is one; the number of shards it covers."""
-    if not path.exists():
+def _restore(path: Path, state: _State, sample_files: list[Path]) -> int:
+    """Brings the parts to the checkpoint, if there is one, and the samples of what it covers are there; the number of
+    shards it covers."""
+    if not is_sound(path):
         return 0
     arrays = load_file(path)
+    done = int(arrays["shards"])
+    if not all(map(is_sound, sample_files[:done])):
+        return 0
     for part, one in state.items():
         for name in _arrays(one):
             setattr(one, name, arrays[f"{part}.{name}"])
-    return int(arrays["shards"])
+    return done
 
 
 def _arrays(part: FeatureStatistics | TopRows) -> Arrays:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,18 +20,20 @@ from modeldiff.console import progress
 from modeldiff.errors import DamagedError, InputError, first_line
 from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.store import shard_file, write_store
+from modeldiff.harvest.store import missing_shards, shard_file, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_objects
-from modeldiff.workspace.activations import plan_name, rows_name
+from modeldiff.workspace.activations import plan_name
 from modeldiff.workspace.artifact import Input
 from modeldiff.workspace.bits import ENCODINGS
 from modeldiff.workspace.files import require_free, sha256_json
+from modeldiff.workspace.hdf5 import open_hdf5
 from modeldiff.workspace.plan import Document, PairTable, Tokens
 from modeldiff.workspace.stage import Work
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _BLOCK_ROWS = 4096
+_UNREADABLE = (OSError, ValueError, SafetensorError)
 # A token whose id was not given.
 UNKNOWN_ID = -1
 
@@ -96,7 +97,7 @@ def build_import(work: Work, settings: HarvestSettings, arrays: dict[str, ArrayF
 
 
 def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: str) -> None:
-    missing = [shard for shard in range(len(shards)) if not work.has(rows_name(shard, side))]
+    missing = missing_shards(work, shards, side)
     if not missing:
         return
     done = sum(shards) - sum(shards[shard] for shard in missing)
@@ -106,7 +107,7 @@ def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: 
             with shard_file(work, shard, side, shards[shard], array.width, encoding) as append:
                 for start in range(first, end, _BLOCK_ROWS):
                     stop = min(start + _BLOCK_ROWS, end)
-                    x_ND = _tensor(arrays[array.key][start:stop])
+                    x_ND = _rows(arrays[array.key], start, stop, array.path)
                     append(_stored(x_ND, start, array.path, side, encoding))
                     bar.advance(stop - start)
 
@@ -143,7 +144,7 @@ def _find_array(entry: str, option: str) -> ArrayFile:
             raise InputError(f"{option}: {place} has shape {shape}: expected (pairs, width)")
         if 0 in shape:
             raise InputError(f"{option}: {place} is empty: its shape is {shape}")
-        dtype = _tensor(array[:1]).dtype
+        dtype = _rows(array, 0, 1, path).dtype
         if dtype not in _DTYPES:
             raise InputError(f"{option}: {place} has type {dtype}: expected bfloat16, float16, float32 or float64")
         return ArrayFile(path, key, *shape)
@@ -163,20 +164,34 @@ def _choose_key(keys: Collection[str | None], path: Path, key: str | None, optio
 
 @contextmanager
 def _opened(path: Path) -> Iterator[dict[str | None, Any]]:
-    """The arrays of a file, by key (None in .npy), to be sliced; none is read yet."""
+    """The arrays of a file, by key (None in .npy), to be given to `_rows`; none is read yet. Raises DamagedError: the
+    file cannot be opened. What goes wrong inside of the `with` is not blamed on it."""
+    with ExitStack() as stack:
+        try:
+            arrays = _arrays(path, stack)
+        except _UNREADABLE as error:
+            raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from None
+        yield arrays
+
+
+def _arrays(path: Path, stack: ExitStack) -> dict[str | None, Any]:
     suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return {None: np.load(path, mmap_mode="r", allow_pickle=False)}
+    if suffix == ".safetensors":
+        file = stack.enter_context(safe_open(path, framework="pt"))
+        return {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    datasets: dict[str | None, Any] = {}
+    file = stack.enter_context(open_hdf5(path))
+    file.visititems(lambda name, item: datasets.update({name: item} if hasattr(item, "shape") else {}))
+    return datasets
+
+
+def _rows(array: Any, start: int, stop: int, path: Path) -> torch.Tensor:
+    """Rows of an array of a file. Raises DamagedError: they cannot be read."""
     try:
-        if suffix == ".npy":
-            yield {None: np.load(path, mmap_mode="r", allow_pickle=False)}
-        elif suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                yield {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-        else:
-            datasets: dict[str | None, Any] = {}
-            with h5py.File(path, "r") as file:
-                file.visititems(lambda name, item: datasets.update({name: item} if hasattr(item, "shape") else {}))
-                yield datasets
-    except (OSError, ValueError, SafetensorError) as error:
+        return _tensor(array[start:stop])
+    except _UNREADABLE as error:
         raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from None
 
 

@@ -9,7 +9,6 @@ file says how far the texts were read; an interrupted plan reads up to there wit
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from modeldiff.console import progress
-from modeldiff.errors import DamagedError, InputError
+from modeldiff.errors import InputError
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.records import from_json
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment, align
 from modeldiff.texts.readers import COMPRESSED
@@ -28,7 +28,8 @@ from modeldiff.texts.sources import LeftOut, Record, Source, mix
 from modeldiff.texts.tokenize import Reader
 from modeldiff.workspace.activations import plan_name
 from modeldiff.workspace.bits import bytes_per_value
-from modeldiff.workspace.files import write_json
+from modeldiff.workspace.files import read_json
+from modeldiff.workspace.kept import is_sound, keep_json
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 from modeldiff.workspace.stage import Work
 
@@ -149,7 +150,7 @@ class Planner:
         if shard:
             _close(work, cursor, shard)
         elif cursor.shards:
-            write_json(_cursor_path(work, len(cursor.shards) - 1), asdict(cursor))
+            keep_json(_cursor_path(work, len(cursor.shards) - 1), asdict(cursor))
         else:
             raise InputError(
                 f"no pair of tokens was found in {counts.data['documents']} documents: "
@@ -208,16 +209,10 @@ class Planner:
 
 
 def _resume(work: Work) -> Cursor:
-    """The cursor after the last shard that is planned."""
+    """The cursor after the last shard that is planned; what was planned behind a damaged one is planned again."""
     cursor = Cursor()
-    while work.has(plan_name(len(cursor.shards))):
-        path = _cursor_path(work, len(cursor.shards))
-        try:
-            cursor = Cursor(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise DamagedError(
-                f"{path}: cannot be read ({error}); drop the unfinished work with `modeldiff workspace clean`"
-            ) from None
+    while work.has(plan_name(len(cursor.shards))) and is_sound(path := _cursor_path(work, len(cursor.shards))):
+        cursor = from_json(Cursor, read_json(path), str(path))
     return cursor
 
 
@@ -228,7 +223,7 @@ def _close(work: Work, cursor: Cursor, shard: list[Piece]) -> None:
         label = cursor.labels[document.source]
         cursor.pairs_by_source[label] = cursor.pairs_by_source.get(label, 0) + len(pairs)
     # The cursor first: with the plan file but without it, the shard would have to be planned again.
-    write_json(_cursor_path(work, number), asdict(cursor))
+    keep_json(_cursor_path(work, number), asdict(cursor))
     write_shard(work, number, shard)
 
 

@@ -12,14 +12,13 @@ from modeldiff.harvest.imports import build_import, find_arrays, import_bytes, i
 from modeldiff.harvest.planner import Cursor, Look, Planner, bytes_needed
 from modeldiff.harvest.report import ALIGNMENT_NAME, Counts, alignment_report
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.store import write_store
+from modeldiff.harvest.store import missing_shards, write_store
 from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.load import Geometry, LanguageModel, load_model, load_tokenizer, read_geometry
 from modeldiff.lm.ref import ModelRef, model_input, refs_of
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import LeftOut, Source, parse_source, source_digest
 from modeldiff.texts.tokenize import Reader
-from modeldiff.workspace.activations import rows_name
 from modeldiff.workspace.artifact import Artifact, Input
 from modeldiff.workspace.files import free_bytes, require_free
 from modeldiff.workspace.ranks import Ranks, produce_together, ranks
@@ -105,7 +104,6 @@ def open_readers(pair: Pair) -> dict[str, Reader]:
 
 
 def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
-    workspace.create()
     digest = workspace.digest_of
     if settings.importing:
         arrays = find_arrays(settings)
@@ -156,8 +154,7 @@ def _plan(
     cursor = planner.plan(work)
     _say_plan(settings, cursor)
     _require_disk(work, settings, pair, cursor.pairs, seen)
-    shards = range(len(cursor.shards))
-    return cursor, {side: [shard for shard in shards if not work.has(rows_name(shard, side))] for side in SIDES}
+    return cursor, {side: missing_shards(work, cursor.shards, side) for side in SIDES}
 
 
 def _require_disk(work: Work, settings: HarvestSettings, pair: Pair, pairs: int, seen: Look) -> None:

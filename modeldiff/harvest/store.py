@@ -11,18 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
+from modeldiff.console import progress
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.records import to_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import DATASET, STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo, rows_name
-from modeldiff.workspace.bits import create_dataset, write_rows
-from modeldiff.workspace.files import write_bytes
+from modeldiff.workspace.bits import RowWriter
+from modeldiff.workspace.hdf5 import open_hdf5
+from modeldiff.workspace.kept import is_sound, keep_bytes
 from modeldiff.workspace.stage import Work
 
 QUANTILES = ("0", "0.01", "0.25", "0.5", "0.75", "0.99", "1")
@@ -45,10 +46,10 @@ class RunningStatistics:
             # Norms are kept for the exact median: 4 bytes per row.
             self._norms.append(wide_ND.norm(dim=1).to(torch.float32).numpy())
 
-    def save(self, folder: Path, shard: int, side: str) -> None:
-        """Write them, atomically, for `combine`."""
+    def save(self, folder: Path, shard: int, side: str, digest_P: NDArray[np.uint8]) -> None:
+        """Keep them for `combine`, with the digests of the pieces that hold the rows."""
         norms = np.concatenate(self._norms) if self._norms else np.zeros(0, np.float32)
-        write_bytes(_path(folder, shard, side), save({"sum": self._sum_D.numpy(), "norms": norms}))
+        keep_bytes(_path(folder, shard, side), save({"sum": self._sum_D.numpy(), "norms": norms, "digests": digest_P}))
 
 
 @contextmanager
@@ -56,29 +57,43 @@ def shard_file(
     work: Work, shard: int, side: str, rows: int, width: int, encoding: str
 ) -> Iterator[Callable[[torch.Tensor], None]]:
     """Inside, give the rows of one side of a shard to the function, block by block; then the file is committed."""
-    temporary, statistics, done = work.temporary(rows_name(shard, side)), RunningStatistics(width), 0
-    with h5py.File(temporary, "w") as file:
-        dataset = create_dataset(file, DATASET, rows, width, encoding)
+    temporary, statistics = work.temporary(rows_name(shard, side)), RunningStatistics(width)
+    with open_hdf5(temporary, "w") as file:
+        writer = RowWriter(file, DATASET, rows, width, encoding)
 
         def append(x_ND: torch.Tensor) -> None:
-            nonlocal done
-            write_rows(dataset, done, x_ND)
+            writer.append(x_ND)
             statistics.add(x_ND)
-            done += len(x_ND)
 
         yield append
     # Before the rows are committed: whoever finds the rows finds their statistics.
-    statistics.save(work.resume, shard, side)
+    statistics.save(work.resume, shard, side, writer.digests)
     work.commit(temporary, rows_name(shard, side))
 
 
-def combine(folder: Path, shards: int, side: str) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """(mean (D,), exact norm quantiles with linear interpolation) of one side over all shards."""
+def missing_shards(work: Work, shards: list[int], side: str) -> list[int]:
+    """The shards whose rows of one side are still to be written; `shards` are the pairs of each. What an earlier run
+    has left is read, and a shard of which something is damaged is written again."""
+    missing = []
+    with progress(f"check what is there of {side.upper()}", sum(shards), "pairs") as bar:
+        for shard, pairs in enumerate(shards):
+            # Both are asked, so that each of them that is damaged is named.
+            if not all([work.has(rows_name(shard, side)), is_sound(_path(work.resume, shard, side))]):
+                missing.append(shard)
+            bar.advance(pairs)
+    return missing
+
+
+def combine(
+    folder: Path, shards: int, side: str
+) -> tuple[NDArray[np.float64], dict[str, float], dict[str, NDArray[np.uint8]]]:
+    """(mean (D,), exact norm quantiles with linear interpolation, digests by file) of one side over all shards."""
     parts = [load_file(_path(folder, shard, side)) for shard in range(shards)]
     norms_N = np.concatenate([part["norms"] for part in parts])
     norms_N.sort()
     mean_D = sum((part["sum"] for part in parts), np.zeros(())) / len(norms_N)
-    return mean_D, {quantile: _quantile(norms_N, float(quantile)) for quantile in QUANTILES}
+    digests = {rows_name(shard, side): part["digests"] for shard, part in enumerate(parts)}
+    return mean_D, {quantile: _quantile(norms_N, float(quantile)) for quantile in QUANTILES}, digests
 
 
 def _quantile(sorted_N: NDArray[np.float32], wanted: float) -> float:
@@ -103,9 +118,10 @@ def write_store(
 ) -> dict[str, Any]:
     """Write the statistics of all rows, and store.json; give the metrics of the manifest that follow from them. widths,
     layers: by side; shards: pairs of each, all of them written; labels: of the text sources."""
-    means, sides = {}, {}
+    arrays, sides = dict[str, NDArray[Any]](), {}
     for side in SIDES:
-        means[f"mean_{side}"], quantiles = combine(work.resume, len(shards), side)
+        arrays[f"mean_{side}"], quantiles, digests = combine(work.resume, len(shards), side)
+        arrays |= digests
         model = getattr(settings, f"model_{side}")
         sides[side] = SideInfo(
             width=widths[side],
@@ -117,7 +133,7 @@ def write_store(
             median_norm=quantiles["0.5"],
             norm_quantiles=quantiles,
         )
-    work.write_bytes(STATISTICS_NAME, save(means))
+    work.write_bytes(STATISTICS_NAME, save(arrays))
     has_texts = not settings.importing or settings.import_texts is not None
     work.write_json(STORE_NAME, to_json(StoreInfo(sum(shards), shards, labels, has_texts, sides)))
     return {"pairs": sum(shards), "median_norm": {side: sides[side].median_norm for side in SIDES}}

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from modeldiff.console import progress, say
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
+from modeldiff.records import from_json, to_json
 from modeldiff.workspace.files import read_json, sha256_json, write_bytes
 
 T = TypeVar("T")
@@ -44,6 +45,17 @@ class Answer:
     """Why there is none; beside a text, a remark on it (that it was cut)."""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """An answer in its file."""
+
+    id: str
+    attempt: int
+    text: str | None
+    reason: str | None
+    check: str
+
+
 class AnswerCache:
     """The answers in a folder, by key. Several threads and processes may add to it at the same time."""
 
@@ -56,23 +68,23 @@ class AnswerCache:
         if not path.exists():
             return None
         try:
-            record = read_json(path)
-            answer = Answer(record["text"], record["reason"])
-            if record["check"] == _check(key, answer):
+            kept = from_json(_Kept, read_json(path), str(path))
+            answer = Answer(kept.text, kept.reason)
+            if kept.check == _check(key, answer):
                 return answer
-        except (DamagedError, KeyError):
+        except DamagedError:
             pass
         say(f"{path}: is damaged; what it answered is asked again")
         return None
 
     def add(self, key: str, prompt: Prompt, answer: Answer) -> None:
         """Keep an answer; it is on disk when this returns. Raises MachineError if it cannot be written."""
-        record = {"id": prompt.id, "attempt": prompt.attempt, "text": answer.text, "reason": answer.reason}
+        record = _Kept(prompt.id, prompt.attempt, answer.text, answer.reason, _check(key, answer))
         path = self._folder / f"{key}.json"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # ASCII: an answer may hold halves of characters, which no encoding of Unicode can write.
-            write_bytes(path, json.dumps({**record, "check": _check(key, answer)}, ensure_ascii=True).encode())
+            write_bytes(path, json.dumps(to_json(record), ensure_ascii=True).encode())
         except OSError as error:
             raise MachineError(f"{path}: an answer cannot be kept ({error.strerror})") from None
 

@@ -27,7 +27,8 @@ from modeldiff.steer.effect import divergence, repeated_share, surprisal
 from modeldiff.steer.prompts import Prompt, put
 from modeldiff.steer.settings import Steering, SteerSettings
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.files import read_json, write_json
+from modeldiff.workspace.files import read_json
+from modeldiff.workspace.kept import is_sound, keep_json
 
 UNSTEERED = 0.0
 
@@ -82,7 +83,7 @@ def sweep(
     wanted = pushes(settings)
     step = 1 if settings.temperature > 0 else max(1, settings.batch // len(prompts))
     paths = {start: resume / f"{push.target.side}-{start:04d}-of-{step}.json" for start in range(0, len(wanted), step)}
-    missing = [start for start, path in paths.items() if not path.exists()]
+    missing = [start for start, path in paths.items() if not is_sound(path)]
     bar.advance(len(wanted) - sum(len(wanted[start : start + step]) for start in missing))
 
     def write_missing() -> None:
@@ -101,7 +102,7 @@ def sweep(
                     f"{settings.batch} texts at a time do not fit into the memory of {device} with model {push.model} "
                     f"({lm.name}): use a smaller --batch, or --dtype bfloat16"
                 ) from None
-            write_json(paths[start], {"chat": chat, "texts": found})
+            keep_json(paths[start], {"chat": chat, "texts": found})
             bar.advance(len(found))
 
     if missing:

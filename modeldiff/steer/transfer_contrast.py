@@ -23,7 +23,8 @@ from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import mean_residuals
 from modeldiff.steer.prompts import Prompt, put
 from modeldiff.steer.settings import TransferSettings
-from modeldiff.workspace.files import read_json, write_json
+from modeldiff.workspace.files import read_json
+from modeldiff.workspace.kept import is_sound, keep_json
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def make_contrast(
     positive and negative ones. Raises InputError: a prompt is too long for the model, or it says nothing to all but one
     prompt of a class; MachineError: a residual overflows the model's number format.
     """
-    if not kept.exists():
+    if not is_sound(kept):
         lm = opened()
         answers = _answers(lm, [*prompts[0], *prompts[1]], settings)
         spoken = [one for one, _ in answers if one is not None]
@@ -74,7 +75,7 @@ def make_contrast(
             raise MachineError(f"block {layer} of model {lm.name} gives values that are not finite in {lm.dtype}")
         rows = iter(mean_ND.tolist())
         means = [None if one is None else next(rows) for one, _ in answers]
-        write_json(kept, {"texts": [text for _, text in answers], "means": means})
+        keep_json(kept, {"texts": [text for _, text in answers], "means": means})
     found = read_json(kept)
     n_positive = len(prompts[0])
     parts = [[mean for mean in part if mean] for part in (found["means"][:n_positive], found["means"][n_positive:])]

@@ -143,8 +143,8 @@ def _kept(folder: Path, key: str) -> dict[str, Any] | None:
         return None
     try:
         data = read_json(path)
-        result: dict[str, Any] | None = data.get("result")
-        if sha256_json([key, result]) == data.get("digest"):
+        result = data.get("result")
+        if isinstance(result, dict) and sha256_json([key, result]) == data.get("digest"):
             return result
         raise DamagedError(f"{path}: its content is not what was written (digest differs)")
     except (DamagedError, ValueError) as error:

@@ -2,7 +2,8 @@
 
 Layout (normative):
     store.json                  what `StoreInfo` holds
-    statistics.safetensors      mean_a (Da,), mean_b (Db,) float64: means of the rows as stored
+    statistics.safetensors      mean_a (Da,), mean_b (Db,) float64: means of the rows as stored; by the name of each
+                                file of rows (P, 32) uint8: BLAKE3 of each of its pieces (see bits.py)
     shards/00000.plan.h5        texts, tokens, pairs (see plan.py); absent when activations were imported without texts
     shards/00000.a.h5, .b.h5    dataset `activations` (N, D) (see bits.py); row i of .a and of .b is pair i of the plan
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 import torch
 from safetensors.numpy import load_file
@@ -25,6 +25,7 @@ from modeldiff.sides import SIDES
 from modeldiff.workspace.artifact import Artifact
 from modeldiff.workspace.bits import ENCODINGS, Read, RowLayout, bits_of, bytes_per_value, encoding_of, read_all
 from modeldiff.workspace.files import read_json
+from modeldiff.workspace.hdf5 import open_hdf5
 from modeldiff.workspace.plan import ShardPlan, read_plan
 
 STORE_NAME = "store.json"
@@ -90,8 +91,8 @@ class ActivationStore:
         self.artifact = artifact
         path = artifact.file(STORE_NAME)
         self.info = from_json(StoreInfo, read_json(path), str(path))
-        means = load_file(artifact.file(STATISTICS_NAME))
-        self.mean: dict[str, torch.Tensor] = {side: torch.from_numpy(means[f"mean_{side}"]) for side in SIDES}
+        self._statistics = load_file(artifact.file(STATISTICS_NAME))
+        self.mean = {side: torch.from_numpy(self._statistics[f"mean_{side}"]) for side in SIDES}
         self.first_row = [0, *np.cumsum(self.info.shards).tolist()]
         self._layouts: dict[str, RowLayout] = {}
 
@@ -150,19 +151,19 @@ class ActivationStore:
         """Where a file's rows are; the file is checked at the first call."""
         name = rows_name(shard, side)
         if name not in self._layouts:
-            path = self.artifact.file(name)
+            path = self.artifact.file(name, read=False)
             info = self.info.sides[side]
             expected = (self.info.shards[shard], info.width)
             try:
-                with h5py.File(path, "r") as file:
+                with open_hdf5(path) as file:
                     dataset = file[DATASET]
                     if dataset.shape != expected or encoding_of(dataset) != info.encoding:
                         raise DamagedError(
                             f"{path}: expected {expected} rows and columns in {info.encoding}, found {dataset.shape} "
                             f"in {encoding_of(dataset)}; {self.artifact.mend}"
                         )
-                    self._layouts[name] = RowLayout.of(dataset)
-            except (OSError, KeyError) as error:
+                    self._layouts[name] = RowLayout.of(dataset, self._statistics[name])
+            except (OSError, KeyError, AttributeError) as error:
                 raise DamagedError(f"{path}: cannot be read ({error}); {self.artifact.mend}") from None
         return self._layouts[name]
 

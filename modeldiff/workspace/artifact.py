@@ -6,25 +6,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from modeldiff.errors import DamagedError, InputError
-from modeldiff.records import from_json, to_json
+from modeldiff.errors import DamagedError, InputError, first_line
+from modeldiff.records import bounded, from_json, to_json
 from modeldiff.workspace.files import blake3_file, read_json, sha256_json, write_json
 
-# Raised when a reader of the one before would misread it. 1 had SHA-256 digests.
-FORMAT = 2
+# Raised when a reader of the one before would misread it. 1 had SHA-256 digests, 2 no digest of the manifest itself.
+FORMAT = 3
 MANIFEST_NAME = "manifest.json"
 # Files below this folder hold timings: digested, but not part of what the artifact *is*.
 LOGS_PREFIX = "logs/"
-# Digests of smaller files are checked on every read (a few tens of milliseconds); larger ones by `workspace verify`.
+# Smaller files are read to answer from the cache (a few tens of milliseconds); larger ones when they are used.
 CHEAP_BYTES = 64 << 20
+_CHECK = "check"
+_checked = set[tuple[Path, int, int, str]]()
+"""Files that this process has found to be what was written: path, size, nanosecond time of change, digest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
-    size: int
-    blake3: str
+    size: int = bounded(least=0)
+    blake3: str = bounded()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +40,10 @@ class Input:
     """What it is: a SHA-256, or the commit of a hub repository."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of manifest.json; every field is written, none may be missing or unknown on read."""
+    """The content of manifest.json; every field is written, none may be missing or unknown on read. With them is
+    written `check`: the SHA-256 of all of them."""
 
     format: int
     kind: str
@@ -52,7 +56,7 @@ class Manifest:
     files: dict[str, FileEntry]
     metrics: dict[str, Any]
     environment: dict[str, Any]
-    seconds: float
+    seconds: float = bounded(least=0)
     peak_memory_bytes: int
 
     @property
@@ -62,26 +66,42 @@ class Manifest:
         return sha256_json([self.kind, content])
 
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST_NAME, to_json(self))
+        data = to_json(self)
+        write_json(folder / MANIFEST_NAME, {**data, _CHECK: sha256_json(data)})
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read and check manifest.json of `folder`. Raises DamagedError: missing, not JSON, or with fields that are
-        missing or unknown (named); InputError: written by a newer modeldiff."""
+        """Read and check manifest.json of `folder`. Raises DamagedError: missing, not JSON, with fields that are
+        missing or unknown (named), not what was written, or that of another folder; InputError: written by another
+        version of modeldiff."""
         path = folder / MANIFEST_NAME
         data = read_json(path)
         check_format(data, path, FORMAT)
-        return from_json(cls, data, str(path))
+        check = data.pop(_CHECK, None)
+        made = from_json(cls, data, str(path))
+        try:
+            sound = check == sha256_json(data)
+        except ValueError:  # 1e999 is read as infinity, which JSON does not have
+            sound = False
+        if not sound:
+            raise DamagedError(f"{path}: is damaged: its content is not what was written (digest differs)")
+        if [made.kind, str(made.version)] != [folder.parent.name, folder.name]:
+            raise DamagedError(
+                f"{folder} holds {made.kind}:{made.version}, which belongs into {made.kind}/{made.version}: "
+                "rename it back"
+            )
+        return made
 
 
-def check_format(data: dict[str, Any], path: Path, newest: int) -> None:
-    """Raise unless `data['format']` is one this version reads: at most `newest`."""
+def check_format(data: dict[str, Any], path: Path, ours: int) -> None:
+    """Raise unless `data['format']` is the one that this version reads."""
     found = data.get("format")
-    if not isinstance(found, int):
+    if not isinstance(found, int) or isinstance(found, bool):
         raise DamagedError(f"{path}: field 'format' is missing or not a number")
-    if found > newest:
+    if found != ours:
+        age, mend = ("newer", "upgrade modeldiff") if found > ours else ("older", "use the modeldiff that made it")
         raise InputError(
-            f"{path}: format {found} is newer than this modeldiff reads ({newest}): upgrade modeldiff, "
+            f"{path}: format {found} is {age} than this modeldiff reads ({ours}): {mend}, "
             "or choose another place with --workspace"
         )
 
@@ -122,10 +142,11 @@ class Artifact:
     def as_input(self) -> Input:
         return Input(label=self.ref, digest=self.manifest.digest)
 
-    def file(self, name: str) -> Path:
-        """Path of one of the artifact's files, after a cheap check: it is listed, present, of the right size, and, when
-        it is small, has the right digest. Raises DamagedError: naming the file and the mend."""
-        problem = self._problem(name, deep=False)
+    def file(self, name: str, *, read: bool = True) -> Path:
+        """Path of one of the artifact's files, after a check: it is listed, present, and its content is what was
+        written. A process reads it once for this; not at all without `read`, for who checks what he reads himself.
+        Raises DamagedError: naming the file and the mend."""
+        problem = self._problem(name, "once" if read else "never")
         if problem:
             raise DamagedError(f"{self.folder / name}: {problem}; {self.mend}")
         return self.folder / name
@@ -139,23 +160,31 @@ class Artifact:
         compare digests, not only those of small files; report: called with the number of bytes after each file."""
         found = []
         for name, entry in sorted(self.manifest.files.items()):
-            problem = self._problem(name, deep=deep)
+            problem = self._problem(name, "again" if deep else "small")
             if problem:
                 found.append(f"{name}: {problem}")
             if report:
                 report(entry.size)
         return found
 
-    def _problem(self, name: str, *, deep: bool) -> str | None:
+    def _problem(self, name: str, read: Literal["never", "small", "once", "again"]) -> str | None:
+        """read: whether to compare the content; but for "again", files that this process has read are not read."""
         entry = self.manifest.files.get(name)
         if entry is None:
             return f"is not part of {self.ref}"
         path = self.folder / name
-        if not path.is_file():
-            return "is missing"
-        size = path.stat().st_size
-        if size != entry.size:
-            return f"is damaged: {entry.size} bytes expected, {size} found"
-        if (deep or size <= CHEAP_BYTES) and blake3_file(path) != entry.blake3:
-            return "is damaged: its content is not what was written (digest differs)"
+        try:
+            if not path.is_file():
+                return "is missing"
+            found = path.stat()
+            if found.st_size != entry.size:
+                return f"is damaged: {entry.size} bytes expected, {found.st_size} found"
+            if read == "never" or (read == "small" and entry.size > CHEAP_BYTES):
+                return None
+            known = (path, found.st_size, found.st_mtime_ns, entry.blake3)
+            if (read == "again" or known not in _checked) and blake3_file(path) != entry.blake3:
+                return "is damaged: its content is not what was written (digest differs)"
+        except (OSError, ValueError) as error:  # no file can have some names
+            return f"cannot be read ({first_line(error)})"
+        _checked.add(known)
         return None

@@ -7,7 +7,10 @@ every negative number to zero without an error.
 HDF5 reads one chunk after the other, and waits for the disk each time. Chunks without filters are plain bytes at known
 offsets in the file (`RowLayout`), so many can be read at the same time, straight into their destination (`read_all`).
 
-Legend: N rows, D width, C chunks.
+Rows are read in any order, and files are too large to read them once more for a check: they have a digest for each
+piece of some hundred kilobytes, and a piece is compared with it when the process reads it for the first time.
+
+Legend: N rows, D width, C chunks, P pieces.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import torch
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from modeldiff.errors import DamagedError
@@ -36,6 +40,9 @@ ENCODING_ATTRIBUTE = "encoding"
 # Whole-chunk reads of 1 to 2 MiB run at the speed of the disk; smaller chunks cost a lookup each.
 _CHUNK_BYTES = 2 << 20
 _MAX_CHUNK_ROWS = 4096
+# Blocks of rows begin and end with a piece, unless one side is much wider than the other.
+_PIECE_BYTES = 512 << 10
+_DIGEST_BYTES = 32
 _READERS = 4
 # Less than this is read in the caller's thread.
 _WORTH_THREADS = 4 << 20
@@ -47,22 +54,47 @@ def bytes_per_value(encoding: str) -> int:
 
 def chunk_rows(width: int, encoding: str) -> int:
     """Rows of one HDF5 chunk, a power of two between 64 and 4096, of about 2 MiB."""
-    rows = _CHUNK_BYTES // (width * bytes_per_value(encoding))
-    return min(_MAX_CHUNK_ROWS, max(64, 1 << max(0, rows.bit_length() - 1)))
+    return min(_MAX_CHUNK_ROWS, max(64, _power_of_two(_CHUNK_BYTES, width, encoding)))
 
 
-def create_dataset(file: h5py.File, name: str, rows: int, width: int, encoding: str) -> h5py.Dataset:
-    """An empty (rows, width) dataset that `write_rows` fills; chunked, no filter."""
-    chunks = (min(chunk_rows(width, encoding), max(1, rows)), width)
-    dataset = file.create_dataset(name, shape=(rows, width), dtype=ENCODINGS[encoding][1], chunks=chunks)
-    dataset.attrs[ENCODING_ATTRIBUTE] = encoding
-    return dataset
+def _power_of_two(size: int, width: int, encoding: str) -> int:
+    rows = size // (width * bytes_per_value(encoding))
+    return 1 << max(0, rows.bit_length() - 1)
 
 
-def write_rows(dataset: h5py.Dataset, start: int, x_ND: torch.Tensor) -> None:
-    """Write rows from `start` on, converted to the dataset's encoding (round to nearest even)."""
-    dtype, _ = ENCODINGS[encoding_of(dataset)]
-    dataset[start : start + len(x_ND)] = bits_of(x_ND.detach().to(device="cpu", dtype=dtype).contiguous())
+class RowWriter:
+    """Fills a new dataset (rows, width) of an open file from the first row to the last; chunked, no filter."""
+
+    def __init__(self, file: h5py.File, name: str, rows: int, width: int, encoding: str) -> None:
+        self._dtype, stored = ENCODINGS[encoding]
+        chunks = (min(chunk_rows(width, encoding), max(1, rows)), width)
+        self._dataset = file.create_dataset(name, shape=(rows, width), dtype=stored, chunks=chunks)
+        self._dataset.attrs[ENCODING_ATTRIBUTE] = encoding
+        self._piece_rows = _piece_rows(self._dataset)
+        self._done, self._piece, self._digests = 0, blake3(), list[bytes]()
+
+    def append(self, x_ND: torch.Tensor) -> None:
+        """Write the next rows, converted to the dataset's encoding (round to nearest even)."""
+        bits_ND = bits_of(x_ND.detach().to(device="cpu", dtype=self._dtype).contiguous())
+        self._dataset[self._done : self._done + len(bits_ND)] = bits_ND
+        while len(bits_ND):
+            part_ND = bits_ND[: self._piece_rows - self._done % self._piece_rows]
+            self._piece.update(part_ND.data.cast("B"))
+            self._done += len(part_ND)
+            if self._done % self._piece_rows == 0 or self._done == len(self._dataset):
+                self._digests.append(self._piece.digest())
+                self._piece = blake3()
+            bits_ND = bits_ND[len(part_ND) :]
+
+    @property
+    def digests(self) -> NDArray[np.uint8]:
+        """(P, 32) BLAKE3 of each piece that is written."""
+        return np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST_BYTES)
+
+
+def _piece_rows(dataset: h5py.Dataset) -> int:
+    """Rows of one piece: a power of two, and a part of a chunk, or a whole one."""
+    return min(dataset.chunks[0], _power_of_two(_PIECE_BYTES, dataset.shape[1], encoding_of(dataset)))
 
 
 def bits_of(x_ND: torch.Tensor) -> np.ndarray:
@@ -81,71 +113,102 @@ def encoding_of(dataset: h5py.Dataset) -> str:
     return str(encoding)
 
 
-class Read(NamedTuple):
-    """Bytes of a file, from `offset` on, that fill `into`."""
-
-    path: Path
-    offset: int
-    into: memoryview
-
-
 @dataclass(frozen=True)
 class RowLayout:
-    """Where the rows of a dataset made by `create_dataset` are in its file."""
+    """Where the rows of a dataset that a `RowWriter` filled are in its file."""
 
     path: Path
+    rows: int
     row_bytes: int
     chunk_rows: int
     offset_C: NDArray[np.int64]
     """Where each chunk begins."""
+    piece_rows: int
+    digest_P: NDArray[np.uint8]
+    """(P, 32)."""
+    sound_P: NDArray[np.bool_]
+    """Which pieces this process has compared with their digest."""
 
     @classmethod
-    def of(cls, dataset: h5py.Dataset) -> RowLayout:
-        """Look it up. Raises DamagedError: the rows are not plain bytes in the file, or some were never written."""
+    def of(cls, dataset: h5py.Dataset, digest_P: NDArray[np.uint8]) -> RowLayout:
+        """Look it up. Raises DamagedError: the rows are not plain bytes in the file, some were never written, or there
+        is not one digest for each piece."""
         rows, width = dataset.shape
         if dataset.chunks is None or dataset.chunks[1] != width or dataset.id.get_create_plist().get_nfilters():
             raise DamagedError(f"{dataset.file.filename}: expected chunks of whole rows without filters")
-        chunk_rows = dataset.chunks[0]
+        chunk_rows, piece_rows = dataset.chunks[0], _piece_rows(dataset)
         chunks = [dataset.id.get_chunk_info(number) for number in range(dataset.id.get_num_chunks())]
         chunks.sort(key=lambda chunk: chunk.chunk_offset[0])
         if len(chunks) * chunk_rows < rows:
             raise DamagedError(f"{dataset.file.filename}: some of its {rows:,} rows were never written")
-        offset_C = np.array([chunk.byte_offset for chunk in chunks], np.int64)
-        return cls(Path(dataset.file.filename), width * dataset.dtype.itemsize, chunk_rows, offset_C)
+        shape = (-(-rows // piece_rows), _DIGEST_BYTES)
+        if digest_P.shape != shape or (len(chunks) > 1 and chunk_rows % piece_rows):
+            raise DamagedError(f"{dataset.file.filename}: expected digests {shape}, found {digest_P.shape}")
+        offset_C, sound_P = np.array([chunk.byte_offset for chunk in chunks], np.int64), np.zeros(shape[0], np.bool_)
+        row_bytes = width * dataset.dtype.itemsize
+        return cls(Path(dataset.file.filename), rows, row_bytes, chunk_rows, offset_C, piece_rows, digest_P, sound_P)
 
     def reads(self, start: int, into: memoryview) -> Iterator[Read]:
         """What fills `into` with the rows from `start` on, one read for each chunk."""
         done, count = 0, len(into) // self.row_bytes
         while done < count:
-            chunk, skipped = divmod(start + done, self.chunk_rows)
-            stop = min(count, done + self.chunk_rows - skipped)
-            offset = int(self.offset_C[chunk]) + skipped * self.row_bytes
-            yield Read(self.path, offset, into[done * self.row_bytes : stop * self.row_bytes])
+            stop = min(count, done + self.chunk_rows - (start + done) % self.chunk_rows)
+            yield Read(self, start + done, into[done * self.row_bytes : stop * self.row_bytes])
             done = stop
+
+    def fill(self, descriptor: int, row: int, into: memoryview) -> None:
+        """Read the rows from `row` on, all of one chunk; with them the rest of pieces that were not compared yet."""
+        stop = row + len(into) // self.row_bytes
+        pieces = slice(row // self.piece_rows, -(-stop // self.piece_rows))
+        if self.sound_P[pieces].all():
+            self._read(descriptor, row, into)
+            return
+        low, high = pieces.start * self.piece_rows, min(self.rows, pieces.stop * self.piece_rows)
+        whole = into if (low, high) == (row, stop) else memoryview(bytearray((high - low) * self.row_bytes))
+        self._read(descriptor, low, whole)
+        size = self.piece_rows * self.row_bytes
+        for number, digest in enumerate(self.digest_P[pieces]):
+            if blake3(whole[number * size : (number + 1) * size]).digest() != digest.tobytes():
+                raise OSError(0, "its content is not what was written: digest differs", str(self.path))
+        self.sound_P[pieces] = True
+        if whole is not into:
+            into[:] = whole[(row - low) * self.row_bytes : (stop - low) * self.row_bytes]
+
+    def _read(self, descriptor: int, row: int, into: memoryview) -> None:
+        chunk, skipped = divmod(row, self.chunk_rows)
+        offset, done = int(self.offset_C[chunk]) + skipped * self.row_bytes, 0
+        while done < len(into):
+            try:
+                got = os.preadv(descriptor, [into[done:]], offset + done)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
+            if not got:
+                raise OSError(0, f"ends before byte {offset + len(into):,}", str(self.path))
+            done += got
+
+
+class Read(NamedTuple):
+    """Rows of a file, from `row` on, all of one chunk, that fill `into`."""
+
+    layout: RowLayout
+    row: int
+    into: memoryview
 
 
 def read_all(reads: Sequence[Read]) -> None:
-    """Fill the memory of all reads, several at a time. Raises OSError: a file, which is named, cannot be read or is
-    shorter."""
+    """Fill the memory of all reads, several at a time. Raises OSError: a file, which is named, cannot be read, is
+    shorter, or holds something else than was written."""
     with ExitStack() as stack:
-        paths = dict.fromkeys(read.path for read in reads)
+        paths = dict.fromkeys(read.layout.path for read in reads)
         files = {path: stack.enter_context(path.open("rb", buffering=0)).fileno() for path in paths}
+
+        def fill(read: Read) -> None:
+            read.layout.fill(files[read.layout.path], read.row, read.into)
+
         if sum(len(read.into) for read in reads) < _WORTH_THREADS:
             for read in reads:
-                _fill(files[read.path], read)
+                fill(read)
         else:
             pool = stack.enter_context(ThreadPoolExecutor(_READERS, "read"))
-            for done in [pool.submit(_fill, files[read.path], read) for read in reads]:
+            for done in [pool.submit(fill, read) for read in reads]:
                 done.result()
-
-
-def _fill(descriptor: int, read: Read) -> None:
-    done = 0
-    while done < len(read.into):
-        try:
-            got = os.preadv(descriptor, [read.into[done:]], read.offset + done)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(read.path)) from None
-        if not got:
-            raise OSError(0, f"ends before byte {read.offset + len(read.into):,}", str(read.path))
-        done += got

@@ -1,21 +1,30 @@
-"""Files that are whole or absent (temporary name, flush, fsync, rename), their digests, and free space."""
+"""Files that are whole or absent (temporary name, flush, fsync, rename), their digests, locks, and free space."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from modeldiff.errors import DamagedError, MachineError
+from modeldiff.errors import DamagedError, MachineError, first_line
 
 TEMPORARY_SUFFIX = ".tmp"
+# What file systems without locks answer (NFS without its lock daemon, some of clusters).
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# To ask for it is to set it: once, before there are threads.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+_OPEN = 0o666 & ~_UMASK
 
 
 def sha256_file(path: Path) -> str:
@@ -55,7 +64,11 @@ def replace_into(temporary: Path, path: Path) -> None:
 
 
 def rename_into(temporary: Path, path: Path) -> None:
-    """Rename a file whose content is durable already, durably."""
+    """Rename a file whose content is durable already, durably. Who may read it follows the umask: safetensors makes
+    files that only their owner can read."""
+    mode = temporary.stat().st_mode
+    if mode | _OPEN != mode:
+        temporary.chmod(mode | _OPEN)
     temporary.replace(path)
     fsync_folder(path.parent)
 
@@ -94,16 +107,54 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises DamagedError: the file is missing, is not JSON, or is not an object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DamagedError(f"{path}: is not valid JSON ({error})") from None
+    """Read a JSON object. Raises DamagedError: the file is missing, is not JSON (nor are NaN and infinity), or is not
+    an object."""
+    data = _parsed(_text(path), str(path))
     if not isinstance(data, dict):
         raise DamagedError(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read what `json_lines` wrote. Raises DamagedError: the file is missing, or a line is not JSON."""
+    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(_text(path).splitlines(), 1)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise DamagedError(f"{where}: is not valid JSON ({first_line(error)})") from None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number")
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file, which is made; whoever holds it may remove the file. Raises BlockingIOError: somebody
+    has it, and we do not `wait`; MachineError: the file system has no locks."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise MachineError(
+                f"the file system of {path.parent} has no file locks ({error.strerror}), which keep two processes "
+                "apart: choose a --workspace on another one"
+            ) from None
+        if not os.fstat(file.fileno()).st_nlink:
+            raise BlockingIOError(errno.EAGAIN, "whoever had the lock removed it", str(path))
+        yield
 
 
 def require_free(folder: Path, needed_bytes: int, what: str) -> None:

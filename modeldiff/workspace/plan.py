@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from modeldiff.errors import DamagedError
 from modeldiff.sides import SIDES
+from modeldiff.workspace.hdf5 import open_hdf5
 
 Ints = NDArray[np.int32]
 
@@ -66,7 +67,7 @@ class ShardPlan:
 
 def write_plan(path: Path, plan: ShardPlan) -> None:
     """Write a plan file. The same plan gives the same bytes."""
-    with h5py.File(path, "w") as file:
+    with open_hdf5(path, "w") as file:
         documents = plan.documents
         # One byte array and offsets: variable-length strings live on a heap, slow and not byte-stable.
         # "surrogatepass": a text with a lone surrogate is kept as it is instead of ending the harvest.
@@ -90,7 +91,7 @@ def write_plan(path: Path, plan: ShardPlan) -> None:
 def read_plan(path: Path) -> ShardPlan:
     """Read a plan file. Raises DamagedError: it cannot be opened or lacks a dataset."""
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return _read_plan(file)
     except (OSError, KeyError) as error:
         raise DamagedError(f"{path}: cannot be read as a plan file ({error})") from None

@@ -12,20 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from modeldiff import __version__
 from modeldiff.console import say
 from modeldiff.errors import DamagedError, MachineError
-from modeldiff.records import from_json, to_json
 from modeldiff.settings import Settings
-from modeldiff.workspace import files
+from modeldiff.workspace import files, kept
 from modeldiff.workspace.artifact import FORMAT, MANIFEST_NAME, Artifact, FileEntry, Input, Manifest
-from modeldiff.workspace.workspace import PARTIAL, Workspace
+from modeldiff.workspace.workspace import PARTIAL, Workspace, check_name
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "safetensors")
 # Files of this subfolder serve to continue after an interruption; they are dropped when the artifact is published.
@@ -36,20 +33,24 @@ _WRITING_SHARE = 0.05
 
 class Work:
     """The folder of an artifact in the making. What a stage commits here survives a kill: the same command finds it.
-    folder: write files here, through `commit`, `write_json` or `write_bytes` only; resume: checkpoints and the like,
-    dropped when the artifact is published; environment: facts to add to the manifest (device, dtype); rank: which
-    process of a run this is (see ranks.py). Several may work in one folder, on different files; rank 0 opens it
-    first."""
+    folder: write files here, through `commit`, `write_json` or `write_bytes` only; resume: checkpoints and the like, by
+    the functions of kept.py, dropped when the artifact is published; environment: facts to add to the manifest (device,
+    dtype); rank: which process of a run this is (see ranks.py). Several may work in one folder, on different files;
+    rank 0 opens it first, and checks what an earlier run has left."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
         self.rank = rank
         self.resume = folder / RESUME
+        self._digests = self.resume / "digests"
         self.resume.mkdir(parents=True, exist_ok=True)
         self.environment: dict[str, Any] = {}
+        self._unchecked: set[str] = set()
         if not rank:
             for leftover in folder.rglob(f"*{files.TEMPORARY_SUFFIX}"):
                 leftover.unlink()
+            found = self._digests.rglob(f"*{kept.SUFFIX}")
+            self._unchecked = {str(path.relative_to(self._digests))[: -len(kept.SUFFIX)] for path in found}
 
     def temporary(self, name: str) -> Path:
         path = self.folder / name
@@ -58,11 +59,8 @@ class Work:
 
     def commit(self, temporary: Path, name: str) -> None:
         """Take the finished file `temporary` (made with `temporary(name)`) as `name`, durably; keep its digest."""
-        entry = FileEntry(temporary.stat().st_size, files.durable_blake3(temporary))
-        files.rename_into(temporary, self.folder / name)
-        kept = self._kept(name)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(files.json_bytes(to_json(entry)))
+        kept.keep(temporary, self.folder / name, self._digest(name))
+        self._unchecked.discard(name)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         temporary = self.temporary(name)
@@ -73,28 +71,28 @@ class Work:
         self.write_bytes(name, files.json_bytes(data))
 
     def has(self, name: str) -> bool:
-        """True when `name` was committed, by any process of this run or one before it, and still has its size."""
-        return self._committed(name) is not None
+        """True when `name` was committed, by any process of this run or one before it. What one before it has left is
+        read, once, and dropped if it is not what was committed."""
+        if name in self._unchecked:
+            self._unchecked.discard(name)
+            return kept.is_sound(self.folder / name, self._digest(name))
+        return (self.folder / name).exists() and kept.newest(self._digest(name)) is not None
 
     def entries(self) -> dict[str, FileEntry]:
+        """Size and digest of each file. Raises DamagedError: one that an earlier run has left is damaged."""
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if path.is_file() and name != MANIFEST_NAME and not name.startswith(f"{RESUME}/"):
-                found[name] = self._committed(name) or FileEntry(path.stat().st_size, files.blake3_file(path))
+            if not path.is_file() or name == MANIFEST_NAME or name.startswith(f"{RESUME}/"):
+                continue
+            if name in self._unchecked and not self.has(name):
+                raise DamagedError(f"{path} was damaged: the same command makes it again")
+            found[name] = kept.newest(self._digest(name)) or FileEntry(path.stat().st_size, files.blake3_file(path))
         return found
 
-    def _kept(self, name: str) -> Path:
+    def _digest(self, name: str) -> Path:
         """Where the digest of a committed file is kept until the artifact is published."""
-        return self.resume / "digests" / f"{name}.json"
-
-    def _committed(self, name: str) -> FileEntry | None:
-        path, kept = self.folder / name, self._kept(name)
-        try:
-            entry = from_json(FileEntry, files.read_json(kept), str(kept))
-        except DamagedError:  # not there, or the process was killed while it wrote this
-            return None
-        return entry if path.is_file() and path.stat().st_size == entry.size else None
+        return self._digests / f"{name}{kept.SUFFIX}"
 
 
 Build = Callable[[Work], dict[str, Any]]
@@ -142,20 +140,21 @@ def produce(
     workspace: Workspace, order: Order, build: Build, *, name: str | None = None, force: bool = False
 ) -> Artifact:
     """The artifact that `order` describes, labelled `name`, from the cache or (also when the cache has it: `force`) by
-    running `build`. Raises MachineError: another process is producing the same artifact."""
-    workspace.create()
+    running `build`. Nothing is written before the cache was read. Raises InputError: a name that could not be found
+    again; MachineError: another process is producing the same artifact, or the file system has no locks."""
+    check_name(name)
     cached, why = _from_cache(workspace, order)
     if cached and not force:
         return cached
+    workspace.create()
     partial = workspace.folder / PARTIAL / order.fingerprint[:32]
-    lock = FileLock(partial.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise MachineError(
-            f"another process is already making this {order.kind} in {workspace.folder}: wait for it, or stop it"
-        ) from None
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(files.locked(partial.with_suffix(".lock"), wait=False))
+        except BlockingIOError:
+            raise MachineError(
+                f"another process is already making this {order.kind} in {workspace.folder}: wait for it, or stop it"
+            ) from None
         if not force:  # it may have been published while we were looking
             cached, why = _from_cache(workspace, order)
             if cached:
@@ -163,8 +162,6 @@ def produce(
         begun = ", continuing what was begun" if (partial / RESUME).exists() else ""
         say(f"{order.kind}: {'forced' if cached else why or _changes(workspace, order)}{begun}")
         return _run(workspace, order, partial, build, name)
-    finally:
-        lock.release()
 
 
 def _from_cache(workspace: Workspace, order: Order) -> tuple[Artifact | None, str | None]:

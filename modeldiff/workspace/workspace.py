@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from modeldiff.errors import DamagedError, InputError, ModeldiffError
+from modeldiff.records import from_json, to_json
 from modeldiff.workspace.artifact import Artifact, Manifest, check_format
-from modeldiff.workspace.files import fsync_folder, read_json, sha256_file, write_json
+from modeldiff.workspace.files import (
+    TEMPORARY_SUFFIX,
+    fsync_folder,
+    locked,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 
 # The commands that make the artifacts of stages; those of measures of features are called like their kind.
 _COMMANDS = {
@@ -25,8 +34,42 @@ _COMMANDS = {
 }
 WORKSPACE_FILE = "workspace.json"
 # Of workspace.json, raised with that of manifests and of unfinished work: who cannot read those should not try.
-FORMAT = 2
+FORMAT = 3
 PARTIAL = ".partial"
+_DIGESTS = "digests.json"
+_LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What workspace.json holds."""
+
+    format: int
+    versions: dict[str, int]
+    """By kind, the newest number that was given out."""
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """What digests.json holds: those of input files, and one of all of them."""
+
+    known: dict[str, str]
+    check: str
+
+
+def check_name(name: str | None) -> None:
+    """Raise InputError unless an artifact with this name could be found by it, or it is None."""
+    if name is None:
+        return
+    what = {
+        "is empty": not name.strip(),
+        "would be a version": name.isdigit(),
+        "means the newest version": name == _LATEST,
+        "has a colon, which stands between kind and version": ":" in name,
+        "has characters that do not print": not name.isprintable(),
+    }
+    for problem in (problem for problem, found in what.items() if found):
+        raise InputError(f"--name {name!r} {problem}: give a word, like `--name first-try`")
 
 
 class Workspace:
@@ -40,9 +83,8 @@ class Workspace:
             return
         if not self.folder.is_dir():
             raise InputError(f"{self.folder} is not a folder: choose another place with --workspace")
-        path = self.folder / WORKSPACE_FILE
-        if path.exists():
-            check_format(read_json(path), path, FORMAT)
+        if (self.folder / WORKSPACE_FILE).exists():
+            self._head()
         # The lock, and a temporary file, are there while another process makes the workspace.
         elif any(e.name != PARTIAL and not e.name.startswith(WORKSPACE_FILE) for e in self.folder.iterdir()):
             raise InputError(
@@ -53,33 +95,49 @@ class Workspace:
         (self.folder / PARTIAL).mkdir(parents=True, exist_ok=True)
         with self.lock():
             if not (self.folder / WORKSPACE_FILE).exists():
-                write_json(self.folder / WORKSPACE_FILE, {"format": FORMAT, "versions": {}})
+                write_json(self.folder / WORKSPACE_FILE, to_json(_Head(FORMAT, {})))
 
-    def lock(self) -> FileLock:
+    def _head(self) -> _Head:
+        path = self.folder / WORKSPACE_FILE
+        try:
+            data = read_json(path)
+            check_format(data, path, FORMAT)
+            return from_json(_Head, data, str(path))
+        except DamagedError as error:
+            mended = f'{{"format": {FORMAT}, "versions": {{}}}}'
+            raise DamagedError(f"{error}; write {mended} into it, and nothing but version numbers is lost") from None
+
+    def lock(self) -> AbstractContextManager[None]:
         """Held for the moment of publishing or removing."""
-        return FileLock(self.folder / f"{WORKSPACE_FILE}.lock")
+        return locked(self.folder / f"{WORKSPACE_FILE}.lock")
 
     def artifacts(self, kind: str | None = None) -> list[Artifact]:
         """Every published artifact whose manifest can be read, oldest first within a kind."""
         return self.survey(kind)[0]
 
     def survey(self, kind: str | None = None) -> tuple[list[Artifact], list[tuple[Path, str]]]:
-        """(`artifacts`; the folders whose manifest cannot be read, with the reason), each manifest read once: that of a
-        large harvest names thousands of files."""
+        """(`artifacts`; the folders that cannot be read, or their manifest, with the reason), each manifest read once:
+        that of a large harvest names thousands of files."""
         found: list[Artifact] = []
         damaged: list[tuple[Path, str]] = []
-        for folder in self._folders(kind):
+        for one in (kind,) if kind else self.kinds():
             try:
-                found.append(Artifact(folder, Manifest.read(folder)))
-            except ModeldiffError as error:
-                damaged.append((folder, str(error)))
+                folders = self._folders(one)
+            except OSError as error:
+                damaged.append((self.folder / one, f"cannot be read ({error.strerror})"))
+                continue
+            for folder in folders:
+                try:
+                    found.append(Artifact(folder, Manifest.read(folder)))
+                except ModeldiffError as error:
+                    damaged.append((folder, str(error)))
         return found, damaged
 
     def find(self, kind: str, ref: str | int | None = None) -> Artifact:
         """The artifact of `kind`, e.g. `crosscoder`, that `ref` means: None or `latest` (the newest version), a version
         (`2`), `crosscoder:2`, or a name given with `--name`. Raises InputError: there is none; the message says which
         exist and which command makes one."""
-        wanted = str(ref) if ref is not None else "latest"
+        wanted = str(ref) if ref is not None else _LATEST
         prefix, _, rest = wanted.rpartition(":")
         if prefix and prefix != kind:
             raise InputError(f"'{wanted}' is not of the kind '{kind}' that is needed here")
@@ -89,7 +147,7 @@ class Workspace:
                 f"no {kind} in {self.folder}: run `{_command_of(kind)}` first, or choose another --workspace"
             )
         for folder in folders:
-            if folder.name == (folders[-1].name if rest == "latest" else rest):
+            if folder.name == (folders[-1].name if rest == _LATEST else rest):
                 return Artifact(folder, Manifest.read(folder))
         if artifact := self._named(rest, kind):
             return artifact
@@ -139,13 +197,10 @@ class Workspace:
 
     def next_version(self, kind: str) -> int:
         """Count up and record the version of `kind`. The caller holds the lock."""
-        path = self.folder / WORKSPACE_FILE
-        data = read_json(path)
-        existing = [int(folder.name) for folder in self._folders(kind)]
-        versions = data.setdefault("versions", {})
-        versions[kind] = 1 + max([versions.get(kind, 0), *existing])
-        write_json(path, data)
-        return int(versions[kind])
+        versions = self._head().versions
+        versions[kind] = 1 + max([versions.get(kind, 0), *(int(folder.name) for folder in self._folders(kind))])
+        write_json(self.folder / WORKSPACE_FILE, to_json(_Head(FORMAT, versions)))
+        return versions[kind]
 
     def kinds(self) -> list[str]:
         if not self.folder.is_dir():
@@ -158,6 +213,11 @@ class Workspace:
         folder = self.folder / PARTIAL
         return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.exists() else []
 
+    def leftovers(self) -> list[Path]:
+        """Temporary files of processes that were killed. The caller holds the lock."""
+        folders = ((self.folder, WORKSPACE_FILE), (self.folder / PARTIAL, _DIGESTS))
+        return [path for folder, name in folders for path in folder.glob(f"{name}.*{TEMPORARY_SUFFIX}")]
+
     @property
     def toy_cells(self) -> Path:
         """Finished cells of toy benchmarks, shared by all of them: a cache, not an artifact."""
@@ -169,28 +229,27 @@ class Workspace:
         return self.folder / ".judge"
 
     def digest_of(self, path: Path) -> str:
-        """SHA-256 of an input file, remembered by path, size and nanosecond time of change: large files are not read
-        again each time."""
+        """SHA-256 of an input file, remembered by path, size, and nanosecond times of change of its content and of what
+        is known about it: large files are not read again each time."""
         stat = path.stat()
-        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        remembered = self.folder / PARTIAL / "digests.json"
-        try:
-            known = read_json(remembered)
-        except DamagedError:  # not there yet, or torn: only a cache
-            known = {}
-        if not isinstance(known.get(key), str):
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+        remembered = self.folder / PARTIAL / _DIGESTS
+        known: dict[str, str] = {}
+        with suppress(DamagedError):  # not there yet, or torn: only a cache
+            found = from_json(_Remembered, read_json(remembered), str(remembered))
+            if found.check == sha256_json(found.known):
+                known = found.known
+        if key not in known:
             known[key] = sha256_file(path)
-            write_json(remembered, known)
-        return str(known[key])
+            with suppress(OSError):  # a workspace that may only be read answers all the same
+                remembered.parent.mkdir(parents=True, exist_ok=True)
+                write_json(remembered, to_json(_Remembered(known, sha256_json(known))))
+        return known[key]
 
-    def _folders(self, kind: str | None) -> list[Path]:
-        found: list[Path] = []
-        for one in (kind,) if kind else self.kinds():
-            folder = self.folder / one
-            if folder.is_dir():
-                versions = [entry for entry in folder.iterdir() if entry.name.isdigit()]
-                found += sorted(versions, key=lambda entry: int(entry.name))
-        return found
+    def _folders(self, kind: str) -> list[Path]:
+        folder = self.folder / kind
+        versions = [entry for entry in folder.iterdir() if entry.name.isdecimal()] if folder.is_dir() else []
+        return sorted(versions, key=lambda entry: int(entry.name))
 
 
 def _command_of(kind: str) -> str:

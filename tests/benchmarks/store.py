@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 
@@ -22,7 +21,8 @@ from modeldiff.sides import SIDES
 from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Work, Workspace
 from modeldiff.workspace.activations import DATASET, ActivationStore, rows_name
-from modeldiff.workspace.bits import create_dataset, write_rows
+from modeldiff.workspace.bits import RowWriter
+from modeldiff.workspace.hdf5 import open_hdf5
 from tests.benchmarks.fork_store import fork_loader, rows_per_cpu_second
 from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.made_activations import make_activations
@@ -69,8 +69,8 @@ def _append(folder: Path, rounds: int) -> Row:
             for side in SIDES:
                 name = rows_name(number, side)
                 temporary = work.temporary(name)
-                with h5py.File(temporary, "w") as file:
-                    write_rows(create_dataset(file, DATASET, SHARD_PAIRS, WIDTH, "bfloat16"), 0, shard)
+                with open_hdf5(temporary, "w") as file:
+                    RowWriter(file, DATASET, SHARD_PAIRS, WIDTH, "bfloat16").append(shard)
                 work.commit(temporary, name)
 
     def clear() -> None:

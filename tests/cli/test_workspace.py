@@ -1,12 +1,17 @@
 """`modeldiff workspace`: what the list shows and does not hide, and what may be removed."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
+import pytest
+import torch
 
+from modeldiff.workspace import Workspace
+from modeldiff.workspace.files import blake3_file, locked, sha256_json
 from tests.cli.conftest import Call
+from tests.made_activations import make_activations
 from tests.made_workspace import KINDS, make_manifests
 
 
@@ -60,7 +65,7 @@ def test_clean_takes_unfinished_work_and_cells_but_not_what_is_worked_on(tmp_pat
     for folder in (begun, busy, workspace.toy_cells):
         folder.mkdir(parents=True)
         (folder / "data").write_bytes(b"123")
-    with FileLock(busy.with_suffix(".lock")):
+    with locked(busy.with_suffix(".lock")):
         code, out, err = call(workspace.folder, "workspace", "clean", "--yes", "--json")
     assert code == 0
     assert json.loads(out) == {"removed": [str(begun)], "bytes": 3}
@@ -68,3 +73,85 @@ def test_clean_takes_unfinished_work_and_cells_but_not_what_is_worked_on(tmp_pat
     _, out, _ = call(workspace.folder, "workspace", "clean", "--yes", "--json")
     assert json.loads(out) == {"removed": [str(busy), str(workspace.toy_cells)], "bytes": 6}
     assert listed(call, workspace.folder) == (["activations:1"], [])
+
+
+def rewritten(folder: Path, **fields: object) -> None:
+    """A manifest with other fields, and the digest that then belongs to it."""
+    path = folder / "manifest.json"
+    data = {**json.loads(path.read_text()), **fields}
+    del data["check"]
+    path.write_text(json.dumps({**data, "check": sha256_json(data)}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "manifest.json").write_text('{"format": ' + "[" * 3000),
+        lambda folder: (folder / "manifest.json").write_text('{"format": 3, "kind": ' + "9" * 5000 + "}"),
+        lambda folder: rewritten(folder, created=None),
+        lambda folder: rewritten(folder, files={"a": {"size": -1, "blake3": ""}}),
+        lambda folder: rewritten(folder, files={"a": {"size": "1", "blake3": ""}}),
+        lambda folder: rewritten(folder, seconds=10**400),
+        lambda folder: rewritten(folder, inputs=[]),
+        lambda folder: rewritten(folder, version=2),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text().replace('"fve"', '"fvE"')
+        ),
+        lambda folder: (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text().replace('"seconds": 12.3', '"seconds": 1e999')
+        ),
+    ],
+)
+def test_one_broken_artifact_never_blocks_the_others(
+    tmp_path: Path, call: Call, fails: Callable[..., str], damage: Callable[[Path], object]
+) -> None:
+    folder = make_manifests(tmp_path / "ws", 3).folder
+    damage(folder / "crosscoder" / "1")
+    code, out, err = call(folder, "workspace", "list")
+    assert code == 0
+    assert "activations:1" in out
+    assert "features:1" in out
+    assert f"damaged, not listed: {folder / 'crosscoder' / '1'}" in err
+    assert call(folder, "workspace", "show", "features:1")[0] == 0
+    assert "crosscoder" in fails(1, folder, "workspace", "show", "crosscoder:1")
+    code, out, _ = call(folder, "workspace", "verify", "--json")
+    assert code == 1
+    assert json.loads(out)["verified"] == ["activations:1", "features:1"]
+    assert "crosscoder:1" in json.loads(out)["problems"]
+    assert call(folder, "workspace", "remove", "crosscoder:1", "--yes")[0] == 0
+
+
+def test_verify_goes_on_after_what_cannot_be_read(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    for seed in range(3):
+        make_activations(workspace, torch.full((4, 2), float(seed)), torch.ones(4, 2))
+
+    def read(path: Path) -> str:
+        if path.name == "store.json" and path.parent.name == "1":
+            raise PermissionError(13, "Permission denied", str(path))
+        return blake3_file(path)
+
+    monkeypatch.setattr("modeldiff.workspace.artifact.blake3_file", read)
+    shard = workspace.folder / "activations" / "3" / "shards" / "00000.a.h5"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    code, out, _ = call(workspace.folder, "workspace", "verify")
+    assert code == 1
+    assert re.search(r"activations:1: store\.json: cannot be read \(.*Permission denied", out)
+    assert "activations:3: shards/00000.a.h5: is damaged" in out
+    assert "3 artifacts verified, 2 damaged" in out
+
+
+def test_clean_takes_what_killed_processes_left_beside_the_artifacts(tmp_path: Path, call: Call) -> None:
+    folder = make_manifests(tmp_path / "ws", 1).folder
+    left = [folder / "workspace.json.123.tmp", folder / ".partial" / "digests.json.9.tmp"]
+    for path in left:
+        path.write_bytes(b"12")
+    _, out, _ = call(folder, "workspace", "clean", "--yes", "--json")
+    assert json.loads(out) == {"removed": [str(path) for path in left], "bytes": 4}
+    assert not any(path.exists() for path in left)
+    assert listed(call, folder) == (["activations:1"], [])
+
+
+def test_a_name_is_refused_before_anything_runs(tmp_path: Path, fails: Callable[..., str]) -> None:
+    assert "--name '7' would be a version" in fails(2, tmp_path / "ws", "train", "--name", "7")

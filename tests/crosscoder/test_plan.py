@@ -58,7 +58,7 @@ def test_what_lasts_is_what_torch_holds(tmp_path: Path) -> None:
     assert parts["gradients"] == sum(one.grad.nbytes for one in crosscoder.parameters())
     moments = trainer.optimizer.state.values()
     assert parts["moments"] == sum(state["exp_avg"].nbytes + state["exp_avg_sq"].nbytes for state in moments)
-    write_checkpoint(tmp_path / "checkpoint", trainer, 0)
+    write_checkpoint(tmp_path / "checkpoint", trainer, "")
     written = (tmp_path / "checkpoint").stat().st_size
     assert 0 < written - disk(planned.config)["checkpoint"] < 4096, "names and numbers"
 

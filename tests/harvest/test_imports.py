@@ -1,5 +1,6 @@
 """Importing activations captured elsewhere, from each format; what cannot be imported is refused."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -176,3 +177,14 @@ def test_other_content_under_the_same_name_is_imported_anew(
     assert run(settings(*five), workspace).ref == "activations:2"
     with pytest.raises(InputError, match="--import-b is missing"):
         HarvestSettings(import_a="a.npy")
+
+
+def test_a_failed_write_is_not_blamed_on_what_is_read(
+    workspace: Workspace, five: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "the-workspace")
+
+    monkeypatch.setattr("modeldiff.workspace.bits.RowWriter.append", full)
+    with pytest.raises(OSError, match="No space left on device: 'the-workspace'"):
+        run(settings(*five), workspace)

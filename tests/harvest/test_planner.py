@@ -203,3 +203,16 @@ def test_an_interrupted_plan_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     assert [file.read_bytes() for file in resumed_files] == [file.read_bytes() for file in files]
     # A document is tokenized again (once a side) only when a shard ended inside it.
     assert len(read) - 2 * len(set(read)) < 2 * len(whole.shards)
+
+
+@pytest.mark.parametrize("name", ["resume/plan-00001.json", "shards/00001.plan.h5"])
+def test_what_is_planned_behind_a_damaged_shard_is_planned_again(tmp_path: Path, texts: Path, name: str) -> None:
+    """Also when the cursor still reads as a cursor, with another number in it."""
+    whole, files = plan(tmp_path / "work", texts, pairs=500, shard_pairs=64)
+    expected = [file.read_bytes() for file in files]
+    damaged = tmp_path / "work" / name
+    content = damaged.read_bytes()
+    damaged.write_bytes(content.replace(b'"records": ', b'"records": 1') if name.endswith("json") else content[:-1])
+    again, files = plan(tmp_path / "work", texts, pairs=500, shard_pairs=64)
+    assert again == whole
+    assert [file.read_bytes() for file in files] == expected

@@ -14,14 +14,15 @@ from modeldiff.harvest.store import QUANTILES, RunningStatistics, _quantile, com
 def save(folder: Path, shard: int, x_ND: torch.Tensor) -> None:
     statistics = RunningStatistics(x_ND.shape[1])
     statistics.add(x_ND)
-    statistics.save(folder, shard, "a")
+    statistics.save(folder, shard, "a", np.full((2, 32), shard, np.uint8))
 
 
 def test_against_numpy(tmp_path: Path) -> None:
     x_ND = (torch.randn(10_000, 6, generator=torch.Generator().manual_seed(0)) * 40 + 3).to(torch.bfloat16)
     for shard, rows in enumerate(x_ND.split([4000, 5999, 1])):
         save(tmp_path, shard, rows)
-    mean_D, quantiles = combine(tmp_path, 3, "a")
+    mean_D, quantiles, digests = combine(tmp_path, 3, "a")
+    assert [one[0, 0] for one in digests.values()] == [0, 1, 2]
     exact = x_ND.double().numpy()
     norms = np.linalg.norm(exact, axis=1)
     assert mean_D.dtype == np.float64
@@ -40,6 +41,6 @@ def test_quantiles_as_numpy(numbers: np.ndarray) -> None:
 def test_the_mean_does_not_drift_in_many_rows_of_low_precision(tmp_path: Path) -> None:
     # A bfloat16 sum of ones stops growing at 256.
     save(tmp_path, 0, torch.ones(50_000, 2, dtype=torch.bfloat16))
-    mean_D, quantiles = combine(tmp_path, 1, "a")
+    mean_D, quantiles, _ = combine(tmp_path, 1, "a")
     assert mean_D.tolist() == [1.0, 1.0]
     assert abs(quantiles["0.5"] - 2**0.5) < 1e-7

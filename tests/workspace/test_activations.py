@@ -42,12 +42,17 @@ def test_parts_of_chunks_are_found(
     preadv = os.preadv
     monkeypatch.setattr(bits, "_WORTH_THREADS", threads_from)
     monkeypatch.setattr(bits.os, "preadv", lambda file, into, at: preadv(file, [into[0][:most_bytes]], at))
+    monkeypatch.setattr(bits, "chunk_rows", lambda *_: 8)
+    monkeypatch.setattr(bits, "_PIECE_BYTES", 4 * 2 * 4)
     x_ND = torch.arange(100.0).reshape(50, 2)
     with h5py.File(tmp_path / "x.h5", "w") as file:
-        file.create_dataset("x", data=x_ND.numpy(), chunks=(8, 2))
+        writer = bits.RowWriter(file, "x", 50, 2, "float32")
+        writer.append(x_ND[:7])
+        writer.append(x_ND[7:])
     with h5py.File(tmp_path / "x.h5") as file:
-        layout = bits.RowLayout.of(file["x"])
-    for start, stop in ((0, 50), (3, 5), (7, 25), (48, 50), (16, 24)):
+        layout = bits.RowLayout.of(file["x"], writer.digests)
+    assert layout.digest_P.shape == (13, 32)  # pieces of four rows, two in a chunk
+    for start, stop in ((3, 5), (7, 25), (48, 50), (16, 24), (0, 50), (3, 5)):
         into = np.empty((stop - start, 2), np.float32)
         bits.read_all(list(layout.reads(start, memoryview(into).cast("B"))))
         assert torch.equal(torch.from_numpy(into), x_ND[start:stop])

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.errors import DamagedError
-from modeldiff.workspace.bits import ENCODINGS, chunk_rows, create_dataset, encoding_of, write_rows
+from modeldiff.workspace.bits import ENCODINGS, RowWriter, chunk_rows, encoding_of
 
 SPECIAL = [-1.5, 1.5, -0.0, 0.0, float("inf"), float("-inf"), float("nan"), 1e-40, -1e-40, 3.3895e38, -3.3895e38, -1e-3]
 
 
 def round_trip(path: Path, x_ND: torch.Tensor, encoding: str) -> torch.Tensor:
     with h5py.File(path, "w") as file:
-        dataset = create_dataset(file, "activations", len(x_ND), x_ND.shape[1], encoding)
-        for start in range(0, len(x_ND), 3):
-            write_rows(dataset, start, x_ND[start : start + 3])
+        writer = RowWriter(file, "activations", len(x_ND), x_ND.shape[1], encoding)
+        for part_ND in x_ND.split(3):
+            writer.append(part_ND)
     with h5py.File(path, "r") as file:
         assert encoding_of(file["activations"]) == encoding
         return torch.from_numpy(file["activations"][()]).view(ENCODINGS[encoding][0])

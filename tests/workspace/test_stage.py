@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from modeldiff.errors import DamagedError, InputError, MachineError
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.artifact import FORMAT
-from modeldiff.workspace.files import sha256_json
+from modeldiff.workspace.files import locked, sha256_json
 
 
 @settings
@@ -154,15 +153,17 @@ def test_work_that_was_begun_knows_its_whole_files(workspace: Workspace) -> None
         work.write_bytes(name, b"123")
     (work.folder / "b").write_bytes(b"1")
     (work.folder / "c").write_bytes(b"2")
-    (work.resume / "digests" / "c.json").write_text('{"size": 1, "bla')
-    again = Work(workspace.folder / "w", rank=1)
+    (work.resume / "digests" / "c.digest").write_text('{"size": 1, "bla')
+    again = Work(workspace.folder / "w")
     assert [again.has(name) for name in "abcd"] == [True, False, False, False]
-    again.write_bytes("c", b"2")
+    other = Work(workspace.folder / "w", rank=1)
+    other.write_bytes("c", b"2")
+    assert again.has("c")
     assert Work(workspace.folder / "w").has("c")
 
 
 def _hold(path: str, held: Any, done: Any) -> None:
-    with FileLock(path):
+    with locked(Path(path)):
         held.set()
         done.wait(30)
 
@@ -188,7 +189,7 @@ def test_a_second_process_on_the_same_work_gets_a_clear_error(workspace: Workspa
 def test_the_manifest_holds_everything(workspace: Workspace) -> None:
     artifact = bake(workspace, name="first")
     data = json.loads((artifact.folder / "manifest.json").read_text())
-    assert data["format"] == FORMAT == 2
+    assert data["format"] == FORMAT == 3
     assert data["settings"] == {"k": 64, "device": "cpu"}
     assert data["inputs"] == {"texts": {"label": "t.txt", "digest": "d"}}
     assert data["metrics"] == {"loss": 0.5}
@@ -229,8 +230,8 @@ def test_a_manifest_that_was_edited_is_damaged_and_file_and_field_are_named(
 
 def test_a_newer_manifest_is_not_taken_for_a_damaged_one(workspace: Workspace) -> None:
     path = bake(workspace).folder / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(InputError, match=r"format 3 is newer than this modeldiff reads \(2\): upgrade modeldiff"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
+    with pytest.raises(InputError, match=r"format 4 is newer than this modeldiff reads \(3\): upgrade modeldiff"):
         workspace.find("toy")
 
 

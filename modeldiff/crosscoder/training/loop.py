@@ -2,7 +2,7 @@
 
 A run continued from a checkpoint gives the same bits on the CPU: weights, Adam's moments and counters are in it, and
 the order of the batches is a function of the seed and the step, so no cursor and no state of a random generator is
-needed. Everything is in one safetensors file, numbers in its metadata, so that one rename replaces it.
+needed. Everything is in one safetensors file, numbers and the log in its metadata, so that one rename replaces it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from modeldiff.crosscoder.training.data import PairStream
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError, ModeldiffError
 from modeldiff.records import check_fields
-from modeldiff.workspace.files import replace_into, temporary_path
+from modeldiff.workspace.files import temporary_path
+from modeldiff.workspace.kept import is_sound, keep
 from modeldiff.workspace.stage import CheckpointClock
 
 # Audits change them: they need not be those that the run began with.
@@ -33,21 +34,18 @@ _SIZES = {"A": "n_a_only", "shared": "n_shared", "B": "n_b_only"}
 _COUNTERS, _AVERAGES = ("step", "left_out", "auxk_nan"), ("threshold", "threshold_designated")
 
 
-def train(trainer: Trainer, stream: PairStream, checkpoint: Path, log: Path, timings: Path, seconds: float) -> None:
-    """Train to the last step, from the checkpoint (written again after some `seconds`) if there is one. `log` becomes
+def train(trainer: Trainer, stream: PairStream, checkpoint: Path, timings: Path, seconds: float) -> str:
+    """Train to the last step, from the checkpoint (written again after some `seconds`) if there is a sound one. Returns
     training.jsonl; to `timings`, pairs per second and the share of the time spent waiting for data are appended."""
     recipe, first = trainer.recipe, trainer.processes.first
-    log_bytes = read_checkpoint(checkpoint, trainer) if checkpoint.exists() else 0
+    lines = [read_checkpoint(checkpoint, trainer) if is_sound(checkpoint) else ""]
     due = CheckpointClock(seconds)
     timings.parent.mkdir(exist_ok=True)
     with (
-        (log if first else Path(os.devnull)).open("ab+") as lines,
         (timings if first else Path(os.devnull)).open("a", encoding="utf-8") as timed,
         progress("train", recipe.steps, "steps", done=trainer.step) as bar,
         closing(stream.batches(trainer.step)) as batches,
     ):
-        if first:
-            lines.truncate(log_bytes)
         began, waited, begun_at = time.monotonic(), 0.0, None
         while trainer.step < recipe.steps:
             asked = time.monotonic()
@@ -55,7 +53,7 @@ def train(trainer: Trainer, stream: PairStream, checkpoint: Path, log: Path, tim
             waited += time.monotonic() - asked
             line = trainer.update(x_a, x_b)
             if line:
-                lines.write((json.dumps(line) + "\n").encode())
+                lines.append(json.dumps(line) + "\n")
                 if begun_at is not None:
                     elapsed, done = max(1e-9, time.monotonic() - began), (trainer.step - begun_at) * recipe.batch
                     record = {"step": trainer.step, "pairs_per_second": round(done / elapsed, 1)}
@@ -70,39 +68,38 @@ def train(trainer: Trainer, stream: PairStream, checkpoint: Path, log: Path, tim
             is_due = trainer.processes.number(due.now() and first) > 0
             collecting = trainer.callback is not None and trainer.callback.collecting
             if (is_due and not collecting) or trainer.step == recipe.steps:
-                lines.flush()
-                if first:
-                    os.fsync(lines.fileno())
                 with due.writing():
-                    write_checkpoint(checkpoint, trainer, lines.tell())
+                    write_checkpoint(checkpoint, trainer, "".join(lines))
+    return "".join(lines)
 
 
-def write_checkpoint(path: Path, trainer: Trainer, log_bytes: int) -> None:
-    """Write the state of a run; `log_bytes` is the length of its log at this step. Every process calls it, and the
-    first one writes: any number of them can go on from the file."""
+def write_checkpoint(path: Path, trainer: Trainer, log: str) -> None:
+    """Write the state of a run, and its log up to this step. Every process calls it, and the first one writes: any
+    number of them can go on from the file."""
     gathered = {name: trainer.processes.gather(name, value) for name, value in _tensors(trainer).items()}
     tensors = {name: whole.contiguous() for name, whole in gathered.items() if whole is not None}
     if not trainer.processes.first:
         return
-    numbers: dict[str, Any] = {name: getattr(trainer, name) for name in _COUNTERS} | {"log_bytes": log_bytes}
+    numbers: dict[str, Any] = {name: getattr(trainer, name) for name in _COUNTERS}
     n_a, n_b, n_features = (len(tensors[name]) for name in ("w_enc_a", "w_enc_b", "b_enc"))
     numbers |= {"n_a_only": n_features - n_b, "n_shared": n_a + n_b - n_features, "n_b_only": n_features - n_a}
     averages = {name: getattr(trainer, name) for name in _AVERAGES}
     numbers |= {name: [average.total, average.weight] for name, average in averages.items()}
     temporary = temporary_path(path)
-    save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers)})
-    replace_into(temporary, path)
+    save_file(tensors, temporary, metadata={"numbers": json.dumps(numbers), "log": log})
+    keep(temporary, path)
 
 
-def read_checkpoint(path: Path, trainer: Trainer) -> int:
-    """Bring a fresh trainer to the state that was written. Returns `log_bytes`.
+def read_checkpoint(path: Path, trainer: Trainer) -> str:
+    """Bring a fresh trainer to the state that was written. Returns the log.
 
     Raises:
         DamagedError: the file is truncated or belongs to another run.
     """
-    required = {*_COUNTERS, *_AVERAGES, *_SIZES.values(), "log_bytes"}
+    required = {*_COUNTERS, *_AVERAGES, *_SIZES.values()}
     try:
-        numbers = json.loads(read_metadata(path).get("numbers", "{}"))
+        metadata = read_metadata(path)
+        numbers = json.loads(metadata.get("numbers", "{}"))
         check_fields(numbers, required=required, where=str(path))
         if trainer.processes.world == 1:
             _resize(trainer, numbers, path)
@@ -117,7 +114,7 @@ def read_checkpoint(path: Path, trainer: Trainer) -> int:
         average.total, average.weight = numbers[name]
     for state in trainer.optimizer.state.values():
         state["step"].fill_(trainer.step)
-    return int(numbers["log_bytes"])
+    return metadata.get("log", "")
 
 
 def _resize(trainer: Trainer, numbers: dict[str, Any], path: Path) -> None:

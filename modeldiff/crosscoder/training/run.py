@@ -154,11 +154,11 @@ class _Training:
             ) from None
 
     def _build(self, work: Work) -> dict[str, Any]:
-        checkpoint, log_path = work.resume / "checkpoint.safetensors", work.resume / _LOG_NAME
+        checkpoint = work.resume / "checkpoint.safetensors"
         written = checkpoint.stat().st_size if checkpoint.exists() else 0
         size = f"a training of {self.config.n_features:,} features"
         require_free(work.folder, disk(self.config)["needed"] - written, size)
-        crosscoder, figures = self._trained(checkpoint, log_path, work.folder / "logs/throughput.jsonl")
+        crosscoder, log, figures = self._trained(checkpoint, work.folder / "logs/throughput.jsonl")
         if crosscoder is None:
             return {}
         recipe = self.recipe
@@ -172,8 +172,7 @@ class _Training:
             )
         say(f"evaluate on {sum(len(block) for block in self.held_out):,} held-out pairs")
         evaluation = evaluate(crosscoder, self.store, self.held_out, self.settings.outlier_factor)
-        log = log_path.read_bytes()
-        work.write_bytes(_LOG_NAME, log)
+        work.write_bytes(_LOG_NAME, log.encode())
         lines = [json.loads(line) for line in log.splitlines()]
         title = f"{_sizes(crosscoder.config)}, k {recipe.k}, on {self.store.artifact.ref}"
         work.write_bytes("figures/training.png", training_figure(lines, title))
@@ -194,8 +193,9 @@ class _Training:
             "held_out": evaluation,
         }
 
-    def _trained(self, checkpoint: Path, log: Path, timings: Path) -> tuple[Crosscoder | None, dict[str, Any]]:
-        """The whole crosscoder, in the first process, and figures of the run. What only training needs is freed."""
+    def _trained(self, checkpoint: Path, timings: Path) -> tuple[Crosscoder | None, str, dict[str, Any]]:
+        """The whole crosscoder, in the first process, and log and figures of the run. What only training needs is
+        freed."""
         config, recipe = self.config, self.recipe
         crosscoder = Crosscoder.initialised(config, self.measured, seed=recipe.seed)
         crosscoder = (self.shards.part(crosscoder) if self.shards else crosscoder).to(self.device)
@@ -209,7 +209,7 @@ class _Training:
         stream = PairStream(
             self.store, self.blocks, batch=recipe.batch, seed=recipe.seed, buffer_bytes=buffer_bytes, device=self.device
         )
-        train(trainer, stream, checkpoint, log, timings, self.settings.checkpoint_seconds)
+        log = train(trainer, stream, checkpoint, timings, self.settings.checkpoint_seconds)
         dead = trainer.by_partition(trainer.dead())
         figures = {
             "left_out": trainer.left_out,
@@ -221,7 +221,7 @@ class _Training:
         if whole is not None:
             whole.zero_grad()
             whole.to(self.device).set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
-        return whole, figures
+        return whole, log, figures
 
 
 @torch.no_grad()

@@ -28,8 +28,9 @@ def tensors(trainer: Trainer) -> list[torch.Tensor]:
 
 def assert_continues(trainer: Trainer, other: Trainer, path: Path, data: Batches) -> None:
     """The other trainer, from a checkpoint, has what the first one has, and makes the same steps."""
-    write_checkpoint(path, trainer, 17)
-    assert read_checkpoint(path, other) == 17
+    log = '{"step": 0, "source": "é"}\n'
+    write_checkpoint(path, trainer, log)
+    assert read_checkpoint(path, other) == log
     assert other.crosscoder.config == trainer.crosscoder.config
     for batch in data:
         assert other.update(*batch) == trainer.update(*batch)
@@ -72,7 +73,7 @@ def test_a_checkpoint_that_is_truncated_or_of_another_dictionary_is_refused(tmp_
     trainer = make_trainer()
     trainer.update(*batches(1)[0])
     path = tmp_path / "c"
-    write_checkpoint(path, trainer, 0)
+    write_checkpoint(path, trainer, "")
     for other in (make_trainer(features=50), make_trainer(features=30, exclusive=0.2)):
         message = r"partitions of [35]0 features .* found \[4, 32, 4\]; .*workspace clean"
         with pytest.raises(DamagedError, match=message):

@@ -186,10 +186,10 @@ def test_resumed_equals_uninterrupted_also_across_audits(
         assert any(report["moved"] or report["planted"] for report in reports), "before the kill, and after it"
     resumed: list[dict[str, int]] = []
 
-    def read(path: Path, trainer: Trainer) -> int:
-        log_bytes = read_checkpoint(path, trainer)
+    def read(path: Path, trainer: Trainer) -> str:
+        log = read_checkpoint(path, trainer)
         resumed.append(trainer.crosscoder.sizes)
-        return log_bytes
+        return log
 
     monkeypatch.setattr("modeldiff.crosscoder.training.loop.read_checkpoint", read)
     artifact = run_with_kills(AUDITED, kills, workspace_with(tmp_path / "w", few), monkeypatch)

@@ -33,6 +33,7 @@ from modeldiff.features.measures.models import LoadedModel, next_token_losses
 from modeldiff.linear.maps import LinearMap
 from modeldiff.lm.batches import token_budget
 from modeldiff.lm.residual import replace_in_residual, residual_after, sampled_scores
+from modeldiff.workspace.kept import is_sound
 
 # Fewer tokens than a harvest's batches: the blocks above the layer keep what their backward pass needs. A batch's
 # logits have at most 2^27 values (512 MiB in float32), of which four sets are in memory.
@@ -107,7 +108,7 @@ def measure(
     budget = settings.batch_tokens or token_budget(model.lm, logit_values=_LOGIT_VALUES, by_device=_BATCH_TOKENS)
     order = sorted(range(len(windows)), key=lambda i: (len(windows[i].ids[side]), i))
     sums, begun = {name: np.zeros((3, len(group.column_K))) for name, group in groups.items()}, 0
-    if resume.exists():
+    if is_sound(resume):
         sums = load_file(resume)
         begun = int(sums.pop("windows done")[0])
     done = sum(len(windows[i].rows) for i in order[:begun])

@@ -36,7 +36,8 @@ from modeldiff.lm.residual import add_to_residual
 from modeldiff.records import to_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.files import json_lines, read_json, write_json
+from modeldiff.workspace.files import json_lines, read_json
+from modeldiff.workspace.kept import is_sound, keep_json
 
 SCHEMA = 5
 # The paper's 3 prompts at 10 strengths.
@@ -149,19 +150,19 @@ class Writer:
         """Make what is missing of the texts of these directions, to which the model is the source or the target
         (`role`). It is in memory only meanwhile. Raises InputError if it is not the model that was harvested, or if
         prompt and text are too long for it."""
-        missing = [one for one in directions if not self._path(one.key).exists()]
-        if not missing:
+        missing = [one for one in directions if not is_sound(self._path(one.key))]
+        begun = is_sound(self._path("unsteered"))
+        if begun and not missing:
             return
         side, total = self.model.side, len(directions)
         say(f"model {side.upper()}: {self.model.ref.short_name}, after block {self.model.layer}, on {self.device}")
         lm = self.model.open(self.device, self.dtype)
-        self.folder.mkdir(parents=True, exist_ok=True)
         with progress(f"write {side.upper()} ({role})", total, "directions", total - len(missing)) as bar:
-            if not self._path("unsteered").exists():
-                write_json(self._path("unsteered"), {"texts": self._texts(lm, [torch.zeros(lm.width)])})
+            if not begun:
+                keep_json(self._path("unsteered"), {"texts": self._texts(lm, [torch.zeros(lm.width)])})
             for one in missing:
                 pushes = [strength * one.unit_D[side] for strength in self.settings.strengths if strength]
-                write_json(self._path(one.key), {"texts": self._texts(lm, pushes)})
+                keep_json(self._path(one.key), {"texts": self._texts(lm, pushes)})
                 bar.advance()
 
     def read(self, direction: ScoredDirection) -> list[list[Written]]:

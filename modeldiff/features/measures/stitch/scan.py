@@ -18,7 +18,8 @@ from modeldiff.linear.ridge import Moments
 from modeldiff.sides import SIDES
 from modeldiff.splits import PARTS, Stretches
 from modeldiff.workspace.activations import ActivationStore, Block
-from modeldiff.workspace.files import replace_into, temporary_path
+from modeldiff.workspace.files import temporary_path
+from modeldiff.workspace.kept import is_sound, keep
 from modeldiff.workspace.stage import CheckpointClock
 
 CHECKPOINT_SECONDS = 60.0
@@ -124,7 +125,7 @@ class Scan:
         temporary = temporary_path(path)
         # Clones: a part of a longer tensor, as the queue is, would be refused.
         save_file({name: one.cpu().contiguous().clone() for name, one in tensors.items()}, temporary)
-        replace_into(temporary, path)
+        keep(temporary, path)
 
     def restore(self, path: Path) -> None:
         found = load_file(path)
@@ -144,7 +145,7 @@ class Scan:
 def scan(made: Scan, blocks: Sequence[Block], resume: Path) -> None:
     """Take in the blocks; a scan that finds a checkpoint in `resume` goes on behind it."""
     path = resume / "sums.safetensors"
-    if path.exists():
+    if is_sound(path):
         made.restore(path)
     clock = CheckpointClock(CHECKPOINT_SECONDS)
     begun = made.counts["blocks"]
