@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from modeldiff.errors import InputError
-from modeldiff.settings import OnDevice, setting, settings
+from modeldiff.settings import OnDevice, RemoteCode, setting, settings
 
 ContextKind = Literal["everywhere", "source", "word", "feature"]
 CONTEXT_KINDS: tuple[ContextKind, ...] = get_args(ContextKind)
 
 
 @settings
-class ContinuationsSettings(OnDevice):
+class ContinuationsSettings(RemoteCode, OnDevice):
     """Which models continue which texts, from how many places, and how far."""
 
     model_a: str | None = setting(default=None)
@@ -45,8 +45,6 @@ class ContinuationsSettings(OnDevice):
     """A model reads at most this many tokens before a place."""
     seed: int = setting(default=0, least=0)
     """Of the documents and places drawn, and of the sampling."""
-    trust_remote_code: bool = setting(default=False)
-    """Run Python code that comes with a model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto")
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 
@@ -56,7 +54,7 @@ class ContinuationsSettings(OnDevice):
 
 
 @settings
-class ListSettings(OnDevice):
+class ListSettings(RemoteCode, OnDevice):
     """Which contexts are compared, and what is listed."""
 
     contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS)
@@ -90,8 +88,6 @@ class ContrastSettings(ListSettings):
     """Held-out places for the cause of each entry."""
     seed: int = setting(default=0, least=0)
     """Of the permutations and of the sampling of the cause."""
-    trust_remote_code: bool = setting(default=False, result=False)
-    """Run Python code that comes with a model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto", result=False)
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 

@@ -30,5 +30,3 @@ class DiffSettings(ListSettings):
     """Both models continue the texts from about this many places."""
     seed: int = setting(default=0, least=0)
     """Of the training, the places and the sampling."""
-    trust_remote_code: bool = setting(default=False)
-    """Run Python code that comes with a model."""
