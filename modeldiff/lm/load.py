@@ -9,7 +9,6 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from modeldiff.console import muted
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
-from modeldiff.lm.model import LanguageModel, layers_and_width, probe_ids
+from modeldiff.lm.geometry import Geometry
+from modeldiff.lm.model import LanguageModel, probe_ids
 from modeldiff.lm.ref import Location, ModelRef, locate, model_identity
 from modeldiff.lm.residual import residual_after
 
@@ -43,30 +43,12 @@ def quiet(*, bars: bool = False) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The numbers of a model that a harvest is planned with, from its configuration alone."""
-
-    name: str
-    n_layers: int
-    width: int
-    max_positions: int | None
-
-    def layer(self, asked: int | None, option: str) -> int:
-        """The block to read, by default the middle one (paper §2.6). Raises InputError when it is out of range."""
-        layer = self.n_layers // 2 if asked is None else asked
-        if not 0 <= layer < self.n_layers:
-            raise InputError(f"{option} {layer} is out of range: model {self.name} has blocks 0 to {self.n_layers - 1}")
-        return layer
-
-
 def read_geometry(ref: ModelRef) -> Geometry:
     """The geometry of a model. Raises as `load_model`; no weights are read."""
     location = locate(ref)
     with _one_line_errors(ref, location, "configuration of model"):
         config = transformers.AutoConfig.from_pretrained(**_from_pretrained_arguments(ref, location))
-    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return Geometry(ref.short_name, *layers_and_width(config, ref.short_name), positions)
+    return Geometry.of(config, ref.short_name)
 
 
 def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:

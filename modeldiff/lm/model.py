@@ -6,8 +6,10 @@ Shapes: B batch, T tokens, D width of the residual stream, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,41 +17,32 @@ import transformers
 from torch import Tensor, nn
 
 from modeldiff.errors import InputError
+from modeldiff.lm.geometry import Geometry
 from modeldiff.lm.ref import ModelRef
 
 # Enough positions to tell (B, T, D) from (T, B, D) or (B * T, D).
 _PROBE_TOKENS = 5
 
 
-class LanguageModel:
-    """A causal language model, frozen and in evaluation mode.
+class LanguageModel(Geometry):
+    """A causal language model, frozen and in evaluation mode, with its geometry (name, n_layers, width, ...).
 
     model: the transformers causal LM; body: the same without the head that makes logits; tokenizer; blocks: the
-    decoder blocks in order; n_layers; width: of the residual stream (D); vocabulary: number of tokens (V);
-    max_positions: the longest sequence its configuration allows, or None; ref: where it came from; recommended: the
-    generation settings of the model's files. They are taken off the model, for transformers would fill in from them
-    whatever a call leaves out.
+    decoder blocks in order; ref: where it came from; recommended: the generation settings of the model's files. They
+    are taken off the model, for transformers would fill in from them whatever a call leaves out.
     Raises InputError when the blocks cannot be found (`find_blocks`).
     """
 
     def __init__(
         self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, ref: ModelRef
     ) -> None:
+        super().__init__(**vars(Geometry.of(model.config, ref.short_name)))
         self.model = model.eval().requires_grad_(False)
         self.recommended, model.generation_config = model.generation_config, transformers.GenerationConfig()
         self.tokenizer = tokenizer
         self.ref = ref
         self.body: nn.Module = model.base_model
         self.blocks = find_blocks(model)
-        self.n_layers = len(self.blocks)
-        config = model.config.get_text_config(decoder=True)
-        self.width: int = config.hidden_size
-        self.vocabulary: int = config.vocab_size
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
-
-    @property
-    def name(self) -> str:
-        return self.ref.short_name
 
     @property
     def device(self) -> torch.device:
@@ -67,49 +60,28 @@ class LanguageModel:
         ).logits
         return made
 
-    def check_layer(self, layer: int) -> None:
-        """Raise InputError unless `layer` is the index of a block, counted from 0."""
-        if not 0 <= layer < self.n_layers:
-            raise InputError(f"layer {layer} is out of range: model {self.name} has blocks 0 to {self.n_layers - 1}")
-
-    def check_length(self, n_tokens: int) -> None:
-        """Raise InputError if a sequence of `n_tokens` is longer than the model has positions."""
-        if self.max_positions is not None and n_tokens > self.max_positions:
-            raise InputError(
-                f"{n_tokens} tokens are too long for model {self.name}, which has {self.max_positions} positions"
-            )
-
 
 def find_blocks(model: transformers.PreTrainedModel) -> list[nn.Module]:
     """The decoder blocks of a transformers causal LM, in order.
 
     They are the one ModuleList of `config.num_hidden_layers` members (of the text configuration, where there are
-    several) through which the residual stream runs in a short pass: each member is called once, takes and gives
-    (B, T, D) with D = `config.hidden_size`, and takes exactly what the one before gave.
+    several) through which the residual stream runs in a short pass (`hand_on`).
     Raises InputError when no list, or more than one, does that.
     """
-    n_layers, width = layers_and_width(model.config, type(model).__name__)
-    lists = {name: list(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers}
-    calls = _probe(model, [block for members in lists.values() for block in members])
-    stacks = {name: members for name, members in lists.items() if _is_residual_stack(members, calls, width)}
+    geometry = Geometry.of(model.config, type(model).__name__)
+    modules = [(name, list(m)) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    lists = {name: members for name, members in modules if len(members) == geometry.n_layers}
+    calls = probe(model, [block for members in lists.values() for block in members])
+    stacks = {name: members for name, members in lists.items() if hand_on(members, calls, geometry.width)}
     # A list inside a block of another stack (possible with a single layer) is a part of it.
     outer = [name for name in stacks if not any(name.startswith(f"{other}.") for other in stacks)]
     if len(outer) != 1:
         found = f"{len(outer)} of them" if outer else f"none among {len(lists)} lists of that length"
         raise InputError(
-            f"{type(model).__name__} is not supported: expected one list of {n_layers} blocks that hand on a residual "
-            f"stream of width {width}, found {found}"
+            f"{geometry.name} is not supported: expected one list of {geometry.n_layers} blocks that hand on a residual "
+            f"stream of width {geometry.width}, found {found}"
         )
     return stacks[outer[0]]
-
-
-def layers_and_width(config: transformers.PretrainedConfig, name: str) -> tuple[int, int]:
-    """(number of blocks, width) by a model's configuration. Raises InputError: it does not say them."""
-    config = config.get_text_config(decoder=True)
-    n_layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if not n_layers or not width:
-        raise InputError(f"model {name} has no num_hidden_layers and hidden_size: expected a language model")
-    return n_layers, width
 
 
 def probe_ids(model: transformers.PreTrainedModel) -> Tensor:
@@ -136,9 +108,9 @@ def hidden_of(output: Any) -> Tensor:
 
 
 @contextmanager
-def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any], *, with_kwargs: bool = False) -> Iterator[None]:
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     """While the context is open, the modules have this forward hook; it is removed also on an error."""
-    handles = [module.register_forward_hook(hook, with_kwargs=with_kwargs) for module in modules]
+    handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield
     finally:
@@ -146,25 +118,48 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any], *, with_kwarg
             handle.remove()
 
 
-def _probe(model: transformers.PreTrainedModel, modules: list[nn.Module]) -> dict[nn.Module, list[tuple[Any, Any]]]:
-    """What each module took and gave in a short pass, per call."""
-    calls: dict[nn.Module, list[tuple[Any, Any]]] = {module: [] for module in modules}
+@dataclass
+class Call:
+    """One call of a module in a pass: copies, so that a later change in place would show."""
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        taken = args[0] if args else kwargs.get("hidden_states")
-        calls[module].append((taken, output[0] if isinstance(output, (tuple, list)) and output else output))
+    taken: list[Tensor]
+    """The tensors among its arguments."""
+    given: Tensor | None = None
+    """Its output, or the first member of it."""
 
-    with hooked(calls, note, with_kwargs=True):
-        short_pass(model)
+
+def probe(model: transformers.PreTrainedModel, modules: Iterable[nn.Module]) -> dict[nn.Module, list[Call]]:
+    """What each module took and gave in a short pass, by module."""
+    calls: dict[nn.Module, list[Call]] = {module: [] for module in modules}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[module].append(Call([one.clone() for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]))
+
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, (tuple, list)) and output else output
+        calls[module][-1].given = first.clone() if isinstance(first, Tensor) else None
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in calls]
+    try:
+        with hooked(calls, after):
+            short_pass(model)
+    finally:
+        for handle in handles:
+            handle.remove()
     return calls
 
 
-def _is_residual_stack(members: list[nn.Module], calls: dict[nn.Module, list[tuple[Any, Any]]], width: int) -> bool:
-    if any(len(calls[member]) != 1 for member in members):
+def hand_on(blocks: Sequence[nn.Module], calls: Mapping[nn.Module, list[Call]], width: int) -> bool:
+    """Whether blocks hand on a residual stream: each is called once, gives (1, T, D), and takes exactly what the one
+    before gave."""
+    if any(len(calls[block]) != 1 for block in blocks):
         return False
-    passed = [tensor for member in members for tensor in calls[member][0]]
-    if any(not isinstance(x, Tensor) or x.shape != (1, _PROBE_TOKENS, width) for x in passed):
+    stream = [calls[block][0] for block in blocks]
+    if any(call.given is None or call.given.shape != (1, _PROBE_TOKENS, width) for call in stream):
         return False
-    # `is` first: not-a-number in an overflowing float16 pass is not equal to itself.
-    handed_on = zip(passed[1:-1:2], passed[2::2], strict=True)
-    return all(given is taken or torch.equal(given, taken) for given, taken in handed_on)
+    return all(any(_same(one, before.given) for one in call.taken) for before, call in itertools.pairwise(stream))
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    """Not-a-number, which an overflowing float16 pass gives, is equal to itself."""
+    return other is not None and one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
