@@ -18,12 +18,16 @@ from safetensors import SafetensorError, safe_open
 
 from modeldiff.console import muted
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
+from modeldiff.lm.adapter import check_adapter, merged, vocabulary_with
 from modeldiff.lm.geometry import Geometry
 from modeldiff.lm.model import LanguageModel, probe_ids
-from modeldiff.lm.ref import Location, ModelRef, locate, model_identity
+from modeldiff.lm.ref import Location, ModelRef, content_files, locate, model_identity
 from modeldiff.lm.residual import residual_after
 
 __all__ = ["LanguageModel", "ModelRef", "load_model", "load_tokenizer", "model_identity", "quiet", "read_geometry"]
+
+# An adapter with one of these has a tokenizer of its own.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @contextmanager
@@ -48,14 +52,20 @@ def read_geometry(ref: ModelRef) -> Geometry:
     location = locate(ref)
     with _one_line_errors(ref, location, "configuration of model"):
         config = transformers.AutoConfig.from_pretrained(**_from_pretrained_arguments(ref, location))
-    return Geometry.of(config, ref.short_name)
+        geometry = Geometry.of(config, ref.short_name)
+        if location.adapter:
+            check_adapter(location.adapter)
+            geometry.vocabulary = vocabulary_with(location.adapter, geometry.vocabulary, geometry.width)
+    return geometry
 
 
 def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model, the fast one where there is one. Raises as `load_model`."""
     location = locate(ref)
+    if location.adapter and any((location.adapter / name).is_file() for name in _TOKENIZER_FILES):
+        location = Location(str(location.adapter), local=True)
     if location.local and not location.gguf_file:
-        _check_files(Path(location.source))
+        _check_files(location.files)
     with _one_line_errors(ref, location, "tokenizer"), quiet(bars=not location.local):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_from_pretrained_arguments(ref, location))
     # Without its files, some classes of tokenizer are made empty, and no error is raised.
@@ -75,7 +85,11 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
     location = locate(ref)
     tokenizer = load_tokenizer(ref)
     arguments = _from_pretrained_arguments(ref, location)
+    if location.adapter:
+        _check_files(content_files(location.adapter))
     with _one_line_errors(ref, location, "model"), quiet(bars=not location.local):
+        if location.adapter:
+            check_adapter(location.adapter)
         if location.gguf_file:
             from transformers import GgufConfig  # newer than the oldest release that serves otherwise
 
@@ -86,6 +100,8 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
             **arguments, dtype=dtype, output_loading_info=True
         )
         model = model.to(device)
+        if location.adapter:
+            model = merged(model, location.adapter)
     if missing := sorted(report["missing_keys"]):
         raise DamagedError(
             f"the weights of model {ref.short_name} lack {len(missing)} tensors that its configuration asks for, "
@@ -114,9 +130,9 @@ def _from_pretrained_arguments(ref: ModelRef, location: Location) -> dict[str, A
     return arguments
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(files: list[Path]) -> None:
     """Raise DamagedError for JSON that is cut off, and for weights of another length than their header says."""
-    for file in sorted(folder.iterdir()):
+    for file in files:
         try:
             if file.suffix == ".json":
                 json.loads(file.read_bytes())

@@ -78,8 +78,8 @@ def find_blocks(model: transformers.PreTrainedModel) -> list[nn.Module]:
     if len(outer) != 1:
         found = f"{len(outer)} of them" if outer else f"none among {len(lists)} lists of that length"
         raise InputError(
-            f"{geometry.name} is not supported: expected one list of {geometry.n_layers} blocks that hand on a residual "
-            f"stream of width {geometry.width}, found {found}"
+            f"{geometry.name} is not supported: expected one list of {geometry.n_layers} blocks that hand on a "
+            f"residual stream of width {geometry.width}, found {found}"
         )
     return stacks[outer[0]]
 

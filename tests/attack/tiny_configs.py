@@ -16,6 +16,7 @@ LAYERS, WIDTH, POSITIONS, VOCABULARY = 4, 32, 64, 320
 
 # The first rule that matches a field's name says its value. Only whole numbers above 4 are changed.
 _RULES: tuple[tuple[str, int], ...] = (
+    (r"^num_key_value_heads$", 4),
     (r"^pad_token_id$", 2),
     (r"^bos_token_id$", 0),
     (r"^eos_token_id$", 1),
@@ -45,17 +46,15 @@ def tiny_config(model_type: str) -> transformers.PreTrainedConfig:
 
 def _sizes(kind: type) -> dict[str, Any]:
     small: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if isinstance(field.default, int) and not isinstance(field.default, bool) and field.default > 4:
-            small |= {field.name: value for pattern, value in _RULES if re.search(pattern, field.name)} and {
-                field.name: next(value for pattern, value in _RULES if re.search(pattern, field.name))
-            }
-    for name, inner in getattr(kind, "sub_configs", {}).items():
-        if dataclasses.is_dataclass(inner):
-            small[name] = _sizes(inner)
-    return small
+    for field in dataclasses.fields(kind):
+        if type(field.default) is int and field.default > 4:
+            values = (value for pattern, value in _RULES if re.search(pattern, field.name))
+            small[field.name] = next(values, field.default)
+    inner = {name: one for name, one in getattr(kind, "sub_configs", {}).items() if dataclasses.is_dataclass(one)}
+    return small | {name: _sizes(one) for name, one in inner.items()}
 
 
 def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    both = {name: _merged(first[name], second[name]) for name in first.keys() & second.keys() if isinstance(second[name], dict)}
-    return first | second | both
+    """`second` goes first, also inside."""
+    both = [name for name in first.keys() & second.keys() if isinstance(second[name], dict)]
+    return first | second | {name: _merged(first[name], second[name]) for name in both}
