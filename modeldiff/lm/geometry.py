@@ -11,6 +11,11 @@ from modeldiff.errors import InputError
 
 # Under which names configurations keep their longest sequence; transformers gives most of them the first one as well.
 _POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+# How many blocks: the first of these that a configuration itself has. What decoders of two-part models have goes first,
+# for there the last one counts the encoder's.
+_LAYERS = ("decoder_layers", "num_decoder_layers", "num_layers")
+# How many residual streams run beside one another, where there are several.
+_STREAMS = ("altup_num_inputs", "hc_mult", "hc_count")
 
 
 @dataclass(eq=False)
@@ -22,24 +27,28 @@ class Geometry:
     n_layers: int
     """Decoder blocks."""
     width: int
-    """D of the residual stream."""
+    """D of the residual stream, of all streams together where several run beside one another."""
     vocabulary: int
     """V: it has embeddings for token ids below this."""
     max_positions: int | None
     """The longest sequence in tokens; None: its configuration sets no limit."""
+    streams: int = 1
 
     @classmethod
     def of(cls, config: transformers.PreTrainedConfig, name: str) -> Geometry:
         """By a configuration, of the text part where there are several. Raises InputError: it does not say how many
         blocks, how wide or how many tokens."""
         config = config.get_text_config(decoder=True)
-        found = [getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")]
-        if not all(found):
+        n_layers = next((vars(config)[key] for key in _LAYERS if vars(config).get(key)), None)
+        n_layers = n_layers or getattr(config, "num_hidden_layers", None)
+        width, vocabulary = getattr(config, "hidden_size", None), getattr(config, "vocab_size", None)
+        if not n_layers or not width or not vocabulary:
             raise InputError(
                 f"model {name} has no num_hidden_layers, hidden_size and vocab_size: expected a language model"
             )
-        positions = (getattr(config, key, None) for key in _POSITIONS)
-        return Geometry(name, *found, next((n for n in positions if isinstance(n, int) and n > 0), None))
+        positions = next((n for key in _POSITIONS if isinstance(n := getattr(config, key, None), int) and n > 0), None)
+        streams = next((n for key in _STREAMS if (n := getattr(config, key, None))), 1)
+        return Geometry(name, n_layers, width * streams, vocabulary, positions, streams)
 
     def layer(self, asked: int | None, option: str) -> int:
         """The block to read, by default the middle one (paper §2.6). Raises InputError when it is out of range."""

@@ -22,7 +22,6 @@ from modeldiff.lm.adapter import check_adapter, merged, vocabulary_with
 from modeldiff.lm.geometry import Geometry
 from modeldiff.lm.model import LanguageModel, probe_ids
 from modeldiff.lm.ref import Location, ModelRef, content_files, locate, model_identity
-from modeldiff.lm.residual import residual_after
 
 __all__ = ["LanguageModel", "ModelRef", "load_model", "load_tokenizer", "model_identity", "quiet", "read_geometry"]
 
@@ -55,7 +54,8 @@ def read_geometry(ref: ModelRef) -> Geometry:
         geometry = Geometry.of(config, ref.short_name)
         if location.adapter:
             check_adapter(location.adapter)
-            geometry.vocabulary = vocabulary_with(location.adapter, geometry.vocabulary, geometry.width)
+            width = geometry.width // geometry.streams
+            geometry.vocabulary = vocabulary_with(location.adapter, geometry.vocabulary, width)
     return geometry
 
 
@@ -107,8 +107,9 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
             f"the weights of model {ref.short_name} lack {len(missing)} tensors that its configuration asks for, "
             f"such as {missing[0]}: it is incomplete, or not a causal language model"
         )
-    lm = LanguageModel(model, tokenizer, ref)
-    _check_causal(lm)
+    with _one_line_errors(ref, location, "model"):
+        lm = LanguageModel(model, tokenizer, ref)
+        _check_causal(lm)
     return lm
 
 
@@ -147,11 +148,13 @@ def _check_causal(lm: LanguageModel) -> None:
     """Raise InputError if what comes later changes what stands before: then the model is an encoder."""
     ids_BT = probe_ids(lm.model).repeat(2, 1)
     ids_BT[1, -1] = ids_BT[0, 0]
-    x_BTD = residual_after(lm, lm.n_layers - 1, ids_BT, torch.ones_like(ids_BT)).float()[:, :-1]
-    if not x_BTD.isfinite().all():
+    with torch.inference_mode():
+        before_BTV = lm.logits(ids_BT, torch.ones_like(ids_BT)).float()[:, :-1]
+    finite = before_BTV[before_BTV.isfinite()]
+    if before_BTV.isnan().any() or not len(finite):
         return  # the capture names the text at which it happens
     # Equal but for rounding, which depends on the device; attention to a later token changes far more.
-    if not torch.allclose(x_BTD[0], x_BTD[1], rtol=1e-2, atol=1e-2 * float(x_BTD.abs().max()), equal_nan=True):
+    if not torch.allclose(before_BTV[0], before_BTV[1], rtol=1e-2, atol=1e-2 * float(finite.abs().max())):
         raise InputError(f"model {lm.name} is not a causal language model: its tokens see the tokens after them")
 
 

@@ -28,8 +28,9 @@ class LanguageModel(Geometry):
     """A causal language model, frozen and in evaluation mode, with its geometry (name, n_layers, width, ...).
 
     model: the transformers causal LM; body: the same without the head that makes logits; tokenizer; blocks: the
-    decoder blocks in order; ref: where it came from; recommended: the generation settings of the model's files. They
-    are taken off the model, for transformers would fill in from them whatever a call leaves out.
+    decoder blocks in order; axis: of the streams in what a block gives, where there are several (`hidden_of`); ref:
+    where it came from; recommended: the generation settings of the model's files. They are taken off the model, for
+    transformers would fill in from them whatever a call leaves out.
     Raises InputError when the blocks cannot be found (`find_blocks`).
     """
 
@@ -42,7 +43,7 @@ class LanguageModel(Geometry):
         self.tokenizer = tokenizer
         self.ref = ref
         self.body: nn.Module = model.base_model
-        self.blocks = find_blocks(model)
+        self.blocks, self.axis = find_blocks(model)
 
     @property
     def device(self) -> torch.device:
@@ -61,27 +62,31 @@ class LanguageModel(Geometry):
         return made
 
 
-def find_blocks(model: transformers.PreTrainedModel) -> list[nn.Module]:
-    """The decoder blocks of a transformers causal LM, in order.
+def find_blocks(model: transformers.PreTrainedModel) -> tuple[list[nn.Module], int | None]:
+    """(the decoder blocks of a transformers causal LM, in order; the axis of the streams in what they give).
 
-    They are the one ModuleList of `config.num_hidden_layers` members (of the text configuration, where there are
-    several) through which the residual stream runs in a short pass (`hand_on`).
+    They are the one ModuleList of as many members as the configuration (of the text part, where there are several) has
+    blocks, through which the residual stream runs in a short pass (`not_handed_on`).
     Raises InputError when no list, or more than one, does that.
     """
     geometry = Geometry.of(model.config, type(model).__name__)
     modules = [(name, list(m)) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     lists = {name: members for name, members in modules if len(members) == geometry.n_layers}
     calls = probe(model, [block for members in lists.values() for block in members])
-    stacks = {name: members for name, members in lists.items() if hand_on(members, calls, geometry.width)}
+    wrong = {name: not_handed_on(members, calls, geometry) for name, members in lists.items()}
+    stacks = [name for name in lists if not wrong[name]]
     # A list inside a block of another stack (possible with a single layer) is a part of it.
     outer = [name for name in stacks if not any(name.startswith(f"{other}.") for other in stacks)]
     if len(outer) != 1:
         found = f"{len(outer)} of them" if outer else f"none among {len(lists)} lists of that length"
+        found += "".join(f" ({name}: {reason})" for name, reason in list(wrong.items())[:1] if reason)
         raise InputError(
             f"{geometry.name} is not supported: expected one list of {geometry.n_layers} blocks that hand on a "
             f"residual stream of width {geometry.width}, found {found}"
         )
-    return stacks[outer[0]]
+    blocks = lists[outer[0]]
+    shape = next(call.given.shape for block in blocks for call in calls[block] if call.given is not None)
+    return blocks, (None, 0, 2)[_shapes(geometry).index(tuple(shape))]
 
 
 def probe_ids(model: transformers.PreTrainedModel) -> Tensor:
@@ -98,13 +103,24 @@ def short_pass(model: transformers.PreTrainedModel, **options: Any) -> Any:
     return model.base_model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False, **options)
 
 
-def hidden_of(output: Any) -> Tensor:
-    """The residual stream in a block's output: the tensor itself, or the first member of a tuple, as the architecture
-    and the release of transformers have it."""
+def hidden_of(output: Any, axis: int | None = None) -> Tensor:
+    """The residual stream (B, T, D) in a block's output: the tensor itself, or the first member of a tuple, as the
+    architecture and the release of transformers have it. axis: where parallel streams are numbered in that tensor; they
+    stand beside one another in D."""
     hidden = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(hidden, Tensor):
         raise InputError(f"a block gave {type(hidden).__name__}: expected a tensor or a tuple that starts with one")
-    return hidden
+    return hidden if axis is None else hidden.movedim(axis, 2).flatten(2)
+
+
+def with_hidden(output: Any, x_BTD: Tensor, axis: int | None = None) -> Any:
+    """A block's output with another residual stream in its place."""
+    hidden = output[0] if isinstance(output, (tuple, list)) else output
+    if axis is not None:
+        x_BTD = x_BTD.unflatten(2, (hidden.shape[axis], -1)).movedim(2, axis)
+    if isinstance(output, Tensor):
+        return x_BTD
+    return output._replace(**{output._fields[0]: x_BTD}) if hasattr(output, "_fields") else (x_BTD, *output[1:])
 
 
 @contextmanager
@@ -149,15 +165,28 @@ def probe(model: transformers.PreTrainedModel, modules: Iterable[nn.Module]) -> 
     return calls
 
 
-def hand_on(blocks: Sequence[nn.Module], calls: Mapping[nn.Module, list[Call]], width: int) -> bool:
-    """Whether blocks hand on a residual stream: each is called once, gives (1, T, D), and takes exactly what the one
-    before gave."""
-    if any(len(calls[block]) != 1 for block in blocks):
-        return False
-    stream = [calls[block][0] for block in blocks]
-    if any(call.given is None or call.given.shape != (1, _PROBE_TOKENS, width) for call in stream):
-        return False
-    return all(any(_same(one, before.given) for one in call.taken) for before, call in itertools.pairwise(stream))
+def not_handed_on(blocks: Sequence[nn.Module], calls: Mapping[nn.Module, list[Call]], geometry: Geometry) -> str:
+    """What keeps blocks from handing on a residual stream; nothing if each is called once, gives what it should, and
+    takes exactly what the one before gave. Blocks that only run beside an image are passed over."""
+    ran = [block for block in blocks if calls[block]]
+    if 2 * len(ran) <= len(blocks):
+        return f"only {len(ran)} of them run"
+    if any(len(calls[block]) > 1 for block in ran):
+        return f"they run {max(len(calls[block]) for block in ran)} times"
+    stream = [calls[block][0] for block in ran]
+    shapes = [tuple(call.given.shape) if call.given is not None else () for call in stream]
+    if len(set(shapes)) > 1 or shapes[0] not in _shapes(geometry):
+        return f"for {_PROBE_TOKENS} tokens they give {' and '.join(sorted({str(shape) for shape in shapes}))}"
+    if any(not any(_same(one, before.given) for one in call.taken) for before, call in itertools.pairwise(stream)):
+        return "they do not take what the one before gives"
+    return ""
+
+
+def _shapes(geometry: Geometry) -> list[tuple[int, ...]]:
+    """What a block may give in a short pass: one stream, or several, numbered before the sequences or behind the
+    tokens."""
+    whole, streams, width = geometry.width, geometry.streams, geometry.width // geometry.streams
+    return [(1, _PROBE_TOKENS, whole), (streams, 1, _PROBE_TOKENS, width), (1, _PROBE_TOKENS, streams, width)]
 
 
 def _same(one: Tensor, other: Tensor | None) -> bool:

@@ -126,6 +126,8 @@ def _hub_adapter(ref: ModelRef) -> Path | None:
         return Path(snapshot_download(ref.name, revision=commit, allow_patterns=_OF_ADAPTER))
     except (OSError, ValueError, errors.EntryNotFoundError):
         return None  # what is wrong with the name, if anything, is said where its config.json is looked for
+
+
 def _hub_commit(ref: ModelRef) -> str:
     """The commit that a hub name and revision stand for, from the hub or, without it, from its local cache."""
     from huggingface_hub import errors, hf_hub_download

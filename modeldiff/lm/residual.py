@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from modeldiff.console import Progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.batches import chunks, padded
-from modeldiff.lm.model import LanguageModel, hand_on, hidden_of, hooked, probe, probe_ids
+from modeldiff.lm.model import LanguageModel, hidden_of, hooked, not_handed_on, probe, probe_ids, with_hidden
 
 
 class _LayerReached(Exception):  # noqa: N818 - a signal that ends a pass early, not an error
@@ -39,7 +39,7 @@ def residual_after(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
     seen: list[Tensor] = []
 
     def take(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.append(hidden_of(output))
+        seen.append(hidden_of(output, lm.axis))
         raise _LayerReached
 
     with suppress(_LayerReached), hooked([lm.blocks[layer]], take), torch.inference_mode():
@@ -82,9 +82,8 @@ def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -
     lm.check_layer(layer)
 
     def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden_BTD = hidden_of(output)
-        changed_BTD = change(hidden_BTD).to(hidden_BTD.dtype)
-        return changed_BTD if isinstance(output, Tensor) else (changed_BTD, *output[1:])
+        hidden_BTD = hidden_of(output, lm.axis)
+        return with_hidden(output, change(hidden_BTD).to(hidden_BTD.dtype), lm.axis)
 
     with hooked([lm.blocks[layer]], replace):
         yield
@@ -232,8 +231,10 @@ def verify_hook(lm: LanguageModel, layer: int) -> None:
     """
     lm.check_layer(layer)
     calls = probe(lm.model, lm.blocks)
-    if not hand_on(lm.blocks, calls, lm.width):
-        raise InputError(f"the blocks of model {lm.name} do not take what the one before gives: they cannot be read")
+    if wrong := not_handed_on(lm.blocks, calls, lm):
+        raise InputError(f"the blocks of model {lm.name} cannot be read: {wrong}")
+    if not calls[lm.blocks[layer]]:
+        raise InputError(f"block {layer} of model {lm.name} does not run for text alone: choose another --layer")
     if not all(torch.isfinite(call.given).all() for call in calls[lm.blocks[layer]] if call.given is not None):
         raise MachineError(
             f"block {layer} of model {lm.name} gives values that are not finite in {lm.dtype}: "
