@@ -44,6 +44,8 @@ class LanguageModel(Geometry):
         self.ref = ref
         self.body: nn.Module = model.base_model
         self.blocks, self.axis = find_blocks(model)
+        if self.max_positions is not None:
+            self.max_positions -= _not_for_text(model, self.max_positions)
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +89,13 @@ def find_blocks(model: transformers.PreTrainedModel) -> tuple[list[nn.Module], i
     blocks = lists[outer[0]]
     shape = next(call.given.shape for block in blocks for call in calls[block] if call.given is not None)
     return blocks, (None, 0, 2)[_shapes(geometry).index(tuple(shape))]
+
+
+def _not_for_text(model: transformers.PreTrainedModel, positions: int) -> int:
+    """How many positions are no token's: those up to the one for padding, where positions have an embedding of it."""
+    embeddings = [one for one in model.modules() if isinstance(one, nn.Embedding) and one.num_embeddings == positions]
+    padding = [one.padding_idx for one in embeddings if one is not model.get_input_embeddings()]
+    return max((index + 1 for index in padding if index is not None), default=0)
 
 
 def probe_ids(model: transformers.PreTrainedModel) -> Tensor:
