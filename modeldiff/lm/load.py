@@ -46,12 +46,13 @@ def quiet(*, bars: bool = False) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def read_geometry(ref: ModelRef) -> Geometry:
-    """The geometry of a model. Raises as `load_model`; no weights are read."""
+def read_geometry(ref: ModelRef, name: str | None = None) -> Geometry:
+    """The geometry of a model, called `name` in messages if not as usual. Raises as `load_model`; no weights are
+    read."""
     location = locate(ref)
     with _one_line_errors(ref, location, "configuration of model"):
         config = transformers.AutoConfig.from_pretrained(**_from_pretrained_arguments(ref, location))
-        geometry = Geometry.of(config, ref.short_name)
+        geometry = Geometry.of(config, name or ref.short_name)
         if location.adapter:
             check_adapter(location.adapter)
             width = geometry.width // geometry.streams

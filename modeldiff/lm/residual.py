@@ -36,6 +36,7 @@ def residual_after(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
     """
     lm.check_layer(layer)
     lm.check_length(ids_BT.shape[1])
+    lm.check_ids(int(ids_BT.max()), lm.tokenizer)
     seen: list[Tensor] = []
 
     def take(_module: nn.Module, _args: Any, output: Any) -> None:

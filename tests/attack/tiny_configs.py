@@ -82,6 +82,7 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": _QWEN_4},
     "qwen4_exp_text": _QWEN_4,
     "reformer": {"is_decoder": True, "axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16)},
+    "xlstm": {"max_inference_chunksize": 16384},  # in pieces, transformers loses the shape of its state
     "xmod": {"default_language": "en_XX", "is_decoder": True},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
