@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from transformers.quantizers import AutoHfQuantizer
 
-from modeldiff.console import muted
+from modeldiff.console import muted, say
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
 from modeldiff.lm.adapter import check_adapter, merged, vocabulary_with
 from modeldiff.lm.geometry import Geometry
@@ -97,10 +100,7 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
             arguments["quantization_config"] = GgufConfig(dequantize=True)
         else:
             arguments["use_safetensors"] = True
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            **arguments, dtype=dtype, output_loading_info=True
-        )
-        model = model.to(device)
+        model, report = _placed(arguments, ref, device, dtype)
         if location.adapter:
             model = merged(model, location.adapter)
     if missing := sorted(report["missing_keys"]):
@@ -112,6 +112,44 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
         lm = LanguageModel(model, tokenizer, ref)
         _check_causal(lm)
     return lm
+
+
+def _placed(
+    arguments: dict[str, Any], ref: ModelRef, device: torch.device, dtype: torch.dtype
+) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+    """(the model on `device`, what transformers reports of its loading). With accelerate, a quantised model goes there
+    at once, for some cannot be moved, and one that does not fit on a GPU is spread over all of them and the main
+    memory, unless other processes use these."""
+
+    def load(**placing: Any) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+        loaded: tuple[transformers.PreTrainedModel, dict[str, Any]]
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            **arguments, **placing, dtype=dtype, output_loading_info=True
+        )
+        return loaded
+
+    quantised = _is_quantised(arguments, ref.short_name)
+    if importlib.util.find_spec("accelerate") is None or (device.type == "cpu" and not quantised):
+        model, report = load()
+        return model.to(device), report
+    try:
+        return load(device_map={"": device})
+    except torch.OutOfMemoryError:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise
+        say(f"model {ref.short_name} does not fit on {device}: it is spread over all GPUs and the main memory")
+        return load(device_map="auto")
+
+
+def _is_quantised(arguments: dict[str, Any], name: str) -> bool:
+    """Raises InputError for a method that transformers does not know: it would take the numbers as they stand."""
+    if "gguf_file" in arguments:
+        return False
+    found = getattr(transformers.AutoConfig.from_pretrained(**arguments), "quantization_config", None)
+    if found is not None and not AutoHfQuantizer.supports_quant_method(found):
+        method = found.get("quant_method") if isinstance(found, dict) else found
+        raise InputError(f"model {name} is quantised by a method that transformers does not know: {method!r}")
+    return found is not None
 
 
 def _from_pretrained_arguments(ref: ModelRef, location: Location) -> dict[str, Any]:
@@ -161,9 +199,11 @@ def _check_causal(lm: LanguageModel) -> None:
 
 @contextmanager
 def _one_line_errors(ref: ModelRef, location: Location, what: str) -> Iterator[None]:
-    """Turn whatever `from_pretrained` raises into one line; the cause stays attached for a debugger."""
+    """Turn whatever `from_pretrained` raises into one line; the cause stays attached for a debugger. What transformers
+    and peft only warn of is checked, or no user's business."""
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except ModeldiffError:
         raise
     except Exception as error:

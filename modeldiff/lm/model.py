@@ -49,7 +49,8 @@ class LanguageModel(Geometry):
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where tokens go and what is read comes from, also where the model is spread over several devices."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,10 +99,16 @@ def _not_for_text(model: transformers.PreTrainedModel, positions: int) -> int:
     return max((index + 1 for index in padding if index is not None), default=0)
 
 
+def device_of(model: transformers.PreTrainedModel) -> torch.device:
+    """Of its first weights that are not kept elsewhere until they are needed."""
+    devices = (one.device for one in model.parameters() if one.device.type != "meta")
+    return next(devices, torch.device("cpu"))
+
+
 def probe_ids(model: transformers.PreTrainedModel) -> Tensor:
     """(1, T) token ids for a short pass: low in the vocabulary, where no placeholders for images are."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    device = next(model.parameters()).device
+    device = device_of(model)
     return ((3 + 7 * torch.arange(_PROBE_TOKENS, device=device)) % vocabulary).unsqueeze(0)
 
 

@@ -40,7 +40,7 @@ def residual_after(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
     seen: list[Tensor] = []
 
     def take(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.append(hidden_of(output, lm.axis))
+        seen.append(hidden_of(output, lm.axis).to(lm.device))
         raise _LayerReached
 
     with suppress(_LayerReached), hooked([lm.blocks[layer]], take), torch.inference_mode():
@@ -84,7 +84,7 @@ def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -
 
     def replace(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden_BTD = hidden_of(output, lm.axis)
-        return with_hidden(output, change(hidden_BTD).to(hidden_BTD.dtype), lm.axis)
+        return with_hidden(output, change(hidden_BTD.to(lm.device)).to(hidden_BTD), lm.axis)
 
     with hooked([lm.blocks[layer]], replace):
         yield
