@@ -81,6 +81,7 @@ def _save(model_type: str, folder: Path) -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    config.save_pretrained(folder)  # the whole one, where the model itself keeps that of its text part
     tiny_tokenizer().save_pretrained(folder)
 
 
