@@ -17,7 +17,8 @@ class ContinuationsSettings(RemoteCode, OnDevice):
     """Which models continue which texts, from how many places, and how far."""
 
     model_a: str | None = setting(default=None)
-    """Model A: a name on the hub, a local folder or a .gguf file. Default: of the latest activations."""
+    """Model A: a name on the hub, a local folder or a .gguf file; of a model or a PEFT adapter. Default: of the latest
+    activations."""
     model_b: str | None = setting(default=None)
     """Model B, likewise."""
     revision_a: str | None = setting(default=None)

@@ -11,7 +11,7 @@ class DiffSettings(ListSettings):
     """Two models and texts; what else the stages need has sensible defaults (their own commands have every option)."""
 
     model_a: str = setting()
-    """Model A: a name on the hub, a local folder or a .gguf file."""
+    """Model A: a name on the hub, a local folder or a .gguf file; of a model or a PEFT adapter."""
     model_b: str = setting()
     """Model B, likewise."""
     texts: tuple[str, ...] = setting()

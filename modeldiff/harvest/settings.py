@@ -22,7 +22,8 @@ class HarvestSettings(RemoteCode):
     """Texts and two models give paired activations; or activations captured elsewhere are imported."""
 
     model_a: str | None = setting(default=None)
-    """Model A: a name on the hub, a local folder or a .gguf file. May be left out only with --import-a."""
+    """Model A: a name on the hub, a local folder or a .gguf file; of a model or a PEFT adapter. May be left out only
+    with --import-a."""
     model_b: str | None = setting(default=None)
     """Model B: a name on the hub, a local folder or a .gguf file. May be left out only with --import-b."""
     revision_a: str | None = setting(default=None)
