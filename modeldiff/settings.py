@@ -78,7 +78,16 @@ class OnDevice(Settings):
 
 
 @settings
-class HarvestedModels(OnDevice):
+class RemoteCode(Settings):
+    """Settings of what opens models. That code may be run is asked of each command and kept nowhere: what allowed it
+    before was another user, perhaps, or another version of the code."""
+
+    trust_remote_code: bool = setting(default=False)
+    """Run Python code that comes with a model. Only for models whose authors you trust."""
+
+
+@settings
+class HarvestedModels(RemoteCode, OnDevice):
     """Settings of what runs the two models of a harvest again."""
 
     # The weights are an input with a digest: where they lie makes no difference.

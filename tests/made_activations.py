@@ -99,7 +99,7 @@ def _side_info(x_ND: torch.Tensor, encoding: str, model: str | None, layer: int 
     quantiles = {f"{q:g}": float(norm_N.quantile(q)) for q in (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)}
     return SideInfo(
         width=x_ND.shape[1], encoding=encoding, median_norm=quantiles["0.5"], norm_quantiles=quantiles, model=model,
-        revision=None, layer=layer, trust_remote_code=False,
+        revision=None, layer=layer,
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.ref import ModelRef, model_input, refs_of
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import LeftOut, Record, Source, mix, parse_source, source_digest
-from modeldiff.texts.tokenize import Reader
+from modeldiff.texts.tokenize import open_reader
 from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import json_lines, read_json, read_json_lines
@@ -168,7 +168,7 @@ def with_models_of(settings: ContinuationsSettings, workspace: Workspace) -> Con
 def _read(
     settings: ContinuationsSettings, refs: dict[str, ModelRef], sources: list[Source], prompts: list[Record]
 ) -> list[Document]:
-    readers = {side: Reader(load_tokenizer(refs[side])) for side in SIDES}
+    readers = {side: open_reader(refs[side], side) for side in SIDES}
     context = {}
     for side in SIDES:
         positions = read_geometry(refs[side]).max_positions or settings.context + settings.tokens

@@ -25,10 +25,10 @@ from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.errors import InputError
-from modeldiff.lm.load import load_tokenizer, read_geometry
+from modeldiff.lm.load import read_geometry
 from modeldiff.lm.residual import Shown
 from modeldiff.sides import SIDES
-from modeldiff.texts.tokenize import Reader
+from modeldiff.texts.tokenize import open_reader
 from modeldiff.workspace import Artifact, Work, Workspace
 from modeldiff.workspace.files import read_json
 
@@ -86,7 +86,7 @@ class Dictionary:
         self.crosscoder = load(artifact)
         self.measured = FeatureTable(features) if features else None
         self.layer = {side: int(getattr(self.crosscoder.config, f"layer_{side}")) for side in SIDES}
-        self.readers = {side: Reader(load_tokenizer(models.refs[side])) for side in SIDES}
+        self.readers = {side: open_reader(models.refs[side], side) for side in SIDES}
 
     def compared(self) -> Contexts:
         """A context for each feature that is active at all, but for those at which the models mostly read different

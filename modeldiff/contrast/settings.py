@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from modeldiff.errors import InputError
-from modeldiff.settings import OfRecords, OnDevice, setting, settings
+from modeldiff.settings import OfRecords, OnDevice, RemoteCode, setting, settings
 
 ContextKind = Literal["everywhere", "source", "word", "feature"]
 CONTEXT_KINDS: tuple[ContextKind, ...] = get_args(ContextKind)
 
 
 @settings
-class ContinuationsSettings(OnDevice, OfRecords):
+class ContinuationsSettings(RemoteCode, OnDevice, OfRecords):
     """Which models continue which texts, from how many places, and how far."""
 
     model_a: str | None = setting(default=None)
-    """Model A: a name on the hub, a local folder or a .gguf file. Default: of the latest activations."""
+    """Model A: a name on the hub, a local folder or a .gguf file; of a model or a PEFT adapter. Default: of the latest
+    activations."""
     model_b: str | None = setting(default=None)
     """Model B, likewise."""
     revision_a: str | None = setting(default=None)
@@ -43,8 +44,6 @@ class ContinuationsSettings(OnDevice, OfRecords):
     """A model reads at most this many tokens before a place."""
     seed: int = setting(default=0, least=0)
     """Of the documents and places drawn, and of the sampling."""
-    trust_remote_code: bool = setting(default=False)
-    """Run Python code that comes with a model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto")
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 
@@ -54,7 +53,7 @@ class ContinuationsSettings(OnDevice, OfRecords):
 
 
 @settings
-class ListSettings(OnDevice):
+class ListSettings(RemoteCode, OnDevice):
     """Which contexts are compared, and what is listed."""
 
     contexts: tuple[ContextKind, ...] = setting(default=CONTEXT_KINDS)
@@ -88,8 +87,6 @@ class ContrastSettings(ListSettings):
     """Held-out places for the cause of each entry."""
     seed: int = setting(default=0, least=0)
     """Of the permutations and of the sampling of the cause."""
-    trust_remote_code: bool = setting(default=False, result=False)
-    """Run Python code that comes with a model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(default="auto", result=False)
     """Number format of the models; auto: bfloat16 on CUDA, float32 elsewhere."""
 

@@ -11,7 +11,7 @@ class DiffSettings(ListSettings, OfRecords):
     """Two models and texts; what else the stages need has sensible defaults (their own commands have every option)."""
 
     model_a: str = setting()
-    """Model A: a name on the hub, a local folder or a .gguf file."""
+    """Model A: a name on the hub, a local folder or a .gguf file; of a model or a PEFT adapter."""
     model_b: str = setting()
     """Model B, likewise."""
     texts: tuple[str, ...] = setting()
@@ -28,5 +28,3 @@ class DiffSettings(ListSettings, OfRecords):
     """Both models continue the texts from about this many places."""
     seed: int = setting(default=0, least=0)
     """Of the training, the places and the sampling."""
-    trust_remote_code: bool = setting(default=False)
-    """Run Python code that comes with a model."""

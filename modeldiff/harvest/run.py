@@ -14,11 +14,12 @@ from modeldiff.harvest.report import ALIGNMENT_NAME, Counts, alignment_report
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import missing_shards, write_store
 from modeldiff.lm.device import device_and_dtype
-from modeldiff.lm.load import Geometry, LanguageModel, load_model, load_tokenizer, read_geometry
+from modeldiff.lm.geometry import Geometry
+from modeldiff.lm.load import LanguageModel, load_model, read_geometry
 from modeldiff.lm.ref import ModelRef, model_input, refs_of
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import LeftOut, Source, parse_source, source_digest
-from modeldiff.texts.tokenize import Reader
+from modeldiff.texts.tokenize import Reader, open_reader
 from modeldiff.workspace.artifact import Artifact, Input
 from modeldiff.workspace.files import free_bytes, require_free
 from modeldiff.workspace.ranks import Ranks, produce_together, ranks
@@ -100,7 +101,7 @@ def open_pair(settings: HarvestSettings) -> Pair:
 
 
 def open_readers(pair: Pair) -> dict[str, Reader]:
-    return {side: Reader(load_tokenizer(pair.ref[side])) for side in SIDES}
+    return {side: open_reader(pair.ref[side], side) for side in SIDES}
 
 
 def _prepare(settings: HarvestSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:

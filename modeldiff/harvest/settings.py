@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from modeldiff.errors import InputError
-from modeldiff.settings import OfRecords, setting, settings
+from modeldiff.settings import OfRecords, RemoteCode, setting, settings
 from modeldiff.texts.readers import SUFFIXES
 
 Encoding = Literal["bfloat16", "float16", "float32"]
@@ -18,19 +18,18 @@ _EXPECTED = {
 
 
 @settings
-class HarvestSettings(OfRecords):
+class HarvestSettings(RemoteCode, OfRecords):
     """Texts and two models give paired activations; or activations captured elsewhere are imported."""
 
     model_a: str | None = setting(default=None)
-    """Model A: a name on the hub, a local folder or a .gguf file. May be left out only with --import-a."""
+    """Model A: a name on the hub, a local folder or a .gguf file; of a model or a PEFT adapter. May be left out only
+    with --import-a."""
     model_b: str | None = setting(default=None)
     """Model B: a name on the hub, a local folder or a .gguf file. May be left out only with --import-b."""
     revision_a: str | None = setting(default=None)
     """Branch, tag or commit of model A on the hub."""
     revision_b: str | None = setting(default=None)
     """Branch, tag or commit of model B on the hub."""
-    trust_remote_code: bool = setting(default=False)
-    """Run Python code that comes with the models. Only for models whose authors you trust."""
     # Not part of the result as they are written: what counts is their content, label and weight (see run.py).
     texts: tuple[str, ...] = setting(default=(), result=False)
     """Text sources, each as [LABEL=]SOURCE[@WEIGHT], e.g. `news=data/cnn.jsonl@0.5`. SOURCE is a .txt, .jsonl or

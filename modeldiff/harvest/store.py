@@ -129,7 +129,6 @@ def write_store(
             model=_absolute(model) if model else None,
             revision=getattr(settings, f"revision_{side}"),
             layer=layers[side],
-            trust_remote_code=settings.trust_remote_code,
             median_norm=quantiles["0.5"],
             norm_quantiles=quantiles,
         )

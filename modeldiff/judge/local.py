@@ -26,7 +26,7 @@ class LocalModel:
 
     def __init__(self, settings: JudgeSettings, device: torch.device) -> None:
         assert settings.judge_model is not None  # checked by the settings
-        self._ref, self._device = ModelRef(settings.judge_model), device
+        self._ref, self._device = ModelRef(settings.judge_model, None, settings.trust_remote_code), device
         self._max_tokens, self._batch_size = settings.judge_max_tokens, settings.judge_concurrency
         self._dtype = resolve_dtype("auto", device)
         self.name = f"local:{self._ref.short_name}"

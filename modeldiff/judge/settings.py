@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from modeldiff.errors import InputError
-from modeldiff.settings import Settings, setting, settings
+from modeldiff.settings import RemoteCode, setting, settings
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 BASE_URL_ENV = "OPENAI_BASE_URL"
@@ -15,7 +15,7 @@ _BASE_URL = re.compile(r"https?://([\w-]+(\.[\w-]+)*|\[[\da-f:.]+\])(:\d{1,5})?(
 
 
 @settings
-class JudgeSettings(Settings):
+class JudgeSettings(RemoteCode):
     """Who judges. What decides the answers is `Judge.identity`: a stage puts it into its fingerprint."""
 
     judge: Literal["none", "local", "openai"] = setting(default="none")

@@ -64,6 +64,7 @@ def continue_tokens(
     """
     for ids in prompts:
         lm.check_length(len(ids) + max_new_tokens)
+        lm.check_ids(max(ids), lm.tokenizer)
     ends = _end_ids(lm)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,

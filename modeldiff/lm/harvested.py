@@ -44,8 +44,8 @@ class Harvested:
 
 def harvested(side: str, info: SideInfo, artifact: str, settings: HarvestedModels) -> Harvested:
     """The model of one side, as the activations or a features artifact (`artifact`, for messages) says; it is where the
-    settings say that it is now, or where it was then. Raises InputError: the activations were imported without naming
-    it or its layer."""
+    settings say that it is now, or where it was then. Whether its code may be run, the settings alone say. Raises
+    InputError: the activations were imported without naming it or its layer."""
     path = getattr(settings, f"model_path_{side}")
     model = path or info.model
     if model is None:
@@ -58,7 +58,7 @@ def harvested(side: str, info: SideInfo, artifact: str, settings: HarvestedModel
             f"the activations behind {artifact} were imported without the layer of model {side.upper()}: import them "
             f"again with --layer-{side}"
         )
-    ref = ModelRef(model, None if path else info.revision, info.trust_remote_code)
+    ref = ModelRef(model, None if path else info.revision, settings.trust_remote_code)
     return Harvested(side, ref, info.layer, info.width, info.median_norm)
 
 

@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from transformers.quantizers import AutoHfQuantizer
 
-from modeldiff.console import muted
+from modeldiff.console import muted, say
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
-from modeldiff.lm.model import LanguageModel, layers_and_width, probe_ids
-from modeldiff.lm.ref import Location, ModelRef, locate, model_identity
-from modeldiff.lm.residual import residual_after
+from modeldiff.lm.adapter import check_adapter, merged, vocabulary_with
+from modeldiff.lm.geometry import Geometry
+from modeldiff.lm.model import LanguageModel, probe_ids
+from modeldiff.lm.ref import Location, ModelRef, content_files, locate, model_identity
 
 __all__ = ["LanguageModel", "ModelRef", "load_model", "load_tokenizer", "model_identity", "quiet", "read_geometry"]
+
+# An adapter with one of these has a tokenizer of its own.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @contextmanager
@@ -43,37 +49,27 @@ def quiet(*, bars: bool = False) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The numbers of a model that a harvest is planned with, from its configuration alone."""
-
-    name: str
-    n_layers: int
-    width: int
-    max_positions: int | None
-
-    def layer(self, asked: int | None, option: str) -> int:
-        """The block to read, by default the middle one (paper §2.6). Raises InputError when it is out of range."""
-        layer = self.n_layers // 2 if asked is None else asked
-        if not 0 <= layer < self.n_layers:
-            raise InputError(f"{option} {layer} is out of range: model {self.name} has blocks 0 to {self.n_layers - 1}")
-        return layer
-
-
-def read_geometry(ref: ModelRef) -> Geometry:
-    """The geometry of a model. Raises as `load_model`; no weights are read."""
+def read_geometry(ref: ModelRef, name: str | None = None) -> Geometry:
+    """The geometry of a model, called `name` in messages if not as usual. Raises as `load_model`; no weights are
+    read."""
     location = locate(ref)
     with _one_line_errors(ref, location, "configuration of model"):
         config = transformers.AutoConfig.from_pretrained(**_from_pretrained_arguments(ref, location))
-    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return Geometry(ref.short_name, *layers_and_width(config, ref.short_name), positions)
+        geometry = Geometry.of(config, name or ref.short_name)
+        if location.adapter:
+            check_adapter(location.adapter)
+            width = geometry.width // geometry.streams
+            geometry.vocabulary = vocabulary_with(location.adapter, geometry.vocabulary, width)
+    return geometry
 
 
 def load_tokenizer(ref: ModelRef) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of a model, the fast one where there is one. Raises as `load_model`."""
     location = locate(ref)
+    if location.adapter and any((location.adapter / name).is_file() for name in _TOKENIZER_FILES):
+        location = Location(str(location.adapter), local=True)
     if location.local and not location.gguf_file:
-        _check_files(Path(location.source))
+        _check_files(location.files)
     with _one_line_errors(ref, location, "tokenizer"), quiet(bars=not location.local):
         tokenizer = transformers.AutoTokenizer.from_pretrained(**_from_pretrained_arguments(ref, location))
     # Without its files, some classes of tokenizer are made empty, and no error is raised.
@@ -93,25 +89,67 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
     location = locate(ref)
     tokenizer = load_tokenizer(ref)
     arguments = _from_pretrained_arguments(ref, location)
+    if location.adapter:
+        _check_files(content_files(location.adapter))
     with _one_line_errors(ref, location, "model"), quiet(bars=not location.local):
+        if location.adapter:
+            check_adapter(location.adapter)
         if location.gguf_file:
             from transformers import GgufConfig  # newer than the oldest release that serves otherwise
 
             arguments["quantization_config"] = GgufConfig(dequantize=True)
         else:
             arguments["use_safetensors"] = True
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            **arguments, dtype=dtype, output_loading_info=True
-        )
-        model = model.to(device)
+        model, report = _placed(arguments, ref, device, dtype)
+        if location.adapter:
+            model = merged(model, location.adapter)
     if missing := sorted(report["missing_keys"]):
         raise DamagedError(
             f"the weights of model {ref.short_name} lack {len(missing)} tensors that its configuration asks for, "
             f"such as {missing[0]}: it is incomplete, or not a causal language model"
         )
-    lm = LanguageModel(model, tokenizer, ref)
-    _check_causal(lm)
+    with _one_line_errors(ref, location, "model"):
+        lm = LanguageModel(model, tokenizer, ref)
+        _check_causal(lm)
     return lm
+
+
+def _placed(
+    arguments: dict[str, Any], ref: ModelRef, device: torch.device, dtype: torch.dtype
+) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+    """(the model on `device`, what transformers reports of its loading). With accelerate, a quantised model goes there
+    at once, for some cannot be moved, and one that does not fit on a GPU is spread over all of them and the main
+    memory, unless other processes use these."""
+
+    def load(**placing: Any) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+        loaded: tuple[transformers.PreTrainedModel, dict[str, Any]]
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            **arguments, **placing, dtype=dtype, output_loading_info=True
+        )
+        return loaded
+
+    quantised = _is_quantised(arguments, ref.short_name)
+    if importlib.util.find_spec("accelerate") is None or (device.type == "cpu" and not quantised):
+        model, report = load()
+        return model.to(device), report
+    try:
+        return load(device_map={"": device})
+    except torch.OutOfMemoryError:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise
+        say(f"model {ref.short_name} does not fit on {device}: it is spread over all GPUs and the main memory")
+        return load(device_map="auto")
+
+
+def _is_quantised(arguments: dict[str, Any], name: str) -> bool:
+    """Raises InputError for a method that transformers does not know: it would take the numbers as they stand."""
+    if "gguf_file" in arguments:
+        return False
+    found = getattr(transformers.AutoConfig.from_pretrained(**arguments), "quantization_config", None)
+    if found is not None and not AutoHfQuantizer.supports_quant_method(found):
+        method = found.get("quant_method") if isinstance(found, dict) else found
+        raise InputError(f"model {name} is quantised by a method that transformers does not know: {method!r}")
+    return found is not None
 
 
 def _from_pretrained_arguments(ref: ModelRef, location: Location) -> dict[str, Any]:
@@ -132,9 +170,9 @@ def _from_pretrained_arguments(ref: ModelRef, location: Location) -> dict[str, A
     return arguments
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(files: list[Path]) -> None:
     """Raise DamagedError for JSON that is cut off, and for weights of another length than their header says."""
-    for file in sorted(folder.iterdir()):
+    for file in files:
         try:
             if file.suffix == ".json":
                 json.loads(file.read_bytes())
@@ -149,19 +187,23 @@ def _check_causal(lm: LanguageModel) -> None:
     """Raise InputError if what comes later changes what stands before: then the model is an encoder."""
     ids_BT = probe_ids(lm.model).repeat(2, 1)
     ids_BT[1, -1] = ids_BT[0, 0]
-    x_BTD = residual_after(lm, lm.n_layers - 1, ids_BT, torch.ones_like(ids_BT)).float()[:, :-1]
-    if not x_BTD.isfinite().all():
+    with torch.inference_mode():
+        before_BTV = lm.logits(ids_BT, torch.ones_like(ids_BT)).float()[:, :-1]
+    finite = before_BTV[before_BTV.isfinite()]
+    if before_BTV.isnan().any() or not len(finite):
         return  # the capture names the text at which it happens
     # Equal but for rounding, which depends on the device; attention to a later token changes far more.
-    if not torch.allclose(x_BTD[0], x_BTD[1], rtol=1e-2, atol=1e-2 * float(x_BTD.abs().max()), equal_nan=True):
+    if not torch.allclose(before_BTV[0], before_BTV[1], rtol=1e-2, atol=1e-2 * float(finite.abs().max())):
         raise InputError(f"model {lm.name} is not a causal language model: its tokens see the tokens after them")
 
 
 @contextmanager
 def _one_line_errors(ref: ModelRef, location: Location, what: str) -> Iterator[None]:
-    """Turn whatever `from_pretrained` raises into one line; the cause stays attached for a debugger."""
+    """Turn whatever `from_pretrained` raises into one line; the cause stays attached for a debugger. What transformers
+    and peft only warn of is checked, or no user's business."""
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except ModeldiffError:
         raise
     except Exception as error:

@@ -6,8 +6,10 @@ Shapes: B batch, T tokens, D width of the residual stream, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,45 +17,40 @@ import transformers
 from torch import Tensor, nn
 
 from modeldiff.errors import InputError
+from modeldiff.lm.geometry import Geometry
 from modeldiff.lm.ref import ModelRef
 
 # Enough positions to tell (B, T, D) from (T, B, D) or (B * T, D).
 _PROBE_TOKENS = 5
 
 
-class LanguageModel:
-    """A causal language model, frozen and in evaluation mode.
+class LanguageModel(Geometry):
+    """A causal language model, frozen and in evaluation mode, with its geometry (name, n_layers, width, ...).
 
     model: the transformers causal LM; body: the same without the head that makes logits; tokenizer; blocks: the
-    decoder blocks in order; n_layers; width: of the residual stream (D); vocabulary: number of tokens (V);
-    max_positions: the longest sequence its configuration allows, or None; ref: where it came from; recommended: the
-    generation settings of the model's files. They are taken off the model, for transformers would fill in from them
-    whatever a call leaves out.
+    decoder blocks in order; axis: of the streams in what a block gives, where there are several (`hidden_of`); ref:
+    where it came from; recommended: the generation settings of the model's files. They are taken off the model, for
+    transformers would fill in from them whatever a call leaves out.
     Raises InputError when the blocks cannot be found (`find_blocks`).
     """
 
     def __init__(
         self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, ref: ModelRef
     ) -> None:
+        super().__init__(**vars(Geometry.of(model.config, ref.short_name)))
         self.model = model.eval().requires_grad_(False)
         self.recommended, model.generation_config = model.generation_config, transformers.GenerationConfig()
         self.tokenizer = tokenizer
         self.ref = ref
         self.body: nn.Module = model.base_model
-        self.blocks = find_blocks(model)
-        self.n_layers = len(self.blocks)
-        config = model.config.get_text_config(decoder=True)
-        self.width: int = config.hidden_size
-        self.vocabulary: int = config.vocab_size
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
-
-    @property
-    def name(self) -> str:
-        return self.ref.short_name
+        self.blocks, self.axis = find_blocks(model)
+        if self.max_positions is not None:
+            self.max_positions -= _not_for_text(model, self.max_positions)
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where tokens go and what is read comes from, also where the model is spread over several devices."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,55 +64,51 @@ class LanguageModel:
         ).logits
         return made
 
-    def check_layer(self, layer: int) -> None:
-        """Raise InputError unless `layer` is the index of a block, counted from 0."""
-        if not 0 <= layer < self.n_layers:
-            raise InputError(f"layer {layer} is out of range: model {self.name} has blocks 0 to {self.n_layers - 1}")
 
-    def check_length(self, n_tokens: int) -> None:
-        """Raise InputError if a sequence of `n_tokens` is longer than the model has positions."""
-        if self.max_positions is not None and n_tokens > self.max_positions:
-            raise InputError(
-                f"{n_tokens} tokens are too long for model {self.name}, which has {self.max_positions} positions"
-            )
+def find_blocks(model: transformers.PreTrainedModel) -> tuple[list[nn.Module], int | None]:
+    """(the decoder blocks of a transformers causal LM, in order; the axis of the streams in what they give).
 
-
-def find_blocks(model: transformers.PreTrainedModel) -> list[nn.Module]:
-    """The decoder blocks of a transformers causal LM, in order.
-
-    They are the one ModuleList of `config.num_hidden_layers` members (of the text configuration, where there are
-    several) through which the residual stream runs in a short pass: each member is called once, takes and gives
-    (B, T, D) with D = `config.hidden_size`, and takes exactly what the one before gave.
+    They are the one ModuleList of as many members as the configuration (of the text part, where there are several) has
+    blocks, through which the residual stream runs in a short pass (`not_handed_on`).
     Raises InputError when no list, or more than one, does that.
     """
-    n_layers, width = layers_and_width(model.config, type(model).__name__)
-    lists = {name: list(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers}
-    calls = _probe(model, [block for members in lists.values() for block in members])
-    stacks = {name: members for name, members in lists.items() if _is_residual_stack(members, calls, width)}
+    geometry = Geometry.of(model.config, type(model).__name__)
+    modules = [(name, list(m)) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    lists = {name: members for name, members in modules if len(members) == geometry.n_layers}
+    calls = probe(model, [block for members in lists.values() for block in members])
+    wrong = {name: not_handed_on(members, calls, geometry) for name, members in lists.items()}
+    stacks = [name for name in lists if not wrong[name]]
     # A list inside a block of another stack (possible with a single layer) is a part of it.
     outer = [name for name in stacks if not any(name.startswith(f"{other}.") for other in stacks)]
     if len(outer) != 1:
         found = f"{len(outer)} of them" if outer else f"none among {len(lists)} lists of that length"
+        found += "".join(f" ({name}: {reason})" for name, reason in list(wrong.items())[:1] if reason)
         raise InputError(
-            f"{type(model).__name__} is not supported: expected one list of {n_layers} blocks that hand on a residual "
-            f"stream of width {width}, found {found}"
+            f"{geometry.name} is not supported: expected one list of {geometry.n_layers} blocks that hand on a "
+            f"residual stream of width {geometry.width}, found {found}"
         )
-    return stacks[outer[0]]
+    blocks = lists[outer[0]]
+    shape = next(call.given.shape for block in blocks for call in calls[block] if call.given is not None)
+    return blocks, (None, 0, 2)[_shapes(geometry).index(tuple(shape))]
 
 
-def layers_and_width(config: transformers.PretrainedConfig, name: str) -> tuple[int, int]:
-    """(number of blocks, width) by a model's configuration. Raises InputError: it does not say them."""
-    config = config.get_text_config(decoder=True)
-    n_layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if not n_layers or not width:
-        raise InputError(f"model {name} has no num_hidden_layers and hidden_size: expected a language model")
-    return n_layers, width
+def _not_for_text(model: transformers.PreTrainedModel, positions: int) -> int:
+    """How many positions are no token's: those up to the one for padding, where positions have an embedding of it."""
+    embeddings = [one for one in model.modules() if isinstance(one, nn.Embedding) and one.num_embeddings == positions]
+    padding = [one.padding_idx for one in embeddings if one is not model.get_input_embeddings()]
+    return max((index + 1 for index in padding if index is not None), default=0)
+
+
+def device_of(model: transformers.PreTrainedModel) -> torch.device:
+    """Of its first weights that are not kept elsewhere until they are needed."""
+    devices = (one.device for one in model.parameters() if one.device.type != "meta")
+    return next(devices, torch.device("cpu"))
 
 
 def probe_ids(model: transformers.PreTrainedModel) -> Tensor:
     """(1, T) token ids for a short pass: low in the vocabulary, where no placeholders for images are."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    device = next(model.parameters()).device
+    device = device_of(model)
     return ((3 + 7 * torch.arange(_PROBE_TOKENS, device=device)) % vocabulary).unsqueeze(0)
 
 
@@ -126,19 +119,30 @@ def short_pass(model: transformers.PreTrainedModel, **options: Any) -> Any:
     return model.base_model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False, **options)
 
 
-def hidden_of(output: Any) -> Tensor:
-    """The residual stream in a block's output: the tensor itself, or the first member of a tuple, as the architecture
-    and the release of transformers have it."""
+def hidden_of(output: Any, axis: int | None = None) -> Tensor:
+    """The residual stream (B, T, D) in a block's output: the tensor itself, or the first member of a tuple, as the
+    architecture and the release of transformers have it. axis: where parallel streams are numbered in that tensor; they
+    stand beside one another in D."""
     hidden = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(hidden, Tensor):
         raise InputError(f"a block gave {type(hidden).__name__}: expected a tensor or a tuple that starts with one")
-    return hidden
+    return hidden if axis is None else hidden.movedim(axis, 2).flatten(2)
+
+
+def with_hidden(output: Any, x_BTD: Tensor, axis: int | None = None) -> Any:
+    """A block's output with another residual stream in its place."""
+    hidden = output[0] if isinstance(output, (tuple, list)) else output
+    if axis is not None:
+        x_BTD = x_BTD.unflatten(2, (hidden.shape[axis], -1)).movedim(2, axis)
+    if isinstance(output, Tensor):
+        return x_BTD
+    return output._replace(**{output._fields[0]: x_BTD}) if hasattr(output, "_fields") else (x_BTD, *output[1:])
 
 
 @contextmanager
-def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any], *, with_kwargs: bool = False) -> Iterator[None]:
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     """While the context is open, the modules have this forward hook; it is removed also on an error."""
-    handles = [module.register_forward_hook(hook, with_kwargs=with_kwargs) for module in modules]
+    handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield
     finally:
@@ -146,25 +150,61 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any], *, with_kwarg
             handle.remove()
 
 
-def _probe(model: transformers.PreTrainedModel, modules: list[nn.Module]) -> dict[nn.Module, list[tuple[Any, Any]]]:
-    """What each module took and gave in a short pass, per call."""
-    calls: dict[nn.Module, list[tuple[Any, Any]]] = {module: [] for module in modules}
+@dataclass
+class Call:
+    """One call of a module in a pass: copies, so that a later change in place would show."""
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        taken = args[0] if args else kwargs.get("hidden_states")
-        calls[module].append((taken, output[0] if isinstance(output, (tuple, list)) and output else output))
+    taken: list[Tensor]
+    """The tensors among its arguments."""
+    given: Tensor | None = None
+    """Its output, or the first member of it."""
 
-    with hooked(calls, note, with_kwargs=True):
-        short_pass(model)
+
+def probe(model: transformers.PreTrainedModel, modules: Iterable[nn.Module]) -> dict[nn.Module, list[Call]]:
+    """What each module took and gave in a short pass, by module."""
+    calls: dict[nn.Module, list[Call]] = {module: [] for module in modules}
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[module].append(Call([one.clone() for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]))
+
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, (tuple, list)) and output else output
+        calls[module][-1].given = first.clone() if isinstance(first, Tensor) else None
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in calls]
+    try:
+        with hooked(calls, after):
+            short_pass(model)
+    finally:
+        for handle in handles:
+            handle.remove()
     return calls
 
 
-def _is_residual_stack(members: list[nn.Module], calls: dict[nn.Module, list[tuple[Any, Any]]], width: int) -> bool:
-    if any(len(calls[member]) != 1 for member in members):
-        return False
-    passed = [tensor for member in members for tensor in calls[member][0]]
-    if any(not isinstance(x, Tensor) or x.shape != (1, _PROBE_TOKENS, width) for x in passed):
-        return False
-    # `is` first: not-a-number in an overflowing float16 pass is not equal to itself.
-    handed_on = zip(passed[1:-1:2], passed[2::2], strict=True)
-    return all(given is taken or torch.equal(given, taken) for given, taken in handed_on)
+def not_handed_on(blocks: Sequence[nn.Module], calls: Mapping[nn.Module, list[Call]], geometry: Geometry) -> str:
+    """What keeps blocks from handing on a residual stream; nothing if each is called once, gives what it should, and
+    takes exactly what the one before gave. Blocks that only run beside an image are passed over."""
+    ran = [block for block in blocks if calls[block]]
+    if 2 * len(ran) <= len(blocks):
+        return f"only {len(ran)} of them run"
+    if any(len(calls[block]) > 1 for block in ran):
+        return f"they run {max(len(calls[block]) for block in ran)} times"
+    stream = [calls[block][0] for block in ran]
+    shapes = [tuple(call.given.shape) if call.given is not None else () for call in stream]
+    if len(set(shapes)) > 1 or shapes[0] not in _shapes(geometry):
+        return f"for {_PROBE_TOKENS} tokens they give {' and '.join(sorted({str(shape) for shape in shapes}))}"
+    if any(not any(_same(one, before.given) for one in call.taken) for before, call in itertools.pairwise(stream)):
+        return "they do not take what the one before gives"
+    return ""
+
+
+def _shapes(geometry: Geometry) -> list[tuple[int, ...]]:
+    """What a block may give in a short pass: one stream, or several, numbered before the sequences or behind the
+    tokens."""
+    whole, streams, width = geometry.width, geometry.streams, geometry.width // geometry.streams
+    return [(1, _PROBE_TOKENS, whole), (streams, 1, _PROBE_TOKENS, width), (1, _PROBE_TOKENS, streams, width)]
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    """Not-a-number, which an overflowing float16 pass gives, is equal to itself."""
+    return other is not None and one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)

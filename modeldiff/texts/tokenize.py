@@ -10,6 +10,9 @@ import numpy as np
 
 from modeldiff.errors import InputError
 from modeldiff.lm.chat import name_of, open_answer, render_chat
+from modeldiff.lm.geometry import Geometry
+from modeldiff.lm.load import load_tokenizer, read_geometry
+from modeldiff.lm.ref import ModelRef
 from modeldiff.texts.align import Decode
 from modeldiff.texts.normalized import ends_read
 from modeldiff.texts.sources import Record
@@ -25,10 +28,12 @@ class Reader:
 
     Tokenizers differ in the starts they give: a byte-level token for " word" starts at the blank or at the word.
     Several tokens that spell the bytes of one character all carry its start and end. Use ends, which agree.
-    Raises InputError for a tokenizer that gives no character offsets.
+    Raises InputError for a tokenizer that gives no character offsets, and in reading, where the model that the
+    `geometry` is of has no embedding for a token.
     """
 
     tokenizer: Any
+    geometry: Geometry | None = None
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
@@ -77,12 +82,20 @@ class Reader:
             verbose=False,
         )
         ids = np.array(encoded["input_ids"], np.int32)
+        if self.geometry and len(ids):
+            self.geometry.check_ids(int(ids.max()), self.tokenizer)
         added = np.array(encoded["special_tokens_mask"], bool)
         starts, ends = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2).T
         if normalizer := self.tokenizer.backend_tokenizer.normalizer:
             ends[~added] = ends_read(text, starts[~added], ends[~added], normalizer.normalize_str)
         outside = added | np.isin(ids, list(_special_ids(self.tokenizer)))
         return Tokens(ids, np.where(outside, np.int32(-1), starts), np.where(outside, np.int32(-1), ends))
+
+
+def open_reader(ref: ModelRef, side: str) -> Reader:
+    """The reader of a model's tokenizer, for the tokens that the model knows. Raises as `load_model`; no weights are
+    read."""
+    return Reader(load_tokenizer(ref), read_geometry(ref, f"{side.upper()} ({ref.short_name})"))
 
 
 def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tuple[int, int]]) -> Tokens:

@@ -56,8 +56,6 @@ class SideInfo:
     revision: str | None
     layer: int | None
     """Residual stream after this block, counted from 0."""
-    trust_remote_code: bool
-    """The user's word at harvest time."""
 
 
 @dataclass(frozen=True)

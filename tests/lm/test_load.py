@@ -95,6 +95,11 @@ def test_layers_and_lengths_out_of_range_are_named(lm_of: Callable[[str], Langua
         lm.check_length(257)
 
 
+def test_files_that_are_not_the_models_own_are_left_alone(llama: Path) -> None:
+    (llama / "train.json").write_text('{"text": "one record a line"}\n{"text": "is no JSON file"}\n')
+    assert _load(llama).n_layers == 3
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_a_truncated_file_is_damage_that_is_named(llama: Path, file: str) -> None:
     content = (llama / file).read_bytes()

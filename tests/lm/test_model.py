@@ -19,7 +19,7 @@ def test_the_blocks_of_a_vision_and_text_model_are_those_of_its_text_part() -> N
         text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=1
     )
     model = transformers.Gemma3ForConditionalGeneration(config).eval()
-    assert find_blocks(model) == list(model.model.language_model.layers)
+    assert find_blocks(model) == (list(model.model.language_model.layers), None)
 
 
 def test_a_list_of_the_same_length_beside_the_blocks_is_not_mistaken_for_them() -> None:
@@ -28,7 +28,7 @@ def test_a_list_of_the_same_length_beside_the_blocks_is_not_mistaken_for_them() 
     model.model.unused = nn.ModuleList(nn.Linear(32, 32) for _ in blocks)
     # Sees (B, T, D) in every block, but hands nothing on.
     model.model.norms = nn.ModuleList(block.input_layernorm for block in blocks)
-    assert find_blocks(model) == blocks
+    assert find_blocks(model) == (blocks, None)
 
 
 def test_a_model_whose_blocks_cannot_be_found_is_a_clear_error() -> None:
@@ -37,7 +37,7 @@ def test_a_model_whose_blocks_cannot_be_found_is_a_clear_error() -> None:
     with pytest.raises(InputError, match=r"LlamaForCausalLM is not supported: expected one list of 2 blocks.*none"):
         find_blocks(model)
     no_transformer = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda **_: SimpleNamespace()))
-    with pytest.raises(InputError, match="no num_hidden_layers and hidden_size"):
+    with pytest.raises(InputError, match="no num_hidden_layers, hidden_size and vocab_size"):
         find_blocks(no_transformer)
 
 

@@ -17,6 +17,8 @@ def test_the_identity_of_a_folder_does_not_depend_on_its_place(folder_of: Callab
     # Nor on files that change nothing.
     (llama / "README.md").write_text("about")
     (llama / "optimizer.bin").write_bytes(b"1")
+    (llama / "train.json").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (llama / "corpus.txt").write_text("text")
     assert model_identity(ModelRef(str(llama))) == identity
 
 

@@ -1,0 +1,95 @@
+"""Where weights lie: models spread over devices, models too large for one, quantised models."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+import transformers
+
+from modeldiff.errors import InputError, MachineError, ModeldiffError
+from modeldiff.lm.generate import generate
+from modeldiff.lm.load import LanguageModel, ModelRef, load_model
+from modeldiff.lm.residual import add_to_residual, residual_after, verify_hook
+
+CPU = torch.device("cpu")
+IDS_BT = torch.arange(5, 15).reshape(2, 5)
+
+
+def _read(lm: LanguageModel) -> list[Any]:
+    with add_to_residual(lm, 0, torch.linspace(-1, 1, lm.width)):
+        said = generate(lm, ["The quick"], max_new_tokens=5)
+    return [said, *(residual_after(lm, layer, IDS_BT, torch.ones_like(IDS_BT)).tolist() for layer in range(3))]
+
+
+def test_weights_that_are_fetched_when_they_are_needed_give_the_same(llama: Path) -> None:
+    expected = _read(load_model(ModelRef(str(llama)), CPU, torch.float32))
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama)
+    model = accelerate.cpu_offload(model, execution_device=CPU)
+    assert {one.device.type for one in model.parameters()} == {"meta"}
+    lm = LanguageModel(model, transformers.AutoTokenizer.from_pretrained(llama), ModelRef(str(llama)))
+    verify_hook(lm, 1)
+    assert lm.device == CPU
+    assert _read(lm) == expected
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Where models were to be placed. One that is to fit on a single device does not; all stay on the CPU."""
+    places: list[Any] = []
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(*args: Any, device_map: Any = None, **kwargs: Any) -> Any:
+        places.append(device_map)
+        if isinstance(device_map, dict):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    return places
+
+
+def test_a_model_that_does_not_fit_on_a_gpu_is_spread(
+    llama: Path, asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = torch.device("cuda", 0)
+    assert load_model(ModelRef(str(llama)), gpu, torch.float32).n_layers == 3
+    assert asked == [{"": gpu}, "auto"]
+    assert "model llama does not fit on cuda:0: it is spread over all GPUs" in capsys.readouterr().err
+
+
+def test_of_several_processes_none_takes_the_gpus_of_the_others(
+    llama: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MachineError, match="model llama does not fit: try --dtype bfloat16"):
+        load_model(ModelRef(str(llama)), torch.device("cuda", 1), torch.float32)
+    assert asked == [{"": torch.device("cuda", 1)}]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "error", "message"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, MachineError, "needs a package .*bitsandbytes"),
+        ({"quant_method": "home_made"}, InputError, "by a method that transformers does not know: 'home_made'"),
+    ],
+)
+def test_a_quantised_model_that_cannot_be_read_says_why(
+    llama: Path,
+    quantization: dict[str, Any],
+    error: type[ModeldiffError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *at: None if name == "bitsandbytes" else found(name, *at)
+    )
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    with pytest.raises(error, match=message) as caught:
+        load_model(ModelRef(str(llama)), CPU, torch.float32)
+    assert "\n" not in str(caught.value)
