@@ -9,6 +9,7 @@ import click
 from modeldiff.cli import steer_transfer
 from modeldiff.cli.common import stage_command
 from modeldiff.cli.steer_tables import print_dose, print_generations, read_generations
+from modeldiff.console import echo
 from modeldiff.steer.settings import SteerSettings, parse_strengths
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def _show(artifact: Artifact) -> None:
     steering = _data(artifact)
     print_generations(steering["generations"])
     print_dose(steering)
-    click.echo(f"figure: {steering['figure']}")
+    echo(f"figure: {steering['figure']}")
 
 
 def _strengths(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> tuple[float, ...]:

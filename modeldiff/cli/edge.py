@@ -1,0 +1,106 @@
+"""The edge of the command line: streams that are closed or narrow, and a few words for whatever goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+
+from modeldiff.errors import first_line
+
+TRACEBACK_ENV = "MODELDIFF_TRACEBACK"
+"""Set in the environment, the traceback of any error is printed, too: for developers."""
+# What helps, by what the system says of a file.
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "your quota there is used up: make room",
+    errno.EFBIG: "no file may grow larger here: see `ulimit -f`",
+    errno.EROFS: "that file system can only be read: choose another --workspace",
+    errno.EACCES: "you have no permission for this: have it given, or choose another --workspace",
+    errno.EPERM: "you have no permission for this: have it given, or choose another --workspace",
+    errno.EMFILE: "too many files are open at once: raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOLCK: "that file system has no locks: choose another --workspace, or try HDF5_USE_FILE_LOCKING=FALSE",
+    errno.EIO: "the disk, or the connection to it, fails: look into the system's log",
+}
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE)
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def open_streams() -> None:
+    """Make stdin, stdout and stderr usable, whatever they were opened as."""
+    # A file that is opened while one of these numbers is free would get it, and then what is printed into it.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # signs that the encoding lacks
+
+
+def stdout_fails() -> OSError | None:
+    """Write what waits for stdout; why that cannot be done. Then it is dropped, and so is what is printed later."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return error
+    return None
+
+
+def explained(error: BaseException) -> str:
+    """One line about an error that is not modeldiff's own: what happened, to which file, and what helps."""
+    said = first_line(error)
+    in_rust = _SYSTEM_ERROR.search(said)
+    if in_rust and not isinstance(error, OSError):
+        error = OSError(int(in_rust[1]), os.strerror(int(in_rust[1])))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(said):
+        what = said if type(error).__name__ != said else "nothing more can be allocated"
+        return f"not enough memory ({what}): ask for less at once, or on a larger machine the same command continues"
+    if isinstance(error, OSError):
+        return _of_system(error)
+    if isinstance(error, RecursionError):
+        return "something is nested too deeply to be read (a file of JSON, or a template)"
+    if type(error).__name__ == "SafetensorError":
+        return f"a safetensors file cannot be read or written ({said})"
+    if _raised_by(error) == "h5py":
+        return f"an HDF5 file cannot be read or written ({said})"
+    return _unknown(error)
+
+
+def _of_system(error: OSError) -> str:
+    why = (error.strerror or first_line(error)).splitlines()[0]
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not names and error.errno == errno.ENOSPC:
+        remedy = "make room where the workspace is"
+    return ": ".join(filter(None, [" -> ".join(names), why, remedy]))
+
+
+def _raised_by(error: BaseException) -> str:
+    """The package that raised an error."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+
+
+def _unknown(error: BaseException) -> str:
+    """About what should not have happened; the traceback is kept in a file."""
+    kept = ""
+    with suppress(OSError), tempfile.NamedTemporaryFile(
+        "w", prefix="modeldiff-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:  # fmt: skip
+        file.write("".join(traceback.format_exception(error)))
+        kept = f"; with {file.name}, which says where"
+    return (
+        f"an error that modeldiff does not know ({type(error).__name__}: {first_line(error)}): please report it{kept}"
+    )
