@@ -9,16 +9,18 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from typing import TextIO
 
 from modeldiff.errors import first_line
 
 TRACEBACK_ENV = "MODELDIFF_TRACEBACK"
 """Set in the environment, the traceback of any error is printed, too: for developers."""
+_CONTINUES = "the same command continues"
 # What helps, by what the system says of a file.
 _REMEDIES = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "your quota there is used up: make room",
-    errno.EFBIG: "no file may grow larger here: see `ulimit -f`",
+    errno.ENOSPC: f"make room on that disk, and {_CONTINUES}",
+    errno.EDQUOT: f"your quota there is used up: make room, and {_CONTINUES}",
+    errno.EFBIG: f"no file may grow larger here: raise `ulimit -f`, and {_CONTINUES}",
     errno.EROFS: "that file system can only be read: choose another --workspace",
     errno.EACCES: "you have no permission for this: have it given, or choose another --workspace",
     errno.EPERM: "you have no permission for this: have it given, or choose another --workspace",
@@ -47,18 +49,19 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace")  # signs that the encoding lacks
 
 
-def stdout_fails() -> OSError | None:
-    """Write what waits for stdout; why that cannot be done. Then it is dropped, and so is what is printed later."""
+def written(stream: TextIO) -> OSError | None:
+    """Write what waits for a stream; why that cannot be done. Then it is dropped, and so is what comes later: Python
+    would try again at its end, and complain."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError as error:
         with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        return error
+            os.dup2(nowhere.fileno(), stream.fileno())
+        return OSError(error.errno, error.strerror, stream.name.strip("<>"))
     return None
 
 
-def explained(error: BaseException) -> str:
+def explained(error: Exception) -> str:
     """One line about an error that is not modeldiff's own: what happened, to which file, and what helps."""
     said = first_line(error)
     in_rust = _SYSTEM_ERROR.search(said)
@@ -82,25 +85,22 @@ def _of_system(error: OSError) -> str:
     why = (error.strerror or first_line(error)).splitlines()[0]
     remedy = _REMEDIES.get(error.errno or 0, "")
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    if not names and error.errno == errno.ENOSPC:
-        remedy = "make room where the workspace is"
     return ": ".join(filter(None, [" -> ".join(names), why, remedy]))
 
 
-def _raised_by(error: BaseException) -> str:
+def _raised_by(error: Exception) -> str:
     """The package that raised an error."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
 
 
-def _unknown(error: BaseException) -> str:
+def _unknown(error: Exception) -> str:
     """About what should not have happened; the traceback is kept in a file."""
     kept = ""
     with suppress(OSError), tempfile.NamedTemporaryFile(
         "w", prefix="modeldiff-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:  # fmt: skip
         file.write("".join(traceback.format_exception(error)))
-        kept = f"; with {file.name}, which says where"
-    return (
-        f"an error that modeldiff does not know ({type(error).__name__}: {first_line(error)}): please report it{kept}"
-    )
+        kept = f", with {file.name}, which says where"
+    what = f"{type(error).__name__}: {first_line(error)}"
+    return f"an error that modeldiff does not know ({what}): please report it to its maintainers{kept}"

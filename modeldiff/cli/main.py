@@ -12,7 +12,7 @@ import click
 
 from modeldiff import __version__
 from modeldiff.cli.common import examples, workspace_option
-from modeldiff.cli.edge import TRACEBACK_ENV, explained, open_streams, stdout_fails
+from modeldiff.cli.edge import TRACEBACK_ENV, explained, open_streams, written
 from modeldiff.console import say_error
 from modeldiff.errors import ModeldiffError, first_line
 
@@ -71,18 +71,19 @@ def run(args: list[str] | None = None) -> None:
     open_streams()
     try:
         code: Any = cli.main(args=args, prog_name="modeldiff", standalone_mode=False)
-        if error := stdout_fails():
-            raise error
-    except Exception as error:
+        if lost := written(sys.stdout):
+            raise lost
+    except (Exception, KeyboardInterrupt) as error:
         if os.environ.get(TRACEBACK_ENV):
             traceback.print_exception(error)
         code = _failed(error)
+    written(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _failed(error: Exception) -> int:
+def _failed(error: Exception | KeyboardInterrupt) -> int:
     """Say what went wrong; the exit code."""
-    lost = stdout_fails()
+    lost = written(sys.stdout)
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
         return 2
@@ -97,11 +98,11 @@ def _failed(error: Exception) -> int:
         message, code = f"a file ends too early ({first_line(error.__cause__)})", 1
     elif isinstance(error, click.Abort) and isinstance(error.__context__, EOFError):
         message, code = "there was no answer, so nothing was done", 1
-    elif isinstance(error, click.Abort):
+    elif isinstance(error, click.Abort | KeyboardInterrupt):
         message, code = "interrupted: the same command continues where this one stopped", 130
     elif isinstance(error, BrokenPipeError):  # the reader of a pipe (`| head`) has gone
         return 1
     else:
-        message, code = f"stdout: {explained(lost)}" if lost else explained(error), 1
+        message, code = explained(lost or error), 1
     say_error(message)
     return code
