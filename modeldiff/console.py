@@ -13,6 +13,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 # Progress is one line that changes in a terminal, and elsewhere (a log, CI) a line written this often.
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 15.0
@@ -56,7 +57,17 @@ def _visible(char: str) -> str:
 
 def echo(*lines: str) -> None:
     """Each a line to stdout; an empty one without any. A line end inside one does not begin another."""
-    sys.stdout.write("".join(f"{visible(line)}\n" for line in lines or ("",)))
+    with stdout() as out:
+        out.write("".join(f"{visible(line)}\n" for line in lines or ("",)))
+
+
+@contextmanager
+def stdout() -> Iterator[TextIO]:
+    """For what was made visible. Raises OSError, which names stdout."""
+    try:
+        yield sys.stdout
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from None
 
 
 def echo_wrapped(text: str, first: int = 0, indent: int = 0) -> None:

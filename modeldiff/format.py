@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from modeldiff.console import visible
+from modeldiff.console import stdout, visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 Columns = list[tuple[str, Literal["left", "right"]]]
@@ -26,20 +26,22 @@ def print_json(data: Any) -> None:
     UTF-8."""
     in_unicode = sys.stdout.encoding.lower().startswith("utf")
     text = json.dumps(data, indent=2, ensure_ascii=not in_unicode, allow_nan=False)
-    sys.stdout.write("".join(f"{line if line.isprintable() else _json_escaped(line)}\n" for line in text.split("\n")))
+    with stdout() as out:
+        out.write("".join(f"{line if line.isprintable() else _json_escaped(line)}\n" for line in text.split("\n")))
 
 
 def _json_escaped(line: str) -> str:
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
 
 
-def _console() -> Console:
-    """Of stdout: as wide as the terminal, 80 columns where there is none."""
+def _print(what: Text | Table) -> None:
+    """As wide as the terminal; 80 columns where stdout is none."""
     from rich.console import Console
 
     console = Console()
     console.width = max(_FEWEST_COLUMNS, console.width) if console.is_terminal else _COLUMNS
-    return console
+    with stdout():
+        console.print(what)
 
 
 def _text(content: Styled, style: str = "") -> Text:
@@ -54,7 +56,7 @@ def _text(content: Styled, style: str = "") -> Text:
 
 def echo_styled(content: Styled, style: str = "") -> None:
     """Text to stdout, folded at the width of the terminal."""
-    _console().print(_text(content, style))
+    _print(_text(content, style))
 
 
 def table(
@@ -76,7 +78,7 @@ def table(
         made.add_column(_text(name), **(how if isinstance(how, dict) else {"justify": how, "overflow": "fold"}))
     for row in rows:
         made.add_row(*map(_text, row))
-    _console().print(made)
+    _print(made)
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> list[list[str]]:
