@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from modeldiff.errors import first_line
@@ -64,14 +65,16 @@ def written(stream: TextIO) -> OSError | None:
 def explained(error: Exception) -> str:
     """One line about an error that is not modeldiff's own: what happened, to which file, and what helps."""
     said = first_line(error)
-    in_rust = _SYSTEM_ERROR.search(said)
-    if in_rust and not isinstance(error, OSError):
-        error = OSError(int(in_rust[1]), os.strerror(int(in_rust[1])))
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(said):
         what = said if type(error).__name__ != said else "nothing more can be allocated"
         return f"not enough memory ({what}): ask for less at once, or on a larger machine the same command continues"
     if isinstance(error, OSError):
-        return _of_system(error)
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        why = (error.strerror or said).splitlines()[0]
+        return _of_system(error.errno, why, " -> ".join(names) or _file_at_hand(error))
+    if in_rust := _SYSTEM_ERROR.search(said):
+        number = int(in_rust[1])
+        return _of_system(number, os.strerror(number), _file_at_hand(error))
     if isinstance(error, RecursionError):
         return "something is nested too deeply to be read (a file of JSON, or a template)"
     if type(error).__name__ == "SafetensorError":
@@ -81,11 +84,18 @@ def explained(error: Exception) -> str:
     return _unknown(error)
 
 
-def _of_system(error: OSError) -> str:
-    why = (error.strerror or first_line(error)).splitlines()[0]
-    remedy = _REMEDIES.get(error.errno or 0, "")
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    return ": ".join(filter(None, [" -> ".join(names), why, remedy]))
+def _of_system(number: int | None, why: str, file: str) -> str:
+    return ": ".join(filter(None, [file, why, _REMEDIES.get(number or 0)]))
+
+
+def _file_at_hand(error: Exception) -> str:
+    """An error of opening a file names it, one of writing does not: then it is what the innermost function that holds
+    one calls its path."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for name in ("self", "temporary", "path"):  # self: of pathlib's own functions
+            if isinstance(found := frame.f_locals.get(name), Path):
+                return str(found)
+    return ""
 
 
 def _raised_by(error: Exception) -> str:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import DATASET, STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo, rows_name
 from modeldiff.workspace.bits import create_dataset, write_rows
 from modeldiff.workspace.files import write_bytes
+from modeldiff.workspace.hdf5_new import NewFile
 from modeldiff.workspace.stage import Work
 
 QUANTILES = ("0", "0.01", "0.25", "0.5", "0.75", "0.99", "1")
@@ -57,12 +57,13 @@ def shard_file(
 ) -> Iterator[Callable[[torch.Tensor], None]]:
     """Inside, give the rows of one side of a shard to the function, block by block; then the file is committed."""
     temporary, statistics, done = work.temporary(rows_name(shard, side)), RunningStatistics(width), 0
-    with h5py.File(temporary, "w") as file:
+    with NewFile(temporary) as file:
         dataset = create_dataset(file, DATASET, rows, width, encoding)
 
         def append(x_ND: torch.Tensor) -> None:
             nonlocal done
             write_rows(dataset, done, x_ND)
+            file.check()
             statistics.add(x_ND)
             done += len(x_ND)
 
