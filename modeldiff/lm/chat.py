@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jinja2
 import transformers
 
-from modeldiff.errors import InputError, first_line
+from modeldiff.errors import InputError, MachineError, first_line
+from modeldiff.lm.bounded import bounded
 
 # Characters for private use: no template mentions them, and stripping white space leaves them alone.
 _MARK_OPEN, _MARK_CLOSE = "\ue0f1", "\ue0f2"
+# What one rendering may take, which usually takes less than a millisecond, and the characters it may add.
+_MOST_SECONDS, _MOST_BYTES, _MOST_ADDED = 10.0, 1 << 30, 1_000_000
 
 
 def render_chat(
@@ -22,7 +24,8 @@ def render_chat(
     The text has no prompt for a next answer, and holds every special token the tokenizer wants: encode it with
     add_special_tokens=False. Where the template strips white space around a content, so does its span. A
     tokenizer without a template gets "User: ...\\n\\nAssistant: ...\\n\\n", after its token for begin of text if it
-    usually adds one. Raises InputError for messages that the template refuses, or whose content it changes.
+    usually adds one. Raises InputError for messages that the template refuses, or whose content it changes;
+    MachineError: a template that takes more than 10 s or 1 GB, or adds more than a million characters.
 
     messages: each {"role": ..., "content": ...}; at least one.
     """
@@ -59,11 +62,18 @@ def _render(
         bos = str(tokenizer.bos_token) if begin is not None and begin in tokenizer("")["input_ids"][:1] else ""
         turns = [f"{message['role'].capitalize()}: {message['content']}\n\n" for message in messages]
         return bos + "".join(turns) + ("Assistant:" if answer else "")
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        what = f"the chat template of {name_of(tokenizer)} refuses the messages"
-        raise InputError(f"{what}: {first_line(error)}") from error
+    template = f"the chat template of {name_of(tokenizer)}"
+    with bounded(template, _MOST_SECONDS, _MOST_BYTES):
+        try:
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a program can raise
+            raise InputError(f"{template} refuses the messages: {first_line(error)}") from error
+    content = sum(len(str(message.get("content"))) for message in messages)
+    if len(text) > 2 * content + _MOST_ADDED:
+        raise MachineError(f"{template} makes {len(text):,} characters of messages with {content:,}")
+    return text
 
 
 def _spans(
