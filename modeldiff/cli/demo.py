@@ -51,7 +51,8 @@ def _print(done: Demo, folder: Path) -> None:
         echo("", f"Model {side} with its feature {feature} pushed, planted: {done.steered.habit.description}")
         print_generations(read_generations(done.steering))
     option = "" if str(folder) == "modeldiff-workspace" else f" --workspace {folder}"
-    echo(f"curves:    {done.diff.crosscoder.folder / 'figures' / 'training.png'}")
+    if (curves := done.diff.crosscoder.folder / "figures" / "training.png").exists():
+        echo(f"curves:    {curves}")
     echo(f"next:      modeldiff{option} contrast --show latest --numbers")
     echo("your own:  modeldiff diff --model-a NAME --model-b NAME --texts FILE...")
 

@@ -27,7 +27,8 @@ def _plan(settings: TrainSettings, workspace: Workspace, *, as_json: bool, plan:
 
 def _show(artifact: Artifact, **_: Any) -> None:
     show_metrics(artifact)
-    echo(f"curves: {artifact.folder / 'figures' / 'training.png'}")
+    if (curves := artifact.folder / "figures" / "training.png").exists():
+        echo(f"curves: {curves}")
     # A partition in which nothing was found is not worth listing.
     there = [side for side in ("A", "B") if artifact.metrics["features"][side]]
     echo(f"next: modeldiff features{f' --exclusive {there[0]}' if there else ''}")
