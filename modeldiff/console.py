@@ -1,16 +1,24 @@
-"""What a person sees while a stage works: one-line messages and progress, on stderr; data goes to stdout."""
+"""All that a person sees: data on stdout; one-line messages, progress and errors on stderr.
+
+What comes from texts, models, names and manifests may hold anything. Whatever is printed goes through `visible` here
+(tables: format.py), so that it never acts on the terminal; callers print it as it is.
+"""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 import time
+import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 # Progress is one line that changes in a terminal, and elsewhere (a log, CI) a line written this often.
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 15.0
 _CLEAR_LINE = "\r\x1b[K"
+_NEWLINE, _TAB, _UNPRINTABLE = "⏎", "⇥", "�"
 _muted = False
 
 
@@ -24,15 +32,78 @@ def muted() -> bool:
     return _muted
 
 
+def visible(text: str, *, lines: bool = False) -> str:
+    """The text on one line: line ends as ⏎ (CRLF as one), tabs as ⇥, other control characters (terminal escapes,
+    changes of writing direction, lone surrogates) as signs that do nothing; lines: line feeds stay as they are."""
+    if lines:
+        return "\n".join(map(visible, text.replace("\r\n", "\n").split("\n")))
+    text = text.replace("\r\n", "\n")
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(char: str) -> str:
+    if char in "\n\r\u2028\u2029\x85":
+        return _NEWLINE
+    if char == "\t":
+        return _TAB
+    code, category = ord(char), unicodedata.category(char)
+    if code < 0x20:
+        return chr(0x2400 + code)  # Unicode's own pictures of control characters
+    # Joiners of emoji and of Indic scripts are format characters too, and harmless.
+    if category in ("Cc", "Cs") or (category == "Cf" and code not in (0x200C, 0x200D)):
+        return _UNPRINTABLE
+    return char
+
+
+def echo(*lines: str) -> None:
+    """Each a line to stdout; an empty one without any. A line end inside one does not begin another."""
+    with stdout() as out:
+        out.write("".join(f"{visible(line)}\n" for line in lines or ("",)))
+
+
+@contextmanager
+def stdout() -> Iterator[TextIO]:
+    """For what was made visible. Raises OSError, which names stdout."""
+    try:
+        yield sys.stdout
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from None
+
+
+def echo_wrapped(text: str, first: int = 0, indent: int = 0) -> None:
+    """To stdout in 80 columns, the first line indented by `first` columns, those after it by `indent`."""
+    echo(*wrapped(text, first, indent))
+
+
+def wrapped(text: str, first: int = 0, indent: int = 2) -> list[str]:
+    """As `echo_wrapped` prints it."""
+    begin, behind = " " * first, " " * indent
+    return textwrap.wrap(visible(text), 80, initial_indent=begin, subsequent_indent=behind, break_on_hyphens=False)
+
+
 def say(message: str) -> None:
     """One line to stderr."""
-    _write(f"{_CLEAR_LINE if sys.stderr.isatty() else ''}{message}\n")
+    _write(f"{_CLEAR_LINE if sys.stderr.isatty() else ''}{visible(message)}\n")
 
 
-def _write(text: str) -> None:
-    if not _muted:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+def say_error(message: str) -> None:
+    """One line to stderr, also where the console is muted."""
+    _write(f"modeldiff: {visible(' '.join(message.split()))}\n", always=True)
+
+
+def confirm(question: str) -> bool:
+    """Ask on stderr, yes or no. Raises click.Abort: nobody answers."""
+    import click
+
+    return click.confirm(visible(question), err=True)
+
+
+def _write(text: str, *, always: bool = False) -> None:
+    if always or not _muted:
+        # A full disk or a reader that has gone takes the messages, and not the work that they are about.
+        with suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 class Progress:
@@ -54,7 +125,7 @@ class Progress:
         rate = (self._done - self._begun_with) / (now - self._start)
         left = (self._total - self._done) / rate if rate else float("inf")
         done = f"{self._done:,.0f} of {self._total:,.0f} {self._unit}"
-        line = f"{self._what}: {done}, {rate:,.1f}/s, {left:.0f} s left {self._note}".rstrip()
+        line = visible(f"{self._what}: {done}, {rate:,.1f}/s, {left:.0f} s left {self._note}".rstrip())
         _write(f"{_CLEAR_LINE}{line[: shutil.get_terminal_size().columns - 1]}" if in_terminal else f"{line}\n")
 
     def note(self, text: str) -> None:

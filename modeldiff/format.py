@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import textwrap
-from typing import Any, Literal
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-import click
+from modeldiff.console import stdout, visible
 
-Columns = list[tuple[str, Literal["left", "right"]]]
-NONE = "-"
-"""What stands where there is no number."""
-
-
-def print_json(data: Any) -> None:
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-@functools.cache
-def console() -> Any:
-    """The rich console of stdout, 80 columns wide where there is no terminal."""
-    from rich.console import Console
-
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=80)
-
-
-def table(title: str, columns: Columns, rows: list[list[str]]) -> None:
-    """Print a table that fits the terminal. Cells are plain text: nothing in them is taken for markup."""
+if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    # A Text: in a string `crosscoder:100:` would be taken for an emoji.
-    made = Table(
-        title=Text(title, style="table.title"), title_justify="left", box=None, pad_edge=False, header_style="bold"
-    )
-    for name, justify in columns:
-        made.add_column(Text(name), justify=justify, overflow="fold")
+Columns = list[tuple[str, Literal["left", "right"]]]
+Styled = str | Sequence[str | tuple[str, str]]
+"""Text, or pieces of it, some of them with a style of rich's."""
+NONE = "-"
+"""What stands where there is no number."""
+_COLUMNS, _FEWEST_COLUMNS = 80, 40
+
+
+def print_json(data: Any) -> None:
+    """To stdout. What is no printable character is escaped as JSON does it, and all but ASCII where stdout has no
+    UTF-8."""
+    in_unicode = sys.stdout.encoding.lower().startswith("utf")
+    text = json.dumps(data, indent=2, ensure_ascii=not in_unicode, allow_nan=False)
+    with stdout() as out:
+        out.write("".join(f"{line if line.isprintable() else _json_escaped(line)}\n" for line in text.split("\n")))
+
+
+def _json_escaped(line: str) -> str:
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
+
+
+def _print(what: Text | Table) -> None:
+    """As wide as the terminal; 80 columns where stdout is none."""
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(_FEWEST_COLUMNS, console.width) if console.is_terminal else _COLUMNS
+    with stdout():
+        console.print(what)
+
+
+def _text(content: Styled, style: str = "") -> Text:
+    """Content for rich. Nothing in it is taken for markup (in a string `crosscoder:100:` would be an emoji), acts on
+    the terminal, or makes a cell wider than it is counted; it may have several lines."""
+    from rich.text import Text
+
+    pieces = [content] if isinstance(content, str) else content
+    styled = (piece if isinstance(piece, tuple) else (piece, "") for piece in pieces)
+    return Text.assemble(*((visible(text, lines=True), own) for text, own in styled), style=style)
+
+
+def echo_styled(content: Styled, style: str = "") -> None:
+    """Text to stdout, folded at the width of the terminal."""
+    _print(_text(content, style))
+
+
+def table(
+    title: str,
+    columns: Iterable[tuple[str, Literal["left", "right"] | dict[str, Any]]],
+    rows: Iterable[Iterable[Styled]],
+    **options: Any,
+) -> None:
+    """Print a table that fits the terminal.
+
+    columns: header and justification, or other options of rich's columns; options: of rich's table, by default one
+    without lines.
+    """
+    from rich.table import Table
+
+    plain = {"box": None, "pad_edge": False, "header_style": "bold"}
+    made = Table(title=_text(title, "table.title"), title_justify="left", **(options or plain))
+    for name, how in columns:
+        made.add_column(_text(name), **(how if isinstance(how, dict) else {"justify": how, "overflow": "fold"}))
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    console().print(made)
-
-
-def wrapped(line: str) -> list[str]:
-    """In 80 columns, what follows the first line indented."""
-    return textwrap.wrap(line, 80, subsequent_indent="  ", break_on_hyphens=False)
+        made.add_row(*map(_text, row))
+    _print(made)
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> list[list[str]]:

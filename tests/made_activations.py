@@ -26,7 +26,7 @@ from modeldiff.workspace.activations import (
     rows_name,
 )
 from modeldiff.workspace.bits import ENCODINGS, RowWriter
-from modeldiff.workspace.hdf5 import open_hdf5
+from modeldiff.workspace.hdf5 import NewFile
 from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
 
 
@@ -74,7 +74,7 @@ def make_activations(
         for side in SIDES:
             for shard, x_ND in enumerate(stored[side].split(shard_pairs)):
                 temporary = work.temporary(rows_name(shard, side))
-                with open_hdf5(temporary, "w") as file:
+                with NewFile(temporary) as file:
                     writer = RowWriter(file, DATASET, *x_ND.shape, encoding)
                     writer.append(x_ND)
                 work.commit(temporary, rows_name(shard, side))

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from modeldiff.catalogue.stored import Arrays
-from modeldiff.catalogue.words import visible
+from modeldiff.console import visible
 from modeldiff.errors import DamagedError
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli.common import plain_command
+from modeldiff.console import echo, echo_wrapped
 from modeldiff.format import NONE, Columns, percent, print_json, table
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _print(done: Demo, folder: Path) -> None:
 
     ranks = done.ranks
     print_differences(read_contrast(done.diff.contrast), done.diff.contrast.ref, numbers=False, everything=False)
-    click.echo()
+    echo()
     columns: Columns = [("planted in", "left"), ("difference", "left")]
     columns += [(name, "right") for name in ("rank", "feature", "share")]
     rows = []
@@ -41,19 +41,20 @@ def _print(done: Demo, folder: Path) -> None:
         feature = NONE if one.feature is None else str(one.feature)
         rows.append([one.habit.side, one.habit.id, str(one.rank or "missed"), feature, percent(one.share)])
     table("Where the planted differences stand", columns, rows)
-    click.echo("share: of the entry's places, where the text before names the trigger; half match.")
+    echo("share: of the entry's places, where the text before names the trigger; half match.")
     missed = [one.habit.id for one in ranks if one.rank is None]
     found = f"found {len(ranks) - len(missed)} of {len(ranks)}" + (f", missed {', '.join(missed)}" if missed else "")
     other = ", ".join(map(str, done.other)) or "none"
-    click.echo(textwrap.fill(f"{found}; entries about none of them: {other}", 80, break_on_hyphens=False))
+    echo_wrapped(f"{found}; entries about none of them: {other}")
     if done.steered and done.steering:
         side, feature = done.steering.settings["model"], done.steering.settings["feature"]
-        click.echo(f"\nModel {side} with its feature {feature} pushed, planted: {done.steered.habit.description}")
+        echo("", f"Model {side} with its feature {feature} pushed, planted: {done.steered.habit.description}")
         print_generations(read_generations(done.steering))
     option = "" if str(folder) == "modeldiff-workspace" else f" --workspace {folder}"
-    click.echo(f"curves:    {done.diff.crosscoder.folder / 'figures' / 'training.png'}")
-    click.echo(f"next:      modeldiff{option} contrast --show latest --numbers")
-    click.echo("your own:  modeldiff diff --model-a NAME --model-b NAME --texts FILE...")
+    if (curves := done.diff.crosscoder.folder / "figures" / "training.png").exists():
+        echo(f"curves:    {curves}")
+    echo(f"next:      modeldiff{option} contrast --show latest --numbers")
+    echo("your own:  modeldiff diff --model-a NAME --model-b NAME --texts FILE...")
 
 
 def _json(done: Demo) -> dict[str, Any]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
-import click
-
-from modeldiff.catalogue.words import visible
+from modeldiff.console import echo, echo_wrapped
 from modeldiff.sides import OTHER, SIDES
 
 _WIDTH = 80
@@ -19,14 +16,14 @@ def print_differences(found: dict[str, Any], ref: str, *, numbers: bool, everyth
     shown = found["differences"] + (found["not_verified"] if everything else [])
     for one in shown:
         _print_entry(one, numbers=numbers)
-        click.echo()
-    click.echo(textwrap.fill(verdict(found), _WIDTH))
+        echo()
+    echo_wrapped(verdict(found))
     hidden = 0 if everything else len(found["not_verified"])
     if hidden:
-        click.echo(f"{hidden} more candidates of the first half did not hold on the second: --all shows them.")
+        echo(f"{hidden} more candidates of the first half did not hold on the second: --all shows them.")
     if not numbers and shown:
-        click.echo(f"`modeldiff contrast --show {ref.split(':')[-1]} --numbers` adds rates.")
-    name_a, name_b = (visible(str(found["models"][side]).rstrip("/").rsplit("/", 1)[-1]) for side in SIDES)
+        echo(f"`modeldiff contrast --show {ref.split(':')[-1]} --numbers` adds rates.")
+    name_a, name_b = (str(found["models"][side]).rstrip("/").rsplit("/", 1)[-1] for side in SIDES)
     places = f"{found['places']:,} places in {found['documents']:,} documents"
     _line(f"{ref}: {places}, A {name_a}, B {name_b}", first=0, indent=4)
 
@@ -63,9 +60,9 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
         indent=4,
     )
     for text in one["texts"][: 2 if numbers else 1]:
-        _line(f"…{visible(text['before'])[-_EXCERPT:]}", indent=4)
+        _line(f"…{text['before'][-_EXCERPT:]}", indent=4)
         for side in SIDES:
-            _line(f"{side.upper()}: {visible(text[side]).strip()[:_WIDTH]}", first=6, indent=9)
+            _line(f"{side.upper()}: {text[side].strip(' ')[:_WIDTH]}", first=6, indent=9)
     if one["represented"]:
         _line(f"feature {one['feature']}: {_represented(one['represented'], numbers)}")
     if one.get("cause"):
@@ -76,7 +73,7 @@ def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
 
 
 def _print_numbers(one: dict[str, Any]) -> None:
-    sources = ", ".join(f"{visible(name)} {share:.0%}" for name, share in list(one["sources"].items())[:4])
+    sources = ", ".join(f"{name} {share:.0%}" for name, share in list(one["sources"].items())[:4])
     _line(f"places {one['places']} in {one['documents']} documents: {sources}")
     _line(f"p {one['p']:.2g}, effect {one['effect']:.1%}, 95 % interval {one['low']:.1%} to {one['high']:.1%}")
     if one["also"]:
@@ -132,12 +129,12 @@ def _where(one: dict[str, Any]) -> str:
     context = one["context"]
     if context["kind"] == "everywhere":
         return "everywhere, whatever the text"
-    there = ", ".join(visible(word) for word in one["words_there"] if word != context.get("name"))
+    there = ", ".join(word for word in one["words_there"] if word != context.get("name"))
     return f"{_context(context)}: {there}" if there else _context(context)
 
 
 def _context(context: dict[str, Any]) -> str:
-    name = visible(str(context.get("name", context.get("id"))))
+    name = context.get("name", context.get("id"))
     return {
         "everywhere": "everywhere",
         "source": f"in texts of {name}",
@@ -148,11 +145,8 @@ def _context(context: dict[str, Any]) -> str:
 
 def _word(row: dict[str, Any], side: str, numbers: bool) -> str:
     here, there = (f"{row[side + where]:.0%}:{row[OTHER[side] + where]:.0%}" for where in ("", "_elsewhere"))
-    return visible(row["word"]) + (f" {here} ({there})" if numbers else "")
+    return str(row["word"]) + (f" {here} ({there})" if numbers else "")
 
 
 def _line(text: str, *, first: int = 4, indent: int = 6) -> None:
-    wrapped = textwrap.wrap(
-        text, _WIDTH, initial_indent=" " * first, subsequent_indent=" " * indent, break_on_hyphens=False
-    )
-    click.echo("\n".join(wrapped))
+    echo_wrapped(text, first, indent)

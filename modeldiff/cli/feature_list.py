@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from modeldiff.console import echo, wrapped
 from modeldiff.features.measures import measures
-from modeldiff.format import console, fixed, percent, wrapped
+from modeldiff.format import Styled, echo_styled, fixed, percent, table
 from modeldiff.records import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from rich.text import Text
 
     from modeldiff.catalogue.example import Example, Piece
     from modeldiff.catalogue.table import FeatureRow, FeatureTable
@@ -31,13 +28,13 @@ other model's residual stream explains; null: the other's in permuted pairs.
 twin: highest correlation with a feature of another partition; ! from 0.7 on:
 probably the same concept, there twice.
 differ: share of the strongest examples at which the two models' tokens begin
-or end at other characters; * more than half: the tokenizers may explain it."""
+or end at other characters; * more than half: the tokenizers may explain it.""".splitlines()
 _VERDICT_LEGEND = """\
 verdict: other / own, against shared features read from one model alone; excl.:
-below half of their median and below all but 5 % of them; pred.: above both:"""
+below half of their median and below all but 5 % of them; pred.: above both:""".splitlines()
 _BASELINES_LEGEND = """\
 differences of two activations, read as if they were features: R² own, other,
-null (medians); other / own [5 % to 95 %]; how many excl./undec./pred./?:"""
+null (medians); other / own [5 % to 95 %]; how many excl./undec./pred./?:""".splitlines()
 
 
 def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
@@ -69,7 +66,7 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     ids = selection.ids
     which = _PARTITIONS[chosen["partition"]]
     if not selection.candidates:
-        click.echo(f"{table.artifact.ref}: {table.info['crosscoder']} has no {which} features")
+        echo(f"{table.artifact.ref}: {table.info['crosscoder']} has no {which} features")
         return
     which += " and nearer shared" if chosen.get("anywhere") else ""
     alive = selection.candidates - selection.dead
@@ -77,64 +74,61 @@ def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chos
     if ids:
         _print_rows(title, table, ids, chosen["partition"])
     else:
-        click.echo(f"{title}: nothing to list")
+        echo(f"{title}: nothing to list")
     notes = [f"{selection.dead} of {selection.candidates} never fire"]
     if selection.rare:
         notes.append(f"{selection.rare} fire too seldom for --min-density")
     if selection.without_evidence:
         notes.append(f"{selection.without_evidence} fire too seldom for R²")
-    click.echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
-    click.echo(_LEGEND)
+    echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
+    echo(*_LEGEND)
     _print_calls(table, chosen["partition"])
     if evidence:
         print_evidence(evidence)
     if ids:
-        click.echo(f"next: modeldiff features show {ids[0]}")
+        echo(f"next: modeldiff features show {ids[0]}")
 
 
-def _print_rows(title: str, table: FeatureTable, ids: list[int], partition: str | None) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    listing = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin"):
-        listing.add_column(column, justify="right", no_wrap=True)
-    listing.add_column("where (share of activation), strongest example", ratio=1)
+def _print_rows(title: str, features: FeatureTable, ids: list[int], partition: str | None) -> None:
+    numbers: dict[str, Any] = {"justify": "right", "no_wrap": True}
+    columns = [(name, numbers) for name in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin")]
+    columns.append(("where (share of activation), strongest example", {"ratio": 1}))
+    rows: list[list[Styled]] = []
     for feature in ids:
-        row = table.row(feature, examples=1)
-        listing.add_row(
+        row = features.row(feature, examples=1)
+        rows.append([
             f"{row.id}{'s' if row.partition == 'shared' and partition in ('A', 'B') else ''}",
             f"{row.density:.2%}",
             *map(fixed, (row.r2_own, row.r2_other, row.r2_null)),
-            f"{_VERDICTS[row.verdict]}{'*' if table.mostly_differ_F[feature] else ' '}",
+            f"{_VERDICTS[row.verdict]}{'*' if features.mostly_differ_F[feature] else ' '}",
             percent(row.tokens_differ),
             f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}" if row.twins else "-",
-            Text.assemble(_sources(row, 2), "\n", _snippet(row.examples)),
-        )
-    console().print(listing)
+            [_sources(row, 2), "\n", *_snippet(row.examples)],
+        ])  # fmt: skip
+    table(title, columns, rows)
 
 
 def _print_calls(table: FeatureTable, partition: str | None) -> None:
     """What the verdicts are held against, how many of the exclusive features listed are called what, and what
     differences of two activations show."""
     if table.scales:
-        click.echo(_VERDICT_LEGEND)
+        echo(*_VERDICT_LEGEND)
     for side, scale in table.scales.items():
-        click.echo(
+        echo(
             f"  {side.upper()}: excl. up to {scale.bar:.2f}, pred. from {scale.predictable_from:.2f} "
             f"(of {scale.references} features {scale.called_exclusive} are excl., {scale.called_predictable} pred.)"
         )
     for side, calls in table.calls.items():
         if partition in (None, side.upper()):
-            click.echo("\n".join(wrapped(f"{side.upper()}: {_calls(calls)}.")))
+            echo(*wrapped(f"{side.upper()}: {_calls(calls)}."))
     if table.baselines:
-        click.echo(_BASELINES_LEGEND)
+        echo(*_BASELINES_LEGEND)
     for side, one in table.baselines.items():
         if one.ratio_median is None:
-            click.echo(f"  {side.upper()}: none fires often enough and can be read from its own model")
+            echo(f"  {side.upper()}: none fires often enough and can be read from its own model")
             continue
         called = "/".join(str(one.verdicts.get(name, 0)) for name in _VERDICTS if name)
-        click.echo(
+        echo(
             f"  {side.upper()}: {fixed(one.own)}, {fixed(one.other)}, {fixed(one.null)}; {fixed(one.ratio_median)} "
             f"[{fixed(one.ratio_low)} to {fixed(one.ratio_high)}]; {called}"
         )
@@ -159,17 +153,15 @@ def _sources(row: FeatureRow, most: int) -> str:
     return ", ".join(f"{label} {share:.0%}" for label, share in list(row.sources.items())[:most]) or "(no texts)"
 
 
-def _snippet(found: list[Example]) -> Text:
-    from rich.text import Text
-
+def _snippet(found: list[Example]) -> Sequence[tuple[str, str]]:
     if not found:
-        return Text("(no example)", style="dim")
+        return [("(no example)", "dim")]
     first = found[0]
     if first.word is None:
-        return Text(f"row {first.row}", style="dim")
+        return [(f"row {first.row}", "dim")]
     before, after = first.before or "", first.after or ""
     cut = "…" if len(before) > _BEFORE else ""
-    return Text.assemble(cut + before[-_BEFORE:], (f"[{first.word}]", "bold"), after[:_AFTER], style="dim")
+    return [(cut + before[-_BEFORE:], "dim"), (f"[{first.word}]", "dim bold"), (after[:_AFTER], "dim")]
 
 
 def print_evidence(found: Sequence[Evidence]) -> None:
@@ -185,26 +177,24 @@ def print_evidence(found: Sequence[Evidence]) -> None:
             more = len(commands) - (room - 1)
             commands[room - 1 :] = [f"  and {more} more commands (--json has all)"]
         lines += commands
-    click.echo("\n".join(lines))
+    echo(*lines)
 
 
 def print_feature(
     table: FeatureTable, row: FeatureRow, known: Mapping[str, dict[str, Any] | None] | None = None
 ) -> None:
     """One feature with everything that is known about it; `known`: what measures say, by name."""
-    from rich.text import Text
-
-    click.echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {_PARTITIONS[row.partition]}")
+    echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {_PARTITIONS[row.partition]}")
     for name, fact in _facts(table, row).items():
-        click.echo(f"{name:<13} {fact}")
+        echo(f"{name:<13} {fact}")
     for measure in measures():
         if found := (known or {}).get(measure.name):
             for line in measure.lines(found):
-                console().print(Text(line))
+                echo_styled(line)
     for model in ("A", "B"):
         if row.partition in (model, "shared"):
-            click.echo(f'push it       modeldiff steer --model {model} --feature {row.id} --strength 1 --prompt "..."')
-    click.echo(f"\n{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
+            echo(f'push it       modeldiff steer --model {model} --feature {row.id} --strength 1 --prompt "..."')
+    echo("", f"{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
     for number, example in enumerate(row.examples, start=1):
         _print_example(number, example)
 
@@ -236,25 +226,22 @@ def _facts(table: FeatureTable, row: FeatureRow) -> dict[str, str]:
 
 
 def _print_example(number: int, example: Example) -> None:
-    from rich.text import Text
-
     where = f"document {example.document}, {example.source}" if example.source is not None else f"row {example.row}"
     where += ", tokens differ" if example.tokens_differ else ""
-    console().print(Text(f"\n{number}. activation {example.activation:.2f}  ({where})", style="bold"))
+    echo()
+    echo_styled(f"{number}. activation {example.activation:.2f}  ({where})", "bold")
     if example.pieces is None or example.tokens is None:
         return
-    text = Text()
-    for index, piece in enumerate(example.pieces):
-        if index == example.centre:
-            text.append(f"[[{piece.text}]]", style="bold reverse")
-        else:
-            text.append(_marked(piece), style="bold" if piece.activation > 0 else None)
-    console().print(text)
+    echo_styled([
+        (f"[[{piece.text}]]", "bold reverse") if index == example.centre
+        else (_marked(piece), "bold" if piece.activation > 0 else "")
+        for index, piece in enumerate(example.pieces)
+    ])  # fmt: skip
     for side, tokens in example.tokens.items():
         firing = [i for i, one in enumerate(tokens) if one.activation > 0]
         centre = max(firing, key=lambda i: (tokens[i].activation == example.activation, -i), default=len(tokens) // 2)
         around = "|".join(map(_marked, tokens[max(0, centre - 6) : centre + 5]))
-        console().print(Text(f"   {side.upper()}: {around}", style="dim"))
+        echo_styled(f"   {side.upper()}: {around}", "dim")
 
 
 def _marked(piece: Piece) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli.common import show_metrics, stage_command
+from modeldiff.console import echo
 from modeldiff.format import flat, print_json, table
 from modeldiff.harvest.settings import HarvestSettings
 
@@ -28,7 +29,7 @@ def _dry_run(settings: HarvestSettings, workspace: Workspace, *, as_json: bool, 
 
 def _show(artifact: Artifact, **_: Any) -> None:
     show_metrics(artifact)
-    click.echo("next: modeldiff train")
+    echo("next: modeldiff train")
 
 
 command = stage_command(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from typing import Any
 
 import click
 
 from modeldiff import __version__
 from modeldiff.cli.common import examples, workspace_option
-from modeldiff.errors import ModeldiffError
+from modeldiff.cli.edge import TRACEBACK_ENV, explained, open_streams, written
+from modeldiff.console import say_error
+from modeldiff.errors import ModeldiffError, first_line
 
 # name, also of the module -> one-line help. The help stands here so that `modeldiff --help` imports no command.
 _COMMANDS = {
@@ -63,27 +67,42 @@ click.version_option(__version__, prog_name="modeldiff")(cli)
 
 
 def run(args: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage or input. An error a user can meet is one line."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage or input. An error is one line; see edge.py."""
+    open_streams()
     try:
         code: Any = cli.main(args=args, prog_name="modeldiff", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        sys.exit(2)
-    except click.UsageError as error:
-        place = error.ctx.command_path if error.ctx else "modeldiff"
-        _fail(f"{error.format_message().rstrip('.')}; see `{place} --help`", error.exit_code)
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except ModeldiffError as error:
-        _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted: the same command continues where this one stopped", 130)
-    except BrokenPipeError:  # the reader of a pipe (`| head`) has gone
-        sys.stderr.close()
-        sys.exit(1)
+        if lost := written(sys.stdout):
+            raise lost
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get(TRACEBACK_ENV):
+            traceback.print_exception(error)
+        code = _failed(error)
+    written(sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
-    click.echo("modeldiff: " + " ".join(message.split()), err=True)
-    sys.exit(code)
+def _failed(error: Exception | KeyboardInterrupt) -> int:
+    """Say what went wrong; the exit code."""
+    lost = written(sys.stdout)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return 2
+    if isinstance(error, click.UsageError):
+        place = error.ctx.command_path if error.ctx else "modeldiff"
+        message, code = f"{error.format_message().rstrip('.')}; see `{place} --help`", error.exit_code
+    elif isinstance(error, click.ClickException):
+        message, code = error.format_message(), error.exit_code
+    elif isinstance(error, ModeldiffError):
+        message, code = str(error), error.exit_code
+    elif isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):  # not of a question
+        message, code = f"a file ends too early ({first_line(error.__cause__)})", 1
+    elif isinstance(error, click.Abort) and isinstance(error.__context__, EOFError):
+        message, code = "there was no answer, so nothing was done", 1
+    elif isinstance(error, click.Abort | KeyboardInterrupt):
+        message, code = "interrupted: the same command continues where this one stopped", 130
+    elif isinstance(error, BrokenPipeError):  # the reader of a pipe (`| head`) has gone
+        return 1
+    else:
+        message, code = explained(lost or error), 1
+    say_error(message)
+    return code

@@ -9,6 +9,7 @@ import click
 from modeldiff.cli import steer_transfer
 from modeldiff.cli.common import stage_command
 from modeldiff.cli.steer_tables import print_dose, print_generations, read_generations
+from modeldiff.console import echo
 from modeldiff.steer.settings import SteerSettings, parse_strengths
 
 if TYPE_CHECKING:
@@ -18,15 +19,20 @@ if TYPE_CHECKING:
 def _data(artifact: Artifact) -> dict[str, Any]:
     from modeldiff.workspace.files import read_json
 
-    figure = str(artifact.file("figures/dose.png"))
-    return {**read_json(artifact.file("steering.json")), "figure": figure, "generations": read_generations(artifact)}
+    figure = artifact.folder / "figures" / "dose.png"
+    return {
+        **read_json(artifact.file("steering.json")),
+        "figure": str(figure) if figure.exists() else None,
+        "generations": read_generations(artifact),
+    }
 
 
 def _show(artifact: Artifact) -> None:
     steering = _data(artifact)
     print_generations(steering["generations"])
     print_dose(steering)
-    click.echo(f"figure: {steering['figure']}")
+    if steering["figure"]:
+        echo(f"figure: {steering['figure']}")
 
 
 def _strengths(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> tuple[float, ...]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from modeldiff.format import NONE, Columns, console, fixed, percent, table
+from modeldiff.console import echo
+from modeldiff.format import NONE, Columns, Styled, fixed, percent, table
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact
@@ -59,17 +58,10 @@ def print_by_prompt(
     columns: by header, options of rich's columns; rows_of: makes the rows from the records of a prompt; options: of
     rich's table.
     """
-    from rich.table import Column, Table
-    from rich.text import Text
-
     for prompt in dict.fromkeys(one["prompt"] for one in generations):
-        made = Table(
-            *(Column(header, **column) for header, column in columns.items()),
-            title=Text(f"prompt: {prompt!r}"), title_justify="left", show_lines=True, **options,
-        )  # fmt: skip
-        for row in rows_of([one for one in generations if one["prompt"] == prompt]):
-            made.add_row(*(Text.assemble((label, "bold"), text) for label, text in row))
-        console().print(made)
+        rows = rows_of([one for one in generations if one["prompt"] == prompt])
+        styled: list[list[Styled]] = [[[(label, "bold"), text] for label, text in row] for row in rows]
+        table(f"prompt: {prompt!r}", columns.items(), styled, show_lines=True, **options)
 
 
 def print_dose(steering: dict[str, Any]) -> None:
@@ -85,20 +77,20 @@ def print_dose(steering: dict[str, Any]) -> None:
         if side["stitch"]:
             constant = " + constant" if side["stitch_bias"] else ""
             by = f"moved by {side['stitch']}{constant} (R² {fixed(side['stitch_r2'])})"
-        click.echo(f"{model}: {by}; strength 1: {side['unit_norm_in_medians']:.2g} median norms.")
-    click.echo("KL: of the steered next token from the unsteered one, nats per token of the")
-    click.echo("unsteered text. perplexity: of what is written, for the unsteered model,")
-    click.echo("relative to its own text. repeated: share of 4-grams that stood in it before.")
+        echo(f"{model}: {by}; strength 1: {side['unit_norm_in_medians']:.2g} median norms.")
+    echo("KL: of the steered next token from the unsteered one, nats per token of the")
+    echo("unsteered text. perplexity: of what is written, for the unsteered model,")
+    echo("relative to its own text. repeated: share of 4-grams that stood in it before.")
     several = "s" if count > 1 else ""
     of_norm = f"random: {count} random direction{several} of the same norm."
-    click.echo(of_norm if count else "Nothing to compare with: --random-directions is 0.")
+    echo(of_norm if count else "Nothing to compare with: --random-directions is 0.")
     for model, reach in steering["coherent"].items():
         low, high, least, most = (_strength(reach[key]) for key in ("from", "to", "least", "most"))
         found = "at no strength" if reach["from"] == reach["to"] == 0 else f"from {low} to {high}"
-        click.echo(f"coherent range of {model}: {found} (tried: {least} to {most})")
+        echo(f"coherent range of {model}: {found} (tried: {least} to {most})")
     limits = steering["coherent_limits"]
-    click.echo(f"coherent: perplexity below {limits['perplexity_ratio']:g}x, and repeated not more than")
-    click.echo(f"{100 * limits['repeated_change']:.0f} percentage points above that of the unsteered texts.")
+    echo(f"coherent: perplexity below {limits['perplexity_ratio']:g}x, and repeated not more than")
+    echo(f"{100 * limits['repeated_change']:.0f} percentage points above that of the unsteered texts.")
 
 
 def _dose_lines(steering: dict[str, Any]) -> list[list[str]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from modeldiff.cli.common import stage_command
 from modeldiff.cli.steer_tables import Cell, Record, print_by_prompt, read_generations
+from modeldiff.console import echo
 from modeldiff.format import Columns, fixed, table
 from modeldiff.steer.settings import TransferSettings
 
@@ -28,17 +27,17 @@ def _show(artifact: Artifact) -> None:
     """The rules beside each other, then the texts, in 80 columns."""
     info = _info(artifact)
     source, target = info["from"], info["to"]
-    click.echo(f"{artifact.ref}: {info['origin']}, {source} -> {target}")
-    click.echo(f"({info['features']}, {info['stitch']}, {info['shared_features']} shared features)")
-    click.echo(f"held-out R² of the stitch: {fixed(info['stitch_r2'])}")
+    echo(f"{artifact.ref}: {info['origin']}, {source} -> {target}")
+    echo(f"({info['features']}, {info['stitch']}, {info['shared_features']} shared features)")
+    echo(f"held-out R² of the stitch: {fixed(info['stitch_r2'])}")
     for side, one in info["prompts"].items():
         silent = f", {one['silent']} without an answer" if one["silent"] else ""
-        click.echo(f"contrast in {side.upper()}: {one['positive']} positive, {one['negative']} negative{silent}")
+        echo(f"contrast in {side.upper()}: {one['positive']} positive, {one['negative']} negative{silent}")
     if info["truth"]:
         _print_truth(info)
     else:
         _print_moved(info)
-    click.echo(f"norm: of what strength 1 adds, in median norms of {target}'s activations.")
+    echo(f"norm: of what strength 1 adds, in median norms of {target}'s activations.")
     print_by_prompt(
         read_generations(artifact),
         {"steered by": {"no_wrap": True}, "text": {"ratio": 1, "overflow": "fold"}},
@@ -56,7 +55,7 @@ def _print_moved(info: dict[str, Any]) -> None:
     columns: Columns = [("vector", "right"), ("rule", "left"), ("norm", "right")]
     table("", [*columns, ("features used most (cosine)", "left")], rows[:_MOST_ROWS])
     if len(rows) > _MOST_ROWS:
-        click.echo(f"and {len(rows) - _MOST_ROWS} more rows (--json shows all)")
+        echo(f"and {len(rows) - _MOST_ROWS} more rows (--json shows all)")
 
 
 def _print_truth(info: dict[str, Any]) -> None:
@@ -69,11 +68,11 @@ def _print_truth(info: dict[str, Any]) -> None:
     columns: Columns = [("rule", "left")]
     columns += [(name, "right") for name in ("norm", f"cos in {target}", "random")]
     table("", columns, rows)
-    click.echo(f"{target}'s own contrast: norm {truth['norm_in_medians']:.2f} medians; two halves of the prompts agree")
+    echo(f"{target}'s own contrast: norm {truth['norm_in_medians']:.2f} medians; two halves of the prompts agree")
     halves = f"{truth['split_half_source']:.2f} in {source}, {truth['split_half_target']:.2f} in {target}"
-    click.echo(f"with cosine {halves}.")
-    click.echo(f"cos in {target}: cosine with {target}'s own contrast;")
-    click.echo("random: 95% of random directions, moved or drawn there, stay below (absolute).")
+    echo(f"with cosine {halves}.")
+    echo(f"cos in {target}: cosine with {target}'s own contrast;")
+    echo("random: 95% of random directions, moved or drawn there, stay below (absolute).")
 
 
 def _labelled(written: Sequence[Record]) -> Iterator[list[Cell]]:

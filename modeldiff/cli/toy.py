@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from modeldiff.cli.common import stage_command
+from modeldiff.console import echo
 from modeldiff.format import table
 from modeldiff.toy.settings import ToySettings
 
@@ -29,11 +28,11 @@ def _show(artifact: Artifact) -> None:
     for one in printed_tables(_summary(artifact)):
         table(one.title, one.columns, one.rows)
         if one.legend not in legends:
-            click.echo("\n".join(one.legend))
-        click.echo()
+            echo(*one.legend)
+        echo()
         legends.add(one.legend)
-    click.echo(f"cells:   {artifact.folder / 'cells.csv'}")
-    click.echo(f"figures: {artifact.folder / 'figures'}")
+    echo(f"cells:   {artifact.folder / 'cells.csv'}")
+    echo(f"figures: {artifact.folder / 'figures'}")
 
 
 command = stage_command(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli.common import show_metrics, stage_command
+from modeldiff.console import echo
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.errors import InputError
 
@@ -26,10 +27,11 @@ def _plan(settings: TrainSettings, workspace: Workspace, *, as_json: bool, plan:
 
 def _show(artifact: Artifact, **_: Any) -> None:
     show_metrics(artifact)
-    click.echo(f"curves: {artifact.folder / 'figures' / 'training.png'}")
+    if (curves := artifact.folder / "figures" / "training.png").exists():
+        echo(f"curves: {curves}")
     # A partition in which nothing was found is not worth listing.
     there = [side for side in ("A", "B") if artifact.metrics["features"][side]]
-    click.echo(f"next: modeldiff features{f' --exclusive {there[0]}' if there else ''}")
+    echo(f"next: modeldiff features{f' --exclusive {there[0]}' if there else ''}")
 
 
 command = stage_command(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli.common import artifact_json, examples, plain_command
-from modeldiff.console import progress, say
+from modeldiff.console import confirm, echo, progress, say
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.format import Columns, flat, print_json, table
 
@@ -57,7 +57,7 @@ def _list(workspace: Workspace, *, as_json: bool, kind: str | None) -> None:
         print_json({"workspace": str(workspace.folder), "artifacts": rows, "damaged": broken})
         return
     if not found and not damaged:
-        click.echo(f"{workspace.folder} has no artifacts yet: run `modeldiff demo` or `modeldiff harvest`")
+        echo(f"{workspace.folder} has no artifacts yet: run `modeldiff demo` or `modeldiff harvest`")
         return
     columns: Columns = [("artifact", "left"), ("name", "left"), ("made (UTC)", "left")]
     columns += [("size", "right"), ("took", "right"), ("from", "left")]
@@ -111,8 +111,8 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
         print_json({"verified": [a.ref for a in wanted], "problems": problems})
     else:
         for ref, found in problems.items():
-            click.echo("\n".join(f"{ref}: {one}" for one in found))
-        click.echo(f"{len(wanted)} artifacts verified, {len(problems)} damaged")
+            echo(*(f"{ref}: {one}" for one in found))
+        echo(f"{len(wanted)} artifacts verified, {len(problems)} damaged")
     if problems:
         raise DamagedError(
             f"{len(problems)} damaged: unless it is said how to mend one, run `modeldiff workspace remove "
@@ -137,13 +137,13 @@ def _remove(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...], force
             raise InputError(
                 f"{ref} is what {', '.join(u.ref for u in users)} was made from: remove that first, or add --force"
             )
-        if yes or force or click.confirm(f"Remove {folder}?", err=True):
+        if yes or force or confirm(f"Remove {folder}?"):
             workspace.remove(folder)
             removed.append(str(folder))
     if as_json:
         print_json({"removed": removed})
     else:
-        click.echo(f"removed {', '.join(removed)}" if removed else "nothing removed")
+        echo(f"removed {', '.join(removed)}" if removed else "nothing removed")
 
 
 def _to_remove(workspace: Workspace, ref: str) -> tuple[Path, list[Artifact]]:
@@ -168,7 +168,7 @@ def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
 
     def remove(folder: Path, what: str) -> None:
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        if yes or click.confirm(f"Remove {what} {folder} ({human_bytes(size)})?", err=True):
+        if yes or confirm(f"Remove {what} {folder} ({human_bytes(size)})?"):
             shutil.rmtree(folder)
             removed[str(folder)] = size
 
@@ -194,4 +194,4 @@ def _clean(workspace: Workspace, *, as_json: bool, yes: bool) -> None:
     if as_json:
         print_json({"removed": list(removed), "bytes": freed})
     else:
-        click.echo(f"{len(removed)} pieces of unfinished work and kept cells removed, {human_bytes(freed)} freed")
+        echo(f"{len(removed)} pieces of unfinished work and kept cells removed, {human_bytes(freed)} freed")

@@ -29,6 +29,7 @@ from modeldiff.contrast.documents import Document, Place, choose_places, drawn_d
 from modeldiff.contrast.settings import ContinuationsSettings
 from modeldiff.errors import InputError
 from modeldiff.lm.buckets import common_buckets, token_strings
+from modeldiff.lm.chat import ChatError
 from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.load import load_model, load_tokenizer, model_identity, quiet, read_geometry
@@ -186,7 +187,7 @@ def _read(
         for number, record in drawn:
             try:
                 opened.append(open_document(record, number, readers, context, settings.seed))
-            except InputError as error:  # a chat that a template refuses
+            except ChatError as error:
                 left_out.add(record, str(error))
             bar.advance()
     if left_out.data["records"]:

@@ -38,7 +38,7 @@ from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json
 from modeldiff.splits import split
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
-from modeldiff.workspace.hdf5 import open_hdf5
+from modeldiff.workspace.hdf5 import NewFile, open_hdf5
 
 SCHEMA = 5
 
@@ -136,7 +136,7 @@ def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: 
     if encoder.store.info.has_texts:
         arrays |= gather(encoder, examples, n_context, work.resume / "contexts")
     temporary = work.temporary(stored.EXAMPLES_NAME)
-    with open_hdf5(temporary, "w") as file:
+    with NewFile(temporary) as file:
         for name, array in arrays.items():
             file[name] = array
     work.commit(temporary, stored.EXAMPLES_NAME)

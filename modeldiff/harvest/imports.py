@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from modeldiff.console import progress
-from modeldiff.errors import DamagedError, InputError, first_line
+from modeldiff.errors import DamagedError, InputError, ModeldiffError, first_line
 from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import missing_shards, shard_file, write_store
@@ -33,7 +33,6 @@ from modeldiff.workspace.stage import Work
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _BLOCK_ROWS = 4096
-_UNREADABLE = (OSError, ValueError, SafetensorError)
 # A token whose id was not given.
 UNKNOWN_ID = -1
 
@@ -93,7 +92,13 @@ def build_import(work: Work, settings: HarvestSettings, arrays: dict[str, ArrayF
         _copy(work, side, arrays[side], shards, settings.storage)
     layers = {"a": settings.layer_a, "b": settings.layer_b}
     widths = {side: array.width for side, array in arrays.items()}
-    return write_store(work, settings, widths, layers, shards, labels)
+    metrics = write_store(work, settings, widths, layers, shards, labels)
+    for side, median_norm in metrics["median_norm"].items():
+        if not median_norm:  # activations are counted in it
+            raise InputError(
+                f"--import-{side}: more than half of the rows of {arrays[side].path} are zero: leave such pairs out"
+            )
+    return metrics
 
 
 def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: str) -> None:
@@ -107,7 +112,8 @@ def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: 
             with shard_file(work, shard, side, shards[shard], array.width, encoding) as append:
                 for start in range(first, end, _BLOCK_ROWS):
                     stop = min(start + _BLOCK_ROWS, end)
-                    x_ND = _rows(arrays[array.key], start, stop, array.path)
+                    with _reading(array.path):
+                        x_ND = _tensor(arrays[array.key][start:stop])
                     append(_stored(x_ND, start, array.path, side, encoding))
                     bar.advance(stop - start)
 
@@ -138,13 +144,14 @@ def _find_array(entry: str, option: str) -> ArrayFile:
     with _opened(path) as arrays:
         key = _choose_key(arrays, path, key, option)
         array = arrays[key]
-        shape = tuple(array.get_shape() if path.suffix.lower() == ".safetensors" else array.shape)
+        shape = tuple((array.get_shape() if path.suffix.lower() == ".safetensors" else array.shape) or ())
         place = f"{path}:{key}" if key else str(path)
         if len(shape) != 2:
             raise InputError(f"{option}: {place} has shape {shape}: expected (pairs, width)")
         if 0 in shape:
             raise InputError(f"{option}: {place} is empty: its shape is {shape}")
-        dtype = _rows(array, 0, 1, path).dtype
+        with _reading(path):
+            dtype = _tensor(array[:1]).dtype
         if dtype not in _DTYPES:
             raise InputError(f"{option}: {place} has type {dtype}: expected bfloat16, float16, float32 or float64")
         return ArrayFile(path, key, *shape)
@@ -164,34 +171,31 @@ def _choose_key(keys: Collection[str | None], path: Path, key: str | None, optio
 
 @contextmanager
 def _opened(path: Path) -> Iterator[dict[str | None, Any]]:
-    """The arrays of a file, by key (None in .npy), to be given to `_rows`; none is read yet. Raises DamagedError: the
-    file cannot be opened. What goes wrong inside of the `with` is not blamed on it."""
+    """The arrays of a file, by key (None in .npy), to be sliced; none is read yet. Raises DamagedError: the file
+    cannot be opened. What goes wrong inside of the `with` is not blamed on it."""
+    suffix = path.suffix.lower()
+    arrays: dict[str | None, Any] = {}
     with ExitStack() as stack:
-        try:
-            arrays = _arrays(path, stack)
-        except _UNREADABLE as error:
-            raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from None
+        with _reading(path):
+            if suffix == ".npy":
+                arrays[None] = np.lib.format.open_memmap(path, mode="r")
+            elif suffix == ".safetensors":
+                file = stack.enter_context(safe_open(path, framework="pt"))
+                arrays |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            else:
+                file = stack.enter_context(open_hdf5(path))
+                file.visititems(lambda name, item: arrays.update({name: item} if hasattr(item, "shape") else {}))
         yield arrays
 
 
-def _arrays(path: Path, stack: ExitStack) -> dict[str | None, Any]:
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return {None: np.load(path, mmap_mode="r", allow_pickle=False)}
-    if suffix == ".safetensors":
-        file = stack.enter_context(safe_open(path, framework="pt"))
-        return {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-    datasets: dict[str | None, Any] = {}
-    file = stack.enter_context(open_hdf5(path))
-    file.visititems(lambda name, item: datasets.update({name: item} if hasattr(item, "shape") else {}))
-    return datasets
-
-
-def _rows(array: Any, start: int, stop: int, path: Path) -> torch.Tensor:
-    """Rows of an array of a file. Raises DamagedError: they cannot be read."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Around what reads the file, and nothing else."""
     try:
-        return _tensor(array[start:stop])
-    except _UNREADABLE as error:
+        yield
+    except ModeldiffError:
+        raise
+    except Exception as error:  # NumPy, safetensors and HDF5 raise errors of many kinds for a file they cannot read
         raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from None
 
 

@@ -20,6 +20,7 @@ from modeldiff.console import progress
 from modeldiff.errors import InputError
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.lm.chat import ChatError
 from modeldiff.records import from_json
 from modeldiff.sides import SIDES
 from modeldiff.texts.align import Alignment, align
@@ -185,13 +186,15 @@ class Planner:
 
         counts: where to count what was kept and lost; source: index of the record's label; index: its running number.
         """
+        problem, tokens = record.problem, dict[str, Tokens]()
         try:
-            if record.problem:
-                raise InputError(record.problem)
-            tokens = {side: self.readers[side].read(record) for side in SIDES}
-        except InputError as error:
+            if not problem:
+                tokens = {side: self.readers[side].read(record) for side in SIDES}
+        except ChatError as error:
+            problem = str(error)
+        if problem:
             if counts:
-                LeftOut(counts.data["left_out"], strict=self.settings.strict).add(record, str(error))
+                LeftOut(counts.data["left_out"], strict=self.settings.strict).add(record, problem)
             return []
         if record.messages:
             if counts and any(len(tokens[side].ids) > self.context[side] for side in SIDES):

@@ -22,7 +22,7 @@ from modeldiff.records import to_json
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import DATASET, STATISTICS_NAME, STORE_NAME, SideInfo, StoreInfo, rows_name
 from modeldiff.workspace.bits import RowWriter
-from modeldiff.workspace.hdf5 import open_hdf5
+from modeldiff.workspace.hdf5 import NewFile
 from modeldiff.workspace.kept import is_sound, keep_bytes
 from modeldiff.workspace.stage import Work
 
@@ -58,11 +58,12 @@ def shard_file(
 ) -> Iterator[Callable[[torch.Tensor], None]]:
     """Inside, give the rows of one side of a shard to the function, block by block; then the file is committed."""
     temporary, statistics = work.temporary(rows_name(shard, side)), RunningStatistics(width)
-    with open_hdf5(temporary, "w") as file:
+    with NewFile(temporary) as file:
         writer = RowWriter(file, DATASET, rows, width, encoding)
 
         def append(x_ND: torch.Tensor) -> None:
             writer.append(x_ND)
+            file.check()
             statistics.add(x_ND)
 
         yield append

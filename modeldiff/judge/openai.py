@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modeldiff.console import say
-from modeldiff.errors import InputError, MachineError, ModeldiffError
+from modeldiff.errors import InputError, MachineError, ModeldiffError, first_line
 from modeldiff.judge.client import Answer, Prompt
 from modeldiff.judge.settings import BASE_URL_ENV, DEFAULT_BASE_URL, DEFAULT_KEY_ENV, JudgeSettings, check_base_url
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     import openai
 
 _LONGEST_REASON = 200
+_LARGEST_ANSWER = 16 << 20
+_TOO_LARGE = "the answer is larger than 16 MiB"
 
 
 class Endpoint:
@@ -28,21 +33,11 @@ class Endpoint:
     """
 
     def __init__(self, settings: JudgeSettings, retries: int = 6) -> None:
-        try:
-            import openai
-        except ImportError:
-            raise InputError("--judge openai needs the package openai: pip install 'modeldiff[openai]'") from None
+        if importlib.util.find_spec("openai") is None:
+            raise InputError("--judge openai needs the package openai: pip install 'modeldiff[openai]'")
         self._base_url = _base_url(settings)
         self._key = _key(settings, self._base_url)
         self._settings, self._tries = settings, retries + 1
-        self._client = openai.OpenAI(
-            base_url=self._base_url,
-            api_key=self._key or "none",  # servers on one's own machine ask for none, but the package insists on one
-            timeout=settings.judge_timeout,
-            max_retries=retries,
-            # A redirect would take the question, and the key, to whatever host it names.
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
-        )
         # Newer models of OpenAI's own endpoint take another name for the limit, and no temperature.
         self._options: dict[str, Any] = {"max_tokens": settings.judge_max_tokens, "temperature": 0}
         self.name = f"openai:{settings.judge_model} at {self._base_url}"
@@ -58,34 +53,50 @@ class Endpoint:
         """As `Backend.answer`. When one call fails for good, those under way are finished and no other begins. Raises
         InputError if the server refuses a request, MachineError if it stays out of reach or gives no answer."""
         waiting = deque(range(len(prompts)))
-        errors: list[BaseException] = []
+        errors: list[Exception] = []
 
-        def work() -> None:
+        async def work(client: openai.AsyncOpenAI) -> None:
             while waiting:
+                number = waiting.popleft()
                 try:
-                    number = waiting.popleft()
-                except IndexError:  # another thread took the last one
-                    return
-                try:
-                    keep(number, self._read(self._complete(prompts[number])))
-                except BaseException as error:  # raised again below, in the thread that asked
+                    keep(number, self._read(await self._complete(client, prompts[number])))
+                except Exception as error:  # raised again below, in the thread that asked
                     errors.append(error)
                     waiting.clear()
 
-        # Daemons, so that Ctrl-C need not wait for a slow server: every answer that arrived is on disk.
-        count = min(self._settings.judge_concurrency, len(prompts))
-        threads = [threading.Thread(target=work, daemon=True, name=f"judge-{i}") for i in range(count)]
+        async def work_together() -> None:
+            async with self._client() as client:
+                await asyncio.gather(*(work(client) for _ in range(self._settings.judge_concurrency)))
+
+        def run() -> None:
+            try:
+                asyncio.run(work_together())
+            except Exception as error:  # the client cannot be made: certificates, proxies
+                errors.append(MachineError(f"the judge at {self._base_url} cannot be asked ({first_line(error)})"))
+
+        # Beside this thread, which may have a loop already (a notebook); a daemon, so that Ctrl-C need not wait for a
+        # slow server: every answer that arrived is on disk.
+        thread = threading.Thread(target=run, daemon=True, name="judge")
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            thread.start()
+            thread.join()
         finally:
             waiting.clear()
         if errors:
             raise errors[0]
 
-    def _complete(self, prompt: Prompt) -> Any:
+    def _client(self) -> openai.AsyncOpenAI:
+        import openai
+
+        return openai.AsyncOpenAI(
+            base_url=self._base_url,
+            api_key=self._key or "none",  # servers on one's own machine ask for none, but the package insists on one
+            timeout=self._settings.judge_timeout,
+            max_retries=self._tries - 1,
+            http_client=_impatient_client(self._settings.judge_timeout),
+        )
+
+    async def _complete(self, client: openai.AsyncOpenAI, prompt: Prompt) -> Any:
         import openai
 
         messages: Any = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
@@ -93,7 +104,7 @@ class Endpoint:
         while True:
             options = self._options
             try:
-                return self._client.chat.completions.create(model=model, messages=messages, **options)
+                return await client.chat.completions.create(model=model, messages=messages, **options)
             except openai.APIError as error:
                 refused = error.param if isinstance(error, openai.BadRequestError) else None
                 if refused not in ("max_tokens", "temperature") or refused not in options:
@@ -126,7 +137,9 @@ class Endpoint:
         where = f"the judge at {self._base_url}"
         status, because = getattr(error, "status_code", None), self._because(error)
         if status is None or status in (408, 409, 429) or status >= 500:
-            said = "no connection" if type(error) is openai.APIConnectionError else because
+            said = because
+            if type(error) is openai.APIConnectionError:
+                said = _TOO_LARGE if _TOO_LARGE in str(error.__cause__) else "no connection"
             return MachineError(f"{where} gave no answer in {self._tries} tries ({said})")
         if status in (401, 403):
             # Some servers repeat parts of the key in what they say, so it is left out.
@@ -140,13 +153,47 @@ class Endpoint:
     def _because(self, error: openai.APIError) -> str:
         body = error.body if isinstance(error.body, dict) else {"message": error.body or error.message}
         said = self._hide_key(str(body.get("message") or ""))
-        words = " ".join("".join(c if c.isprintable() else " " for c in said).split())[:_LONGEST_REASON]
+        words = " ".join(said.split())[:_LONGEST_REASON]
         status = getattr(error, "status_code", None)
         return ": ".join(filter(None, [f"HTTP {status}" if status else "", words]))
 
     def _hide_key(self, text: str) -> str:
         """The text without the key, should the other side have repeated it."""
         return text.replace(self._key, "[key]") if self._key else text
+
+
+def _impatient_client(seconds: float) -> openai.DefaultAsyncHttpxClient:
+    """For an exchange as a whole, from the request to the last byte of the answer, there are so many seconds. The
+    timeouts that the package knows begin anew with every byte."""
+    import openai
+
+    http: Any = sys.modules[openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]]
+
+    class Client(openai.DefaultAsyncHttpxClient):
+        async def send(self, request: Any, **options: Any) -> Any:
+            try:
+                async with asyncio.timeout(seconds):
+                    response = await super().send(request, **{**options, "stream": True})
+                    try:
+                        return await read(response)
+                    finally:
+                        await response.aclose()
+            except TimeoutError:
+                raise http.ReadTimeout(f"no whole answer in {seconds:g} s", request=request) from None
+
+    async def read(response: Any) -> Any:
+        """The same response with its body."""
+        body = bytearray()
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > _LARGEST_ANSWER:
+                raise http.RemoteProtocolError(_TOO_LARGE, request=response.request)
+        about_body = ("content-encoding", "content-length", "transfer-encoding")
+        headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in about_body]
+        return http.Response(response.status_code, headers=headers, content=bytes(body), request=response.request)
+
+    # A redirect would take the question, and the key, to whatever host it names.
+    return Client(follow_redirects=False)
 
 
 def _base_url(settings: JudgeSettings) -> str:

@@ -234,7 +234,7 @@ def read_flags(answer: str, count: int) -> list[int] | None:
     for found in re.findall(r"\[[^\[\]]*\]", _without_thoughts(answer)):
         try:
             values = json.loads(found)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a remark in brackets
         if all(type(value) in (int, float, bool) for value in values):
             lists.append(values)

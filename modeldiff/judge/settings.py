@@ -33,7 +33,7 @@ class JudgeSettings(RemoteCode):
     judge_concurrency: int = setting(default=4, result=False, least=1)
     """Calls at the same time with openai, prompts in a batch with local."""
     judge_timeout: float = setting(default=120.0, result=False, above=0)
-    """Seconds until a call without an answer is given up and repeated."""
+    """Seconds until a call without a whole answer is given up and repeated."""
 
     def check(self) -> None:
         if self.judge in ("local", "openai") and not (self.judge_model or "").strip():

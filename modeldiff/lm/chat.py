@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jinja2
 import transformers
 
-from modeldiff.errors import InputError, first_line
+from modeldiff.errors import InputError, MachineError, first_line
+from modeldiff.lm.bounded import bounded
 
 # Characters for private use: no template mentions them, and stripping white space leaves them alone.
 _MARK_OPEN, _MARK_CLOSE = "\ue0f1", "\ue0f2"
+# What the rendering of a chat may take, which usually takes less than a millisecond, and the characters it may add.
+_MOST_SECONDS, _MOST_BYTES, _MOST_ADDED = 10.0, 1 << 30, 1_000_000
+
+
+class ChatError(InputError):
+    """A tokenizer's template refuses the messages of a chat, or changes them; other chats may fare better."""
 
 
 def render_chat(
@@ -23,28 +29,31 @@ def render_chat(
     add_special_tokens=False. Where the template strips white space around a content, so does its span. A
     tokenizer without a template gets "User: ...\\n\\nAssistant: ...\\n\\n", after its token for begin of text if it
     usually adds one; where it leaves out a part of a content (earlier reasoning), the span is of what is left. Raises
-    InputError for messages that the template refuses, or whose content it changes.
+    ChatError for messages that the template refuses, or whose content it changes; MachineError: the template takes more
+    than 10 s or 1 GB, or adds more than a million characters.
 
     messages: each {"role": ..., "content": ...}; at least one.
     """
-    text = _render(tokenizer, messages)
-    spans = _spans(tokenizer, messages, text)
+    with bounded(_template_of(tokenizer), _MOST_SECONDS, _MOST_BYTES):
+        text = _render(tokenizer, messages)
+        spans = _spans(tokenizer, messages, text)
     if spans is None:
-        what = f"the chat template of {name_of(tokenizer)} changes the messages"
-        raise InputError(f"{what}: their contents cannot be found in its text")
+        what = f"{_template_of(tokenizer)} changes the messages"
+        raise ChatError(f"{what}: their contents cannot be found in its text")
     return text, spans
 
 
 def open_chat(tokenizer: transformers.PreTrainedTokenizerBase, prompt: str, system: str | None = None) -> str:
     """The prompt as a user's message, after a `system` message if there is one, up to where the answer begins: what to
-    give a chat model to continue, without more special tokens. Raises InputError: the template refuses it."""
+    give a chat model to continue, without more special tokens. Raises as `render_chat`."""
     before = [{"role": "system", "content": system}] if system else []
     return open_answer(tokenizer, [*before, {"role": "user", "content": prompt}])
 
 
 def open_answer(tokenizer: transformers.PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
     """The messages of a chat, of which the last is a user's, up to where the answer begins. As `open_chat`."""
-    return _render(tokenizer, [dict(message) for message in messages], answer=True)
+    with bounded(_template_of(tokenizer), _MOST_SECONDS, _MOST_BYTES):
+        return _render(tokenizer, [dict(message) for message in messages], answer=True)
 
 
 def uses_chat(tokenizer: transformers.PreTrainedTokenizerBase, chat: Literal["auto", "yes", "no"]) -> bool:
@@ -61,10 +70,17 @@ def _render(
         turns = [f"{message['role'].capitalize()}: {message['content']}\n\n" for message in messages]
         return bos + "".join(turns) + ("Assistant:" if answer else "")
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        what = f"the chat template of {name_of(tokenizer)} refuses the messages"
-        raise InputError(f"{what}: {first_line(error)}") from error
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a program can raise
+        raise ChatError(f"{_template_of(tokenizer)} refuses the messages: {first_line(error)}") from error
+    content = sum(len(str(message.get("content"))) for message in messages)
+    if len(text) > 2 * content + _MOST_ADDED:
+        raise MachineError(
+            f"{_template_of(tokenizer)} makes {len(text):,} characters of messages with {content:,}: it is not used"
+        )
+    return text
 
 
 def _spans(
@@ -99,6 +115,10 @@ def _written_at(text: str, position: int, content: str, marked_rest: str) -> str
     while stop >= 0 and text[position:stop] in content:
         part, stop = text[position:stop], text.find(follows, stop + 1)
     return part
+
+
+def _template_of(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    return f"the chat template of {name_of(tokenizer)}"
 
 
 def name_of(tokenizer: transformers.PreTrainedTokenizerBase) -> str:

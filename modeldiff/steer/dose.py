@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+from modeldiff.figures import new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,11 +79,7 @@ def coherent_range(rows: Sequence[Row], model: str) -> dict[str, float]:
 def dose_figure(rows: Sequence[Row], labels: dict[str, str], title: str) -> bytes:
     """PNG: KL, perplexity and repetition over the strength; solid the feature, dashed random directions, dotted the
     limits of coherence; points beyond them are hollow. The same rows give the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 4.9)
     figure.suptitle(title)
     effect, perplexity, repetition = figure.subplots(1, 3)
     for axes, name in ((effect, "kl"), (perplexity, "perplexity_ratio"), (repetition, "repeated")):
@@ -107,9 +104,7 @@ def dose_figure(rows: Sequence[Row], labels: dict[str, str], title: str) -> byte
     perplexity.plot([], [], color=_GREY, linestyle="", marker="o", markerfacecolor="white", label="not coherent")
     handles, names = perplexity.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize="small")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
-    return image.getvalue()
+    return png(figure)
 
 
 def _lines(axes: Axes, rows: Sequence[Row], name: str, colour: str, label: str) -> None:

@@ -18,6 +18,7 @@ from modeldiff.catalogue.direction import direction_of
 from modeldiff.console import progress, say
 from modeldiff.crosscoder import load
 from modeldiff.errors import InputError
+from modeldiff.figures import write_figure
 from modeldiff.linear.stitch import find_stitch, load_stitch
 from modeldiff.lm.device import device_and_dtype
 from modeldiff.lm.harvested import Harvested, harvested, side_info
@@ -97,7 +98,7 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
         }
         what = f"Feature {settings.feature} ({direction.partition}) pushed"
         title = f"{what}: {len(prompts)} prompts, seed {settings.seed}"
-        work.write_bytes("figures/dose.png", dose_figure(rows, labels, title))
+        write_figure(work, "figures/dose.png", lambda: dose_figure(rows, labels, title))
         steering = {
             "format": FORMAT,
             "model": settings.model,

@@ -5,12 +5,13 @@ The same cells give the same bytes. An architecture has one colour in all of the
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from modeldiff.figures import new_figure, png
 from modeldiff.toy.summary import Record, exclusive_recall
 
 if TYPE_CHECKING:
@@ -34,17 +35,18 @@ _SIZE = "dictionary size (% of the concepts)"
 _REAL_PAIR = (0.64, 0.73)
 
 
-def draw_figures(cells: Sequence[Record], rows: Sequence[Row]) -> dict[str, bytes]:
-    """Every picture that the cells and the `summary` of them allow, as PNG by name."""
-    drawn: dict[str, bytes] = {}
+def figures_of(cells: Sequence[Record], rows: Sequence[Row]) -> dict[str, Callable[[], bytes]]:
+    """By name, what draws each picture that the cells and the `summary` of them allow, as PNG."""
+    drawn: dict[str, Callable[[], bytes]] = {}
     rows = [row for row in rows if "exclusive_recall" in row["figures"]]
     sizes, dial = ([row for row in rows if row["table"] == table] for table in ("sizes", "dial"))
     if sizes:
-        drawn["sizes"] = sizes_figure(sizes)
+        drawn["sizes"] = partial(sizes_figure, sizes)
         whole = min({row["size"] for row in sizes}, key=lambda size: abs(size - 1))
-        drawn["training"] = training_figure([one for one in cells if "sizes" in one.tables and one.size == whole])
+        of_size = [one for one in cells if "sizes" in one.tables and one.size == whole]
+        drawn["training"] = partial(training_figure, of_size)
     if dial:
-        drawn["dial"] = dial_figure(dial)
+        drawn["dial"] = partial(dial_figure, dial)
     return drawn
 
 
@@ -54,7 +56,7 @@ def sizes_figure(rows: Sequence[Row]) -> bytes:
     # The differences between architectures are small against those between sizes.
     differences = any("fve_over_standard" in row["figures"] for row in rows)
     fve_name = "fve_over_standard" if differences else "fve"
-    figure = _figure(15, 1.0 + 3.4 * len(maps))
+    figure = new_figure(15, 1.0 + 3.4 * len(maps))
     panels = figure.subplots(len(maps), 3, squeeze=False, width_ratios=(1, 1.35, 1))
     for (recall, wrong, fve), map_name in zip(panels, maps, strict=True):
         of_map = [row for row in rows if row["map"] == map_name]
@@ -119,7 +121,7 @@ def training_figure(cells: Sequence[Record]) -> bytes:
                         key = (cell.spec["world"]["map"], cell.spec["architecture"], kind, name)
                         recalls[key][snapshot["pairs"] / 1e6].append(recall)
     maps = list(dict.fromkeys(key[0] for key in recalls))
-    figure = _figure(12, 1.2 + 3.6 * len(maps))
+    figure = new_figure(12, 1.2 + 3.6 * len(maps))
     spec = cells[0].spec
     figure.suptitle(f"{spec['train']['features']} features for {spec['world']['concepts']} concepts")
     panels = figure.subplots(len(maps), 2, squeeze=False, sharey=True)
@@ -142,7 +144,7 @@ def training_figure(cells: Sequence[Record]) -> bytes:
 
 def dial_figure(rows: Sequence[Row]) -> bytes:
     """Exclusive recall and false positives against how well a linear map stitches the two models."""
-    figure = _figure(15, 4.8)
+    figure = new_figure(15, 4.8)
     panels = figure.subplots(1, 3)
     names = {
         "exclusive_recall": "exclusive concepts recovered",
@@ -160,12 +162,6 @@ def dial_figure(rows: Sequence[Row]) -> bytes:
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     panels[0].set_ylim(-0.03, 1.03)
     return _png(figure, panels[0])
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _label(axes: Axes, xlabel: str, ylabel: str, title: str = "", **settings: Any) -> None:
@@ -191,6 +187,4 @@ def _png(figure: Figure, axes: Axes) -> bytes:
     entries = zip(*axes.get_legend_handles_labels(), strict=True)
     handles, labels = zip(*sorted(entries, key=lambda entry: entry[1] not in COLOURS), strict=True)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), fontsize="small")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
-    return image.getvalue()
+    return png(figure)

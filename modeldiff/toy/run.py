@@ -11,11 +11,12 @@ import dataclasses
 from typing import Any
 
 from modeldiff.console import say
+from modeldiff.figures import write_figure
 from modeldiff.lm.device import resolve_device
 from modeldiff.toy.cell import run_cell
 from modeldiff.toy.cells import SCHEMA as CELL_SCHEMA
 from modeldiff.toy.cells import available_cores, distinct, plan, run_cells
-from modeldiff.toy.figures import draw_figures
+from modeldiff.toy.figures import figures_of
 from modeldiff.toy.settings import ToySettings
 from modeldiff.toy.summary import cells_csv, records, summary
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
@@ -50,8 +51,8 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
         work.write_json("cells.json", {"cells": [dataclasses.asdict(record) for record in done]})
         work.write_bytes("cells.csv", cells_csv(done))
         work.write_json(SUMMARY_NAME, {"rows": rows})
-        for figure, image in draw_figures(done, rows).items():
-            work.write_bytes(f"figures/{figure}.png", image)
+        for figure, draw in figures_of(done, rows).items():
+            write_figure(work, f"figures/{figure}.png", draw)
         return {"cells": len(cells)}
 
     order = Order("toy", settings, {}, SCHEMA, {"device": device, "cells": CELL_SCHEMA})

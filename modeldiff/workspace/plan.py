@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from modeldiff.errors import DamagedError
 from modeldiff.sides import SIDES
-from modeldiff.workspace.hdf5 import open_hdf5
+from modeldiff.workspace.hdf5 import NewFile, open_hdf5
 
 Ints = NDArray[np.int32]
 
@@ -67,7 +67,7 @@ class ShardPlan:
 
 def write_plan(path: Path, plan: ShardPlan) -> None:
     """Write a plan file. The same plan gives the same bytes."""
-    with open_hdf5(path, "w") as file:
+    with NewFile(path) as file:
         documents = plan.documents
         # One byte array and offsets: variable-length strings live on a heap, slow and not byte-stable.
         # "surrogatepass": a text with a lone surrogate is kept as it is instead of ending the harvest.

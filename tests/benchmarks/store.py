@@ -22,7 +22,7 @@ from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Work, Workspace
 from modeldiff.workspace.activations import DATASET, ActivationStore, rows_name
 from modeldiff.workspace.bits import RowWriter
-from modeldiff.workspace.hdf5 import open_hdf5
+from modeldiff.workspace.hdf5 import NewFile
 from tests.benchmarks.fork_store import fork_loader, rows_per_cpu_second
 from tests.benchmarks.rows import Options, Row, against, interleaved
 from tests.made_activations import make_activations
@@ -69,7 +69,7 @@ def _append(folder: Path, rounds: int) -> Row:
             for side in SIDES:
                 name = rows_name(number, side)
                 temporary = work.temporary(name)
-                with open_hdf5(temporary, "w") as file:
+                with NewFile(temporary) as file:
                     RowWriter(file, DATASET, SHARD_PAIRS, WIDTH, "bfloat16").append(shard)
                 work.commit(temporary, name)
 

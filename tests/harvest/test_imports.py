@@ -15,6 +15,7 @@ from modeldiff.harvest.run import estimate, run
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore, Block
+from tests.full_disk import files_up_to
 
 GENERATOR = torch.Generator().manual_seed(3)
 X_A = torch.randn(50, 4, generator=GENERATOR)
@@ -132,6 +133,7 @@ def broken(x: torch.Tensor, row: int, value: float) -> torch.Tensor:
         (X_A[0], X_B, r"has shape \(4,\): expected \(pairs, width\)"),
         (X_A[:0], X_B, r"is empty: its shape is \(0, 4\)"),
         (X_A.to(torch.int32), X_B, "has type torch.int64: expected"),
+        (X_A, X_B * (torch.arange(50) < 24)[:, None], "--import-b: more than half of the rows of .*b.npy are zero"),
     ],
 )
 def test_arrays_that_cannot_be_used(tmp_path: Path, workspace: Workspace, a, b, message: str) -> None:
@@ -152,6 +154,9 @@ def test_arrays_that_cannot_be_used(tmp_path: Path, workspace: Workspace, a, b, 
         ("{folder}/torn.safetensors:acts", DamagedError, "torn.safetensors: cannot be read"),
         ("{folder}/torn.h5:acts", DamagedError, "torn.h5: cannot be read"),
         ("{folder}/objects.npy", DamagedError, "objects.npy: cannot be read"),
+        ("{folder}/empty.npy", DamagedError, "empty.npy: cannot be read"),
+        ("{folder}/several.npy", DamagedError, "several.npy: cannot be read"),
+        ("{folder}/nothing.h5", InputError, "nothing.h5:x has shape"),
     ],
 )
 def test_files_that_cannot_be_used(
@@ -163,10 +168,26 @@ def test_files_that_cannot_be_used(
         write(tmp_path / name, X_A)
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[: len(content) - 300])
+    (tmp_path / "empty.npy").touch()
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, a=X_A.numpy())
+    with h5py.File(tmp_path / "nothing.h5", "w") as file:
+        file["x"] = h5py.Empty("f4")
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     with pytest.raises(error, match=message) as caught:
         run(settings(entry.format(folder=tmp_path), five[1]), workspace)
     assert "\n" not in str(caught.value)
+
+
+def test_a_write_that_fails_is_not_blamed_on_the_input_and_the_same_command_goes_on(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    given = (write(tmp_path / "a.npy", X_A), write(tmp_path / "b.npy", X_B))
+    with files_up_to(2_000), pytest.raises(OSError, match="File too large") as caught:
+        run(settings(*given, shard_pairs=1000), workspace)
+    assert Path(caught.value.filename).is_relative_to(workspace.folder)
+    made = ActivationStore(run(settings(*given, shard_pairs=1000), workspace))
+    assert torch.equal(rows(made, "b"), X_B)
 
 
 def test_other_content_under_the_same_name_is_imported_anew(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -18,13 +18,15 @@ _NO_WAIT = {"retry-after-ms": "1"}
 
 @dataclass
 class Reply:
-    """What the server sends back; `hang` says nothing until the test is over, `drop` closes the connection."""
+    """What the server sends back; `hang` says nothing until the test is over, `drop` closes the connection, `endless`
+    sends its first bytes, and then the others again and again while somebody listens."""
 
     status: int = 200
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     hang: bool = False
     drop: bool = False
+    endless: tuple[bytes, bytes] | None = None
 
 
 def said(text: Any, finish: str = "stop") -> Reply:
@@ -78,6 +80,12 @@ class FakeEndpoint:
         self._server.shutdown()
         self._server.server_close()
 
+    def _send_endlessly(self, to: BinaryIO, first: bytes, again: bytes) -> None:
+        with suppress(OSError):
+            to.write(first)
+            while not self._over.wait(0 if len(again) > 1000 else 0.005):
+                to.write(again)
+
     def _handler(outer) -> type[BaseHTTPRequestHandler]:  # noqa: N805
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -91,7 +99,9 @@ class FakeEndpoint:
                 reply = outer.answering(request, before)
                 if reply.hang:
                     outer._over.wait()
-                if reply.hang or reply.drop:
+                if reply.endless:
+                    outer._send_endlessly(self.wfile, *reply.endless)
+                if reply.hang or reply.drop or reply.endless:
                     self.close_connection = True
                     return
                 content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import signal
@@ -108,6 +109,44 @@ def test_trouble_that_passes_is_waited_for(tmp_path: Path, trouble: Reply) -> No
     with serving(first(RETRIES, trouble)) as server:
         assert texts(judge_at(server.base_url, tmp_path, timeout=timeout), prompts(2)) == answers_to(2)
         assert len(server.requests) == RETRIES + 2
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (OK, b"X-Slow: 1\r\n"),
+        (OK + CHUNKED, b"1\r\n \r\n"),
+        (OK + b"Content-Length: 1000000\r\n\r\n", b" "),
+        (b"HTTP/1.1 400 Bad Request\r\n" + CHUNKED, b"1\r\n \r\n"),
+        (b"HTTP/1.1 500 Oops\r\n" + CHUNKED, b"1\r\n \r\n"),
+    ],
+)
+def test_the_timeout_is_for_the_whole_exchange(tmp_path: Path, endless: tuple[bytes, bytes]) -> None:
+    with serving(first(99, Reply(endless=endless))) as server:
+        with pytest.raises(MachineError, match=r"gave no answer in 2 tries \(Request timed out"):
+            judge_at(server.base_url, tmp_path, timeout=0.1).answers(prompts(1))
+        assert len(server.requests) == 1 + RETRIES
+
+
+def test_an_answer_without_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modeldiff.judge.openai._LARGEST_ANSWER", 100_000)
+    body = (OK + CHUNKED, b"2710\r\n" + b" " * 10_000 + b"\r\n")
+    too_large = r"gave no answer in 2 tries \(the answer is larger than 16 MiB\)"
+    with serving(first(99, Reply(endless=body))) as server, pytest.raises(MachineError, match=too_large):
+        judge_at(server.base_url, tmp_path, timeout=60).answers(prompts(1))
+
+
+def test_where_a_loop_runs_already_as_in_a_notebook(tmp_path: Path) -> None:
+    async def cell() -> list[str | None]:
+        return texts(judge_at(server.base_url, tmp_path), prompts(3))
+
+    with serving(echo) as server:
+        assert asyncio.run(cell()) == answers_to(3)
 
 
 @pytest.mark.parametrize("body", [b"{ not json", b"<html>welcome</html>", [1, 2], {}, {"choices": [{"message": None}]}])

@@ -1,10 +1,14 @@
 """Chats rendered as text, with the place of every message's content."""
 
+import resource
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 
-from modeldiff.errors import InputError
+from modeldiff.errors import InputError, MachineError
+from modeldiff.lm import chat
 from modeldiff.lm.chat import open_chat, render_chat, uses_chat
 from tests.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -95,3 +99,46 @@ def test_a_prompt_is_opened_up_to_where_the_answer_begins() -> None:
     assert open_chat(without, "Hi", system="Be kind") == "System: Be kind\n\nUser: Hi\n\nAssistant:"
     asked = {(t, chat): uses_chat(t, chat) for t in (with_template, without) for chat in ("auto", "no", "yes")}
     assert list(asked.values()) == [True, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than 0.2 s"),
+        # Computed where the template is compiled, and where it runs.
+        ("{{ 9 ** (9 ** 9) }}", "takes more than 0.2 s"),
+        ("{{ (messages | length + 8) ** (9 ** 9) }}", "takes more than 0.2 s"),
+        ("{{ 'a' * 10 ** 11 }}", "takes more than 1 GB of memory"),
+        ("{{ '%099999999999d' % 1 }}", "takes more than 1 GB of memory"),
+        ("{{ 'a' * 3 * 10 ** 6 }}", "makes 3,000,000 characters of messages with 2"),
+    ],
+)
+def test_a_template_that_does_not_end_or_blows_up_is_stopped(
+    template: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "_MOST_SECONDS", 0.2)
+    limits = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(MachineError, match=f"^the chat template of .* {says}"):
+        _rendered(template, ("user", "Hi"))
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == limits
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}",
+        "{{ " + "(" * 3_000 + "1" + ")" * 3_000 + " }}",
+        "{{ 1 / 0 }}",
+        "{{ messages[7].content }}",
+    ],
+)
+def test_whatever_a_template_raises_is_a_refusal(template: str) -> None:
+    with pytest.raises(InputError, match="refuses the messages"):
+        _rendered(template, ("user", "Hi"))
+
+
+def test_in_another_thread_a_chat_is_rendered_too() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_rendered, CHAT_TEMPLATE, ("user", "Hello")).result()[1] == ["Hello"]

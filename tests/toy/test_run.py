@@ -33,7 +33,7 @@ class Computed:
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
     """The figures, which take seconds, are replaced as well."""
-    monkeypatch.setattr(modeldiff.toy.run, "draw_figures", lambda *_: {"sizes": b"a picture"})
+    monkeypatch.setattr(modeldiff.toy.run, "figures_of", lambda *_: {"sizes": lambda: b"a picture"})
     return Computed(monkeypatch)
 
 

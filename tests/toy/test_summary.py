@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from modeldiff.toy.cells import distinct, plan
-from modeldiff.toy.figures import COLOURS, draw_figures
+from modeldiff.toy.figures import COLOURS, figures_of
 from modeldiff.toy.settings import ARCHITECTURES
 from modeldiff.toy.summary import Record, exclusive_recall, figures, mean_and_error, records, summary
 from modeldiff.toy.table import printed_tables
@@ -64,7 +64,7 @@ def test_fve_is_compared_with_the_standard_crosscoder_of_the_same_world() -> Non
 
 def drawn(**values: Any) -> dict[str, bytes]:
     cells = made_records(**values)
-    return draw_figures(cells, summary(cells))
+    return {name: draw() for name, draw in figures_of(cells, summary(cells)).items()}
 
 
 def test_the_same_cells_give_the_same_pictures() -> None:
@@ -84,6 +84,6 @@ def test_only_what_the_cells_allow_is_drawn() -> None:
     cells = made_records(map=("rotation",), exclusive_ratio=0.0)
     rows = summary(cells)
     assert all("exclusive_recall" not in row["figures"] for row in rows)
-    assert draw_figures(cells, rows) == {}
+    assert figures_of(cells, rows) == {}
     (table,) = printed_tables(rows)
     assert [name for name, _ in table.columns][2:4] == ["by place", "by verdict"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modeldiff.errors import DamagedError
-from modeldiff.workspace.hdf5 import open_hdf5
+from modeldiff.workspace.hdf5 import NewFile, open_hdf5
 from modeldiff.workspace.plan import read_plan
 
 
@@ -42,7 +42,7 @@ def test_a_file_that_leads_to_another_one_is_refused(tmp_path: Path, way: str) -
 def test_no_lock_is_asked_for(tmp_path: Path) -> None:
     """Some file systems have none."""
     path = tmp_path / "plain.h5"
-    with open_hdf5(path, "w") as file:
+    with NewFile(path) as file:
         file["group/x"] = np.arange(3)
     with path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from modeldiff.figures import new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,11 +17,7 @@ _NAMES = {"A": "A-exclusive", "shared": "shared", "B": "B-exclusive"}
 
 def training_figure(lines: Sequence[dict[str, Any]], title: str) -> bytes:
     """PNG of the lines of training.jsonl; grey verticals are audits. The same lines give the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 7)
     figure.suptitle(title)
     panels = figure.subplots(2, 2).flat
     audits = [line["step"] for line in lines if line["audit"]]
@@ -31,9 +28,7 @@ def training_figure(lines: Sequence[dict[str, Any]], title: str) -> bytes:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
-    return image.getvalue()
+    return png(figure)
 
 
 def _loss(loss: Axes, lines: Sequence[dict[str, Any]], steps: list[int]) -> None:

@@ -31,6 +31,7 @@ from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError, MachineError
+from modeldiff.figures import write_figure
 from modeldiff.linear.quality import within_norm
 from modeldiff.lm.device import resolve_device
 from modeldiff.sides import SIDES
@@ -175,7 +176,7 @@ class _Training:
         work.write_bytes(_LOG_NAME, log.encode())
         lines = [json.loads(line) for line in log.splitlines()]
         title = f"{_sizes(crosscoder.config)}, k {recipe.k}, on {self.store.artifact.ref}"
-        work.write_bytes("figures/training.png", training_figure(lines, title))
+        write_figure(work, "figures/training.png", lambda: training_figure(lines, title))
         work.write_json(CONFIG_NAME, crosscoder.config.to_json())
         weights = work.temporary(WEIGHTS_NAME)
         crosscoder.write_weights(weights)

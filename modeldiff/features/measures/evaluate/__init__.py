@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from modeldiff.console import echo
 from modeldiff.features.measures.measure import Measure, OnModels
 from modeldiff.format import percent, table
 from modeldiff.settings import settings
@@ -45,17 +44,18 @@ class EvaluateMeasure(Measure):
             )
             exclusive = figures["replaced"]["exclusive"]
             error = "" if exclusive["error"] is None else f" ± {exclusive['error']:.4f}"
-            click.echo(
-                f"without the exclusive features: loss {exclusive['increase']:+.4f}{error} nats (standard error)\n"
+            echo(
+                f"without the exclusive features: loss {exclusive['increase']:+.4f}{error} nats (standard error)",
                 f"{figures['share_replaced']:.0%} of {figures['positions']['all']:,} predictions are made from a "
-                "replaced token; the stored activations\n"
-                f"differ from the model's by {figures['stored_gap']:.1%} of their spread\n"
+                "replaced token; the stored activations",
+                f"differ from the model's by {figures['stored_gap']:.1%} of their spread",
+                "",
             )
-        click.echo(
+        echo(
             f"{evaluation['pairs']:,} pairs in {evaluation['windows']:,} windows of {evaluation['activations']}; "
-            f"{evaluation['outliers']:,} outliers are not replaced.\n"
-            "loss, KL(unchanged || replaced): nats per next token, at the pairs and at all.\n"
-            "vs: share of the loss recovered, (L_ablated - L) / (L_ablated - L_unchanged)."
+            f"{evaluation['outliers']:,} outliers are not replaced.",
+            "loss, KL(unchanged || replaced): nats per next token, at the pairs and at all.",
+            "vs: share of the loss recovered, (L_ablated - L) / (L_ablated - L_unchanged).",
         )
 
 

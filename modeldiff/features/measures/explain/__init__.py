@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from modeldiff.console import wrapped
 from modeldiff.errors import InputError
 from modeldiff.features.measures.measure import About, Measure
-from modeldiff.format import wrapped
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.records import to_json
 from modeldiff.settings import OnDevice, setting, settings

@@ -13,9 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import click
-
 from modeldiff.catalogue.stored import read_info
+from modeldiff.console import echo
 from modeldiff.features.measures.explain.describe import CONTEXT, SHIFTS, Description
 from modeldiff.format import Columns, fixed, table
 from modeldiff.records import from_json
@@ -88,20 +87,21 @@ def print_explanations(artifact: Artifact) -> None:
         [("id", "right"), *detected, ("what it fires on (lift)", "left")],
         [[f"{one.id} {one.partition[0]}", *([_detected(one)] if judge else []), _lines(one)] for one in explained],
     )
-    click.echo(
+    echo(
         f"{info['pairs']:,} pairs ({info['outliers']:,} outliers) in {info['documents']:,} documents of "
-        f"{info['activations']};\n{info['held_out_documents']:,} of them are held out."
+        f"{info['activations']};",
+        f"{info['held_out_documents']:,} of them are held out.",
     )
-    click.echo("lift: share of the activation there / share of the pairs there; only what beats")
-    click.echo(f"(in brackets) the highest of {SHIFTS} times with activations moved along the texts.")
-    click.echo(f"after: among the {CONTEXT} words before.")
+    echo("lift: share of the activation there / share of the pairs there; only what beats")
+    echo(f"(in brackets) the highest of {SHIFTS} times with activations moved along the texts.")
+    echo(f"after: among the {CONTEXT} words before.")
     if judge:
         tried = [one.detection for one in explained if one.detection is not None]
-        click.echo("detected: share of held-out texts, half of them active, told right by the words")
+        echo("detected: share of held-out texts, half of them active, told right by the words")
         count = sum(share >= INTERPRETABLE for share in tried)
-        click.echo(f"(by another feature's); {count} of {len(tried)} interpretable (at least {INTERPRETABLE:g}).")
+        echo(f"(by another feature's); {count} of {len(tried)} interpretable (at least {INTERPRETABLE:g}).")
     if explained:
-        click.echo(f"next: modeldiff features show {explained[0].id}")
+        echo(f"next: modeldiff features show {explained[0].id}")
 
 
 def _detected(one: Explained) -> str:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from modeldiff.catalogue.stored import Arrays, kept
-from modeldiff.catalogue.words import visible
-from modeldiff.console import progress
+from modeldiff.console import progress, visible
 from modeldiff.features.codes import Encoder, codes_arrays, joined_codes
 from modeldiff.features.context import Surroundings
 from modeldiff.features.measures.models import spread_texts

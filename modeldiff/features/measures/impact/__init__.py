@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modeldiff.console import echo
 from modeldiff.features.measures.measure import Measure, OnModels
 from modeldiff.format import fixed, number, table
 from modeldiff.settings import setting, settings
@@ -66,19 +67,19 @@ class ImpactMeasure(Measure):
                 [_cells(row) for row in rows],
             )
             if not rows:
-                click.echo("none that fires in so many windows")
+                echo("none that fires in so many windows")
             _print_controls(info, side.lower())
-        click.echo(
+        echo(
             f"{info['pairs']:,} pairs in {info['windows']:,} windows of {info['activations']}; "
-            f"{info['outliers']:,} outliers left alone.\n"
-            f"{info['samples']} draws of every next token.\n"
-            "nats: KL(unchanged || without the feature), to second order, summed over a\n"
-            "window in which it fires (in: so many). other: the same in the other model, of\n"
-            f"shared features by their own decoder row, else moved by {info['stitch']}.\n"
-            "asym.: (nats - other) / (nats + other); near 1: no linear analogue was found\n"
-            "that the other model minds losing.\n"
-            "surf.: held-out R² of the activation from the last word; all features\n"
-            f"{_range(info['surface'])}. score: nats x asym. x (1 - surf.). Medians [5 % to 95 %]."
+            f"{info['outliers']:,} outliers left alone.",
+            f"{info['samples']} draws of every next token.",
+            "nats: KL(unchanged || without the feature), to second order, summed over a",
+            "window in which it fires (in: so many). other: the same in the other model, of",
+            f"shared features by their own decoder row, else moved by {info['stitch']}.",
+            "asym.: (nats - other) / (nats + other); near 1: no linear analogue was found",
+            "that the other model minds losing.",
+            "surf.: held-out R² of the activation from the last word; all features",
+            f"{_range(info['surface'])}. score: nats x asym. x (1 - surf.). Medians [5 % to 95 %].",
         )
 
     def of_feature(self, artifact: Artifact, row: FeatureRow) -> dict[str, Any]:
@@ -121,13 +122,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _print_controls(info: dict[str, Any], side: str) -> None:
     control, shared, exact = (info[name][side] for name in ("controls", "shared", "exact"))
-    click.echo(
+    echo(
         f"random directions ({control['directions']}): nats {number(control['own']['50%'])}, other "
-        f"{number(control['other']['50%'])}, asym. {_range(control['asymmetry'])}\n"
-        f"shared features ({shared['features']}): asym. {_range(shared['asymmetry'])};\n"
-        f"  moved through the stitch, as exclusive ones are: {_range(shared['asymmetry_stitched'])}\n"
-        f"really removed ({exact['features']}): second order / exact {_range(exact['ratio'])},\n"
-        f"  rank correlation {fixed(exact['rank_correlation'])}\n"
+        f"{number(control['other']['50%'])}, asym. {_range(control['asymmetry'])}",
+        f"shared features ({shared['features']}): asym. {_range(shared['asymmetry'])};",
+        f"  moved through the stitch, as exclusive ones are: {_range(shared['asymmetry_stitched'])}",
+        f"really removed ({exact['features']}): second order / exact {_range(exact['ratio'])},",
+        f"  rank correlation {fixed(exact['rank_correlation'])}",
+        "",
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modeldiff.console import echo
 from modeldiff.errors import InputError
 from modeldiff.features.measures.measure import About, Measure
 from modeldiff.format import fixed, table
@@ -67,14 +68,14 @@ class MatchMeasure(Measure):
 
     def show(self, artifact: Artifact, **shown: Any) -> None:
         info, listed = _listed(artifact, **shown)
-        click.echo(f"{artifact.ref}: the features of {info['reference']} in others, on {info['pairs']:,} pairs\n")
+        echo(f"{artifact.ref}: the features of {info['reference']} in others, on {info['pairs']:,} pairs", "")
         where = ("A", "shared", "B", "one-sided", "none")
         table(
             "how many are back where",
             [("of", "left"), ("in", "left"), *((name, "right") for name in where), ("median r", "right")],
             [cells for partition, one in info["summary"].items() for cells in _counted(partition, one, where)],
         )
-        click.echo()
+        echo()
         table(
             "alive features, the most stable first",
             [
@@ -83,10 +84,11 @@ class MatchMeasure(Measure):
             ],
             [cells for row in listed for cells in _matches(row, info["threshold"])],
         )  # fmt: skip
-        click.echo(
-            f"\nback: the best match correlates (r) {info['threshold']:g} or more, and is mutual. one-sided: it\n"
-            "prefers another feature. (In brackets): with the pairs permuted, by chance.\n"
-            "cosine: of the decoder rows, of a shared feature in A and in B."
+        echo(
+            "",
+            f"back: the best match correlates (r) {info['threshold']:g} or more, and is mutual. one-sided: it",
+            "prefers another feature. (In brackets): with the pairs permuted, by chance.",
+            "cosine: of the decoder rows, of a shared feature in A and in B.",
         )
 
     def arguments(self, about: About) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from modeldiff.console import wrapped
 from modeldiff.errors import InputError
 from modeldiff.features.measures.measure import About, Measure
-from modeldiff.format import fixed, wrapped
+from modeldiff.format import fixed
 from modeldiff.judge.settings import JudgeSettings
 from modeldiff.settings import Drawing, HarvestedModels, setting, settings
 

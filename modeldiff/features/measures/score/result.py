@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import click
 import numpy as np
 
 from modeldiff.catalogue.stored import read_info
+from modeldiff.console import echo
 from modeldiff.format import fixed, percent, table
 from modeldiff.linear.stitch import DIRECTIONS
 from modeldiff.records import from_json
@@ -105,16 +105,17 @@ def print_score(artifact: Artifact) -> None:
         [_group_cells(group) for group in score["groups"]],
     )
     r2 = " and ".join(f"{fixed(score['stitch_r2'][way])} {route(way[0])}" for way in DIRECTIONS)
-    click.echo(
-        "score: 5 does not carry over to the other model, 1 does.\n"
-        f"{score['stitch']}: R² {r2} on held-out pairs.\n"
-        "What the stitch loses raises scores: compare a group with shared, not with 1.\n"
-        f"not st.: rated below {MIN_STEERABILITY:g} on its own model (features: no score).\n"
-        "random: random directions of the features' usual norm, scored steerable or not.\n"
+    echo(
+        "score: 5 does not carry over to the other model, 1 does.",
+        f"{score['stitch']}: R² {r2} on held-out pairs.",
+        "What the stitch loses raises scores: compare a group with shared, not with 1.",
+        f"not st.: rated below {MIN_STEERABILITY:g} on its own model (features: no score).",
+        "random: random directions of the features' usual norm, scored steerable or not.",
+        "",
     )
     rows = [row for row in score["rows"] if row["partition"] != RANDOM and row["score"] is not None]
     if not rows:
-        click.echo("no feature has a score")
+        echo("no feature has a score")
         return
     highest = sorted(rows, key=lambda row: (-row["score"], row["number"]))[:_LISTED]
     table(
@@ -122,7 +123,7 @@ def print_score(artifact: Artifact) -> None:
         [("id", "right"), ("group", "left"), ("score", "right"), ("steer", "right"), ("by prompt", "left")],
         [_cells(row) for row in highest],
     )
-    click.echo("A high score: no counterpart was found by this stitch, not that there is none.")
+    echo("A high score: no counterpart was found by this stitch, not that there is none.")
 
 
 def _group_cells(group: dict[str, Any]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from modeldiff.console import echo
 from modeldiff.crosscoder.settings import PAPER_OUTLIER_FACTOR
 from modeldiff.features.measures.measure import About, Measure
 from modeldiff.format import fixed, table
@@ -56,16 +55,17 @@ class StitchMeasure(Measure):
             rows.append([title, fixed(found["r2"], 3), fixed(found["null_r2"], 3), f"{found['ridge']:g}"])
         columns = ("R²", "permuted", "ridge")
         table(f"{artifact.ref} of {info['activations']}", [("map", "left"), *((one, "right") for one in columns)], rows)
-        click.echo(f"There and back: R² {fixed(trip['a'], 3)} for A by way of B, {fixed(trip['b'], 3)} for B by A.")
+        echo(f"There and back: R² {fixed(trip['a'], 3)} for A by way of B, {fixed(trip['b'], 3)} for B by A.")
         if same:
             r2 = ", ".join(f"{fixed(same[direction], 3)} {title}" for direction, title in titles.items())
-            click.echo(f"Without a map (widths are equal): R² {r2}.")
-        click.echo(
+            echo(f"Without a map (widths are equal): R² {r2}.")
+        echo(
             f"Fitted on {pairs['fit']:,} pairs, the ridge chosen on {pairs['choose']:,} others; "
-            f"{info['outliers']:,} of outlying\nnorm were left out.\n"
-            f"R²: share of the variance of {pairs['report']:,} more pairs that the map explains; neither\n"
-            "the fit nor the choice of the ridge has seen them.\n"
-            "permuted: the same for a map that was fitted on wrong pairs."
+            f"{info['outliers']:,} of outlying",
+            "norm were left out.",
+            f"R²: share of the variance of {pairs['report']:,} more pairs that the map explains; neither",
+            "the fit nor the choice of the ridge has seen them.",
+            "permuted: the same for a map that was fitted on wrong pairs.",
         )
 
     def arguments(self, about: About) -> str:
