@@ -22,6 +22,8 @@ from modeldiff.lm.ref import ModelRef
 
 # Enough positions to tell (B, T, D) from (T, B, D) or (B * T, D).
 _PROBE_TOKENS = 5
+# Where parallel streams are numbered, by the shapes of `_shapes`.
+_AXES = (None, 0, 2)
 
 
 class LanguageModel(Geometry):
@@ -77,19 +79,23 @@ def find_blocks(model: transformers.PreTrainedModel) -> tuple[list[nn.Module], i
     lists = {name: members for name, members in modules if len(members) == geometry.n_layers}
     calls = probe(model, [block for members in lists.values() for block in members])
     wrong = {name: not_handed_on(members, calls, geometry) for name, members in lists.items()}
-    stacks = [name for name in lists if not wrong[name]]
+    stacks = [name for name, reason in wrong.items() if not reason]
     # A list inside a block of another stack (possible with a single layer) is a part of it.
     outer = [name for name in stacks if not any(name.startswith(f"{other}.") for other in stacks)]
     if len(outer) != 1:
-        found = f"{len(outer)} of them" if outer else f"none among {len(lists)} lists of that length"
-        found += "".join(f" ({name}: {reason})" for name, reason in list(wrong.items())[:1] if reason)
-        raise InputError(
-            f"{geometry.name} is not supported: expected one list of {geometry.n_layers} blocks that hand on a "
-            f"residual stream of width {geometry.width}, found {found}"
-        )
+        raise InputError(_unsupported(geometry, outer, wrong))
     blocks = lists[outer[0]]
-    shape = next(call.given.shape for block in blocks for call in calls[block] if call.given is not None)
-    return blocks, (None, 0, 2)[_shapes(geometry).index(tuple(shape))]
+    return blocks, _AXES[_shapes(geometry).index(_given(_ran(blocks, calls)[0])[0])]
+
+
+def _unsupported(geometry: Geometry, found: list[str], wrong: Mapping[str, str]) -> str:
+    """What is said of a model that has no stack of blocks, or several; wrong: what keeps each list from being one."""
+    number = f"{len(found)} of them" if found else f"none among {len(wrong)} lists of that length"
+    reason = "" if found else next((f" ({name}: {reason})" for name, reason in wrong.items()), "")
+    return (
+        f"{geometry.name} is not supported: expected one list of {geometry.n_layers} blocks that hand on a residual "
+        f"stream of width {geometry.width}, found {number}{reason}"
+    )
 
 
 def _not_for_text(model: transformers.PreTrainedModel, positions: int) -> int:
@@ -159,6 +165,15 @@ class Call:
     given: Tensor | None = None
     """Its output, or the first member of it."""
 
+    def takes(self, before: Call) -> bool:
+        """Whether exactly what another call gave. Not-a-number, which an overflowing float16 pass gives, is equal to
+        itself."""
+        given = before.given
+        if given is None:
+            return False
+        alike = [one.to(given.device) for one in self.taken if one.shape == given.shape]
+        return any(torch.allclose(one, given, rtol=0, atol=0, equal_nan=True) for one in alike)
+
 
 def probe(model: transformers.PreTrainedModel, modules: Iterable[nn.Module]) -> dict[nn.Module, list[Call]]:
     """What each module took and gave in a short pass, by module."""
@@ -184,18 +199,26 @@ def probe(model: transformers.PreTrainedModel, modules: Iterable[nn.Module]) -> 
 def not_handed_on(blocks: Sequence[nn.Module], calls: Mapping[nn.Module, list[Call]], geometry: Geometry) -> str:
     """What keeps blocks from handing on a residual stream; nothing if each is called once, gives what it should, and
     takes exactly what the one before gave. Blocks that only run beside an image are passed over."""
-    ran = [block for block in blocks if calls[block]]
+    ran = _ran(blocks, calls)
     if 2 * len(ran) <= len(blocks):
         return f"only {len(ran)} of them run"
-    if any(len(calls[block]) > 1 for block in ran):
-        return f"they run {max(len(calls[block]) for block in ran)} times"
-    stream = [calls[block][0] for block in ran]
-    shapes = [tuple(call.given.shape) if call.given is not None else () for call in stream]
+    if (most := max(map(len, ran))) > 1:
+        return f"they run {most} times"
+    stream = [call for (call,) in ran]
+    shapes = _given(stream)
     if len(set(shapes)) > 1 or shapes[0] not in _shapes(geometry):
         return f"for {_PROBE_TOKENS} tokens they give {' and '.join(sorted({str(shape) for shape in shapes}))}"
-    if any(not any(_same(one, before.given) for one in call.taken) for before, call in itertools.pairwise(stream)):
+    if not all(call.takes(before) for before, call in itertools.pairwise(stream)):
         return "they do not take what the one before gives"
     return ""
+
+
+def _ran(blocks: Sequence[nn.Module], calls: Mapping[nn.Module, list[Call]]) -> list[list[Call]]:
+    return [calls[block] for block in blocks if calls[block]]
+
+
+def _given(stream: Sequence[Call]) -> list[tuple[int, ...]]:
+    return [() if call.given is None else tuple(call.given.shape) for call in stream]
 
 
 def _shapes(geometry: Geometry) -> list[tuple[int, ...]]:
@@ -203,8 +226,3 @@ def _shapes(geometry: Geometry) -> list[tuple[int, ...]]:
     tokens."""
     whole, streams, width = geometry.width, geometry.streams, geometry.width // geometry.streams
     return [(1, _PROBE_TOKENS, whole), (streams, 1, _PROBE_TOKENS, width), (1, _PROBE_TOKENS, streams, width)]
-
-
-def _same(one: Tensor, other: Tensor | None) -> bool:
-    """Not-a-number, which an overflowing float16 pass gives, is equal to itself."""
-    return other is not None and one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
