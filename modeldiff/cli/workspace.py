@@ -116,7 +116,7 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
     if problems:
         raise DamagedError(
             f"{len(problems)} damaged or unreadable: where no other way is said, run `modeldiff workspace remove "
-            "REF --force`, then the command that made it again"
+            f"{next(iter(problems))} --force`, then the command that made it again"
         )
 
 
