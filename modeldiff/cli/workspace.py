@@ -115,7 +115,7 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
         echo(f"{len(wanted)} artifacts verified, {len(problems)} damaged")
     if problems:
         raise DamagedError(
-            f"{len(problems)} damaged: unless it is said how to mend one, run `modeldiff workspace remove "
+            f"{len(problems)} damaged or unreadable: where no other way is said, run `modeldiff workspace remove "
             f"{next(iter(problems))} --force`, then the command that made it again"
         )
 

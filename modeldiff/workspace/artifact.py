@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from modeldiff.errors import DamagedError, InputError, first_line
+from modeldiff.errors import DamagedError, InputError
 from modeldiff.records import bounded, from_json, to_json
 from modeldiff.workspace.files import blake3_file, read_json, sha256_json, write_json
 
@@ -185,6 +185,6 @@ class Artifact:
             if (read == "again" or known not in _checked) and blake3_file(path) != entry.blake3:
                 return "is damaged: its content is not what was written (digest differs)"
         except (OSError, ValueError) as error:  # no file can have some names
-            return f"cannot be read ({first_line(error)})"
+            return f"cannot be read ({getattr(error, 'strerror', None) or error})"
         _checked.add(known)
         return None

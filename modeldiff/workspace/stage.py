@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
+import os
 import platform
 import resource
 import shutil
@@ -21,7 +22,7 @@ from modeldiff.console import say
 from modeldiff.errors import DamagedError, MachineError
 from modeldiff.settings import Settings
 from modeldiff.workspace import files, kept
-from modeldiff.workspace.artifact import FORMAT, MANIFEST_NAME, Artifact, FileEntry, Input, Manifest
+from modeldiff.workspace.artifact import FORMAT, LOGS_PREFIX, MANIFEST_NAME, Artifact, FileEntry, Input, Manifest
 from modeldiff.workspace.workspace import PARTIAL, Workspace, check_name
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "h5py", "numpy", "safetensors")
@@ -49,6 +50,8 @@ class Work:
         if not rank:
             for leftover in folder.rglob(f"*{files.TEMPORARY_SUFFIX}"):
                 leftover.unlink()
+            for log in folder.glob(f"{LOGS_PREFIX}*.jsonl"):  # a kill may have torn the last line
+                os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
             found = self._digests.rglob(f"*{kept.SUFFIX}")
             self._unchecked = {str(path.relative_to(self._digests))[: -len(kept.SUFFIX)] for path in found}
 

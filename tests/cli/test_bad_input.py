@@ -139,7 +139,7 @@ def test_truncated_weights(workspace: Path, fails: Fails) -> None:
 
 
 def test_newer_workspace(workspace: Path, fails: Fails) -> None:
-    (workspace / "workspace.json").write_text(json.dumps({"format": 3, "versions": {}}))
+    (workspace / "workspace.json").write_text(json.dumps({"format": 4, "versions": {}}))
     assert "upgrade modeldiff" in fails(2, workspace, "workspace", "list")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from modeldiff.errors import MachineError
 from modeldiff.judge.client import Answer, AnswerCache, Judge, Judged, Prompt
 from modeldiff.judge.questions import read_flags, read_rating
+from modeldiff.workspace.files import sha256_json
 
 PROMPTS = [Prompt(f"feature {n}", "Rate.", f"text {n}") for n in range(3)]
 RATINGS = [read_rating] * 3
@@ -113,7 +115,9 @@ def test_an_answer_cut_short_or_altered_is_said_and_asked_again(
     cache.add("key", PROMPTS[0], Answer("text 1"))
     path = tmp_path / "key.json"
     whole = path.read_bytes()
-    for damaged in (*(whole[:end] for end in range(len(whole))), whole.replace(b"text 1", b"text 7"), b"[1]", b"{}"):
+    data = {"id": "", "attempt": 0, "text": [1], "reason": None, "check": sha256_json(["key", [1], None])[:16]}
+    others = (whole.replace(b"text 1", b"text 7"), b"[1]", b"{}", b'{"text": ' + b"[" * 3000, json.dumps(data).encode())
+    for damaged in (*(whole[:end] for end in range(len(whole))), *others):
         path.write_bytes(damaged)
         assert cache.get("key") is None
         assert "key.json: is damaged; what it answered is asked again" in capsys.readouterr().err

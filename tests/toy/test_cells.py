@@ -13,6 +13,7 @@ from modeldiff.errors import InputError, MachineError
 from modeldiff.toy.cell import CellSpec, run_cell
 from modeldiff.toy.cells import DIAL_MAPS, Planned, distinct, plan, run_cells
 from modeldiff.toy.summary import figures
+from modeldiff.workspace.files import sha256_json
 from tests.toy.made_cells import failing_cell, made_cell, tiny
 
 Cells = dict[str, list[Planned]]
@@ -99,7 +100,7 @@ def test_an_interrupted_grid_continues(tmp_path: Path) -> None:
     assert continued == {key: made_cell(planned[0].cell) for key, planned in cells.items()}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "garbage", "field", "other cell"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "garbage", "field", "other cell", "deep", "type"])
 def test_a_corrupt_cell_is_said_dropped_and_computed_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -115,6 +116,8 @@ def test_a_corrupt_cell_is_said_dropped_and_computed_again(
         "garbage": bytes(range(128, 255)),
         "field": json.dumps({"result": data["result"]}).encode(),
         "other cell": second.read_bytes(),
+        "deep": b'{"result": ' + b"[" * 3000,
+        "type": json.dumps({"result": [1], "digest": sha256_json([first.stem, [1]])}).encode(),
     }
     first.write_bytes(damaged[damage])
     capsys.readouterr()

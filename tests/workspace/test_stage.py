@@ -162,6 +162,15 @@ def test_work_that_was_begun_knows_its_whole_files(workspace: Workspace) -> None
     assert Work(workspace.folder / "w").has("c")
 
 
+def test_a_torn_line_of_a_log_is_dropped(workspace: Workspace) -> None:
+    log = Work(workspace.folder / "w").folder / "logs" / "capture.jsonl"
+    log.parent.mkdir()
+    for torn in (b"", b'{"sid'):
+        log.write_bytes(b'{"side": "a"}\n' + torn)
+        Work(workspace.folder / "w")
+        assert log.read_bytes() == b'{"side": "a"}\n'
+
+
 def _hold(path: str, held: Any, done: Any) -> None:
     with locked(Path(path)):
         held.set()
