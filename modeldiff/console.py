@@ -95,7 +95,11 @@ def confirm(question: str) -> bool:
     """Ask on stderr, yes or no. Raises click.Abort: nobody answers."""
     import click
 
-    return click.confirm(visible(question), err=True)
+    try:
+        return click.confirm(visible(question), err=True)
+    except click.Abort:
+        _write("\n")
+        raise
 
 
 def _write(text: str, *, always: bool = False) -> None:

@@ -14,7 +14,7 @@ from modeldiff import __version__
 from modeldiff.cli.common import examples, workspace_option
 from modeldiff.cli.edge import TRACEBACK_ENV, explained, open_streams, written
 from modeldiff.console import say_error
-from modeldiff.errors import ModeldiffError, first_line
+from modeldiff.errors import DamagedError, ModeldiffError, first_line
 
 # name, also of the module -> one-line help. The help stands here so that `modeldiff --help` imports no command.
 _COMMANDS = {
@@ -39,6 +39,12 @@ class _Lazy(click.Group):
             return None
         command: click.Command = importlib.import_module(f"modeldiff.cli.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # of a file: click would take it for the end of what a user types
+            raise DamagedError(f"a file ends too early ({first_line(error)})") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -94,8 +100,6 @@ def _failed(error: Exception | KeyboardInterrupt) -> int:
         message, code = error.format_message(), error.exit_code
     elif isinstance(error, ModeldiffError):
         message, code = str(error), error.exit_code
-    elif isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):  # not of a question
-        message, code = f"a file ends too early ({first_line(error.__cause__)})", 1
     elif isinstance(error, click.Abort) and isinstance(error.__context__, EOFError):
         message, code = "there was no answer, so nothing was done", 1
     elif isinstance(error, click.Abort | KeyboardInterrupt):

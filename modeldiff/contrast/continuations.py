@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from modeldiff.console import progress, say
-from modeldiff.contrast.divergence import Kept, divergence, likeliest
+from modeldiff.contrast.divergence import KEPT, Kept, divergence, likeliest
 from modeldiff.contrast.documents import Document, Place, choose_places, drawn_documents, open_document, read_prompts
 from modeldiff.contrast.settings import ContinuationsSettings
 from modeldiff.errors import InputError
@@ -40,7 +40,7 @@ from modeldiff.texts.sources import LeftOut, Record, Source, mix, parse_source, 
 from modeldiff.texts.tokenize import open_reader
 from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.files import json_lines, read_json, read_json_lines
+from modeldiff.workspace.files import json_lines, read_json, read_json_lines, require_free
 
 Made = TypeVar("Made")
 
@@ -204,6 +204,8 @@ def _read(
 def _divergences(work: Work, models: Models, documents: list[Document]) -> NDArray[np.float32]:
     """(N,) of the candidates of all documents, in order."""
     buckets = common_buckets({side: token_strings(load_tokenizer(models.refs[side])) for side in SIDES})
+    cuts = sum(len(reading.cuts) for document in documents for side in SIDES for reading in document.readings[side])
+    require_free(work.folder, 8 * KEPT * cuts, f"the next words at {cuts:,} places")
 
     def read(side: str) -> Kept:
         name = f"resume/likeliest-{side}.safetensors"

@@ -38,6 +38,7 @@ from modeldiff.lm.device import resolve_device
 from modeldiff.records import to_json
 from modeldiff.splits import split
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.files import require_free
 from modeldiff.workspace.hdf5 import NewFile, open_hdf5
 
 SCHEMA = 5
@@ -135,6 +136,7 @@ def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: 
     arrays: Arrays = {"offsets": examples.offsets, "row": examples.row, "activation": examples.activation}
     if encoder.store.info.has_texts:
         arrays |= gather(encoder, examples, n_context, work.resume / "contexts")
+    require_free(work.folder, sum(array.nbytes for array in arrays.values()), f"{len(examples):,} examples")
     temporary = work.temporary(stored.EXAMPLES_NAME)
     with NewFile(temporary) as file:
         for name, array in arrays.items():

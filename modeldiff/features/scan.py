@@ -23,6 +23,7 @@ from modeldiff.features.settings import FeaturesSettings
 from modeldiff.splits import spread_blocks
 from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.files import require_free
 from modeldiff.workspace.kept import is_sound
 
 # Blocks encoded at the same time: some steps cannot use several cores.
@@ -105,6 +106,9 @@ def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResu
     shards = by_shard(blocks, len(store.info.shards))
     sample_files = [resume / "codes" / f"{shard:05d}.safetensors" for shard in range(len(shards))]
     done = _restore(resume / _CHECKPOINT, state, sample_files)
+    if not done:
+        checkpoint = sum(array.nbytes for part in state.values() for array in _arrays(part).values())
+        require_free(resume, 2 * checkpoint, f"a pass over {n_features:,} features")  # the one before stays beside it
     total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
     bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
     with bar_of as bar, shared_cores(_ENCODERS):

@@ -28,10 +28,12 @@ from modeldiff.steer.settings import SteerSettings
 from modeldiff.steer.sweep import Push, pushes, sweep
 from modeldiff.texts.readers import read_lines
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
-from modeldiff.workspace.files import json_lines, read_json, sha256_json
+from modeldiff.workspace.files import json_lines, read_json, require_free, sha256_json
 
 SCHEMA = 5
 FORMAT = 3
+# Of a text that is written: its record, and a token of it.
+_RECORD_BYTES, _TOKEN_BYTES = 512, 8
 
 
 def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -82,6 +84,9 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(names)
+        texts = len(sides) * len(pushes(settings)) * len(prompts)
+        needed = 2 * texts * (_RECORD_BYTES + _TOKEN_BYTES * settings.max_new_tokens)  # kept, and in the artifact
+        require_free(work.folder, needed, f"a steering of {texts:,} texts")
         records: list[dict[str, Any]] = []
         chat = {}
         with progress("steer", len(sides) * len(pushes(settings)), "pushes") as bar:

@@ -20,10 +20,13 @@ from modeldiff.toy.figures import figures_of
 from modeldiff.toy.settings import ToySettings
 from modeldiff.toy.summary import cells_csv, records, summary
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.files import require_free
 
 # Counted up when the same cells would be written or summed up differently.
 SCHEMA = 5
 SUMMARY_NAME = "summary.json"
+# Of a cell's result, which is kept and comes into the artifact.
+_CELL_BYTES = 16 << 10
 
 
 def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -40,6 +43,7 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=device, jobs=jobs)
         say(f"{len(cells)} cells of {settings.steps:,} steps of {settings.batch} pairs, {jobs} at a time on {device}")
+        require_free(workspace.folder, 2 * _CELL_BYTES * len(cells), f"a benchmark of {len(cells)} cells")
         if force and not (begun := work.resume / "forced").exists():
             # Dropped once: when a forced run is interrupted, it goes on, not back.
             for key in cells:

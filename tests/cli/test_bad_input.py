@@ -138,6 +138,21 @@ def test_truncated_weights(workspace: Path, fails: Fails) -> None:
     assert "model.safetensors" in fails(1, workspace, "features", "--device", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("features --device cpu", "a pass over 64 features needs"),
+        ("features stitch --device cpu", "a stitch of widths 16 and 24 needs"),
+        ("toy --preset quick --jobs 1", "cells needs"),
+    ],
+)
+def test_a_disk_that_is_too_full_is_found_before_anything_is_computed(
+    workspace: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch, command: str, says: str
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    assert says in fails(1, workspace, *command.split())
+
+
 def test_newer_workspace(workspace: Path, fails: Fails) -> None:
     (workspace / "workspace.json").write_text(json.dumps({"format": 4, "versions": {}}))
     assert "upgrade modeldiff" in fails(2, workspace, "workspace", "list")

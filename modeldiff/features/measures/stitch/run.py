@@ -36,6 +36,7 @@ from modeldiff.sides import SIDES
 from modeldiff.splits import PARTS, Stretches, split, spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.files import require_free
 
 # Counted up when the same settings and activations would give something else than before.
 SCHEMA = 2
@@ -86,6 +87,8 @@ def _build(settings: StitchSettings, store: ActivationStore, device: torch.devic
     blocks = spread_blocks(store.blocks(rows), settings.pairs)
     stretches = split(store, blocks)
     scanned = Scan(store, stretches, factor, device)
+    checkpoint = sum(one.nbytes for one in scanned.sums.values())  # larger than the maps
+    require_free(work.folder, checkpoint, f"a stitch of widths {' and '.join(map(str, store.widths))}")
     scan(scanned, blocks, work.resume)
     pairs, outliers = {part: scanned.counts[part] for part in PARTS}, scanned.counts["outliers"]
     _check_counts(store, pairs, outliers)
