@@ -27,7 +27,7 @@ def attack_published(world: World, folder: Path, count: int, seed: int) -> Itera
     for _ in range(count):
         stage = rng.choice(world.stages)
         workspace = world.copy(folder / "published")
-        files = [path for path in (workspace / stage.kind).rglob("*") if path.is_file()]
+        files = [path for path in (workspace / stage.kind / "1").rglob("*") if path.is_file()]
         what = damage(rng.choice(files), files, rng)
         yield _after_published(world, workspace, stage, what)
 

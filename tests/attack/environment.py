@@ -3,6 +3,7 @@ may only be read, a folder without permission, a file system without locks. One 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -16,7 +17,8 @@ from pathlib import Path
 from tests.attack.child import Outcome
 from tests.attack.world import World
 
-NOBODY = 65534
+# Linux: what lets root pass over permissions, and how a process gives it up for the program that it starts.
+_CAPABILITIES, _DROP = (1, 2), 24
 # Put in front of the command: what follows runs where `flock` is refused, as by some network file systems.
 _NO_LOCKS = """
 import errno, fcntl, sys
@@ -34,7 +36,7 @@ class Case:
     Attributes:
         env: variables that are set, or taken away (None).
         close: descriptors that are closed; to: where stdout goes instead.
-        lock: how the workspace is made hard to use before; as_nobody: whether another user runs the command.
+        lock: how the workspace is made hard to use before; obeys_permissions: whether root, too, obeys permissions.
         codes: how it may end; shows: what must be on stdout.
     """
 
@@ -44,14 +46,14 @@ class Case:
     close: tuple[int, ...] = ()
     to: str | None = None
     lock: Callable[[Path], None] | None = None
-    as_nobody: bool = False
+    obeys_permissions: bool = False
     no_locks: bool = False
     codes: tuple[int, ...] = (0,)
     shows: str = ""
 
 
 LIST, SHOW = ("workspace", "list"), ("contrast", "--show", "latest")
-FEATURES, VERIFY = ("features", "--exclusive", "A"), ("workspace", "verify")
+FEATURES, VERIFY = ("features", "--sample-pairs", "2000", "--exclusive", "A"), ("workspace", "verify")
 
 
 def read_only(workspace: Path) -> None:
@@ -84,20 +86,20 @@ def cases(world: World) -> list[Case]:
         Case("stdin closed", LIST, close=(0,), shows="crosscoder:1"),
         Case("stdout full", LIST, to="/dev/full", codes=(1,)),
         Case("stdout into head", FEATURES, to="|", codes=(0, 1, 141, -signal.SIGPIPE)),
-        Case("may not enter", LIST, lock=no_entry, as_nobody=True, codes=(1, 2)),
-        Case("train, read only", again, lock=read_only, as_nobody=True, codes=(1, 2)),
+        Case("may not enter", LIST, lock=no_entry, obeys_permissions=True, codes=(1, 2)),
+        Case("train, read only", again, lock=read_only, obeys_permissions=True, codes=(1, 2)),
         Case("train, without locks", again, no_locks=True, codes=(0, 1)),
-        Case("verify, one file unreadable", VERIFY, lock=one_unreadable, as_nobody=True, codes=(1,)),
-        Case("list, one file unreadable", LIST, lock=one_unreadable, as_nobody=True, shows="crosscoder:1"),
-        Case("verify, read only", VERIFY, lock=read_only, as_nobody=True),
-        Case("train from the cache, read only", train, lock=read_only, as_nobody=True),
+        Case("verify, one file unreadable", VERIFY, lock=one_unreadable, obeys_permissions=True, codes=(1,)),
+        Case("list, one file unreadable", LIST, lock=one_unreadable, obeys_permissions=True, shows="crosscoder:1"),
+        Case("verify, read only", VERIFY, lock=read_only, obeys_permissions=True),
+        Case("train from the cache, read only", train, lock=read_only, obeys_permissions=True),
     ]
     for locale in ("C", "POSIX", "C.UTF-8", "tr_TR.UTF-8", "de_DE.ISO-8859-1"):
         found.append(Case(f"locale {locale}", SHOW, {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "0"}))
     for encoding in ("ascii", "latin-1", "cp1252", "utf-16"):
         found.append(Case(f"streams in {encoding}", FEATURES, {"PYTHONIOENCODING": encoding}))
     for name, (args, shows) in readers.items():
-        found.append(Case(f"{name}, read only", args, lock=read_only, as_nobody=True, shows=shows))
+        found.append(Case(f"{name}, read only", args, lock=read_only, obeys_permissions=True, shows=shows))
         found.append(Case(f"{name}, without locks", args, no_locks=True, shows=shows))
     return found
 
@@ -136,9 +138,9 @@ def _run(case: Case, workspace: Path) -> Outcome:
     def prepare() -> None:
         for descriptor in case.close:
             os.close(descriptor)
-        if case.as_nobody:
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+        if case.obeys_permissions:
+            for capability in _CAPABILITIES:
+                ctypes.CDLL(None).prctl(_DROP, capability, 0, 0, 0)
 
     began = time.monotonic()
     head = case.to == "|"

@@ -62,7 +62,7 @@ def harvest(models: Path, texts: Path | str, *more: str) -> list[str]:
     [
         ("nowhere.txt", None, "nowhere.txt"),
         ("empty.txt", "", "empty.txt"),
-        ("t.jsonl", '{"text": "fine"}\n{"text": oops}\n', "line 2"),
+        ("t.jsonl", '\n{"text": oops}\n', "line 2"),
     ],
 )
 def test_texts_that_cannot_be_read(
