@@ -4,13 +4,15 @@ made, and the digest of each file."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.records import bounded, from_json, to_json
-from modeldiff.workspace.files import blake3_file, read_json, sha256_json, write_json
+from modeldiff.workspace.files import blake3_file, json_bytes, read_json, sha256_json, write_bytes
 
 # Raised when a reader of the one before would misread it. 1 had SHA-256 digests, 2 no digest of the manifest itself.
 FORMAT = 3
@@ -20,6 +22,7 @@ LOGS_PREFIX = "logs/"
 # Smaller files are read to answer from the cache (a few tens of milliseconds); larger ones when they are used.
 CHEAP_BYTES = 64 << 20
 _CHECK = "check"
+_BEFORE_CHECK, _END = f',\n  "{_CHECK}": '.encode(), b"\n}\n"
 _checked = set[tuple[Path, int, int, str]]()
 """Files that this process has found to be what was written: path, size, nanosecond time of change, digest."""
 
@@ -42,8 +45,8 @@ class Input:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of manifest.json; every field is written, none may be missing or unknown on read. With them is
-    written `check`: the SHA-256 of all of them."""
+    """The content of manifest.json; every field is written, none may be missing or unknown on read. The last line is
+    `check`: the SHA-256 of the file without it."""
 
     format: int
     kind: str
@@ -66,8 +69,7 @@ class Manifest:
         return sha256_json([self.kind, content])
 
     def write(self, folder: Path) -> None:
-        data = to_json(self)
-        write_json(folder / MANIFEST_NAME, {**data, _CHECK: sha256_json(data)})
+        write_bytes(folder / MANIFEST_NAME, _with_check(json_bytes(to_json(self))))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -77,13 +79,10 @@ class Manifest:
         path = folder / MANIFEST_NAME
         data = read_json(path)
         check_format(data, path, FORMAT)
-        check = data.pop(_CHECK, None)
+        data.pop(_CHECK, None)
         made = from_json(cls, data, str(path))
-        try:
-            sound = check == sha256_json(data)
-        except ValueError:  # 1e999 is read as infinity, which JSON does not have
-            sound = False
-        if not sound:
+        content = path.read_bytes()
+        if content != _with_check(content.rpartition(_BEFORE_CHECK)[0] + _END):
             raise DamagedError(f"{path}: is damaged: its content is not what was written (digest differs)")
         if [made.kind, str(made.version)] != [folder.parent.name, folder.name]:
             raise DamagedError(
@@ -91,6 +90,12 @@ class Manifest:
                 "rename it back"
             )
         return made
+
+
+def _with_check(content: bytes) -> bytes:
+    """A manifest with its own digest as the last field."""
+    check = json.dumps(hashlib.sha256(content).hexdigest())
+    return content.removesuffix(_END) + _BEFORE_CHECK + check.encode() + _END
 
 
 def check_format(data: dict[str, Any], path: Path, ours: int) -> None:

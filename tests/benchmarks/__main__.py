@@ -23,7 +23,7 @@ from rich.table import Table
 from tests.benchmarks.rows import Options, Row
 
 # Modules of this package, each with `rows(options)`.
-GROUPS = ("step", "partition", "selection", "train", "harvest", "store", "features", "startup", "memory")
+GROUPS = ("step", "partition", "selection", "train", "harvest", "store", "checks", "features", "startup", "memory")
 
 
 def main() -> int:

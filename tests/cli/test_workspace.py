@@ -1,5 +1,6 @@
 """`modeldiff workspace`: what the list shows and does not hide, and what may be removed."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from modeldiff.workspace import Workspace
-from modeldiff.workspace.files import blake3_file, locked, sha256_json
+from modeldiff.workspace.files import blake3_file, locked
 from tests.cli.conftest import Call
 from tests.made_activations import make_activations
 from tests.made_workspace import KINDS, make_manifests
@@ -80,7 +81,21 @@ def rewritten(folder: Path, **fields: object) -> None:
     path = folder / "manifest.json"
     data = {**json.loads(path.read_text()), **fields}
     del data["check"]
-    path.write_text(json.dumps({**data, "check": sha256_json(data)}))
+    content = json.dumps(data, indent=2) + "\n"
+    check = hashlib.sha256(content.encode()).hexdigest()
+    path.write_text(content.replace("\n}\n", f',\n  "check": "{check}"\n}}\n'))
+
+
+def test_a_manifest_with_the_digest_of_what_it_holds_is_read(tmp_path: Path, call: Call) -> None:
+    folder = make_manifests(tmp_path / "ws", 1).folder
+    rewritten(folder / "activations" / "1", seconds=7.5)
+    assert "8 s" in call(folder, "workspace", "list")[1]
+    path = folder / "activations" / "1" / "manifest.json"
+    for change in (lambda text: text[:-1], lambda text: text.replace("{", "{ ", 1), lambda text: text + " "):
+        whole = path.read_text()
+        path.write_text(change(whole))
+        assert listed(call, folder) == ([], [str(path.parent)])
+        path.write_text(whole)
 
 
 @pytest.mark.parametrize(
