@@ -90,7 +90,19 @@ def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Paramet
 def _click_type(hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         return click.Choice(list(typing.get_args(hint)))
+    if hint is int:
+        return _Integer()
     return click.Path(path_type=Path) if hint is Path else hint
+
+
+class _Integer(click.types.IntParamType):
+    """One that NumPy and torch can hold."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number: int = super().convert(value, param, ctx)
+        if not -(1 << 63) <= number < 1 << 63:
+            self.fail("a number of more than 64 bits", param, ctx)
+        return number
 
 
 def workspace_option() -> click.Option:

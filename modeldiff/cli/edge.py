@@ -30,7 +30,11 @@ _REMEDIES = {
     errno.ENOLCK: "that file system has no locks: choose another --workspace, or try HDF5_USE_FILE_LOCKING=FALSE",
     errno.EIO: "the disk, or the connection to it, fails: look into the system's log",
 }
-_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|Cannot allocate memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|bad_alloc|cannot allocate memory|array is too big|maximum allowed dimension|"
+    "storage size calculation overflowed",
+    re.IGNORECASE,
+)
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 

@@ -76,7 +76,9 @@ def fails_with(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> C
         (system(errno.EIO, "/w/x.h5"), "/w/x.h5: Input/output error: the disk, or the connection to it, fails"),
         (system(errno.EXDEV, "/w/a", None, "/w/b"), "/w/a -> /w/b: Invalid cross-device link"),  # type: ignore[arg-type]
         (lambda: np.zeros((1 << 30, 1 << 20)), "not enough memory (Unable to allocate"),
+        (lambda: np.zeros((1 << 60, 64)), "not enough memory ("),
         (lambda: torch.zeros(1 << 50), "not enough memory ("),
+        (lambda: torch.zeros(1 << 62), "not enough memory ("),
         (lambda: bytearray(1 << 60), "not enough memory (nothing more can be allocated)"),
         (deep, "something is nested too deeply"),
         (unknown_group, "an HDF5 file cannot be read or written ("),

@@ -106,6 +106,7 @@ def test_help_has_an_example_and_says_each_subcommand_in_one_line(
         (["harvest"], "--model-a is missing"),
         (["diff", "--model-a", "x", "--model-b", "y"], "Missing option '--texts'; see `modeldiff diff --help`"),
         (["train"], "no activations in"),
+        (["train", "--seed", "9" * 30], "Invalid value for '--seed': a number of more than 64 bits"),
         (["features"], "no crosscoder in"),
         (["features", "--exclusive", "shared"], "'shared' is not one of 'A', 'B'"),
         (["workspace", "show", "crosscoder:1"], "no crosscoder in"),
