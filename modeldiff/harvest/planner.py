@@ -186,18 +186,13 @@ class Planner:
 
         counts: where to count what was kept and lost; source: index of the record's label; index: its running number.
         """
-        problem, tokens = record.problem, dict[str, Tokens]()
-        try:
-            if not problem:
-                tokens = {side: self.readers[side].read(record) for side in SIDES}
-        except ChatError as error:
-            problem = str(error)
+        tokens, problem = self._read(record)
         if problem:
             if counts:
                 LeftOut(counts.data["left_out"], strict=self.settings.strict).add(record, problem)
             return []
-        if record.messages:
-            if counts and any(len(tokens[side].ids) > self.context[side] for side in SIDES):
+        if record.messages and any(len(tokens[side].ids) > self.context[side] for side in SIDES):
+            if counts:
                 counts.data["chats_cut"] += 1
             for side, one in tokens.items():
                 read = slice(self.context[side])
@@ -209,6 +204,13 @@ class Planner:
         if counts:
             counts.add(record.text, alignment, matches)
         return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
+
+    def _read(self, record: Record) -> tuple[dict[str, Tokens], str]:
+        """(the tokens of both sides; why there are none, if so)."""
+        try:
+            return {side: self.readers[side].read(record) for side in SIDES if not record.problem}, record.problem
+        except ChatError as error:
+            return {}, str(error)
 
 
 def _resume(work: Work) -> Cursor:
