@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.attack.child import Outcome, call
 from tests.attack.kills import wrong_result
-from tests.attack.world import Stage, World, take_away
+from tests.attack.world import Stage, World, newest, take_away
 
 # Kept beside artifacts as a cache or a lock: damage in them must do no harm, but need not be named.
 _UNNAMED = re.compile(r"\.lock$|digests\.json$")
@@ -27,19 +27,21 @@ def attack_published(world: World, folder: Path, count: int, seed: int) -> Itera
     for _ in range(count):
         stage = rng.choice(world.stages)
         workspace = world.copy(folder / "published")
-        files = [path for path in (workspace / stage.kind / "1").rglob("*") if path.is_file()]
+        artifact = newest(workspace, stage.kind)
+        files = [path for path in artifact.folder.rglob("*") if path.is_file()]
         what = damage(rng.choice(files), files, rng)
-        yield _after_published(world, workspace, stage, what)
+        yield _after_published(world, workspace, stage, artifact.ref, what)
 
 
-def _after_published(world: World, workspace: Path, stage: Stage, what: str) -> tuple[Outcome, str | None]:
+def _after_published(world: World, workspace: Path, stage: Stage, ref: str, what: str) -> tuple[Outcome, str | None]:
+    """What became of an artifact of the stage."""
     verified = call("--workspace", str(workspace), "workspace", "verify", seconds=60)
     verified.what = f"{stage.kind}: {what}"
     if verified.fault or verified.code != 1:
         return verified, verified.fault or f"not named by verify: {what}"
     again = call("--workspace", str(workspace), *stage.args)
     again.what = verified.what
-    if f"{stage.kind}:1 is up to date" in again.err:
+    if f"{ref} is up to date" in again.err:
         return again, f"served: {what}"
     return again, wrong_result(world, workspace, stage, again)
 
