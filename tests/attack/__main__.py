@@ -41,7 +41,7 @@ def main(names: tuple[str, ...], count: int | None, seed: int) -> None:
             attack, usual = ATTACKS[name]
             began, ends, wrong = time.monotonic(), Counter[str](), 0
             for outcome, problem in attack(world, Path(folder), usual if count is None else count, seed):
-                ends[f"exit code {outcome.code}"] += 1
+                ends["killed" if outcome.code is None else f"exit code {outcome.code}"] += 1
                 if problem:
                     wrong += 1
                     click.echo(f"  WRONG {outcome.what}: {problem}\n    modeldiff {' '.join(outcome.args)}")

@@ -12,7 +12,8 @@ from tests.attack.world import Stage, World, newest, take_away
 
 
 def attack(world: World, folder: Path, count: int, seed: int) -> Iterator[tuple[Outcome, str | None]]:
-    """About `count` kills, as many of every stage; for each the run after it, and what is wrong with it."""
+    """About `count` kills, as many of every stage: each of them, and each run after some of them to its end, with what
+    is wrong with that."""
     rng = random.Random(seed)
     each = -(-count // len(world.stages))
     for stage in world.stages:
@@ -29,9 +30,10 @@ def _of_stage(
         # Several kills of one run, as on a machine that is taken away again and again.
         for _ in range(min(kills, rng.randint(1, 4))):
             outcome = call(*args, seconds=rng.uniform(0.02, 0.9) * seconds)
-            kills -= outcome.code is None
             if outcome.code is not None:
                 break
+            kills -= 1
+            yield outcome, None
         outcome = call(*args)
         outcome.what = f"SIGKILL, {stage.kind}"
         yield outcome, wrong_result(world, workspace, stage, outcome)
