@@ -16,6 +16,9 @@ from modeldiff.cli.edge import TRACEBACK_ENV, explained, open_streams, written
 from modeldiff.console import say_error
 from modeldiff.errors import DamagedError, ModeldiffError, first_line
 
+# Where another process of a run has gone, torch prints a page of its own beside our line. Read when torch is imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 # name, also of the module -> one-line help. The help stands here so that `modeldiff --help` imports no command.
 _COMMANDS = {
     "diff": "Two models + texts -> what one does that the other does not.",
