@@ -27,7 +27,7 @@ _REMEDIES = {
     errno.EPERM: "you have no permission for this: have it given, or choose another --workspace",
     errno.EMFILE: "too many files are open at once: raise `ulimit -n`",
     errno.ENFILE: "too many files are open on this machine",
-    errno.ENOLCK: "that file system has no locks: choose another --workspace, or try HDF5_USE_FILE_LOCKING=FALSE",
+    errno.ENOLCK: "that file system has no locks: choose another --workspace",
     errno.EIO: "the disk, or the connection to it, fails: look into the system's log",
 }
 _NO_MEMORY = re.compile(

@@ -22,8 +22,12 @@ class _TooLong(BaseException):
 @contextmanager
 def bounded(what: str, seconds: float, memory_bytes: int) -> Iterator[None]:
     """Raise MachineError, which says `what` it is about, once the code inside takes more than `seconds`, or
-    `memory_bytes` more than the process has. Costs some microseconds. Signals reach the main thread alone: in another
-    one there is no limit of time; nor is there one of memory where the system does not tell it (macOS)."""
+    `memory_bytes` more than the process has. Costs some microseconds. In other threads than the main one there is no
+    limit: signals do not reach them, and two of them would take each other's limit of memory for what was there before.
+    Nor is there one of memory where the system does not tell it (macOS)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     limit = f"more than {seconds:g} s"
     try:
         with _memory(memory_bytes), _time(seconds):
@@ -36,9 +40,6 @@ def bounded(what: str, seconds: float, memory_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def _time(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGALRM, _stop)
     # Again and again: the first one may come where an exception is dropped (in a finalizer).
     timer = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)

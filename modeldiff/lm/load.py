@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers.quantizers import AutoHfQuantizer
 
 from modeldiff.console import muted, say
 from modeldiff.errors import DamagedError, InputError, MachineError, ModeldiffError
@@ -146,10 +145,14 @@ def _is_quantised(arguments: dict[str, Any], name: str) -> bool:
     if "gguf_file" in arguments:
         return False
     found = getattr(transformers.AutoConfig.from_pretrained(**arguments), "quantization_config", None)
-    if found is not None and not AutoHfQuantizer.supports_quant_method(found):
+    if found is None:
+        return False
+    from transformers.quantizers import AutoHfQuantizer  # takes a second or more to import
+
+    if not AutoHfQuantizer.supports_quant_method(found):
         method = found.get("quant_method") if isinstance(found, dict) else found
         raise InputError(f"model {name} is quantised by a method that transformers does not know: {method!r}")
-    return found is not None
+    return True
 
 
 def _from_pretrained_arguments(ref: ModelRef, location: Location) -> dict[str, Any]:

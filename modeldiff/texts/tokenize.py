@@ -20,6 +20,8 @@ from modeldiff.workspace.plan import Tokens
 
 # How vocabularies spell the blank before a word.
 _BLANKS = " \u2581\u0120"
+# Every tokenizer has a token for something of this.
+_PROBE = "a 1 . я ا 一 あ"
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,10 @@ def _into_document(tokens: Tokens, record: Record, rendered: str, spans: list[tu
 
 @lru_cache(maxsize=8)
 def _added(tokenizer: Any) -> tuple[int, int]:
-    mask = tokenizer("a", add_special_tokens=True, return_special_tokens_mask=True)["special_tokens_mask"]
+    mask = tokenizer(_PROBE, add_special_tokens=True, return_special_tokens_mask=True)["special_tokens_mask"]
     of_text = np.flatnonzero(np.array(mask) == 0)
+    if not len(of_text):
+        raise InputError(f"tokenizer of {name_of(tokenizer)} reads nothing of {_PROBE!r}: expected one for texts")
     return int(of_text[0]), len(mask) - 1 - int(of_text[-1])
 
 
