@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from modeldiff.errors import DamagedError, InputError
@@ -16,13 +17,23 @@ from modeldiff.workspace.files import read_json, temporary_path
 from modeldiff.workspace.kept import is_sound, keep
 
 # A features artifact: its layout is in run.py.
-FORMAT = 5
+FORMAT = 6
 FEATURES_NAME = "features.json"
 STATISTICS_NAME = "statistics.safetensors"
 TWINS_NAME = "twins.safetensors"
 EXAMPLES_NAME = "examples.h5"
+HISTOGRAM_NAME = "histogram.safetensors"
+# Histograms tell so many text sources apart, and count the rest as the last one.
+SOURCES = 8
+BINS = 32
 
 Arrays = dict[str, NDArray[Any]]
+
+
+def bin_edges() -> NDArray[np.float32]:
+    """(BINS + 1,) where the bins of activations begin and end, in normalised feature units: each half an octave, from
+    1/16 on. What is smaller or larger is in the first or the last one."""
+    return (2.0 ** (np.arange(BINS + 1) / 2 - 4)).astype(np.float32)
 
 
 def read_info(artifact: Artifact, name: str, *, version: int, again: str) -> dict[str, Any]:
@@ -54,6 +65,17 @@ def read_arrays(artifact: Artifact, name: str) -> Arrays:
     path = artifact.file(name)
     try:
         return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{path}: cannot be read ({error}); {artifact.mend}") from None
+
+
+def read_one(artifact: Artifact, name: str, array: str, feature: int) -> NDArray[Any]:
+    """What an array of a safetensors file, by feature, holds of one. Raises DamagedError: it is missing or damaged."""
+    path = artifact.file(name)
+    try:
+        with safe_open(path, "numpy") as file:
+            found: NDArray[Any] = file.get_slice(array)[feature]
+            return found
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{path}: cannot be read ({error}); {artifact.mend}") from None
 

@@ -109,6 +109,9 @@ class FeatureTable:
         info: content of features.json.
         partition_F: "A", "shared" or "B".
         statistics: the arrays of statistics.safetensors.
+        twins: feature, correlation (F, 3), highest first; feature -1: none.
+        r2: (F,) by the names of FeatureRow, and its evidence; NaN: not measured.
+        verdict_F: as in FeatureRow; "" when not measured.
         mostly_differ_F: True where the two models' tokens differ at more than half of a feature's examples.
         scales: by side "a" and "b", what its features' ratios are held against; empty when nothing was measured.
         baselines: by side, what differences of two activations show; empty likewise.
@@ -127,7 +130,7 @@ class FeatureTable:
         sizes = {name: stop - start for name, (start, stop) in self.info["partitions"].items()}
         self.partition_F = np.repeat(list(sizes), list(sizes.values()))
         self.statistics = read_arrays(artifact, stored.STATISTICS_NAME)
-        self._twins = read_arrays(artifact, stored.TWINS_NAME)
+        self.twins = read_arrays(artifact, stored.TWINS_NAME)
         self._examples = ExampleReader(artifact, stored.EXAMPLES_NAME, self.info["sources"], self.info["has_texts"])
         self.mostly_differ_F: NDArray[np.bool_] = self.statistics["tokens_differ"] > MOSTLY_DIFFER  # False where NaN
         self._measured()
@@ -140,19 +143,19 @@ class FeatureTable:
         )
         a_owns = (self.partition_F == "A") | ((self.partition_F == "shared") & (r2_a >= r2_b))
         self._owner_F = np.where(a_owns, "A", "B")
-        self._r2 = {
+        self.r2: dict[str, NDArray[Any]] = {
             "r2_a": r2_a,
             "r2_b": r2_b,
             "r2_own": np.where(a_owns, r2_a, r2_b),
             "r2_other": np.where(a_owns, r2_b, r2_a),
             "r2_null": np.where(a_owns, null_b, null_a),
         }
-        own, other = self._r2["r2_own"], self._r2["r2_other"]
-        self._r2["evidence"] = evidence_score(own, other)
-        self._verdict_F = np.full(self.n_features, "", dtype="<U11")
+        own, other = self.r2["r2_own"], self.r2["r2_other"]
+        self.r2["evidence"] = evidence_score(own, other)
+        self.verdict_F = np.full(self.n_features, "", dtype="<U11")
         for side, scale in self.scales.items():
             owned = self._owner_F == side.upper()
-            self._verdict_F[owned] = verdicts(own[owned], other[owned], scale)
+            self.verdict_F[owned] = verdicts(own[owned], other[owned], scale)
 
     @property
     def n_features(self) -> int:
@@ -193,7 +196,7 @@ class FeatureTable:
                 "--predictability"
             )
         of_partition = np.ones(self.n_features, bool) if partition is None else self.partition_F == partition
-        gap_known = ~np.isnan(self._r2["evidence"])
+        gap_known = ~np.isnan(self.r2["evidence"])
         if anywhere:
             of_partition |= gap_known & (self.partition_F == "shared") & (self._owner_F == partition)
         alive = self.statistics["firing_count"] > 0
@@ -224,9 +227,9 @@ class FeatureTable:
                 f"({self.info['crosscoder']})"
             )
         numbers: dict[str, Any] = {name: self.statistics[name][feature].item() for name in _USAGE}
-        numbers |= {name: number_or_none(values[feature]) for name, values in self._r2.items()}
+        numbers |= {name: number_or_none(values[feature]) for name, values in self.r2.items()}
         own, other = numbers["r2_own"], numbers["r2_other"]
-        twins = zip(*(self._twins[name][feature].tolist() for name in ("feature", "correlation")), strict=True)
+        twins = zip(*(self.twins[name][feature].tolist() for name in ("feature", "correlation")), strict=True)
         shown, words = self._examples.read(feature, examples)
         mass_S = self.statistics["activation_by_source"][:, feature]
         shares = {
@@ -239,7 +242,7 @@ class FeatureTable:
             sources=dict(sorted(shares.items(), key=lambda item: -item[1])),
             twins=[Twin(i, str(self.partition_F[i]), value, value >= STRONG) for i, value in twins if i >= 0],
             gap=None if own is None or other is None else own - other,
-            verdict=str(self._verdict_F[feature]) or None,
+            verdict=str(self.verdict_F[feature]) or None,
             tokens_differ=number_or_none(self.statistics["tokens_differ"][feature]),
             words=characteristic_words(words),
             examples=shown,
@@ -251,19 +254,19 @@ class FeatureTable:
         measured."""
         alive_F = self.statistics["firing_count"] > 0
         return {
-            side: calls_of(self._verdict_F[alive_F & (self.partition_F == side.upper())], scale)
+            side: calls_of(self.verdict_F[alive_F & (self.partition_F == side.upper())], scale)
             for side, scale in self.scales.items()
         }
 
     def _sort_key(self, sort: str, partition: str | None) -> NDArray[np.float64]:
         """(F,) smallest first; NaN where there is no evidence."""
         keys: dict[str, NDArray[Any]] = {
-            "evidence": -self._r2["evidence"],
-            "gap": self._r2["r2_other"].astype(np.float64) - self._r2["r2_own"],
+            "evidence": -self.r2["evidence"],
+            "gap": self.r2["r2_other"].astype(np.float64) - self.r2["r2_own"],
             "density": -self.statistics["density"],
             "max": -self.statistics["max_activation"],
             "relative_norm": self.statistics["relative_norm"] * (1 if partition == "B" else -1),
-            "twin": self._twins["correlation"][:, 0],
+            "twin": self.twins["correlation"][:, 0],
             "id": np.arange(self.n_features),
         }
         if sort not in keys:

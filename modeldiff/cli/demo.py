@@ -28,6 +28,7 @@ def _demo(workspace: Workspace, *, quick: bool, seed: int, device: str, force: b
 
 def _print(done: Demo, folder: Path) -> None:
     from modeldiff.cli.differences import print_differences
+    from modeldiff.cli.report import show as print_page
     from modeldiff.cli.steer_tables import print_generations, read_generations
     from modeldiff.contrast.stored import read_contrast
 
@@ -50,6 +51,7 @@ def _print(done: Demo, folder: Path) -> None:
         side, feature = done.steering.settings["model"], done.steering.settings["feature"]
         echo("", f"Model {side} with its feature {feature} pushed, planted: {done.steered.habit.description}")
         print_generations(read_generations(done.steering))
+    print_page(done.diff.report)
     option = "" if str(folder) == "modeldiff-workspace" else f" --workspace {folder}"
     if (curves := done.diff.crosscoder.folder / "figures" / "training.png").exists():
         echo(f"curves:    {curves}")

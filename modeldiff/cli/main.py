@@ -28,6 +28,7 @@ _COMMANDS = {
     "features": "Crosscoder -> its features, listed and shown in context.",
     "contrast": "What each model says that the other does not, and where.",
     "steer": "What a model writes when a feature is pushed.",
+    "report": "All of it -> one page that a colleague opens.",
     "toy": "A benchmark of dictionaries on data whose truth is known.",
     "workspace": "List, show, verify, remove and clean artifacts.",
 }

@@ -24,7 +24,7 @@ from modeldiff.contrast.words import Said
 from modeldiff.sides import OTHER, SIDES
 
 # Texts shown, and characters of each before the place.
-SHOWN, SHOWN_CHARS = 2, 160
+SHOWN, SHOWN_CHARS = 5, 160
 # Words that say where a context holds, and the least share of their places and its places that both hold at.
 WORDS_THERE, _LEAST_THERE = 6, 0.05
 # The feature that an entry is about, when the entry is no feature itself: one that holds at so much of its places.

@@ -32,7 +32,7 @@ from modeldiff.errors import InputError
 from modeldiff.lm.device import device_and_dtype
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 
-SCHEMA = 4
+SCHEMA = 5
 # In each half so many documents that they can be told from one another.
 _LEAST_DOCUMENTS = 4
 

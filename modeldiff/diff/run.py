@@ -1,4 +1,5 @@
-"""Harvest, train, features, stitch, continuations, contrast, in this order; what is up to date answers at once."""
+"""Harvest, train, features, stitch, continuations, contrast, report, in this order; what is up to date answers at
+once."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import estimate
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.harvest.settings import HarvestSettings
+from modeldiff.report.run import run as run_report
+from modeldiff.report.settings import ReportSettings
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.workspace import check_name
 
@@ -30,6 +33,7 @@ class Diff:
     stitch: Artifact
     continuations: Artifact
     contrast: Artifact
+    report: Artifact
 
 
 def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Diff:
@@ -54,7 +58,8 @@ def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None
     say("5/5 contrast: where something is so, one says this and the other that")
     compared = settings.part(ContrastSettings, continuations=continuations.ref, crosscoder=crosscoder.ref)
     contrast = run_contrast(compared, workspace, name=name, force=force)
-    return Diff(activations, crosscoder, features, stitch, continuations, contrast)
+    report = run_report(ReportSettings(contrast=contrast.ref), workspace, force=force)
+    return Diff(activations, crosscoder, features, stitch, continuations, contrast, report)
 
 
 def say_costs(settings: DiffSettings, harvest: HarvestSettings, workspace: Workspace) -> None:

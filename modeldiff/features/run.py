@@ -1,12 +1,14 @@
 """The features stage: a crosscoder and activations in, a `features` artifact out.
 
-Layout (normative; F features, S text sources, E examples of all features together):
+Layout (normative; F features, S text sources, G = min(S, 8), E examples of all features together):
     features.json            format, refs of the inputs, both sides' models and layers, sizes of the partitions, counts
     statistics.safetensors   (F,): density, firing_count, mean_activation, max_activation, relative_norm;
                              tokens_differ: share of its examples at which the two models' tokens begin or end at other
                              characters, NaN when it has none or there are no texts; (S, F): activation_by_source;
                              unless predictability is off also r2_a, r2_b, null_a, null_b (F,), reference_X_Y and
                              difference_X_Y (R,) for the models X (a, b) and Y (own, other, null): evidence.py
+    histogram.safetensors    firings (F, G, 32) uint32: by text source (the first seven, and the others together) and by
+                             activation (catalogue/stored.py: bin_edges)
     twins.safetensors        feature, correlation (F, 3): see correlation.py
     examples.h5              offsets (F + 1,), row, activation (E,); with texts also the arrays of context.py
 """
@@ -41,7 +43,7 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.files import require_free
 from modeldiff.workspace.hdf5 import NewFile, open_hdf5
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -73,6 +75,8 @@ def _build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], w
     if not work.has(stored.TWINS_NAME):
         partition_F = np.repeat(np.arange(len(crosscoder.sizes)), list(crosscoder.sizes.values()))
         work.write_bytes(stored.TWINS_NAME, save(find_twins(result.sample.codes_NF, partition_F)))
+    if not work.has(stored.HISTOGRAM_NAME):
+        work.write_bytes(stored.HISTOGRAM_NAME, save({"firings": statistics.histogram_FGH}))
     evidence: Arrays = {}
     if settings.predictability:
         evidence = kept(

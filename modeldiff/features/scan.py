@@ -1,7 +1,7 @@
 """The streaming pass over the pairs: statistics, top examples and a sample of codes, with a checkpoint after each
 shard.
 
-Legend: B pairs of a block, F features, S text sources.
+Legend: B pairs of a block, F features, S text sources, G groups of them, H bins of a histogram.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
+from modeldiff.catalogue import stored
 from modeldiff.catalogue.stored import Arrays, save_arrays
 from modeldiff.console import progress
 from modeldiff.features.codes import CodeSample, Encoder, SparseCodes, block_rows, by_shard, codes_arrays, joined_codes
@@ -39,7 +40,8 @@ class FeatureStatistics:
 
     Attributes:
         totals: pairs that are counted, and outliers that are left out.
-        count_F: firings; sum_F: of the activations; max_F (float32); source_sum_SF: of the activations by text source.
+        count_F: firings; sum_F: of the activations; max_F (float32); source_sum_SF: of the activations by text source;
+            histogram_FGH (uint32): firings by text source and by activation: stored.py.
     """
 
     def __init__(self, n_features: int, n_sources: int) -> None:
@@ -48,6 +50,7 @@ class FeatureStatistics:
         self.sum_F = np.zeros(n_features)
         self.max_F = np.zeros(n_features, np.float32)
         self.source_sum_SF = np.zeros((n_sources, n_features))
+        self.histogram_FGH = np.zeros((n_features, max(1, min(n_sources, stored.SOURCES)), stored.BINS), np.uint32)
 
     @property
     def pairs(self) -> int:
@@ -66,6 +69,9 @@ class FeatureStatistics:
         self.count_F += np.bincount(codes.feature, minlength=features)
         self.sum_F += np.bincount(codes.feature, value, features)
         np.maximum.at(self.max_F, codes.feature, codes.value)
+        groups, bins = self.histogram_FGH.shape[1:]
+        group = 0 if source_B is None else np.minimum(source_B, groups - 1)[codes.row]
+        np.add.at(self.histogram_FGH.reshape(-1), (codes.feature * groups + group) * bins + _bin(codes.value), 1)
         if source_B is not None:
             # Blocks have few sources, however many there are in all.
             present, source = np.unique(source_B, return_inverse=True)
@@ -81,6 +87,11 @@ class FeatureStatistics:
             "max_activation": self.max_F,
             "activation_by_source": self.source_sum_SF,
         }
+
+
+def _bin(value: NDArray[np.float32]) -> NDArray[np.int64]:
+    """In which bin of a histogram an activation above 0 falls; the first and the last one are open."""
+    return np.clip(np.searchsorted(stored.bin_edges(), value, side="right") - 1, 0, stored.BINS - 1)
 
 
 @dataclass(frozen=True)

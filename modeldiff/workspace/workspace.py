@@ -30,6 +30,7 @@ _COMMANDS = {
     "contrast": "contrast",
     "steering": "steer",
     "transfer": "steer transfer",
+    "report": "report",
     "toy": "toy",
 }
 WORKSPACE_FILE = "workspace.json"

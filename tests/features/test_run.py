@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 import modeldiff.features.codes as codes_module
 import modeldiff.features.scan as scan_module
 import tests.made_activations as made_activations_module
+from modeldiff.catalogue import stored
 from modeldiff.catalogue.table import FeatureTable
 from modeldiff.cli.feature_list import listing_json, print_feature, print_listing
 from modeldiff.errors import DamagedError, InputError
@@ -49,6 +50,14 @@ def test_statistics_equal_the_dense_ones(workspace: Workspace) -> None:
     np.testing.assert_allclose(found["max_activation"], f.max(0), rtol=1e-6)
     odd = (np.arange(len(f)) // 50) % 2 == 1
     np.testing.assert_allclose(found["activation_by_source"], [f[~odd].sum(0), f[odd].sum(0)], rtol=1e-6)
+    edges = stored.bin_edges()
+    assert edges[[0, 8, 10]].tolist() == [1 / 16, 1, 2]
+    edges[0], edges[-1] = 0, np.inf  # the first and the last bin are open
+    firings = load_file(artifact.file("histogram.safetensors"))["firings"]
+    for feature in range(f.shape[1]):
+        for source, of_source in enumerate((f[~odd, feature], f[odd, feature])):
+            expected, _ = np.histogram(of_source[of_source > 0].astype(np.float32), edges)
+            np.testing.assert_array_equal(firings[feature, source], expected)
     # Decoder rows have norm 2 in A and 1 in B.
     np.testing.assert_allclose(found["relative_norm"], [1] * 3 + [2 / 3] * 4 + [0] * 3, rtol=1e-6)
 
