@@ -22,6 +22,7 @@ def page(artifact: Artifact, out: Path | None = None) -> Path:
         return made.absolute()
     from modeldiff.workspace.files import write_bytes
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, made.read_bytes())
     return out.absolute()
 

@@ -46,8 +46,9 @@ def test_every_stage_is_made_from_those_before(done: Diff) -> None:
     for one, source in (
         ("crosscoder", "activations"), ("features", "crosscoder"), ("stitch", "activations"),
         ("contrast", "continuations"), ("contrast", "crosscoder"), ("contrast", "features"),
+        ("report", "contrast:1"), ("report", "features:1"), ("report", "stitch:1"),
     ):  # fmt: skip
-        assert made[one].inputs[source].digest == made[source].digest
+        assert made[one].inputs[source].digest == made[source.partition(":")[0]].digest
     assert made["contrast"].name == "mine"
     assert made["activations"].metrics["pairs"] == 2400
 
@@ -74,8 +75,9 @@ def test_the_same_command_answers_at_once_and_prints_the_list(done: Diff, folder
     assert found["ref"] == done.contrast.ref
     assert found["found"] == 0
     assert found["differences"] == []
-    for ref in ("activations:1", "crosscoder:1", "features:1", "stitch:1", "continuations:1", "contrast:1"):
+    for ref in ("activations:1", "crosscoder:1", "features:1", "stitch:1", "continuations:1", "contrast:1", "report:1"):
         assert f"{ref} is up to date" in said.err
+    assert found["page"] == str(done.report.file("report.html"))
     assert "costs: about" in said.err
     assert [line[:3] for line in said.err.splitlines() if line[1:3] == "/5"] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
     with pytest.raises(SystemExit, match="0"):
