@@ -5,7 +5,7 @@ Words from texts stand in them as they are: whoever shows a sentence makes it ha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from modeldiff.sides import OTHER, SIDES
 
@@ -104,10 +104,14 @@ def _share(interval: dict[str, float]) -> str:
     return f"{interval['value']:.0%} [{interval['low']:.0%}, {interval['high']:.0%}]"
 
 
+def steered_model(one: dict[str, Any]) -> Literal["A", "B"]:
+    """The model to push along an entry's feature: the one that has it, or of a shared one the model that says more."""
+    partition = one["represented"]["partition"] if one["represented"] else "shared"
+    return "A" if "A" in (partition, one["side"]) and partition != "B" else "B"
+
+
 def steer_command(one: dict[str, Any]) -> str:
     """The command that pushes a model along an entry's feature."""
     if one["feature"] is None:
         return "no feature fires at these places alone; `modeldiff steer transfer` takes prompts instead"
-    partition = one["represented"]["partition"] if one["represented"] else "shared"
-    model = partition if partition in ("A", "B") else one["side"]
-    return f'modeldiff steer --model {model} --feature {one["feature"]} --strength 0.5 1 --prompt "..."'
+    return f'modeldiff steer --model {steered_model(one)} --feature {one["feature"]} --strength 0.5 1 --prompt "..."'

@@ -12,6 +12,7 @@ from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.run import run as run_train
 from modeldiff.diff.settings import DiffSettings
+from modeldiff.diff.steering import steer_listed
 from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run as run_stitch
 from modeldiff.features.run import run as run_features
@@ -42,22 +43,25 @@ def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None
     harvest = settings.part(HarvestSettings, seed=0)  # the same pairs for every seed of the training
     check_name(name)
     say_costs(settings, harvest, workspace)
-    say("1/5 harvest: both models read the same texts")
+    say("1/6 harvest: both models read the same texts")
     activations = run_harvest(harvest, workspace, force=force)
-    say("2/5 train: one dictionary, with parts that belong to one model alone")
+    say("2/6 train: one dictionary, with parts that belong to one model alone")
     # Few texts are no reason to stop: a batch is at most a quarter of the pairs.
     batch = max(1, min(2048, int(activations.metrics["pairs"]) // 4))
     training = settings.part(TrainSettings, activations=activations.ref, batch=batch)
     crosscoder = run_train(training, workspace, force=force)
-    say("3/5 features: what each one fires on, and what predicts it")
+    say("3/6 features: what each one fires on, and what predicts it")
     device = settings.device
     features = run_features(FeaturesSettings(crosscoder=crosscoder.ref, device=device), workspace, force=force)
     stitch = run_stitch(StitchSettings(activations=activations.ref, device=device), workspace, force=force)
-    say("4/5 continuations: both models go on from the same places")
+    say("4/6 continuations: both models go on from the same places")
     continuations = run_continuations(settings.part(ContinuationsSettings), workspace, force=force)
-    say("5/5 contrast: where something is so, one says this and the other that")
+    say("5/6 contrast: where something is so, one says this and the other that")
     compared = settings.part(ContrastSettings, continuations=continuations.ref, crosscoder=crosscoder.ref)
     contrast = run_contrast(compared, workspace, name=name, force=force)
+    say("6/6 report: what a push along the features of the list does, and all of it in one page")
+    if settings.steer:
+        steer_listed(settings, contrast, continuations, features, workspace)
     report = run_report(ReportSettings(contrast=contrast.ref), workspace, force=force)
     return Diff(activations, crosscoder, features, stitch, continuations, contrast, report)
 

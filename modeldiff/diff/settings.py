@@ -26,5 +26,7 @@ class DiffSettings(ListSettings, OfRecords):
     """Steps of training; two passes over the pairs but at least 2000 if left out."""
     places: int = setting(default=6000, least=40)
     """Both models continue the texts from about this many places."""
+    steer: bool = setting(default=True)
+    """Push the features of the list, at a few places where nothing of it holds; the page shows what that does."""
     seed: int = setting(default=0, least=0)
     """Of the training, the places and the sampling."""
