@@ -1,22 +1,31 @@
 "use strict";
-// The table of all features. Texts reach the page as textContent alone.
-(async () => {
-  const PAGE = 50;
-  const $ = (id) => document.getElementById(id);
-  const make = (kind, text = "", name = "") => {
-    const made = document.createElement(kind);
-    made.textContent = text;
-    if (name) made.className = name;
-    return made;
+// Differences are opened by links to them, and for printing.
+(() => {
+  const linked = () => {
+    const one = /^#difference-\d+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
+    if (one) { one.open = true; one.scrollIntoView(); }
   };
-
-  // Before printing, everything about the differences is opened; what was closed is closed again.
+  addEventListener("hashchange", linked);
+  linked();
   let closed = [];
   addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("#differences details:not([open])")];
     for (const one of closed) one.open = true;
   });
   addEventListener("afterprint", () => { for (const one of closed) one.open = false; });
+})();
+
+// The table of all features. Texts reach the page as textContent alone.
+(async () => {
+  const PAGE = 50;
+  const $ = (id) => document.getElementById(id);
+  if (!$("data")) return;
+  const make = (kind, text = "", name = "") => {
+    const made = document.createElement(kind);
+    made.textContent = text;
+    if (name) made.className = name;
+    return made;
+  };
 
   const packed = Uint8Array.from(atob($("data").textContent), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));

@@ -185,7 +185,7 @@ def test_a_list_without_a_crosscoder_has_a_page_too(done: Diff, sources: Sources
     words = Sources(sources.workspace, done.contrast, sources.continuations, None, None, None, {}, [])
     made = Read(page(content(words, ReportSettings())))
     assert "Nothing beyond chance" in made.text
-    assert "script" not in made.inside
+    assert [one for tag, one in made.elements if tag == "script"] == [{}]
 
 
 def test_the_command_says_where_the_page_is(
