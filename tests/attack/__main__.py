@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from tests.attack import damage, disk, environment, fuzz, judge, kills, terminal
+from tests.attack import browser, damage, disk, environment, fuzz, judge, kills, terminal
 from tests.attack.child import Outcome
 from tests.attack.world import World, build
 
@@ -24,6 +24,7 @@ ATTACKS: dict[str, tuple[Callable[[World, Path, int, int], Tried], int]] = {
     "environment": (environment.attack, 0),
     "terminal": (terminal.attack, 0),
     "judge": (judge.attack, 0),
+    "browser": (browser.attack, 0),
 }
 """By name: the attack, and how often it is tried; 0: its own list of cases."""
 

@@ -39,13 +39,13 @@ def raw(outcome: Outcome) -> str | None:
     return None
 
 
-def build_hostile(world: World, folder: Path) -> Path:
+def build_hostile(world: World, folder: Path, hostile: str = HOSTILE) -> Path:
     """A workspace whose texts, labels, names and settings are hostile."""
     folder.mkdir()
     records = [json.loads(line) for line in (world.folder / "texts.jsonl").read_text().splitlines()]
     texts = folder / "texts.jsonl"
-    lines = [json.dumps({"text": f"{HOSTILE} {one['text']} {HOSTILE}", "source": HOSTILE}) for one in records]
-    texts.write_text("\n".join([*lines, '{"text": 3}', json.dumps({HOSTILE: 1})]) + "\n")
+    lines = [json.dumps({"text": f"{hostile} {one['text']} {hostile}", "source": hostile}) for one in records]
+    texts.write_text("\n".join([*lines, '{"text": 3}', json.dumps({hostile: 1})]) + "\n")
     workspace = folder / "ws"
     for stage in world.stages:
         args = [str(texts) if word == str(world.folder / "texts.jsonl") else word for word in stage.args]

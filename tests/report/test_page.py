@@ -25,11 +25,11 @@ from modeldiff.report.settings import ReportSettings
 from modeldiff.report.sources import Sources
 from modeldiff.workspace import Workspace
 from tests.contrast.conftest import make_texts
+from tests.report.made_entry import FEATURE, entry
 from tests.tiny_models import save_tiny
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\x1b[2J\u202eevil"
 SHOWN = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}␛[2J\ufffdevil"
-FEATURE = 3
 
 
 class Read(HTMLParser):
@@ -86,31 +86,8 @@ def sources(done: Diff) -> Sources:
     return Sources.of(Workspace(done.contrast.folder.parents[1]), done.contrast)
 
 
-def entry() -> dict[str, Any]:
-    """A verified difference, as contrast.json holds it, whose words and texts are hostile."""
-    word = {"word": EVIL, "a": 0.1, "b": 0.6, "a_elsewhere": 0.0, "b_elsewhere": 0.125}
-    rates = {"unchanged": 0.6, "removed_together": 0.05, "removed_together_random": 0.55}
-    share = {"value": 0.9, "low": 0.5, "high": 1.2}
-    return {
-        "rank": 1, "context": {"kind": "word", "name": EVIL}, "also": [], "feature": FEATURE, "verified": True,
-        "side": "B", "effect": 0.4, "low": 0.2, "high": 0.6, "p": 0.001, "places": 20, "documents": 9,
-        "any_word": {"a": 0.1, "b": 0.6, "a_elsewhere": 0.0, "b_elsewhere": 0.125}, "a_says": [], "b_says": [word],
-        "sources": {EVIL: 1.0}, "words_there": [], "texts": [{"before": EVIL, "a": EVIL, "b": EVIL}],
-        "represented": {
-            "partition": "shared", "r2_a": 0.5, "r2_b": 0.6, "owner": "B", "verdict": "predictable", "twin": None,
-            "where": "in both models, used differently",
-        },
-        "cause": {
-            "side": "b", "places": 12, "rates": {"a": {"unchanged": 0.1}, "b": rates},
-            "together": {
-                "features": [FEATURE, 4], "verdict": "cause", "settled": True, "closed": share, "closed_random": share,
-            },
-        },
-    }  # fmt: skip
-
-
 def with_a_difference(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> Read:
-    found = {**read_contrast(sources.contrast), "differences": [entry()], "found": 1, "candidates": 2}
+    found = {**read_contrast(sources.contrast), "differences": [entry(EVIL)], "found": 1, "candidates": 2}
     monkeypatch.setattr("modeldiff.report.content.read_contrast", lambda _: found)
     return Read(page(content(sources, ReportSettings())))
 
