@@ -14,6 +14,11 @@ from modeldiff.workspace import Artifact, Workspace
 from tests.attack.child import call
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
+TINY_TOY = tuple(
+    "--preset quick --tables sizes --seeds 1 --architectures standard dfc --jobs 1 "
+    "--concepts 16 --width-a 8 --width-b 8 --sizes 1 --steps 30".split()
+)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -91,20 +96,6 @@ def _stages(folder: Path) -> list[Stage]:
     np.save(vector, np.random.default_rng(0).standard_normal(16).astype(np.float32))
     often = ("--checkpoint-seconds", "0.05")
     short = ("--max-new-tokens", "4")
-    toy = (
-        "--preset",
-        "quick",
-        "--tables",
-        "sizes",
-        "--seeds",
-        "1",
-        "--architectures",
-        "standard",
-        "dfc",
-        "--jobs",
-        "1",
-    )
-    toy += ("--concepts", "16", "--width-a", "8", "--width-b", "8", "--sizes", "1", "--steps", "30")
     contrast = ("contrast", "--no-cause", "--places", "40", "--tokens", "3", "--least", "4", *cpu)
     return [
         Stage("activations", ("harvest", *models, *texts, *harvest)),
@@ -124,5 +115,5 @@ def _stages(folder: Path) -> list[Stage]:
             "transfer",
             ("steer", "transfer", "--from", "A", "--vector", str(vector), "--prompt", "ab", *short, *cpu),
         ),
-        Stage("toy", ("toy", *toy, *cpu)),
+        Stage("toy", ("toy", *TINY_TOY, *cpu)),
     ]
