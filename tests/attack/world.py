@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from modeldiff.workspace import Artifact, Workspace
 from tests.attack.child import call
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
-TINY_TOY = tuple(
+TINY_TOY = shlex.split(
     "--preset quick --tables sizes --seeds 1 --architectures standard dfc --jobs 1 "
-    "--concepts 16 --width-a 8 --width-b 8 --sizes 1 --steps 30".split()
+    "--concepts 16 --width-a 8 --width-b 8 --sizes 1 --steps 30"
 )
 
 
