@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from modeldiff.console import muted
 from modeldiff.format import flat, print_json, table
 from modeldiff.records import hints, to_json
 from modeldiff.settings import Settings, field_docs, option_of, own_first
+from modeldiff.settings_file import read_settings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 class _Command(click.Command):
     """A command whose options of several values take all values up to the next option: `--texts a b --pairs 100`. A
     negative number is a value, and so is a range that begins with one (-4:4:0.5)."""
+
+    settings: type[Settings] | None = None
+    """Of the stage that it runs, if it does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._one_by_one(ctx, args))
@@ -121,6 +125,33 @@ def workspace_option() -> click.Option:
     )
 
 
+def config_option(cls: type[Settings], *, several: Collection[str] = ()) -> click.Option:
+    """`--config`: a file gives what the command line does not; see settings_file.py."""
+
+    def keep(ctx: click.Context, _param: click.Parameter, file: Path | None) -> None:
+        if file is not None:
+            ctx.default_map = read_settings(file, cls, several=several)
+
+    return click.Option(
+        ["--config"],
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        callback=keep,
+        expose_value=False,
+        is_eager=True,
+        help="A .toml or .yaml file with settings of this command, by name: `k_start = 320` or `k-start: 320`. Options "
+        "of the command line win over it. `modeldiff workspace show REF --config` writes one.",
+    )
+
+
+def settings_class(ctx: click.Context, words: Sequence[str]) -> type[Settings] | None:
+    """Of the stage that the command with these words runs."""
+    command: click.Command | None = ctx.find_root().command
+    for word in words:
+        command = command.get_command(ctx, word) if isinstance(command, click.Group) else None
+    return getattr(command, "settings", None)
+
+
 def artifact_json(artifact: Artifact) -> dict[str, Any]:
     """What `--json` prints about an artifact: its manifest without the files."""
     manifest = to_json(artifact.manifest)
@@ -136,7 +167,7 @@ def plain_command(
     short_help: str | None = None,
     help: str,
     lines: Sequence[str],
-) -> click.Command:
+) -> _Command:
     """A command that calls `run(workspace, as_json=..., **values of params)`.
 
     subcommands: called by a name behind this one's, in place of `run`; lines: examples of the command.
@@ -211,8 +242,11 @@ def stage_command(
         *options,
         click.Option(["--name"], metavar="LABEL", help="A name for the artifact, to refer to it by."),
         click.Option(["--force"], is_flag=True, help="Run even when the cached artifact is up to date."),
+        config_option(settings),
     ]
-    return plain_command(name, run_and_show, params=params, **about)
+    command = plain_command(name, run_and_show, params=params, **about)
+    command.settings = settings
+    return command
 
 
 def show_metrics(artifact: Artifact) -> None:

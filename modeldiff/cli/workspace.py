@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import shutil
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import artifact_json, examples, plain_command
+from modeldiff.cli.common import artifact_json, examples, plain_command, settings_class
 from modeldiff.console import confirm, echo, progress, say
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.format import Columns, flat, print_json, table
+from modeldiff.settings import RemoteCode
+from modeldiff.settings_file import settings_of, to_toml
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
@@ -71,15 +74,39 @@ def _list(workspace: Workspace, *, as_json: bool, kind: str | None) -> None:
         say(f"damaged, not listed: {folder}: {why}")
 
 
-@_subcommand("modeldiff workspace show crosscoder:latest", params=[click.Argument(["ref"])])
-def _show(workspace: Workspace, *, as_json: bool, ref: str) -> None:
+@_subcommand(
+    "modeldiff workspace show crosscoder:latest",
+    "modeldiff workspace show crosscoder:2 --config > mine.toml",
+    params=[
+        click.Argument(["ref"]),
+        click.Option(["--config"], is_flag=True, help="Print a file for --config of the command that makes it again."),
+    ],
+)
+def _show(workspace: Workspace, *, as_json: bool, ref: str, config: bool) -> None:
     """Settings, inputs, metrics and files of one artifact."""
     artifact = workspace.resolve(ref)
+    if config:
+        _show_config(artifact)
+        return
     data = artifact_json(artifact) | {"files": {name: one.size for name, one in artifact.manifest.files.items()}}
     if as_json:
         print_json(data)
     else:
         table(artifact.ref, [("", "left"), ("value", "left")], flat(data))
+
+
+def _show_config(artifact: Artifact) -> None:
+    from modeldiff.workspace.workspace import command_of
+
+    command = command_of(artifact.kind)
+    cls = settings_class(click.get_current_context(), command.split()[1:])
+    if cls is None:
+        raise InputError(f"no command of this modeldiff makes {artifact.ref}")
+    values = settings_of(artifact, cls)
+    echo(f"# {command} --config FILE    makes {artifact.ref} again; paths are those that were given then")
+    if any(artifact.settings.get(field.name) for field in dataclasses.fields(RemoteCode)):
+        echo("# It was made with --trust-remote-code, which a file from a workspace does not give.")
+    echo(*to_toml(values))
 
 
 @_subcommand(

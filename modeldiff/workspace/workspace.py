@@ -145,7 +145,7 @@ class Workspace:
         folders = self._folders(kind)
         if not folders:
             raise InputError(
-                f"no {kind} in {self.folder}: run `{_command_of(kind)}` first, or choose another --workspace"
+                f"no {kind} in {self.folder}: run `{command_of(kind)}` first, or choose another --workspace"
             )
         for folder in folders:
             if folder.name == (folders[-1].name if rest == _LATEST else rest):
@@ -185,7 +185,7 @@ class Workspace:
                 return candidate
         raise InputError(
             f"{artifact.ref} was made from {made_from.label}, which is not in {self.folder} any more: "
-            f"run `{_command_of(kind)}` again, or name another with --{kind}"
+            f"run `{command_of(kind)}` again, or name another with --{kind}"
         )
 
     def remove(self, folder: Path) -> None:
@@ -253,5 +253,6 @@ class Workspace:
         return sorted(versions, key=lambda entry: int(entry.name))
 
 
-def _command_of(kind: str) -> str:
+def command_of(kind: str) -> str:
+    """The command that makes artifacts of a kind."""
     return f"modeldiff {_COMMANDS.get(kind, f'features {kind}')}"
