@@ -93,6 +93,10 @@ class TrainSettings(OnDevice):
     """What matrices are multiplied in (weights stay float32); auto is bfloat16 on CUDA, float32 elsewhere."""
     checkpoint_seconds: float = setting(default=60.0, result=False, least=0)
     """Seconds between two checkpoints; longer where writing one takes more than a twentieth of that."""
+    log: Literal["tensorboard", "wandb", "trackio"] | None = setting(default=None, result=False)
+    """Follow the run there, too; training.jsonl is always written. tensorboard: `tensorboard --logdir WORKSPACE`;
+    wandb and trackio: project `modeldiff`, or WANDB_PROJECT, TRACKIO_PROJECT. A run that goes on after an interruption
+    is the same run there."""
 
     def check(self) -> None:
         """What concerns several values."""

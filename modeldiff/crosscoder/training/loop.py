@@ -22,6 +22,7 @@ from modeldiff.crosscoder.audits.auditor import audit_note
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.saving import read_metadata, read_tensors
 from modeldiff.crosscoder.training.data import PairStream
+from modeldiff.crosscoder.training.loggers import Log
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError, ModeldiffError
 from modeldiff.records import check_fields
@@ -34,9 +35,9 @@ _SIZES = {"A": "n_a_only", "shared": "n_shared", "B": "n_b_only"}
 _COUNTERS, _AVERAGES = ("step", "left_out", "auxk_nan"), ("threshold", "threshold_designated")
 
 
-def train(trainer: Trainer, stream: PairStream, checkpoint: Path, timings: Path, seconds: float) -> str:
+def train(trainer: Trainer, stream: PairStream, checkpoint: Path, timings: Path, seconds: float, log: Log) -> str:
     """Train to the last step, from the checkpoint (written again after some `seconds`) if there is a sound one. Returns
-    training.jsonl; to `timings`, pairs per second and the share of the time spent waiting for data are appended."""
+    training.jsonl, `log` gets its lines; to `timings`, pairs/s and the share of the time spent waiting are appended."""
     recipe, first = trainer.recipe, trainer.processes.first
     lines = [read_checkpoint(checkpoint, trainer) if is_sound(checkpoint) else ""]
     due = CheckpointClock(seconds)
@@ -54,6 +55,7 @@ def train(trainer: Trainer, stream: PairStream, checkpoint: Path, timings: Path,
             line = trainer.update(x_a, x_b)
             if line:
                 lines.append(json.dumps(line) + "\n")
+                log(line["step"], line)
                 if begun_at is not None:
                     elapsed, done = max(1e-9, time.monotonic() - began), (trainer.step - begun_at) * recipe.batch
                     record = {"step": trainer.step, "pairs_per_second": round(done / elapsed, 1)}

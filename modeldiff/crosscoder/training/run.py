@@ -4,11 +4,13 @@ config.json, model.safetensors   the crosscoder
 training.jsonl                   metrics of every logged step, deterministic
 figures/training.png             the same as a picture
 logs/throughput.jsonl            timings
+logs/events.out.tfevents.*       with --log tensorboard
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.data import PairStream
 from modeldiff.crosscoder.training.figure import training_figure
+from modeldiff.crosscoder.training.loggers import Followed, Follower, Log
 from modeldiff.crosscoder.training.loop import train
 from modeldiff.crosscoder.training.losses import Quality, by_partition
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
@@ -144,8 +147,13 @@ class _Training:
         work.environment.update(device=str(self.device), dtype=self.precision)
         if self.shards:
             work.environment["processes"] = self.shards.world
+        name = f"{self.settings.architecture}-{self.config.n_features}-k{self.recipe.k}-seed{self.recipe.seed}"
+        run = Followed(
+            f"{name}-{work.folder.name[:8]}", work.folder.name, work.folder / "logs", self.settings.to_json()
+        )
         try:
-            return self._build(work)
+            with closing(Follower(self.settings.log if work.rank == 0 else None, run)) as follower:
+                return self._build(work, follower)
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
                 raise
@@ -154,12 +162,12 @@ class _Training:
                 "use fewer --features or a smaller --batch; the run continues from its last checkpoint otherwise"
             ) from None
 
-    def _build(self, work: Work) -> dict[str, Any]:
+    def _build(self, work: Work, follower: Follower) -> dict[str, Any]:
         checkpoint = work.resume / "checkpoint.safetensors"
         written = checkpoint.stat().st_size if checkpoint.exists() else 0
         size = f"a training of {self.config.n_features:,} features"
         require_free(work.folder, disk(self.config)["needed"] - written, size)
-        crosscoder, log, figures = self._trained(checkpoint, work.folder / "logs/throughput.jsonl")
+        crosscoder, log, figures = self._trained(checkpoint, work.folder / "logs/throughput.jsonl", follower.log)
         if crosscoder is None:
             return {}
         recipe = self.recipe
@@ -173,6 +181,7 @@ class _Training:
             )
         say(f"evaluate on {sum(len(block) for block in self.held_out):,} held-out pairs")
         evaluation = evaluate(crosscoder, self.store, self.held_out, self.settings.outlier_factor)
+        follower.log(recipe.steps, {"held_out": evaluation})
         work.write_bytes(_LOG_NAME, log.encode())
         lines = [json.loads(line) for line in log.splitlines()]
         title = f"{_sizes(crosscoder.config)}, k {recipe.k}, on {self.store.artifact.ref}"
@@ -194,7 +203,7 @@ class _Training:
             "held_out": evaluation,
         }
 
-    def _trained(self, checkpoint: Path, timings: Path) -> tuple[Crosscoder | None, str, dict[str, Any]]:
+    def _trained(self, checkpoint: Path, timings: Path, log: Log) -> tuple[Crosscoder | None, str, dict[str, Any]]:
         """The whole crosscoder, in the first process, and log and figures of the run. What only training needs is
         freed."""
         config, recipe = self.config, self.recipe
@@ -210,7 +219,7 @@ class _Training:
         stream = PairStream(
             self.store, self.blocks, batch=recipe.batch, seed=recipe.seed, buffer_bytes=buffer_bytes, device=self.device
         )
-        log = train(trainer, stream, checkpoint, timings, self.settings.checkpoint_seconds)
+        written = train(trainer, stream, checkpoint, timings, self.settings.checkpoint_seconds, log)
         dead = trainer.by_partition(trainer.dead())
         figures = {
             "left_out": trainer.left_out,
@@ -222,7 +231,7 @@ class _Training:
         if whole is not None:
             whole.zero_grad()
             whole.to(self.device).set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
-        return whole, log, figures
+        return whole, written, figures
 
 
 @torch.no_grad()
