@@ -51,6 +51,7 @@ _HOMES = {
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",
     "run_train": "modeldiff.crosscoder.training.run",
+    "run_sweep": "modeldiff.crosscoder.training.sweep",
     "run_features": "modeldiff.features.run",
     "run_continuations": "modeldiff.contrast.continuations",
     "run_contrast": "modeldiff.contrast.run",

@@ -67,13 +67,17 @@ def _is_option(text: str) -> bool:
     return False
 
 
-def settings_options(cls: type[Settings]) -> list[click.Parameter]:
-    """One option for each field of a settings class; the field's docstring is its help."""
+def settings_options(cls: type[Settings], *, several: Collection[str] = ()) -> list[click.Parameter]:
+    """One option for each field of a settings class; the field's docstring is its help. several: fields whose options
+    take several values, none by default."""
     types_of, docs = hints(cls), field_docs(cls)
-    return [_option(field, types_of[field.name], docs[field.name]) for field in own_first(cls)]
+    return [
+        _option(field, types_of[field.name], docs[field.name], several=field.name in several)
+        for field in own_first(cls)
+    ]
 
 
-def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Parameter:
+def _option(field: dataclasses.Field[Any], hint: Any, doc: str, *, several: bool) -> click.Parameter:
     if field.metadata["argument"]:
         return click.Argument([field.name], nargs=-1, metavar=f"{field.name.upper()}...")
     flag = option_of(field)
@@ -84,9 +88,15 @@ def _option(field: dataclasses.Field[Any], hint: Any, doc: str) -> click.Paramet
         return click.Option([f"{flag}/--no-{flag[2:]}", field.name], **kwargs)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    if several:
+        default = "" if field.default is None else f"  [default: {field.default}]"
+        kwargs = {"help": doc + default, "default": (), "show_default": False}
+        hint = tuple[hint, ...]
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
         metavar = {float: "NUMBER", int: "INTEGER", Path: "FILE"}.get(hint, "TEXT")
+        if typing.get_origin(hint) is Literal:
+            metavar = "|".join(typing.get_args(hint))
         kwargs |= {"multiple": True, "metavar": f"{metavar}..."}
     return click.Option([flag, field.name], type=_click_type(hint), **kwargs)
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "demo": "The diff of a bundled pair of small models, with the truth.",
     "harvest": "Texts + two models -> paired activations.",
     "train": "Activations -> a crosscoder: features of A, shared, of B.",
+    "sweep": "Several crosscoders: seeds, sizes, k, and how good they are.",
     "features": "Crosscoder -> its features, listed and shown in context.",
     "contrast": "What each model says that the other does not, and where.",
     "steer": "What a model writes when a feature is pushed.",

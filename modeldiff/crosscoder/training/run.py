@@ -63,7 +63,7 @@ def run(settings: TrainSettings, workspace: Workspace, *, name: str | None = Non
         MachineError: not enough memory or disk; no such device; another process of the run was lost.
     """
     ours = ranks()
-    return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
+    return produce_together(ours, workspace, partial(prepare, settings, workspace, ours), name=name, force=force)
 
 
 def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None = None) -> dict[str, Any]:
@@ -108,7 +108,8 @@ def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None
     }
 
 
-def _prepare(settings: TrainSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
+def prepare(settings: TrainSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
+    """What is to be made, and how. Raises as `run`, for what is wrong before the work begins."""
     source = workspace.find("activations", settings.activations)
     if settings.activations is None:
         say(f"train on {source.ref} (the latest)")
