@@ -13,6 +13,7 @@ Layout (normative):
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
     source = workspace.find("continuations", settings.continuations)
     crosscoder = crosscoder_for(workspace, source, settings.crosscoder) if "feature" in settings.contexts else None
     features = features_of(workspace, crosscoder) if crosscoder else None
+    # Kept as it was: there may be one when this is made again.
+    settings = settings if crosscoder else replace(settings, crosscoder="none")
     given = {"continuations": source, "crosscoder": crosscoder, "features": features}
     device, dtype, names = device_and_dtype(settings)
 

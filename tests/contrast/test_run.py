@@ -59,6 +59,7 @@ def test_a_planted_difference_is_found_and_nothing_else(found: Artifact) -> None
 def test_contrast_json_says_what_was_compared(found: Artifact) -> None:
     contrast = read_contrast(found)
     assert (contrast["continuations"], contrast["crosscoder"], contrast["features"]) == ("continuations:1", None, None)
+    assert found.settings["crosscoder"] == "none", "made again, it has none either"
     assert contrast["models"] == {"a": "org/model-a", "b": "org/model-b"}
     assert (contrast["places"], contrast["documents"]) == (320, 160)
     assert set(contrast["contexts"]) == {"everywhere", "source", "word"}
