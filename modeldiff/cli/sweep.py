@@ -73,8 +73,8 @@ command = plain_command(
     "The options are those of `modeldiff train`, with one value or several; every combination is trained. Each is the "
     "artifact that `modeldiff train` makes of its settings, to the bit: what is there already answers at once, and an "
     "interrupted sweep continues with the same command. One that fails does not stop the others.\n\n"
-    "They are trained one after the other, and each reads the pairs anew, in the order of its seed: on a processor that "
-    "is 1 to 3 % of the time, also of small dictionaries.",
+    "They are trained one after the other, and each reads the pairs anew, in the order of its seed: on a processor "
+    "that is 1 to 3 % of the time, also of small dictionaries.",
     lines=[
         "modeldiff sweep --seed 0 1 2",
         "modeldiff sweep --features 4096 16384 --k 32 64 128 --json",
