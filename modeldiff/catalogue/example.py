@@ -1,4 +1,26 @@
-"""Reading the examples of a features artifact: text for people, with the places marked at which the feature fires."""
+"""Reading the examples of a features artifact: text for people, with the places marked at which the feature fires.
+
+Layout (normative; F features, E examples of all together, those of a feature strongest first; what has a ? is absent
+when activations have no texts):
+    examples.h5
+        offsets (F + 1,) int64              the examples of feature i are those from offsets[i] to offsets[i + 1]
+        row (E,) int64                      row in the whole store of activations
+        activation (E,) float32             the feature's, normalised units
+        document? (E,) int64                running number of the document in the harvest
+        source? (E,) int32                  index into `sources` of features.json
+        centre? (E,) int32                  which of the words shown ends at the example
+        tokens_differ? (E,) bool            whether the two models' tokens there begin or end at other characters
+        text/offsets?, words/offsets? (E + 1,) int64    what is shown of example i are the bytes, and the words, from
+                                            offsets[i] to offsets[i + 1]; a word is what ends at a pair
+        text/bytes? (C,) uint8              UTF-8 of the text shown
+        words/start?, words/end? (V,) int32    characters of the text shown
+        words/activation? (V,) float32      the feature's at the end of the word
+        tokens_a/offsets?, tokens_b/offsets? (E + 1,) int64    likewise the models' tokens inside of the text shown
+        tokens_a/start?, tokens_a/end? (Ta,) int32
+        tokens_a/activation? (Ta,) float32    the feature's at the end of the token; 0 where no pair ends
+        tokens_b/start?, tokens_b/end? (Tb,) int32
+        tokens_b/activation? (Tb,) float32
+"""
 
 from __future__ import annotations
 
@@ -20,13 +42,10 @@ from modeldiff.workspace.hdf5 import open_hdf5
 _Types = dict[str, type[np.generic]]
 
 FIXED: _Types = {"document": np.int64, "source": np.int32, "centre": np.int32, "tokens_differ": np.bool_}
-"""Per example: the document's running number in the harvest, the index of its source, which of the words the example
-is, and whether the two models' tokens there begin or end at other characters."""
+"""Arrays with one value for each example."""
 _SPANS: _Types = {"start": np.int32, "end": np.int32, "activation": np.float32}
 RAGGED: dict[str, _Types] = {"text": {"bytes": np.uint8}, "words": _SPANS, "tokens_a": _SPANS, "tokens_b": _SPANS}
-"""Lists per example, one after the other: UTF-8 of the window, and spans of it (characters). A token that ends at no
-pair has the activation 0. In a file `words/offsets` (E + 1,) says where each list begins, `words/start` and so on (V,)
-are its fields."""
+"""Lists of each example, one after the other, and their fields."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""config.json of a crosscoder: its partition, the units it works in, and how it encodes."""
+"""config.json of a crosscoder: its partition, the units it works in, and how it encodes. Its formula: saving.py."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class CrosscoderConfig(Units):
 
     format: int = FORMAT
     n_a_only: int = bounded(least=0)
+    """Features that A alone has; likewise the next two."""
     n_shared: int = bounded(least=0)
     n_b_only: int = bounded(least=0)
     n_designated: int = bounded(default=0, least=0)

@@ -1,4 +1,26 @@
-"""A crosscoder on disk and on the hub: config.json beside model.safetensors, read strictly."""
+"""A crosscoder on disk and on the hub: config.json beside model.safetensors, read strictly.
+
+Layout (normative; of the other files: training/run.py; F features, Fa and Fb those that A and B have, in their order):
+    config.json                   fields of `CrosscoderConfig`
+    model.safetensors             normalised units; row i of a matrix is of feature i, of w_*_b of feature n_a_only + i
+        w_enc_a, w_dec_a (Fa, Da) float32
+        w_enc_b, w_dec_b (Fb, Db) float32
+        b_enc (F,) float32
+        b_dec_a (Da,) float32
+        b_dec_b (Db,) float32
+
+With raw activations x_a and x_b of a pair, the names of config.json, and A, S and B for the n_a_only, n_shared and
+n_b_only features of these parts, in this order (Fa: A and S; Fb: S and B):
+
+    pre(A) = x_a scale_a w_enc_a'                  pre(B) = x_b scale_b w_enc_b'
+    pre(S) = x_a scale_a w_enc_a' + x_b scale_b w_enc_b', half of it where combine is "mean"
+    f = pre + b_enc where (pre + b_enc) s > threshold, else 0
+    reconstruction of A = (f(A, S) w_dec_a + b_dec_a) / scale_a, of B likewise from f(S, B)
+
+s is 1 for the selection "activation"; with |a| and |b| the norms of a feature's rows of w_dec_a and w_dec_b (0 where it
+has none), "l2": sqrt(|a|² + |b|²), "sum": |a| + |b|, "mean": |a| + |b|, half of it for S. The first n_designated
+features of S have threshold_designated in place of threshold.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,39 @@
 """The features stage: a crosscoder and activations in, a `features` artifact out.
 
-Layout (normative; F features, S text sources, G = min(S, 8), E examples of all features together):
-    features.json            format, refs of the inputs, both sides' models and layers, sizes of the partitions, counts
-    statistics.safetensors   (F,): density, firing_count, mean_activation, max_activation, relative_norm;
-                             tokens_differ: share of its examples at which the two models' tokens begin or end at other
-                             characters, NaN when it has none or there are no texts; (S, F): activation_by_source;
-                             unless predictability is off also r2_a, r2_b, null_a, null_b (F,), reference_X_Y and
-                             difference_X_Y (R,) for the models X (a, b) and Y (own, other, null): evidence.py
-    histogram.safetensors    firings (F, G, 32) uint32: by text source (the first seven, and the others together) and by
-                             activation (catalogue/stored.py: bin_edges)
-    twins.safetensors        feature, correlation (F, 3): see correlation.py
-    examples.h5              offsets (F + 1,), row, activation (E,); with texts also the arrays of context.py
+Layout (normative; of examples.h5: catalogue/example.py; F features, S text sources; what has a ? is absent without
+predictability; activations of features are in normalised units):
+    features.json
+        format
+        crosscoder, activations             what was measured, on what
+        sides.*                             by side, fields of `SideInfo` (workspace/activations.py)
+        partitions                          first feature of each (A, shared, B), and the one behind its last
+        sources, has_texts                  as in the activations' store.json
+        predictability                      whether it was measured
+        scales.*                            by side, fields of `Scale` (linear/verdict.py)
+        differences.*                       by side, fields of `Baseline` (linear/verdict.py)
+        pairs, outliers                     measured; left out for their norm
+        sample_pairs                        on which twins and predictability were measured
+        dead                                by partition, features that never fired
+    statistics.safetensors
+        density (F,) float64                share of the pairs on which it fires
+        firing_count (F,) int64             number of them
+        mean_activation, max_activation (F,) float32    where it fires; 0 where it never does
+        activation_by_source (S, F) float64    sum of its activations on the texts of each source
+        relative_norm (F,) float32          1: only in A's decoder, 0: only in B's
+        tokens_differ (F,) float32          share of its examples at which the two models' tokens differ; NaN: none
+        r2_{a,b}? (F,) float32              held-out R² of its activation from either model's; NaN: it fires too rarely
+        null_{a,b}? (F,) float32            the same in permuted pairs
+        reference_a_{own,other,null}? (Ra,) float32    of shared features read from A alone: R² from A, from B, and from
+                                            B in permuted pairs
+        reference_b_{own,other,null}? (Rb,) float32    likewise of B
+        difference_a_{own,other,null}? (Ca,) float32    of differences of two activations of A
+        difference_b_{own,other,null}? (Cb,) float32
+    histogram.safetensors
+        firings (F, min(S, 8), 32) uint32    number of firings by source (of more than 8, the last counts the others)
+                                            and by activation (bins: `bin_edges`, catalogue/stored.py)
+    twins.safetensors                       features of other partitions that fire most alike, most first
+        feature (F, 3) int32                -1: there is none
+        correlation (F, 3) float32          of the two activations
 """
 
 from __future__ import annotations

@@ -3,6 +3,13 @@
 The two sides do not depend on each other, nor do the shards. Batches are made inside a shard, so that a shard's bytes
 are the same whether the run was interrupted or not. Wide shards are read and written in parts, to bound the memory.
 
+Layout (normative):
+    logs/capture.jsonl?              a line for each file of rows; absent when activations were imported. Of several
+                                     processes the others write logs/capture-00001.jsonl and so on
+        side, shard, pairs           what was written
+        tokens                       read by the model, padding included
+        seconds, pairs_per_second
+
 Legend: B sequences, T tokens, D width, N pairs of the shard.
 """
 

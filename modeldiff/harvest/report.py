@@ -1,4 +1,27 @@
-"""What the alignment kept and lost, counted per side and per script: alignment.json."""
+"""What the alignment kept and lost, counted per side and per script.
+
+Layout (normative):
+    alignment.json?                 absent when activations were imported
+        align, pair_at              how it was aligned, and which pairs were kept (`modeldiff harvest --help`)
+        pairs                       harvested
+        pairs_by_source             of the texts that were read, by label
+        shares_kept.*               by side, 0 to 1, of what was read
+            tokens, characters      white space and tokens that are no part of a text do not count
+            by_script.*             by script; numbers, punctuation, symbols and the rest count as scripts
+                tokens, characters
+        characters                  number read, by script
+        documents, documents_without_pairs    number read, and of those that gave none
+        chats_cut                   chats that were read up to a message that a model's template does not show
+        left_out                    records that could not be used
+            records                 number
+            reasons                 number by reason
+            first                   the first ones by name
+        lost_tails                  documents whose end no pair reaches, and tokens behind the last one
+            documents, tokens_a, tokens_b
+        sides.*                     by side, numbers by script: tokens; those of them, and the characters, that were kept
+            tokens, kept, characters_kept
+            windows                 number of pairs by their window (`PairTable`, workspace/plan.py), "32+" the longest
+"""
 
 from __future__ import annotations
 

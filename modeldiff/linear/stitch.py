@@ -1,9 +1,24 @@
 """A `stitch` artifact, opened: the affine maps between a pair's activations, and where they may be tested.
 
-Layout (normative):
-    stitch.json          format, what was stitched, R² and pairs (see features/measures/stitch/run.py)
-    maps.safetensors     a_to_b.w (Da, Db), a_to_b.bias (Db,), b_to_a.w (Db, Da), b_to_a.bias (Da,) float32, raw units;
-                         stretch.first, stretch.stop, stretch.part (S,) int64: see `splits.Stretches`
+Layout (normative; R² is held out):
+    stitch.json
+        format
+        activations, activations_digest     what was stitched, by name and by `Manifest.digest`
+        sides.*                             fields of `SideInfo` (workspace/activations.py)
+        outlier_factor, outliers            pairs left out: of a norm above so many times the median; number
+        pairs                               by part (fit, choose, report), number used
+        stretches                           S
+        maps.*                              a_to_b and b_to_a
+            ridge                           the regularisation that was chosen
+            r2, null_r2                     of the target's activations; of a map fitted on permuted pairs
+        round_trip                          by side, R² after both maps
+        identity                            by map, R² of the activation itself; null: the widths differ
+    maps.safetensors                        x_b = x_a w + bias, raw units
+        a_to_b.w (Da, Db) float32
+        a_to_b.bias (Db,) float32
+        b_to_a.w (Db, Da) float32
+        b_to_a.bias (Da,) float32
+        stretch.first, stretch.stop, stretch.part (S,) int64    see `Stretches` (splits.py)
 
 Legend: S stretches of rows, Da, Db widths.
 """

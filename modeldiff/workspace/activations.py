@@ -1,13 +1,19 @@
 """Reading an `activations` artifact: paired rows in blocks, and for each row where it comes from.
 
-Layout (normative):
-    store.json                  what `StoreInfo` holds
-    statistics.safetensors      mean_a (Da,), mean_b (Db,) float64: means of the rows as stored; by the name of each
-                                file of rows (P, 32) uint8: BLAKE3 of each of its pieces (see bits.py)
-    shards/00000.plan.h5        texts, tokens, pairs (see plan.py); absent when activations were imported without texts
-    shards/00000.a.h5, .b.h5    dataset `activations` (N, D) (see bits.py); row i of .a and of .b is pair i of the plan
+Layout (normative; of the other files: plan.py, harvest/report.py, harvest/capture.py):
+    store.json                            fields of `StoreInfo`
+    statistics.safetensors
+        mean_a (Da,) float64              mean of A's rows as stored, raw units
+        mean_b (Db,) float64
+        shards/00000.{a,b}.h5 (P, 32) uint8    of each file of rows, BLAKE3 of its pieces (see bits.py)
+    shards/00000.a.h5
+        activations (N, Da) uint16/float16/float32    A's residual stream, raw units, encoded as bits.py says: row i is
+                                          that of pair i of the shard's plan
+    shards/00000.b.h5
+        activations (N, Db) uint16/float16/float32    likewise B's
 
-Legend: N rows (pairs), Da, Db widths.
+Shards are numbered from 0 on, in five digits or more, and the rows of the whole store are those of shard 0, of shard 1,
+and so on. Legend: N rows (pairs) of a shard, Da, Db widths, P pieces.
 """
 
 from __future__ import annotations
@@ -54,6 +60,7 @@ class SideInfo:
     model: str | None
     """Hub name or folder of the model; None when imported without saying."""
     revision: str | None
+    """Of the hub, if one was asked for."""
     layer: int | None
     """Residual stream after this block, counted from 0."""
 
@@ -61,12 +68,15 @@ class SideInfo:
 @dataclass(frozen=True)
 class StoreInfo:
     pairs: int
+    """Of all shards together."""
     shards: list[int]
     """Number of pairs of each shard."""
     sources: list[str]
-    """Labels of the text sources."""
+    """Labels of the text sources; plans and features have their numbers."""
     has_texts: bool
+    """False: imported without texts, and there are no plans."""
     sides: dict[str, SideInfo]
+    """"a" and "b"."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,11 @@
 """A published artifact: a folder that never changes, with a manifest that says what it is, from what and how it was
-made, and the digest of each file."""
+made, and the digest of each file.
+
+Layout (normative):
+    manifest.json    fields of `Manifest`, in this order, and last
+        check        SHA-256 (hex) of the file as it is without this field: cut from the comma before it to the end of
+                     its value
+"""
 
 from __future__ import annotations
 
@@ -30,7 +36,9 @@ _checked = set[tuple[Path, int, int, str]]()
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
     size: int = bounded(least=0)
+    """Bytes."""
     blake3: str = bounded()
+    """Hex digest of the content."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,31 +48,44 @@ class Input:
     label: str
     """How people call it, e.g. `activations:2` or a path."""
     digest: str
-    """What it is: a SHA-256, or the commit of a hub repository."""
+    """What it is: of an artifact `Manifest.digest`, else a SHA-256, or the commit of a hub repository."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of manifest.json; every field is written, none may be missing or unknown on read. The last line is
-    `check`: the SHA-256 of the file without it."""
+    """The content of manifest.json but `check`; every field is written, none may be missing or unknown on read."""
 
     format: int
+    """FORMAT."""
     kind: str
+    """With `version` the folder, `kind/version`, and the name `kind:version` of the artifact."""
     version: int
     name: str | None
+    """By which it can be found, too (`--name`)."""
     created: str
+    """When it was published, ISO 8601 in UTC, to the second."""
     settings: dict[str, Any]
+    """Every setting of the command, by name; `modeldiff COMMAND --help` explains them."""
     inputs: dict[str, Input]
+    """By what they served as."""
     fingerprint: str
+    """SHA-256 by which the same work is known again (`Order.fingerprint`)."""
     files: dict[str, FileEntry]
+    """By path below the folder, with "/": every file of the artifact but manifest.json."""
     metrics: dict[str, Any]
+    """A few figures for lists of artifacts, by name, as the stage chooses; the whole result is in the other files."""
     environment: dict[str, Any]
+    """`python`, `platform`, `packages` (versions by name), `commit` (of the checkout, or null); `resolved` (what
+    settings left open and decides the result); of most stages `device` and `dtype`."""
     seconds: float = bounded(least=0)
+    """Of the run that published it; what an interrupted one did before is not counted."""
     peak_memory_bytes: int
+    """Of that process, resident."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the names and digests of the files (timing logs left out): equal content, equal digest."""
+        """What later artifacts call this one by: equal content, equal digest. SHA-256 of the JSON (sorted keys, no
+        spaces, ASCII) of [kind, {name: "blake3:" + digest}] of the files but those below logs/."""
         content = {name: f"blake3:{one.blake3}" for name, one in self.files.items() if not name.startswith(LOGS_PREFIX)}
         return sha256_json([self.kind, content])
 

@@ -1,14 +1,17 @@
 """Activations in HDF5: tensors into datasets and back, bit for bit.
 
-numpy and h5py have no bfloat16. It is stored as its bits in uint16 with the attribute `encoding = "bfloat16"`. The view
-must be *unsigned* on both ends: an int16 view written into a uint16 dataset is converted by value, and HDF5 clamps
-every negative number to zero without an error.
+A dataset of rows (N, D) has the attribute `encoding`: float16 and float32 are stored as such. numpy and h5py have no
+bfloat16: it is stored as uint16, its bits, the upper half of the float32 of the same value; in numpy
+`(bits.astype(numpy.uint32) << 16).view(numpy.float32)`. The view must be *unsigned* on both ends: an int16 view written
+into a uint16 dataset is converted by value, and HDF5 clamps every negative number to zero without an error.
 
 HDF5 reads one chunk after the other, and waits for the disk each time. Chunks without filters are plain bytes at known
 offsets in the file (`RowLayout`), so many can be read at the same time, straight into their destination (`read_all`).
 
 Rows are read in any order, and files are too large to read them once more for a check: they have a digest for each
-piece of some hundred kilobytes, and a piece is compared with it when the process reads it for the first time.
+piece of some hundred kilobytes, and a piece is compared with it when the process reads it for the first time. A piece
+is as many consecutive rows as fit into 512 KiB, rounded down to a power of two, and at most those of a chunk; the last
+one has what is left.
 
 Legend: N rows, D width, C chunks, P pieces.
 """

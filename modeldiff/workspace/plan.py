@@ -2,6 +2,19 @@
 
 Written before any model is loaded. Characters are counted in the document's text (Python string indices). A document
 may be split over two shards: then each shard's file holds the whole document, and only its own pairs.
+
+Layout (normative; M documents, N pairs; fields of `Document`, `Tokens` and `PairTable` say what the arrays hold):
+    shards/00000.plan.h5?                 absent when activations were imported without texts
+        documents/text_bytes (C,) uint8   all texts, UTF-8, one after the other; lone surrogates as if they were characters
+        documents/text_offsets (M + 1,) int64    text i is text_bytes[text_offsets[i]:text_offsets[i + 1]]
+        documents/source (M,) int32
+        documents/index (M,) int64
+        tokens_a/offsets (M + 1,) int64   the tokens of document i are those from offsets[i] to offsets[i + 1]
+        tokens_a/ids, tokens_a/starts, tokens_a/ends (Ta,) int32    an imported text without token ids has -1
+        tokens_b/offsets (M + 1,) int64
+        tokens_b/ids, tokens_b/starts, tokens_b/ends (Tb,) int32
+        pairs/document, pairs/char_end (N,) int32    ordered by document, in it by place
+        pairs/token_{a,b}, pairs/window_{a,b} (N,) int32
 """
 
 from __future__ import annotations

@@ -57,15 +57,7 @@ class World:
 
 def build(folder: Path, kinds: list[str] | None = None) -> World:
     """Make the inputs and run the stages (those of these kinds) once. Raises RuntimeError: one fails."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(200)]
-    texts = [" ".join(rng.choices(words, k=60)) + "." for _ in range(60)]
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (folder / "prompts.txt").write_text("\n".join(" ".join(rng.choices(words, k=8)) for _ in range(3)) + "\n")
-    for name, arch, width in (("a", "gpt2", 16), ("b", "llama", 24)):
-        save_tiny(folder / name, arch, texts=texts, width=width, layers=2, chat_template=CHAT_TEMPLATE)
-    made = World(folder, [one for one in _stages(folder) if kinds is None or one.kind in kinds], {}, {})
+    made = World(folder, [one for one in prepare(folder) if kinds is None or one.kind in kinds], {}, {})
     for stage in made.stages:
         take_away(made.workspace, stage)  # one command makes continuations and a contrast
         outcome = call("--workspace", str(made.workspace), *stage.args)
@@ -74,6 +66,19 @@ def build(folder: Path, kinds: list[str] | None = None) -> World:
         made.digests[stage.kind] = newest(made.workspace, stage.kind).manifest.digest
         made.seconds[stage.kind] = outcome.seconds
     return made
+
+
+def prepare(folder: Path) -> list[Stage]:
+    """Make the inputs; the stages that can run on them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 7))) for _ in range(200)]
+    texts = [" ".join(rng.choices(words, k=60)) + "." for _ in range(60)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "prompts.txt").write_text("\n".join(" ".join(rng.choices(words, k=8)) for _ in range(3)) + "\n")
+    for name, arch, width in (("a", "gpt2", 16), ("b", "llama", 24)):
+        save_tiny(folder / name, arch, texts=texts, width=width, layers=2, chat_template=CHAT_TEMPLATE)
+    return _stages(folder)
 
 
 def take_away(workspace: Path, stage: Stage) -> None:

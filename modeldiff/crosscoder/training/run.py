@@ -1,10 +1,25 @@
 """The stage `train`: activations -> crosscoder.
 
-config.json, model.safetensors   the crosscoder
-training.jsonl                   metrics of every logged step, deterministic
-figures/training.png             the same as a picture
-logs/throughput.jsonl            timings
-logs/events.out.tfevents.*       with --log tensorboard
+Layout (normative; of the other files: crosscoder/saving.py):
+    training.jsonl                          a line for every logged step; deterministic
+        step                                from 0 on
+        pairs, left_out                     read so far, this step's included; of them left out for their norm
+        k, lr                               at this step
+        loss                                reconstruction, plus auxk as the recipe weighs it
+        reconstruction                      squared error of a pair, both sides, normalised units
+        auxk                                the same of what dead features make of the error; null: none were dead
+        threshold                           for inference, as it is after this step
+        features, dead                      by partition (A, shared, B): number; of them without activity for long
+        l0, slots                           by partition: active features of a pair of this batch; share of them all
+        fve, fve_shared, gain_exclusive     by side (a, b): share of this batch's variance that is explained; by shared
+                                            features alone; the difference
+        audit?                              what an audit at this step's end did, or null
+    figures/training.png                    the same as a picture
+    logs/throughput.jsonl                   of the steps up to each but the first logged one
+        step, pairs_per_second
+        waiting_for_data                    share of the time
+
+With --log tensorboard, logs/ holds its event files, too.
 """
 
 from __future__ import annotations
