@@ -1,11 +1,5 @@
 """The continuations stage: both models go on from the same places in texts. Depends on the models and texts alone.
-
-Layout (normative):
-    continuations.json   format; models and revisions; sources, with the number of their places; counts
-    documents.jsonl      {"text", "source", "number", "messages"}: what was read, a line each; messages: of a chat, or
-                         null
-    places.jsonl         {"document", "end", "divergence", "drawn"}: see `Place`, a line each, document by document
-    said_a.jsonl         for each place a list of what model A said, one text a draw; likewise said_b.jsonl
+Its layout: documents.py.
 
 An interrupted run keeps the divergences of a model and every finished part of the sampling.
 """
@@ -40,6 +34,7 @@ from modeldiff.texts.sources import LeftOut, Record, Source, mix, parse_source, 
 from modeldiff.texts.tokenize import open_reader
 from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.workspace.artifact import check_format
 from modeldiff.workspace.files import json_lines, read_json, read_json_lines, require_free
 
 Made = TypeVar("Made")
@@ -56,11 +51,13 @@ _BATCH = {"cpu": 32, "cuda": 512, "mps": 128}
 
 
 class Continuations:
-    """A `continuations` artifact, opened. Raises DamagedError: a file is missing or damaged."""
+    """A `continuations` artifact, opened. Raises DamagedError: a file is missing or damaged; InputError: it was written
+    by another version of modeldiff."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.info: dict[str, Any] = read_json(artifact.file(NAME))
+        check_format(self.info, artifact.folder / NAME, FORMAT)
         documents, places = (read_json_lines(artifact.file(name)) for name in (DOCUMENTS, PLACES))
         said = {side: read_json_lines(artifact.file(SAID[side])) for side in SIDES}
         self.documents = [Record(line["source"], line["text"], tuple(line["messages"] or ())) for line in documents]

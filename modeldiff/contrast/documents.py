@@ -3,6 +3,20 @@
 A place of a plain text is where a token of either model ends with a word (texts/align.py); of a chat, the end of a
 user's message, where each model's own template opens the answer; of a prompt, its end. The last two are *given*.
 
+Layout (normative; of what continuations.py writes):
+    continuations.json
+        format
+        models, revisions           by side: hub name or folder; revision, or null
+        documents, places           number
+        sources                     number of places by source
+        mean_divergence             of the places, bits
+    documents.jsonl                 a line for each text of which places were continued
+        text, source, number        as in `Document`
+        messages                    of a chat, each with role and content; else null
+    places.jsonl                    a line for each place, document by document
+        document, end, divergence, drawn    as in `Place`; document: from 0 on, a line of documents.jsonl
+    said_{a,b}.jsonl                for each place, in that order, the list of what the model said: a text a draw
+
 Legend: T tokens that a model reads, N candidate places.
 """
 

@@ -52,7 +52,20 @@ def entry_json(
     """One difference, as contrast.json holds it and `--json` prints it.
 
     words_before: word contexts, also where words are not compared: they say where a feature fires. seed: of the texts
-    shown.
+    shown. Fields:
+        rank                        from 1 on, among all that were tested
+        context, also               `context_json`; of others that hold at the same places, or say the same
+        feature                     see `feature_of`
+        verified                    whether it held on the documents that verify, of which all rates are
+        side                        the model that says the words more (A or B)
+        effect, low, high, p        how much more often it says any of them; 95 %; probability of so much by chance
+        any_word                    by side, and `a_elsewhere`, `b_elsewhere`: how often a model says any of them
+        a_says, b_says              words, with the same four rates of each
+        places, documents, sources  number where the context holds; share of them by source
+        words_there                 words before these places that tell them from others
+        texts                       before places here (`before`), with what A and B said (`a`, `b`)
+        represented                 see `represented`; null: no feature
+        cause                       see `causes_of` (cause.py); null: not measured
     """
     contexts, one = outcome.contexts, outcome.entries[rank - 1]
     candidate = one.candidate

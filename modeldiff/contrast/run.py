@@ -1,13 +1,22 @@
 """The contrast stage: continuations, and a crosscoder if there is one, in; a `contrast` artifact out.
 
 Layout (normative):
-    contrast.json        format; continuations, crosscoder, features (references or null); models; places, documents;
-                         contexts (number compared, by kind); words (number); rate, smallest; candidates; found;
-                         expected_by_chance (on average over `worlds` unrelated ones); differences: the verified
-                         ones, in order; not_verified: the candidates that did not hold
-    places.safetensors   indices (int32), offsets (int64): entry i of differences, then not_verified, holds at the
-                         places indices[offsets[i]:offsets[i + 1]] (lines of the continuations' places.jsonl): to look
-                         them up, or to hold them against labels of one's own
+    contrast.json
+        format
+        continuations, crosscoder, features    what was compared; null: there was none
+        models                      as in the continuations
+        places, documents, words    number
+        contexts                    number compared, by kind (word, source, everywhere, feature)
+        rate, smallest              as asked for: false discoveries, least effect
+        candidates, found           number of entries that were tested, and that held
+        expected_by_chance          entries found on average over `worlds` unrelated ones
+        worlds
+        differences[]               those that held, in order, as many as asked for: see `entry_json` (entries.py)
+        not_verified[]              likewise the candidates that did not hold
+    places.safetensors              entry i of differences, then not_verified, holds at the places
+                                    indices[offsets[i]:offsets[i + 1]]: to look them up, or to hold them against labels
+        indices (I,) int32          lines of the continuations' places.jsonl, from 0 on
+        offsets (E + 1,) int64
 """
 
 from __future__ import annotations

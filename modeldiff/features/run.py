@@ -1,7 +1,7 @@
 """The features stage: a crosscoder and activations in, a `features` artifact out.
 
-Layout (normative; of examples.h5: catalogue/example.py; F features, S text sources; what has a ? is absent without
-predictability; activations of features are in normalised units):
+Layout (normative; of examples.h5: catalogue/example.py; F features, S text sources, G = S, but at most 8 and at least
+1; what has a ? is absent without predictability; activations of features are in normalised units):
     features.json
         format
         crosscoder, activations             what was measured, on what
@@ -29,8 +29,8 @@ predictability; activations of features are in normalised units):
         difference_a_{own,other,null}? (Ca,) float32    of differences of two activations of A
         difference_b_{own,other,null}? (Cb,) float32
     histogram.safetensors
-        firings (F, min(S, 8), 32) uint32    number of firings by source (of more than 8, the last counts the others)
-                                            and by activation (bins: `bin_edges`, catalogue/stored.py)
+        firings (F, G, 32) uint32           number of firings by source (of more than 8, the last counts the others) and
+                                            by activation (`bin_edges`, catalogue/stored.py)
     twins.safetensors                       features of other partitions that fire most alike, most first
         feature (F, 3) int32                -1: there is none
         correlation (F, 3) float32          of the two activations

@@ -11,14 +11,14 @@ Layout (normative):
                 tokens, characters
         characters                  number read, by script
         documents, documents_without_pairs    number read, and of those that gave none
-        chats_cut                   chats that were read up to a message that a model's template does not show
+        chats_cut                   chats longer than a model's context, of which the rest is not read
         left_out                    records that could not be used
             records                 number
             reasons                 number by reason
             first                   the first ones by name
         lost_tails                  documents whose end no pair reaches, and tokens behind the last one
             documents, tokens_a, tokens_b
-        sides.*                     by side, numbers by script: tokens; those of them, and the characters, that were kept
+        sides.*                     by side, numbers by script: tokens; of them kept; characters kept
             tokens, kept, characters_kept
             windows                 number of pairs by their window (`PairTable`, workspace/plan.py), "32+" the longest
 """

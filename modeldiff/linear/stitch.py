@@ -1,6 +1,6 @@
 """A `stitch` artifact, opened: the affine maps between a pair's activations, and where they may be tested.
 
-Layout (normative; R² is held out):
+Layout (normative; R² is over all dimensions together, on the part `report`, with the maps as stored; null: no number):
     stitch.json
         format
         activations, activations_digest     what was stitched, by name and by `Manifest.digest`
@@ -10,9 +10,11 @@ Layout (normative; R² is held out):
         stretches                           S
         maps.*                              a_to_b and b_to_a
             ridge                           the regularisation that was chosen
-            r2, null_r2                     of the target's activations; of a map fitted on permuted pairs
-        round_trip                          by side, R² after both maps
-        identity                            by map, R² of the activation itself; null: the widths differ
+            r2                              R² of the target's activations
+            null_r2                         the same of a map, equally regularised, fitted on permuted pairs
+        round_trip                          by side, R² of its activations from themselves by way of the other model
+        identity                            by map, R² of the source's activations as they are, raw units; null: the
+                                            widths differ
     maps.safetensors                        x_b = x_a w + bias, raw units
         a_to_b.w (Da, Db) float32
         a_to_b.bias (Db,) float32

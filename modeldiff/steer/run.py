@@ -1,13 +1,40 @@
 """The steer stage: features and one or both models in, a `steering` artifact out.
 
-Layout (normative; null: no number, because a format overflowed or a text is too short):
-    steering.json        what was pushed and how (`sides`, by model), sampling, prompts; `dose`: one row for each model,
-                         direction and strength; `coherent`: by model, how far its strengths stay coherent
-    generations.jsonl    one object per line, by model (the one steered first), direction, strength and prompt:
-                         model; direction (feature, or "random 1", ...); strength (0: unsteered); prompt; text; tokens;
-                         nats_per_token of the text for the unsteered model; repeated (share of 4-grams); kl:
-                         KL(steered || unsteered) on average over the unsteered continuation, of kl_tokens
-    figures/dose.png     effect, perplexity and repetition over the strength
+Layout (normative; null: no number, because a format overflowed or a text is too short; nats per token):
+    steering.json
+        format
+        model                       that the feature is of: A or B
+        feature, partition          number; A, shared or B
+        max_activation              of the feature, normalised units: what strength 1 adds
+        sides.*                     by model, the one steered first
+            model_name, revision, layer
+            stitch                  that moved the direction; null: it is the feature's own row in this model
+            stitch_bias, stitch_r2  whether its constant was added; its held-out R², or null
+            unit_norm               of what strength 1 adds, raw units
+            unit_norm_in_medians    the same in median norms of the model's activations
+            chat                    whether prompts went through a chat template
+        strengths, random_directions, prompts
+        max_new_tokens, temperature, top_p, seed
+        dose[]                      a row for each model, direction (feature, or random: all together) and strength
+            model, direction, strength, generations
+            nats_per_token, repeated, kl    means of those in generations.jsonl
+            perplexity_ratio        to the unsteered texts
+            coherent                whether it is below the limits
+        coherent.*                  by model, how far its strengths stay coherent without a gap: from and to
+            from, to
+            least, most             strengths that were tried
+        coherent_limits             of a coherent strength
+            perplexity_ratio        below this
+            repeated_change         repeated above that of the unsteered texts by no more than this
+    generations.jsonl               a line for each text, by model, direction, strength and prompt
+        model                       the one steered first
+        direction                   feature, or "random 1" and so on
+        strength                    0: unsteered
+        prompt, text, tokens        tokens: number in the text
+        nats_per_token              of the text, for the unsteered model
+        repeated                    share of its 4-grams that stood in it before
+        kl, kl_tokens               KL(steered || unsteered), mean over the unsteered continuation, of so many tokens
+    figures/dose.png                effect, perplexity and repetition over the strength
 """
 
 from __future__ import annotations

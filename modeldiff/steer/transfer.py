@@ -1,15 +1,26 @@
 """The transfer stage: a direction of one model, moved to the other by two rules. Makes a `transfer` artifact.
 
-Layout (normative):
-    transfer.json           what was moved and with which settings; `moved`: by rule, for each direction, its norm and
-                            the features used; `prompts`: by side, how many have an answer, and the answers, those of
-                            the positive prompts first; `truth`: the comparison with the target's own contrast
-                            (`_compared`), null where there is none
-    vectors.safetensors     source (N, Ds), and (N, Dt) of each rule: paper, stitch; own (1, Dt) where the target has
-                            made the contrast too; float32, raw units, at the norm that strength 1 adds: as many median
-                            norms of the target as it has of the source
-    generations.jsonl       one object per line: prompt, rule ("unsteered" first, "random" last: a direction of the same
-                            norm), vector (index), strength, text; absent without --prompt
+Layout (normative; raw units; what has a ? is absent without what it is of):
+    transfer.json
+        format, from, to            from and to: A or B
+        origin                      of what was moved: a file, "feature 17", or "contrast of prompts"
+        crosscoder, features, stitch, stitch_r2    what moved it; held-out R² of the map
+        shared_features             that fire
+        median_norms                of the activations, by side
+        source_norms[]              of each direction, of what strength 1 adds in the source
+            norm, norm_in_medians
+        prompts.*                   by side, of a contrast: number that have an answer, and have none; answers
+            positive, negative, silent, answers    see `Contrast.described`
+        moved.*                     by rule (paper, stitch), of each direction, what strength 1 adds in the target
+        truth                       see `_compared`; null: no contrast of the target's own was made
+    vectors.safetensors             what strength 1 adds: as many median norms of either model
+        source (N, Ds) float32
+        paper, stitch (N, Dt) float32    by the rules
+        own? (1, Dt) float32        the target's own contrast
+    generations.jsonl?              a line for each text; absent without --prompt
+        prompt, text
+        rule                        unsteered, a rule, own, or random: a direction of the same norm
+        vector, strength            number of the direction; strength
 
 Everything here is in raw units. A crosscoder's decoder reconstructs normalised activations, raw x scale, so a row is
 divided by its model's scale: a coefficient means the same feature activation on both sides.

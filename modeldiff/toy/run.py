@@ -1,8 +1,18 @@
 """The stage `toy`: nothing -> how well dictionaries find what only one model has, on data whose truth is known.
 
-cells.csv, cells.json   every cell: one flat row, and the whole result
-summary.json            mean, standard error and number of seeds of every figure, for every row of every table
-figures/                the same as pictures
+Layout (normative):
+    cells.json
+        cells[]                     a trained dictionary each: fields of `Record` (toy/summary.py); of the specification
+                                    fields of `CellSpec`, of the result see `run_cell` (both toy/cell.py)
+    cells.csv                       the same, a row each: `tables`, `size`, the fields of world and training, seed,
+                                    architecture, device; numbers of the result, named by their paths with _, and those of
+                                    both models together (`figures`, toy/summary.py)
+    summary.json
+        rows[]                      of every table, over seeds: see `summary` (toy/summary.py)
+            table, map, exclusive_ratio, size, architecture, selection, combine, dead_share
+            features, concepts      number
+            figures                 by name as in cells.csv: mean, se (standard error; null of one), n (seeds)
+    figures/sizes.png?, figures/training.png?, figures/dial.png?    of the tables that were made
 """
 
 from __future__ import annotations

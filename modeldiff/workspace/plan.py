@@ -5,7 +5,7 @@ may be split over two shards: then each shard's file holds the whole document, a
 
 Layout (normative; M documents, N pairs; fields of `Document`, `Tokens` and `PairTable` say what the arrays hold):
     shards/00000.plan.h5?                 absent when activations were imported without texts
-        documents/text_bytes (C,) uint8   all texts, UTF-8, one after the other; lone surrogates as if they were characters
+        documents/text_bytes (C,) uint8   all texts, one after the other, UTF-8 ("surrogatepass")
         documents/text_offsets (M + 1,) int64    text i is text_bytes[text_offsets[i]:text_offsets[i + 1]]
         documents/source (M,) int32
         documents/index (M,) int64

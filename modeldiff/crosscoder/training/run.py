@@ -6,14 +6,17 @@ Layout (normative; of the other files: crosscoder/saving.py):
         pairs, left_out                     read so far, this step's included; of them left out for their norm
         k, lr                               at this step
         loss                                reconstruction, plus auxk as the recipe weighs it
-        reconstruction                      squared error of a pair, both sides, normalised units
-        auxk                                the same of what dead features make of the error; null: none were dead
+        reconstruction                      mean error of a pair, normalised units (`--loss`)
+        auxk                                squared error of the dead features' guess at that error; null: none are dead
         threshold                           for inference, as it is after this step
         features, dead                      by partition (A, shared, B): number; of them without activity for long
         l0, slots                           by partition: active features of a pair of this batch; share of them all
         fve, fve_shared, gain_exclusive     by side (a, b): share of this batch's variance that is explained; by shared
                                             features alone; the difference
-        audit?                              what an audit at this step's end did, or null
+        audit                               what an audit at this step's end did, or null: none was due
+            dropped, fresh                  shared features that made room; empty slots that begin anew
+            A, B                            by fate, number of features judged for this part; `reference`: the bar's
+                                            scale (`Evidence`, audits/judging.py)
     figures/training.png                    the same as a picture
     logs/throughput.jsonl                   of the steps up to each but the first logged one
         step, pairs_per_second

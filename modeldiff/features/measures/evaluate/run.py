@@ -4,11 +4,29 @@ The metric that the paper does not report (B.1 gives the variance explained only
 the tokens at which a pair was taken can be replaced, and of those not the outliers that training left out; everything
 else in the residual stream stays the model's own.
 
-Layout (normative; W windows, variants and scopes as named in evaluation.json):
-    evaluation.json          what was measured, and the figures of both sides (see `side_figures`)
-    losses_a.safetensors,    loss, kl (W, variants, scopes) float64: sums over the predictions of each window, in nats;
-    losses_b.safetensors     positions (W, scopes) int64: number of predictions; stored_gap ()
-
+Layout (normative; losses and KL in nats per token; errors are standard errors over windows, null for one window):
+    evaluation.json
+        format
+        crosscoder, activations     what was evaluated, on what
+        outlier_factor, outliers    pairs not replaced: of a norm above so many times the median; number
+        pairs, windows              number of pairs, and of texts
+        variants, scopes            names, as the arrays have them in order: VARIANTS and SCOPES say what they are
+        sides.*                     by side
+            model, layer
+            stored_gap              from the stored activations to the model's, root mean square, in their spread
+            positions               number of predictions, by scope
+            share_replaced          of them from a replaced token
+            all, replaced           the scopes: `_scope_figures`
+                losses.*            by variant: loss, its increase over `clean`, KL(clean || variant)
+                    loss, increase, increase_error, kl, kl_error
+                loss_recovered.*    by reconstruction: 1 as `clean`, 0 as this base; null: that costs nothing
+                    zero, mean
+                exclusive           how much higher the loss is without the exclusive features
+                    increase, error
+    losses_{a,b}.safetensors        sums over the predictions of each window
+        loss, kl (W, 6, 2) float64  windows, variants, scopes
+        positions (W, 2) int64      number of predictions
+        stored_gap () float64
 Legend: B windows of a batch, R replaced tokens of a batch, P predictions of a batch, W windows, D width, F features.
 """
 

@@ -1,11 +1,15 @@
 """An `explain` artifact: what it says about each feature, reading it back, and printing it.
 
-explanation.json (normative):
-    format, features, crosscoder, activations     what was explained
-    pairs, outliers                               of the sample; left out of it for their norm
-    documents, held_out_documents                 of the sample; those of them that describe nothing
-    judge                                         name of the judge; null without one
-    explained                                     one object per feature, in the order asked for: `Explained`
+Layout (normative):
+    explanation.json
+        format
+        features, crosscoder, activations    what was explained
+        pairs, outliers                      of the sample; left out of it for their norm
+        documents, held_out_documents        of the sample; those of them that describe nothing
+        judge                                name of the judge; null without one
+        explained[]                          a feature each, in the order asked for: fields of `Explained`
+            description                      fields of `Description` (features/measures/explain/describe.py)
+            texts[]                          fields of `HeldOut`
 """
 
 from __future__ import annotations

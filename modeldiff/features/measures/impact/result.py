@@ -1,16 +1,35 @@
 """An `impact` artifact: its layout, and reading it back as figures of each feature.
 
-Layout (normative; F features of the crosscoder, C random directions and K checked features of a side, m is a and b):
-    impact.json          inputs, sample, draws, seed, what the models are, and quantiles of the controls (run.py)
-    impact.safetensors   own_m (F,): nats per window in which the feature fires, in model m by its own decoder row; NaN
-                         where it has none or never fires. stitched_m (F,): of the features of m in the other model, the
-                         row moved through the stitch. own_error_m, stitched_error_m: standard errors over windows.
-                         other_m: as stitched_m, but of a shared feature by the other model's own row. windows, firings
-                         (F,): in the sample. surface (F,): held-out R² of the activation from the last word; NaN where
-                         too little fires. Controls: random_m_own (C,) of random directions of m in m, random_m_other
-                         (C,) moved into the other model. Second order against really removing: check_m_feature (K,), in
-                         some windows check_m_second and check_m_exact (K,) nats
-
+Layout (normative; F features, C random directions and K checked features of a side; impacts in nats per window in which
+it fires, NaN where the model has none or it never fires; quantiles: 5 %, 50 %, 95 %):
+    impact.json
+        format
+        crosscoder, activations, stitch, stitch_r2    what was measured; held-out R² of the maps
+        outlier_factor, outliers, pairs, windows    as in evaluation.json
+        samples, seed                       draws of the second order
+        partitions                          number of features of A, shared, B
+        sides.*                             by side; stored_gap as in evaluation.json
+            model, layer, stored_gap
+        surface                             quantiles of the array
+        controls.*                          by side, quantiles of random directions
+            directions, own, other, asymmetry
+        shared.*                            by side, quantiles of shared features; by the stitch alone
+            features, asymmetry, asymmetry_stitched
+        exact.*                             by side, second order against really removing
+            features, ratio, rank_correlation
+    impact.safetensors
+        own_{a,b} (F,) float64              in the model, by its own decoder row
+        stitched_{a,b} (F,) float64         of the model's features in the other one, the row moved by the stitch
+        own_error_{a,b}, stitched_error_{a,b} (F,) float64    standard errors over windows
+        other_{a,b} (F,) float64            as stitched, but of a shared feature by the other model's own row
+        windows, firings (F,) int64         in the sample
+        surface (F,) float64                held-out R² of the activation from the last word; NaN: it fires too rarely
+        random_a_{own,other} (Ca,) float64    of random directions of A in A; moved into B
+        random_b_{own,other} (Cb,) float64
+        check_a_feature (Ka,) int64         features, in some windows, to second order and really removed
+        check_a_second, check_a_exact (Ka,) float64    nats
+        check_b_feature (Kb,) int64
+        check_b_second, check_b_exact (Kb,) float64
 KL is from the model's own predictions to those without the feature, summed over all positions of a window.
 """
 

@@ -1,11 +1,29 @@
 """A `match` artifact: which features came back where, reading it back, and figures of each feature.
 
-Layout (normative; R features of the reference that were looked for, O other crosscoders):
-    match.json          format, refs of the inputs, counts of pairs, threshold, sizes of the partitions, and by
-                        partition how many features came back where (`summarise`)
-    match.safetensors   (R,): feature, partition, firing_count; (O, R): match, correlation, came_back,
-                        chance_correlation (see `matching.match`), cosine_a, cosine_b (NaN where one of the two lacks
-                        the side). Partitions are 0, 1, 2 for A, shared, B; -1 stands for none
+Layout (normative; R features of the reference that were looked for, O other crosscoders; partitions are 0, 1, 2 for A,
+shared, B):
+    match.json
+        format
+        reference, others, activations      crosscoders, and on what they were compared
+        pairs, outliers                     compared on; left out for their norm
+        threshold                           least correlation
+        sizes[]                             number of features, of the reference first
+            A, shared, B
+        summary.*                           by partition of the reference, if any are looked for: `summarise`
+            features, alive                 looked for; of them firing: only they count below
+            against[]                       of the others, in order
+                crosscoder
+                came_back                   number by where (WHERE)
+                correlation, chance         medians of the best correlation; with the pairs permuted
+            in_all                          number that came back at the same place everywhere, by where
+    match.safetensors
+        feature (R,) int32
+        partition (R,) int8
+        firing_count (R,) int64
+        match (O, R) int32                  the feature that fires most alike; -1: there is none
+        correlation, chance_correlation (O, R) float32    with it; with the pairs permuted
+        came_back (O, R) int8               the match's partition; -1: it correlates too little, -2: it is not mutual
+        cosine_{a,b} (O, R) float64         of the two decoder rows; NaN where one of the two lacks the side
 """
 
 from __future__ import annotations

@@ -1,9 +1,23 @@
 """A score artifact: what is known about a direction and about a group of them, reading it back, and printing it.
 
 Layout (normative):
-    score.json          what was scored and how, groups (`summary`), rows (`ScoreRow`)
-    generations.jsonl   one object per line: subject (as `ScoredDirection.name`), model, role (source or target),
-                        prompt, strength (0: unsteered), text
+    score.json
+        format
+        crosscoder, activations, features, stitch    what was scored, and what moved directions
+        stitch_r2                   held-out R² of the maps, by direction
+        judge                       its name
+        strengths, prompts          without 0
+        groups[]                    by partition (or random) and source
+            partition, source, n
+            scored, missing         number with a score; without one, though the push is felt
+            not_steerable           number whose push is rated below MIN_STEERABILITY
+            quartile_1, median, quartile_3, share_high    of the scores; share of at least HIGH_SCORE; null: none
+        rows[]                      directions, group by group: fields of `ScoreRow`
+    generations.jsonl               a line for each text
+        subject                     "17 A -> B", or "random 3 B -> A"
+        model, role                 A or B; source or target of the direction
+        prompt, text
+        strength                    0: unsteered
 """
 
 from __future__ import annotations

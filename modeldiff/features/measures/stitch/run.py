@@ -1,18 +1,4 @@
-"""The stitch stage: an activations artifact in, a `stitch` artifact out.
-
-stitch.json (normative; R² is over all dimensions together, null where it has no number):
-    format, activations, activations_digest, sides   what was stitched: both models, layers, widths, norms
-    outlier_factor, outliers                         pairs left out for their norm
-    pairs                                            pairs of each part: fit, choose, report
-    stretches                                        rows of the table in maps.safetensors (linear/stitch.py)
-    maps.a_to_b, maps.b_to_a                         ridge; r2; null_r2
-    round_trip                                       R² of A predicted from itself by way of B ("a"), and of B ("b")
-    identity                                         where the widths are equal, R² of the other model's activations
-                                                     taken as they are, in raw units; otherwise null
-
-r2 is measured on the part `report`, with the maps as they are stored. null_r2: the same for a map of the same
-regularisation that was fitted on permuted pairs.
-"""
+"""The stitch stage: an activations artifact in, a `stitch` artifact out. Its layout: linear/stitch.py."""
 
 from __future__ import annotations
 
