@@ -2,10 +2,20 @@
 
 Layout (normative):
     cells.json
-        cells[]                     a trained dictionary each: fields of `Record` (toy/summary.py); of the specification
-                                    fields of `CellSpec`, of the result see `run_cell` (both toy/cell.py)
+        cells[]                     a trained dictionary each: fields of `Record` (toy/summary.py)
+            spec                    fields of `CellSpec` (toy/cell.py)
+                world               fields of `WorldSpec` (toy/world.py)
+            result                  measured on pairs that were not trained on; partitions are A, shared, B
+                recall              share of the concepts of each class that are recovered: `Recovery.recall`
+                exclusive           what the exclusive features are: `Recovery` (toy/recovery.py)
+                fve, fve_shared, gain_exclusive    by side, as in training.jsonl of a crosscoder
+                l0, dead            by partition
+                verdict             by model, of the features that the evidence calls exclusive; as `exclusive`
+                limit               highest recall that the slots given at the start allow; null: nothing is exclusive
+                curve               `recall` during training, with step and pairs
+                stitch              R² of the best linear map, a_to_b and b_to_a
     cells.csv                       the same, a row each: `tables`, `size`, the fields of world and training, seed,
-                                    architecture, device; numbers of the result, named by their paths with _, and those of
+                                    architecture, device; numbers of the result, named by their paths with _, and of
                                     both models together (`figures`, toy/summary.py)
     summary.json
         rows[]                      of every table, over seeds: see `summary` (toy/summary.py)
