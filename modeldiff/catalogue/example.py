@@ -14,7 +14,7 @@ when activations have no texts):
                                             offsets[i] to offsets[i + 1]; a word is what ends at a pair
         text/bytes? (C,) uint8              UTF-8 of the text shown
         words/start?, words/end? (V,) int32    characters of the text shown
-        words/activation? (V,) float32      the feature's at the end of the word
+        words/activation? (V,) float32      the feature's at the end of the word; equal to `activation` but for rounding
         tokens_a/offsets?, tokens_b/offsets? (E + 1,) int64    likewise the models' tokens inside of the text shown
         tokens_a/start?, tokens_a/end? (Ta,) int32
         tokens_a/activation? (Ta,) float32    the feature's at the end of the token; 0 where no pair ends

@@ -62,7 +62,7 @@ class SideInfo:
     revision: str | None
     """Of the hub, if one was asked for."""
     layer: int | None
-    """Residual stream after this block, counted from 0."""
+    """Residual stream after this block, counted from 0; of the last one before the model's final norm."""
 
 
 @dataclass(frozen=True)

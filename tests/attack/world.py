@@ -17,7 +17,7 @@ from tests.tiny_models import CHAT_TEMPLATE, save_tiny
 
 TINY_TOY = shlex.split(
     "--preset quick --tables sizes --seeds 1 --architectures standard dfc --jobs 1 "
-    "--concepts 16 --width-a 8 --width-b 8 --sizes 1 --steps 30"
+    "--concepts 16 --width-a 8 --width-b 8 --sizes 1 --steps 30 --exclusive-ratio 0.25"
 )
 
 

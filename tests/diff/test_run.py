@@ -53,18 +53,6 @@ def test_every_stage_is_made_from_those_before(done: Diff) -> None:
     assert made["activations"].metrics["pairs"] == 2400
 
 
-def test_artifacts_hold_the_files_that_the_layout_names(done: Diff) -> None:
-    """modeldiff/workspace/README.md; of the shards the first, of which there is always one."""
-    page = (Path(__file__).parents[2] / "modeldiff/workspace/README.md").read_text(encoding="utf-8")
-    layout: dict[str, set[str]] = {}
-    for line in page.split("```")[1].strip().splitlines():
-        kind, _, names = line.partition("/1/") if line[0] != " " else (list(layout)[-1], "", line)
-        layout.setdefault(kind, set()).update(names.split())
-    for kind, made in vars(done).items():
-        files = {path.relative_to(made.folder).as_posix() for path in made.folder.rglob("*") if path.is_file()}
-        assert {one for one in files if not one.startswith("shards/") or "/00000." in one} == layout[kind], kind
-
-
 def test_the_same_command_answers_at_once_and_prints_the_list(done: Diff, folder: Path, capsys) -> None:
     args = ["diff", "--model-a", str(folder / "a"), "--model-b", str(folder / "b"), *OPTIONS, "--device", "cpu"]
     args = ["--workspace", str(folder / "ws"), *args, "--texts", str(folder / "texts.jsonl")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import itertools
 import json
@@ -60,6 +61,7 @@ def formats() -> dict[str, int | None]:
     return {kind: int(number) if number else None for kind, number, _ in _table()}
 
 
+@functools.cache
 def sections() -> dict[str, dict[str, Entry]]:
     """By kind and file, with its ending, what the sections say that the table of README.md names."""
     found = {}

@@ -23,7 +23,7 @@ shared, B):
         match (O, R) int32                  the feature that fires most alike; -1: there is none
         correlation, chance_correlation (O, R) float32    with it; with the pairs permuted
         came_back (O, R) int8               the match's partition; -1: it correlates too little, -2: it is not mutual
-        cosine_{a,b} (O, R) float64         of the two decoder rows; NaN where one of the two lacks the side
+        cosine_{a,b} (O, R) float32         of the two decoder rows; NaN where one of the two lacks the side
 """
 
 from __future__ import annotations
