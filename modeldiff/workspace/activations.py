@@ -5,7 +5,8 @@ Layout (normative; of the other files: plan.py, harvest/report.py, harvest/captu
     statistics.safetensors
         mean_a (Da,) float64              mean of A's rows as stored, raw units
         mean_b (Db,) float64
-        shards/00000.{a,b}.h5 (P, 32) uint8    of each file of rows, BLAKE3 of its pieces (see bits.py)
+        shards/00000.a.h5 (Pa, 32) uint8    of each file of rows, BLAKE3 of its pieces (see bits.py)
+        shards/00000.b.h5 (Pb, 32) uint8
     shards/00000.a.h5
         activations (N, Da) uint16/float16/float32    A's residual stream, raw units, encoded as bits.py says: row i is
                                           that of pair i of the shard's plan
@@ -13,7 +14,7 @@ Layout (normative; of the other files: plan.py, harvest/report.py, harvest/captu
         activations (N, Db) uint16/float16/float32    likewise B's
 
 Shards are numbered from 0 on, in five digits or more, and the rows of the whole store are those of shard 0, of shard 1,
-and so on. Legend: N rows (pairs) of a shard, Da, Db widths, P pieces.
+and so on. Legend: N rows (pairs) of a shard, Da, Db widths, Pa, Pb pieces.
 """
 
 from __future__ import annotations
