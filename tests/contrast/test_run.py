@@ -56,6 +56,13 @@ def test_a_planted_difference_is_found_and_nothing_else(found: Artifact) -> None
     assert all("oak" in text["before"] for text in one["texts"])
 
 
+def test_continuations_of_another_format_are_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_continuations(workspace, **planted(documents=8))
+    monkeypatch.setattr(continuations, "FORMAT", continuations.FORMAT + 1)
+    with pytest.raises(InputError, match=r"continuations\.json: format 1 is older"):
+        run(settings_of(), workspace)
+
+
 def test_contrast_json_says_what_was_compared(found: Artifact) -> None:
     contrast = read_contrast(found)
     assert (contrast["continuations"], contrast["crosscoder"], contrast["features"]) == ("continuations:1", None, None)
