@@ -44,21 +44,20 @@ from modeldiff.crosscoder.plan import Job, disk, forecast
 from modeldiff.crosscoder.saving import CONFIG_NAME, WEIGHTS_NAME
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.data import PairStream
+from modeldiff.crosscoder.training.evaluation import evaluate
 from modeldiff.crosscoder.training.figure import training_figure
 from modeldiff.crosscoder.training.loggers import Followed, Follower, Log
 from modeldiff.crosscoder.training.loop import train
-from modeldiff.crosscoder.training.losses import Quality, by_partition
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError, MachineError
 from modeldiff.figures import write_figure
-from modeldiff.linear.quality import within_norm
 from modeldiff.lm.device import resolve_device
 from modeldiff.sides import SIDES
 from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace
-from modeldiff.workspace.activations import ActivationStore, Block
+from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.files import require_free
 from modeldiff.workspace.ranks import Ranks, launched, produce_together, ranks
 from modeldiff.workspace.stage import Build
@@ -251,35 +250,6 @@ class _Training:
             whole.zero_grad()
             whole.to(self.device).set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
         return whole, written, figures
-
-
-@torch.no_grad()
-def evaluate(
-    crosscoder: Crosscoder, store: ActivationStore, blocks: list[Block], outlier_factor: float
-) -> dict[str, Any]:
-    """A trained crosscoder on held-out pairs: FVE by side (all features, shared only, gain of the exclusive ones), L0
-    and active features by partition. Pairs are left out as in training, by the median norm of the whole store."""
-    quality = Quality(crosscoder)
-    active_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=crosscoder.b_enc.device)
-    pairs = left_out = 0
-    for block in blocks:
-        raw = dict(zip(SIDES, store.read(block), strict=True))
-        keep_N = within_norm(store, raw, outlier_factor)
-        x = crosscoder.normalise(raw["a"][keep_N], raw["b"][keep_N])
-        f_NF = crosscoder.encode(*x, raw=False)
-        quality.add_code(x, f_NF)
-        active_F += (f_NF > 0).sum(dim=0)
-        pairs += len(f_NF)
-        left_out += len(block) - len(f_NF)
-    l0 = {name: count / max(1, pairs) for name, count in by_partition(crosscoder, active_F).items()}
-    return {
-        "pairs": pairs,
-        "left_out": left_out,
-        **quality.figures(),
-        "l0": sum(l0.values()),
-        "l0_by_partition": l0,
-        "active_features": {name: int(n) for name, n in by_partition(crosscoder, active_F > 0).items()},
-    }
 
 
 def _sizes(config: CrosscoderConfig) -> str:
