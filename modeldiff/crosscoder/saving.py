@@ -24,7 +24,7 @@ features of S have threshold_designated in place of threshold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -75,7 +75,7 @@ class Saved(nn.Module):
         if isinstance(source, Artifact):
             config_path, weights_path = source.file(CONFIG_NAME), source.file(WEIGHTS_NAME)
         else:
-            folder = Path(source) if Path(source).is_dir() else _from_hub(str(source))
+            folder = Path(source) if Path(source).is_dir() else from_hub(str(source), (CONFIG_NAME, WEIGHTS_NAME))
             config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAME
         crosscoder = cls(CrosscoderConfig.from_json(read_json(config_path), str(config_path)))
         read_tensors(weights_path, dict(crosscoder.state_dict()))
@@ -94,12 +94,13 @@ class Saved(nn.Module):
             return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload crosscoder"))
 
 
-def _from_hub(repository: str) -> Path:
+def from_hub(repository: str, patterns: Sequence[str]) -> Path:
+    """The folder with these files of a repository of the hub. Raises InputError: it cannot be read."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME]))
+        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
