@@ -32,7 +32,13 @@ _COMMANDS = {
     "report": "All of it -> one page that a colleague opens.",
     "toy": "A benchmark of dictionaries on data whose truth is known.",
     "workspace": "List, show, verify, remove and clean artifacts.",
+    "import": "Another library's crosscoder + activations -> a crosscoder.",
+    "export": "A crosscoder or features as files of another library.",
+    "push": "Upload an artifact to the hub, with a model card.",
+    "pull": "Download an artifact from the hub into the workspace.",
 }
+# Those that share a module, as `commands` in it (`import` could be none's name).
+_TOGETHER = dict.fromkeys(("import", "export", "push", "pull"), "interchange")
 
 
 class _Lazy(click.Group):
@@ -42,7 +48,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"modeldiff.cli.{cmd_name}").command
+        home = importlib.import_module(f"modeldiff.cli.{_TOGETHER.get(cmd_name, cmd_name)}")
+        command: click.Command = home.commands[cmd_name] if cmd_name in _TOGETHER else home.command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

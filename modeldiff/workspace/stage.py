@@ -238,13 +238,9 @@ def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: 
         dropped = partial.with_suffix(".dropped")
         shutil.rmtree(dropped, ignore_errors=True)
         shutil.rmtree(work.resume.rename(dropped))
-        target = workspace.folder / order.kind / str(version)
-        target.parent.mkdir(exist_ok=True)
-        partial.rename(target)
-        files.fsync_folder(target.parent)
+        artifact = workspace.place(partial, manifest)
     partial.with_suffix(".lock").unlink(missing_ok=True)
-    artifact = Artifact(target, manifest)
-    say(f"{artifact.ref} is ready ({seconds:.0f} s): {target}")
+    say(f"{artifact.ref} is ready ({seconds:.0f} s): {artifact.folder}")
     return artifact
 
 

@@ -203,6 +203,14 @@ class Workspace:
         write_json(self.folder / WORKSPACE_FILE, to_json(_Head(FORMAT, versions)))
         return versions[kind]
 
+    def place(self, folder: Path, manifest: Manifest) -> Artifact:
+        """Publish a finished folder, which has this manifest: one rename. The caller holds the lock."""
+        target = self.folder / manifest.kind / str(manifest.version)
+        target.parent.mkdir(exist_ok=True)
+        folder.rename(target)
+        fsync_folder(target.parent)
+        return Artifact(target, manifest)
+
     def kinds(self) -> list[str]:
         if not self.folder.is_dir():
             return []
