@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.machinery
+import importlib.util
 import io
 import os
 import sys
@@ -21,7 +22,9 @@ from unittest import mock
 import huggingface_hub  # noqa: F401  peers import it, too, and it should not meet the stubs
 import torch
 
-_STUBS = ("accelerate", "datasets", "einops", "natsort", "nnsight", "simple_parsing", "transformers", "zstandard")
+_STUBS = ("accelerate", "datasets", "natsort", "nnsight", "simple_parsing", "transformers", "zstandard")
+if importlib.util.find_spec("einops") is None:
+    _STUBS = (*_STUBS, "einops")
 
 
 def load(peers: Path | None, checkout: str, *modules: str) -> list[ModuleType] | str:
