@@ -74,10 +74,10 @@ commands = {
         data=_about,
         help="A crosscoder that another library trained becomes one of this workspace: `features`, `contrast` and "
         "`steer` work on it.\n\n"
-        "Read are crosscoders of two models of dictionary_learning (science-of-finetuning's; standard and BatchTopK), "
-        "of dfc_learning (the DFC authors'), of crosscode, and those of `antebe1/...`; and dictionaries of SAELens, one "
-        "of each model, or one of both side by side. The codes are those of the library on the same activations. What "
-        "a crosscoder here cannot do is refused, with the reason.",
+        "Read are crosscoders of two models of dictionary_learning (science-of-finetuning's), dfc_learning (the DFC "
+        "authors'), crosscode, and `antebe1/...`; and dictionaries of SAELens, one of each model, or one of both side "
+        "by side. The codes are those of the library on the same activations; what a crosscoder here cannot do is "
+        "refused, with the reason. Details: modeldiff/interchange/README.md.",
         lines=[
             "modeldiff import runs/crosscoder/model_final.pt --activations 1",
             "modeldiff import science-of-finetuning/gemma-2-2b-crosscoder-l13-mu4.1e-02-lr1e-04",
@@ -93,7 +93,7 @@ commands = {
             click.Option(["--to"], type=click.Choice(_TARGETS), required=True, help="Whose files are written."),
             click.Option(["--out"], type=click.Path(path_type=Path), required=True, help="A new or empty folder."),
         ],
-        help="A crosscoder (or, for neuronpedia, features) as files of another library; the latest one unless named.\n\n"
+        help="A crosscoder (for neuronpedia: features) as files of another library; the latest one unless named.\n\n"
         "dictionary_learning: a BatchTopKCrossCoder, exclusive features as zeros in the other model; saelens: one "
         "dictionary on both models' activations side by side; neuronpedia: examples of each model's features for its "
         "upload. modeldiff.json beside them says which feature is which.",

@@ -1,4 +1,4 @@
-"""The model card of an artifact, from its manifest alone: what it is, from what, how good, its limits, how to load it."""
+"""The model card of an artifact, from its manifest alone: what, from what, how good, its limits, how to load it."""
 
 from __future__ import annotations
 
@@ -13,67 +13,68 @@ _WHAT = {
     "crosscoder": "A crosscoder: one sparse dictionary on the activations of two language models.",
     "features": "The features of a crosscoder: how often they fire, where, and in which model they are represented.",
     "contrast": "What two language models say differently, where, and whether it holds on other documents.",
-    "stitch": "Affine maps between the activations of two language models.",
 }
 _LIMITS = {
-    "crosscoder": (
-        "It reads the residual stream after one block of each model, on texts like those that it was trained on.",
-        "An exclusive feature has no analogue that this training found: another one may place it elsewhere.",
-        "Its numbers are in its own units: encode raw activations with its own methods.",
-    ),
-    "features": (
-        "They belong to one crosscoder and the texts that were harvested. Excerpts of these texts are inside.",
-    ),
-    "contrast": ("It holds for these texts, this way of writing on, and this length. Excerpts of texts are inside.",),
+    "crosscoder": "It reads the residual stream after one block of each model (config.json), on such texts. An "
+    "exclusive feature has no analogue that this training found; another may place it elsewhere.",
 }
-_OF_CROSSCODER = """import modeldiff
+_PRIVATE = "Excerpts of the texts that it was made from may be inside."
+_LOAD = """
+```python
+import modeldiff
 
 crosscoder = modeldiff.Crosscoder.from_pretrained("{repository}")
-f = crosscoder.encode(x_a, x_b)        # raw activations (N, Da), (N, Db) -> (N, F)
+f = crosscoder.encode(x_a, x_b)  # raw activations (N, Da), (N, Db) -> (N, F)
 x_a_hat, x_b_hat = crosscoder.decode(f)
+```
 """
+_CARD = """---
+library_name: modeldiff
+tags: [modeldiff, {kind}, interpretability, model-diffing]
+---
+
+# {kind}
+
+{what} Made {created} with modeldiff; digest {digest}.
+
+## Load it
+{load}
+```sh
+modeldiff pull {repository}
+```
+
+## Made from
+
+{inputs}
+## Quality
+
+{metrics}
+## Limits
+
+{limits}
+
+## Settings
+
+{settings}"""
 
 
 def card(artifact: Artifact, repository: str) -> str:
     """Markdown. Whatever comes from a manifest stands in code, where it is no markup."""
-    manifest = artifact.manifest
-    version = manifest.environment.get("packages", {}).get("modeldiff")
-    loaded = (
-        "" if artifact.kind != "crosscoder" else f"```python\n{_OF_CROSSCODER.format(repository=repository)}```\n\n"
-    )
-    rows = flat({name: value for name, value in manifest.metrics.items() if value not in ({}, None)})
+    manifest, kind = artifact.manifest, artifact.kind
     inputs = [[name, Path(one.label).name, one.digest[:12]] for name, one in manifest.inputs.items()]
+    metrics = flat({name: value for name, value in manifest.metrics.items() if value not in ({}, None)})
     settings = [[name, value] for name, value in manifest.settings.items() if value not in (None, [])]
-    return "\n".join(
-        [
-            "---",
-            "library_name: modeldiff",
-            f"tags: [modeldiff, {artifact.kind}, interpretability, model-diffing]",
-            "---",
-            "",
-            f"# {artifact.kind}",
-            "",
-            _WHAT.get(artifact.kind, f"An artifact of the kind `{artifact.kind}` of modeldiff."),
-            f"Made {_code(manifest.created)} with modeldiff {_code(version)}; digest {_code(manifest.digest)}.",
-            "",
-            "## Load it",
-            "",
-            f"{loaded}```sh\nmodeldiff pull {repository}\n```",
-            "",
-            "## Made from",
-            "",
-            _table(["what", "called", "digest"], inputs),
-            "## Quality",
-            "",
-            _table(["measured", "value"], rows),
-            "## Limits",
-            "",
-            *(f"- {one}" for one in _LIMITS.get(artifact.kind, ("See the documentation of modeldiff.",))),
-            "",
-            "## Settings",
-            "",
-            _table(["setting", "value"], settings),
-        ]
+    return _CARD.format(
+        kind=kind,
+        repository=repository,
+        what=_WHAT.get(kind, f"An artifact of modeldiff of the kind `{kind}`."),
+        created=_code(manifest.created),
+        digest=_code(manifest.digest),
+        load=_LOAD.format(repository=repository) if kind == "crosscoder" else "",
+        inputs=_table(["what", "called", "digest"], inputs),
+        metrics=_table(["measured", "value"], metrics),
+        limits=_LIMITS.get(kind, _PRIVATE),
+        settings=_table(["setting", "value"], settings),
     )
 
 

@@ -14,7 +14,6 @@ import torch
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.interchange.dictionary import Dictionary
 from modeldiff.interchange.files import Source
-from modeldiff.sides import SIDES
 
 _JUMP = "_activation_fn.log_threshold_L"
 _K = {"TopkActivation": "k", "BatchTopkActivation": "k_per_example"}
@@ -38,12 +37,7 @@ def read(source: Source) -> Dictionary:
         b_F = source.take("b_enc_L", n_features)
     if "_b_dec_XoDo" in source.tensors:
         b_LD = source.take("_b_dec_XoDo", 2, 1, width)[:, 0]
-    made = Dictionary(
-        encoder={side: e_LDF[at].T.contiguous() for at, side in enumerate(SIDES)},
-        decoder={side: w_FLD[:, at].contiguous() for at, side in enumerate(SIDES)},
-        b_enc=b_F.double(),
-        b_dec={side: b_LD[at].double() for at, side in enumerate(SIDES)},
-    )
+    made = Dictionary.stacked(e_LDF, w_FLD.transpose(0, 1), b_F, b_LD)
     if _JUMP in source.tensors:
         # A feature is active above its threshold: where it is 1 in units of that.
         made.score_F, made.threshold = (-source.take(_JUMP, n_features).double()).exp(), 1.0

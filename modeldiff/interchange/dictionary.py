@@ -53,6 +53,19 @@ class Dictionary:
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a user should know about how it was read, a sentence each."""
 
+    @classmethod
+    def stacked(
+        cls, e_LDF: torch.Tensor, w_LFD: torch.Tensor, b_F: torch.Tensor, b_LD: torch.Tensor, **more: Any
+    ) -> Dictionary:
+        """From the matrices of both models in one tensor; L = 2, A's first."""
+        return cls(
+            encoder={side: e_LDF[at].T.contiguous() for at, side in enumerate(SIDES)},
+            decoder={side: w_LFD[at].contiguous() for at, side in enumerate(SIDES)},
+            b_enc=b_F.double(),
+            b_dec={side: b_LD[at].double() for at, side in enumerate(SIDES)},
+            **more,
+        )
+
     @property
     def n_features(self) -> int:
         return len(self.b_enc)
@@ -122,7 +135,7 @@ class Dictionary:
         first = float(self.score_F[0])
         if first > 0 and bool((self.score_F == first).all()):
             return ones_F, self.threshold / first
-        return self.score_F, self.threshold
+        return self.score_F.clamp_min(0.0), self.threshold
 
     def _check(self, store: ActivationStore) -> None:
         for side, width in zip(SIDES, store.widths, strict=True):

@@ -44,16 +44,9 @@ def read(source: Source) -> Dictionary:
     if source.setting("encoder_layers", list) not in (None, [0, 1]):
         raise InputError(f"{source.name}: 'encoder_layers' are not those of two models, each encoded by its own")
     w_LFD = source.take("decoder.weight", 2, n_features, width)
-    b_LD = source.take("decoder.bias", 2, width)
-    layer = source.setting("layer", int)
-    made = Dictionary(
-        encoder={side: e_LDF[at].T.contiguous() for at, side in enumerate(SIDES)},
-        decoder={side: w_LFD[at] for at, side in enumerate(SIDES)},
-        b_enc=source.take("encoder.bias", n_features).double(),
-        b_dec={side: b_LD[at].double() for at, side in enumerate(SIDES)},
-        k=int(source.number("k")) if "k" in source.tensors else None,
-        layers=dict.fromkeys(SIDES, layer),
-    )
+    b_F, b_LD = source.take("encoder.bias", n_features), source.take("decoder.bias", 2, width)
+    made = Dictionary.stacked(e_LDF, w_LFD, b_F, b_LD, layers=dict.fromkeys(SIDES, source.setting("layer", int)))
+    made.k = int(source.number("k")) if "k" in source.tensors else None
     if "threshold" in source.tensors:
         score_F = _score(source, w_LFD)
         threshold = source.number("threshold")

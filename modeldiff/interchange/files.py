@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,10 +54,10 @@ class Source:
         return found.to(torch.float32)
 
     def number(self, name: str) -> float:
-        """A tensor of one number. Raises DamagedError: it is not."""
+        """A tensor of one number. Raises DamagedError: it is not, or not finite."""
         found = self.tensors[name]
-        if found.numel() != 1:
-            raise DamagedError(f"{self.path}: tensor '{name}' should be one number, found {tuple(found.shape)}")
+        if found.numel() != 1 or not math.isfinite(found):
+            raise DamagedError(f"{self.path}: tensor '{name}' should be one finite number")
         return float(found)
 
     def setting(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:

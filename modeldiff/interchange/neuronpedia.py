@@ -8,6 +8,7 @@ feature's number. The model and the source set must have been made there before 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from modeldiff.catalogue.table import FeatureTable
 from modeldiff.errors import InputError
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
 from modeldiff.workspace import Artifact
-from modeldiff.workspace.files import write_json
+from modeldiff.workspace.files import write_bytes
 
 # The handler's limits.
 _FEATURES, _TOKENS = 128, 1024
@@ -42,9 +43,8 @@ def write(features: Artifact, folder: Path) -> dict[str, Any]:
             if not some:
                 break
             (folder / side).mkdir(exist_ok=True)
-            write_json(
-                folder / side / f"batch-{batch:04d}.json", {"modelId": model, "source": source, "features": some}
-            )
+            content = json.dumps({"modelId": model, "source": source, "features": some}, separators=(",", ":"))
+            write_bytes(folder / side / f"batch-{batch:04d}.json", content.encode())
             count += len(some)
         written[side] = {"modelId": model, "source": source, "features": count}
     if not any(one["features"] for one in written.values()):
@@ -57,12 +57,19 @@ def _feature(table: FeatureTable, number: int, side: str) -> dict[str, Any] | No
     row = table.row(number, examples=_EXAMPLES)
     if row.partition == EXCLUSIVE[OTHER[side]]:
         return None
-    found = [_activation(one.tokens[side]) for one in row.examples if one.tokens]
+    found = [_activation(f"{one.before}{one.word}{one.after}", one.tokens[side]) for one in row.examples if one.tokens]
     activations = [one for one in found if any(one["values"])]
     return {"index": number, "density": row.density, "activations": activations} if activations else None
 
 
-def _activation(pieces: list[Piece]) -> dict[str, list[Any]]:
-    """A token of no characters (one of several that make one) is refused there, and has nothing to show."""
-    shown = [piece for piece in pieces if piece.text][:_TOKENS]
-    return {"tokens": [one.text for one in shown], "values": [float(f"{one.activation:.5g}") for one in shown]}
+def _activation(text: str, tokens: list[Piece]) -> dict[str, list[Any]]:
+    """Tokens with the white space before them. One of no characters (of several that make one) would be refused."""
+    shown: dict[str, list[Any]] = {"tokens": [], "values": []}
+    behind = 0
+    for one in tokens[:_TOKENS]:
+        at = text.find(one.text, behind)
+        if one.text and at >= 0:
+            shown["tokens"].append(text[behind:at] + one.text)
+            shown["values"].append(float(f"{one.activation:.5g}"))
+            behind = at + len(one.text)
+    return shown

@@ -22,16 +22,9 @@ def read(source: Source) -> Dictionary:
     w_FLD = source.take("W_dec", n_features, 2, width)
     if "dec_mask" in source.tensors:
         w_FLD = w_FLD * (source.take("dec_mask", n_features, 2) != 0)[:, :, None]
-    b_LD = source.take("b_dec", 2, width)
+    b_F, b_LD = source.take("b_enc", n_features), source.take("b_dec", 2, width)
     k = source.setting("k", int)
     if k is None or not 1 <= k <= n_features:
         raise DamagedError(f"the config beside {source.path}: 'k' must be 1 to {n_features}, found {k}")
-    return Dictionary(
-        encoder={side: e_LDF[at].T.contiguous() for at, side in enumerate(SIDES)},
-        decoder={side: w_FLD[:, at].contiguous() for at, side in enumerate(SIDES)},
-        b_enc=source.take("b_enc", n_features).double(),
-        b_dec={side: b_LD[at].double() for at, side in enumerate(SIDES)},
-        k=k,
-        per_pair=True,
-        layers=dict.fromkeys(SIDES, source.setting("layer", int)),
-    )
+    layers = dict.fromkeys(SIDES, source.setting("layer", int))
+    return Dictionary.stacked(e_LDF, w_FLD.transpose(0, 1), b_F, b_LD, k=k, per_pair=True, layers=layers)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import logging.config
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from unittest import mock
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
 from modeldiff.interchange import dictionary_learning, saelens
@@ -85,8 +87,6 @@ class Reader:
 
     def row(self, library: str, what: str, latents: torch.Tensor, xhat: list[torch.Tensor], *files: Path) -> Row:
         artifact = run(ImportSettings(source=tuple(map(str, files)), device="cpu"), self.workspace)
-        from safetensors.torch import load_file
-
         origin = load_file(artifact.folder / ORIGIN_NAME)
         crosscoder = load(artifact)
         sizes = ", ".join(f"{part} {size}" for part, size in crosscoder.sizes.items())
@@ -213,6 +213,41 @@ def of_crosscode(peers: Path | None, reader: Reader) -> Iterator[Row]:
 
 
 @torch.no_grad()
+def of_antebe(peers: Path | None, reader: Reader) -> Iterator[Row]:
+    """Its selection is fitted here: compared are the entries that are active in both, and what both decode its code to."""
+    name, path = "model_diffing_crosscoders", (peers or Path()) / ANTEBE / "sweep_eval.py"
+    try:
+        spec = importlib.util.spec_from_file_location("sweep_eval", path)
+        assert spec and spec.loader
+        library = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(library)
+    except Exception as error:  # whatever its file does when it is run
+        yield Row(name, "", None, None, 0, note=f"cannot be imported: {error}")
+        return
+    for kind in (library.CrossCoder, library.DFCCrossCoder):
+        made = random_like(kind(WIDTH, FEATURES, 9))
+        folder = reader.folder / kind.__name__
+        folder.mkdir()
+        torch.save(made.state_dict(), folder / "model.pt")
+        (folder / "config.json").write_text('{"k": 9}')
+        settings = ImportSettings(source=(str(folder),), device="cpu", fit_threshold=True)
+        artifact = run(settings, reader.workspace)
+        crosscoder, feature_F = load(artifact), load_file(artifact.folder / ORIGIN_NAME)["feature"]
+        code_BF = made.encode(torch.stack(reader.x, dim=1))[:, feature_F]
+        f_BF = crosscoder.encode(*reader.x)
+        both_BF = (f_BF > 0) & (code_BF > 0)
+        through = max(
+            float((ours - theirs).abs().max())
+            for ours, theirs in zip(
+                crosscoder.decode(code_BF), made.decode(code_BF[:, feature_F.argsort()]).unbind(1), strict=True
+            )
+        )
+        same = f"{artifact.metrics['threshold_fitted']['same']:.0%} of the active entries are the same"
+        latents = float((f_BF - code_BF)[both_BF].abs().max())
+        yield Row(name, f"{kind.__name__} -> modeldiff, threshold fitted", latents, through, 9.0, note=same)
+
+
+@torch.no_grad()
 def of_saelens(reader: Reader) -> Iterator[Row]:
     try:
         from sae_lens import SAE, __version__
@@ -264,6 +299,7 @@ def main() -> int:
         ways: list[Callable[[], Iterator[Row]]] = [
             lambda: of_forks(arguments.peers, reader),
             lambda: of_crosscode(arguments.peers, reader),
+            lambda: of_antebe(arguments.peers, reader),
             lambda: of_saelens(reader),
         ]
         for way in ways:
