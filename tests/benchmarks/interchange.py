@@ -214,11 +214,12 @@ def of_crosscode(peers: Path | None, reader: Reader) -> Iterator[Row]:
 
 @torch.no_grad()
 def of_antebe(peers: Path | None, reader: Reader) -> Iterator[Row]:
-    """Its selection is fitted here: compared are the entries that are active in both, and what both decode its code to."""
+    """Its selection is fitted here: compared are entries that are active in both, and what both decode its code to."""
     name, path = "model_diffing_crosscoders", (peers or Path()) / ANTEBE / "sweep_eval.py"
     try:
         spec = importlib.util.spec_from_file_location("sweep_eval", path)
-        assert spec and spec.loader
+        assert spec
+        assert spec.loader
         library = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(library)
     except Exception as error:  # whatever its file does when it is run
