@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 
 from modeldiff.crosscoder.saving import from_hub
 from modeldiff.errors import DamagedError, InputError, first_line
-from modeldiff.workspace.files import read_json, sha256_file, sha256_json
+from modeldiff.workspace.files import read_json, sha256_json
 
 # In a folder, the first of these that is there.
 WEIGHTS = ("model.safetensors", "sae_weights.safetensors", "ae.pt", "model_final.pt", "model.pt")
@@ -25,17 +27,26 @@ _COMPILED = "_orig_mod."
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a dictionary's files hold."""
+    """The files of a dictionary, read on first use."""
 
     name: str
     """The path or the repository that was asked for."""
     path: Path
     """The file of weights."""
-    tensors: Mapping[str, torch.Tensor]
-    config: Mapping[str, Any]
-    """Empty where there is none."""
-    digest: str
-    """Of the files that were read."""
+    config_path: Path | None
+
+    @functools.cached_property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        return _tensors(self.path)
+
+    @functools.cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Empty where there is none."""
+        return _config(self.config_path) if self.config_path else {}
+
+    def digest(self, digest_of: Callable[[Path], str]) -> str:
+        """Of the files, from that of each."""
+        return sha256_json([digest_of(path) for path in (self.path, self.config_path) if path])
 
     def take(self, name: str, *shape: int | None) -> torch.Tensor:
         """A tensor as float32. Raises DamagedError: it is missing, or not of this shape (None: any number)."""
@@ -72,12 +83,8 @@ class Source:
 
 
 def open_source(name: str) -> Source:
-    """What a folder holds, a file of weights and the config beside it, or a repository of the hub.
-
-    Raises:
-        InputError: there is neither, or no weights are in it.
-        DamagedError: a file cannot be read.
-    """
+    """A folder, a file of weights and the config beside it, or a repository of the hub. Raises InputError: there is
+    none of these, or no weights are in it."""
     path = Path(name)
     if not path.exists():
         path = from_hub(name, (*WEIGHTS, *CONFIGS))
@@ -86,24 +93,20 @@ def open_source(name: str) -> Source:
         if not found:
             raise InputError(f"{name} has no weights: expected one of {', '.join(WEIGHTS)}")
         path = found[0]
-    configs = [path.parent / one for one in CONFIGS if (path.parent / one).is_file()]
-    digest = sha256_json([sha256_file(one) for one in (path, *configs)])
-    return Source(name, path, _tensors(path), _config(configs), digest)
+    return Source(name, path, next((path.parent / one for one in CONFIGS if (path.parent / one).is_file()), None))
 
 
-def _config(paths: list[Path]) -> dict[str, Any]:
-    if not paths:
-        return {}
-    if paths[0].suffix != ".yaml":
-        return read_json(paths[0])
+def _config(path: Path) -> dict[str, Any]:
+    if path.suffix != ".yaml":
+        return read_json(path)
     import yaml
 
     try:
-        found = yaml.safe_load(paths[0].read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{paths[0]}: cannot be read as YAML ({first_line(error)})") from None
+        raise DamagedError(f"{path}: cannot be read as YAML ({first_line(error)})") from None
     if not isinstance(found, dict):
-        raise DamagedError(f"{paths[0]}: expected names and values")
+        raise DamagedError(f"{path}: expected names and values")
     return found
 
 
@@ -113,7 +116,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             found = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # about the age of the file
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise DamagedError(
             f"{path}: cannot be read as weights alone; it may be damaged, or hold code, which is never run "

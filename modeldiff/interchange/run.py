@@ -55,7 +55,7 @@ def run(settings: ImportSettings, workspace: Workspace, *, name: str | None = No
     device = resolve_device(settings.device)
     inputs = {"activations": activations.as_input()}
     for number, source in enumerate(sources):
-        inputs[f"source {number + 1}"] = Input(f"file {source.name}", source.digest)
+        inputs[f"source {number + 1}"] = Input(f"file {source.name}", source.digest(workspace.digest_of))
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=str(device), dtype="float32")
@@ -89,8 +89,8 @@ def _build(
     for side, share in evaluation["fve"].items():
         if share < _SUSPICIOUS:
             say(
-                f"only {share:.0%} of the variance of model {side.upper()} is explained: are these the models, layers "
-                "and order that the dictionary was trained on, and token positions like those?"
+                f"the variance of model {side.upper()} is explained badly (FVE {share:.2f}): are these the models, "
+                "layers and order that the dictionary was trained on, and positions of tokens like those?"
             )
     about = {"format": FORMAT, "from": format_name, "sources": [one.name for one in sources], "ranges": imported.ranges}
     work.write_json(IMPORT_NAME, {**about, "notes": dictionary.notes})
