@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from modeldiff import __version__
 from modeldiff.crosscoder.saving import from_hub
@@ -50,6 +51,8 @@ def _refusals(repository: str) -> Iterator[None]:
     """What the hub says as one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+    # Of the HTTP library, whichever it is, and of sockets.
+    network: Any = (*HfHubHTTPError.__bases__, OSError)
     try:
         yield
     except (HFValidationError, LocalTokenNotFoundError, HfHubHTTPError) as error:
@@ -57,7 +60,7 @@ def _refusals(repository: str) -> Iterator[None]:
             f"the hub does not take '{repository}' ({first_line(error)}): log in with `hf auth login`, and name it "
             "USER/NAME"
         ) from None
-    except OSError as error:
+    except network as error:
         raise MachineError(f"the hub could not be reached ({first_line(error)})") from None
 
 

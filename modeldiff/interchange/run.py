@@ -142,9 +142,8 @@ def _fit_threshold(crosscoder: Crosscoder, store: ActivationStore) -> dict[str, 
     crosscoder.set_threshold(sum(least) / len(least))
     both = either = active = 0
     for pre_BF in pre():
-        top_BF = torch.zeros_like(pre_BF, dtype=torch.bool).scatter_(1, pre_BF.topk(k, dim=1).indices, True) & (
-            pre_BF > 0
-        )
+        largest_BK = pre_BF.topk(k, dim=1).indices
+        top_BF = torch.zeros_like(pre_BF, dtype=torch.bool).scatter_(1, largest_BK, True) & (pre_BF > 0)
         ours_BF = crosscoder.active(pre_BF) > 0
         both += int((top_BF & ours_BF).sum())
         either += int((top_BF | ours_BF).sum())
