@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,25 +13,9 @@ from modeldiff.format import flat, print_json, table
 from modeldiff.interchange.settings import ImportSettings
 
 if TYPE_CHECKING:
-    from modeldiff.workspace import Artifact, Workspace
+    from modeldiff.workspace import Workspace
 
 _TARGETS = ("dictionary_learning", "saelens", "neuronpedia")
-
-
-def _about(artifact: Artifact) -> dict[str, Any]:
-    from modeldiff.interchange.run import IMPORT_NAME
-    from modeldiff.workspace.files import read_json
-
-    return {"import": read_json(artifact.file(IMPORT_NAME))}
-
-
-def _show(artifact: Artifact) -> None:
-    show_metrics(artifact)
-    ranges = _about(artifact)["import"]["ranges"]
-    if len(ranges) > 1:
-        pieces = [f"{theirs}..{theirs + n - 1} -> {ours}..{ours + n - 1}" for theirs, ours, n in ranges[:4]]
-        more = f"; and {len(ranges) - 4} more ranges" if len(ranges) > 4 else ""
-        echo(f"features of the file -> here: {'; '.join(pieces)}{more} (import.json, origin.safetensors)")
 
 
 def _export(workspace: Workspace, *, ref: str | None, to: str, out: Path, as_json: bool) -> None:
@@ -70,8 +54,7 @@ commands = {
         "import",
         ImportSettings,
         "modeldiff.interchange.run",
-        show=_show,
-        data=_about,
+        show=show_metrics,
         help="A crosscoder that another library trained becomes one of this workspace: `features`, `contrast` and "
         "`steer` work on it.\n\n"
         "Read are crosscoders of two models of dictionary_learning (science-of-finetuning's), dfc_learning (the DFC "

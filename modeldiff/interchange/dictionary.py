@@ -179,15 +179,13 @@ class Imported:
     """(F,) float32: activations of the crosscoder are those of the dictionary times this."""
 
     @property
-    def ranges(self) -> list[list[int]]:
-        """[first of theirs, first of ours, how many] of features that stand one after the other in both."""
+    def numbers(self) -> str:
+        """For people: which of the dictionary's features are which here, where they stand one after the other in both;
+        at most four such ranges."""
         starts = (self.theirs_F.diff() != 1).nonzero().flatten() + 1
-        borders = [0, *starts.tolist(), len(self.theirs_F)]
-        return [
-            [int(self.theirs_F[first]), first, stop - first]
-            for first, stop in itertools.pairwise(borders)
-            if stop > first
-        ]
+        borders = list(itertools.pairwise([0, *starts.tolist(), len(self.theirs_F)]))
+        shown = [f"{self.theirs_F[first]}..{self.theirs_F[stop - 1]} -> {first}..{stop - 1}" for first, stop in borders]
+        return "; ".join(shown if len(shown) < 5 else [*shown[:4], f"and {len(shown) - 4} more ranges"])
 
 
 def one_sided(dictionary: Dictionary) -> dict[str, int]:

@@ -102,26 +102,19 @@ def write(crosscoder: Crosscoder, folder: Path) -> dict[str, Any]:
             f"{' with a threshold of its own for designated features' if config.n_designated else ''}: "
             "export to saelens, which has one threshold for each feature"
         )
-    # Their units are ours, so that the norms of the decoder, by which they may select, are too.
-    weights: dict[str, dict[str, torch.Tensor]] = {"encoder": {}, "decoder": {}}
-    slices = crosscoder.slices
+    # Their units become ours, so that the norms of the decoder, by which they may select, are too.
+    dense, slices = Dictionary.of(crosscoder), crosscoder.slices
     order_F = torch.cat([torch.arange(slices[name].start, slices[name].stop) for name in ("A", "B", "shared")])
-    for side in SIDES:
-        for what, rows_FD in (("encoder", crosscoder.encoder(side)), ("decoder", crosscoder.decoder(side))):
-            whole_FD = torch.zeros(crosscoder.n_features, rows_FD.shape[1])
-            whole_FD[crosscoder.sees(side)] = rows_FD.detach()
-            weights[what][side] = whole_FD
-        weights["encoder"][side][slices["shared"]] *= crosscoder.encoder_share
     scale_L = torch.tensor([config.scale_a, config.scale_b], dtype=torch.float64)
-    e_LFD, w_LFD = pad(weights["encoder"])[:, order_F], pad(weights["decoder"])[:, order_F]
-    e_LFD *= (scale_L / (scale_L - _EPSILON)).float()[:, None, None]
+    e_LFD = pad(dense.encoder)[:, order_F] / (scale_L - _EPSILON).float()[:, None, None]
+    w_LFD = pad(dense.decoder)[:, order_F] * scale_L.float()[:, None, None]
     width = w_LFD.shape[2]
     norm_id = _OF_SELECTION[config.selection]
     tensors = {
         "encoder.weight": e_LFD.mT,
-        "encoder.bias": crosscoder.b_enc.detach()[order_F],
+        "encoder.bias": dense.b_enc[order_F].float(),
         "decoder.weight": w_LFD,
-        "decoder.bias": pad({side: crosscoder.decoder_bias(side).detach() for side in SIDES}),
+        "decoder.bias": (pad(dense.b_dec) * scale_L[:, None]).float(),
         "code_normalization_id": torch.tensor(norm_id),
         "k": torch.tensor(config.k, dtype=torch.int32),
         "threshold": torch.tensor(config.threshold),
@@ -133,10 +126,9 @@ def write(crosscoder: Crosscoder, folder: Path) -> dict[str, Any]:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     sizes = {"activation_dim": width, "dict_size": crosscoder.n_features, "num_layers": 2, "k": config.k}
     write_json(folder / "config.json", {**sizes, "code_normalization": _NORMS[norm_id]})
-    exclusive = {side: crosscoder.sizes[name] for side, name in zip(SIDES, "AB", strict=True)}
+    n_a, n_exclusive = config.n_a_only, config.n_a_only + config.n_b_only
     return {
         "load": "BatchTopKCrossCoder.from_pretrained(FOLDER, from_hub=True)",
-        "order": {"A": [0, exclusive["a"]], "B": [exclusive["a"], sum(exclusive.values())],
-                  "shared": [sum(exclusive.values()), crosscoder.n_features]},
+        "order": {"A": [0, n_a], "B": [n_a, n_exclusive], "shared": [n_exclusive, crosscoder.n_features]},
         "padded": {side: width - getattr(config, f"width_{side}") for side in SIDES},
-    }  # fmt: skip
+    }

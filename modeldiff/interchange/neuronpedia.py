@@ -35,16 +35,13 @@ def write(features: Artifact, folder: Path) -> dict[str, Any]:
         about = table.info["sides"][side]
         model = re.sub(r"[^a-z0-9.-]+", "-", Path(about["model"] or f"model-{side}").name.lower())
         source = f"{about['layer'] or 0}-modeldiff-{features.ref.replace(':', '-')}-{side}"
-        every = (_feature(table, number, side) for number in range(table.n_features))
-        kept = iter([one for one in every if one])
+        (folder / side).mkdir()
+        found = (_feature(table, number, side) for number in range(table.n_features))
+        kept = iter([one for one in found if one])
         count = 0
-        for batch in itertools.count():
-            some = list(itertools.islice(kept, _FEATURES))
-            if not some:
-                break
-            (folder / side).mkdir(exist_ok=True)
+        while some := list(itertools.islice(kept, _FEATURES)):
             content = json.dumps({"modelId": model, "source": source, "features": some}, separators=(",", ":"))
-            write_bytes(folder / side / f"batch-{batch:04d}.json", content.encode())
+            write_bytes(folder / side / f"batch-{count // _FEATURES:04d}.json", content.encode())
             count += len(some)
         written[side] = {"modelId": model, "source": source, "features": count}
     if not any(one["features"] for one in written.values()):

@@ -1,7 +1,6 @@
 """The stage `import`: a dictionary of another library and activations in, a `crosscoder` artifact out.
 
 config.json, model.safetensors   the crosscoder
-import.json                      format, source, `ranges`: [first of theirs, first of ours, how many]
 origin.safetensors               feature (F,) int64: the number each feature has in the library's file; scale (F,)
                                  float32: activations here are the library's times this
 """
@@ -31,8 +30,7 @@ from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.activations import ActivationStore
 
 SCHEMA = 1
-FORMAT = 1
-IMPORT_NAME, ORIGIN_NAME = "import.json", "origin.safetensors"
+ORIGIN_NAME = "origin.safetensors"
 # What a dictionary is measured on, and what a threshold is fitted on: pairs spread over all.
 _PAIRS, _BLOCK = 16384, 512
 # Below this share of variance explained, something about the activations is probably wrong.
@@ -92,8 +90,6 @@ def _build(
                 f"the variance of model {side.upper()} is explained badly (FVE {share:.2f}): are these the models, "
                 "layers and order that the dictionary was trained on, and positions of tokens like those?"
             )
-    about = {"format": FORMAT, "from": format_name, "sources": [one.name for one in sources], "ranges": imported.ranges}
-    work.write_json(IMPORT_NAME, {**about, "notes": dictionary.notes})
     work.write_bytes(ORIGIN_NAME, save({"feature": imported.theirs_F, "scale": imported.scale_F}))
     work.write_json(CONFIG_NAME, crosscoder.config.to_json())
     weights = work.temporary(WEIGHTS_NAME)
@@ -101,6 +97,8 @@ def _build(
     work.commit(weights, WEIGHTS_NAME)
     return {
         "from": format_name,
+        "notes": dictionary.notes,
+        "numbers": imported.numbers,
         "features": crosscoder.sizes,
         "parameters": crosscoder.config.parameters,
         "k": crosscoder.config.k,
