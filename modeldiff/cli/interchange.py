@@ -19,7 +19,7 @@ _TARGETS = ("dictionary_learning", "saelens", "neuronpedia")
 
 
 def _export(workspace: Workspace, *, ref: str | None, to: str, out: Path, as_json: bool) -> None:
-    from modeldiff.interchange.export import export
+    from modeldiff.interchange.formats import export
 
     about = export(workspace, ref, to, out)
     if as_json:

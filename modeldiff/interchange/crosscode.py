@@ -16,6 +16,10 @@ from modeldiff.interchange.dictionary import Dictionary
 from modeldiff.interchange.files import Source
 
 _JUMP = "_activation_fn.log_threshold_L"
+_TENSORS = (
+    "_W_enc_XiDiL", "_W_dec_LXoDo", "b_enc_L", "_b_dec_XoDo", _JUMP,
+    "is_folded", "folded_scaling_factors_in_Xi", "folded_scaling_factors_out_Xo",
+)  # fmt: skip
 _K = {"TopkActivation": "k", "BatchTopkActivation": "k_per_example"}
 
 
@@ -24,6 +28,7 @@ def fits(source: Source) -> bool:
 
 
 def read(source: Source) -> Dictionary:
+    source.only(*_TENSORS)
     shape = tuple(source.tensors["_W_enc_XiDiL"].shape)
     if len(shape) != 4 or shape[:2] != (2, 1):
         raise InputError(

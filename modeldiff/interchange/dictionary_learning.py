@@ -27,6 +27,10 @@ from modeldiff.workspace.files import write_json
 
 _NORMS = {1: "CROSSCODER", 2: "SAE", 3: "MIXED", 4: "NONE", 5: "DECOUPLED"}
 _OF_SELECTION = {"activation": 4, "l2": 2, "sum": 1}
+_TENSORS = (
+    "encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias", "code_normalization_id", "threshold", "k",
+    "activation_mean", "activation_std", "activation_global_scale", "target_rms",
+)  # fmt: skip
 _EPSILON = 1e-8  # that reconstructions are divided by the scale plus this
 
 
@@ -35,6 +39,7 @@ def fits(source: Source) -> bool:
 
 
 def read(source: Source) -> Dictionary:
+    source.only(*_TENSORS)
     e_LDF = source.take("encoder.weight", None, None, None)
     n_models, width, n_features = e_LDF.shape
     if n_models != 2:

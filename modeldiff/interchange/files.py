@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import pickle
 import warnings
@@ -48,20 +49,21 @@ class Source:
         """Of the files, from that of each."""
         return sha256_json([digest_of(path) for path in (self.path, self.config_path) if path])
 
+    def only(self, *names: str) -> None:
+        """Raise InputError where there is another tensor: it might change what the dictionary says."""
+        if unknown := sorted(self.tensors.keys() - set(names)):
+            raise InputError(f"{self.name} has a tensor '{unknown[0]}', of which nothing is known here")
+
     def take(self, name: str, *shape: int | None) -> torch.Tensor:
         """A tensor as float32. Raises DamagedError: it is missing, or not of this shape (None: any number)."""
         found = self.tensors.get(name)
         if found is None:
             raise DamagedError(f"{self.path}: tensor '{name}' is missing")
-        fits = len(found.shape) == len(shape) and all(
-            want in (None, size) for want, size in zip(shape, found.shape, strict=True)
-        )
-        if not (fits and found.is_floating_point()):
-            wanted = tuple("any" if size is None else size for size in shape)
-            raise DamagedError(
-                f"{self.path}: tensor '{name}' should be numbers of shape {wanted}, "
-                f"found {found.dtype} {tuple(found.shape)}"
-            )
+        pairs = list(itertools.zip_longest(shape, found.shape, fillvalue=-1))
+        if any(want not in (None, size) for want, size in pairs) or not found.is_floating_point():
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            shown = f"{found.dtype} {tuple(found.shape)}"
+            raise DamagedError(f"{self.path}: tensor '{name}' should be numbers of shape ({wanted}), found {shown}")
         return found.to(torch.float32)
 
     def number(self, name: str) -> float:

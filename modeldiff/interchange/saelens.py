@@ -21,7 +21,10 @@ from modeldiff.interchange.files import Source
 from modeldiff.sides import OTHER, SIDES
 from modeldiff.workspace.files import write_json
 
-_READ = ("standard", "jumprelu")
+# Others depend on what else a token has, or on what the file does not hold.
+_READ = {
+    "architecture": ("standard", "jumprelu"), "normalize_activations": ("none",), "reshape_activations": ("none",),
+}  # fmt: skip
 _NEVER = torch.finfo(torch.float32).max
 
 
@@ -66,29 +69,20 @@ class _One:
     """A single dictionary, on raw activations. Legend: F features, D width."""
 
     def __init__(self, source: Source) -> None:
+        source.only("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
         w_DF = source.take("W_enc", None, None)
         width, n_features = w_DF.shape
         self.e_FD = w_DF.T.contiguous()
         self.w_FD = source.take("W_dec", n_features, width)
         self.b_D = source.take("b_dec", width).double()
         self.b_F = source.take("b_enc", n_features).double()
-        architecture = source.setting("architecture", str, "standard")
-        normalise = source.setting("normalize_activations", str, "none")
-        reshape = source.setting("reshape_activations", str, "none")
-        for name, value, readable in (
-            ("architecture", architecture, _READ),
-            ("normalize_activations", normalise, ("none",)),
-            ("reshape_activations", reshape, ("none",)),
-        ):
-            if value not in readable:
-                raise InputError(
-                    f"{source.name}: '{name}' is '{value}', which depends on what else a token has or was left out of "
-                    f"the file; {' and '.join(readable)} can be read"
-                )
+        for name, readable in _READ.items():
+            if (value := source.setting(name, str, readable[0])) not in readable:
+                raise InputError(f"{source.name}: '{name}' is '{value}'; {' and '.join(readable)} can be read")
         if source.setting("apply_b_dec_to_input", bool, True):
             self.b_F = self.b_F - self.e_FD.double() @ self.b_D
         self.threshold_F = torch.zeros(n_features, dtype=torch.float64)
-        if architecture == "jumprelu":
+        if source.setting("architecture", str) == "jumprelu":
             self.threshold_F = source.take("threshold", n_features).double()
         if bool((self.threshold_F < 0).any()):
             raise DamagedError(f"{source.path}: 'threshold' has numbers below 0")

@@ -17,6 +17,7 @@ def fits(source: Source) -> bool:
 
 
 def read(source: Source) -> Dictionary:
+    source.only("W_enc", "b_enc", "W_dec", "b_dec", "enc_mask", "dec_mask")
     e_LDF = source.take("W_enc", 2, None, None)
     _, width, n_features = e_LDF.shape
     w_FLD = source.take("W_dec", n_features, 2, width)

@@ -149,13 +149,14 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str, str, type[Exception]]] = {
     "decoupled": (foreign.forks(threshold=[0.1, 0.2], code_normalization_id=5), None, "ae.pt", "DECOUPLED", InputError),
     "norm": (foreign.forks(threshold=0.1, code_normalization_id=9), None, "ae.pt", "none of 1 to 5", DamagedError),
     "layers": (foreign.forks(**{"encoder.weight": draw(3, WIDTH, 4)}), None, "ae.pt", "3 layers or models", InputError),
-    "shape": (foreign.forks(**{"encoder.bias": draw(3)}), None, "ae.pt", r"bias' should be .*\(12,\)", DamagedError),
+    "shape": (foreign.forks(**{"encoder.bias": draw(3)}), None, "ae.pt", r"bias' should be .*\(12\)", DamagedError),
     "nan": (foreign.forks(**{"encoder.bias": _NO_NUMBER}), None, "ae.pt", "are not finite", DamagedError),
     "code": ({"encoder.weight": _Code()}, None, "ae.pt", "hold code, which is never run", DamagedError),
     "huge": ({"encoder.weight": _MANY}, None, "ae.pt", "has no tensors", InputError),
     "config": (foreign.topk(), {"k": "many"}, "model.safetensors", "'k' is 'many'", DamagedError),
     "gated": (foreign.sae(WIDTH * 2), {"architecture": "gated"}, _SAE, "'gated'", InputError),
     "single": (foreign.sae(WIDTH), {}, _SAE, "or one of both side by side", InputError),
+    "more": (foreign.forks(gate=draw(FEATURES)), None, "ae.pt", "has a tensor 'gate'", InputError),
     "unknown": ({"weight": draw(2)}, None, "ae.pt", "none of the formats", InputError),
 }  # fmt: skip
 
