@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from modeldiff.console import visible
+from modeldiff.crosscoder.saving import CONFIG_NAME
 from modeldiff.format import flat
+from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
+from modeldiff.workspace.files import read_json
 
 _WHAT = {
     "crosscoder": "A crosscoder: one sparse dictionary on the activations of two language models.",
@@ -61,7 +64,10 @@ modeldiff pull {repository}
 def card(artifact: Artifact, repository: str) -> str:
     """Markdown. Whatever comes from a manifest stands in code, where it is no markup."""
     manifest, kind = artifact.manifest, artifact.kind
-    inputs = [[name, Path(one.label).name, one.digest[:12]] for name, one in manifest.inputs.items()]
+    inputs = [[name, one.label, one.digest[:12]] for name, one in manifest.inputs.items()]
+    if kind == "crosscoder":
+        config = read_json(artifact.file(CONFIG_NAME))
+        inputs += [[f"model {s.upper()}", config[f"model_{s}"], f"after block {config[f'layer_{s}']}"] for s in SIDES]
     metrics = flat({name: value for name, value in manifest.metrics.items() if value not in ({}, None)})
     settings = [[name, value] for name, value in manifest.settings.items() if value not in (None, [])]
     return _CARD.format(
@@ -71,7 +77,7 @@ def card(artifact: Artifact, repository: str) -> str:
         created=_code(manifest.created),
         digest=_code(manifest.digest),
         load=_LOAD.format(repository=repository) if kind == "crosscoder" else "",
-        inputs=_table(["what", "called", "digest"], inputs),
+        inputs=_table(["what", "called", "digest or place"], inputs),
         metrics=_table(["measured", "value"], metrics),
         limits=_LIMITS.get(kind, _PRIVATE),
         settings=_table(["setting", "value"], settings),
@@ -84,5 +90,10 @@ def _table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _code(value: Any) -> str:
-    text = visible(str(value)).replace("`", "'").replace("|", "/")
+    """Of a path on the machine where it was made, the last part."""
+    if isinstance(value, list):
+        return ", ".join(map(_code, value))
+    text = (
+        visible(Path(str(value)).name if str(value).startswith("/") else str(value)).replace("`", "'").replace("|", "/")
+    )
     return f"`{text or ' '}`"

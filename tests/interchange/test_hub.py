@@ -113,6 +113,7 @@ def test_a_damaged_artifact_is_not_pushed(hub: Path, crosscoder: Artifact) -> No
 
 
 def test_the_card_says_what_it_is_and_holds_hostile_names_in_code(crosscoder: Artifact) -> None:
+    crosscoder.manifest.settings["texts"] = ["/home/me/secret/texts.jsonl", "hf:user/set"]
     crosscoder.manifest.settings["note"] = "`</code><script>alert(1)</script>|\n# x"
     text = card(crosscoder, "me/diff")
     head, body = text.split("---\n")[1:]
@@ -120,4 +121,5 @@ def test_the_card_says_what_it_is_and_holds_hostile_names_in_code(crosscoder: Ar
     assert 'Crosscoder.from_pretrained("me/diff")' in body
     assert crosscoder.manifest.digest in body
     (line,) = [one for one in body.splitlines() if "script" in one]
+    assert "| `texts` | `texts.jsonl`, `hf:user/set` |" in body
     assert line == "| `note` | `'</code><script>alert(1)</script>/⏎# x` |"
