@@ -222,9 +222,20 @@ def _quality(sources: Sources) -> dict[str, Any] | None:
         ("by the shared features alone", _both(held_out["fve_shared"])),
         ("active features in a pair", f"{held_out['l0']:.1f} (k {metrics['k']})"),
         ("features A / shared / B", " / ".join(f"{metrics['features'][part]:,}" for part in ("A", "shared", "B"))),
-        ("never active in training's last part", " / ".join(f"{metrics['dead'][p]:,}" for p in ("A", "shared", "B"))),
-        ("trained on", f"{metrics['pairs']:,} pairs in {metrics['steps']:,} steps ({metrics['passes']:.1f} passes)"),
     ]
+    if "from" in metrics:
+        rows.append(("imported from", f"{metrics['from']}; measured on pairs that its training may have seen"))
+    else:
+        rows += [
+            (
+                "never active in training's last part",
+                " / ".join(f"{metrics['dead'][p]:,}" for p in ("A", "shared", "B")),
+            ),
+            (
+                "trained on",
+                f"{metrics['pairs']:,} pairs in {metrics['steps']:,} steps ({metrics['passes']:.1f} passes)",
+            ),
+        ]
     measured = [
         {"ref": sources.measured[name].ref, "rows": flat(sources.measured[name].metrics)}
         for name in ("evaluate", "stitch", "match")
@@ -238,7 +249,9 @@ def _both(values: dict[str, float]) -> str:
 
 
 def _curves(crosscoder: Artifact) -> list[dict[str, Any]]:
-    """Training's log, thinned: by curve, a line for each model or partition."""
+    """Training's log, thinned: by curve, a line for each model or partition; none of what was trained elsewhere."""
+    if not crosscoder.files("training.jsonl"):
+        return []
     log = read_json_lines(crosscoder.file("training.jsonl"))
     shown = log[:: max(1, len(log) // _POINTS)]
     curves = []
