@@ -26,6 +26,8 @@ class Direction:
     """A, shared or B."""
     max_activation: float
     """In normalised feature units."""
+    layer: int | None = None
+    """Where it belongs: behind this block of the model, counted from 0; None: not known."""
 
     def at(self, strength: float) -> torch.Tensor:
         return strength * self.unit_D

@@ -26,33 +26,43 @@ _PROBE_TOKENS = 5
 _AXES = (None, 0, 2)
 
 
-class LanguageModel(Geometry):
-    """A causal language model, frozen and in evaluation mode, with its geometry (name, n_layers, width, ...).
+class Decoder(Geometry):
+    """A causal language model of transformers, as it is, with its geometry (name, n_layers, width, ...).
 
-    model: the transformers causal LM; body: the same without the head that makes logits; tokenizer; blocks: the
-    decoder blocks in order; axis: of the streams in what a block gives, where there are several (`hidden_of`); ref:
-    where it came from; recommended: the generation settings of the model's files. They are taken off the model, for
-    transformers would fill in from them whatever a call leaves out.
+    model: the transformers causal LM; blocks: the decoder blocks in order; axis: of the streams in what a block gives,
+    where there are several (`hidden_of`).
     Raises InputError when the blocks cannot be found (`find_blocks`).
     """
 
-    def __init__(
-        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, ref: ModelRef
-    ) -> None:
-        super().__init__(**vars(Geometry.of(model.config, ref.short_name)))
-        self.model = model.eval().requires_grad_(False)
-        self.recommended, model.generation_config = model.generation_config, transformers.GenerationConfig()
-        self.tokenizer = tokenizer
-        self.ref = ref
-        self.body: nn.Module = model.base_model
+    def __init__(self, model: transformers.PreTrainedModel, name: str) -> None:
+        super().__init__(**vars(Geometry.of(model.config, name)))
+        self.model = model
         self.blocks, self.axis = find_blocks(model)
-        if self.max_positions is not None:
-            self.max_positions -= _not_for_text(model, self.max_positions)
 
     @property
     def device(self) -> torch.device:
         """Where tokens go and what is read comes from, also where the model is spread over several devices."""
         return device_of(self.model)
+
+
+class LanguageModel(Decoder):
+    """A decoder with its tokenizer, frozen and in evaluation mode.
+
+    body: the model without the head that makes logits; tokenizer; ref: where it came from; recommended: the generation
+    settings of the model's files. They are taken off the model, for transformers would fill in from them whatever a
+    call leaves out. Raises as `Decoder`.
+    """
+
+    def __init__(
+        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, ref: ModelRef
+    ) -> None:
+        super().__init__(model.eval().requires_grad_(False), ref.short_name)
+        self.recommended, model.generation_config = model.generation_config, transformers.GenerationConfig()
+        self.tokenizer = tokenizer
+        self.ref = ref
+        self.body: nn.Module = model.base_model
+        if self.max_positions is not None:
+            self.max_positions -= _not_for_text(model, self.max_positions)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from modeldiff.console import Progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.batches import chunks, padded
-from modeldiff.lm.model import LanguageModel, hidden_of, hooked, not_handed_on, probe, probe_ids, with_hidden
+from modeldiff.lm.model import Decoder, LanguageModel, hidden_of, hooked, not_handed_on, probe, probe_ids, with_hidden
 
 
 class _LayerReached(Exception):  # noqa: N818 - a signal that ends a pass early, not an error
@@ -73,7 +73,7 @@ def mean_residuals(
 
 
 @contextmanager
-def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def changed(lm: Decoder, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While the context is open, the residual stream after block `layer` is what `change` makes of it.
 
     `change` takes (B, T, D) in the model's dtype and gives (B, T, D), which is rounded once to that dtype. The model
@@ -90,7 +90,7 @@ def changed(lm: LanguageModel, layer: int, change: Callable[[Tensor], Tensor]) -
         yield
 
 
-def add_to_residual(lm: LanguageModel, layer: int, vector: Tensor) -> AbstractContextManager[None]:
+def add_to_residual(lm: Decoder, layer: int, vector: Tensor) -> AbstractContextManager[None]:
     """While the context is open, add a vector to the residual stream after block `layer` at every token: (D,), or (B,
     D) with one for each sequence; any float dtype and device, in the model's own units. Raises InputError for a vector
     that does not fit or is not finite, and (in the pass) for a batch of another size."""
