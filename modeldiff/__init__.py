@@ -47,6 +47,7 @@ _HOMES = {
     "read_scores": "modeldiff.features.measures.score.result",
     "Continuations": "modeldiff.contrast.continuations",
     "read_contrast": "modeldiff.contrast.stored",
+    "Differences": "modeldiff.contrast.differences",
     "direction": "modeldiff.steer.steered",
     "steered": "modeldiff.steer.steered",
     "read_impact": "modeldiff.features.measures.impact.result",

@@ -6,84 +6,31 @@ Legend: F features, S text sources.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.catalogue import stored
-from modeldiff.catalogue.example import Example, ExampleReader
+from modeldiff.catalogue.example import ExampleReader
+from modeldiff.catalogue.row import STRONG, FeatureRow, FeatureRows, Twin
 from modeldiff.catalogue.stored import read_arrays, read_info
-from modeldiff.catalogue.words import WordShare, characteristic_words
+from modeldiff.catalogue.words import characteristic_words
 from modeldiff.errors import InputError
 from modeldiff.linear.stitch import number_or_none
 from modeldiff.linear.verdict import MOSTLY_DIFFER, Baseline, Calls, Scale, calls_of, evidence_score, verdicts
+from modeldiff.notebook import escaped
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
 
-STRONG = 0.7
-"""From this correlation on, twins share half of their variance: probably one concept that is there twice."""
+if TYPE_CHECKING:
+    import pandas
+
 Partition = Literal["A", "shared", "B"]
 Sort = Literal["evidence", "gap", "density", "max", "relative_norm", "twin", "id"]
+# Features that a notebook shows of the whole table.
+_SHOWN = 20
 _USAGE = ("relative_norm", "density", "firing_count", "mean_activation", "max_activation")
-
-
-@dataclasses.dataclass(frozen=True)
-class Twin:
-    """A feature of another partition that fires on the same places."""
-
-    id: int
-    partition: str
-    correlation: float
-    strong: bool
-    """From a correlation of 0.7 on: probably the same concept twice."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureRow:
-    """What is known about one feature. Activations are in normalised feature units."""
-
-    id: int
-    partition: str
-    """A, shared or B."""
-    relative_norm: float
-    """Paper eq. 1: 1 only in A's decoder, 0.5 in both alike, 0 only in B's."""
-    density: float
-    """Share of the pairs on which it fires; 0: dead."""
-    firing_count: int
-    mean_activation: float
-    """Over the pairs where it fires."""
-    max_activation: float
-    sources: dict[str, float]
-    """Share of its activation mass per text source, largest first, zeros left out; empty without texts."""
-    twins: list[Twin]
-    """Highest correlation first."""
-    r2_a: float | None
-    """Held-out R² from A's activations; None when not measured or it fires too rarely."""
-    r2_b: float | None
-    r2_own: float | None
-    """From the model that has it; of a shared one the better of the two."""
-    r2_other: float | None
-    """From the model that lacks it; of a shared one the worse of the two."""
-    r2_null: float | None
-    """r2_other in permuted pairs: what chance gives."""
-    gap: float | None
-    """r2_own - r2_other: large when only its own model's activations explain it."""
-    evidence: float | None
-    """gap x (1 - r2_other / r2_own): what lists are sorted by."""
-    verdict: str | None
-    """exclusive, undecided, predictable or unknown (verdict.py); a shared feature's as if it belonged to the model
-    whose activations explain it better. None when not measured."""
-    tokens_differ: float | None
-    """Share of its examples at which the two models' tokens begin or end at other characters; None when it has none or
-    there are no texts."""
-    words: list[WordShare]
-    """The most frequent words at which its top examples end; empty without texts."""
-    examples: list[Example]
-    """Strongest first."""
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,9 +162,20 @@ class FeatureTable:
             without_evidence=int((of_partition & alive & ~gap_known).sum()),
         )
 
-    def rows(self, *, examples: int | None = None, **chosen: Any) -> list[FeatureRow]:
+    def rows(self, *, examples: int | None = None, **chosen: Any) -> FeatureRows:
         """The features of `select(**chosen)`, each with at most `examples` examples (None: all that are kept)."""
-        return [self.row(feature, examples=examples) for feature in self.select(**chosen).ids]
+        return FeatureRows(self.row(feature, examples=examples) for feature in self.select(**chosen).ids)
+
+    def frame(self, **chosen: Any) -> pandas.DataFrame:
+        """The features of `select(**chosen)` as `FeatureRows.frame` has them; a millisecond or so for each. Raises as
+        these."""
+        return self.rows(examples=1, **chosen).frame()
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the first features by evidence."""
+        shown = self.rows(examples=1, top=_SHOWN)
+        which = f"{self.artifact.ref} ({self.info['crosscoder']}): {len(shown)} of {self.n_features} features"
+        return f"<p>{escaped(which)}, by evidence</p>{shown._repr_html_()}"
 
     def row(self, feature: int, *, examples: int | None = None) -> FeatureRow:
         """Everything about one feature. Raises InputError: there is no such feature."""
