@@ -34,6 +34,11 @@ def escaped(text: str) -> str:
     return html.escape(visible(text))
 
 
+def shown(*parts: str) -> str:
+    """What `_repr_html_` gives: HTML in which notebooks do not take what stands between two $ for a formula."""
+    return f'<div class="tex2jax_ignore mathjax_ignore">{"".join(parts)}</div>'
+
+
 def html_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of the same columns. Every text is escaped here."""
     lines = [_line("th", rows[0]), *(_line("td", row.values()) for row in rows)] if rows else []

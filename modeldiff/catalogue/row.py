@@ -90,7 +90,7 @@ class FeatureRow:
 
     def _repr_html_(self) -> str:
         """What notebooks show: the row of the table, and the examples below it; bold: it fires there."""
-        return FeatureRows([self])._repr_html_() + "".join(map(_example_html, self.examples))
+        return notebook.shown(FeatureRows([self])._repr_html_(), *map(_example_html, self.examples))
 
 
 def _example_html(example: Example) -> str:
@@ -115,7 +115,7 @@ class FeatureRows(list[FeatureRow]):
 
     def _repr_html_(self) -> str:
         """What notebooks show."""
-        return notebook.html_table([
+        rows = [
             {
                 "feature": str(row.id),
                 "in": row.partition,
@@ -129,7 +129,8 @@ class FeatureRows(list[FeatureRow]):
                 "strongest example": _snippet(row.examples),
             }
             for row in self
-        ])  # fmt: skip
+        ]
+        return notebook.shown(notebook.html_table(rows))
 
 
 def _snippet(examples: list[Example]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from modeldiff import notebook
 from modeldiff.catalogue import stored
 from modeldiff.catalogue.example import ExampleReader
 from modeldiff.catalogue.row import STRONG, FeatureRow, FeatureRows, Twin
@@ -19,7 +20,6 @@ from modeldiff.catalogue.words import characteristic_words
 from modeldiff.errors import InputError
 from modeldiff.linear.stitch import number_or_none
 from modeldiff.linear.verdict import MOSTLY_DIFFER, Baseline, Calls, Scale, calls_of, evidence_score, verdicts
-from modeldiff.notebook import escaped
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
 
@@ -173,9 +173,9 @@ class FeatureTable:
 
     def _repr_html_(self) -> str:
         """What notebooks show: the first features by evidence."""
-        shown = self.rows(examples=1, top=_SHOWN)
-        which = f"{self.artifact.ref} ({self.info['crosscoder']}): {len(shown)} of {self.n_features} features"
-        return f"<p>{escaped(which)}, by evidence</p>{shown._repr_html_()}"
+        first = self.rows(examples=1, top=_SHOWN)
+        which = f"{self.artifact.ref} ({self.info['crosscoder']}): {len(first)} of {self.n_features} features"
+        return notebook.shown(f"<p>{notebook.escaped(which)}, by evidence</p>", first._repr_html_())
 
     def row(self, feature: int, *, examples: int | None = None) -> FeatureRow:
         """Everything about one feature. Raises InputError: there is no such feature."""

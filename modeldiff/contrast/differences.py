@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from modeldiff import notebook
+from modeldiff.console import visible
 from modeldiff.contrast import wording
 from modeldiff.contrast.stored import read_contrast
 from modeldiff.notebook import escaped
@@ -72,7 +73,7 @@ class Difference:
 
     def _repr_html_(self) -> str:
         """What notebooks show, with the texts."""
-        return "<br>".join([self._summary(), *map(escaped, self._texts())])
+        return notebook.shown("<br>".join([self._summary(), *map(escaped, self._texts())]))
 
     def _summary(self) -> str:
         mark = "" if self.verified else " (did not hold on the other documents)"
@@ -127,9 +128,10 @@ class Differences(list[Difference]):
         return notebook.frame(rows, columns, "the list itself")
 
     def __repr__(self) -> str:
-        return "\n".join([f"{self.ref}: {self.verdict}", *(f"{one.rank}. {one.where}" for one in self)])
+        lines = [f"{self.ref}: {self.verdict}", *(f"{one.rank}. {one.where}" for one in self)]
+        return "\n".join(map(visible, lines))
 
     def _repr_html_(self) -> str:
         """What notebooks show."""
         entries = "".join(f'<li value="{one.rank}">{one._summary()}</li>' for one in self)
-        return f"<p>{escaped(self.ref)}: {escaped(self.verdict)}</p><ol>{entries}</ol>"
+        return notebook.shown(f"<p>{escaped(f'{self.ref}: {self.verdict}')}</p><ol>{entries}</ol>")

@@ -79,6 +79,16 @@ def test_rare_features_are_left_out_and_counted_and_rows_are_bounded_and_json(ta
     assert {"before", "word", "after", "tokens", "activation"} <= data[0]["examples"][0].keys()
 
 
+def test_the_frame_and_what_notebooks_show_are_the_list(table: FeatureTable) -> None:
+    frame = table.frame(partition="A", sort="id")
+    assert frame["id"].tolist() == [0, 1, 2]
+    assert frame["evidence"].tolist() == [row.evidence for row in table.rows(partition="A", sort="id")]
+    first = table.rows(top=1, examples=1)
+    assert f"[{first[0].examples[0].word}]" in first.frame()["example"][0]
+    assert table._repr_html_().count("<tr>") == 1 + 10
+    assert "features:1 (crosscoder:1): 10 of 10 features, by evidence" in table._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
