@@ -6,14 +6,16 @@ All of it, or the stages one by one, as functions with the settings the command 
 
     workspace = modeldiff.Workspace("my-workspace")
     done = modeldiff.run_diff(modeldiff.DiffSettings(model_a=..., model_b=..., texts=(...,)), workspace)
-    differences = modeldiff.read_contrast(done.contrast)["differences"]
+    differences = modeldiff.Differences(done.contrast)
 
     modeldiff.run_harvest(modeldiff.HarvestSettings(model_a=..., model_b=..., texts=(...,)), workspace)
     modeldiff.run_train(modeldiff.TrainSettings(features=4096), workspace)
-    features = modeldiff.run_features(modeldiff.FeaturesSettings(), workspace)
-    modeldiff.run_steer(modeldiff.SteerSettings(model="A", feature=17, prompt=("I think",)), workspace)
+    table = modeldiff.FeatureTable(modeldiff.run_features(modeldiff.FeaturesSettings(), workspace))
+    with modeldiff.steered(model, modeldiff.direction(workspace, 17, "A"), strength=2.0):
+        model.generate(...)
 
 Each stage returns an `Artifact`. Everything is imported on first use: `import modeldiff` alone loads nothing heavy.
+README.md beside this file has a line about every name.
 """
 
 import importlib
@@ -41,16 +43,20 @@ _HOMES = {
     "TransferSettings": "modeldiff.steer.settings",
     "ToySettings": "modeldiff.toy.settings",
     "Crosscoder": "modeldiff.crosscoder",
+    "FeatureRow": "modeldiff.catalogue.row",
     "FeatureTable": "modeldiff.catalogue.table",
     "read_explanations": "modeldiff.features.measures.explain.result",
     "load_stitch": "modeldiff.linear.stitch",
     "read_scores": "modeldiff.features.measures.score.result",
     "Continuations": "modeldiff.contrast.continuations",
     "read_contrast": "modeldiff.contrast.stored",
+    "Difference": "modeldiff.contrast.differences",
     "Differences": "modeldiff.contrast.differences",
+    "Direction": "modeldiff.catalogue.direction",
     "direction": "modeldiff.steer.steered",
     "steered": "modeldiff.steer.steered",
     "read_impact": "modeldiff.features.measures.impact.result",
+    "read_match": "modeldiff.features.measures.match.result",
 }
 _STAGES = {
     "run_harvest": "modeldiff.harvest.run",

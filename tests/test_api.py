@@ -1,7 +1,9 @@
 """`import modeldiff`: everything it promises is there, and importing it alone loads nothing heavy."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +21,11 @@ def test_every_name_resolves() -> None:
 def test_importing_it_loads_nothing_heavy() -> None:
     code = "import sys, modeldiff; print(sorted({'torch', 'transformers', 'h5py'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_page_has_a_line_about_every_name_and_no_other() -> None:
+    page = (Path(modeldiff.__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    # The tables of stages have two names in a row: settings, and what runs them.
+    named = [name for row in rows for cell in row[1:3] for name in re.findall(r"^ `(\w+)` $", cell)]
+    assert sorted(named) == sorted(dir(modeldiff))
