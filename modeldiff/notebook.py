@@ -23,7 +23,7 @@ def frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], instead
     not installed."""
     try:
         import pandas
-    except ImportError:
+    except ModuleNotFoundError:
         raise MachineError(f"a DataFrame needs `pip install pandas`; {instead} has the same as dataclasses") from None
     made = pandas.DataFrame.from_records(list(rows), columns=list(columns))
     return made.astype({name: _DTYPES[kind] for name, kind in columns.items() if kind in _DTYPES})

@@ -5,7 +5,8 @@ Legend: D width of the model's residual stream.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,9 +36,10 @@ def direction(workspace: Workspace, feature: int, side: str, *, features: str | 
     return replace(found, layer=read_json(artifact.file("features.json"))["sides"][side.lower()]["layer"])
 
 
+@contextmanager
 def steered(
     model: Any, direction: Direction | torch.Tensor, layer: int | None = None, strength: float = 1.0
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     """While the context is open, `strength` times `direction` is added to the residual stream after block `layer` at
     every token, read or written. Contexts may be nested. What is added goes away when it closes, also on an error.
 
@@ -46,7 +48,8 @@ def steered(
 
     Args:
         model: a causal language model of transformers in evaluation mode, as from_pretrained gives it, on any device;
-            nothing of it is changed. Its blocks are found in a pass over five tokens.
+            nothing of it is changed. Its blocks are found in a pass over five tokens. A compiled model runs as if it
+            were not.
         direction: of a feature, or a tensor (D,) of any float dtype and device, in the model's own units.
         layer: counted from 0; None: the direction's own.
 
@@ -62,4 +65,7 @@ def steered(
     vector_D = strength * torch.as_tensor(direction, dtype=torch.float32)
     if vector_D.ndim != 1:
         raise InputError(f"expected one direction, a tensor of one dimension, found the shape {tuple(vector_D.shape)}")
-    return add_to_residual(Decoder(model, type(model).__name__), layer, vector_D)
+    pushed = add_to_residual(Decoder(model, type(model).__name__), layer, vector_D)
+    # What was compiled before would not see the hook, and what is compiled now would keep it.
+    with torch.compiler.set_stance("force_eager"), pushed:
+        yield

@@ -55,6 +55,17 @@ def test_strength_times_the_direction_is_added_at_every_token_and_goes_away(arch
         assert torch.allclose(handed_on(model), before_BTD, atol=0.05)
 
 
+def test_a_compiled_model_is_steered_too_and_only_inside() -> None:
+    model = tiny_model("llama", 300)
+    plain_BTD, direction_D = handed_on(model), torch.linspace(-2, 3, 32)
+    model.compile(backend="eager")
+    with torch.inference_mode():
+        before_BTV = model(IDS_BT).logits
+        with modeldiff.steered(model, direction_D, LAYER):
+            assert torch.equal(handed_on(model), plain_BTD + direction_D)
+        assert torch.equal(model(IDS_BT).logits, before_BTV)
+
+
 def test_it_reaches_what_generate_writes() -> None:
     model = tiny_model("llama", 300)
     # A direction that makes one token by far the likeliest, whatever was read.
