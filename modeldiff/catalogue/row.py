@@ -69,7 +69,7 @@ class FeatureRow:
     there are no texts."""
     words: list[WordShare]
     """The most frequent words at which its top examples end; empty without texts."""
-    examples: list[Example]
+    examples: list[Example] = dataclasses.field(repr=False)
     """Strongest first."""
 
     def to_json(self) -> dict[str, Any]:
