@@ -23,7 +23,7 @@ def main() -> None:
     done = modeldiff.run_diff(
         modeldiff.DiffSettings(
             model_a=str(MODEL_A), model_b=str(MODEL_B), texts=(str(texts),), pairs=20_000, features=256, k=16,
-            steps=150, places=3000, contexts=("everywhere", "word", "feature"),
+            steps=150, places=3000, contexts=("everywhere", "word", "feature"), steer=False,
         ),
         workspace,
     )  # fmt: skip

@@ -73,7 +73,11 @@ class Difference:
 
     def _repr_html_(self) -> str:
         """What notebooks show, with the texts."""
-        return notebook.shown("<br>".join([self._summary(), *map(escaped, self._texts())]))
+        texts = [
+            [f"…{text['before']}", *(f"{side.upper()}: {text[side]}" for side in SIDES)] for text in self.entry["texts"]
+        ]
+        parts = [self._summary(), *("<br>".join(map(escaped, lines)) for lines in texts)]
+        return notebook.shown(*(f"<p>{part}</p>" for part in parts))
 
     def _summary(self) -> str:
         mark = "" if self.verified else " (did not hold on the other documents)"
@@ -90,13 +94,6 @@ class Difference:
         if self.cause:
             lines.append(escaped(self.cause))
         return "<br>".join(lines)
-
-    def _texts(self) -> list[str]:
-        return [
-            line
-            for text in self.entry["texts"]
-            for line in (f"…{text['before']}", *(f"{side.upper()}: {text[side]}" for side in SIDES))
-        ]
 
 
 _SAME = ("rank", "verified", "side", "effect", "low", "high", "p", "places", "documents", "feature")
@@ -133,5 +130,5 @@ class Differences(list[Difference]):
 
     def _repr_html_(self) -> str:
         """What notebooks show."""
-        entries = "".join(f'<li value="{one.rank}">{one._summary()}</li>' for one in self)
+        entries = "".join(f'<li value="{one.rank}"><p>{one._summary()}</p></li>' for one in self)
         return notebook.shown(f"<p>{escaped(f'{self.ref}: {self.verdict}')}</p><ol>{entries}</ol>")
