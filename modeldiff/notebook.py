@@ -19,13 +19,14 @@ _LEFT = 'style="text-align: left"'
 
 
 def frame(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Any], instead: str) -> pandas.DataFrame:
-    """columns: their annotations, by name; instead: what gives the same without pandas. Raises MachineError: pandas is
-    not installed."""
+    """columns: their annotations, by name; instead: what gives the same without pandas. Texts are made harmless, for
+    pandas prints them as they are. Raises MachineError: pandas is not installed."""
     try:
         import pandas
     except ModuleNotFoundError:
         raise MachineError(f"a DataFrame needs `pip install pandas`; {instead} has the same as dataclasses") from None
-    made = pandas.DataFrame.from_records(list(rows), columns=list(columns))
+    cells = [{name: visible(one) if isinstance(one, str) else one for name, one in row.items()} for row in rows]
+    made = pandas.DataFrame.from_records(cells, columns=list(columns))
     return made.astype({name: _DTYPES[kind] for name, kind in columns.items() if kind in _DTYPES})
 
 

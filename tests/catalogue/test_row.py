@@ -14,6 +14,7 @@ from modeldiff.catalogue.words import WordShare
 from modeldiff.errors import MachineError
 
 EVIL = "<b onclick=alert(1)>\x1b"
+SHOWN = "<b onclick=alert(1)>\u241b"
 ROW = FeatureRow(
     id=3, partition="A", relative_norm=1.0, density=0.25, firing_count=100, mean_activation=0.5, max_activation=2.0,
     sources={EVIL: 0.75, "web": 0.25}, twins=[Twin(7, "B", 0.5, False)], r2_a=0.5, r2_b=0.1, r2_own=0.5, r2_other=0.1,
@@ -37,8 +38,8 @@ def test_a_frame_has_plain_columns_and_the_fields_numbers() -> None:
     first, bare = frame.to_dict("records")
     same = ("id", "partition", "density", "max_activation", "r2_own", "evidence", "verdict", "tokens_differ")
     assert [first[name] for name in same] == [getattr(ROW, name) for name in same]
-    assert (first["twin"], first["twin_correlation"], first["source"]) == (7, 0.5, EVIL)
-    assert (first["words"], first["example"]) == (f"{EVIL}, oak", f"under the [{EVIL}] & on")
+    assert (first["twin"], first["twin_correlation"], first["source"]) == (7, 0.5, SHOWN)
+    assert (first["words"], first["example"]) == (f"{SHOWN}, oak", f"under the [{SHOWN}] & on")
     assert frame.isna().loc[1, ["twin", "twin_correlation", "source", "r2_own", "verdict", "example"]].all()
     assert bare["words"] == ""
     dtypes = FeatureRows([BARE]).frame().dtypes.astype(str)
