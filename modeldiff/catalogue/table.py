@@ -167,7 +167,7 @@ class FeatureTable:
         return FeatureRows(self.row(feature, examples=examples) for feature in self.select(**chosen).ids)
 
     def frame(self, **chosen: Any) -> pandas.DataFrame:
-        """The features of `select(**chosen)` as `FeatureRows.frame` has them; a millisecond or so for each. Raises as
+        """The features of `select(**chosen)` as `FeatureRows.frame` has them; a few milliseconds each. Raises as
         these."""
         return self.rows(examples=1, **chosen).frame()
 
