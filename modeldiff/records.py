@@ -149,6 +149,11 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def number_or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
 def from_json(cls: type[Record], data: Any, where: str) -> Record:
     """The record that `to_json` wrote: every field of the class and no other. Raises DamagedError: a field is missing,
     unknown or of the wrong type; the message names it and `where` it is."""

@@ -18,8 +18,8 @@ from modeldiff.catalogue.row import STRONG, FeatureRow, FeatureRows, Twin
 from modeldiff.catalogue.stored import read_arrays, read_info
 from modeldiff.catalogue.words import characteristic_words
 from modeldiff.errors import InputError
-from modeldiff.linear.stitch import number_or_none
 from modeldiff.linear.verdict import MOSTLY_DIFFER, Baseline, Calls, Scale, calls_of, evidence_score, verdicts
+from modeldiff.records import number_or_none
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
 

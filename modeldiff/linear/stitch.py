@@ -30,7 +30,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from modeldiff.crosscoder.saving import read_tensors
@@ -65,11 +64,6 @@ class Stitch:
     def from_side(self, side: str) -> LinearMap:
         """The map that takes model "a" or "b" to the other one."""
         return self.a_to_b if side == "a" else self.b_to_a
-
-
-def number_or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return float(value) if np.isfinite(value) else None
 
 
 def find_stitch(workspace: Workspace, activations: Input, ref: str | None) -> Artifact:

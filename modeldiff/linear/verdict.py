@@ -18,6 +18,7 @@ Legend: F features, R reference features.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -150,8 +151,6 @@ class Calls:
 
 def calls_of(verdict_F: NDArray[np.str_], scale: Scale) -> Calls:
     """Of the features of one model with these verdicts."""
-    from scipy.stats import hypergeom
-
     counts = {name: int((verdict_F == name).sum()) for name in get_args(Verdict)}
     judged = len(verdict_F) - counts["unknown"]
     by_chance = p = None
@@ -159,8 +158,20 @@ def calls_of(verdict_F: NDArray[np.str_], scale: Scale) -> Calls:
         by_chance = scale.false_exclusive * judged
         called = counts["exclusive"] + scale.called_exclusive
         if judged:
-            p = float(hypergeom.sf(counts["exclusive"] - 1, judged + scale.references, called, judged))
+            p = _chance_of(counts["exclusive"], called, judged, judged + scale.references)
     return Calls(**counts, references=scale.references, false_exclusive=scale.false_exclusive, by_chance=by_chance, p=p)
+
+
+def _chance_of(least: int, marked: int, drawn: int, of: int) -> float:
+    """Probability of `least` or more marked ones among `drawn` out of `of`, of which so many are `marked`. To import
+    scipy.stats for it would take longer than a whole listing."""
+
+    def ways(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    counts = range(max(least, drawn + marked - of), min(marked, drawn) + 1)
+    logs = (ways(marked, k) + ways(of - marked, drawn - k) - ways(of, drawn) for k in counts)
+    return min(1.0, math.fsum(map(math.exp, logs)))
 
 
 def evidence_score(own_F: NDArray[Any], other_F: NDArray[Any]) -> NDArray[np.float64]:

@@ -23,11 +23,13 @@ of one pair at most.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modeldiff.features.measures.explain.sample import Sample
+if TYPE_CHECKING:
+    from modeldiff.features.measures.explain.sample import Sample
 
 PRIOR = 5.0
 MIN_COUNT, MIN_WORD_FIRINGS, MIN_DOCUMENTS = 5, 3, 3

@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeldiff.catalogue.stored import read_arrays, read_info
-from modeldiff.linear.stitch import number_or_none
+from modeldiff.records import number_or_none
 from modeldiff.sides import EXCLUSIVE
 from modeldiff.workspace import Artifact
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from modeldiff.catalogue.stored import Arrays, read_arrays, read_info
-from modeldiff.linear.stitch import number_or_none
+from modeldiff.records import number_or_none
 from modeldiff.workspace import Artifact
 
 FORMAT = 2

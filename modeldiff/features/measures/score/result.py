@@ -31,7 +31,6 @@ import numpy as np
 from modeldiff.catalogue.stored import read_info
 from modeldiff.console import echo
 from modeldiff.format import fixed, percent, table
-from modeldiff.linear.stitch import DIRECTIONS
 from modeldiff.records import from_json
 from modeldiff.sides import OTHER
 from modeldiff.workspace import Artifact
@@ -118,7 +117,7 @@ def print_score(artifact: Artifact) -> None:
         [("group", "left"), *((name, "right") for name in columns)],
         [_group_cells(group) for group in score["groups"]],
     )
-    r2 = " and ".join(f"{fixed(score['stitch_r2'][way])} {route(way[0])}" for way in DIRECTIONS)
+    r2 = " and ".join(f"{fixed(r2)} {route(way[0])}" for way, r2 in score["stitch_r2"].items())
     echo(
         "score: 5 does not carry over to the other model, 1 does.",
         f"{score['stitch']}: R² {r2} on held-out pairs.",

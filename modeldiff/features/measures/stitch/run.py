@@ -16,8 +16,9 @@ from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.scan import Scan, scan
 from modeldiff.linear.maps import LinearMap, best_ridge, ridge_scores
 from modeldiff.linear.quality import within_norm
-from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME, number_or_none
+from modeldiff.linear.stitch import DIRECTIONS, FORMAT, MAPS_NAME, STITCH_NAME
 from modeldiff.lm.device import resolve_device
+from modeldiff.records import number_or_none
 from modeldiff.sides import SIDES
 from modeldiff.splits import PARTS, Stretches, split, spread_blocks
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
