@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from modeldiff.console import stdout, visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -18,6 +20,8 @@ Styled = str | Sequence[str | tuple[str, str]]
 """Text, or pieces of it, some of them with a style of rich's."""
 NONE = "-"
 """What stands where there is no number."""
+# Signs that begin a formula, in some spreadsheets the wide ones too.
+_FORMULA = tuple("=+-@＝＋－＠")
 _COLUMNS, _FEWEST_COLUMNS = 80, 40
 
 
@@ -30,16 +34,46 @@ def print_json(data: Any) -> None:
         out.write("".join(f"{line if line.isprintable() else _json_escaped(line)}\n" for line in text.split("\n")))
 
 
+def print_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+    """To stdout, a line for each row below one of names, those of the first row. What a spreadsheet would take for a
+    formula gets a quotation mark before it."""
+    with stdout() as out:
+        writer: Any = None
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(out, list(row), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+def _cell(value: Any) -> Any:
+    """A number stays one, and nothing an empty cell."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
 def _json_escaped(line: str) -> str:
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
 
 
-def _print(what: Text | Table) -> None:
+def _console() -> Console:
     """As wide as the terminal; 80 columns where stdout is none."""
     from rich.console import Console
 
     console = Console()
     console.width = max(_FEWEST_COLUMNS, console.width) if console.is_terminal else _COLUMNS
+    return console
+
+
+def columns() -> int:
+    """How many there are to print a table in."""
+    return _console().width
+
+
+def _print(what: Text | Table) -> None:
+    console = _console()
     with stdout():
         console.print(what)
 

@@ -6,14 +6,15 @@ import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from modeldiff.console import muted
-from modeldiff.format import flat, print_json, table
+from modeldiff.errors import InputError
+from modeldiff.format import flat, print_csv, print_json, table
 from modeldiff.records import hints, to_json
 from modeldiff.settings import Settings, field_docs, option_of, own_first
 from modeldiff.settings_file import read_settings
@@ -213,6 +214,7 @@ def stage_command(
     show: Callable[..., None],
     data: Callable[..., dict[str, Any]] = lambda _artifact, **_shown: {},
     options: Sequence[click.Option] = (),
+    rows: Callable[..., Iterable[dict[str, Any]]] | None = None,
     instead: Callable[..., Artifact | bool] | None = None,
     **about: Any,
 ) -> click.Command:
@@ -221,19 +223,24 @@ def stage_command(
     Args:
         stage: `run(settings, workspace, *, name, force)`, or the module that has it, imported when the command runs.
         show: prints the artifact; data: what `--json` prints besides the artifact itself.
-        options: what only concerns what is shown, given to both.
+        rows: what `--csv` prints; without it there is no such option.
+        options: what only concerns what is shown, given to all three.
         instead: called before the stage with the settings, the workspace, `as_json` and the options. An artifact that
             it returns is shown, and none is made; True: it has done all that was asked for.
         about: subcommands, help and examples, as for `plain_command`.
     """
 
-    def run_and_show(workspace: Workspace, *, name: str | None, force: bool, as_json: bool, **values: Any) -> None:
+    def run_and_show(
+        workspace: Workspace, *, name: str | None, force: bool, as_json: bool, as_csv: bool = False, **values: Any
+    ) -> None:
         from modeldiff.workspace.workspace import check_name
 
         check_name(name)  # before other stages run for this one
         for field in dataclasses.fields(settings):
             if field.default is dataclasses.MISSING and values[field.name] in (None, ()):
                 raise click.UsageError(f"Missing option '{option_of(field)}'", click.get_current_context())
+        if as_json and as_csv:
+            raise InputError("--json and --csv are two ways to print: give one of them")
         made = settings(**{field.name: values.pop(field.name) for field in dataclasses.fields(settings)})
         found = instead(made, workspace, as_json=as_json, **values) if instead is not None else False
         if found is True:
@@ -242,7 +249,9 @@ def stage_command(
         artifact: Artifact = found or run(made, workspace, name=name, force=force)
         if muted():  # one process of the run speaks
             return
-        if as_json:
+        if as_csv and rows is not None:
+            print_csv(rows(artifact, **values))
+        elif as_json:
             print_json({**artifact_json(artifact), **data(artifact, **values)})
         else:
             show(artifact, **values)
@@ -251,6 +260,7 @@ def stage_command(
         *settings_options(settings),
         *options,
         click.Option(["--name"], metavar="LABEL", help="A name for the artifact, to refer to it by."),
+        *([click.Option(["--csv", "as_csv"], is_flag=True, help="Print the list as CSV to stdout.")] if rows else []),
         click.Option(["--force"], is_flag=True, help="Run even when the cached artifact is up to date."),
         config_option(settings),
     ]

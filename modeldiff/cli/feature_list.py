@@ -1,27 +1,27 @@
-"""How `modeldiff features` prints its list and `features show` one feature, in 80 columns."""
+"""How `modeldiff features` lists features: words first, one line each; numbers, JSON and CSV when asked for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from modeldiff.console import echo, wrapped
-from modeldiff.features.measures import measures
-from modeldiff.format import Styled, echo_styled, fixed, percent, table
+from modeldiff.format import NONE, Styled, columns, fixed, percent, table
 from modeldiff.records import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from modeldiff.catalogue.example import Example, Piece
+    from modeldiff.catalogue.example import Example
     from modeldiff.catalogue.table import FeatureRow, FeatureTable
     from modeldiff.features.missing import Evidence
     from modeldiff.linear.verdict import Calls
 
-_PARTITIONS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}
-_VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: "-"}
+PARTITIONS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}
+_IN = {"A": "A", "B": "B", "shared": "both"}
+_VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: NONE}
 _MOST_LINES = 5
-# Characters of context around the word in a listing.
-_BEFORE, _AFTER = 20, 14
+# Columns: of words and of context in a line; of context with --numbers; of it before the word; between columns.
+_MOST_WORDS, _LEAST_CONTEXT, _CONTEXT, _LEAST_BEFORE, _GAP = 20, 24, 40, 8, 2
 _LEGEND = """\
 R²: held-out share of the activation that a linear map of the owner's / the
 other model's residual stream explains; null: the other's in permuted pairs.
@@ -37,9 +37,11 @@ differences of two activations, read as if they were features: R² own, other,
 null (medians); other / own [5 % to 95 %]; how many excl./undec./pred./?:""".splitlines()
 
 
-def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
-    """What `--json` prints: what was measured and left out, and one object per feature listed."""
+def listing_json(table: FeatureTable, *, full: bool = False, **chosen: Any) -> dict[str, Any]:
+    """What `--json` prints: what was measured and left out, and one object per feature listed; full: with all examples
+    and what each model's tokens there are, which is megabytes."""
     selection = table.select(**chosen)
+    rows = (table.row(feature, examples=None if full else 1) for feature in selection.ids)
     return {
         **{name: table.info[name] for name in ("crosscoder", "activations", "pairs")},
         "sort": chosen["sort"],
@@ -50,8 +52,27 @@ def listing_json(table: FeatureTable, **chosen: Any) -> dict[str, Any]:
         "scales": _with(table.scales, "bar", "predictable_from", "false_exclusive"),
         "calls": _with(table.calls, "beyond_chance"),
         "differences": table.info["differences"],
-        "features": [table.row(feature).to_json() for feature in selection.ids],
+        "features": [row.to_json() if full else _without_spans(row) for row in rows],
     }
+
+
+def listing_rows(table: FeatureTable, **chosen: Any) -> Iterator[dict[str, Any]]:
+    """What `--csv` prints: a row for each feature listed."""
+    for one in listing_json(table, **chosen)["features"]:
+        twin: dict[str, Any] = next(iter(one.pop("twins")), {})
+        words = ", ".join(word["word"] for word in one.pop("words"))
+        first = {name: one.pop(name) for name in ("id", "partition")}
+        sources = ", ".join(f"{label} {share:.0%}" for label, share in one.pop("sources").items())
+        twins = {"twin": twin.get("id"), "twin_correlation": twin.get("correlation")}
+        yield first | {"words": words, "example": one.pop("example"), "sources": sources} | one | twins
+
+
+def _without_spans(row: FeatureRow) -> dict[str, Any]:
+    """A feature as JSON data, of its examples only the strongest, as text: its word in [[brackets]]."""
+    found = row.to_json()
+    text = next((f"{one.before}[[{one.word}]]{one.after}" for one in row.examples if one.word is not None), None)
+    del found["examples"]
+    return found | {"example": text}
 
 
 def _with(by_side: Mapping[str, Any], *names: str) -> dict[str, dict[str, Any]]:
@@ -59,58 +80,99 @@ def _with(by_side: Mapping[str, Any], *names: str) -> dict[str, dict[str, Any]]:
     return {side: {**to_json(one), **{name: getattr(one, name) for name in names}} for side, one in by_side.items()}
 
 
-def print_listing(table: FeatureTable, evidence: Sequence[Evidence] = (), **chosen: Any) -> None:
-    """The features in 80 columns, two lines each: numbers and text sources, then where it fires most; then what other
-    evidence there is about them."""
+def print_listing(
+    table: FeatureTable, evidence: Sequence[Evidence] = (), *, numbers: bool = False, **chosen: Any
+) -> None:
+    """The features, a line each: what it fires on, then its verdict and how often it fires; and what chance gives.
+    numbers: every number, with its legend, and what other evidence there is or is missing."""
     selection = table.select(**chosen)
     ids = selection.ids
-    which = _PARTITIONS[chosen["partition"]]
+    which = PARTITIONS[chosen["partition"]]
     if not selection.candidates:
         echo(f"{table.artifact.ref}: {table.info['crosscoder']} has no {which} features")
         return
     which += " and nearer shared" if chosen.get("anywhere") else ""
     alive = selection.candidates - selection.dead
     title = f"{table.artifact.ref}: {which} features, {len(ids)} of {alive} alive, by {chosen['sort']}"
-    if ids:
-        _print_rows(title, table, ids, chosen["partition"])
-    else:
+    rows = [table.row(feature, examples=1) for feature in ids]
+    if not rows:
         echo(f"{title}: nothing to list")
+    elif numbers:
+        _print_numbers(title, table, rows, chosen["partition"])
+    else:
+        _print_words(title, table, rows, mixed=len({row.partition for row in rows}) > 1)
     notes = [f"{selection.dead} of {selection.candidates} never fire"]
     if selection.rare:
-        notes.append(f"{selection.rare} fire too seldom for --min-density")
+        notes.append(f"{selection.rare} are below --min-density")
     if selection.without_evidence:
         notes.append(f"{selection.without_evidence} fire too seldom for R²")
-    echo("; ".join(notes) + f". Measured on {table.info['pairs']:,} pairs of {table.info['activations']}.")
-    echo(*_LEGEND)
-    _print_calls(table, chosen["partition"])
-    if evidence:
+    echo(*wrapped(f"{'; '.join(notes)}. {table.info['pairs']:,} pairs of {table.info['activations']}."))
+    if numbers:
+        echo(*_LEGEND)
+        _print_scales(table)
+    for side, calls in table.calls.items():
+        if chosen["partition"] in (None, side.upper()):
+            echo(*wrapped(_calls_in_numbers(side.upper(), calls) if numbers else _calls(side.upper(), calls)))
+    if chosen.get("anywhere"):
+        echo("What is in both is what chance is measured on: leads, not findings.")
+    if numbers:
+        _print_baselines(table)
         print_evidence(evidence)
+    else:
+        if any(table.mostly_differ_F[feature] for feature in ids):
+            echo("*: at most of its examples the two models' tokens differ, which may explain it.")
+        if missing := ", ".join(one.kind for one in evidence if not one.ref):
+            echo(f"not measured: {missing}; --numbers has the commands")
     if ids:
-        echo(f"next: modeldiff features show {ids[0]}")
+        more = "" if numbers else "; with --numbers: R², nulls, twins"
+        echo(f"next: modeldiff features show {ids[0]}{more}")
 
 
-def _print_rows(title: str, features: FeatureTable, ids: list[int], partition: str | None) -> None:
-    numbers: dict[str, Any] = {"justify": "right", "no_wrap": True}
-    columns = [(name, numbers) for name in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin")]
-    columns.append(("where (share of activation), strongest example", {"ratio": 1}))
-    rows: list[list[Styled]] = []
-    for feature in ids:
-        row = features.row(feature, examples=1)
-        rows.append([
+def _print_words(title: str, features: FeatureTable, rows: list[FeatureRow], *, mixed: bool) -> None:
+    verdicts = [f"{row.verdict or NONE}{'*' if features.mostly_differ_F[row.id] else ''}" for row in rows]
+    cells: dict[str, list[Any]] = {"id": [str(row.id) for row in rows]}
+    if mixed:
+        cells["in"] = [_IN[row.partition] for row in rows]
+    behind = {"verdict": verdicts, "fires": [f"{row.density:.2%}" for row in rows]}
+    known = {name: max(map(len, [name, *column])) for name, column in (cells | behind).items()}
+    room = columns() - sum(known.values()) - _GAP * (len(known) + 1)
+    words = [_words(row, min(_MOST_WORDS, room - _LEAST_CONTEXT)) for row in rows]
+    context = room - max(map(len, words))
+    cells |= {"fires on": words, "in context": [_snippet(row.examples, context) for row in rows], **behind}
+    widths = known | {"fires on": room - context, "in context": context}
+    numeric = ("id", "fires")
+    table(
+        title,
+        [
+            (name, {"width": widths[name], "no_wrap": True, "justify": "right" if name in numeric else "left"})
+            for name in cells
+        ],
+        zip(*cells.values(), strict=True),
+    )
+
+
+def _print_numbers(title: str, features: FeatureTable, rows: list[FeatureRow], partition: str | None) -> None:
+    """Two lines each: numbers and text sources, then where it fires most."""
+    right: dict[str, Any] = {"justify": "right", "no_wrap": True}
+    heads = [(name, right) for name in ("id", "fires", "R²own", "other", "null", "verdict", "differ", "twin")]
+    heads.append(("where (share of activation), strongest example", {"ratio": 1}))
+    cells: list[list[Styled]] = [
+        [
             f"{row.id}{'s' if row.partition == 'shared' and partition in ('A', 'B') else ''}",
             f"{row.density:.2%}",
             *map(fixed, (row.r2_own, row.r2_other, row.r2_null)),
-            f"{_VERDICTS[row.verdict]}{'*' if features.mostly_differ_F[feature] else ' '}",
+            f"{_VERDICTS[row.verdict]}{'*' if features.mostly_differ_F[row.id] else ' '}",
             percent(row.tokens_differ),
-            f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}" if row.twins else "-",
-            [_sources(row, 2), "\n", *_snippet(row.examples)],
-        ])  # fmt: skip
-    table(title, columns, rows)
+            f"{row.twins[0].correlation:.2f}{'!' if row.twins[0].strong else ' '}" if row.twins else NONE,
+            [sources(row, 2), "\n", *_snippet(row.examples, _CONTEXT)],
+        ]
+        for row in rows
+    ]
+    table(title, heads, cells)
 
 
-def _print_calls(table: FeatureTable, partition: str | None) -> None:
-    """What the verdicts are held against, how many of the exclusive features listed are called what, and what
-    differences of two activations show."""
+def _print_scales(table: FeatureTable) -> None:
+    """What the verdicts are held against."""
     if table.scales:
         echo(*_VERDICT_LEGEND)
     for side, scale in table.scales.items():
@@ -118,9 +180,10 @@ def _print_calls(table: FeatureTable, partition: str | None) -> None:
             f"  {side.upper()}: excl. up to {scale.bar:.2f}, pred. from {scale.predictable_from:.2f} "
             f"(of {scale.references} features {scale.called_exclusive} are excl., {scale.called_predictable} pred.)"
         )
-    for side, calls in table.calls.items():
-        if partition in (None, side.upper()):
-            echo(*wrapped(f"{side.upper()}: {_calls(calls)}."))
+
+
+def _print_baselines(table: FeatureTable) -> None:
+    """What differences of two activations show."""
     if table.baselines:
         echo(*_BASELINES_LEGEND)
     for side, one in table.baselines.items():
@@ -134,34 +197,57 @@ def _print_calls(table: FeatureTable, partition: str | None) -> None:
         )
 
 
-def _calls(calls: Calls) -> str:
+def _calls(side: str, calls: Calls) -> str:
+    """Whether anything is exclusive to a model beyond chance, in a line."""
+    if not calls.judged:
+        return f"Nothing is exclusive to {side}: of none of its own features can anything be said."
+    found = f"{calls.exclusive} of {calls.judged} called so"
+    if calls.by_chance is None:
+        return f"Exclusive to {side}: {found}; what chance gives is not known."
+    if not calls.beyond_chance:
+        return f"Nothing is exclusive to {side} beyond chance: {found}, chance gives {calls.by_chance:.1f}."
+    return f"Exclusive to {side} beyond chance: {found}, chance gives {calls.by_chance:.1f} (p {calls.p:.1g})."
+
+
+def _calls_in_numbers(side: str, calls: Calls) -> str:
     said = (
-        f"{calls.exclusive} of {calls.judged} are called excl. ({calls.undecided} undec., {calls.predictable} pred.; "
-        f"{calls.unknown} more are ?: nothing can be said); "
+        f"{side}: {calls.exclusive} of {calls.judged} are called excl. ({calls.undecided} undec., {calls.predictable} "
+        f"pred.; {calls.unknown} more are ?: nothing can be said); "
     )
     if calls.false_exclusive is None or calls.by_chance is None:
-        return f"{said}no shared feature can be read from this model alone, so what chance gives is unknown"
+        return f"{said}no shared feature can be read from this model alone, so what chance gives is unknown."
     said += (
         f"the same rule calls {calls.false_exclusive:.1%} of shared features so (reference: {calls.references}), "
         f"so chance gives {calls.by_chance:.1f}"
     )
     more = "more" if calls.beyond_chance else "not more"
-    return said if calls.p is None else f"{said}: {more} than chance (p {calls.p:.1g})"
+    return f"{said}." if calls.p is None else f"{said}: {more} than chance (p {calls.p:.1g})."
 
 
-def _sources(row: FeatureRow, most: int) -> str:
+def sources(row: FeatureRow, most: int) -> str:
     return ", ".join(f"{label} {share:.0%}" for label, share in list(row.sources.items())[:most]) or "(no texts)"
 
 
-def _snippet(found: list[Example]) -> Sequence[tuple[str, str]]:
+def _words(row: FeatureRow, most: int) -> str:
+    """Those it fires on most often, as many as fit whole."""
+    words = [one.word for one in row.words]
+    while len(words) > 1 and len(", ".join(words)) > most:
+        words.pop()
+    return ", ".join(words)[:most] or NONE
+
+
+def _snippet(found: list[Example], room: int) -> Sequence[tuple[str, str]]:
+    """The strongest example, so that its word is within `room` characters."""
     if not found:
         return [("(no example)", "dim")]
     first = found[0]
     if first.word is None:
         return [(f"row {first.row}", "dim")]
     before, after = first.before or "", first.after or ""
-    cut = "…" if len(before) > _BEFORE else ""
-    return [(cut + before[-_BEFORE:], "dim"), (f"[{first.word}]", "dim bold"), (after[:_AFTER], "dim")]
+    left = max(_LEAST_BEFORE, min(room * 2 // 3, room - len(first.word) - _LEAST_BEFORE))
+    if len(before) > left:
+        before = f"…{before[1 - left :]}"
+    return [(before, "dim"), (f"[{first.word}]", "dim bold"), (after[: max(0, room - left - len(first.word))], "dim")]
 
 
 def print_evidence(found: Sequence[Evidence]) -> None:
@@ -178,71 +264,3 @@ def print_evidence(found: Sequence[Evidence]) -> None:
             commands[room - 1 :] = [f"  and {more} more commands (--json has all)"]
         lines += commands
     echo(*lines)
-
-
-def print_feature(
-    table: FeatureTable, row: FeatureRow, known: Mapping[str, dict[str, Any] | None] | None = None
-) -> None:
-    """One feature with everything that is known about it; `known`: what measures say, by name."""
-    echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {_PARTITIONS[row.partition]}")
-    for name, fact in _facts(table, row).items():
-        echo(f"{name:<13} {fact}")
-    for measure in measures():
-        if found := (known or {}).get(measure.name):
-            for line in measure.lines(found):
-                echo_styled(line)
-    for model in ("A", "B"):
-        if row.partition in (model, "shared"):
-            echo(f'push it       modeldiff steer --model {model} --feature {row.id} --strength 1 --prompt "..."')
-    echo("", f"{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
-    for number, example in enumerate(row.examples, start=1):
-        _print_example(number, example)
-
-
-def _facts(table: FeatureTable, row: FeatureRow) -> dict[str, str]:
-    """What was measured of a feature, by name; what was not is left out."""
-    facts = {
-        "fires on": f"{row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})",
-        "activation": f"mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}",
-        "relative norm": f"{row.relative_norm:.3f} (1: only in A's decoder, 0.5: alike, 0: only in B's)",
-        "predictable": f"R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)",
-    }
-    if row.verdict:
-        facts["verdict"] = (
-            f"{row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
-            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
-        )
-    if row.tokens_differ is not None:
-        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
-        facts["tokens differ"] = f"at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}"
-    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins) or "none"
-    same = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
-    words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words) or "-"
-    return facts | {
-        "twins": f"{twins} (correlation with features of other partitions{same})",
-        "sources": _sources(row, 6),
-        "words": f"{words} (of its top examples)",
-    }
-
-
-def _print_example(number: int, example: Example) -> None:
-    where = f"document {example.document}, {example.source}" if example.source is not None else f"row {example.row}"
-    where += ", tokens differ" if example.tokens_differ else ""
-    echo()
-    echo_styled(f"{number}. activation {example.activation:.2f}  ({where})", "bold")
-    if example.pieces is None or example.tokens is None:
-        return
-    echo_styled([
-        (f"[[{piece.text}]]", "bold reverse") if index == example.centre
-        else (_marked(piece), "bold" if piece.activation > 0 else "")
-        for index, piece in enumerate(example.pieces)
-    ])  # fmt: skip
-    for side, tokens in example.tokens.items():
-        firing = [i for i, one in enumerate(tokens) if one.activation > 0]
-        centre = max(firing, key=lambda i: (tokens[i].activation == example.activation, -i), default=len(tokens) // 2)
-        around = "|".join(map(_marked, tokens[max(0, centre - 6) : centre + 5]))
-        echo_styled(f"   {side.upper()}: {around}", "dim")
-
-
-def _marked(piece: Piece) -> str:
-    return f"[{piece.text}]" if piece.activation > 0 else piece.text

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli.common import plain_command, stage_command
-from modeldiff.cli.feature_list import listing_json, print_feature, print_listing
+from modeldiff.cli.feature_list import listing_json, listing_rows, print_listing
+from modeldiff.cli.feature_one import feature_json, print_feature
 from modeldiff.console import say
 from modeldiff.errors import InputError, ModeldiffError
 from modeldiff.features.measures import Measure, measures
@@ -16,36 +17,50 @@ from modeldiff.format import print_json
 from modeldiff.records import to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from modeldiff.catalogue.table import FeatureRow, FeatureTable
     from modeldiff.features.missing import Evidence
     from modeldiff.workspace import Artifact, Workspace
 
 
-def _show(artifact: Artifact, **options: Any) -> None:
-    table, evidence, chosen = _listed(artifact, **options)
-    print_listing(table, evidence, **chosen)
+def _show(artifact: Artifact, *, numbers: bool, full: bool, **options: Any) -> None:
+    if full:
+        raise InputError("--full goes with --json")
+    table, chosen = _listed(artifact, **options)
+    print_listing(table, _evidence(artifact), numbers=numbers, **chosen)
 
 
-def _data(artifact: Artifact, **options: Any) -> dict[str, Any]:
-    table, evidence, chosen = _listed(artifact, **options)
-    return {**listing_json(table, **chosen), "evidence": to_json(evidence)}
+def _data(artifact: Artifact, *, full: bool, **options: Any) -> dict[str, Any]:
+    table, chosen = _listed(artifact, **options)
+    return {**listing_json(table, full=full, **chosen), "evidence": to_json(_evidence(artifact))}
+
+
+def _rows(artifact: Artifact, **options: Any) -> Iterator[dict[str, Any]]:
+    table, chosen = _listed(artifact, **options)
+    return listing_rows(table, **chosen)
 
 
 def _listed(
-    artifact: Artifact, *, exclusive: str | None, shared: bool, **chosen: Any
-) -> tuple[FeatureTable, list[Evidence], dict[str, Any]]:
-    """(the features, what evidence there is, the options as `FeatureTable.select` takes them)."""
+    artifact: Artifact, *, exclusive: str | None, shared: bool, **options: Any
+) -> tuple[FeatureTable, dict[str, Any]]:
+    """(the features, the options as `FeatureTable.select` takes them)."""
     from modeldiff.catalogue.table import FeatureTable
-    from modeldiff.features.missing import evidence_about
-    from modeldiff.workspace import Workspace
 
     if exclusive and shared:
         raise InputError("--exclusive and --shared name two parts: give one of them")
-    evidence = evidence_about(Workspace(artifact.folder.parents[1]), artifact)
-    return FeatureTable(artifact), evidence, {"partition": "shared" if shared else exclusive, **chosen}
+    chosen = {name: options[name] for name in ("top", "sort", "min_density", "anywhere")}
+    return FeatureTable(artifact), {"partition": "shared" if shared else exclusive, **chosen}
 
 
-def _show_one(workspace: Workspace, *, feature: int, ref: str | None, top: int, as_json: bool) -> None:
+def _evidence(artifact: Artifact) -> list[Evidence]:
+    from modeldiff.features.missing import evidence_about
+    from modeldiff.workspace import Workspace
+
+    return evidence_about(Workspace(artifact.folder.parents[1]), artifact)
+
+
+def _show_one(workspace: Workspace, *, feature: int, ref: str | None, top: int, full: bool, as_json: bool) -> None:
     from modeldiff.catalogue.table import FeatureTable
 
     artifact = workspace.find("features", ref)
@@ -53,7 +68,7 @@ def _show_one(workspace: Workspace, *, feature: int, ref: str | None, top: int, 
     row = table.row(feature, examples=top)
     known = {one.name: _newest(workspace, artifact, row, one) for one in measures()}
     if as_json:
-        print_json({"ref": artifact.ref, **row.to_json(), **known})
+        print_json({"ref": artifact.ref, **feature_json(row, full=full), **known})
     else:
         print_feature(table, row, known)
 
@@ -73,6 +88,11 @@ def _newest(workspace: Workspace, features: Artifact, row: FeatureRow, measure: 
     return None
 
 
+_FULL = click.Option(
+    ["--full"],
+    is_flag=True,
+    help="With --json: all that is known of examples, both models' tokens and the activation at each.",
+)
 _ONE = plain_command(
     "show",
     _show_one,
@@ -80,6 +100,7 @@ _ONE = plain_command(
         click.Argument(["feature"], type=int, metavar="ID"),
         click.Option(["--features", "ref"], metavar="REF", help="The features artifact.  [default: the latest]"),
         click.Option(["--top"], type=click.IntRange(min=0), default=8, show_default=True, help="Number of examples."),
+        _FULL,
     ],
     short_help="One feature: its numbers, twins, sources and examples.",
     help="One feature: its numbers, twins, text sources, and its strongest examples in context.",
@@ -105,13 +126,14 @@ command = stage_command(
     "modeldiff.features.run",
     show=_show,
     data=_data,
+    rows=_rows,
     options=[
         click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List the features of this model alone."),
         click.Option(["--shared"], is_flag=True, help="List the shared features.  [default: all features]"),
         click.Option(
             ["--anywhere"],
             is_flag=True,
-            help="With --exclusive: also shared features (marked s) that this model's activations explain better than "
+            help="With --exclusive: also shared features that this model's activations explain better than "
             "the other's. Which partition a feature ends in is partly chance.",
         ),
         click.Option(
@@ -126,6 +148,8 @@ command = stage_command(
             "own); twin: least similar twin first.",
         ),
         click.Option(["--min-density"], type=float, default=0.0, help="Leave out what fires on a smaller share."),
+        click.Option(["--numbers"], is_flag=True, help="Print every number and what it means."),
+        _FULL,
     ],
     subcommands=[_ONE, *_MEASURES],
     help="Crosscoder + activations -> features: measured in one pass, then listed.\n\n"
