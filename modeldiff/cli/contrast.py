@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modeldiff.cli.common import stage_command
-from modeldiff.cli.differences import print_differences
+from modeldiff.cli.differences import difference_rows, print_differences
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.settings import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from modeldiff.workspace import Artifact, Workspace
 
 
@@ -53,6 +55,12 @@ def data(artifact: Artifact, *, everything: bool, **_: Any) -> dict[str, Any]:
     return {**found, "differences": found["differences"] + (not_verified if everything else [])}
 
 
+def rows(artifact: Artifact, *, everything: bool, **_: Any) -> Iterator[dict[str, Any]]:
+    from modeldiff.contrast.stored import read_contrast
+
+    return difference_rows(read_contrast(artifact), everything=everything)
+
+
 def list_options() -> list[click.Option]:
     return [
         click.Option(["--numbers"], is_flag=True, help="Print rates, intervals and how each is represented, too."),
@@ -66,6 +74,7 @@ command = stage_command(
     _run,
     show=show,
     data=data,
+    rows=rows,
     options=[
         click.Option(["--show", "ref"], metavar="REF", help="Print a contrast that was made before; `latest` will do."),
         *list_options(),

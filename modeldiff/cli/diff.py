@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from modeldiff.cli.common import stage_command
-from modeldiff.cli.contrast import data, list_options, show
+from modeldiff.cli.contrast import data, list_options, rows, show
 from modeldiff.cli.report import page
 from modeldiff.cli.report import show as print_page
 from modeldiff.diff.settings import DiffSettings
@@ -43,6 +43,7 @@ command = stage_command(
     _run,
     show=_show,
     data=_data,
+    rows=rows,
     options=list_options(),
     help="What does one model do that the other does not? All stages, from two models and texts to the list.\n\n"
     "Reads the texts with both models, trains a crosscoder, lets both models continue the texts, and lists what they "

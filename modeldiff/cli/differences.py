@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from modeldiff.console import echo, echo_wrapped
@@ -27,6 +28,24 @@ def print_differences(found: dict[str, Any], ref: str, *, numbers: bool, everyth
     name_a, name_b = (str(found["models"][side]).rstrip("/").rsplit("/", 1)[-1] for side in SIDES)
     places = f"{found['places']:,} places in {found['documents']:,} documents"
     _line(f"{ref}: {places}, A {name_a}, B {name_b}", first=0, indent=4)
+
+
+def difference_rows(found: dict[str, Any], *, everything: bool) -> Iterator[dict[str, Any]]:
+    """What `--csv` prints: a row for each entry of the list."""
+    for one in found["differences"] + (found["not_verified"] if everything else []):
+        represented, together = one["represented"] or {}, (one.get("cause") or {}).get("together") or {}
+        yield {
+            "rank": one["rank"],
+            "verified": one["verified"],
+            "where": wording.where(one),
+            **{f"{side}_says": ", ".join(row["word"] for row in one[f"{side}_says"]) for side in SIDES},
+            **{name: one[name] for name in ("side", "effect", "low", "high", "p")},
+            **{f"any_word_{name}": share for name, share in one["any_word"].items()},
+            **{name: one[name] for name in ("places", "documents", "feature")},
+            "represented": represented.get("where"),
+            "cause": together.get("verdict"),
+            "gap_closed": (together.get("closed") or {}).get("value"),
+        }
 
 
 def _print_entry(one: dict[str, Any], *, numbers: bool) -> None:
