@@ -6,6 +6,7 @@ What comes from texts, models, names and manifests may hold anything. Whatever i
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import textwrap
@@ -15,11 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-# Progress is one line that changes in a terminal, and elsewhere (a log, CI) a line written this often.
-_TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 15.0
+# Progress is one line that changes in a terminal, and elsewhere (a log, CI; a program that reads JSON) a line written
+# this often.
+_TERMINAL_SECONDS, _LOG_SECONDS, _JSON_SECONDS = 0.5, 15.0, 1.0
 _CLEAR_LINE = "\r\x1b[K"
 _NEWLINE, _TAB, _UNPRINTABLE = "⏎", "⇥", "�"
-_muted = False
+_muted = _as_json = False
+
+
+def progress_as_json(wanted: bool) -> None:
+    """Whether `progress` writes JSON from now on: an object a line, at its beginning, each second and at its end."""
+    global _as_json
+    _as_json = wanted
 
 
 def mute() -> None:
@@ -118,19 +126,35 @@ class Progress:
         self._begun_with = self._done = done
         self._start = self._shown = time.monotonic()
         self._note = ""
+        if _as_json:
+            self._show(self._start)
 
     def advance(self, amount: float = 1) -> None:
         self._done += amount
         now = time.monotonic()
-        in_terminal = sys.stderr.isatty()
-        if now - self._shown < (_TERMINAL_SECONDS if in_terminal else _LOG_SECONDS):
-            return
+        seconds = _JSON_SECONDS if _as_json else _TERMINAL_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
+        if now - self._shown >= seconds:
+            self._show(now)
+
+    def _show(self, now: float) -> None:
         self._shown = now
-        rate = (self._done - self._begun_with) / (now - self._start)
-        left = (self._total - self._done) / rate if rate else float("inf")
-        done = f"{self._done:,.0f} of {self._total:,.0f} {self._unit}"
-        line = visible(f"{self._what}: {done}, {rate:,.1f}/s, {left:.0f} s left {self._note}".rstrip())
+        rate = (self._done - self._begun_with) / (now - self._start) if now > self._start else 0.0
+        left = max(0.0, self._total - self._done) / rate if rate else None
+        if _as_json:
+            data = {"what": self._what, "done": self._done, "total": self._total, "unit": self._unit}
+            _write(json.dumps(data | {"rate": rate, "seconds_left": left, "note": self._note}) + "\n")
+            return
+        done = f"{self._done:,.0f} of {self._total:,.0f} {self._unit}, {rate:,.1f}/s"
+        line = visible(f"{self._what}: {done}, {left or 0:.0f} s left {self._note}".rstrip())
+        in_terminal = sys.stderr.isatty()
         _write(f"{_CLEAR_LINE}{line[: shutil.get_terminal_size().columns - 1]}" if in_terminal else f"{line}\n")
+
+    def finish(self) -> None:
+        """Take the line away; in JSON, say how far it came."""
+        if _as_json:
+            self._show(time.monotonic())
+        elif sys.stderr.isatty():
+            _write(_CLEAR_LINE)
 
     def note(self, text: str) -> None:
         self._note = text
@@ -140,8 +164,8 @@ class Progress:
 def progress(what: str, total: float, unit: str, done: float = 0) -> Iterator[Progress]:
     """Progress of `what` ("capture A"), which may take seconds, with rate and time left. Of the `total` amount of work,
     counted in `unit` ("pairs"), `done` was finished by an earlier run."""
+    bar = Progress(what, total, unit, done)
     try:
-        yield Progress(what, total, unit, done)
+        yield bar
     finally:
-        if sys.stderr.isatty():
-            _write(_CLEAR_LINE)
+        bar.finish()

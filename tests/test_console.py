@@ -1,5 +1,6 @@
 """All that is printed goes through one door, which makes visible what would act on a terminal."""
 
+import csv
 import io
 import json
 import re
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 import modeldiff
-from modeldiff.console import echo, echo_wrapped, say, say_error, visible, wrapped
-from modeldiff.format import echo_styled, print_json, table
+from modeldiff.console import echo, echo_wrapped, progress, progress_as_json, say, say_error, visible, wrapped
+from modeldiff.format import echo_styled, print_csv, print_json, table
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\u2066\r\x08\x00\x85\u2028\ud800[red]:smile:[/red]"
 ACTS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -65,6 +66,37 @@ def test_json_is_json_and_nothing_acts(capsys: pytest.CaptureFixture[str]) -> No
     assert not ACTS.search(out)
     assert "東京 é 😀" in out
     assert json.loads(out) == data
+
+
+def test_a_program_reads_progress_as_json_a_line_at_its_beginning_and_end(capsys: pytest.CaptureFixture[str]) -> None:
+    progress_as_json(True)
+    try:
+        with progress(EVIL, 4, "pairs", done=1) as bar:
+            bar.advance(3)
+    finally:
+        progress_as_json(False)
+    err = capsys.readouterr().err
+    assert not ACTS.search(err)
+    first, last = map(json.loads, err.splitlines())
+    assert first == {
+        "what": EVIL, "done": 1, "total": 4, "unit": "pairs", "rate": 0, "seconds_left": None, "note": ""
+    }  # fmt: skip
+    assert (last["done"], last["seconds_left"], last["rate"] > 0) == (4, 0, True)
+    with progress("text", 4, "pairs"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_csv_holds_numbers_and_nothing_that_a_spreadsheet_or_a_terminal_obeys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "＝1", 'a "b", c', EVIL]
+    print_csv({"number": -1.5, "nothing": None, "text": text} for text in texts)
+    out = capsys.readouterr().out
+    assert not ACTS.search(out)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["text"] for row in rows] == [f"'{text}" for text in texts[:6]] + [texts[6], visible(EVIL)]
+    assert {(row["number"], row["nothing"]) for row in rows} == {("-1.5", "")}
 
 
 # Every kind of character, and often wide ones, marks, joiners, tabs, line ends.

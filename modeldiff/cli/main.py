@@ -13,7 +13,7 @@ import click
 from modeldiff import __version__
 from modeldiff.cli.common import examples, workspace_option
 from modeldiff.cli.edge import TRACEBACK_ENV, explained, open_streams, written
-from modeldiff.console import say_error
+from modeldiff.console import progress_as_json, say_error
 from modeldiff.errors import DamagedError, ModeldiffError, first_line
 
 # Where another process of a run has gone, torch prints a page of its own beside our line. Read when torch is imported.
@@ -65,7 +65,18 @@ class _Lazy(click.Group):
 
 cli = _Lazy(
     "modeldiff",
-    params=[workspace_option()],
+    params=[
+        workspace_option(),
+        click.Option(
+            ["--progress"],
+            type=click.Choice(["text", "json"]),
+            default="text",
+            envvar="MODELDIFF_PROGRESS",
+            expose_value=False,
+            callback=lambda _ctx, _param, value: progress_as_json(value == "json"),
+            help="How progress is written to stderr; json: an object a line, for programs. Also MODELDIFF_PROGRESS.",
+        ),
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
     help="What does this language model do or represent that the other one does not?\n\n"
     "modeldiff lets two models of any architecture, width and tokenizer continue the same texts and lists what they "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +55,8 @@ def tool(known: Made, tmp_path: Path, call: Call) -> Callable[..., str]:
 
 
 def test_features_says_which_evidence_is_there(tool: Callable[..., str]) -> None:
-    out = tool(*LISTING)
+    assert "not measured: predictability, explain, match, evaluate; --numbers has the commands\n" in tool(*LISTING)
+    out = tool(*LISTING, "--numbers")
     assert "evidence: stitch:1, impact:1, score:1\n" in out
     assert (
         "missing: predictability, explain, match, evaluate; to have it:\n"
@@ -79,6 +82,45 @@ def test_text_and_json_list_the_same_features_and_count_the_dead(tool: Callable[
     shown = tool(*LISTING, *part, "--top", "100")
     assert f"{alive} of {alive} alive, by id" in shown
     assert f"{found['dead']} of {found['candidates']} never fire" in shown
+
+
+def test_a_feature_is_one_line_of_words_and_the_rest_is_at_most_six(tool: Callable[..., str]) -> None:
+    lines = tool(*LISTING[:5], "--sort", "id").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == ["id", "in", "fires", "on", "in", "context", "verdict", "fires"]
+    data = json.loads(tool(*LISTING[:5], "--sort", "id", "--json"))["features"]
+    rows = [line.split() for line in lines[2 : 2 + len(data)]]
+    assert len(lines) <= 2 + len(data) + 6
+    assert [row[0] for row in rows] == [str(one["id"]) for one in data]
+    for row, one in zip(rows, data, strict=True):
+        assert row[1] == {"A": "A", "B": "B", "shared": "both"}[one["partition"]]
+        assert one["words"][0]["word"].startswith(row[2].strip(","))
+        assert row[-2:] == [one["verdict"], f"{one['density']:.2%}"]
+
+
+def test_json_is_slim_full_has_the_spans_and_csv_a_row_for_each(tool: Callable[..., str]) -> None:
+    slim, full = (json.loads(tool(*LISTING, "--json", *more))["features"] for more in ((), ("--full",)))
+    assert [one["id"] for one in slim] == [one["id"] for one in full]
+    for small, large in zip(slim, full, strict=True):
+        best = large["examples"][0]
+        assert small["example"] == f"{best['before']}[[{best['word']}]]{best['after']}"
+        assert {**small, "examples": large["examples"]} == {**large, "example": small["example"]}
+        assert best["tokens"].keys() == {"a", "b"}
+    rows = list(csv.DictReader(io.StringIO(tool(*LISTING, "--csv"))))
+    assert [(row["id"], row["partition"], float(row["density"])) for row in rows] == [
+        (str(one["id"]), one["partition"], one["density"]) for one in slim
+    ]
+    shown = json.loads(tool("features", "show", str(LOUD), "--json"))
+    assert shown["examples"][0].keys() & {"tokens", "pieces"} == set()
+    assert "tokens" in json.loads(tool("features", "show", str(LOUD), "--json", "--full"))["examples"][0]
+
+
+def test_what_is_listed_says_when_nothing_is_exclusive(tool: Callable[..., str]) -> None:
+    """The two models are one: whatever is called exclusive is called so by chance."""
+    for part in ((), ("--anywhere",)):
+        out = tool("features", "--device", "cpu", "--outlier-factor", "0", "--exclusive", "A", *part)
+        assert "Nothing is exclusive to A beyond chance: " in out
+        assert ("What is in both is what chance is measured on" in out) == bool(part)
 
 
 def test_show_has_the_impact_and_the_score(tool: Callable[..., str]) -> None:

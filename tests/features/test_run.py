@@ -15,7 +15,8 @@ import modeldiff.features.scan as scan_module
 import tests.made_activations as made_activations_module
 from modeldiff.catalogue import stored
 from modeldiff.catalogue.table import FeatureTable
-from modeldiff.cli.feature_list import listing_json, print_feature, print_listing
+from modeldiff.cli.feature_list import listing_json, print_listing
+from modeldiff.cli.feature_one import print_feature
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
@@ -257,7 +258,7 @@ def test_exclusive_features_and_differences_of_activations_are_explained_by_thei
     data = listing_json(table, partition="A", sort="evidence")
     assert data["differences"]["a"]["ratio_median"] == table.baselines["a"].ratio_median
     assert data["scales"]["b"]["references"] == table.scales["b"].references
-    print_listing(table, partition="A", top=20, sort="evidence", min_density=0.0)
+    print_listing(table, partition="A", top=20, sort="evidence", min_density=0.0, numbers=True)
     listed = capsys.readouterr().out
     assert max(map(len, listed.splitlines())) <= 80
     calls = table.calls["a"]
