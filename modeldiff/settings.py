@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -139,12 +140,16 @@ def own_first(cls: type[Settings]) -> list[dataclasses.Field[Any]]:
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a settings class (its bases included), by field name. A field that is declared
     again without one keeps it."""
+    return {name: doc for base in reversed(cls.__mro__[:-1]) for name, doc in _own_docs(base).items()}
+
+
+@functools.cache  # many settings have the same bases, and this reads source files
+def _own_docs(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(body, ast.ClassDef)
-        for field, doc in itertools.pairwise(body.body):
-            match field, doc:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    docs[name] = " ".join(text.split())
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    for field, doc in itertools.pairwise(body.body):
+        match field, doc:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
     return docs

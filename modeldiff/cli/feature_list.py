@@ -20,8 +20,8 @@ PARTITIONS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: 
 _IN = {"A": "A", "B": "B", "shared": "both"}
 _VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: NONE}
 _MOST_LINES = 5
-# Columns: of words and of context in a line; of context with --numbers; of it before the word; between columns.
-_MOST_WORDS, _LEAST_CONTEXT, _CONTEXT, _LEAST_BEFORE, _GAP = 20, 24, 40, 8, 2
+# Columns of words, and of context, in a line; of context with --numbers; of it before the word; between columns.
+_LEAST_WORDS, _MOST_WORDS, _LEAST_CONTEXT, _CONTEXT, _LEAST_BEFORE, _GAP = 10, 20, 24, 40, 8, 2
 _LEGEND = """\
 R²: held-out share of the activation that a linear map of the owner's / the
 other model's residual stream explains; null: the other's in permuted pairs.
@@ -113,18 +113,16 @@ def print_listing(
     for side, calls in table.calls.items():
         if chosen["partition"] in (None, side.upper()):
             echo(*wrapped(_calls_in_numbers(side.upper(), calls) if numbers else _calls(side.upper(), calls)))
-    if chosen.get("anywhere"):
+    if chosen.get("anywhere") or any(row.partition == "shared" and row.verdict == "exclusive" for row in rows):
         echo("What is in both is what chance is measured on: leads, not findings.")
     if numbers:
         _print_baselines(table)
         print_evidence(evidence)
-    else:
-        if any(table.mostly_differ_F[feature] for feature in ids):
-            echo("*: at most of its examples the two models' tokens differ, which may explain it.")
-        if missing := ", ".join(one.kind for one in evidence if not one.ref):
-            echo(f"not measured: {missing}; --numbers has the commands")
+    elif any(table.mostly_differ_F[feature] for feature in ids):
+        echo("*: at most of its examples the two models' tokens differ, which may explain it.")
     if ids:
-        more = "" if numbers else "; with --numbers: R², nulls, twins"
+        missing = any(not one.ref for one in evidence)
+        more = "" if numbers else f"; --numbers: R², twins{', what is missing' if missing else ''}"
         echo(f"next: modeldiff features show {ids[0]}{more}")
 
 
@@ -136,10 +134,10 @@ def _print_words(title: str, features: FeatureTable, rows: list[FeatureRow], *, 
     behind = {"verdict": verdicts, "fires": [f"{row.density:.2%}" for row in rows]}
     known = {name: max(map(len, [name, *column])) for name, column in (cells | behind).items()}
     room = columns() - sum(known.values()) - _GAP * (len(known) + 1)
-    words = [_words(row, min(_MOST_WORDS, room - _LEAST_CONTEXT)) for row in rows]
-    context = room - max(map(len, words))
+    words = [_words(row, max(_LEAST_WORDS, min(_MOST_WORDS, room - _LEAST_CONTEXT))) for row in rows]
+    context = max(_LEAST_WORDS, room - max(map(len, words)))
     cells |= {"fires on": words, "in context": [_snippet(row.examples, context) for row in rows], **behind}
-    widths = known | {"fires on": room - context, "in context": context}
+    widths = known | {"fires on": max(map(len, words)), "in context": context}
     numeric = ("id", "fires")
     table(
         title,

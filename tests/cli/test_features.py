@@ -14,6 +14,7 @@ import torch
 from modeldiff.cli.main import run
 from modeldiff.workspace import Workspace
 from tests.cli.conftest import Call
+from tests.cli.test_startup import loaded_by
 from tests.features.made_pair import B_LOUD, LOUD, SHARED_LOUD, WIDTH, Made, make_pair, publish_stitch
 from tests.judge.fake_endpoint import leave_alone, said, serving
 from tests.made_activations import make_activations
@@ -55,7 +56,7 @@ def tool(known: Made, tmp_path: Path, call: Call) -> Callable[..., str]:
 
 
 def test_features_says_which_evidence_is_there(tool: Callable[..., str]) -> None:
-    assert "not measured: predictability, explain, match, evaluate; --numbers has the commands\n" in tool(*LISTING)
+    assert "; --numbers: R², twins, what is missing\n" in tool(*LISTING)
     out = tool(*LISTING, "--numbers")
     assert "evidence: stitch:1, impact:1, score:1\n" in out
     assert (
@@ -96,6 +97,14 @@ def test_a_feature_is_one_line_of_words_and_the_rest_is_at_most_six(tool: Callab
         assert row[1] == {"A": "A", "B": "B", "shared": "both"}[one["partition"]]
         assert one["words"][0]["word"].startswith(row[2].strip(","))
         assert row[-2:] == [one["verdict"], f"{one['density']:.2%}"]
+
+
+def test_what_was_measured_is_read_without_torch(known: Made) -> None:
+    commands = [LISTING, (*LISTING, "--numbers"), (*LISTING, "--csv"), ("features", "show", str(SHARED_LOUD))]
+    printed, loaded = loaded_by([["--workspace", str(known.workspace.folder), *one] for one in commands])
+    assert "impact A      nats per window if removed: A " in printed
+    heavy = {"torch", "transformers", "scipy", "sklearn", "matplotlib"}
+    assert {command: names & heavy for command, names in loaded.items() if names & heavy} == {}
 
 
 def test_json_is_slim_full_has_the_spans_and_csv_a_row_for_each(tool: Callable[..., str]) -> None:
