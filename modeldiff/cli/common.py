@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from modeldiff.console import muted
-from modeldiff.errors import InputError
+from modeldiff.errors import InputError, ModeldiffError
 from modeldiff.format import flat, print_csv, print_json, table
 from modeldiff.records import hints, to_json
 from modeldiff.settings import Settings, field_docs, option_of, own_first
@@ -21,6 +23,10 @@ from modeldiff.settings_file import read_settings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
+
+
+# Settings that name an artifact are called like its kind.
+_KINDS = ("activations", "crosscoder", "features", "stitch", "continuations", "contrast")
 
 
 class _Command(click.Command):
@@ -80,7 +86,8 @@ def settings_options(cls: type[Settings], *, several: Collection[str] = ()) -> l
 
 def _option(field: dataclasses.Field[Any], hint: Any, doc: str, *, several: bool) -> click.Parameter:
     if field.metadata["argument"]:
-        return click.Argument([field.name], nargs=-1, metavar=f"{field.name.upper()}...")
+        complete = references(field.name.removesuffix("s"))
+        return click.Argument([field.name], nargs=-1, metavar=f"{field.name.upper()}...", shell_complete=complete)
     flag = option_of(field)
     kwargs: dict[str, Any] = {"help": doc + "  [required]"}  # by `stage_command`: not where a subcommand is called
     if field.default is not dataclasses.MISSING:
@@ -99,7 +106,25 @@ def _option(field: dataclasses.Field[Any], hint: Any, doc: str, *, several: bool
         if typing.get_origin(hint) is Literal:
             metavar = "|".join(typing.get_args(hint))
         kwargs |= {"multiple": True, "metavar": f"{metavar}..."}
+    if hint is str and field.name in _KINDS:
+        kwargs["shell_complete"] = references(field.name)
     return click.Option([flag, field.name], type=_click_type(hint), **kwargs)
+
+
+def references(kind: str | None = None) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """For a shell that completes: the artifacts of a kind, or of all, by reference and by name."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+        from modeldiff.workspace import Workspace
+
+        with suppress(ModeldiffError, OSError):
+            found = Workspace(ctx.obj).artifacts(kind)
+            names = [name for one in found for name in (one.ref, one.manifest.name) if name]
+            # What a shell would take for more than a word is not put into its line.
+            return [name for name in names if name.startswith(begun) and re.fullmatch(r"[\w.:-]+", name)]
+        return []
+
+    return complete
 
 
 def _click_type(hint: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import stage_command
+from modeldiff.cli.common import references, stage_command
 from modeldiff.cli.differences import difference_rows, print_differences
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.settings import settings
@@ -76,7 +76,12 @@ command = stage_command(
     data=data,
     rows=rows,
     options=[
-        click.Option(["--show", "ref"], metavar="REF", help="Print a contrast that was made before; `latest` will do."),
+        click.Option(
+            ["--show", "ref"],
+            metavar="REF",
+            shell_complete=references("contrast"),
+            help="Print a contrast that was made before; `latest` will do.",
+        ),
         *list_options(),
     ],
     instead=_made_before,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import plain_command, stage_command
+from modeldiff.cli.common import plain_command, references, stage_command
 from modeldiff.cli.feature_list import listing_json, listing_rows, print_listing
 from modeldiff.cli.feature_one import feature_json, print_feature
 from modeldiff.console import say
@@ -98,7 +98,12 @@ _ONE = plain_command(
     _show_one,
     params=[
         click.Argument(["feature"], type=int, metavar="ID"),
-        click.Option(["--features", "ref"], metavar="REF", help="The features artifact.  [default: the latest]"),
+        click.Option(
+            ["--features", "ref"],
+            metavar="REF",
+            shell_complete=references("features"),
+            help="The features artifact.  [default: the latest]",
+        ),
         click.Option(["--top"], type=click.IntRange(min=0), default=8, show_default=True, help="Number of examples."),
         _FULL,
     ],

@@ -36,6 +36,7 @@ _COMMANDS = {
     "export": "A crosscoder or features as files of another library.",
     "push": "Upload an artifact to the hub, with a model card.",
     "pull": "Download an artifact from the hub into the workspace.",
+    "completion": "What makes a shell complete commands at the tab key.",
 }
 # Those that share a module, as `commands` in it (`import` could be none's name).
 _TOGETHER = dict.fromkeys(("import", "export", "push", "pull"), "interchange")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modeldiff.cli.common import artifact_json, examples, plain_command, settings_class
+from modeldiff.cli.common import artifact_json, examples, plain_command, references, settings_class
 from modeldiff.console import confirm, echo, progress, say
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.format import Columns, flat, print_json, table
@@ -78,7 +78,7 @@ def _list(workspace: Workspace, *, as_json: bool, kind: str | None) -> None:
     "modeldiff workspace show crosscoder:latest",
     "modeldiff workspace show crosscoder:2 --config > mine.toml",
     params=[
-        click.Argument(["ref"]),
+        click.Argument(["ref"], shell_complete=references()),
         click.Option(["--config"], is_flag=True, help="Print a file for --config of the command that makes it again."),
     ],
 )
@@ -112,7 +112,7 @@ def _show_config(artifact: Artifact) -> None:
 @_subcommand(
     "modeldiff workspace verify",
     "modeldiff workspace verify activations:1 crosscoder:1",
-    params=[click.Argument(["refs"], nargs=-1, metavar="REF...")],
+    params=[click.Argument(["refs"], nargs=-1, metavar="REF...", shell_complete=references())],
     short_help="Read every byte and compare with the digests.",
 )
 def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> None:
@@ -150,7 +150,7 @@ def _verify(workspace: Workspace, *, as_json: bool, refs: tuple[str, ...]) -> No
 @_subcommand(
     "modeldiff workspace remove steering:3 --yes",
     params=[
-        click.Argument(["refs"], nargs=-1, required=True, metavar="REF..."),
+        click.Argument(["refs"], nargs=-1, required=True, metavar="REF...", shell_complete=references()),
         click.Option(["--force"], is_flag=True, help="Also what others were made from; does not ask."),
         _YES,
     ],
