@@ -22,6 +22,19 @@ _TERMINAL_SECONDS, _LOG_SECONDS, _JSON_SECONDS = 0.5, 15.0, 1.0
 _CLEAR_LINE = "\r\x1b[K"
 _NEWLINE, _TAB, _UNPRINTABLE = "⏎", "⇥", "�"
 _muted = _as_json = False
+_ended: list[tuple[float, float, str]] | None = None
+
+
+@contextmanager
+def unheard() -> Iterator[list[tuple[float, float, str]]]:
+    """Inside, `say` and `progress` show nothing; gives when progress began, when it ended (seconds), and of what."""
+    global _muted, _ended
+    before, ended = (_muted, _ended), list[tuple[float, float, str]]()
+    _muted, _ended = True, ended
+    try:
+        yield ended
+    finally:
+        _muted, _ended = before
 
 
 def progress_as_json(wanted: bool) -> None:
@@ -151,6 +164,8 @@ class Progress:
 
     def finish(self) -> None:
         """Take the line away; in JSON, say how far it came."""
+        if _ended is not None:
+            _ended.append((self._start, time.monotonic(), self._what))
         if _as_json:
             self._show(time.monotonic())
         elif sys.stderr.isatty():

@@ -9,6 +9,7 @@ import click
 from modeldiff.cli.common import plain_command, references, stage_command
 from modeldiff.cli.feature_list import listing_json, listing_rows, print_listing
 from modeldiff.cli.feature_one import feature_json, print_feature
+from modeldiff.cli.plan import plan_option, print_plan
 from modeldiff.console import say
 from modeldiff.errors import InputError, ModeldiffError
 from modeldiff.features.measures import Measure, measures
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from modeldiff.catalogue.table import FeatureRow, FeatureTable
     from modeldiff.features.missing import Evidence
     from modeldiff.workspace import Artifact, Workspace
+
+
+def _plan(settings: FeaturesSettings, workspace: Workspace, *, as_json: bool, plan: bool, **_: Any) -> bool:
+    if plan:
+        from modeldiff.features.run import plan as plan_of
+
+        print_plan(plan_of, settings, workspace, as_json=as_json)
+    return plan
 
 
 def _show(artifact: Artifact, *, numbers: bool, full: bool, **options: Any) -> None:
@@ -132,6 +141,7 @@ command = stage_command(
     show=_show,
     data=_data,
     rows=_rows,
+    instead=_plan,
     options=[
         click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List the features of this model alone."),
         click.Option(["--shared"], is_flag=True, help="List the shared features.  [default: all features]"),
@@ -155,6 +165,7 @@ command = stage_command(
         click.Option(["--min-density"], type=float, default=0.0, help="Leave out what fires on a smaller share."),
         click.Option(["--numbers"], is_flag=True, help="Print every number and what it means."),
         _FULL,
+        plan_option(),
     ],
     subcommands=[_ONE, *_MEASURES],
     help="Crosscoder + activations -> features: measured in one pass, then listed.\n\n"

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from modeldiff.cli.common import show_metrics, stage_command
+from modeldiff.cli.plan import plan_option, print_plan
 from modeldiff.console import echo
-from modeldiff.format import flat, print_json, table
 from modeldiff.harvest.settings import HarvestSettings
 
 if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
 
 
-def _dry_run(settings: HarvestSettings, workspace: Workspace, *, as_json: bool, dry_run: bool) -> bool:
-    if dry_run:
-        from modeldiff.harvest.run import estimate
+def _plan(settings: HarvestSettings, workspace: Workspace, *, as_json: bool, plan: bool) -> bool:
+    if plan:
+        from modeldiff.harvest.run import plan as plan_of
 
-        planned = estimate(settings, workspace)
-        if as_json:
-            print_json(planned)
-        else:
-            table("dry run: nothing was written", [("measured", "left"), ("value", "right")], flat(planned))
-    return dry_run
+        print_plan(plan_of, settings, workspace, as_json=as_json)
+    return plan
 
 
 def _show(artifact: Artifact, **_: Any) -> None:
@@ -37,8 +31,8 @@ command = stage_command(
     HarvestSettings,
     "modeldiff.harvest.run",
     show=_show,
-    instead=_dry_run,
-    options=[click.Option(["--dry-run"], is_flag=True, help="Say what would be read and written, and stop.")],
+    instead=_plan,
+    options=[plan_option()],
     help="Texts + two models -> paired activations.\n\nReads the texts with both models, pairs the tokens that end at "
     "the same character, and stores both residual streams. An interrupted harvest continues with the same command.\n\n"
     "With several GPUs: `torchrun --nproc-per-node N -m modeldiff harvest ...`; each process captures its share.",
@@ -46,7 +40,7 @@ command = stage_command(
         "modeldiff harvest --model-a gpt2 --model-b EleutherAI/pythia-160m \\",
         "    --texts news=cnn.jsonl chats.jsonl@0.5 --pairs 1000000",
         "modeldiff harvest --model-a ./model-a --model-b ./model-b.gguf \\",
-        "    --texts book.txt --pairs 20000 --dry-run",
+        "    --texts book.txt --pairs 20000 --plan",
         "modeldiff harvest --import-a a.npy --import-b b.npy",
     ],
 )

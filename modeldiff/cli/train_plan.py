@@ -6,7 +6,7 @@ from typing import Any
 
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.errors import MachineError
-from modeldiff.format import print_json, table
+from modeldiff.format import duration, print_json, table
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.files import human_bytes
 from modeldiff.workspace.ranks import launched
@@ -54,16 +54,9 @@ def _rows(planned: dict[str, Any]) -> list[list[str]]:
         ["disk: checkpoint, artifact", f"{human_bytes(disk['checkpoint'])}, {human_bytes(disk['artifact'])}"],
         ["disk: needed, free", _against(disk)],
         ["time of a step", f"{time['step']:.3g} s, {time['pairs_per_second']:,.0f} pairs/s"],
-        [f"time of {planned['steps']:,} steps", _duration(time["run"])],
+        [f"time of {planned['steps']:,} steps", duration(time["run"])],
     ]
 
 
 def _against(place: dict[str, int]) -> str:
     return f"{human_bytes(place['needed'])}, {human_bytes(place['free'])}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -36,6 +36,7 @@ from modeldiff.threads import by_side, shared_cores
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.artifact import check_format
 from modeldiff.workspace.files import json_lines, read_json, read_json_lines, require_free
+from modeldiff.workspace.rehearsal import Size, rehearse
 
 Made = TypeVar("Made")
 
@@ -45,6 +46,7 @@ NAME = "continuations.json"
 DOCUMENTS, PLACES, SAID = "documents.jsonl", "places.jsonl", {side: f"said_{side}.jsonl" for side in SIDES}
 # Places of a part. The same on every machine, for it decides the random numbers.
 _PART = 256
+_REHEARSED = 256
 # Places continued at once, by kind of device: on a CPU the cache decides, a GPU wants to be busy. It decides the random
 # numbers, too.
 _BATCH = {"cpu": 32, "cuda": 512, "mps": 128}
@@ -104,6 +106,13 @@ class Models:
         for side in SIDES:
             self.load(side)
         return by_side(make)
+
+
+def plan(settings: ContinuationsSettings, workspace: Workspace) -> dict[str, Any]:
+    """For `--plan`: see `rehearse`. Raises as `run`."""
+    sizes = {"places": Size(settings.places, _REHEARSED, ("read", "next words", "continuations"))}
+    note = "comparing, and the cause of what is found"
+    return {"places": settings.places, "not_in_it": note, "rehearsal": rehearse(run, settings, sizes, workspace)}
 
 
 def run(

@@ -44,8 +44,26 @@ from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.features.inputs import find_measured
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.rehearsal import Size, rehearse
 
 SCHEMA = 6
+
+
+# A rehearsal takes seconds on a processor, and on a GPU more than its first batches.
+_REHEARSED = 20_000
+
+
+def plan(settings: FeaturesSettings, workspace: Workspace) -> dict[str, Any]:
+    """For `--plan`: see `rehearse`. Raises as `run`."""
+    found = find_measured(workspace, settings.crosscoder, settings.activations, what="plan features")
+    there = int(found.activations.metrics["pairs"])
+    pairs = min(settings.pairs or there, there)
+    sampled = ("features: read", "features: predictability", "features: twins")
+    sizes = {
+        "pairs": Size(pairs, _REHEARSED, ("features: pass",)),
+        "sample_pairs": Size(min(settings.sample_pairs, pairs), _REHEARSED, sampled),
+    }
+    return {"pairs": pairs, "rehearsal": rehearse(run, settings, sizes, workspace)}
 
 
 def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:

@@ -13,22 +13,25 @@ from modeldiff.harvest.planner import Cursor, Look, Planner, bytes_needed
 from modeldiff.harvest.report import ALIGNMENT_NAME, Counts, alignment_report
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import missing_shards, write_store
-from modeldiff.lm.device import device_and_dtype
+from modeldiff.lm.device import device_and_dtype, resolve_device
 from modeldiff.lm.geometry import Geometry
 from modeldiff.lm.load import LanguageModel, load_model, read_geometry
-from modeldiff.lm.ref import ModelRef, model_input, refs_of
+from modeldiff.lm.ref import ModelRef, locate, model_input, refs_of
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import LeftOut, Source, parse_source, source_digest
 from modeldiff.texts.tokenize import Reader, open_reader
 from modeldiff.workspace.artifact import Artifact, Input
-from modeldiff.workspace.files import free_bytes, require_free
+from modeldiff.workspace.files import free_bytes, human_bytes, require_free
+from modeldiff.workspace.free import free_memory
 from modeldiff.workspace.ranks import Ranks, produce_together, ranks
+from modeldiff.workspace.rehearsal import Size, rehearse
 from modeldiff.workspace.stage import Build, Order, Work
 from modeldiff.workspace.workspace import Workspace
 
 KIND = "activations"
 # Counted up when the same settings and inputs would give other pairs, rows or files.
 SCHEMA = 1
+_REHEARSED = 10_000
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def run(settings: HarvestSettings, workspace: Workspace, *, name: str | None = N
 
 
 def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
-    """For `--dry-run`, from configurations, tokenizers and the first documents: pairs (asked for), pairs_in_texts
+    """From configurations, tokenizers and the first documents: pairs (asked for), pairs_in_texts
     (estimate; None when unknown), bytes_needed, bytes_free, fits, and by side "a" and "b": model, layer, width; unless
     imported also layers (of the model), context, and kept and characters (share of tokens and of characters in pairs).
     Raises as `run`, apart from a disk that is too small."""
@@ -87,6 +90,22 @@ def estimate(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
     free = free_bytes(workspace.folder)
     sizes = {"pairs": pairs, "pairs_in_texts": in_texts, "bytes_needed": needed, "bytes_free": free}
     return {**sizes, "fits": needed <= free, **sides}
+
+
+def plan(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
+    """For `--plan`: `estimate`, and a `rehearsal` (see there), for which both models are loaded; where that is not to
+    be done, `no_time` says why. Raises as `run`."""
+    seen = estimate(settings, workspace)
+    if settings.importing:
+        return seen
+    sizes = [sum(path.stat().st_size for path in locate(ref).files) for ref in refs_of(settings).values()]
+    if not all(sizes):
+        return {**seen, "no_time": "the models are on the hub: with local folders a small part is timed"}
+    if resolve_device(settings.device).type == "cpu" and 2 * max(sizes) > free_memory():
+        return {**seen, "no_time": f"the models do not fit into memory here ({human_bytes(free_memory())} free)"}
+    pairs = min(settings.pairs, seen["pairs_in_texts"] or settings.pairs)
+    rehearsed = {"pairs": Size(pairs, _REHEARSED, ("plan", "capture"))}
+    return {**seen, "rehearsal": rehearse(run, settings, rehearsed, workspace)}
 
 
 def open_pair(settings: HarvestSettings) -> Pair:

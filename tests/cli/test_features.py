@@ -107,6 +107,17 @@ def test_what_was_measured_is_read_without_torch(known: Made) -> None:
     assert {command: names & heavy for command, names in loaded.items() if names & heavy} == {}
 
 
+def test_a_plan_is_of_all_pairs_and_makes_nothing(known: Made, tool: Callable[..., str]) -> None:
+    before = tool("workspace", "list", "--json")
+    planned = json.loads(tool(*LISTING, "--plan", "--json"))
+    assert planned["pairs"] == known.activations.metrics["pairs"]
+    assert "features: pass over the activations" in planned["rehearsal"]["time"]["parts"]
+    assert tool("workspace", "list", "--json") == before
+    shown = tool(*LISTING, "--plan")
+    assert "plan: nothing was kept" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_json_is_slim_full_has_the_spans_and_csv_a_row_for_each(tool: Callable[..., str]) -> None:
     slim, full = (json.loads(tool(*LISTING, "--json", *more))["features"] for more in ((), ("--full",)))
     assert [one["id"] for one in slim] == [one["id"] for one in full]

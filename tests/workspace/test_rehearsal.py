@@ -1,0 +1,56 @@
+"""What a small run says about a large one, on a stage and a clock that are made."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from modeldiff.console import progress, say
+from modeldiff.settings import Settings, setting, settings
+from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace.rehearsal import Size, rehearse
+
+
+@settings
+class Brewing(Settings):
+    cups: int = setting()
+    """Cups."""
+    leaves: int = setting()
+    """Leaves."""
+
+
+def test_what_grows_is_scaled_the_rest_stays_and_nothing_is_left(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def brew(asked: Brewing, there: Workspace) -> Artifact:
+        def build(work: Work) -> dict[str, Any]:
+            say("the kettle is filled")
+            now[0] += 7
+            with progress("pour", asked.cups, "cups"):
+                now[0] += 2 * asked.cups
+                with progress("pour by another hand", asked.cups, "cups"):  # at the same time
+                    now[0] += asked.cups
+            with progress("count leaves", asked.leaves, "leaves"):
+                now[0] += asked.leaves / 2
+            with progress("wash", 1, "pots"):
+                now[0] += 4
+            work.write_bytes("tea", b"tea")
+            return {}
+
+        return produce(there, Order("tea", asked, {}, 1), build)
+
+    sizes = {"cups": Size(300, 10, ("pour",)), "leaves": Size(20, 50, ("count",))}
+    found = rehearse(brew, Brewing(cups=300, leaves=20), sizes, workspace)
+    assert found["rehearsed"] == {"cups": 10, "leaves": 20}, "no more than the run itself"
+    assert found["time"]["parts"] == {"pour": 900, "pour by another hand": 0, "count leaves": 10, "wash": 4}
+    assert found["time"]["rest"] == 7
+    assert found["time"]["run"] == 921
+    assert found["written"] == 3
+    assert capsys.readouterr().err == "rehearse with 10 cups, 20 leaves\n"
+    assert workspace.artifacts() == []
+    assert workspace.partials() == []
