@@ -53,7 +53,7 @@ from modeldiff.sides import OTHER
 from modeldiff.steer.dose import COHERENT_RATIO, COHERENT_REPETITION, coherent_range, dose_figure, dose_rows
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.steer.sweep import Push, pushes, sweep
-from modeldiff.texts.readers import read_lines
+from modeldiff.texts.readers import read_lines, read_objects
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import json_lines, read_json, require_free, sha256_json
 
@@ -169,9 +169,16 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
 
 
 def _prompts(settings: SteerSettings) -> tuple[str, ...]:
-    """The prompts, from --prompt or the lines of the --prompts file (empty lines are skipped; `\\n` is not special)."""
-    prompts = settings.prompt if settings.prompts is None else tuple(read_lines(settings.prompts))
-    if not prompts or not all(prompt.strip() for prompt in prompts):
-        where = settings.prompts or "--prompt"
-        raise InputError(f"{where}: a prompt is empty; give the text that the model is to continue")
+    """The prompts, from --prompt or the --prompts file: its lines (empty ones are skipped; `\\n` is not special), or
+    the `prompt` or `text` of each record of a .jsonl file."""
+    file = settings.prompts
+    prompts: tuple[Any, ...] = settings.prompt
+    if file is not None and file.suffix == ".jsonl":
+        prompts = tuple(record.get("prompt", record.get("text")) for _, record in read_objects(file))
+    elif file is not None:
+        prompts = tuple(read_lines(file))
+    if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+        raise InputError(
+            f"{file or '--prompt'}: a prompt is missing or empty; give the text that the model is to continue"
+        )
     return tuple(dict.fromkeys(prompts))

@@ -55,7 +55,7 @@ class SteerSettings(Steering):
     """Texts to continue."""
     # The prompts themselves are an input with a digest: where the file lies makes no difference.
     prompts: Path | None = setting(default=None, result=False)
-    """A file with one prompt per line, in place of --prompt."""
+    """A file in place of --prompt: one prompt per line, or .jsonl with `prompt` or `text`, which may have several."""
     # When drawing, the run adds it to the fingerprint: the random numbers are dealt out by batch.
     batch: int = setting(default=32, result=False, least=1)
     """Texts written at a time; several strengths share a batch."""

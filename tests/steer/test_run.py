@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ def test_prompts_of_a_file_are_the_same_as_those_given(made: Made, tmp_path: Pat
     given = run(steer(), made.workspace)
     assert generations(artifact) == generations(given)
     assert artifact.manifest.inputs["prompts"].digest == given.manifest.inputs["prompts"].digest
+    records = tmp_path / "prompts.jsonl"
+    records.write_text("\n".join(json.dumps({"prompt": one, "id": 1}) for one in PROMPTS), encoding="utf-8")
+    assert run(steer(prompt=(), prompts=records), made.workspace).ref in (artifact.ref, given.ref)
+
+
+def test_prompts_of_records_may_have_several_lines(made: Made, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"text": "one\n\ntwo"}), encoding="utf-8")
+    artifact = run(steer(prompt=(), prompts=file), made.workspace)
+    assert {one["prompt"] for one in generations(artifact)} == {"one\n\ntwo"}
+    file.write_text(json.dumps({"question": "one"}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"prompts\.jsonl: a prompt is missing"):
+        run(steer(prompt=(), prompts=file), made.workspace)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6])

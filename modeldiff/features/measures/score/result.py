@@ -22,6 +22,7 @@ Layout (normative):
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from modeldiff.catalogue.stored import read_info
-from modeldiff.console import echo
+from modeldiff.console import echo, wrapped
 from modeldiff.format import fixed, percent, table
 from modeldiff.records import from_json
 from modeldiff.sides import OTHER
@@ -128,7 +129,8 @@ def print_score(artifact: Artifact) -> None:
     )
     rows = [row for row in score["rows"] if row["partition"] != RANDOM and row["score"] is not None]
     if not rows:
-        echo("no feature has a score")
+        why = Counter(reason for row in score["rows"] if row["partition"] != RANDOM for reason in row["missing"])
+        echo(*wrapped(f"no feature has a score: {'; '.join(reason for reason, _ in why.most_common(3))}"))
         return
     highest = sorted(rows, key=lambda row: (-row["score"], row["number"]))[:_LISTED]
     table(
@@ -136,6 +138,9 @@ def print_score(artifact: Artifact) -> None:
         [("id", "right"), ("group", "left"), ("score", "right"), ("steer", "right"), ("by prompt", "left")],
         [_cells(row) for row in highest],
     )
+    for row in highest:
+        if row["missing"]:
+            echo(*wrapped(f"{row['number']}: {'; '.join(row['missing'])}"))
     echo("A high score: no counterpart was found by this stitch, not that there is none.")
 
 
