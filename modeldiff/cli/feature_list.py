@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 PARTITIONS = {"A": "A-exclusive", "B": "B-exclusive", "shared": "shared", None: "all"}
 _IN = {"A": "A", "B": "B", "shared": "both"}
 _VERDICTS = {"exclusive": "excl.", "undecided": "undec.", "predictable": "pred.", "unknown": "?", None: NONE}
-_MOST_LINES = 5
 # Columns of words, and of context, in a line; of context with --numbers; of it before the word; between columns.
 _LEAST_WORDS, _MOST_WORDS, _LEAST_CONTEXT, _CONTEXT, _LEAST_BEFORE, _GAP = 10, 20, 24, 40, 8, 2
 _LEGEND = """\
@@ -112,7 +111,12 @@ def print_listing(
         _print_scales(table)
     for side, calls in table.calls.items():
         if chosen["partition"] in (None, side.upper()):
-            echo(*wrapped(_calls_in_numbers(side.upper(), calls) if numbers else _calls(side.upper(), calls)))
+            more = (
+                f" The others: {calls.undecided} undec., {calls.predictable} pred., {calls.unknown} ?."
+                if numbers
+                else ""
+            )
+            echo(*wrapped(_calls(side.upper(), calls) + more))
     if chosen.get("anywhere") or any(row.partition == "shared" and row.verdict == "exclusive" for row in rows):
         echo("What is in both is what chance is measured on: leads, not findings.")
     if numbers:
@@ -207,21 +211,6 @@ def _calls(side: str, calls: Calls) -> str:
     return f"Exclusive to {side} beyond chance: {found}, chance gives {calls.by_chance:.1f} (p {calls.p:.1g})."
 
 
-def _calls_in_numbers(side: str, calls: Calls) -> str:
-    said = (
-        f"{side}: {calls.exclusive} of {calls.judged} are called excl. ({calls.undecided} undec., {calls.predictable} "
-        f"pred.; {calls.unknown} more are ?: nothing can be said); "
-    )
-    if calls.false_exclusive is None or calls.by_chance is None:
-        return f"{said}no shared feature can be read from this model alone, so what chance gives is unknown."
-    said += (
-        f"the same rule calls {calls.false_exclusive:.1%} of shared features so (reference: {calls.references}), "
-        f"so chance gives {calls.by_chance:.1f}"
-    )
-    more = "more" if calls.beyond_chance else "not more"
-    return f"{said}." if calls.p is None else f"{said}: {more} than chance (p {calls.p:.1g})."
-
-
 def sources(row: FeatureRow, most: int) -> str:
     return ", ".join(f"{label} {share:.0%}" for label, share in list(row.sources.items())[:most]) or "(no texts)"
 
@@ -249,16 +238,10 @@ def _snippet(found: list[Example], room: int) -> Sequence[tuple[str, str]]:
 
 
 def print_evidence(found: Sequence[Evidence]) -> None:
-    """Which evidence is there, which is missing, and the commands that make that, in at most five lines."""
+    """Which evidence is there, which is missing, and the commands that make that."""
     there = [one.kind if one.ref.startswith("features:") else one.ref for one in found if one.ref]
     missing = [one for one in found if not one.ref]
-    lines = wrapped(f"evidence: {', '.join(there) or 'none'}")
+    echo(*wrapped(f"evidence: {', '.join(there) or 'none'}"))
     if missing:
-        lines += wrapped(f"missing: {', '.join(one.kind for one in missing)}; to have it:")
-        commands = [f"  {one.command}" for one in missing]
-        room = _MOST_LINES - len(lines)
-        if len(commands) > room:
-            more = len(commands) - (room - 1)
-            commands[room - 1 :] = [f"  and {more} more commands (--json has all)"]
-        lines += commands
-    echo(*lines)
+        echo(*wrapped(f"missing: {', '.join(one.kind for one in missing)}; to have it:"))
+        echo(*(f"  {one.command}" for one in missing))

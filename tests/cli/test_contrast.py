@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,18 @@ def test_json_holds_the_differences_with_all_that_they_say(workspace: Path, call
     assert one["effect"] > 0.5
     assert one["sources"] == {"code": 1.0}
     assert not one.get("cause")
+
+
+def test_csv_has_a_row_for_each_difference(workspace: Path, call: Call) -> None:
+    _, out, _ = call(workspace, *CONTRAST, "--csv")
+    (row,) = csv.DictReader(io.StringIO(out))
+    (one,) = json.loads(call(workspace, *CONTRAST, "--json")[1])["differences"]
+    assert row["where"].startswith("after “oak”")
+    assert (row["rank"], row["verified"], row["a_says"], row["side"]) == ("1", "True", "indeed", "A")
+    assert [float(row[name]) for name in ("effect", "low", "any_word_b")] == [
+        one["effect"], one["low"], one["any_word"]["b"]
+    ]  # fmt: skip
+    assert call(workspace, *CONTRAST, "--csv", "--json")[0] == 2
 
 
 def test_json_has_the_unverified_candidates_with_all_alone(workspace: Path, call: Call) -> None:

@@ -63,7 +63,8 @@ def test_features_says_which_evidence_is_there(tool: Callable[..., str]) -> None
         "missing: predictability, explain, match, evaluate; to have it:\n"
         "  modeldiff features --crosscoder crosscoder:1 --predictability\n"
         "  modeldiff features explain --features features:1\n"
-        "  and 2 more commands (--json has all)\n"
+        "  modeldiff features match crosscoder:1 OTHER-CROSSCODER\n"
+        "  modeldiff features evaluate --crosscoder crosscoder:1\n"
     ) in out
     evidence = {one["kind"]: one for one in json.loads(tool(*LISTING, "--json"))["evidence"]}
     assert evidence["score"]["ref"] == "score:1"

@@ -264,4 +264,4 @@ def test_exclusive_features_and_differences_of_activations_are_explained_by_thei
     calls = table.calls["a"]
     assert data["calls"]["a"] == {**vars(calls), "beyond_chance": calls.beyond_chance}
     assert data["scales"]["a"]["false_exclusive"] == calls.false_exclusive
-    assert f"A: {calls.exclusive} of {calls.judged} are called excl. (" in " ".join(listed.split())
+    assert f"to A beyond chance: {calls.exclusive} of {calls.judged} called so" in " ".join(listed.split())

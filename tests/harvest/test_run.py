@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from modeldiff.errors import InputError, MachineError
-from modeldiff.harvest.run import estimate, run
+from modeldiff.harvest.run import estimate, plan, run
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.activations import ActivationStore
@@ -109,6 +109,19 @@ def test_the_estimate_reads_no_weights_writes_nothing_and_is_near_the_truth(
     assert 0.7 < written / planned["bytes_needed"] < 1.3
     pairs = run(make_settings(pairs=10**5), workspace).metrics["pairs"]
     assert 0.5 < planned["pairs_in_texts"] / pairs < 2
+
+
+def test_a_plan_with_a_time_reads_the_models_and_leaves_nothing(
+    make_settings, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(pairs=1000, shard_pairs=1000)
+    planned = plan(settings, workspace)
+    assert planned.items() >= {**estimate(settings, workspace), "bytes_free": planned["bytes_free"]}.items()
+    assert planned["rehearsal"]["rehearsed"] == {"pairs": 1000}
+    assert planned["rehearsal"]["time"]["parts"].keys() >= {"plan", "capture A", "capture B"}
+    assert workspace.artifacts() == []
+    monkeypatch.setattr("modeldiff.harvest.run.free_memory", lambda: 1000)
+    assert plan(settings, workspace)["no_time"] == "the models do not fit into memory here (1.0 kB free)"
 
 
 def test_too_little_disk_is_refused_before_a_model_is_loaded(make_settings, workspace: Workspace, monkeypatch) -> None:

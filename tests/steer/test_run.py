@@ -101,7 +101,7 @@ def test_an_interrupted_run_keeps_what_it_has(made: Made, dies_after: Callable[[
         ({"model": "B", "feature": 0}, "feature 0 is A-exclusive"),
         ({"feature": 1}, "never fires"),
         ({"feature": 15}, "0 to 14"),
-        ({"prompt": (" ",)}, "prompt is empty"),
+        ({"prompt": (" ",)}, "prompt is missing or empty"),
         ({"prompt": (), "prompts": Path("nowhere.txt")}, r"nowhere\.txt"),
         ({"features": "features:9"}, "features:1"),
         ({"both": True}, "no stitch of activations:1 yet.*modeldiff features stitch --activations activations:1"),
