@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from modeldiff.catalogue.example import Example
-    from modeldiff.catalogue.table import FeatureRow, FeatureTable
+    from modeldiff.catalogue.table import FeatureRow, FeatureTable, Selection
     from modeldiff.features.missing import Evidence
     from modeldiff.linear.verdict import Calls
 
@@ -99,41 +99,47 @@ def print_listing(
     elif numbers:
         _print_numbers(title, table, rows, chosen["partition"])
     else:
-        _print_words(title, table, rows, mixed=len({row.partition for row in rows}) > 1)
-    notes = [f"{selection.dead} of {selection.candidates} never fire"]
-    if selection.rare:
-        notes.append(f"{selection.rare} are below --min-density")
-    if selection.without_evidence:
-        notes.append(f"{selection.without_evidence} fire too seldom for R²")
-    echo(*wrapped(f"{'; '.join(notes)}. {table.info['pairs']:,} pairs of {table.info['activations']}."))
+        _print_words(title, table, rows)
+    _print_counts(table, selection)
     if numbers:
         echo(*_LEGEND)
         _print_scales(table)
-    for side, calls in table.calls.items():
-        if chosen["partition"] in (None, side.upper()):
-            more = (
-                f" The others: {calls.undecided} undec., {calls.predictable} pred., {calls.unknown} ?."
-                if numbers
-                else ""
-            )
-            echo(*wrapped(_calls(side.upper(), calls) + more))
-    if chosen.get("anywhere") or any(row.partition == "shared" and row.verdict == "exclusive" for row in rows):
-        echo("What is in both is what chance is measured on: leads, not findings.")
+    _print_chance(table, rows, numbers=numbers, partition=chosen["partition"])
     if numbers:
         _print_baselines(table)
         print_evidence(evidence)
     elif any(table.mostly_differ_F[feature] for feature in ids):
         echo("*: at most of its examples the two models' tokens differ, which may explain it.")
     if ids:
-        missing = any(not one.ref for one in evidence)
-        more = "" if numbers else f"; --numbers: R², twins{', what is missing' if missing else ''}"
+        more = "" if numbers else "; --numbers: R², twins, what is missing"
         echo(f"next: modeldiff features show {ids[0]}{more}")
 
 
-def _print_words(title: str, features: FeatureTable, rows: list[FeatureRow], *, mixed: bool) -> None:
+def _print_counts(table: FeatureTable, selection: Selection) -> None:
+    """What is not listed, and what was measured on."""
+    notes = [f"{selection.dead} of {selection.candidates} never fire"]
+    if selection.rare:
+        notes.append(f"{selection.rare} are below --min-density")
+    if selection.without_evidence:
+        notes.append(f"{selection.without_evidence} fire too seldom for R²")
+    echo(*wrapped(f"{'; '.join(notes)}. {table.info['pairs']:,} pairs of {table.info['activations']}."))
+
+
+def _print_chance(table: FeatureTable, rows: list[FeatureRow], *, numbers: bool, partition: str | None) -> None:
+    """Whether more is called exclusive than chance gives."""
+    for side, calls in table.calls.items():
+        others = f" The others: {calls.undecided} undec., {calls.predictable} pred., {calls.unknown} ?."
+        if partition in (None, side.upper()):
+            echo(*wrapped(_calls(side.upper(), calls) + (others if numbers else "")))
+    if any(row.partition == "shared" and row.verdict == "exclusive" for row in rows):
+        mark = " (s)" if numbers and partition in ("A", "B") else ""
+        echo(f"What is in both models{mark} is what chance is measured on: leads, not findings.")
+
+
+def _print_words(title: str, features: FeatureTable, rows: list[FeatureRow]) -> None:
     verdicts = [f"{row.verdict or NONE}{'*' if features.mostly_differ_F[row.id] else ''}" for row in rows]
     cells: dict[str, list[Any]] = {"id": [str(row.id) for row in rows]}
-    if mixed:
+    if len({row.partition for row in rows}) > 1:
         cells["in"] = [_IN[row.partition] for row in rows]
     behind = {"verdict": verdicts, "fires": [f"{row.density:.2%}" for row in rows]}
     known = {name: max(map(len, [name, *column])) for name, column in (cells | behind).items()}

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
 
 
-def _plan(settings: FeaturesSettings, workspace: Workspace, *, as_json: bool, plan: bool, **_: Any) -> bool:
+def _instead(
+    settings: FeaturesSettings, workspace: Workspace, *, as_json: bool, plan: bool, full: bool, **_: Any
+) -> bool:
+    _check(full=full, as_json=as_json)
     if plan:
         from modeldiff.features.run import plan as plan_of
 
@@ -33,9 +36,12 @@ def _plan(settings: FeaturesSettings, workspace: Workspace, *, as_json: bool, pl
     return plan
 
 
-def _show(artifact: Artifact, *, numbers: bool, full: bool, **options: Any) -> None:
-    if full:
+def _check(*, full: bool, as_json: bool) -> None:
+    if full and not as_json:
         raise InputError("--full goes with --json")
+
+
+def _show(artifact: Artifact, *, numbers: bool, **options: Any) -> None:
     table, chosen = _listed(artifact, **options)
     print_listing(table, _evidence(artifact), numbers=numbers, **chosen)
 
@@ -72,6 +78,7 @@ def _evidence(artifact: Artifact) -> list[Evidence]:
 def _show_one(workspace: Workspace, *, feature: int, ref: str | None, top: int, full: bool, as_json: bool) -> None:
     from modeldiff.catalogue.table import FeatureTable
 
+    _check(full=full, as_json=as_json)
     artifact = workspace.find("features", ref)
     table = FeatureTable(artifact)
     row = table.row(feature, examples=top)
@@ -141,7 +148,7 @@ command = stage_command(
     show=_show,
     data=_data,
     rows=_rows,
-    instead=_plan,
+    instead=_instead,
     options=[
         click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List the features of this model alone."),
         click.Option(["--shared"], is_flag=True, help="List the shared features.  [default: all features]"),

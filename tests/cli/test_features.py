@@ -119,7 +119,9 @@ def test_a_plan_is_of_all_pairs_and_makes_nothing(known: Made, tool: Callable[..
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_json_is_slim_full_has_the_spans_and_csv_a_row_for_each(tool: Callable[..., str]) -> None:
+def test_json_is_slim_full_has_the_spans_and_csv_a_row_for_each(
+    known: Made, tool: Callable[..., str], fails: Callable[..., str]
+) -> None:
     slim, full = (json.loads(tool(*LISTING, "--json", *more))["features"] for more in ((), ("--full",)))
     assert [one["id"] for one in slim] == [one["id"] for one in full]
     for small, large in zip(slim, full, strict=True):
@@ -134,14 +136,18 @@ def test_json_is_slim_full_has_the_spans_and_csv_a_row_for_each(tool: Callable[.
     shown = json.loads(tool("features", "show", str(LOUD), "--json"))
     assert shown["examples"][0].keys() & {"tokens", "pieces"} == set()
     assert "tokens" in json.loads(tool("features", "show", str(LOUD), "--json", "--full"))["examples"][0]
+    for args in (LISTING, ("features", "show", str(LOUD))):
+        assert "--full goes with --json" in fails(2, known.workspace.folder, *args, "--full")
 
 
 def test_what_is_listed_says_when_nothing_is_exclusive(tool: Callable[..., str]) -> None:
     """The two models are one: whatever is called exclusive is called so by chance."""
     for part in ((), ("--anywhere",)):
-        out = tool("features", "--device", "cpu", "--outlier-factor", "0", "--exclusive", "A", *part)
+        asked = (*LISTING[:5], "--exclusive", "A", *part)
+        out, listed = tool(*asked), json.loads(tool(*asked, "--json"))["features"]
         assert "Nothing is exclusive to A beyond chance: " in out
-        assert ("What is in both is what chance is measured on" in out) == bool(part)
+        leads = [one for one in listed if one["partition"] == "shared" and one["verdict"] == "exclusive"]
+        assert ("What is in both models is what chance is measured on" in out) == bool(leads)
 
 
 def test_show_has_the_impact_and_the_score(tool: Callable[..., str]) -> None:
