@@ -13,7 +13,7 @@ import textwrap
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TextIO
 
 # Progress is one line that changes in a terminal, and elsewhere (a log, CI; a program that reads JSON) a line written
@@ -89,6 +89,11 @@ def stdout() -> Iterator[TextIO]:
         yield sys.stdout
     except OSError as error:
         raise OSError(error.errno, error.strerror, "stdout") from None
+
+
+def aside() -> redirect_stdout[TextIO]:
+    """While this is entered, what others print to stdout goes to stderr: it is no result."""
+    return redirect_stdout(sys.stderr)
 
 
 def echo_wrapped(text: str, first: int = 0, indent: int = 0) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from modeldiff.console import say
+from modeldiff.console import aside, say
 from modeldiff.errors import InputError, first_line
 
 Log = Callable[[int, Mapping[str, Any]], None]
@@ -100,7 +98,7 @@ class Follower:
 
     def _attempt(self, call: Callable[..., None], *args: Any) -> None:
         try:
-            with redirect_stdout(sys.stderr):  # what they print is no result
+            with aside():
                 call(*args)
         except Exception as error:
             self._logger = None
