@@ -28,8 +28,9 @@ def histogram(edges: Sequence[float], sources: Sequence[tuple[str, Sequence[int]
 
 
 def curve(steps: Sequence[int], lines: Mapping[str, Sequence[float | None]]) -> Markup:
-    """Lines over the steps of a training, from 0 on."""
-    known = [value for values in lines.values() for value in values if value is not None and math.isfinite(value)]
+    """Lines over the steps of a training, from 0 on. The first tenth does not set the scale: it may be far above."""
+    later = [value for values in lines.values() for value in values[len(values) // 10 :]]
+    known = [value for value in later if value is not None and math.isfinite(value)]
     top, last = max(known, default=1.0) or 1.0, max(steps[-1], 1)
     drawn = []
     for name, values in lines.items():
