@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,11 +18,13 @@ from modeldiff.format import print_json
 from modeldiff.records import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from modeldiff.catalogue.table import FeatureRow, FeatureTable
     from modeldiff.features.missing import Evidence
     from modeldiff.workspace import Artifact, Workspace
+
+T = TypeVar("T")
 
 
 def _instead(
@@ -127,14 +129,31 @@ _ONE = plain_command(
     help="One feature: its numbers, twins, text sources, and its strongest examples in context.",
     lines=["modeldiff features show 17", "modeldiff features show 17 --top 20 --json"],
 )
+
+
+def _planned(measure: Measure) -> Callable[..., bool]:
+    def instead(settings: Any, workspace: Workspace, *, as_json: bool, plan: bool, **_: Any) -> bool:
+        if plan:
+            print_plan(measure.plan, settings, workspace, as_json=as_json)
+        return plan
+
+    return instead
+
+
+def _shown(show: Callable[..., T]) -> Callable[..., T]:
+    """Without the option that `_planned` has taken."""
+    return lambda artifact, *, plan=False, **shown: show(artifact, **shown)  # noqa: ARG005
+
+
 _MEASURES = [
     stage_command(
         one.name,
         one.settings,
         one.stage,
-        show=one.show,
-        data=one.data,
-        options=one.options(),
+        show=_shown(one.show),
+        data=_shown(one.data),
+        options=[*one.options(), *([plan_option()] if one.rehearsed else [])],
+        instead=_planned(one) if one.rehearsed else None,
         short_help=one.summary,
         help=one.about,
         lines=[f"modeldiff features {one.name} {arguments}".rstrip() for arguments in one.examples],

@@ -22,7 +22,7 @@ from modeldiff.workspace.workspace import PARTIAL, Workspace
 
 Stage = TypeVar("Stage", bound=Settings)
 # What stages are made from; a rehearsal sees these of the workspace, and no others.
-_INPUTS = ("activations", "crosscoder")
+_INPUTS = ("activations", "crosscoder", "stitch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +51,10 @@ def rehearse(
     with TemporaryDirectory(prefix="rehearsal-", dir=workspace.folder / PARTIAL) as folder:
         there = Workspace(folder)
         there.create()
-        for kind in _INPUTS:
-            if (workspace.folder / kind).is_dir():
-                (Path(folder) / kind).symlink_to((workspace.folder / kind).absolute())
+        for artifact in (one for kind in _INPUTS for one in workspace.artifacts(kind)):
+            seen = Path(folder) / artifact.kind / artifact.folder.name
+            seen.parent.mkdir(exist_ok=True)
+            seen.symlink_to(artifact.folder.absolute())
         begun = time.monotonic()
         with unheard() as finished:
             artifact = run(dataclasses.replace(settings, **small), there)

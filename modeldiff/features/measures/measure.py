@@ -38,11 +38,16 @@ class Measure(ABC):
         settings: its settings class. This is imported for every `--help`, so it must not import torch.
         made_from: which artifacts are about some features: by input of the artifact, the input of the features that it
             must be ("features": the artifact itself).
+        rehearsed: for `--plan`, number of pairs of the small run that tells what a large one takes; 0: no `--plan`,
+            because the judge decides; grows: beginnings of the names of what takes time in proportion to the pairs, as
+            `progress` shows them.
         summary: one line of help; about: the help's text; examples: arguments of the command, one line each.
     """
 
     settings: ClassVar[type[Settings]]
     made_from: ClassVar[Mapping[str, str]] = {"crosscoder": "crosscoder", "activations": "activations"}
+    rehearsed: ClassVar[int] = 0
+    grows: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str]
     about: ClassVar[str]
     examples: ClassVar[tuple[str, ...]]
@@ -61,6 +66,18 @@ class Measure(ABC):
         """Make the artifact, or answer with the one that is there."""
         found: Artifact = importlib.import_module(self.stage).run(settings, workspace, name=name, force=force)
         return found
+
+    def plan(self, settings: Any, workspace: Workspace) -> dict[str, Any]:
+        """For `--plan`: see `rehearse`. Raises as `run`."""
+        from modeldiff.workspace.rehearsal import Size, rehearse
+
+        if settings.activations is None and isinstance(settings, OnModels):
+            there = workspace.source_of(workspace.find("crosscoder", settings.crosscoder), "activations")
+        else:
+            there = workspace.find("activations", settings.activations)
+        pairs = min(settings.pairs, int(there.metrics["pairs"]))
+        sizes = {"pairs": Size(pairs, self.rehearsed, self.grows)}
+        return {"pairs": pairs, "rehearsal": rehearse(self.run, settings, sizes, workspace)}
 
     def options(self) -> list[click.Option]:
         """Options that only concern what is shown; they are given to `data` and `show`."""

@@ -20,6 +20,7 @@ class EvaluateSettings(OnModels):
 
 class EvaluateMeasure(Measure):
     settings = EvaluateSettings
+    rehearsed, grows = 2_000, ("evaluate",)
     summary = "The models' losses with the reconstruction in place."
     about = (
         "Crosscoder + activations + models -> evaluate: each model's next-token loss, and the KL to the unchanged "

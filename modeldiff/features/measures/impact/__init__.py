@@ -35,6 +35,7 @@ class ImpactSettings(OnModels):
 
 class ImpactMeasure(Measure):
     settings = ImpactSettings
+    rehearsed, grows = 3_000, ("impact",)
     summary = "What removing a feature does to each model's predictions."
     about = (
         "Crosscoder + activations + stitch + models -> impact: for every feature at once, what removing it costs each "

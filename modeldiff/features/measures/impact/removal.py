@@ -160,7 +160,7 @@ def check(model: LoadedModel, codes_NF: csr_matrix, own: Directions, seed: int) 
     alive = np.flatnonzero(np.diff(codes_NK.indptr))
     chosen = np.sort(random.choice(alive, min(_FEATURES, len(alive)), replace=False))
     second_K, exact_K = np.zeros(len(chosen)), np.zeros(len(chosen))
-    with progress(f"impact {model.side.upper()}: really removed", len(chosen), "features") as bar:
+    with progress(f"really removed from {model.side.upper()}", len(chosen), "features") as bar:
         for at, k in enumerate(chosen):
             rows = codes_NK.indices[codes_NK.indptr[k] : codes_NK.indptr[k + 1]]
             fires_in = np.unique(np.searchsorted(first_row, rows, side="right") - 1)

@@ -48,6 +48,7 @@ class MatchSettings(OnDevice):
 class MatchMeasure(Measure):
     settings = MatchSettings
     made_from = {"reference": "crosscoder"}  # noqa: RUF012
+    rehearsed, grows = 20_000, ("match: codes",)
     summary = "Which features come back in other crosscoders."
     about = (
         "Which features of the first crosscoder come back in the others: other seeds, sizes, partitions.\n\n"

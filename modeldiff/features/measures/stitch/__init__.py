@@ -33,6 +33,7 @@ class StitchSettings(OnDevice):
 class StitchMeasure(Measure):
     settings = StitchSettings
     made_from = {"activations": "activations"}  # noqa: RUF012
+    rehearsed, grows = 20_000, ("stitch: pass", "stitch: held-out")
     summary = "Affine maps between the models' activations, with their R²."
     about = (
         "Activations -> affine maps from each model's activations to the other's, with their held-out R².\n\n"
