@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from modeldiff.features.measures import About, Measure, measures
-from modeldiff.workspace import Artifact, Input, Workspace
+from modeldiff.workspace import Artifact, Workspace
 
 PREDICTABILITY = "predictability"
 
@@ -52,8 +52,8 @@ def _is_made_from(artifact: Artifact, **digests: str) -> bool:
 
 def _about(workspace: Workspace, features: Artifact) -> About:
     inputs = features.manifest.inputs
-    source = _present(workspace, "crosscoder", inputs["crosscoder"])
-    found = _present(workspace, "activations", inputs["activations"])
+    source = workspace.present("crosscoder", inputs["crosscoder"])
+    found = workspace.present("activations", inputs["activations"])
     crosscoder = source.ref if source else inputs["crosscoder"].label
     activations = found.ref if found else inputs["activations"].label
     trained_on = source.manifest.inputs.get("activations") if source else None
@@ -66,9 +66,3 @@ def _about(workspace: Workspace, features: Artifact) -> About:
         and _is_made_from(one, activations=inputs["activations"].digest)
     ]
     return About(features.ref, crosscoder, activations, which, others[-1] if others else "OTHER-CROSSCODER")
-
-
-def _present(workspace: Workspace, kind: str, wanted: Input) -> Artifact | None:
-    """The artifact that the input was, by its digest: the one it was called, if that is still there."""
-    found = [one for one in workspace.artifacts(kind) if one.manifest.digest == wanted.digest]
-    return next((one for one in found if one.ref == wanted.label), found[-1] if found else None)

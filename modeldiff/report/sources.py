@@ -8,7 +8,7 @@ from functools import cached_property
 from modeldiff.catalogue.table import FeatureTable
 from modeldiff.features.measures import measures
 from modeldiff.features.missing import Evidence, evidence_about, made_about
-from modeldiff.workspace import Artifact, Input, Workspace
+from modeldiff.workspace import Artifact, Workspace
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Sources:
     def of(cls, workspace: Workspace, contrast: Artifact) -> Sources:
         inputs = contrast.manifest.inputs
         continuations, features, crosscoder = (
-            _find(workspace, kind, inputs.get(kind)) for kind in ("continuations", "features", "crosscoder")
+            workspace.present(kind, inputs.get(kind)) for kind in ("continuations", "features", "crosscoder")
         )
         trained_on = crosscoder.manifest.inputs.get("activations") if crosscoder else None
-        activations = _find(workspace, "activations", trained_on)
+        activations = workspace.present("activations", trained_on)
         measured, steerings = {}, []
         if features:
             found = {one.name: made_about(workspace, features, one) for one in measures()}
@@ -59,9 +59,3 @@ class Sources:
     def evidence(self) -> list[Evidence]:
         """What is known about the features and what is not."""
         return evidence_about(self.workspace, self.features) if self.features else []
-
-
-def _find(workspace: Workspace, kind: str, wanted: Input | None) -> Artifact | None:
-    """An input, by its digest: the one it was called, if that is still there."""
-    found = [one for one in workspace.artifacts(kind) if wanted and one.manifest.digest == wanted.digest]
-    return next((one for one in found if wanted and one.ref == wanted.label), found[-1] if found else None)

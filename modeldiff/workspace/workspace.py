@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modeldiff.errors import DamagedError, InputError, ModeldiffError
 from modeldiff.records import from_json, to_json
-from modeldiff.workspace.artifact import Artifact, Manifest, check_format
+from modeldiff.workspace.artifact import Artifact, Input, Manifest, check_format
 from modeldiff.workspace.files import (
     TEMPORARY_SUFFIX,
     fsync_folder,
@@ -187,6 +187,11 @@ class Workspace:
             f"{artifact.ref} was made from {made_from.label}, which is not in {self.folder} any more: "
             f"run `{command_of(kind)}` again, or name another with --{kind}"
         )
+
+    def present(self, kind: str, wanted: Input | None) -> Artifact | None:
+        """The artifact that an input was, known by its digest: the one it was called, if that is still there."""
+        found = [one for one in self.artifacts(kind) if wanted and one.manifest.digest == wanted.digest]
+        return next((one for one in found if wanted and one.ref == wanted.label), found[-1] if found else None)
 
     def remove(self, folder: Path) -> None:
         """Delete a published artifact. Its version number is not given out again."""
