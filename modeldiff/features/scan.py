@@ -71,7 +71,9 @@ class FeatureStatistics:
         np.maximum.at(self.max_F, codes.feature, codes.value)
         groups, bins = self.histogram_FGH.shape[1:]
         group = 0 if source_B is None else np.minimum(source_B, groups - 1)[codes.row]
-        np.add.at(self.histogram_FGH.reshape(-1), (codes.feature * groups + group) * bins + _bin(codes.value), 1)
+        np.add.at(
+            self.histogram_FGH.reshape(-1), (codes.feature * groups + group) * bins + _bin(codes.value), np.uint32(1)
+        )
         if source_B is not None:
             # Blocks have few sources, however many there are in all.
             present, source = np.unique(source_B, return_inverse=True)
