@@ -1,6 +1,7 @@
 """Damage to any file, of published artifacts and of unfinished work: it is named, or what it held is made again."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,6 +152,7 @@ def test_only_the_shard_that_was_damaged_is_written_again(
     (partial,) = workspace.partials()
     numbers = {path: path.stat().st_ino for path in (partial / "shards").iterdir()}
     (damaged := partial / "shards" / "00001.a.h5").write_bytes(b"")
+    os.link(damaged, tmp_path / "held")  # its inode is not given out again
     artifact = stages["activations"](workspace)
     kept = {
         path for path, number in numbers.items() if (artifact.folder / "shards" / path.name).stat().st_ino == number
