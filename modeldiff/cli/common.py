@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from modeldiff.cli.plan import plan_option, print_plan
 from modeldiff.console import muted
 from modeldiff.errors import InputError, ModeldiffError
 from modeldiff.format import flat, print_csv, print_json, table
@@ -240,6 +241,7 @@ def stage_command(
     data: Callable[..., dict[str, Any]] = lambda _artifact, **_shown: {},
     options: Sequence[click.Option] = (),
     rows: Callable[..., Iterable[dict[str, Any]]] | None = None,
+    plan: Callable[[Any, Workspace], dict[str, Any]] | None = None,
     instead: Callable[..., Artifact | bool] | None = None,
     **about: Any,
 ) -> click.Command:
@@ -250,6 +252,7 @@ def stage_command(
         show: prints the artifact; data: what `--json` prints besides the artifact itself.
         rows: what `--csv` prints; without it there is no such option.
         options: what only concerns what is shown, given to all three.
+        plan: what `--plan` prints in place of a run, from the settings; without it there is no such option.
         instead: called before the stage with the settings, the workspace, `as_json` and the options. An artifact that
             it returns is shown, and none is made; True: it has done all that was asked for.
         about: subcommands, help and examples, as for `plain_command`.
@@ -267,6 +270,9 @@ def stage_command(
         if as_json and as_csv:
             raise InputError("--json and --csv are two ways to print: give one of them")
         made = settings(**{field.name: values.pop(field.name) for field in dataclasses.fields(settings)})
+        if plan is not None and values.pop("plan"):
+            print_plan(plan(made, workspace), as_json=as_json)
+            return
         found = instead(made, workspace, as_json=as_json, **values) if instead is not None else False
         if found is True:
             return
@@ -286,6 +292,7 @@ def stage_command(
         *options,
         click.Option(["--name"], metavar="LABEL", help="A name for the artifact, to refer to it by."),
         *([click.Option(["--csv", "as_csv"], is_flag=True, help="Print the list as CSV to stdout.")] if rows else []),
+        *([plan_option()] if plan else []),
         click.Option(["--force"], is_flag=True, help="Run even when the cached artifact is up to date."),
         config_option(settings),
     ]

@@ -8,7 +8,6 @@ import click
 
 from modeldiff.cli.common import references, stage_command
 from modeldiff.cli.differences import difference_rows, print_differences
-from modeldiff.cli.plan import plan_option, print_plan
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.settings import settings
 
@@ -37,14 +36,13 @@ def _run(asked: _Settings, workspace: Workspace, *, name: str | None, force: boo
     return run(asked.part(ContrastSettings, continuations=ref), workspace, name=name, force=force)
 
 
-def _instead(
-    asked: _Settings, workspace: Workspace, *, as_json: bool, ref: str | None, plan: bool, **_: Any
-) -> Artifact | bool:
-    if plan:
-        from modeldiff.contrast.continuations import plan as plan_of
+def _plan(asked: _Settings, workspace: Workspace) -> dict[str, Any]:
+    from modeldiff.contrast.continuations import plan
 
-        print_plan(plan_of, asked.part(ContinuationsSettings), workspace, as_json=as_json)
-        return True
+    return plan(asked.part(ContinuationsSettings), workspace)
+
+
+def _made_before(_asked: _Settings, workspace: Workspace, *, ref: str | None, **_: Any) -> Artifact | bool:
     return workspace.find("contrast", ref) if ref is not None else False
 
 
@@ -91,9 +89,9 @@ command = stage_command(
             help="Print a contrast that was made before; `latest` will do.",
         ),
         *list_options(),
-        plan_option(),
     ],
-    instead=_instead,
+    plan=_plan,
+    instead=_made_before,
     help="What each model says that the other does not, where, and whether it holds.\n\n"
     "Both models continue the same texts from the same places. Where something is so (a word or a feature is there, a "
     "source, or everywhere) their continuations are compared with those from elsewhere: found on one half of the "

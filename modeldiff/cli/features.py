@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modeldiff.cli.common import plain_command, references, stage_command
 from modeldiff.cli.feature_list import listing_json, listing_rows, print_listing
 from modeldiff.cli.feature_one import feature_json, print_feature
-from modeldiff.cli.plan import plan_option, print_plan
 from modeldiff.console import say
 from modeldiff.errors import InputError, ModeldiffError
 from modeldiff.features.measures import Measure, measures
@@ -18,24 +17,22 @@ from modeldiff.format import print_json
 from modeldiff.records import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from modeldiff.catalogue.table import FeatureRow, FeatureTable
     from modeldiff.features.missing import Evidence
     from modeldiff.workspace import Artifact, Workspace
 
-T = TypeVar("T")
+
+def _plan(settings: FeaturesSettings, workspace: Workspace) -> dict[str, Any]:
+    from modeldiff.features.run import plan
+
+    return plan(settings, workspace)
 
 
-def _instead(
-    settings: FeaturesSettings, workspace: Workspace, *, as_json: bool, plan: bool, full: bool, **_: Any
-) -> bool:
+def _checked(_settings: FeaturesSettings, _workspace: Workspace, *, as_json: bool, full: bool, **_: Any) -> bool:
     _check(full=full, as_json=as_json)
-    if plan:
-        from modeldiff.features.run import plan as plan_of
-
-        print_plan(plan_of, settings, workspace, as_json=as_json)
-    return plan
+    return False
 
 
 def _check(*, full: bool, as_json: bool) -> None:
@@ -131,29 +128,15 @@ _ONE = plain_command(
 )
 
 
-def _planned(measure: Measure) -> Callable[..., bool]:
-    def instead(settings: Any, workspace: Workspace, *, as_json: bool, plan: bool, **_: Any) -> bool:
-        if plan:
-            print_plan(measure.plan, settings, workspace, as_json=as_json)
-        return plan
-
-    return instead
-
-
-def _shown(show: Callable[..., T]) -> Callable[..., T]:
-    """Without the option that `_planned` has taken."""
-    return lambda artifact, *, plan=False, **shown: show(artifact, **shown)  # noqa: ARG005
-
-
 _MEASURES = [
     stage_command(
         one.name,
         one.settings,
         one.stage,
-        show=_shown(one.show),
-        data=_shown(one.data),
-        options=[*one.options(), *([plan_option()] if one.rehearsed else [])],
-        instead=_planned(one) if one.rehearsed else None,
+        show=one.show,
+        data=one.data,
+        options=one.options(),
+        plan=one.plan if one.rehearsed else None,
         short_help=one.summary,
         help=one.about,
         lines=[f"modeldiff features {one.name} {arguments}".rstrip() for arguments in one.examples],
@@ -167,7 +150,8 @@ command = stage_command(
     show=_show,
     data=_data,
     rows=_rows,
-    instead=_instead,
+    plan=_plan,
+    instead=_checked,
     options=[
         click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List the features of this model alone."),
         click.Option(["--shared"], is_flag=True, help="List the shared features.  [default: all features]"),
@@ -191,7 +175,6 @@ command = stage_command(
         click.Option(["--min-density"], type=float, default=0.0, help="Leave out what fires on a smaller share."),
         click.Option(["--numbers"], is_flag=True, help="Print every number and what it means."),
         _FULL,
-        plan_option(),
     ],
     subcommands=[_ONE, *_MEASURES],
     help="Crosscoder + activations -> features: measured in one pass, then listed.\n\n"

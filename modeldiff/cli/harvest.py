@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from modeldiff.cli.common import show_metrics, stage_command
-from modeldiff.cli.plan import plan_option, print_plan
 from modeldiff.console import echo
 from modeldiff.harvest.settings import HarvestSettings
 
@@ -13,12 +12,10 @@ if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
 
 
-def _plan(settings: HarvestSettings, workspace: Workspace, *, as_json: bool, plan: bool) -> bool:
-    if plan:
-        from modeldiff.harvest.run import plan as plan_of
+def _plan(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
+    from modeldiff.harvest.run import plan
 
-        print_plan(plan_of, settings, workspace, as_json=as_json)
-    return plan
+    return plan(settings, workspace)
 
 
 def _show(artifact: Artifact, **_: Any) -> None:
@@ -31,8 +28,7 @@ command = stage_command(
     HarvestSettings,
     "modeldiff.harvest.run",
     show=_show,
-    instead=_plan,
-    options=[plan_option()],
+    plan=_plan,
     help="Texts + two models -> paired activations.\n\nReads the texts with both models, pairs the tokens that end at "
     "the same character, and stores both residual streams. An interrupted harvest continues with the same command.\n\n"
     "With several GPUs: `torchrun --nproc-per-node N -m modeldiff harvest ...`; each process captures its share.",

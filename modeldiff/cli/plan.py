@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from modeldiff.console import echo_wrapped
 from modeldiff.format import duration, flat, print_json, table
-
-if TYPE_CHECKING:
-    from modeldiff.workspace import Workspace
 
 
 def plan_option() -> click.Option:
@@ -20,13 +16,10 @@ def plan_option() -> click.Option:
     )
 
 
-def print_plan(
-    plan: Callable[[Any, Workspace], dict[str, Any]], asked: Any, workspace: Workspace, *, as_json: bool
-) -> None:
-    """Print what `plan(asked, workspace)` says. What is not of a `rehearsal` is listed by its name."""
+def print_plan(data: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a stage's `plan` gives. What is not of a `rehearsal` is listed by its name."""
     from modeldiff.workspace.files import human_bytes
 
-    data = plan(asked, workspace)
     if as_json:
         print_json(data)
         return
