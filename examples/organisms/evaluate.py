@@ -164,9 +164,9 @@ class Run:
         return crosscoder, features
 
     def contrast(self, contexts: tuple[str, ...], seed: int | None) -> dict[str, Any]:
+        from modeldiff.catalogue.contrast import read_contrast, read_places
         from modeldiff.contrast.run import run
         from modeldiff.contrast.settings import ContrastSettings
-        from modeldiff.contrast.stored import read_contrast, read_places
 
         continuations = self.continuations.artifact
         chosen: dict[str, Any] = {"crosscoder": "none"}

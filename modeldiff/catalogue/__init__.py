@@ -1,1 +1,1 @@
-"""What a features artifact holds, read: rows of the list, examples, a feature as a direction to steer along."""
+"""What features and contrast artifacts hold, read: the rows of their lists, examples, a feature as a direction."""

@@ -47,14 +47,14 @@ def _made_before(_asked: _Settings, workspace: Workspace, *, ref: str | None, **
 
 
 def show(artifact: Artifact, *, numbers: bool, everything: bool, **_: Any) -> None:
-    from modeldiff.contrast.stored import read_contrast
+    from modeldiff.catalogue.contrast import read_contrast
 
     print_differences(read_contrast(artifact), artifact.ref, numbers=numbers, everything=everything)
 
 
 def data(artifact: Artifact, *, everything: bool, **_: Any) -> dict[str, Any]:
     """The content of contrast.json; candidates that did not hold only when asked for."""
-    from modeldiff.contrast.stored import read_contrast
+    from modeldiff.catalogue.contrast import read_contrast
 
     found = read_contrast(artifact)
     not_verified = found.pop("not_verified")
@@ -62,7 +62,7 @@ def data(artifact: Artifact, *, everything: bool, **_: Any) -> dict[str, Any]:
 
 
 def rows(artifact: Artifact, *, everything: bool, **_: Any) -> Iterator[dict[str, Any]]:
-    from modeldiff.contrast.stored import read_contrast
+    from modeldiff.catalogue.contrast import read_contrast
 
     return difference_rows(read_contrast(artifact), everything=everything)
 

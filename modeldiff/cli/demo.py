@@ -27,10 +27,10 @@ def _demo(workspace: Workspace, *, quick: bool, seed: int, device: str, force: b
 
 
 def _print(done: Demo, folder: Path) -> None:
+    from modeldiff.catalogue.contrast import read_contrast
     from modeldiff.cli.differences import print_differences
     from modeldiff.cli.report import show as print_page
     from modeldiff.cli.steer_tables import print_generations, read_generations
-    from modeldiff.contrast.stored import read_contrast
 
     ranks = done.ranks
     print_differences(read_contrast(done.diff.contrast), done.diff.contrast.ref, numbers=False, everything=False)
@@ -60,7 +60,7 @@ def _print(done: Demo, folder: Path) -> None:
 
 
 def _json(done: Demo) -> dict[str, Any]:
-    from modeldiff.contrast.stored import read_contrast
+    from modeldiff.catalogue.contrast import read_contrast
 
     found = read_contrast(done.diff.contrast)
     return {

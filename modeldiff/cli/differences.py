@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from modeldiff.catalogue import wording
 from modeldiff.console import echo, echo_wrapped
-from modeldiff.contrast import wording
 from modeldiff.sides import SIDES
 
 _WIDTH = 80

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from modeldiff.catalogue.facts import sources
 from modeldiff.console import echo, wrapped
 from modeldiff.format import NONE, Styled, columns, fixed, percent, table
 from modeldiff.records import to_json
@@ -215,10 +216,6 @@ def _calls(side: str, calls: Calls) -> str:
     if not calls.beyond_chance:
         return f"Nothing is exclusive to {side} beyond chance: {found}, chance gives {calls.by_chance:.1f}."
     return f"Exclusive to {side} beyond chance: {found}, chance gives {calls.by_chance:.1f} (p {calls.p:.1g})."
-
-
-def sources(row: FeatureRow, most: int) -> str:
-    return ", ".join(f"{label} {share:.0%}" for label, share in list(row.sources.items())[:most]) or "(no texts)"
 
 
 def _words(row: FeatureRow, most: int) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modeldiff.cli.feature_list import PARTITIONS, sources
+from modeldiff.catalogue.facts import facts
+from modeldiff.cli.feature_list import PARTITIONS
 from modeldiff.console import echo
 from modeldiff.features.measures import measures
-from modeldiff.format import echo_styled, fixed
+from modeldiff.format import echo_styled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,7 @@ def print_feature(
 ) -> None:
     """One feature with everything that is known about it; `known`: what measures say, by name."""
     echo(f"feature {row.id} of {table.artifact.ref} ({table.info['crosscoder']}): {PARTITIONS[row.partition]}")
-    for name, fact in _facts(table, row).items():
+    for name, fact in facts(table, row).items():
         echo(f"{name:<13} {fact}")
     for measure in measures():
         if found := (known or {}).get(measure.name):
@@ -42,32 +43,6 @@ def print_feature(
     echo("", f"{len(row.examples)} strongest examples; [word]: fires there, [[word]]: the example itself")
     for number, example in enumerate(row.examples, start=1):
         _print_example(number, example)
-
-
-def _facts(table: FeatureTable, row: FeatureRow) -> dict[str, str]:
-    """What was measured of a feature, by name; what was not is left out."""
-    facts = {
-        "fires on": f"{row.density:.3%} of the pairs ({row.firing_count:,} of {table.info['pairs']:,})",
-        "activation": f"mean {row.mean_activation:.2f} where it fires, at most {row.max_activation:.2f}",
-        "relative norm": f"{row.relative_norm:.3f} (1: only in A's decoder, 0.5: alike, 0: only in B's)",
-        "predictable": f"R² {fixed(row.r2_a)} from A's residual stream, {fixed(row.r2_b)} from B's (held out, linear)",
-    }
-    if row.verdict:
-        facts["verdict"] = (
-            f"{row.verdict} (other model {fixed(row.r2_other)} of own {fixed(row.r2_own)}, chance "
-            f"{fixed(row.r2_null)}; no linear analogue found is not proof that there is none)"
-        )
-    if row.tokens_differ is not None:
-        note = ": the tokenizers may explain it" if table.mostly_differ_F[row.id] else ""
-        facts["tokens differ"] = f"at {row.tokens_differ:.0%} of its examples (they begin or end elsewhere){note}"
-    twins = ", ".join(f"{t.id} ({t.partition}) {t.correlation:.2f}{'!' * t.strong}" for t in row.twins) or "none"
-    same = "; ! probably the same concept" if any(t.strong for t in row.twins) else ""
-    words = ", ".join(f"{one.word!r} {one.share:.0%}" for one in row.words) or "-"
-    return facts | {
-        "twins": f"{twins} (correlation with features of other partitions{same})",
-        "sources": sources(row, 6),
-        "words": f"{words} (of its top examples)",
-    }
 
 
 def _print_example(number: int, example: Example) -> None:

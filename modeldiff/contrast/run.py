@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from modeldiff.catalogue.contrast import FORMAT, NAME, PLACES
 from modeldiff.console import progress, say
 from modeldiff.contrast import contexts as make
 from modeldiff.contrast.contexts import Contexts
@@ -36,7 +37,6 @@ from modeldiff.contrast.dictionary import Dictionary, crosscoder_for, features_o
 from modeldiff.contrast.discovery import PERMUTATIONS, WORLDS, Outcome, contrast
 from modeldiff.contrast.entries import entry_json
 from modeldiff.contrast.settings import ContrastSettings
-from modeldiff.contrast.stored import FORMAT, NAME, PLACES
 from modeldiff.contrast.words import said_words
 from modeldiff.errors import InputError
 from modeldiff.lm.device import device_and_dtype

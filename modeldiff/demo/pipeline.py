@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modeldiff.catalogue.contrast import read_contrast, read_places
 from modeldiff.console import say
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.stored import read_contrast, read_places
 from modeldiff.crosscoder import load
 from modeldiff.demo.texts import write_probing_corpus
 from modeldiff.demo.truth import MODEL_A, MODEL_B, PLANTED, Planted

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from modeldiff.catalogue.contrast import read_contrast, read_places
+from modeldiff.catalogue.wording import steered_model
 from modeldiff.contrast.continuations import Continuations
-from modeldiff.contrast.stored import read_contrast, read_places
-from modeldiff.contrast.wording import steered_model
 from modeldiff.diff.settings import DiffSettings
 from modeldiff.steer.run import run
 from modeldiff.steer.settings import SteerSettings

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-import pickle
+import pickle  # for the name of its error alone: weights are read with weights_only=True
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path

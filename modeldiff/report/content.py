@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from modeldiff.catalogue import stored
+from modeldiff.catalogue import stored, wording
+from modeldiff.catalogue.contrast import read_contrast
+from modeldiff.catalogue.facts import facts
 from modeldiff.catalogue.table import FeatureRow, FeatureTable
-from modeldiff.contrast import wording
-from modeldiff.contrast.stored import read_contrast
 from modeldiff.features.measures import measures
 from modeldiff.format import fixed, flat, number, percent
 from modeldiff.report.browse import browsed
@@ -74,22 +74,14 @@ def _entry(one: dict[str, Any], sources: Sources, settings: ReportSettings) -> d
         "sources": [f"{name} {share:.0%}" for name, share in list(one["sources"].items())[:6]],
         "also": [wording.context_name(context) for context in one["also"][:12]],
         "represented": wording.represented(one["represented"], numbers=True) if one["represented"] else None,
-        "located": one["represented"]["where"] if one["represented"] else "no feature fires at these places alone",
+        "located": one["represented"]["where"] if one["represented"] else None,
         "cause": cause and wording.cause(cause, numbers=True),
-        "verdict": _cause_word(cause),
+        "verdict": wording.cause_verdict(cause),
         "rates": _cause_rates(cause) if cause and cause["together"] else [],
         "command": wording.steer_command(one),
         "feature": _feature(one["feature"], sources, settings) if one["feature"] is not None else None,
         "steered": _steered(one["feature"], sources) if one["feature"] is not None else [],
     }
-
-
-def _cause_word(cause: dict[str, Any] | None) -> str:
-    if not cause or not cause["together"]:
-        return "cause not tested"
-    if cause["together"]["verdict"] == "cause":
-        return "a cause"
-    return "a context, not a cause" if cause["together"]["settled"] else "cause not settled"
 
 
 def _cause_rates(cause: dict[str, Any]) -> list[dict[str, Any]]:
@@ -121,29 +113,11 @@ def _feature(feature: int, sources: Sources, settings: ReportSettings) -> dict[s
             known += measure.lines({"ref": artifact.ref, **says})
     return {
         "id": row.id,
-        "facts": facts(row, table),
+        "facts": facts(table, row),
         "known": known,
         "examples": [{"about": about(one), "parts": excerpt(one)} for one in row.examples],
         "histogram": _histogram(table, row),
     }
-
-
-def facts(row: FeatureRow, table: FeatureTable) -> dict[str, str]:
-    """The numbers of a feature, each with what it is held against."""
-    part = {"A": "exclusive to A", "shared": "shared", "B": "exclusive to B"}[row.partition]
-    found = {
-        "partition": f"{part} (relative decoder norm {row.relative_norm:.2f}: 1 is A alone, 0 is B alone)",
-        "fires on": f"{row.density:.3%} of {table.info['pairs']:,} pairs; activation {row.mean_activation:.2f} on "
-        f"average, at most {row.max_activation:.2f}",
-        "held-out R²": f"{fixed(row.r2_a)} from A, {fixed(row.r2_b)} from B; permuted pairs {fixed(row.r2_null)}",
-        "verdict": f"{row.verdict or 'not measured'} (no linear analogue found is not proof that there is none)",
-        "twins": ", ".join(f"{one.id} ({one.partition}) {one.correlation:.2f}" for one in row.twins) or "none",
-        "sources": ", ".join(f"{name} {share:.0%}" for name, share in list(row.sources.items())[:6]) or "no texts",
-        "words": ", ".join(f"{one.word} {one.share:.0%}" for one in row.words) or "no texts",
-    }
-    if row.tokens_differ is not None:
-        found["tokens differ"] = f"at {row.tokens_differ:.0%} of its examples (there, tokenizers may explain it)"
-    return found
 
 
 def _histogram(table: FeatureTable, row: FeatureRow) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-from modeldiff.contrast.stored import read_contrast
+from modeldiff.catalogue.contrast import read_contrast
 from modeldiff.report.content import content
 from modeldiff.report.page import page
 from modeldiff.report.settings import ReportSettings

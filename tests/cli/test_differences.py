@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from modeldiff.catalogue.wording import verdict
 from modeldiff.cli.differences import print_differences
-from modeldiff.contrast.wording import verdict
 
 
 def row(word: str, a: float, b: float, a_elsewhere: float = 0.02, b_elsewhere: float = 0.01) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from modeldiff.catalogue.contrast import read_contrast, read_places
 from modeldiff.contrast import continuations, dictionary
 from modeldiff.contrast import run as module
 from modeldiff.contrast.continuations import run as run_continuations
@@ -17,7 +18,6 @@ from modeldiff.contrast.dictionary import crosscoder_for, features_of, largest_n
 from modeldiff.contrast.run import run
 from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.contrast.statistics import halves
-from modeldiff.contrast.stored import read_contrast, read_places
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.run import run as run_train

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from modeldiff.catalogue.contrast import read_contrast
 from modeldiff.catalogue.table import FeatureTable
 from modeldiff.cli.main import run as run_command
-from modeldiff.contrast.stored import read_contrast
 from modeldiff.diff.run import Diff
 from modeldiff.diff.run import run as run_diff
 from modeldiff.diff.settings import DiffSettings
@@ -106,7 +106,7 @@ def test_a_difference_opens_to_its_evidence(sources: Sources, monkeypatch: pytes
     assert ("details", {"class": "entry", "id": "difference-1"}) in made.elements
     for said in (
         f"after “{SHOWN}”", "effect 40%", "[20%, 60%]", "a cause", "not 60% (random directions removed: 55%; A: 10%)",
-        f"feature {FEATURE}", "held-out R²", "modeldiff steer --model B --feature 3",
+        f"feature {FEATURE}", "predictable", "modeldiff steer --model B --feature 3",
     ):  # fmt: skip
         assert said in made.text
     assert sources.table is not None

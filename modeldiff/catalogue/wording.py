@@ -90,14 +90,21 @@ def cause(found: dict[str, Any], numbers: bool = False) -> str:
     if together["closed"]:
         shares = f"; {_share(together['closed'])} of the gap closed"
         shares += f", by random directions {_share(together['closed_random'])}" if numbers else ""
-    caused = together["verdict"] == "cause"
-    verdict = "a cause" if caused else "a context, not a cause" if together["settled"] else "not settled"
     return (
         f"{without} {owner.upper()} says any of them at {rates['removed_together']:.0%} of "
         f"{found['places']} such places, not {rates['unchanged']:.0%} (random directions removed: "
         f"{rates['removed_together_random']:.0%}; {other.upper()}: {found['rates'][other]['unchanged']:.0%}){shares}: "
-        f"{verdict}"
+        f"{cause_verdict(found)}"
     )
+
+
+def cause_verdict(found: dict[str, Any] | None) -> str:
+    """Of an entry's `cause`, in a few words."""
+    if found is None or found["together"] is None:
+        return "not tested"
+    if found["together"]["verdict"] == "cause":
+        return "a cause"
+    return "a context, not a cause" if found["together"]["settled"] else "not settled"
 
 
 def _share(interval: dict[str, float]) -> str:

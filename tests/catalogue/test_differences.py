@@ -8,10 +8,10 @@ import sys
 import pytest
 
 import modeldiff
+from modeldiff.catalogue.contrast import read_contrast
 from modeldiff.cli.differences import print_differences
 from modeldiff.contrast.run import run
 from modeldiff.contrast.settings import ContrastSettings
-from modeldiff.contrast.stored import read_contrast
 from modeldiff.errors import MachineError
 from modeldiff.workspace import Artifact, Workspace
 from tests.contrast.made_continuations import made_continuations, planted

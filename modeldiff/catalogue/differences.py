@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from modeldiff import notebook
+from modeldiff.catalogue import wording
+from modeldiff.catalogue.contrast import read_contrast
 from modeldiff.console import visible
-from modeldiff.contrast import wording
-from modeldiff.contrast.stored import read_contrast
 from modeldiff.notebook import escaped
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact
