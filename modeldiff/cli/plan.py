@@ -7,7 +7,12 @@ from typing import Any
 import click
 
 from modeldiff.console import echo_wrapped
+from modeldiff.errors import MachineError
 from modeldiff.format import duration, flat, print_json, table
+from modeldiff.workspace.files import human_bytes
+
+# Of the cores, taken by others: times are of no use to somebody who will be alone.
+_BUSY = 0.5
 
 
 def plan_option() -> click.Option:
@@ -17,23 +22,48 @@ def plan_option() -> click.Option:
 
 
 def print_plan(data: dict[str, Any], *, as_json: bool) -> None:
-    """Print what a stage's `plan` gives. What is not of a `rehearsal` is listed by its name."""
-    from modeldiff.workspace.files import human_bytes
-
+    """Print what a stage's `plan` gives; what is not of a `rehearsal` is listed by its name. Raises MachineError: there
+    are `problems`, it would not fit."""
+    problems = data.get("problems", [])
     if as_json:
         print_json(data)
-        return
-    known = data.pop("rehearsal", None)
+    else:
+        _print(data)
+    if problems:
+        raise MachineError("it does not fit: " + "; and ".join(problems))
+
+
+def _print(data: dict[str, Any]) -> None:
+    data.pop("problems", None)
+    known, at_most = data.pop("rehearsal", None), data.pop("at_most", {})
     rows = flat(data)
-    if known:
-        time, sizes = known["time"], ", ".join(f"{size:,} {name}" for name, size in known["rehearsed"].items())
-        rows += [[f"time of {what}", duration(seconds)] for what, seconds in time["parts"].items()]
-        rows += [["time of the rest", duration(time["rest"])], ["time", duration(time["run"])]]
-        rows += [["memory, so far", human_bytes(known["peak_memory"])], ["disk, so far", human_bytes(known["written"])]]
-        rows += [["disk free", human_bytes(known["disk_free"])]]
+    if known and len(known["stages"]) == 1:
+        rows += [[f"time of {what}", duration(seconds)] for what, seconds in known["time"]["parts"].items()]
+        rows += [["time of the rest", duration(known["time"]["rest"])], ["time", duration(known["time"]["run"])]]
+        rows += [[what, human_bytes(size)] for what, size in _sizes(known)]
     table("plan: nothing was kept", [("what", "left"), ("", "right")], rows)
+    if known and len(known["stages"]) > 1:
+        _print_stages(known, at_most)
     if known:
-        echo_wrapped(
-            f"From a run on {sizes}, on this machine as busy as it is: the rest and what is so far are of that run, "
-            "the other times in proportion."
-        )
+        sizes = ", ".join(f"{size:,} {name}" for name, size in known["rehearsed"].items())
+        echo_wrapped(f"From a run on {sizes} on this machine; the times of its parts are in proportion.")
+        if known["load"] > _BUSY:
+            echo_wrapped(f"Other work took {known['load']:.0%} of its cores: alone it is faster.")
+
+
+def _sizes(known: dict[str, Any]) -> list[tuple[str, int]]:
+    one = next(iter(known["stages"].values()))
+    return [("memory", one["peak_memory"]), ("disk", one["written"]), ("disk free", known["disk_free"])]
+
+
+def _print_stages(known: dict[str, Any], at_most: dict[str, float]) -> None:
+    stages = known["stages"].values()
+    rows = [
+        [kind, duration(one["time"]), human_bytes(one["peak_memory"]), human_bytes(one["written"])]
+        for kind, one in known["stages"].items()
+    ]
+    rows += [[f"{name} of what is found", f"at most {duration(seconds)}", "", ""] for name, seconds in at_most.items()]
+    most, written = max(one["peak_memory"] for one in stages), sum(one["written"] for one in stages)
+    rows += [["all", duration(known["time"]["run"]), human_bytes(most), human_bytes(written)]]
+    table("stages", [("makes", "left"), ("time", "right"), ("memory", "right"), ("disk", "right")], rows)
+    echo_wrapped(f"{human_bytes(known['disk_free'])} of disk are free.")

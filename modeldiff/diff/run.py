@@ -3,6 +3,7 @@ once."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from modeldiff.console import say
@@ -40,16 +41,14 @@ class Diff:
 def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Diff:
     """All stages. name: of the contrast; force: run every stage even when it is up to date. Raises InputError,
     MachineError, DamagedError: as the stages do."""
-    harvest = settings.part(HarvestSettings, seed=0)  # the same pairs for every seed of the training
+    harvest = harvest_of(settings)
     check_name(name)
     say_costs(settings, harvest, workspace)
     say("1/6 harvest: both models read the same texts")
     activations = run_harvest(harvest, workspace, force=force)
     say("2/6 train: one dictionary, with parts that belong to one model alone")
-    # Few texts are no reason to stop: a batch is at most a quarter of the pairs.
-    batch = max(1, min(2048, int(activations.metrics["pairs"]) // 4))
-    training = settings.part(TrainSettings, activations=activations.ref, batch=batch)
-    crosscoder = run_train(training, workspace, force=force)
+    training = training_of(settings, int(activations.metrics["pairs"]))
+    crosscoder = run_train(dataclasses.replace(training, activations=activations.ref), workspace, force=force)
     say("3/6 features: what each one fires on, and what predicts it")
     device = settings.device
     features = run_features(FeaturesSettings(crosscoder=crosscoder.ref, device=device), workspace, force=force)
@@ -64,6 +63,15 @@ def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None
         steer_listed(settings, contrast, continuations, features, workspace)
     report = run_report(ReportSettings(contrast=contrast.ref), workspace, force=force)
     return Diff(activations, crosscoder, features, stitch, continuations, contrast, report)
+
+
+def harvest_of(settings: DiffSettings) -> HarvestSettings:
+    return settings.part(HarvestSettings, seed=0)  # the same pairs for every seed of the training
+
+
+def training_of(settings: DiffSettings, pairs: int) -> TrainSettings:
+    # Few texts are no reason to stop: a batch is at most a quarter of the pairs.
+    return settings.part(TrainSettings, batch=max(1, min(2048, pairs // 4)))
 
 
 def say_costs(settings: DiffSettings, harvest: HarvestSettings, workspace: Workspace) -> None:

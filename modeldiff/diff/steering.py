@@ -4,6 +4,7 @@ more, at places where no listed difference holds."""
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -30,7 +31,19 @@ def steer_listed(
     found = {one["feature"]: steered_model(one) for one in listed if one["feature"] is not None}
     if not found:
         return []
-    prompts, chat = _prompts(Continuations(continuations), read_places(contrast)[: len(listed)], settings.seed)
+    return push_each(settings, found, continuations, read_places(contrast)[: len(listed)], features, workspace)
+
+
+def push_each(
+    settings: DiffSettings,
+    found: Mapping[int, Literal["A", "B"]],
+    continuations: Artifact,
+    listed: list[np.ndarray],
+    features: Artifact,
+    workspace: Workspace,
+) -> list[Artifact]:
+    """A steering for each feature in the model that goes with it; listed: the places at which each difference holds."""
+    prompts, chat = _prompts(Continuations(continuations), listed, settings.seed)
     made = []
     for feature, model in found.items():
         pushed = SteerSettings(

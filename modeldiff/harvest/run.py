@@ -98,14 +98,21 @@ def plan(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
     seen = estimate(settings, workspace)
     if settings.importing:
         return seen
-    sizes = [sum(path.stat().st_size for path in locate(ref).files) for ref in refs_of(settings).values()]
-    if not all(sizes):
-        return {**seen, "no_time": "the models are on the hub: with local folders a small part is timed"}
-    if resolve_device(settings.device).type == "cpu" and 2 * max(sizes) > free_memory():
-        return {**seen, "no_time": f"the models do not fit into memory here ({human_bytes(free_memory())} free)"}
+    if why_not := why_not_timed(settings):
+        return {**seen, "no_time": why_not}
     pairs = min(settings.pairs, seen["pairs_in_texts"] or settings.pairs)
     rehearsed = {"pairs": Size(pairs, _REHEARSED, ("plan", "capture"))}
     return {**seen, "rehearsal": rehearse(run, settings, rehearsed, workspace)}
+
+
+def why_not_timed(settings: HarvestSettings) -> str | None:
+    """Why the models cannot be loaded here for a rehearsal; None: they can."""
+    sizes = [sum(path.stat().st_size for path in locate(ref).files) for ref in refs_of(settings).values()]
+    if not all(sizes):
+        return "the models are on the hub: with local folders a small part is timed"
+    if resolve_device(settings.device).type == "cpu" and 2 * max(sizes) > free_memory():
+        return f"the models do not fit into memory here ({human_bytes(free_memory())} free)"
+    return None
 
 
 def open_pair(settings: HarvestSettings) -> Pair:

@@ -7,6 +7,8 @@ between (loading models, writing) is taken to stay as it is.
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +17,8 @@ from typing import Any, TypeVar
 
 from modeldiff.console import say, unheard
 from modeldiff.settings import Settings
-from modeldiff.workspace.artifact import Artifact
+from modeldiff.workspace.artifact import MANIFEST_NAME, Artifact
 from modeldiff.workspace.files import free_bytes
-from modeldiff.workspace.stage import peak_memory_bytes
 from modeldiff.workspace.workspace import PARTIAL, Workspace
 
 Stage = TypeVar("Stage", bound=Settings)
@@ -27,50 +28,86 @@ _INPUTS = ("activations", "crosscoder", "stitch")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A number of the settings that decides how long a stage runs.
+    """A number that decides how long a stage runs.
 
     Attributes:
         full: its value in the run that is planned; small: in the rehearsal.
         parts: beginnings of the names of what takes time in proportion to it, as `progress` shows them.
+        disk: kinds of artifacts whose size on disk is in proportion to it; memory: bytes that one more of it takes, by
+            kind.
     """
 
     full: int
     small: int
     parts: tuple[str, ...]
+    disk: tuple[str, ...] = ()
+    memory: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def rehearse(
     run: Callable[[Stage, Workspace], Artifact], settings: Stage, sizes: Mapping[str, Size], workspace: Workspace
 ) -> dict[str, Any]:
-    """Run a stage with small values of the settings in `sizes`, quietly; seconds of the `run` that is planned, of each
-    of its `parts` and of the `rest`; `peak_memory` (bytes, of this process, so far) and `written` (bytes of the
-    artifact) of the rehearsal; `disk_free`; and what it was `rehearsed` on. Raises what the stage raises."""
+    """Run one or several stages quietly, with small values of those settings that are in `sizes`. Other names there are
+    of what follows from the settings.
+
+    Returns what is planned: `time` (seconds: of the `run`, of each of its `parts`, of the `rest`); `stages`, by kind of
+    artifact `time` and, in bytes, `peak_memory` and `written`; `load`, processes that were running already, by core;
+    `disk_free`; and what it was `rehearsed` on. Raises what the stages raise."""
     small = {name: min(size.small, size.full) for name, size in sizes.items()}
     say(f"rehearse with {', '.join(f'{value:,} {name}' for name, value in small.items())}")
+    fields = {field.name for field in dataclasses.fields(settings)}
     workspace.create()
     with TemporaryDirectory(prefix="rehearsal-", dir=workspace.folder / PARTIAL) as folder:
         there = Workspace(folder)
         there.create()
-        for artifact in (one for kind in _INPUTS for one in workspace.artifacts(kind)):
+        given = [one for kind in _INPUTS for one in workspace.artifacts(kind)]
+        for artifact in given:
             seen = Path(folder) / artifact.kind / artifact.folder.name
             seen.parent.mkdir(exist_ok=True)
             seen.symlink_to(artifact.folder.absolute())
+        load = os.getloadavg()[0] / (os.cpu_count() or 1)
         begun = time.monotonic()
         with unheard() as finished:
-            artifact = run(dataclasses.replace(settings, **small), there)
+            run(dataclasses.replace(settings, **{name: small[name] for name in small.keys() & fields}), there)
         seconds = time.monotonic() - begun
-        written = artifact.size
+        made = sorted(
+            (_Made.of(one) for one in there.artifacts() if not one.folder.is_symlink()), key=lambda one: one.ended
+        )
     parts: dict[str, float] = {}
     rest, covered = seconds, begun
     for start, end, what in sorted(finished):  # some are under way at the same time
         took, covered = max(0.0, end - max(start, covered)), max(end, covered)
-        grows = (size.full / small[name] for name, size in sizes.items() if what.startswith(size.parts))
-        parts[what] = parts.get(what, 0.0) + took * next(grows, 1.0)
+        full = took * math.prod(s.full / small[n] for n, s in sizes.items() if what.startswith(s.parts))
+        parts[what] = parts.get(what, 0.0) + full
         rest -= took
+        stage = next(one for one in made if one.ended >= end)
+        stage.seconds += full - took
+    for one in made:
+        one.written = round(one.written * math.prod(s.full / small[n] for n, s in sizes.items() if one.kind in s.disk))
+        one.peak_memory += sum((s.full - small[n]) * s.memory.get(one.kind, 0) for n, s in sizes.items())
     return {
         "time": {"run": sum(parts.values()) + rest, "parts": parts, "rest": rest},
-        "peak_memory": peak_memory_bytes(),
-        "written": written,
+        "stages": {
+            one.kind: {"time": one.seconds, "peak_memory": one.peak_memory, "written": one.written} for one in made
+        },
+        "load": load,
         "disk_free": free_bytes(workspace.folder),
         "rehearsed": small,
     }
+
+
+@dataclasses.dataclass
+class _Made:
+    """An artifact that a rehearsal made. ended: when its stage did, as `time.monotonic` counts."""
+
+    kind: str
+    ended: float
+    seconds: float
+    peak_memory: int
+    written: int
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> _Made:
+        manifest = artifact.manifest
+        ended = (artifact.folder / MANIFEST_NAME).stat().st_mtime - time.time() + time.monotonic()
+        return cls(artifact.kind, ended, manifest.seconds, manifest.peak_memory_bytes, artifact.size)

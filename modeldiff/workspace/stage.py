@@ -213,6 +213,7 @@ def _short(value: Any) -> str:
 def _run(workspace: Workspace, order: Order, partial: Path, build: Build, name: str | None) -> Artifact:
     work = Work(partial)
     (partial / MANIFEST_NAME).unlink(missing_ok=True)  # left by a kill between manifest and rename: publish anew
+    _forget_peak_memory()
     started = time.monotonic()
     metrics = build(work)
     seconds, entries = time.monotonic() - started, work.entries()
@@ -253,8 +254,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _forget_peak_memory() -> None:
+    """The peak begins anew, where the system can do that (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process since it, or the stage that it runs, began."""
     # Linux's rusage starts with what the parent held when it started this process; VmHWM does not.
     status = Path("/proc/self/status")
     for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else ():

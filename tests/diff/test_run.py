@@ -71,3 +71,32 @@ def test_the_same_command_answers_at_once_and_prints_the_list(done: Diff, folder
     with pytest.raises(SystemExit, match="0"):
         run_command(args)
     assert capsys.readouterr().out.startswith("Nothing beyond chance")
+
+
+def test_a_plan_is_of_every_stage_and_leaves_nothing(folder: Path, done: Diff, monkeypatch, capsys) -> None:
+    there = [one.ref for one in Workspace(folder / "ws").artifacts()]
+    monkeypatch.setattr("modeldiff.diff.plan._PAIRS", 1200)
+    monkeypatch.setattr("modeldiff.diff.plan._STEPS", 4)
+    args = ["diff", "--model-a", str(folder / "a"), "--model-b", str(folder / "b"), *OPTIONS, "--device", "cpu"]
+    args = ["--workspace", str(folder / "ws"), *args, "--texts", str(folder / "texts.jsonl"), "--plan"]
+    with pytest.raises(SystemExit, match="0"):
+        run_command([*args, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pairs"], found["features"], found["steps"], found["places"]) == (2400, 32, 10, 40)
+    assert found["rehearsal"]["rehearsed"]["pairs"] == 1200
+    stages = found["rehearsal"]["stages"]
+    assert list(stages) == list(vars(done))
+    for kind, artifact in vars(done).items():
+        assert stages[kind]["peak_memory"] > 0
+        if kind in ("activations", "crosscoder", "features"):  # the others' texts are none of a short run
+            assert stages[kind]["written"] == pytest.approx(artifact.size, rel=0.4)
+    time = found["rehearsal"]["time"]
+    assert time["run"] == pytest.approx(sum(time["parts"].values()) + time["rest"])
+    assert sum(one["time"] for one in stages.values()) <= time["run"]
+    assert set(found["at_most"]) == {"cause", "steering"}
+    assert [one.ref for one in Workspace(folder / "ws").artifacts()] == there
+    with pytest.raises(SystemExit, match="0"):
+        run_command(args)
+    shown = capsys.readouterr().out
+    assert all(kind in shown for kind in stages)
+    assert max(map(len, shown.splitlines())) <= 80

@@ -1,0 +1,107 @@
+"""What a diff would take: time, memory and disk of each stage. For `--plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from modeldiff.catalogue.table import FeatureTable
+from modeldiff.contrast.settings import ContrastSettings
+from modeldiff.crosscoder.training.recipe import make_recipe
+from modeldiff.crosscoder.training.run import plan as plan_train
+from modeldiff.diff.run import harvest_of, run, training_of
+from modeldiff.diff.settings import DiffSettings
+from modeldiff.diff.steering import push_each
+from modeldiff.features.measures.stitch import StitchSettings
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.harvest.run import estimate, why_not_timed
+from modeldiff.sides import SIDES
+from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.rehearsal import Size, rehearse
+
+# Enough for a whole batch of training; for the caches of a processor to be as full as in a long run.
+_PAIRS, _STEPS, _PLACES = 10_000, 60, 400
+# Bytes that were measured: of an active feature of a pair, in all copies of a sample of codes; of one more place.
+_CODE_BYTES, _PLACE_BYTES = 96, {"continuations": 70_000, "contrast": 60_000}
+# For the cause of an entry both models sample, and one of them twice more.
+_SAMPLED_AGAIN = 4
+# Values of a dictionary that is rehearsed as large as it is planned; else a part of it is.
+_VALUES = 1 << 24
+
+
+def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
+    """For `--plan`: what is known without a run, and a `rehearsal` of all stages (see `rehearse`); where that is not to
+    be done, `no_time` says why. Raises as `run`."""
+    harvest = harvest_of(settings)
+    seen = estimate(harvest, workspace)
+    pairs = min(settings.pairs, seen["pairs_in_texts"] or settings.pairs)
+    widths = (seen["a"]["width"], seen["b"]["width"])
+    training = training_of(settings, pairs)
+    recipe = make_recipe(training, widths=widths, pairs=pairs)
+    features = recipe.n_a_only + recipe.n_shared + recipe.n_b_only
+    known = {
+        "pairs": pairs,
+        "features": features,
+        "k": recipe.k,
+        "steps": recipe.steps,
+        "places": settings.places,
+        **{side: {name: seen[side][name] for name in ("model", "layer", "width")} for side in SIDES},
+    }
+    why_not = why_not_timed(harvest)
+    if why_not:
+        return {**known, "disk_of_activations": seen["bytes_needed"], "no_time": why_not}
+    smaller = max(1024, recipe.k, _VALUES // sum(widths))
+    sampled = min(FeaturesSettings().sample_pairs, pairs)
+    places = ("read", "next words", "continuations", "features by", "contrast")
+    sizes = {
+        "pairs": Size(pairs, _PAIRS, ("plan", "capture", "features: pass"), ("activations",)),
+        "sampled pairs": Size(
+            sampled, _PAIRS, ("features: read", "features: predictability", "features: twins"),
+            memory={"features": _CODE_BYTES * recipe.k},
+        ),
+        "stitched pairs": Size(min(StitchSettings().pairs, pairs), _PAIRS, ("stitch: pass", "stitch: held-out")),
+        "features": Size(features, smaller, ("features", "contrast"), ("features",)),
+        "places": Size(settings.places, _PLACES, places, ("continuations",), memory=_PLACE_BYTES),
+    }  # fmt: skip
+    trained: dict[str, Any] = {}
+
+    def rehearsed(small: DiffSettings, there: Workspace) -> Artifact:
+        """All stages, what a training as large as the planned one takes, and a push where a diff pushes the features of
+        its list."""
+        made = run(dataclasses.replace(small, steps=_STEPS, steer=False), there)
+        large = dataclasses.replace(training, activations=made.activations.ref, steps=recipe.steps)
+        begun = time.monotonic()
+        trained.update(plan_train(large, there), seconds=time.monotonic() - begun)
+        if settings.steer:
+            table = FeatureTable(made.features)
+            largest_F = np.where(table.partition_F == "B", 0, table.statistics["max_activation"])
+            push_each(settings, {int(largest_F.argmax()): "A"}, made.continuations, [], made.features, there)
+        return made.contrast
+
+    found = rehearse(rehearsed, dataclasses.replace(settings, k=recipe.k), sizes, workspace)
+    times, one = found["time"], found["stages"]["crosscoder"]
+    more = trained["time"]["run"] - times["parts"]["train"]
+    times["parts"]["train"] += more
+    times["rest"] -= trained["seconds"]
+    times["run"] += more - trained["seconds"]
+    one |= {
+        "time": one["time"] + more,
+        "peak_memory": max(one["peak_memory"], trained["memory"]["host"]["needed"]),
+        "written": max(one["written"], trained["disk"]["artifact"]),
+    }
+    return {**known, "problems": trained["problems"], "rehearsal": found, "at_most": _at_most(settings, found)}
+
+
+def _at_most(settings: DiffSettings, found: dict[str, Any]) -> dict[str, float]:
+    """Seconds of what waits for the list, if that is as long as it may be."""
+    times, steering = found["time"], 0.0
+    if settings.steer:
+        steering = found["stages"].pop("steering")["time"]
+        times["rest"] -= steering - times["parts"].pop("steer")
+        times["run"] -= steering
+    sampled = ContrastSettings().cause_places * _SAMPLED_AGAIN / (2 * settings.places)
+    cause = settings.top * sampled * times["parts"]["continuations"] if settings.cause else 0.0
+    return {"cause": cause, "steering": settings.top * steering}
