@@ -241,7 +241,7 @@ def stage_command(
     data: Callable[..., dict[str, Any]] = lambda _artifact, **_shown: {},
     options: Sequence[click.Option] = (),
     rows: Callable[..., Iterable[dict[str, Any]]] | None = None,
-    plan: Callable[[Any, Workspace], dict[str, Any]] | None = None,
+    plan: str | Callable[[Any, Workspace], dict[str, Any]] | None = None,
     instead: Callable[..., Artifact | bool] | None = None,
     **about: Any,
 ) -> click.Command:
@@ -252,7 +252,8 @@ def stage_command(
         show: prints the artifact; data: what `--json` prints besides the artifact itself.
         rows: what `--csv` prints; without it there is no such option.
         options: what only concerns what is shown, given to all three.
-        plan: what `--plan` prints in place of a run, from the settings; without it there is no such option.
+        plan: what `--plan` prints in place of a run, `plan(settings, workspace)`, or the module that has it; without it
+            there is no such option.
         instead: called before the stage with the settings, the workspace, `as_json` and the options. An artifact that
             it returns is shown, and none is made; True: it has done all that was asked for.
         about: subcommands, help and examples, as for `plain_command`.
@@ -271,7 +272,8 @@ def stage_command(
             raise InputError("--json and --csv are two ways to print: give one of them")
         made = settings(**{field.name: values.pop(field.name) for field in dataclasses.fields(settings)})
         if plan is not None and values.pop("plan"):
-            print_plan(plan(made, workspace), as_json=as_json)
+            planned = importlib.import_module(plan).plan if isinstance(plan, str) else plan
+            print_plan(planned(made, workspace), as_json=as_json)
             return
         found = instead(made, workspace, as_json=as_json, **values) if instead is not None else False
         if found is True:

@@ -20,12 +20,6 @@ def _run(settings: DiffSettings, workspace: Workspace, **how: Any) -> Artifact:
     return run(settings, workspace, **how).contrast
 
 
-def _plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
-    from modeldiff.diff.plan import plan
-
-    return plan(settings, workspace)
-
-
 def _show(artifact: Artifact, **options: Any) -> None:
     show(artifact, **options)
     print_page(_page_of(artifact))
@@ -50,7 +44,7 @@ command = stage_command(
     show=_show,
     data=_data,
     rows=rows,
-    plan=_plan,
+    plan="modeldiff.diff.plan",
     options=list_options(),
     help="What does one model do that the other does not? All stages, from two models and texts to the list.\n\n"
     "Reads the texts with both models, trains a crosscoder, lets both models continue the texts, and lists what they "

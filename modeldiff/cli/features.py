@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from modeldiff.workspace import Artifact, Workspace
 
 
-def _plan(settings: FeaturesSettings, workspace: Workspace) -> dict[str, Any]:
-    from modeldiff.features.run import plan
-
-    return plan(settings, workspace)
-
-
 def _checked(_settings: FeaturesSettings, _workspace: Workspace, *, as_json: bool, full: bool, **_: Any) -> bool:
     _check(full=full, as_json=as_json)
     return False
@@ -150,7 +144,7 @@ command = stage_command(
     show=_show,
     data=_data,
     rows=_rows,
-    plan=_plan,
+    plan="modeldiff.features.run",
     instead=_checked,
     options=[
         click.Option(["--exclusive"], type=click.Choice(["A", "B"]), help="List the features of this model alone."),

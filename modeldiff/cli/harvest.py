@@ -9,13 +9,7 @@ from modeldiff.console import echo
 from modeldiff.harvest.settings import HarvestSettings
 
 if TYPE_CHECKING:
-    from modeldiff.workspace import Artifact, Workspace
-
-
-def _plan(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
-    from modeldiff.harvest.run import plan
-
-    return plan(settings, workspace)
+    from modeldiff.workspace import Artifact
 
 
 def _show(artifact: Artifact, **_: Any) -> None:
@@ -28,7 +22,7 @@ command = stage_command(
     HarvestSettings,
     "modeldiff.harvest.run",
     show=_show,
-    plan=_plan,
+    plan="modeldiff.harvest.run",
     help="Texts + two models -> paired activations.\n\nReads the texts with both models, pairs the tokens that end at "
     "the same character, and stores both residual streams. An interrupted harvest continues with the same command.\n\n"
     "With several GPUs: `torchrun --nproc-per-node N -m modeldiff harvest ...`; each process captures its share.",

@@ -11,7 +11,7 @@ from modeldiff.errors import MachineError
 from modeldiff.format import duration, flat, print_json, table
 from modeldiff.workspace.files import human_bytes
 
-# Of the cores, taken by others: times are of no use to somebody who will be alone.
+# Running processes by core, from which on times are of little use to somebody who will be alone.
 _BUSY = 0.5
 
 
@@ -48,7 +48,7 @@ def _print(data: dict[str, Any]) -> None:
         sizes = ", ".join(f"{size:,} {name}" for name, size in known["rehearsed"].items())
         echo_wrapped(f"From a run on {sizes} on this machine; the times of its parts are in proportion.")
         if known["load"] > _BUSY:
-            echo_wrapped(f"Other work took {known['load']:.0%} of its cores: alone it is faster.")
+            echo_wrapped(f"{known['load']:.1f} processes were running already for each core: alone it is faster.")
 
 
 def _sizes(known: dict[str, Any]) -> list[tuple[str, int]]:

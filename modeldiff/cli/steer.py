@@ -45,6 +45,7 @@ command = stage_command(
     "modeldiff.steer.run",
     show=_show,
     data=_data,
+    plan="modeldiff.steer.run",
     subcommands=[steer_transfer.command],
     help="Push a feature in one of the models and compare what it writes.\n\nAdds STRENGTH x the feature's maximum "
     "activation x its decoder direction to the residual stream at the harvested layer, at every position (B.4.3). "

@@ -40,6 +40,7 @@ command = stage_command(
     ToySettings,
     "modeldiff.toy.run",
     show=_show,
+    plan="modeldiff.toy.plan",
     data=lambda artifact: {"summary": _summary(artifact)},
     help="How well does a dictionary find what only one model has? Measured on worlds whose truth is known.\n\n"
     "Draws sparse concepts, some of them in one model alone, trains dictionaries on the two models' activations, and "

@@ -56,11 +56,20 @@ from modeldiff.steer.sweep import Push, pushes, sweep
 from modeldiff.texts.readers import read_lines, read_objects
 from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
 from modeldiff.workspace.files import json_lines, read_json, require_free, sha256_json
+from modeldiff.workspace.rehearsal import Size, rehearse
 
 SCHEMA = 5
 FORMAT = 3
+_REHEARSED = 8
 # Of a text that is written: its record, and a token of it.
 _RECORD_BYTES, _TOKEN_BYTES = 512, 8
+
+
+def plan(settings: SteerSettings, workspace: Workspace) -> dict[str, Any]:
+    """For `--plan`: see `rehearse`. Raises as `run`."""
+    pushed = {"pushes": len(pushes(settings)), "prompts": len(_prompts(settings))}
+    sizes = {"max_new_tokens": Size(settings.max_new_tokens, _REHEARSED, ("steer",))}
+    return {**pushed, "rehearsal": rehearse(run, settings, sizes, workspace)}
 
 
 def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:

@@ -37,6 +37,8 @@ _SELECTION: tuple[dict[str, Any], ...] = (
     *({"dead_share": share} for share in (0.02, 0.5)),
 )
 # The architectures of the other tables than `sizes`. Scores and the dead window matter most to partitions.
+# Of a cell's result, which is kept and comes into the artifact.
+CELL_BYTES = 16 << 10
 _COMPARED: tuple[Architecture, ...] = ("standard", "dfc", "dfc-audited", "stitch-residual")
 _PARTITIONED = ("dfc", "dfc-audited")
 # The tables with one size of the dictionary take the one nearest to this.
@@ -112,7 +114,7 @@ def run_cells(
     jobs: processes; with one, cells run in this process. Raises MachineError: not enough memory; a process was killed.
     Exception: whatever a cell raised. The other processes end at once then, and when Ctrl-C is pressed.
     """
-    results = {key: found for key in cells if (found := _kept(folder, key)) is not None}
+    results = {key: found for key in cells if (found := kept(folder, key)) is not None}
     specs = {key: planned[0].cell for key, planned in cells.items() if key not in results}
     # Seed after seed, so that every row soon has something; within a seed the longest first.
     to_do = sorted(specs, key=lambda key: (specs[key].seed, -specs[key].cost))
@@ -136,7 +138,7 @@ def run_cells(
     return results
 
 
-def _kept(folder: Path, key: str) -> dict[str, Any] | None:
+def kept(folder: Path, key: str) -> dict[str, Any] | None:
     """The result of an earlier run, None if there is none. A file that is not what was written is said and dropped."""
     path = folder / f"{key}.json"
     if not path.exists():
@@ -151,6 +153,11 @@ def _kept(folder: Path, key: str) -> dict[str, Any] | None:
         say(f"{error}; dropped, the cell is computed again")
         path.unlink()
         return None
+
+
+def jobs_of(settings: ToySettings, device: str) -> int:
+    """Processes; one of them keeps a GPU busy."""
+    return settings.jobs or (available_cores() if device == "cpu" else 1)
 
 
 def available_cores() -> int:

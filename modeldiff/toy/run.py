@@ -34,8 +34,8 @@ from modeldiff.console import say
 from modeldiff.figures import write_figure
 from modeldiff.lm.device import resolve_device
 from modeldiff.toy.cell import run_cell
+from modeldiff.toy.cells import CELL_BYTES, distinct, jobs_of, plan, run_cells
 from modeldiff.toy.cells import SCHEMA as CELL_SCHEMA
-from modeldiff.toy.cells import available_cores, distinct, plan, run_cells
 from modeldiff.toy.figures import figures_of
 from modeldiff.toy.settings import ToySettings
 from modeldiff.toy.summary import cells_csv, records, summary
@@ -45,8 +45,6 @@ from modeldiff.workspace.files import require_free
 # Counted up when the same cells would be written or summed up differently.
 SCHEMA = 5
 SUMMARY_NAME = "summary.json"
-# Of a cell's result, which is kept and comes into the artifact.
-_CELL_BYTES = 16 << 10
 
 
 def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -57,13 +55,12 @@ def run(settings: ToySettings, workspace: Workspace, *, name: str | None = None,
     settings = settings.filled()
     device = str(resolve_device(settings.device))
     cells = distinct(plan(settings, device))
-    # One process keeps a GPU busy.
-    jobs = settings.jobs or (available_cores() if device == "cpu" else 1)
+    jobs = jobs_of(settings, device)
 
     def build(work: Work) -> dict[str, Any]:
         work.environment.update(device=device, jobs=jobs)
         say(f"{len(cells)} cells of {settings.steps:,} steps of {settings.batch} pairs, {jobs} at a time on {device}")
-        require_free(workspace.folder, 2 * _CELL_BYTES * len(cells), f"a benchmark of {len(cells)} cells")
+        require_free(workspace.folder, 2 * CELL_BYTES * len(cells), f"a benchmark of {len(cells)} cells")
         if force and not (begun := work.resume / "forced").exists():
             # Dropped once: when a forced run is interrupted, it goes on, not back.
             for key in cells:

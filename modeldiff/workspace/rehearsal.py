@@ -23,7 +23,7 @@ from modeldiff.workspace.workspace import PARTIAL, Workspace
 
 Stage = TypeVar("Stage", bound=Settings)
 # What stages are made from; a rehearsal sees these of the workspace, and no others.
-_INPUTS = ("activations", "crosscoder", "stitch")
+_INPUTS = ("activations", "crosscoder", "features", "stitch")
 
 
 @dataclasses.dataclass(frozen=True)

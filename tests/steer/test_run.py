@@ -15,7 +15,7 @@ from modeldiff.errors import InputError
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import load_model
 from modeldiff.lm.residual import add_to_residual
-from modeldiff.steer.run import run
+from modeldiff.steer.run import plan, run
 from modeldiff.workspace import Artifact
 from tests.steer.made import LAYERS, OF_B, PROMPTS, SCALES, Made, info, lines, make, opened, steer, transfer
 
@@ -170,3 +170,12 @@ def test_drawn_texts_of_a_prompt_use_the_same_random_numbers(made: Made, folders
     plain, pushed = ([one["text"] for one in generations(artifact) if one["strength"] == s] for s in (0, 1e-6))
     lm = opened(folders["a"])
     assert plain == pushed == generate(lm, list(PROMPTS), max_new_tokens=6, temperature=1.0, seed=3)
+
+
+def test_a_plan_is_of_longer_texts_and_leaves_nothing(made: Made) -> None:
+    there = [one.ref for one in made.workspace.artifacts()]
+    found = plan(steer(strength=(1.0, 2.0), max_new_tokens=32), made.workspace)
+    assert (found["prompts"], found["pushes"]) == (len(PROMPTS), 5)  # unsteered, and by one random direction
+    assert found["rehearsal"]["rehearsed"] == {"max_new_tokens": 8}
+    assert found["rehearsal"]["time"]["parts"]["steer"] > 0
+    assert [one.ref for one in made.workspace.artifacts()] == there

@@ -10,6 +10,7 @@ import pytest
 import modeldiff.toy.run
 from modeldiff.cli.main import run as command
 from modeldiff.toy.cell import CellSpec
+from modeldiff.toy.plan import plan
 from modeldiff.toy.run import run
 from modeldiff.workspace import Workspace
 from tests.toy.made_cells import made_cell, tiny
@@ -116,3 +117,26 @@ def test_the_command_prints_tables_that_fit(
     made = workspace.find("toy")
     assert printed["ref"] == made.ref
     assert printed["summary"] == json.loads(made.file("summary.json").read_text())["rows"]
+
+
+def test_a_plan_counts_what_is_missing_and_grows_with_the_steps(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell whose training takes 1 s a step beside 5 s of its own; the clock is made up."""
+    clock = [0.0]
+
+    def spends(cell: CellSpec) -> dict[str, Any]:
+        clock[0] += 5 + cell.train["steps"]
+        return {}
+
+    monkeypatch.setattr("modeldiff.toy.plan.run_cell", spends)
+    monkeypatch.setattr("modeldiff.toy.plan.time", type("Clock", (), {"monotonic": staticmethod(lambda: clock[0])}))
+    settings = tiny(seeds=2, tables=("sizes",), steps=1000, sizes=(0.5,), jobs=1)
+    found = plan(settings, workspace)
+    assert (found["cells"], found["kept"]) == (4, 0)
+    assert found["rehearsal"]["time"]["run"] == pytest.approx(4 * 1005)
+    assert found["rehearsal"]["stages"]["toy"]["time"] == found["rehearsal"]["time"]["run"]
+    Computed(monkeypatch)
+    run(tiny(seeds=1, tables=("sizes",), steps=1000, sizes=(0.5,), jobs=1), workspace)
+    half = plan(settings, workspace)
+    assert (half["kept"], half["rehearsal"]["time"]["run"]) == (2, pytest.approx(2 * 1005))
