@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from modeldiff.catalogue.table import FeatureTable
 from modeldiff.contrast.settings import ContrastSettings
-from modeldiff.crosscoder.training.recipe import make_recipe
-from modeldiff.crosscoder.training.run import plan as plan_train
+from modeldiff.crosscoder.plan import Job, forecast
+from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
+from modeldiff.crosscoder.training.run import precision_of
+from modeldiff.crosscoder.training.trainer import Recipe
+from modeldiff.crosscoder.units import Measured
 from modeldiff.diff.run import harvest_of, run, training_of
 from modeldiff.diff.settings import DiffSettings
 from modeldiff.diff.steering import push_each
 from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import estimate, why_not_timed
+from modeldiff.lm.device import resolve_device
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.bits import bytes_per_value, chunk_rows
 from modeldiff.workspace.rehearsal import Size, rehearse
 
 # Enough for a whole batch of training; for the caches of a processor to be as full as in a long run.
@@ -50,9 +56,16 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
         "places": settings.places,
         **{side: {name: seen[side][name] for name in ("model", "layer", "width")} for side in SIDES},
     }
-    why_not = why_not_timed(harvest)
-    if why_not:
-        return {**known, "disk_of_activations": seen["bytes_needed"], "no_time": why_not}
+    trained = _forecast(training, recipe, widths, pairs, harvest.storage, workspace)
+    known |= {"problems": trained["problems"]}
+    if why_not := why_not_timed(harvest):
+        time, memory, disk = (trained[name] for name in ("time", "memory", "disk"))
+        counted = {
+            "time": time["run"],
+            "memory": {place: memory[place]["needed"] for place in memory.keys() - {"parts"}},
+        }
+        counted |= {"disk": disk["needed"]}
+        return {**known, "disk_of_activations": seen["bytes_needed"], "training": counted, "no_time": why_not}
     smaller = max(1024, recipe.k, _VALUES // sum(widths))
     sampled = min(FeaturesSettings().sample_pairs, pairs)
     places = ("read", "next words", "continuations", "features by", "contrast")
@@ -66,15 +79,10 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
         "features": Size(features, smaller, ("features", "contrast"), ("features",)),
         "places": Size(settings.places, _PLACES, places, ("continuations",), memory=_PLACE_BYTES),
     }  # fmt: skip
-    trained: dict[str, Any] = {}
 
     def rehearsed(small: DiffSettings, there: Workspace) -> Artifact:
-        """All stages, what a training as large as the planned one takes, and a push where a diff pushes the features of
-        its list."""
+        """All stages, and a push where a diff pushes the features of its list."""
         made = run(dataclasses.replace(small, steps=_STEPS, steer=False), there)
-        large = dataclasses.replace(training, activations=made.activations.ref, steps=recipe.steps)
-        begun = time.monotonic()
-        trained.update(plan_train(large, there), seconds=time.monotonic() - begun)
         if settings.steer:
             table = FeatureTable(made.features)
             largest_F = np.where(table.partition_F == "B", 0, table.statistics["max_activation"])
@@ -85,14 +93,32 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
     times, one = found["time"], found["stages"]["crosscoder"]
     more = trained["time"]["run"] - times["parts"]["train"]
     times["parts"]["train"] += more
-    times["rest"] -= trained["seconds"]
-    times["run"] += more - trained["seconds"]
+    times["run"] += more
     one |= {
         "time": one["time"] + more,
         "peak_memory": max(one["peak_memory"], trained["memory"]["host"]["needed"]),
         "written": max(one["written"], trained["disk"]["artifact"]),
     }
-    return {**known, "problems": trained["problems"], "rehearsal": found, "at_most": _at_most(settings, found)}
+    return {**known, "rehearsal": found, "at_most": _at_most(settings, found)}
+
+
+def _forecast(
+    training: TrainSettings, recipe: Recipe, widths: tuple[int, int], pairs: int, storage: str, workspace: Workspace
+) -> dict[str, Any]:
+    """What the training would take, before there are activations; see `forecast`."""
+    device = resolve_device(training.device)
+    like = {side: Measured(torch.zeros(width), 1.0) for side, width in zip(SIDES, widths, strict=True)}
+    job = Job(
+        config=initial_config(training, recipe, like),
+        recipe=recipe,
+        precision=precision_of(training, device),
+        device=device,
+        pairs=pairs,
+        pair_bytes=sum(widths) * bytes_per_value(storage),
+        block_rows=min(chunk_rows(width, storage) for width in widths),
+        buffer_bytes=training.buffer_mib << 20,
+    )
+    return forecast(job, workspace.folder)
 
 
 def _at_most(settings: DiffSettings, found: dict[str, Any]) -> dict[str, float]:

@@ -125,6 +125,12 @@ def plan(settings: TrainSettings, workspace: Workspace, *, processes: int | None
     }
 
 
+def precision_of(settings: TrainSettings, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Of the encoder's product."""
+    fastest: Literal["float32", "bfloat16"] = "bfloat16" if device.type == "cuda" else "float32"
+    return fastest if settings.precision == "auto" else settings.precision
+
+
 def prepare(settings: TrainSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
     """What is to be made, and how. Raises as `run`, for what is wrong before the work begins."""
     source = workspace.find("activations", settings.activations)
@@ -149,8 +155,7 @@ class _Training:
         self.device = resolve_device(settings.device, ours.local_rank)
         if settings.audits and self.device.type == "mps":
             raise InputError("--audits needs numbers of 64 bits, which mps lacks: use --device cpu, or --audits 0")
-        fastest: Literal["float32", "bfloat16"] = "bfloat16" if self.device.type == "cuda" else "float32"
-        self.precision = fastest if settings.precision == "auto" else settings.precision
+        self.precision = precision_of(settings, self.device)
         self.blocks, self.held_out = hold_out_blocks(store, settings.holdout)
         self.pairs = sum(len(block) for block in self.blocks)
         self.recipe = make_recipe(settings, widths=store.widths, pairs=self.pairs)
