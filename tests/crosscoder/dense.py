@@ -13,7 +13,7 @@ from modeldiff.crosscoder.model import Both, Crosscoder
 def dense_pre(crosscoder: Crosscoder, x_a: torch.Tensor, x_b: torch.Tensor) -> torch.Tensor:
     """pre_BF with autograd: weights that do not exist as zeros."""
     a, b = crosscoder.sees("a"), crosscoder.sees("b")
-    share_F = torch.ones(crosscoder.n_features)
+    share_F = torch.ones(crosscoder.n_features, device=x_a.device)
     share_F[crosscoder.slices["shared"]] = crosscoder.encoder_share
     w_a = torch.cat([crosscoder.w_enc_a, crosscoder.w_enc_a.new_zeros(crosscoder.n_features - a.stop, x_a.shape[1])])
     w_b = torch.cat([crosscoder.w_enc_b.new_zeros(b.start, x_b.shape[1]), crosscoder.w_enc_b])

@@ -61,7 +61,7 @@ FULL = Sizes(
     small=StepSizes(width=512, features=8192, k=64, batch=2048, exclusive=0.05),
     middle=StepSizes(width=4096, features=16_384, k=128, batch=2048, exclusive=0.05),
     middle_pairs=32_768, far_rows=600_000, copied=1 << 31, squared=8192, pairs=8000, features=512, places=600,
-    layers=17, width=4096, harvest_pairs=60_000, rounds=9,
+    layers=17, width=4096, harvest_pairs=180_000, rounds=9,
 )  # fmt: skip
 DRY = Sizes(
     paper=StepSizes(width=32, features=256, k=8, batch=64, exclusive=0.1),
