@@ -24,12 +24,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# All but the device's numbers; the hub is not asked for models that are here.
+# Before torch, transformers and Triton are imported: the hub is not asked for models that are here.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "--dry" in sys.argv:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when it is imported
@@ -43,6 +44,16 @@ from tests.benchmarks.gpu.harness import DRY, FULL, Bench, Phase  # noqa: E402
 from tests.benchmarks.gpu.stages import Stages  # noqa: E402
 
 LIMIT = 465.0
+# In order, with the seconds that each may take on the device.
+ARITHMETIC = {"kernels": (correct.kernels, 30), "steps": (correct.steps, 30)}
+STAGES = {
+    "harvest": 20, "features": 30, "stitch": 10, "words": 10, "contrast": 50, "steer": 15, "evaluate": 15, "train": 20,
+}  # fmt: skip
+SPEED = {
+    "ceilings": (speed.ceilings, 10), "step": (speed.step, 60), "parts": (speed.parts, 30), "small": (speed.small, 15),
+    "codes": (passes.codes, 15), "capture": (passes.harvest, 80), "pass": (passes.features, 70),
+}  # fmt: skip
+NAMES = [*ARITHMETIC, *STAGES, *SPEED]
 
 
 def main() -> int:
@@ -52,52 +63,35 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="tiny sizes, on the CPU, nothing measured")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the file of rows (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for all phases (default: %(default)g)")
-    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="PHASE", help=", ".join(NAMES))
-    arguments = parser.parse_args()
-    if not arguments.dry and not torch.cuda.is_available():
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="PHASE", help=", ".join(NAMES))
+    asked = parser.parse_args()
+    if not asked.dry and not torch.cuda.is_available():
         echo("torch finds no CUDA device here; --dry runs on the CPU")
         return 2
-    device = torch.device("cpu") if arguments.dry else torch.device("cuda", 0)
-    sizes = DRY if arguments.dry else FULL
-    about = {**about_machine(device), "dry": arguments.dry, "sizes": asdict(sizes)}
+    device, sizes = (torch.device("cpu"), DRY) if asked.dry else (torch.device("cuda", 0), FULL)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(device, sizes, Path(folder), arguments.out, about, arguments.dry, arguments.limit)
-        bench.write(finished=False)
-        bench.run(one for one in phases(Stages(bench)) if not arguments.only or one.name in arguments.only)
-        bench.write(finished=True)
+        bench = Bench(device, sizes, Path(folder), asked.out, about_machine(device), asked.dry, asked.limit)
+        bench.run(one for one in phases(Stages(bench)) if one.name in asked.only)
     missed = [row.what for row in bench.rows if row.ok is False and not row.decides]
     echo(f"wrong: {'; '.join(bench.wrong) or 'nothing'}", f"missed: {'; '.join(missed) or 'nothing'}")
     return 1 if bench.wrong else 0
 
 
-def phases(stages: Stages) -> list[Phase]:
-    """In order, with the seconds that each may take."""
-    return [
-        Phase("kernels", correct.kernels, 30),
-        Phase("steps", correct.steps, 30),
-        *(Phase(name, lambda _, run=getattr(stages, name): run(), seconds) for name, seconds in STAGES.items()),
-        Phase("ceilings", speed.ceilings, 10),
-        Phase("step", speed.step, 60),
-        Phase("parts", speed.parts, 30),
-        Phase("small", speed.small, 15),
-        Phase("codes", passes.codes, 15),
-        Phase("capture", passes.harvest, 80),
-        Phase("pass", passes.features, 70),
-    ]
-
-
-STAGES = {"harvest": 20, "features": 30, "stitch": 10, "contrast": 50, "steer": 15, "evaluate": 15, "train": 15}
-NAMES = [one.name for one in phases(Stages.__new__(Stages))]
+def phases(stages: Stages) -> Iterator[Phase]:
+    for name, (run, seconds) in ARITHMETIC.items():
+        yield Phase(name, run, seconds)
+    for name, seconds in STAGES.items():
+        yield Phase(name, lambda _, name=name: getattr(stages, name)(), seconds)
+    for name, (run, seconds) in SPEED.items():
+        yield Phase(name, run, seconds)
 
 
 def about_machine(device: torch.device) -> dict[str, Any]:
     """The device and what runs on it, by name."""
     found: dict[str, Any] = {"device": "CPU", "threads": torch.get_num_threads(), **environment()}
     found["packages"]["triton"] = None
-    try:
+    with suppress(PackageNotFoundError):
         found["packages"]["triton"] = version("triton")
-    except PackageNotFoundError:
-        pass
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
         found |= {"device": about.name, "device_memory_gb": about.total_memory / 1e9, "cuda": torch.version.cuda}

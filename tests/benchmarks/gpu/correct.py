@@ -13,7 +13,7 @@ import torch
 
 from modeldiff.crosscoder.fast.sparse import Bags
 from modeldiff.crosscoder.training.trainer import Trainer
-from tests.benchmarks.gpu.harness import Bench, Row
+from tests.benchmarks.gpu.harness import Bench
 from tests.crosscoder.fast.formulas import made_case
 from tests.crosscoder.made import make_trainer
 from tests.crosscoder.planted import plant
@@ -22,19 +22,20 @@ from tests.crosscoder.planted import plant
 KERNEL = 1e-5
 # Relative to the CPU's in float32: of the loss of the first step, which no earlier rounding has touched (products in
 # tf32 would show); of the losses of 30 steps; and of the weights after them, as a share of how far they went. Changing
-# the activations by 1e-7 of their size, on the CPU, moves the last two by 2e-7 and 5e-7; by 1e-6, which makes one active
-# entry another, by 2e-3 and 0.03; products in bfloat16 do by 5e-3 and 0.11.
+# the activations by 1e-7 of their size, on the CPU, moves the last two by 2e-7 and 5e-7; by 1e-6, which makes one
+# active entry another, by 2e-3 and 0.03; products in bfloat16 do by 5e-3 and 0.11.
 FIRST = {"float32": 1e-5, "bfloat16": 1e-2}
 LOSS = {"float32": 5e-3, "bfloat16": 2e-2}
 WEIGHTS = {"float32": 0.08, "bfloat16": 0.5}
-STEPS = 30
+STEPS, BATCH, WIDTHS = 30, 256, (64, 48)
+# Without features to revive, and with them.
+RUNS: dict[str, dict[str, Any]] = {"": {}, ", features revived": {"dead_tokens": 600, "auxk_alpha": 0.1}}
 
-_BFLOAT = (torch.float32, torch.bfloat16)
 CASES = {
     "uneven and empty bags": made_case([0, 3, 1, 40, 0, 2, 17, 0], rows=50, width=96),
     "one huge bag": made_case([300], rows=20, width=70),
     "wider than a tile": made_case([2, 5, 1, 3], rows=9, width=1030),
-    "rows in bfloat16": made_case([4, 0, 20, 1], rows=15, width=256, dtypes=_BFLOAT),
+    "rows in bfloat16": made_case([4, 0, 20, 1], rows=15, width=256, dtypes=(torch.float32, torch.bfloat16)),
 }
 
 
@@ -42,60 +43,54 @@ def kernels(bench: Bench) -> None:
     """The Triton kernels against float64: entries that begin at odd places of longer lists (another alignment is
     another compilation), results over what was no number, and rows behind 2^31 values."""
     if find_spec("triton") is None:
-        bench.add(Row(bench.phase, "kernels", None, note="Triton is not installed"))
+        bench.skip("kernels", "Triton is not installed")
         return
-    from modeldiff.crosscoder.fast import triton_bags  # it takes TRITON_INTERPRET from the environment when imported
+    from modeldiff.crosscoder.fast.triton_bags import bag_dot, bag_sum
 
     for title, (left_GD, rows_ND, weight_K, bags) in CASES.items():
         terms_KD = rows_ND.double()[bags.index_K]
-        sum_GD = torch.zeros(left_GD.shape, dtype=torch.float64)
-        sum_GD.index_add_(0, bags.bag_K, weight_K.double()[:, None] * terms_KD)
-        dot_K = (left_GD.double()[bags.bag_K] * terms_KD).sum(1)
+        right_GD = torch.zeros(left_GD.shape, dtype=torch.float64)
+        right_GD.index_add_(0, bags.bag_K, weight_K.double()[:, None] * terms_KD)
+        right_K = (left_GD.double()[bags.bag_K] * terms_KD).sum(1)
         left_GD, rows_ND, start_G1 = (one.to(bench.device) for one in (left_GD, rows_ND, bags.start_G1))
-        for shift in (0, 1):
-
-            def odd(one_K: torch.Tensor, shift: int = shift) -> torch.Tensor:
-                return torch.cat([one_K.new_zeros(shift), one_K]).to(bench.device)[shift:]
-
-            there = Bags(odd(bags.index_K), start_G1)
-            out_GD = torch.full(sum_GD.shape, torch.nan, device=bench.device)
-            triton_bags.bag_sum(rows_ND, there, odd(weight_K), out_GD)
-            what = f"{title}, {'odd' if shift else 'even'} alignment"
-            bench.right(f"sums, {what}", apart(out_GD, sum_GD), KERNEL)
-            bench.right(f"products, {what}", apart(triton_bags.bag_dot(left_GD, rows_ND, there), dot_K), KERNEL)
+        for shift, alignment in enumerate(("even", "odd")):
+            index_K, there_K = (
+                torch.cat([one.new_zeros(shift), one]).to(bench.device)[shift:] for one in (bags.index_K, weight_K)
+            )
+            there, out_GD = Bags(index_K, start_G1), torch.full(right_GD.shape, torch.nan, device=bench.device)
+            what = f"{title}, {alignment} alignment"
+            bench.right(f"sums, {what}", apart(bag_sum(rows_ND, there, there_K, out_GD), right_GD), most=KERNEL)
+            bench.right(f"products, {what}", apart(bag_dot(left_GD, rows_ND, there), right_K), most=KERNEL)
     if bench.sizes.far_rows:
         rows_ND = torch.empty(bench.sizes.far_rows, 4096, dtype=torch.bfloat16, device=bench.device)
         last_K = torch.arange(len(rows_ND) - 100, len(rows_ND), device=bench.device)
-        assert int(last_K[0]) * 4096 > 2**31
-        rows_ND[last_K] = bench.normal(100, 4096, seed=9).bfloat16()
+        rows_ND[last_K] = right_GD = bench.normal(100, 4096, seed=9).bfloat16()
         far = Bags(last_K, torch.arange(101, device=bench.device))
         ones_K, out_GD = torch.ones(100, device=bench.device), torch.empty(100, 4096, device=bench.device)
-        triton_bags.bag_sum(rows_ND, far, ones_K, out_GD)
-        bench.right("sums of rows behind 2^31 values", float((out_GD - rows_ND[last_K]).abs().max()), 0)
-        squares_K = out_GD.double().square().sum(1)
-        bench.right("products of rows behind 2^31 values", apart(triton_bags.bag_dot(out_GD, rows_ND, far), squares_K), KERNEL)
+        bag_sum(rows_ND, far, ones_K, out_GD)
+        bench.right("sums of rows behind 2^31 values", apart(out_GD, right_GD), most=0)
+        squares_K = right_GD.double().square().sum(1)
+        bench.right("products of rows behind 2^31 values", apart(bag_dot(out_GD, rows_ND, far), squares_K), most=KERNEL)
 
 
 def steps(bench: Bench) -> None:
-    """Thirty steps in every precision against the same ones on the CPU in float32, without and with features that the
-    auxiliary loss revives."""
-    cpu = torch.device("cpu")
-    for title, values in (("", {}), (", with an auxiliary loss", {"dead_tokens": 600, "auxk_alpha": 0.1})):
-        start, end, lines = _trained(cpu, "float32", values)
-        revived = sum(line["auxk"] is not None for line in lines)
-        if values:
-            bench.least("steps with features to revive, on the CPU", revived, STEPS / 3)
+    """Thirty steps in every precision against the same ones on the CPU in float32."""
+    for title, values in RUNS.items():
+        start, end, right = _trained(torch.device("cpu"), "float32", values)
         for precision in ("float32", "bfloat16"):
             _, there, found = _trained(bench.device, precision, values)
             for name in ("reconstruction", "auxk") if values else ("reconstruction",):
-                pairs = zip(_values(found, name), _values(lines, name), strict=True)
+                pairs = [(float(a[name] or 0), float(b[name] or 0)) for a, b in zip(found, right, strict=True)]
                 errors = [abs(a - b) / max(abs(b), 1e-9) for a, b in pairs]
-                bench.right(f"{name} of the first step{title}", errors[0], FIRST[precision], precision)
-                bench.right(f"{name} of {STEPS} steps{title}", max(errors), LOSS[precision], precision)
+                if name == "reconstruction":
+                    bench.right(f"{name} of the first step{title}", errors[0], precision, most=FIRST[precision])
+                bench.right(f"{name} of {STEPS} steps{title}", max(errors), precision, most=LOSS[precision])
             moved = float((there - end).norm() / (end - start).norm())
-            bench.right(f"weights after {STEPS} steps{title}", moved, WEIGHTS[precision], precision)
-        falls = lines[-1]["reconstruction"] / lines[0]["reconstruction"]
-        bench.right(f"the last loss as a share of the first{title}, on the CPU", falls, 0.9, "float32")
+            bench.right(f"weights after {STEPS} steps{title}", moved, precision, most=WEIGHTS[precision])
+    # What makes the comparison one.
+    bench.right("the CPU's last loss, of its first", right[-1]["reconstruction"] / right[0]["reconstruction"], most=0.9)
+    revived = sum(line["auxk"] is not None for line in right)
+    bench.right("the CPU's steps with features to revive", revived, least=STEPS / 3)
 
 
 def apart(found: torch.Tensor, right: torch.Tensor) -> float:
@@ -108,21 +103,15 @@ def _trained(
     device: torch.device, precision: str, values: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, Any]]]:
     """(all weights at the start, at the end, the steps' lines), on the CPU in float64."""
-    widths = (64, 48)
-    made = make_trainer(widths=widths, features=512, k=8, batch=256, steps=1000, warmup=0, lr=1e-3, **values)
+    made = make_trainer(widths=WIDTHS, features=512, k=8, batch=BATCH, steps=1000, warmup=0, lr=1e-3, **values)
     crosscoder = made.crosscoder.to(device)
     crosscoder.matmul_dtype = getattr(torch, precision)
     trainer = Trainer(crosscoder, replace(made.recipe, threshold_start=0), warn=False)
-    batches = plant(STEPS * 256, concepts=200, active=6, widths=widths).batches(256)
 
     def weights() -> torch.Tensor:
         return torch.cat([one.detach().double().cpu().flatten() for one in crosscoder.parameters()])
 
     start = weights()
-    lines = [trainer.update(x_a.to(device), x_b.to(device)) for x_a, x_b in batches]
+    batches = plant(STEPS * BATCH, concepts=200, active=6, widths=WIDTHS).batches(BATCH)
+    lines = [trainer.update(*(x.to(device) for x in batch)) for batch in batches]
     return start, weights(), [line for line in lines if line is not None]
-
-
-def _values(lines: list[dict[str, Any]], name: str) -> list[float]:
-    """Of each step; 0 where it has none."""
-    return [float(line[name] or 0) for line in lines]

@@ -1,18 +1,20 @@
 """How fast a training step is, and of what: beside the device's own limits and the dense formula.
 
-Legend: B pairs, F features, K active entries, D width of one model.
+Legend: B pairs, F features, k active ones of a pair, D width of one model.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from dataclasses import replace
+from functools import partial
+from itertools import cycle
+from statistics import median
 from typing import Any
 
 import torch
 from torch.autograd import DeviceType
+from torch.nn.functional import embedding_bag
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.profiler import ProfilerActivity, profile
 
@@ -25,156 +27,118 @@ from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Recipe, Trainer
 from modeldiff.crosscoder.units import Measured
 from modeldiff.sides import SIDES
-from tests.benchmarks.gpu.harness import Bench, Row
+from tests.benchmarks.gpu.harness import Bench
 from tests.benchmarks.start import Sizes
 from tests.crosscoder.dense import DenseStep
 
-# Of the paper's size, on one H100: what the project wants.
+# Of a step at the paper's size: what the project wants, on one H100.
 STEP_MS, STEP_GB = 60, 70
-_DECODER_NORM, _POSITIVE, _NOISE = 0.4, 0.055, 0.2
-_BATCHES = 4
 _CALLS = {
     "launches of kernels": ("cudaLaunchKernel", "cuLaunchKernel"),
     "waits of the host": ("cudaStreamSynchronize",),
     "copies": ("cudaMemcpyAsync",),
 }
+_DECODER_NORM, _POSITIVE, _NOISE = 0.4, 0.055, 0.2
+_HALF = "bfloat16"
+
+
+class Dense(DenseStep):
+    """The dense formula with autograd, its products in the crosscoder's precision."""
+
+    def forward(self, *batch: Any) -> Any:
+        half = self.crosscoder.matmul_dtype == torch.bfloat16
+        with torch.autocast(batch[0].device.type, torch.bfloat16, half):
+            return super().forward(*batch)
 
 
 def ceilings(bench: Bench) -> None:
     """What the device gives: all else is held against these two."""
-    size, rows = bench.sizes.copied, bench.sizes.squared
-    one = torch.empty(size, dtype=torch.uint8, device=bench.device)
+    rows = bench.sizes.squared
+    one = torch.empty(32 * rows**2, dtype=torch.uint8, device=bench.device)
     other = torch.empty_like(one)
-    bench.part("copy (bytes read and written)", lambda: other.copy_(one), gigabytes=2 * size / 1e9)
+    bench.part("copy (bytes read and written)", lambda: other.copy_(one), gigabytes=2 * len(one) / 1e9)
     a, b = (bench.normal(rows, rows, seed=seed).bfloat16() for seed in (1, 2))
-    bench.part(f"product of {rows} x {rows}", lambda: a @ b, "bfloat16", teraflop=2 * rows**3 / 1e12)
+    bench.part(f"product of {rows} x {rows}", lambda: a @ b, _HALF, teraflop=2 * rows**3 / 1e12)
 
 
 def step(bench: Bench) -> None:
     """Whole steps at the paper's size: time, memory, what the profiler says; and the dense formula's."""
-    size, precision = bench.sizes.paper, "bfloat16"
-    crosscoder, recipe, batches = started(bench, size)
-    trainer = Trainer(crosscoder, recipe, warn=False)
-    bench.speed("parameters", crosscoder.config.parameters / 1e6, "million")
-    begun = time.perf_counter()
-    first = steps(bench, trainer, batches, 12)
-    bench.speed("the first steps, with what they compile", time.perf_counter() - begun, "s", precision)
-    ours = statistics.median(steps(bench, trainer, batches, 20)[1])
-    bench.found["pairs/s"] = 1000 * size.batch / ours
-    bench.speed("a step", ours, "ms", precision, most=STEP_MS, note=str(size))
-    bench.speed("... pairs", bench.found["pairs/s"], "/s", precision)
-    bench.speed("... memory at the most", bench.peak_gb, "GB", precision, most=STEP_GB)
-    with bench.guarded("profile"):
-        _profile(bench, trainer, batches)
-    with bench.guarded("a quarter of the features dead"):
+    size, losses, took = bench.sizes.paper, list[float](), dict[str, float]()
+    for title, dense in (("a step", False), ("a step of the dense formula, by autograd", True)):
         bench.free()
-        trainer.since_active_F[::4] = 1 << 40
-        dead = steps(bench, trainer, batches, 1)[1][0]
-        bench.speed("a step with a quarter of the features dead", dead, "ms", precision)
-        bench.speed("... memory at the most", bench.peak_gb, "GB", precision, most=STEP_GB)
-    del trainer, crosscoder
-    bench.free()
-    crosscoder, recipe, batches = started(bench, size)
-    trainer = Trainer(crosscoder, recipe, sparse=Dense(crosscoder), warn=False)
-    try:
-        dense_first = steps(bench, trainer, batches, 2)
-        dense = statistics.median(steps(bench, trainer, batches, 5)[1])
-    except torch.OutOfMemoryError:
-        bench.add(Row(bench.phase, "the dense formula", None, note="out of memory"))
-        return
-    bench.speed("a step of the dense formula, by autograd", dense, "ms", precision, note="its selection is ours")
-    bench.speed("... memory at the most", bench.peak_gb, "GB", precision)
-    bench.speed("a step of the dense formula against ours", dense / ours, "x", precision, least=1)
-    bench.right("loss of the first step against the dense formula's", abs(first[0] / dense_first[0] - 1), 1e-2, precision)
+        crosscoder, recipe, batches = started(bench, size)
+        trainer = Trainer(crosscoder, recipe, sparse=Dense(crosscoder) if dense else None, warn=False)
+        endless = cycle(batches)
+        line = trainer.update(*next(endless))
+        losses.append(float(line["reconstruction"]) if line else math.nan)
+        took[title] = median(bench.timed(lambda: trainer.update(*next(endless)), 20, warm_up=10))  # noqa: B023
+        bench.speed(title, took[title], "ms", _HALF, note=str(size), **({} if dense else {"most": STEP_MS}))
+        bench.memory(title, _HALF, most=STEP_GB)
+        if not dense:
+            bench.found["pairs/s"] = 1000 * size.batch / took[title]
+            bench.speed("... pairs", bench.found["pairs/s"], "/s", _HALF)
+            with bench.guarded("profile"):
+                _profile(bench, trainer, batches)
+            with bench.guarded("a quarter of the features dead"):
+                bench.free()
+                trainer.since_active_F[::4] = 1 << 40
+                revived = bench.timed(lambda: trainer.update(*next(endless)), 1)[0]  # noqa: B023
+                bench.speed("a step with a quarter of the features dead", revived, "ms", _HALF)
+                bench.memory("a quarter dead", _HALF, most=STEP_GB)
+        del trainer, crosscoder, batches, endless
+    ours, dense_ms = took.values()
+    bench.speed("... against ours (the selection is the same)", dense_ms / ours, "x", _HALF, least=1)
+    bench.right("the first loss, against the dense formula's", abs(losses[0] / losses[1] - 1), _HALF, most=1e-2)
 
 
 def parts(bench: Bench) -> None:
     """What a step at the paper's size is made of, one by one."""
     size = bench.sizes.paper
-    crosscoder, recipe, batches = started(bench, size)
-    sparse, count, F, D, B = SparseStep(crosscoder, OneProcess()), recipe.k * size.batch, size.features, size.width, size.batch
-    x = crosscoder.normalise(*batches[0])
-    done = sparse.forward(*x, count)
-    bench.part("of ours: forward (casts, product, selection, decode)", lambda: sparse.forward(*x, count), "bfloat16")
-    bench.part("of ours: decode", lambda: sparse.decode(done.entries, done.f_K), "float32")
-    bench.part("of ours: backward (gradients of code and weights)", lambda: sparse.backward(x, done, x), "float32")
-    grads = [one.grad for one in crosscoder.parameters() if one.grad is not None]
-    moved = 4 * sum(one.numel() for one in grads) / 1e9
-    norm = get_total_norm(grads)
-    bench.part("torch's: norm of the gradient", lambda: get_total_norm(grads), "float32", gigabytes=moved)
-    bench.part(
-        "torch's: clipping", lambda: clip_grads_with_norm_(crosscoder.parameters(), 1e9, norm), "float32",
-        gigabytes=2 * moved,
-    )  # fmt: skip
-    with bench.guarded("torch's: fused Adam"):
-        adam = torch.optim.Adam(crosscoder.parameters(), lr=1e-9, fused=bench.device.type == "cuda")
-        bench.part("torch's: Adam", adam.step, "float32", gigabytes=7 * moved)
-        del adam
-    master_FD = crosscoder.w_enc_a.detach()
-    bench.part("one encoder in bfloat16", master_FD.bfloat16, gigabytes=6 * master_FD.numel() / 1e9)
-    del crosscoder, sparse, done, grads, master_FD
+    B, F, D = size.batch, size.features, size.width
+    crosscoder, _, batches = started(bench, size, count=1)
+    x, sparse = crosscoder.normalise(*batches[0]), SparseStep(crosscoder, OneProcess())
+    done = sparse.forward(*x, size.k * B)
+    bench.part("forward (casts, product, selection, decode)", lambda: sparse.forward(*x, size.k * B), _HALF)
+    bench.part("... its decode", lambda: sparse.decode(done.entries, done.f_K), "float32")
+    bench.part("backward (gradients of code and weights)", lambda: sparse.backward(x, done, x), "float32")
+    weights = list(crosscoder.parameters())
+    grads = [one.grad for one in weights if one.grad is not None]
+    once, norm = 4 * crosscoder.config.parameters / 1e9, get_total_norm(grads)
+    bench.part("torch's norm of the gradient", lambda: get_total_norm(grads), gigabytes=once)
+    bench.part("torch's clipping", lambda: clip_grads_with_norm_(weights, 1e9, norm), gigabytes=2 * once)
+    adam = torch.optim.Adam(weights, lr=1e-9, fused=True)
+    bench.part("torch's fused Adam", adam.step, gigabytes=7 * once)
+    bench.part("one encoder in bfloat16", lambda: weights[0].bfloat16(), gigabytes=6 * weights[0].numel() / 1e9)
+    half = [one.bfloat16() for one in x]
+    del crosscoder, sparse, done, weights, grads, adam, x
     bench.free()
-    halves, w_FD = [one.bfloat16() for one in x], [bench.normal(F, D, seed=seed).bfloat16() for seed in (3, 4)]
-    out_BF = torch.empty(B, F, dtype=torch.bfloat16, device=bench.device)
-    for title, alone in (
-        ("as the share asks", round(size.exclusive * F)),
-        ("rounded to 64", round(size.exclusive * F) // 64 * 64),
-        ("without a partition", 0),
-    ):
+    w_FD = [bench.normal(F, D, seed=seed).bfloat16() for seed in (3, 4)]
+    out_BF, exclusive = torch.empty(B, F, dtype=torch.bfloat16, device=bench.device), round(size.exclusive * F)
+    for alone in (exclusive, exclusive // 64 * 64, 0):
         w_a, w_b = (one[: F - alone] for one in w_FD)
-        bench.part(
-            f"encoder's product, first shared column {alone} ({title})",
-            lambda w_a=w_a, w_b=w_b: encode_into(out_BF, *halves, w_a, w_b, share=1.0),
-            "bfloat16",
-            teraflop=2 * B * 2 * (F - alone) * D / 1e12,
-        )
+        product, flop = partial(encode_into, out_BF, *half, w_a, w_b, share=1.0), 4 * B * (F - alone) * D
+        bench.part(f"encoder's product, first shared column {alone}", product, _HALF, teraflop=flop / 1e12)
     bench.part("its result in float32", out_BF.float, gigabytes=6 * out_BF.numel() / 1e9)
     scores = Scores(out_BF.float(), torch.zeros(F, device=bench.device))
-    bench.part("selection", lambda: scores.topk(count), "float32")
+    bench.part("selection", lambda: scores.topk(size.k * B), "float32")
 
 
 def small(bench: Bench) -> None:
-    """Steps at a small model's size, where launches and waits rule."""
-    size = bench.sizes.small
-    for title, precision, dense in (
-        ("a step", "bfloat16", False), ("a step", "float32", False), ("a step of the dense formula", "bfloat16", True),
-    ):  # fmt: skip
-        crosscoder, recipe, batches = started(bench, size, precision)
+    """Steps of a small model, ours and the dense formula's."""
+    for precision, dense in ((_HALF, False), ("float32", False), (_HALF, True)):
+        crosscoder, recipe, batches = started(bench, bench.sizes.small, precision)
         trainer = Trainer(crosscoder, recipe, sparse=Dense(crosscoder) if dense else None, warn=False)
-        steps(bench, trainer, batches, 15)
-        took = statistics.median(steps(bench, trainer, batches, 60)[1])
-        bench.speed(title, took, "ms", precision, note=str(size))
-
-
-class Dense(DenseStep):
-    """The dense formula with autograd; products in the crosscoder's precision."""
-
-    def forward(self, *batch: Any) -> Any:
-        crosscoder = self.crosscoder
-        with torch.autocast(crosscoder.b_enc.device.type, torch.bfloat16, crosscoder.matmul_dtype == torch.bfloat16):
-            return super().forward(*batch)
-
-
-def steps(bench: Bench, trainer: Trainer, batches: list[Both], count: int) -> tuple[float, list[float]]:
-    """(the loss that was logged, or no number; milliseconds of each step)."""
-    took, loss = [], math.nan
-    for number in range(2 if bench.dry else count):
-        bench.wait()
-        start = time.perf_counter()
-        line = trainer.update(*batches[number % len(batches)])
-        bench.wait()
-        took.append(1000 * (time.perf_counter() - start))
-        loss = loss if line is None else float(line["reconstruction"])
-    return loss, took
+        endless = cycle(batches)
+        took = median(bench.timed(lambda: trainer.update(*next(endless)), 60, warm_up=15))  # noqa: B023
+        title = "a step of the dense formula" if dense else "a step"
+        bench.speed(title, took, "ms", precision, note=str(bench.sizes.small))
 
 
 @torch.no_grad()
-def started(
-    bench: Bench, size: Sizes, precision: str = "bfloat16", count: int = _BATCHES
-) -> tuple[Crosscoder, Recipe, list[Both]]:
-    """A crosscoder like one late in a training, and batches for it in bfloat16: see tests/benchmarks/start.py, which
-    makes on the CPU what takes a minute there at the paper's size. The same call gives the same numbers. The first step
-    alone is logged; one pair in a hundred is an outlier."""
+def started(bench: Bench, size: Sizes, precision: str = _HALF, count: int = 4) -> tuple[Crosscoder, Recipe, list[Both]]:
+    """A crosscoder like one late in a training, and batches for it in bfloat16, as tests/benchmarks/start.py makes on
+    the CPU, where the paper's size takes a minute. The same call gives the same numbers. The first step alone is
+    logged; one pair in a hundred is an outlier; about k features a pair are active at inference."""
     settings = TrainSettings(
         features=size.features, k=size.k, k_start=size.k, anneal_steps=0, batch=size.batch, steps=1_000_000, warmup=0,
         exclusive=size.exclusive, decay="none",
@@ -185,51 +149,42 @@ def started(
     with bench.device:
         crosscoder = Crosscoder(initial_config(settings, recipe, measured))
     crosscoder.matmul_dtype = getattr(torch, precision)
-    random = bench.generator(0)
-    odds_F = torch.randn(size.features, generator=random, device=bench.device).exp()
-    rows = count * size.batch
+    rows, x = count * size.batch, []
+    odds_F = bench.normal(size.features, seed=0).exp()
+    random = torch.Generator(bench.device).manual_seed(0)
     chosen_Bk = odds_F.multinomial(rows * size.k, replacement=True, generator=random).view(rows, size.k)
-    value_Bk = 1 + torch.randn(rows, size.k, generator=random, device=bench.device).abs()
-    x = []
-    for side in SIDES:
+    value_Bk = 1 + bench.normal(rows, size.k, seed=1).abs()
+    for seed, side in enumerate(SIDES, 2):
         decoder_FD, seen = crosscoder.decoder(side), crosscoder.sees(side)
         decoder_FD.normal_(generator=random)
         decoder_FD *= _DECODER_NORM / decoder_FD.norm(dim=1, keepdim=True)
         crosscoder.encoder(side).copy_(decoder_FD)
-        inside_Bk = (chosen_Bk >= seen.start) & (chosen_Bk < seen.stop)
+        own_Bk = value_Bk * ((chosen_Bk >= seen.start) & (chosen_Bk < seen.stop))
         row_Bk = (chosen_Bk - seen.start).clamp(0, len(decoder_FD) - 1)
-        x_BD = torch.nn.functional.embedding_bag(row_Bk, decoder_FD, per_sample_weights=value_Bk * inside_Bk, mode="sum")
-        noise_BD = torch.randn(x_BD.shape, generator=random, device=bench.device)
-        x_BD += _NOISE * float(x_BD.square().mean().sqrt()) * noise_BD
+        x_BD = embedding_bag(row_Bk, decoder_FD, per_sample_weights=own_Bk, mode="sum")
+        x_BD += _NOISE * float(x_BD.square().mean().sqrt()) * bench.normal(rows, size.width, seed=seed)
         x_BD[::100] *= 8
-        x.append(x_BD.bfloat16())
-    batches: list[Both] = list(zip(x[0].split(size.batch), x[1].split(size.batch), strict=True))
-    crosscoder.b_enc.fill_(-_quantile(crosscoder, batches[0], 1 - _POSITIVE))
+        x.append(x_BD.bfloat16().split(size.batch))
+    batches: list[Both] = list(zip(*x, strict=True))
+    pre_N = crosscoder.pre_activations(*crosscoder.normalise(*batches[0])).flatten()
+    some_N = pre_N[:: max(1, len(pre_N) // 1_000_000)]  # torch takes no more for a quantile
+    bias = float(some_N.quantile(1 - _POSITIVE))
+    crosscoder.b_enc.fill_(-bias)
+    crosscoder.set_threshold(max(1e-3, float(some_N.quantile(1 - size.k / size.features)) - bias))
     return crosscoder, recipe, batches
 
 
-def let_through(crosscoder: Crosscoder, batch: Both, k: float) -> None:
-    """Set the threshold above which about k features a pair are active at inference."""
-    crosscoder.set_threshold(max(1e-3, _quantile(crosscoder, batch, 1 - k / crosscoder.n_features)))
-
-
-def _quantile(crosscoder: Crosscoder, batch: Both, share: float) -> float:
-    """Of a sample of the pre-activations of a batch; torch takes no more than so many."""
-    pre_N = crosscoder.pre_activations(*crosscoder.normalise(*batch)).flatten()
-    return float(pre_N[:: max(1, len(pre_N) // 1_000_000)].quantile(share))
-
-
 def _profile(bench: Bench, trainer: Trainer, batches: list[Both]) -> None:
-    """Where the device's time goes, how much of it there is, and how often the host launches and waits; per step."""
-    count = 2 if bench.dry else 3
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
-    with profile(activities=kinds) as profiler:
-        steps(bench, trainer, batches, count)
+    """Per step: how often the host launches and waits, how long the device works, and at what."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for batch in batches:
+            trainer.update(*batch)
     found = profiler.key_averages()
     for title, names in _CALLS.items():
-        bench.speed(title, sum(one.count for one in found if one.key.startswith(names)) / count, "a step")
-    # What ran there; what asked for it on the CPU is listed with the same time once more.
-    there = {one.key: one.self_device_time_total / 1000 / count for one in found if one.device_type == DeviceType.CUDA}
-    bench.speed("device busy", sum(there.values()), "ms")
-    for name in sorted(there, key=there.__getitem__, reverse=True)[:14]:
-        bench.speed(f"... {name[:58]}", there[name], "ms")
+        calls = sum(one.count for one in found if one.key.startswith(names))
+        bench.speed(title, calls / len(batches), "a step", _HALF)
+    # What asked for a kernel on the CPU is listed with the same time once more.
+    busy = {one.key: one.self_device_time_total / 1000 for one in found if one.device_type == DeviceType.CUDA}
+    bench.speed("the device works", sum(busy.values()) / len(batches), "ms", _HALF)
+    for name in sorted(busy, key=busy.__getitem__, reverse=True)[:14]:
+        bench.speed(f"... {name[:58]}", busy[name] / len(batches), "ms")
