@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,13 +34,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "--dry" in sys.argv:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when it is imported
 
-import torch  # noqa: E402
+import torch
 
-from modeldiff.console import echo  # noqa: E402
-from modeldiff.workspace.stage import environment  # noqa: E402
-from tests.benchmarks.gpu import correct, passes, speed  # noqa: E402
-from tests.benchmarks.gpu.harness import DRY, FULL, Bench, Phase  # noqa: E402
-from tests.benchmarks.gpu.stages import Stages  # noqa: E402
+from modeldiff.console import echo
+from modeldiff.workspace.stage import environment
+from tests.benchmarks.gpu import correct, passes, speed
+from tests.benchmarks.gpu.harness import DRY, FULL, Bench, Phase
+from tests.benchmarks.gpu.stages import Stages
 
 LIMIT = 465.0
 # In order, with the seconds that each may take on the device.
@@ -71,19 +70,16 @@ def main() -> int:
     device, sizes = (torch.device("cpu"), DRY) if asked.dry else (torch.device("cuda", 0), FULL)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(device, sizes, Path(folder), asked.out, about_machine(device), asked.dry, asked.limit)
-        bench.run(one for one in phases(Stages(bench)) if one.name in asked.only)
+        bench.run([one for one in phases(bench) if one.name in asked.only])
     missed = [row.what for row in bench.rows if row.ok is False and not row.decides]
     echo(f"wrong: {'; '.join(bench.wrong) or 'nothing'}", f"missed: {'; '.join(missed) or 'nothing'}")
     return 1 if bench.wrong else 0
 
 
-def phases(stages: Stages) -> Iterator[Phase]:
-    for name, (run, seconds) in ARITHMETIC.items():
-        yield Phase(name, run, seconds)
-    for name, seconds in STAGES.items():
-        yield Phase(name, lambda _, name=name: getattr(stages, name)(), seconds)
-    for name, (run, seconds) in SPEED.items():
-        yield Phase(name, run, seconds)
+def phases(bench: Bench) -> list[Phase]:
+    stages = Stages(bench)
+    of_stages = {name: (lambda _, name=name: getattr(stages, name)(), seconds) for name, seconds in STAGES.items()}
+    return [Phase(name, *what) for name, what in {**ARITHMETIC, **of_stages, **SPEED}.items()]
 
 
 def about_machine(device: torch.device) -> dict[str, Any]:

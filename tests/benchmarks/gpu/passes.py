@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import modeldiff
@@ -90,10 +90,10 @@ def harvest(bench: Bench) -> None:
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=7 * width // 2, num_hidden_layers=size.layers,
         num_attention_heads=max(1, width // 128), num_key_value_heads=max(1, width // 512),
-        max_position_embeddings=2048, dtype=torch.bfloat16,
+        max_position_embeddings=2048,
     )  # fmt: skip
     with bench.device:
-        model = LlamaForCausalLM._from_config(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     note = f"{size.layers - 1} blocks of width {width}; {sum(one.numel() for one in model.parameters()) / 1e9:.1f} B"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
