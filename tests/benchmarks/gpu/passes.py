@@ -67,7 +67,8 @@ def features(bench: Bench) -> None:
             seconds[title] = sum(bench.timed(lambda: use(*next(stream)), BATCHES)) / 1000  # noqa: B023
             rate = len(x_a) / seconds[title]
             bench.speed(title, rate, "pairs/s", "bfloat16", note=f"shuffled; {size}")
-            bench.speed("... that is", rate * store.pair_bytes / 1e9, "GB/s")
+            if use is not trainer.update:
+                bench.speed("... that is", rate * store.pair_bytes / 1e9, "GB/s")
     with bench.guarded("features"), unheard() as spans:
         settings = modeldiff.FeaturesSettings(device=device, sample_pairs=max(100, len(x_a) // 2))
         made = modeldiff.run_features(settings, workspace)
