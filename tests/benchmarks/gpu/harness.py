@@ -53,7 +53,7 @@ FULL = Sizes(
     paper=Step(width=4096, features=131_072, k=200, batch=2048, exclusive=0.05),
     small=Step(width=512, features=8192, k=64, batch=2048, exclusive=0.05),
     middle=Step(width=4096, features=16_384, k=128, batch=2048, exclusive=0.05),
-    far_rows=600_000, squared=8192, pairs=8000, features=512, places=600, layers=17, harvest_pairs=180_000,
+    far_rows=600_000, squared=8192, pairs=8000, features=512, places=400, layers=17, harvest_pairs=180_000,
 )  # fmt: skip
 _TINY = Step(width=32, features=256, k=8, batch=64, exclusive=0.1)
 DRY = Sizes(

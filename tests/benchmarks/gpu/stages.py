@@ -211,7 +211,7 @@ class Stages:
         found = self.on_device("train", precision="bfloat16").metrics["held_out"]["fve"]
         right = self.on_cpu("train").metrics["held_out"]["fve"]
         gap = max(abs(found[side] - right[side]) for side in SIDES)
-        self.bench.right("variance of held-out pairs that is explained, difference", gap, "bfloat16", most=0.02)
+        self.bench.right("variance of held-out pairs that is explained, difference", gap, "bfloat16", most=0.05)
 
 
 def _common(one: set[Any], other: set[Any]) -> float:
