@@ -50,7 +50,7 @@ STAGES = {
 }  # fmt: skip
 SPEED = {
     "ceilings": (speed.ceilings, 10), "step": (speed.step, 60), "parts": (speed.parts, 30), "small": (speed.small, 15),
-    "codes": (passes.codes, 15), "capture": (passes.harvest, 80), "pass": (passes.features, 70),
+    "codes": (passes.codes, 15), "pass": (passes.features, 70), "capture": (passes.harvest, 80),
 }  # fmt: skip
 NAMES = [*ARITHMETIC, *STAGES, *SPEED]
 
