@@ -115,8 +115,8 @@ class Bench:
                 self.skip("the whole phase", f"no time: it may take {phase.seconds:g} s")
                 continue
             echo(f"== {phase.name} (after {self.seconds:.0f} s)")
-            self.free()
             with self.guarded("the whole phase"):
+                self.free()  # after a fault of the device this raises, too
                 phase.run(self)
         self.write(finished=True)
 
