@@ -18,8 +18,8 @@ from modeldiff.errors import DamagedError, ModeldiffError, first_line
 
 # Where another process of a run has gone, torch prints a page of its own beside our line. Read when torch is imported.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-# For how long OpenMP's threads turn round while they wait for each other, read likewise. With its default the steps of a
-# training take 0.86 to 0.99 times as long alone, and 2 to 4 times as long where others want the cores
+# For how long OpenMP's threads turn round while they wait for each other, read likewise. With its default the steps of
+# a training take 0.86 to 0.99 times as long alone, and 2 to 4 times as long where others want the cores
 # (`python -m tests.benchmarks.waiting`).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")

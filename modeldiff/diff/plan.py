@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
 from modeldiff.catalogue.table import FeatureTable
+from modeldiff.console import unheard
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.crosscoder.plan import Job, forecast
 from modeldiff.crosscoder.settings import TrainSettings
@@ -22,6 +24,7 @@ from modeldiff.diff.steering import push_each
 from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.run import estimate, why_not_timed
+from modeldiff.harvest.run import run as run_harvest
 from modeldiff.lm.device import resolve_device
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Workspace
@@ -30,6 +33,7 @@ from modeldiff.workspace.rehearsal import Size, rehearse
 
 # Enough for a whole batch of training; for the caches of a processor to be as full as in a long run.
 _PAIRS, _STEPS, _PLACES = 10_000, 60, 400
+_FIRST_PAIRS = 500
 # Bytes that were measured: of an active feature of a pair, in all copies of a sample of codes; of one more place.
 _CODE_BYTES, _PLACE_BYTES = 96, {"continuations": 70_000, "contrast": 60_000}
 # For the cause of an entry both models sample, and one of them twice more.
@@ -89,6 +93,8 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
             push_each(settings, {int(largest_F.argmax()): "A"}, made.continuations, [], made.features, there)
         return made.contrast
 
+    with unheard(), TemporaryDirectory() as folder:  # what comes first in a process takes longer
+        run_harvest(dataclasses.replace(harvest, pairs=_FIRST_PAIRS), Workspace(folder))
     found = rehearse(rehearsed, dataclasses.replace(settings, k=recipe.k), sizes, workspace)
     times, one = found["time"], found["stages"]["crosscoder"]
     more = trained["time"]["run"] - times["parts"]["train"]
