@@ -3,8 +3,8 @@
     python -m tests.benchmarks.plan [--sizes 1 2 3] [--json FILE]
 
 Each plan and each diff is a process of its own, one after the other; the rest of the machine has to be quiet. A
-line for every stage: seconds, and the peak of its memory. Steering and cause are planned as "at most", for a list as long as it
-may be, so they are left out of both times.
+line for every stage: seconds, and the peak of its memory. Steering and cause are planned as "at most", for a list as
+long as it may be, so they are left out of both times.
 """
 
 from __future__ import annotations
