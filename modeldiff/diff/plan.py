@@ -35,7 +35,7 @@ from modeldiff.workspace.rehearsal import Size, rehearse
 _PAIRS, _STEPS, _PLACES = 10_000, 60, 400
 _FIRST_PAIRS = 500
 # Bytes that were measured: of an active feature of a pair, in all copies of a sample of codes; of one more place.
-_CODE_BYTES, _PLACE_BYTES = 96, {"continuations": 70_000, "contrast": 60_000}
+CODE_BYTES, _PLACE_BYTES = 96, {"continuations": 70_000, "contrast": 60_000}
 # For the cause of an entry both models sample, and one of them twice more.
 _SAMPLED_AGAIN = 4
 # Values of a dictionary that is rehearsed as large as it is planned; else a part of it is.
@@ -77,7 +77,7 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
         "pairs": Size(pairs, _PAIRS, ("plan", "capture", "features: pass"), ("activations",)),
         "sampled pairs": Size(
             sampled, _PAIRS, ("features: read", "features: predictability", "features: twins"),
-            memory={"features": _CODE_BYTES * recipe.k},
+            memory={"features": CODE_BYTES * recipe.k},
         ),
         "stitched pairs": Size(min(StitchSettings().pairs, pairs), _PAIRS, ("stitch: pass", "stitch: held-out")),
         "features": Size(features, smaller, ("features", "contrast"), ("features",)),
