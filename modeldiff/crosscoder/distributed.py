@@ -121,7 +121,7 @@ class Shards(OneProcess):
             numbers, values, sizes = self._offers(flat_K, score_K, config.n_features)
             order = numbers.argsort()
             kept, kept_score = largest(order, values[order], count)
-            smallest = float(kept_score.min()) if len(kept) else None
+            smallest = kept_score.min() if len(kept) else None
             if offer >= count or not _cut_off(values, sizes, offer, smallest if len(kept) == count else None):
                 first = sum(sizes[: self._rank])
                 mine = kept[(kept >= first) & (kept < first + len(flat_K))] - first
@@ -162,10 +162,10 @@ class Shards(OneProcess):
         return torch.cat([one[:size] for one, size in zip(gathered, sizes, strict=True)]), sizes
 
 
-def _cut_off(values: torch.Tensor, sizes: list[int], offer: int, smallest: float | None) -> bool:
+def _cut_off(values: torch.Tensor, sizes: list[int], offer: int, smallest: torch.Tensor | None) -> bool:
     """True when a process may hold more entries that belong to the active ones than it offered."""
     return any(
-        len(offered) == offer and (smallest is None or float(offered.min()) >= smallest)
+        len(offered) == offer and (smallest is None or bool(offered.min() >= smallest))
         for offered in values.split(sizes)
     )
 

@@ -115,7 +115,7 @@ class _Audit:
         flat_K, smallest = Scores(pre_BF, None, self.crosscoder.score_weights()).topk(count)
         f_BF = torch.zeros_like(pre_BF)
         f_BF.view(-1)[flat_K] = pre_BF.view(-1)[flat_K]
-        return f_BF, smallest or 0.0
+        return f_BF, 0.0 if smallest is None else float(smallest)
 
     def _worth(self) -> torch.Tensor:
         """(F,) squared error per pair, over both sides, that each feature alone takes away: ‖e + f d‖² - ‖e‖²."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.training.trainer import Adam
+from modeldiff.crosscoder.training.adam import Adam
 from modeldiff.sides import SIDES
 
 FRESH = -1

@@ -36,12 +36,12 @@ from modeldiff.sides import SIDES
 _PIECE_VALUES = 1 << 18
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bags:
     """Entries in bags: bag g holds the entries start_G1[g] <= k < start_G1[g + 1], entry k stands for row `index_K[k]`.
 
     Attributes:
-        index_K: int64, or int32 on the CPU.
+        index_K: int64, or int32 on the CPU. For the kernels of a GPU, an entry whose index is no row counts nothing.
         start_G1: likewise; ascending, from 0 to K.
     """
 
@@ -50,7 +50,7 @@ class Bags:
 
     @cached_property
     def bag_K(self) -> torch.Tensor:
-        """The bag that each entry is in, int64, ascending."""
+        """The bag that each entry is in, ascending."""
         numbers_G = torch.arange(len(self), device=self.start_G1.device)
         return numbers_G.repeat_interleave(self.start_G1.diff(), output_size=len(self.index_K))
 
@@ -58,7 +58,7 @@ class Bags:
         return self.start_G1.shape[0] - 1
 
     def part(self, which: slice) -> tuple[slice, Bags]:
-        """The entries of neighbouring bags, and these bags alone."""
+        """The entries of neighbouring bags, and these bags alone. A GPU is waited for."""
         if which.stop - which.start == len(self):
             return slice(None), self
         start_G1 = self.start_G1[which.start : which.stop + 1]
@@ -67,17 +67,23 @@ class Bags:
 
 
 def bag_sum(
-    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, out_GD: torch.Tensor | None = None
+    rows_ND: torch.Tensor,
+    bags: Bags,
+    weight_K: torch.Tensor,
+    out_GD: torch.Tensor | None = None,
+    some: slice | None = None,
 ) -> torch.Tensor:
     """(G, D), float32: out[g] = sum over the bag's entries k of weight_K[k] rows_ND[index_K[k]]; 0 for an empty bag.
 
     Decoding (bags are pairs, rows those of a decoder) and the gradients of weights (bags are features, rows are
-    activations or errors) are this. No autograd. `out_GD` is memory for it.
+    activations or errors) are this. No autograd. `out_GD` is memory for it. G are all bags, or those of `some`.
     """
-    out_GD = rows_ND.new_empty(len(bags), rows_ND.shape[1], dtype=torch.float32) if out_GD is None else out_GD
+    some = some or slice(0, len(bags))
+    if out_GD is None:
+        out_GD = rows_ND.new_empty(some.stop - some.start, rows_ND.shape[1], dtype=torch.float32)
     if len(bags.index_K) and (kernels := _kernels(rows_ND.device)):
-        return kernels.bag_sum(rows_ND, bags, weight_K, out_GD)
-    for which, entries, piece in _pieces(bags, rows_ND):
+        return kernels.bag_sum(rows_ND, bags, weight_K, out_GD, some)
+    for which, entries, piece in _pieces(bags, rows_ND, some):
         out_GD[which] = _bag_sum(rows_ND, piece, weight_K[entries].detach())
     return out_GD
 
@@ -88,35 +94,40 @@ def bag_dot(
     bags: Bags,
     weight_K: torch.Tensor | None = None,
     sum_GD: torch.Tensor | None = None,
+    some: slice | None = None,
+    dot_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(K,), float32: the products of left_GD[bag_K[k]] and rows_ND[index_K[k]]; and `bag_sum` into `sum_GD`, if given.
+    """(K,), float32: the products of left_GD[bag_K[k]] and rows_ND[index_K[k]], added to `dot_K` if it is given; and
+    `bag_sum` into `sum_GD`, if given. Left has a row for each bag, or each of `some`; for the entries of the others
+    nothing is added.
 
     With the gradients of the reconstructions as rows and features as bags, the sum is the gradient of a decoder, and
     the products, with the decoder as `left`, are that of the code. No autograd.
     """
-    weight_K = rows_ND.new_ones(len(bags.index_K)) if weight_K is None else weight_K
+    some = some or slice(0, len(bags))
+    weight_K = rows_ND.new_ones(len(bags.index_K), dtype=torch.float32) if weight_K is None else weight_K
+    dot_K = torch.zeros_like(weight_K) if dot_K is None else dot_K
     if len(bags.index_K) and (kernels := _kernels(rows_ND.device)):
         if sum_GD is not None:
-            kernels.bag_sum(rows_ND, bags, weight_K, sum_GD)
-        return kernels.bag_dot(left_GD, rows_ND, bags)
-    dot_K = torch.empty_like(weight_K)
-    for which, entries, piece in _pieces(bags, rows_ND):
+            kernels.bag_sum(rows_ND, bags, weight_K, sum_GD, some)
+        return kernels.bag_dot(left_GD, rows_ND, bags, some, dot_K)
+    for which, entries, piece in _pieces(bags, rows_ND, some):
         with torch.enable_grad():  # the products are the gradient of the sum in its weights
             weight = weight_K[entries].detach().requires_grad_()
             made = _bag_sum(rows_ND, piece, weight)
-            (dot_K[entries],) = torch.autograd.grad(made, weight, left_GD[which].detach())
+            dot_K[entries] += torch.autograd.grad(made, weight, left_GD[which].detach())[0]
         if sum_GD is not None:
             sum_GD[which] = made.detach()
     return dot_K
 
 
-def _pieces(bags: Bags, rows_ND: torch.Tensor) -> Iterator[tuple[slice, slice, Bags]]:
-    """Which bags, their entries, these bags alone: on the CPU so many that their sums are in its cache when copied."""
-    count = len(bags)
-    step = max(1, _PIECE_VALUES // rows_ND.shape[1] if rows_ND.device.type == "cpu" else count)
-    for first in range(0, count, step):
-        which = slice(first, min(first + step, count))
-        yield which, *bags.part(which)
+def _pieces(bags: Bags, rows_ND: torch.Tensor, some: slice) -> Iterator[tuple[slice, slice, Bags]]:
+    """Which bags, counted from the first of `some`, their entries, these bags alone: on the CPU so many that their sums
+    are in its cache when copied."""
+    step = max(1, _PIECE_VALUES // rows_ND.shape[1] if rows_ND.device.type == "cpu" else len(bags))
+    for first in range(some.start, some.stop, step):
+        last = min(first + step, some.stop)
+        yield slice(first - some.start, last - some.start), *bags.part(slice(first, last))
 
 
 def _bag_sum(rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor) -> torch.Tensor:
@@ -155,12 +166,13 @@ class Entries:
         self.by_feature_K = _ascending(self.column_K, features)
         pair_K, feature_K = (one.index_select(0, self.by_feature_K) for one in (self.row_K, self.column_K))
         self.bags = Bags(pair_K, _starts(feature_K, features))
+        self.bags.bag_K = feature_K
 
     def of_pairs(self, seen: slice) -> tuple[torch.Tensor | slice, Bags]:
         """The indices of the entries of neighbouring features among those listed pair by pair, and bags of them: a bag
-        is a pair, an index a feature, counted from the first of them."""
-        if seen.start == 0 and seen.stop == self.features:
-            return slice(None), Bags(self.column_K, self._start_B1)
+        is a pair, an index a feature, counted from the first of them. For kernels, which skip the others, all."""
+        if (seen.start == 0 and seen.stop == self.features) or _kernels(self.column_K.device):
+            return slice(None), Bags(self.column_K - seen.start if seen.start else self.column_K, self._start_B1)
         inside_K = (self.column_K >= seen.start) & (self.column_K < seen.stop)
         indices = indices_of(inside_K).to(self.column_K.dtype)
         rows_K, columns_K = self.row_K.index_select(0, indices), self.column_K.index_select(0, indices)
@@ -271,14 +283,15 @@ class SparseStep:
         g_K = torch.zeros_like(f_K)
         for side, g_BD in zip(SIDES, g, strict=True):
             crosscoder.decoder_bias(side).grad = g_BD.sum(dim=0)
-            (mine, seen), w_dec = bags.part(crosscoder.sees(side)), crosscoder.decoder(side)
-            g_K[mine].add_(bag_dot(w_dec, g_BD, seen, f_K[mine], _gradient(w_dec)))
+            w_dec = crosscoder.decoder(side)
+            bag_dot(w_dec, g_BD, bags, f_K, _gradient(w_dec), crosscoder.sees(side), g_K)
         crosscoder.b_enc.grad = torch.segment_reduce(g_K, "sum", offsets=bags.start_G1, initial=0.0)
         if crosscoder.encoder_share != 1:
-            g_K[bags.part(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share
+            shared = crosscoder.slices["shared"]
+            shared_K = (bags.bag_K >= shared.start) & (bags.bag_K < shared.stop)
+            g_K *= torch.where(shared_K, crosscoder.encoder_share, 1.0)
         for side, x_BD in zip(SIDES, x, strict=True):
-            mine, seen = bags.part(crosscoder.sees(side))
-            bag_sum(x_BD, seen, g_K[mine], _gradient(crosscoder.encoder(side)))
+            bag_sum(x_BD, bags, g_K, _gradient(crosscoder.encoder(side)), crosscoder.sees(side))
 
     def _scores(self, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
         crosscoder, dtype = self._crosscoder, self._crosscoder.matmul_dtype

@@ -23,8 +23,8 @@ _SAMPLE_ROWS, _MARGIN = 32, 1.3
 _MASK_BYTES = 1 << 20
 # Up to this size (1 MiB) a matrix of scores is made after all: it takes fewer operations than looking them up.
 _FEW_SCORES = 1 << 18
-Smallest = tuple[float | None, float | None]
-"""The smallest score selected of the features, and of the designated ones; None: none was."""
+Smallest = tuple[torch.Tensor | None, torch.Tensor | None]
+"""0-d: the smallest score selected of the features, and of the designated ones; None: none was."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,23 @@ class Scores:
         score_RF, margin = self.rows(max(1, len(self.pre_BF) // _SAMPLE_ROWS)), _MARGIN
         while True:
             wanted = int(margin * count * len(score_RF) / len(self.pre_BF)) + 1
-            bound = max(0.0, _nth_largest(score_RF.reshape(-1), wanted)) if wanted < score_RF.numel() else 0.0
+            bounded = wanted < score_RF.numel()
+            bound = _nth_largest(score_RF.reshape(-1), wanted).clamp_min(0.0) if bounded else score_RF.new_zeros(())
             flat_K, score_K = self._near(bound)
-            over_K = score_K > bound
-            if int(over_K.sum()) >= count:
-                return largest(flat_K, score_K, count)
+            if len(flat_K) >= count:
+                found = largest(flat_K, score_K, count)
+                if found[1].min() > bound:
+                    return found
             if bound == 0:
+                over_K = score_K > bound
                 return flat_K[over_K], score_K[over_K]
             # The sampled pairs had larger scores than others. By small steps: too many candidates take memory.
             margin *= _MARGIN
 
-    def topk(self, count: int) -> tuple[torch.Tensor, float | None]:
-        """As `top`, but of the scores only the smallest one, if there is any."""
+    def topk(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `top`, but of the scores only the smallest one (0-d), if there is any."""
         flat_K, score_K = self.top(count)
-        return flat_K, float(score_K.min()) if len(score_K) else None
+        return flat_K, score_K.min() if len(score_K) else None
 
     def above(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(flat indices, ascending, of the scores above a bound of at least 0; these scores)."""
@@ -98,15 +101,15 @@ class Scores:
         over_K = score_K > bound
         return flat_K[over_K], score_K[over_K]
 
-    def _near(self, bound: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _near(self, bound: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `above`, and some that are below the bound by a few roundings."""
         plain = self.bias_F is None and self.weight_F is None
         flat_K = _where_above(self.pre_BF, bound if plain else self._limit(bound))
         return flat_K, self.at(flat_K)
 
-    def _limit(self, bound: float) -> torch.Tensor:
+    def _limit(self, bound: float | torch.Tensor) -> torch.Tensor:
         """(F,) what a product must exceed for its score to exceed the bound, or a few roundings less."""
-        limit_F = torch.full((self.pre_BF.shape[1],), bound, device=self.pre_BF.device)
+        limit_F = self.pre_BF.new_zeros(self.pre_BF.shape[1]) + bound
         if self.weight_F is not None:
             # A weight of 0 gives infinity or, with a bound of 0, no number: nothing exceeds either.
             limit_F = limit_F / self.weight_F
@@ -120,22 +123,25 @@ def largest(flat_K: torch.Tensor, score_K: torch.Tensor, count: int) -> tuple[to
     """The `count` largest scores and their indices, in the given order; the first ones of equal scores."""
     if len(flat_K) <= count:
         return flat_K, score_K
-    smallest = _nth_largest(score_K, count)
-    keep_K = score_K >= smallest
-    kept_K = indices_of(keep_K)
-    surplus = len(kept_K) - count
-    if surplus:
-        keep_K[indices_of(score_K == smallest)[-surplus:]] = False
+    if score_K.device.type != "cpu":  # sorted twice, but nothing waits for the device
+        kept_K = score_K.sort(descending=True, stable=True).indices[:count].sort().values
+    else:
+        smallest = _nth_largest(score_K, count)
+        keep_K = score_K >= smallest
         kept_K = indices_of(keep_K)
+        surplus = len(kept_K) - count
+        if surplus:
+            keep_K[indices_of(score_K == smallest)[-surplus:]] = False
+            kept_K = indices_of(keep_K)
     return flat_K.index_select(0, kept_K), score_K.index_select(0, kept_K)
 
 
-def _nth_largest(value_N: torch.Tensor, n: int) -> float:
-    """n counts from 1. On the CPU numpy is ten times as fast as torch."""
+def _nth_largest(value_N: torch.Tensor, n: int) -> torch.Tensor:
+    """0-d; n counts from 1. On the CPU numpy is ten times as fast as torch."""
     if value_N.device.type != "cpu":
         # Not kthvalue: on CUDA a single block would do all of it.
-        return float(value_N.topk(n, sorted=False).values.min())
-    return float(np.partition(value_N.numpy(), len(value_N) - n)[len(value_N) - n])
+        return value_N.topk(n, sorted=False).values.min()
+    return torch.as_tensor(np.partition(value_N.numpy(), len(value_N) - n)[len(value_N) - n])
 
 
 def _where_above(pre_BF: torch.Tensor, limit_F: torch.Tensor | float) -> torch.Tensor:
@@ -150,10 +156,11 @@ def _where_above(pre_BF: torch.Tensor, limit_F: torch.Tensor | float) -> torch.T
     return torch.from_numpy(np.concatenate(found))
 
 
-def indices_of(mask: torch.Tensor) -> torch.Tensor:
-    """Flat indices, int64, ascending, of the true ones."""
+def indices_of(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
+    """Flat indices, int64, ascending, of the true ones; `count`: how many these are. Without it a GPU is waited for."""
     if mask.device.type != "cpu":
-        return mask.reshape(-1).nonzero()[:, 0]
+        flat = mask.reshape(-1)
+        return flat.nonzero()[:, 0] if count is None else flat.byte().sort(descending=True, stable=True).indices[:count]
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 

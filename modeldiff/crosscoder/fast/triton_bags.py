@@ -44,29 +44,36 @@ def sum_tile(entries: int, bags: int) -> Tile:
 
 
 def bag_sum(
-    rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, out_GD: torch.Tensor, tile: Tile | None = None
+    rows_ND: torch.Tensor,
+    bags: Bags,
+    weight_K: torch.Tensor,
+    out_GD: torch.Tensor,
+    some: slice,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
     """`sparse.bag_sum` with rows in float32 or bfloat16. The same input and tile give the same bits."""
     G, D = out_GD.shape
     tile = tile or sum_tile(len(bags.index_K), G)
     with torch.cuda.device_of(rows_ND):
         _sum[G, triton.cdiv(D, tile.columns)](
-            rows_ND, bags.index_K, weight_K, bags.start_G1, out_GD, D, _stride(rows_ND),
+            rows_ND, bags.index_K, weight_K, bags.start_G1, out_GD, some.start, len(rows_ND), D, _stride(rows_ND),
             E=tile.entries, W=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     return out_GD
 
 
-def bag_dot(left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags, tile: Tile = DOT) -> torch.Tensor:
+def bag_dot(
+    left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags, some: slice, dot_K: torch.Tensor, tile: Tile = DOT
+) -> torch.Tensor:
     """`sparse.bag_dot` with left and rows each in float32 or bfloat16. The same input and tile give the same bits."""
     K, D = len(bags.index_K), rows_ND.shape[1]
-    out_K = torch.empty(K, dtype=torch.float32, device=rows_ND.device)
     with torch.cuda.device_of(rows_ND):
         _dot[(triton.cdiv(K, tile.entries),)](
-            left_GD, rows_ND, bags.bag_K, bags.index_K, out_K, K, D, _stride(left_GD), _stride(rows_ND),
+            left_GD, rows_ND, bags.bag_K, bags.index_K, dot_K,
+            some.start, len(left_GD), K, D, _stride(left_GD), _stride(rows_ND),
             E=tile.entries, W=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
-    return out_K
+    return dot_K
 
 
 def _stride(rows_ND: torch.Tensor) -> int:
@@ -82,15 +89,18 @@ def _stride(rows_ND: torch.Tensor) -> int:
 
 # Offsets can pass 2^31: index, bag and start are int64, and so is all that is computed from them. Loops are `while`s
 # since the interpreter of some releases cannot take the ends of a `range` from tensors; what is compiled is alike.
+# Nothing is compiled anew because a batch has other sizes: those are not specialised, and lists begin where they lie.
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "N"])
 def _sum(
     rows_ND: tl.tensor,
     index_K: tl.tensor,
     weight_K: tl.tensor,
     start_G1: tl.tensor,
     out_GD: tl.tensor,
+    first: tl.tensor,
+    N: tl.tensor,
     D: tl.tensor,
     row_stride: tl.tensor,
     E: tl.constexpr,
@@ -100,13 +110,14 @@ def _sum(
     bag = tl.program_id(0).to(tl.int64)
     column_W = tl.program_id(1) * W + tl.arange(0, W)
     inside_W = column_W < D
-    last = tl.load(start_G1 + bag + 1)
+    last = tl.load(start_G1 + first + bag + 1)
     sum_EW = tl.zeros((E, W), tl.float32)
-    at = tl.load(start_G1 + bag)
+    at = tl.load(start_G1 + first + bag)
     while at < last:
         entry_E = at + tl.arange(0, E)
         there_E = entry_E < last
-        index_E = tl.load(index_K + entry_E, mask=there_E, other=0)
+        index_E = tl.load(index_K + entry_E, mask=there_E, other=-1)
+        there_E = (index_E >= 0) & (index_E < N)
         weight_E = tl.load(weight_K + entry_E, mask=there_E, other=0.0)
         row_EW = tl.load(
             rows_ND + index_E[:, None] * row_stride + column_W[None, :],
@@ -118,13 +129,15 @@ def _sum(
     tl.store(out_GD + bag * D + column_W, tl.sum(sum_EW, axis=0), mask=inside_W)
 
 
-@triton.jit(do_not_specialize=["K"])
+@triton.jit(do_not_specialize=["first", "G", "K"])
 def _dot(
     left_GD: tl.tensor,
     rows_ND: tl.tensor,
     bag_K: tl.tensor,
     index_K: tl.tensor,
-    out_K: tl.tensor,
+    dot_K: tl.tensor,
+    first: tl.tensor,
+    G: tl.tensor,
     K: tl.tensor,
     D: tl.tensor,
     left_stride: tl.tensor,
@@ -135,8 +148,9 @@ def _dot(
     """E entries, all columns. Neighbours are mostly of one bag and then load one left row, at the same address and from
     the same thread: the first load brings it into L1, and L2 sees each left row once in a program."""
     entry_E = tl.program_id(0).to(tl.int64) * E + tl.arange(0, E)
-    there_E = entry_E < K
-    left_E = tl.load(bag_K + entry_E, mask=there_E, other=0)[:, None] * left_stride
+    bag_E = tl.load(bag_K + entry_E, mask=entry_E < K, other=-1) - first
+    there_E = (bag_E >= 0) & (bag_E < G)
+    left_E = bag_E[:, None] * left_stride
     row_E = tl.load(index_K + entry_E, mask=there_E, other=0)[:, None] * row_stride
     sum_EW = tl.zeros((E, W), tl.float32)
     at = 0
@@ -147,4 +161,5 @@ def _dot(
         row_EW = tl.load(rows_ND + row_E + column_W, mask=mask_EW, other=0.0)
         sum_EW += left_EW.to(tl.float32) * row_EW.to(tl.float32)
         at += W
-    tl.store(out_K + entry_E, tl.sum(sum_EW, axis=1), mask=there_E)
+    more_E = tl.sum(sum_EW, axis=1)
+    tl.store(dot_K + entry_E, tl.load(dot_K + entry_E, mask=there_E) + more_E, mask=there_E)

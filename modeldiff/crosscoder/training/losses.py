@@ -6,6 +6,7 @@ Legend: B pairs, F features, Da, Db, D widths, Z dead features; Za, Zb those of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -17,14 +18,15 @@ from modeldiff.sides import SIDES
 _PIECE_VALUES, _PIECE_ROWS = 1 << 18, 256
 
 
-def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> torch.Tensor:
-    """Mask (B,) of the pairs whose norm is at most `factor` times the batch's median norm, on both sides (paper B.1.4).
+def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> Both:
+    """Masks (B,): of the pairs whose norm is at most `factor` times the batch's median norm, on both sides (paper
+    B.1.4), and of those whose norms are numbers: what is not finite is never an inlier.
 
     The pair goes when either side is extreme: otherwise exclusive features would be rewarded for the side that is left.
     """
-    norms = [torch.linalg.vector_norm(x_BD, dim=1) for x_BD in (x_a_BDa, x_b_BDb)]
-    keep_a_B, keep_b_B = (norm_B <= factor * norm_B.median() for norm_B in norms)
-    return keep_a_B & keep_b_B
+    norm_a_B, norm_b_B = (torch.linalg.vector_norm(x_BD, dim=1) for x_BD in (x_a_BDa, x_b_BDb))
+    keep_a_B, keep_b_B = (norm_B <= factor * norm_B.median() for norm_B in (norm_a_B, norm_b_B))
+    return keep_a_B & keep_b_B, (norm_a_B + norm_b_B).isfinite()
 
 
 def reconstruction_loss(e_a_BDa: torch.Tensor, e_b_BDb: torch.Tensor, kind: str) -> torch.Tensor:
@@ -61,6 +63,7 @@ def reconstruction_gradient(e_BD: torch.Tensor, kind: str, out_BD: torch.Tensor 
 def add_auxk(
     crosscoder: Crosscoder,
     dead_Z: torch.Tensor,
+    seen: Sequence[int],
     count: int,
     e: Both,
     *,
@@ -69,7 +72,7 @@ def add_auxk(
     processes: OneProcess | None = None,
 ) -> torch.Tensor:
     """How badly the dead features reconstruct the error (paper 2.5). `weight` times the gradient of this loss is added
-    to what is in `grad` of their encoders and decoders, unless the loss is not a number.
+    to what is in `grad` of their encoders and decoders.
 
     z = the `count` largest of the dead features' encodings of the error, without bias, negative ones set to 0;
     loss = ‖e - z W_d‖², summed over width and sides, mean over the pairs. The error is a constant.
@@ -77,17 +80,17 @@ def add_auxk(
     Args:
         e: the error (B, Da), (B, Db), activations minus reconstructions.
         dead_Z: indices of the dead features, ascending, not empty (on one of several processes they may be).
+        seen: how many of them A and B have.
         normalised: divide by the error's variance, as the public code does.
         processes: those of the run, where others have dead features, too.
     """
     processes, dtype = processes or OneProcess(), crosscoder.matmul_dtype
+    inside = [slice(0, seen[0]), slice(len(dead_Z) - seen[1], len(dead_Z))]
     rows, w_enc, w_dec = [], [], []
-    for side in SIDES:
-        seen = crosscoder.sees(side)
-        rows.append(dead_Z[(dead_Z >= seen.start) & (dead_Z < seen.stop)] - seen.start)
+    for side, mine in zip(SIDES, inside, strict=True):
+        rows.append(dead_Z[mine] - crosscoder.sees(side).start)
         w_enc.append(crosscoder.encoder(side).index_select(0, rows[-1]).to(dtype))
         w_dec.append(crosscoder.decoder(side).index_select(0, rows[-1]).to(dtype))
-    inside = [slice(0, len(rows[0])), slice(len(dead_Z) - len(rows[1]), None)]
     shared_Z = slice(inside[1].start, inside[0].stop)
     e_low = [e_BD.to(dtype) for e_BD in e]
     pre_BZ = encode_into(e_low[0].new_empty(len(e[0]), len(dead_Z)), *e_low, *w_enc, share=crosscoder.encoder_share)
@@ -99,8 +102,6 @@ def add_auxk(
     if normalised:
         variance = reconstruction_loss(e[0] - e[0].mean(dim=0), e[1] - e[1].mean(dim=0), "squared")
         loss, step = loss / variance, step / variance
-    if bool(loss.isnan()):
-        return loss
     g = [(miss_BD * (2 * (step / len(miss_BD)))).to(dtype) for miss_BD in miss]
     g_BZ = torch.empty_like(z_low)
     only_b_Z, from_b = slice(inside[0].stop, None), len(rows[0]) - shared_Z.start
@@ -126,7 +127,7 @@ class Explained:
         """`centre_D` is any vector near the data's mean; it only keeps large numbers from cancelling."""
         self._centre_D = _double(centre_D)
         self._sum_D = torch.zeros_like(self._centre_D)
-        self._squares = self._errors = 0.0
+        self._squares, self._errors = (self._centre_D.new_zeros(()) for _ in range(2))
         self._rows = 0
 
     def add(self, x_BD: torch.Tensor, xhat_BD: torch.Tensor) -> None:
@@ -134,8 +135,8 @@ class Explained:
             x_RD = _double(x_RD)
             from_centre_RD = x_RD - self._centre_D
             self._sum_D += from_centre_RD.sum(dim=0)
-            self._squares += float(from_centre_RD.square().sum())
-            self._errors += float((x_RD - _double(xhat_RD)).square().sum())
+            self._squares += from_centre_RD.square().sum()
+            self._errors += (x_RD - _double(xhat_RD)).square().sum()
             self._rows += len(x_RD)
 
     @property
@@ -143,8 +144,8 @@ class Explained:
         """0 when the data do not vary."""
         if self._rows == 0:
             return 0.0
-        total = self._squares - float(self._sum_D.square().sum()) / self._rows
-        return 1 - self._errors / total if total > 0 else 0.0
+        total = self._squares - self._sum_D.square().sum() / self._rows
+        return float(torch.where(total > 0, 1 - self._errors / total, 0.0))
 
 
 class Quality:
@@ -182,4 +183,5 @@ def _double(x: torch.Tensor) -> torch.Tensor:
 
 def by_partition(crosscoder: Crosscoder, value_F: torch.Tensor) -> dict[str, float]:
     """Sum of a value per feature over each partition."""
-    return {name: float(value_F[features].sum()) for name, features in crosscoder.slices.items()}
+    sums = torch.stack([value_F[features].sum() for features in crosscoder.slices.values()]).tolist()
+    return dict(zip(crosscoder.slices, map(float, sums), strict=True))

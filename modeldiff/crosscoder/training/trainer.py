@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.adam import adam
+from torch.nn.utils import get_total_norm
 
 from modeldiff.console import say
 from modeldiff.crosscoder.config import Tie
@@ -22,6 +20,7 @@ from modeldiff.crosscoder.designated import tie, tie_gradients
 from modeldiff.crosscoder.fast.sparse import OneProcess, Pass, SparseStep
 from modeldiff.crosscoder.fast.topk import indices_of
 from modeldiff.crosscoder.model import Both, Crosscoder
+from modeldiff.crosscoder.training.adam import Adam
 from modeldiff.crosscoder.training.losses import (
     Quality,
     add_auxk,
@@ -31,11 +30,11 @@ from modeldiff.crosscoder.training.losses import (
     reconstruction_loss,
 )
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.sides import SIDES
 
 # A partition of which no feature was active for this share of the run is reported.
 _STARVING_SHARE = 0.02
 _EMA_BETA = 0.999
-_BETAS = (0.9, 0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,28 +99,6 @@ class Recipe:
         return self.lr * rise * (left if self.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
-class Adam:
-    """Adam (Kingma & Ba 2015), by the function that torch.optim.Adam calls, whose bookkeeping takes longer than a small
-    crosscoder's step. `state` holds `exp_avg`, `exp_avg_sq` and `step` of each parameter."""
-
-    def __init__(self, crosscoder: Crosscoder) -> None:
-        self.state: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
-        for one in crosscoder.parameters():
-            moments = {name: torch.zeros_like(one.data) for name in ("exp_avg", "exp_avg_sq")}
-            self.state[one] = {**moments, "step": torch.zeros((), device=one.device)}
-        self._fused = crosscoder.b_enc.device.type in ("cpu", "cuda")
-
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        firsts, seconds, steps = ([one[at] for one in self.state.values()] for at in ("exp_avg", "exp_avg_sq", "step"))
-        grads = [one.grad for one in self.state if one.grad is not None]
-        adam(
-            list(self.state), grads, firsts, seconds, [], steps,
-            foreach=False, fused=self._fused, amsgrad=False, beta1=_BETAS[0], beta2=_BETAS[1], lr=lr, weight_decay=0.0,
-            eps=1e-8, maximize=False,
-        )  # fmt: skip
-
-
 class ThresholdAverage:
     """Moving average, without bias from its start, of the smallest active score of each batch: the threshold at
     inference. It remembers `window` batches, at most 1000 as the public code (paper 2.3)."""
@@ -173,7 +150,7 @@ class Trainer:
         self.crosscoder, self.recipe, self.callback = crosscoder, recipe, callback
         self.processes = processes or OneProcess()
         self.sparse = sparse or SparseStep(crosscoder, self.processes)
-        self.optimizer = Adam(crosscoder)
+        self.optimizer = Adam(crosscoder, recipe.clip)
         self.step = self.left_out = self.auxk_nan = 0
         self.since_active_F = torch.zeros(crosscoder.n_features, dtype=torch.long, device=crosscoder.b_enc.device)
         self.threshold, self.threshold_designated = (ThresholdAverage(recipe.steps / 10) for _ in range(2))
@@ -187,77 +164,89 @@ class Trainer:
             DamagedError: activations that are not finite.
             InputError: the training diverged.
         """
-        x = self._inliers(x_a_BDa, x_b_BDb)
+        x, dead = self._prepared(x_a_BDa, x_b_BDb)
         done = self.sparse.forward(*x, self.recipe.active_entries(self.step, len(x[0])))
         quality = self._quality(x, done) if self.recipe.is_logged(self.step) else None
         kind, (xhat_a, xhat_b), (spare_a, spare_b) = self.recipe.loss, done.xhat, done.spare
-        e_a, e_b = torch.sub(x[0], xhat_a, out=xhat_a), torch.sub(x[1], xhat_b, out=xhat_b)
-        loss = reconstruction_loss(e_a, e_b, kind)
-        g_a, g_b = reconstruction_gradient(e_a, kind, spare_a), reconstruction_gradient(e_b, kind, spare_b)
-        self.sparse.backward(x, done, (g_a, g_b))
-        auxk = self._add_auxk((e_a, e_b))
+        e = torch.sub(x[0], xhat_a, out=xhat_a), torch.sub(x[1], xhat_b, out=xhat_b)
+        g = reconstruction_gradient(e[0], kind, spare_a), reconstruction_gradient(e[1], kind, spare_b)
+        loss = reconstruction_loss(*e, kind)
+        norm, found = self._gradients(x, done, loss, g, e, dead)
         firings_F = done.entries.bags.start_G1.diff()
         self.since_active_F += len(x[0])
         self.since_active_F.masked_fill_(firings_F > 0, 0)
         if self.step >= self.recipe.threshold_start:
-            self.threshold.update(done.smallest[0])
-            self.threshold_designated.update(done.smallest[1])
-        line = None if quality is None else self._line(len(x[0]), firings_F, loss, auxk) | quality
-        self._descend(loss)
+            self.threshold.update(found.get("smallest"))
+            self.threshold_designated.update(found.get("smallest_designated"))
+        line = None if quality is None else self._line(len(x[0]), firings_F, found) | quality
+        if not math.isfinite(found["loss"] + found["norm"]):
+            raise InputError(
+                f"training diverged at step {self.step}: the loss or its gradient is not finite; "
+                f"use a smaller --lr (now {self.recipe.lr:.2g})"
+            )
+        self.optimizer.step(self.recipe.lr_at(self.step), norm if found["norm"] > self.recipe.clip else None)
+        if self.crosscoder.config.tie != "none":
+            tie(self.crosscoder)
         audit = self.callback(self, x) if self.callback else None
         if line is not None:
             line["audit"] = audit
         self.step += 1
         return line
 
-    def _inliers(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> Both:
-        """A raw batch in normalised units, outliers left out."""
+    def _prepared(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> tuple[Both, list[int]]:
+        """A raw batch in normalised units, outliers left out; how many features are dead, and of these how many A and B
+        have, where that matters. The device is waited for once."""
         x_a, x_b = self.crosscoder.normalise(x_a_BDa, x_b_BDb)
-        keep_B = inliers(x_a, x_b, self.recipe.outlier_factor)
-        if keep_B.all():
-            return x_a, x_b
-        if not (x_a.isfinite().all() and x_b.isfinite().all()):  # a norm that is not a number is never an inlier
+        masks = [*inliers(x_a, x_b, self.recipe.outlier_factor)]
+        if self.recipe.auxk_alpha:
+            dead_F = self.dead()
+            masks += [dead_F, *(dead_F[self.crosscoder.sees(side)] for side in SIDES)]
+        kept, finite, *dead = torch.stack([mask.sum() for mask in masks]).tolist()
+        if finite < len(x_a) and not (x_a.isfinite().all() and x_b.isfinite().all()):
             raise DamagedError(f"activations of step {self.step} are not finite numbers: harvest them again")
-        if not keep_B.any():
+        if kept == len(x_a):
+            return (x_a, x_b), dead
+        if not kept:
             raise InputError(f"all pairs of step {self.step} are outliers: use a larger --outlier-factor; 0 keeps all")
-        self.left_out += len(x_a) - int(keep_B.sum())
-        return x_a[keep_B], x_b[keep_B]
+        self.left_out += len(x_a) - kept
+        rows = indices_of(masks[0], kept)
+        return (x_a.index_select(0, rows), x_b.index_select(0, rows)), dead
 
     def dead(self) -> torch.Tensor:
         return self.since_active_F >= self.recipe.dead_pairs
 
-    def _add_auxk(self, e: Both) -> torch.Tensor | None:
+    def _gradients(
+        self, x: Both, done: Pass, loss: torch.Tensor, g: Both, e: Both, dead: list[int]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Make the gradients. Returns their norm, and all that is to be known of the batch, for which the device is
+        waited for once: `loss`, `norm`, and, where there are such, `auxk`, `total` and the smallest scores."""
+        auxk_counts = True
+        while True:
+            self.sparse.backward(x, done, g)
+            auxk = self._add_auxk(e, dead) if auxk_counts else None
+            if self.crosscoder.config.tie != "none":
+                tie_gradients(self.crosscoder)
+            norm = self._gradient_norm()
+            total = None if auxk is None else loss + self.recipe.auxk_alpha * auxk
+            smallest, designated = done.smallest
+            asked = {"loss": loss, "norm": norm, "auxk": auxk, "total": total}
+            asked |= {"smallest": smallest, "smallest_designated": designated}
+            there = {name: value for name, value in asked.items() if value is not None}
+            found = dict(zip(there, torch.stack([*there.values()]).tolist(), strict=True))
+            if not math.isnan(found.get("auxk", 0.0)):
+                return norm, found
+            self.auxk_nan += 1
+            auxk_counts = False
+
+    def _add_auxk(self, e: Both, dead: list[int]) -> torch.Tensor | None:
         """The auxiliary loss, its gradient added to what is there; None without dead features."""
         recipe = self.recipe
-        if recipe.auxk_alpha == 0:
+        if recipe.auxk_alpha == 0 or self.processes.number(dead[0]) == 0:
             return None
-        dead_Z = indices_of(self.dead())
-        if self.processes.number(len(dead_Z)) == 0:
-            return None
-        loss = add_auxk(
-            self.crosscoder, dead_Z, recipe.auxk, e,
+        return add_auxk(
+            self.crosscoder, indices_of(self.dead(), dead[0]), dead[1:], recipe.auxk, e,
             weight=recipe.auxk_alpha, normalised=recipe.loss == "norm", processes=self.processes,
         )  # fmt: skip
-        if bool(loss.isnan()):
-            self.auxk_nan += 1
-            return None
-        return loss
-
-    def _descend(self, loss: torch.Tensor) -> None:
-        tied = self.crosscoder.config.tie != "none"
-        if tied:
-            tie_gradients(self.crosscoder)
-        norm = self._gradient_norm()
-        if float(norm) > self.recipe.clip:
-            clip_grads_with_norm_(self.crosscoder.parameters(), self.recipe.clip, norm)
-        if not math.isfinite(float(loss) + float(norm)):
-            raise InputError(
-                f"training diverged at step {self.step}: the loss or its gradient is not finite; "
-                f"use a smaller --lr (now {self.recipe.lr:.2g})"
-            )
-        self.optimizer.step(self.recipe.lr_at(self.step))
-        if tied:
-            tie(self.crosscoder)
 
     def _gradient_norm(self) -> torch.Tensor:
         if self.processes.world == 1:
@@ -273,9 +262,7 @@ class Trainer:
         total = self.processes.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
         return dict(zip(sums, total.tolist(), strict=True))
 
-    def _line(
-        self, pairs: int, firings_F: torch.Tensor, loss: torch.Tensor, auxk: torch.Tensor | None
-    ) -> dict[str, Any]:
+    def _line(self, pairs: int, firings_F: torch.Tensor, found: dict[str, float]) -> dict[str, Any]:
         if self._warns:
             self._warn_of_starving()
         active = self.by_partition(firings_F)
@@ -286,9 +273,9 @@ class Trainer:
             "left_out": self.left_out,
             "k": self.recipe.k_at(self.step),
             "lr": self.recipe.lr_at(self.step),
-            "loss": float(loss if auxk is None else loss + self.recipe.auxk_alpha * auxk),
-            "reconstruction": loss.item(),
-            "auxk": None if auxk is None else auxk.item(),
+            "loss": found.get("total", found["loss"]),
+            "reconstruction": found["loss"],
+            "auxk": found.get("auxk"),
             "threshold": self.threshold.value,
             "features": {name: int(n) for name, n in self.by_partition(torch.ones_like(firings_F)).items()},
             "l0": {name: count / pairs for name, count in active.items()},

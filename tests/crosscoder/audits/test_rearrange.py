@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
-from modeldiff.crosscoder.training.trainer import Adam
+from modeldiff.crosscoder.training.adam import Adam
 from tests.crosscoder.dense import dense_pre, dense_reconstruction
 from tests.crosscoder.made import random_crosscoder
 
@@ -22,7 +22,7 @@ Order = dict[str, list[int]]
 def trained() -> tuple[Crosscoder, Adam]:
     """Three steps of Adam have left moments."""
     crosscoder = random_crosscoder()
-    optimizer = Adam(crosscoder)
+    optimizer = Adam(crosscoder, clip=1.0)
     for seed in range(3):
         step(crosscoder, optimizer, seed)
     return crosscoder, optimizer

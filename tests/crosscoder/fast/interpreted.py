@@ -13,25 +13,34 @@ import torch
 import triton
 
 from modeldiff.crosscoder.fast import triton_bags
+from modeldiff.crosscoder.fast.sparse import Bags
 from modeldiff.crosscoder.fast.triton_bags import DOT, TALL, WIDE, Tile
 from tests.crosscoder.fast.formulas import Case
 
 TYPES = {
-    **dict.fromkeys(("K", "D", "left_stride", "row_stride"), "i32"),
+    **dict.fromkeys(("first", "G", "K", "N", "D", "left_stride", "row_stride"), "i32"),
     **dict.fromkeys(("index_K", "bag_K", "start_G1"), "*i64"),
-    **dict.fromkeys(("weight_K", "out_GD", "out_K"), "*fp32"),
+    **dict.fromkeys(("weight_K", "out_GD", "dot_K"), "*fp32"),
 }
 
 
 def answers(case: Case) -> dict[str, torch.Tensor]:
-    """Sums by both tiles, whichever the sizes would choose, and products; and once more."""
+    """Sums by both tiles, whichever the sizes would choose, and products; and once more. For all bags but the first and
+    the last ("inner"), the products added to ones; and of all rows but these ("inner rows"), beside the sum of all
+    where the entries of the others have the weight 0."""
     left_GD, rows_ND, weight_K, bags = case
-    found = {}
+    found, every, inner = {}, slice(0, len(bags)), slice(1, max(1, len(bags) - 1))
+    out_GD = torch.full((len(bags), rows_ND.shape[1]), torch.nan, device=rows_ND.device)
     for run in ("", " again"):
         for name, tile in (("tall", TALL), ("wide", WIDE), ("chosen", None)):
-            out_GD = torch.empty(len(bags), rows_ND.shape[1], device=rows_ND.device)
-            found[name + run] = triton_bags.bag_sum(rows_ND, bags, weight_K, out_GD, tile)
-        found["dot" + run] = triton_bags.bag_dot(left_GD, rows_ND, bags)
+            found[name + run] = triton_bags.bag_sum(rows_ND, bags, weight_K, out_GD.clone(), every, tile)
+        found["dot" + run] = triton_bags.bag_dot(left_GD, rows_ND, bags, every, torch.zeros_like(weight_K))
+    found["inner"] = triton_bags.bag_sum(rows_ND, bags, weight_K, out_GD[inner].clone(), inner, TALL)
+    found["inner dot"] = triton_bags.bag_dot(left_GD[inner], rows_ND, bags, inner, torch.ones_like(weight_K))
+    shifted = Bags(bags.index_K - 1, bags.start_G1)
+    found["inner rows"] = triton_bags.bag_sum(rows_ND[1:-1], shifted, weight_K, out_GD.clone(), every, TALL)
+    is_inner_K = (bags.index_K > 0) & (bags.index_K < len(rows_ND) - 1)
+    found["weighted"] = triton_bags.bag_sum(rows_ND, bags, weight_K * is_inner_K, out_GD.clone(), every, TALL)
     return found
 
 

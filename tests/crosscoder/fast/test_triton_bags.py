@@ -74,6 +74,14 @@ def test_sums_and_products_are_those_of_the_dense_formulas_with_the_same_bits_ag
         assert torch.equal(answers[name][key], answers[name][f"{key} again"])
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_some_bags_and_some_rows_are_taken_from_lists_of_all(name: str, answers) -> None:
+    found, bag_K, bags = answers[name], CASES[name][3].bag_K, len(CASES[name][3])
+    assert torch.equal(found["inner"], found["tall"][1:-1])
+    assert torch.equal(found["inner dot"], 1 + found["dot"].where((bag_K > 0) & (bag_K < bags - 1), 0))
+    assert torch.equal(found["inner rows"], found["weighted"])
+
+
 def test_long_bags_get_tall_tiles_and_short_ones_wide_tiles(answers) -> None:
     for name, tile in (("long bags", "tall"), ("more than a tile of columns", "wide")):
         assert torch.equal(answers[name]["chosen"], answers[name][tile])

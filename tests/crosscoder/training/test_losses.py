@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -59,7 +61,8 @@ def test_auxk_against_the_dense_formula_and_autograd(
     gradients = torch.autograd.grad(0.25 * expected, [getattr(crosscoder, name) for name in names])
     for parameter in crosscoder.parameters():
         parameter.grad = torch.ones_like(parameter)
-    found = add_auxk(crosscoder, torch.tensor(dead), count, (e_a, e_b), weight=0.25, normalised=normalised)
+    seen = [sum(i < 8 for i in dead), sum(i >= 3 for i in dead)]
+    found = add_auxk(crosscoder, torch.tensor(dead), seen, count, (e_a, e_b), weight=0.25, normalised=normalised)
     torch.testing.assert_close(found, expected.detach())
     for name, gradient in zip(names, gradients, strict=True):
         torch.testing.assert_close(getattr(crosscoder, name).grad - 1, gradient, rtol=1e-5, atol=1e-5)
@@ -74,7 +77,10 @@ def test_a_pair_goes_when_either_side_is_beyond_twice_the_median() -> None:
     x_a[2] *= 2.1
     x_b[3] *= 50
     x_b[4] *= 0.0
-    assert inliers(x_a, x_b, 2.0).tolist() == [True, True, False, False, True, True, True]
+    x_b[6, 3] = math.inf
+    keep_B, finite_B = inliers(x_a, x_b, 2.0)
+    assert keep_B.tolist() == [True, True, False, False, True, True, False]
+    assert finite_B.tolist() == [True] * 6 + [False]
 
 
 def test_predicting_the_mean_scores_zero_and_the_truth_scores_one() -> None:
