@@ -28,7 +28,8 @@ class TrainSettings(OnDevice):
     features: int | None = setting(default=None, least=1)
     """Size of the dictionary; 8 times the mean of the two widths if left out (the paper: 131072 for width 4096)."""
     exclusive: float = setting(default=0.05, least=0, below=0.5)
-    """Share of the features that only A has, and likewise B (dfc). 0.01 to 0.05 in the paper; below 0.5."""
+    """Share of the features that only A has, and likewise B (dfc). 0.01 to 0.05 in the paper; below 0.5. From 4096
+    features on the number is rounded down to a multiple of 64."""
     designated: float = setting(default=0.1, above=0, below=1)
     """Share of the features that are designated as shared (dsf-vectors, dsf-norms)."""
     designated_k: float = setting(default=2.0, above=0)

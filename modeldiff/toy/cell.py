@@ -17,7 +17,7 @@ import torch
 from modeldiff.crosscoder.audits.judging import judge, sample
 from modeldiff.crosscoder.model import Crosscoder
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.losses import Quality, by_partition
+from modeldiff.crosscoder.training.quality import Quality, by_partition
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Recipe, Trainer
 from modeldiff.crosscoder.units import Measured

@@ -62,10 +62,20 @@ class PairStream:
             if self._device.type != "cuda":
                 yield from batches
                 return
-            # Each batch is under way before it is asked for. Pinned memory is not used again before it was copied.
-            for _, (x_a, x_b) in prefetched(
-                lambda _: [x.pin_memory().to(self._device, non_blocking=True) for x in next(batches)], itertools.count()
-            ):
+            # Each batch is under way before it is asked for, beside the step before it: in a stream of its own. Pinned
+            # memory is not used again before it was copied.
+            aside = torch.cuda.Stream(self._device)
+
+            def sent(_: int) -> tuple[list[torch.Tensor], torch.cuda.Event]:
+                with torch.cuda.stream(aside):
+                    x = [one.pin_memory().to(self._device, non_blocking=True) for one in next(batches)]
+                    return x, aside.record_event()
+
+            for _, ((x_a, x_b), copied) in prefetched(sent, itertools.count()):
+                current = torch.cuda.current_stream(self._device)
+                current.wait_event(copied)
+                for one in (x_a, x_b):  # their memory is the stream's, and is not used again before this one is done
+                    one.record_stream(current)
                 yield x_a, x_b
 
     def _on_cpu(self, first_step: int) -> Generator[Both, None, None]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.training.losses import Quality, by_partition
+from modeldiff.crosscoder.training.quality import Quality, by_partition
 from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block

@@ -27,6 +27,9 @@ _LOG_LINES = 200
 # After it, what is planted has no time to settle: the learning rate falls.
 _AUDITS_FROM, _AUDITS_TO = 0.15, 0.8
 _AUDIT_PAIRS, _AUDIT_PAIRS_PER_WIDTH = 16_384, 16
+# From so many features on, exclusive ones are multiples of 64: the products of the shared ones lie behind those of A's,
+# and a GPU's matrix units are fast with rows that begin at such places.
+_LARGE, _ALIGNED = 4096, 64
 _TIES: dict[str, Tie] = {"dfc": "none", "standard": "none", "dsf-vectors": "vectors", "dsf-norms": "norms"}
 
 
@@ -131,7 +134,7 @@ def _exclusive(settings: TrainSettings, features: int) -> int:
             f"--exclusive {settings.exclusive} of {features} features leaves a partition empty: ask for more features, "
             "another share, or --architecture standard"
         )
-    return count
+    return count - count % _ALIGNED if features >= _LARGE and count >= _ALIGNED else count
 
 
 def _designated(settings: TrainSettings, features: int, widths: tuple[int, int]) -> int:

@@ -63,7 +63,7 @@ from modeldiff.workspace.ranks import Ranks, launched, produce_together, ranks
 from modeldiff.workspace.stage import Build
 
 # Counted up when the same settings and activations would train to something else than before.
-SCHEMA = 5
+SCHEMA = 6
 _LOG_NAME = "training.jsonl"
 # Warn above this share of outliers.
 _NOTEWORTHY_LEFT_OUT = 0.01

@@ -21,14 +21,8 @@ from modeldiff.crosscoder.fast.sparse import OneProcess, Pass, SparseStep
 from modeldiff.crosscoder.fast.topk import indices_of
 from modeldiff.crosscoder.model import Both, Crosscoder
 from modeldiff.crosscoder.training.adam import Adam
-from modeldiff.crosscoder.training.losses import (
-    Quality,
-    add_auxk,
-    by_partition,
-    inliers,
-    reconstruction_gradient,
-    reconstruction_loss,
-)
+from modeldiff.crosscoder.training.losses import add_auxk, inliers, reconstruction_gradient, reconstruction_loss
+from modeldiff.crosscoder.training.quality import Quality, by_partition
 from modeldiff.errors import DamagedError, InputError
 from modeldiff.sides import SIDES
 

@@ -18,12 +18,20 @@ from modeldiff.settings import field_docs
 def test_the_papers_run_follows_from_the_papers_settings() -> None:
     settings = TrainSettings(features=131072, steps=100_000)
     recipe = make_recipe(settings, widths=(4096, 4096), pairs=100_000_000)
-    assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (6554, 117964, 6554)
+    assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (6528, 118016, 6528), "multiples of 64"
     assert recipe.k in range(200, 206)
     assert recipe.k_start == 5 * recipe.k
     assert (recipe.anneal_steps, recipe.warmup, recipe.dead_pairs) == (5000, 1000, 10_000_000)
     assert recipe.lr == pytest.approx(1e-4, rel=0.5)
     assert make_recipe(settings, widths=(4096, 2880), pairs=10**8).auxk == 1744
+
+
+@pytest.mark.parametrize(
+    ("features", "share", "count"), [(4095, 0.05, 205), (4096, 0.05, 192), (8192, 0.0625, 512), (131072, 0.0001, 13)]
+)
+def test_large_partitions_are_multiples_of_64(features: int, share: float, count: int) -> None:
+    recipe = make_recipe(TrainSettings(features=features, exclusive=share), widths=(64, 64), pairs=10**5)
+    assert (recipe.n_a_only, recipe.n_shared, recipe.n_b_only) == (count, features - 2 * count, count)
 
 
 def test_defaults_suit_small_models_and_short_runs() -> None:
