@@ -1,0 +1,345 @@
+"""A double of a CUDA device for machines without one: `with double() as gpu:`.
+
+Inside, torch finds one device, cuda:0. Its tensors say that they are there, so that code takes its path for CUDA; they
+hold their values on the CPU and compute there, by the same kernels. What a device refuses is refused: operands on
+different devices, `.numpy()`, a generator of another device, products of integers. What makes the program wait for the
+device, and what the device is given to do, is counted.
+
+Not covered: CUDA's own kernels and rounding, Triton, memory, the order of streams (a copy that does not wait is done at
+once), torch's autograd engine, which needs a real device (`gradients` stands for it), several devices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest import mock
+
+import torch
+from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+HERE = torch.device("cuda", 0)
+_MEMORY_BYTES = 8 << 30
+# Results whose size, or that an error, depends on the values.
+_WAITS = {
+    "_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive",
+    "bincount", "_linalg_check_errors", "multinomial", "_linalg_eigh", "_linalg_svd", "linalg_lstsq",
+}  # fmt: skip
+_NO_WORK = {
+    "_local_scalar_dense", "_unsafe_view", "empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided",
+    "_has_compatible_shallow_copy_type", "is_pinned", "lift_fresh",
+}  # fmt: skip
+# Of a matrix on the device, CPU indices are taken there; a number may come from anywhere.
+_TAKES_INDICES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+_TAKES_NUMBERS = {*_TAKES_INDICES, "fill_", "masked_fill", "masked_fill_", "where"}
+_TAKES_ANY = {"_to_copy", "copy_", "copy"}
+_PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "dot", "mv", "addmv"}
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor on the device; `held`, on the CPU, are its values."""
+
+    held: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> DeviceTensor:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=HERE
+        )
+        made.held = held
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["held"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, torch.Tensor], *_: Any) -> DeviceTensor:
+        return DeviceTensor(inner["held"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _now().run(func, args, kwargs or {})
+
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        return self.detach()
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.held = other.held  # type: ignore[attr-defined]
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, **_: Any) -> Any:
+        raise TypeError(f"can't convert {HERE} device type tensor to numpy: copy it to the CPU first")
+
+    def __repr__(self, **_: Any) -> str:
+        return f"<{HERE} {self.held!r}>"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.dim() == 0 else repr(self)
+
+
+class DeviceGenerator(torch.Generator):
+    """Random numbers of a device. On the double they are those of the CPU."""
+
+    on_device: ClassVar[set[int]] = set()
+    """Those of the device: torch hands another object for the same generator to an operation."""
+
+    def __new__(cls, device: torch.device | str = "cpu") -> DeviceGenerator:
+        made = super().__new__(cls)
+        made.of = torch.device(device)
+        (cls.on_device.add if made.of.type == HERE.type else cls.on_device.discard)(made._cdata)
+        return made
+
+    @property
+    def device(self) -> torch.device:
+        return self.of
+
+    def manual_seed(self, seed: int) -> DeviceGenerator:
+        super().manual_seed(seed)
+        return self
+
+
+class Double(TorchDispatchMode):
+    """What is done on the device.
+
+    Attributes:
+        operations: names of the operations that were given to the device, in order: about one kernel each. Views,
+            copies from and to the CPU's own memory and memory without values are none.
+        waits: names of the operations at which the program waited for the device, each with the line of modeldiff.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        leaves = tree_leaves((args, kwargs))
+        here = [one for one in leaves if isinstance(one, DeviceTensor)]
+        wanted = kwargs.get("device")
+        if not here and (wanted is None or torch.device(wanted).type != HERE.type):
+            _same_generator(kwargs, "cpu")
+            return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled():  # the only mode in which composed operations get here
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        name = func.overloadpacket.__name__
+        if wanted is not None:
+            kwargs = kwargs | {"device": torch.device(wanted)}
+        leaves_device = bool(here) and wanted is not None and kwargs["device"].type == "cpu"
+        elsewhere = [one for one in leaves if isinstance(one, torch.Tensor) and not isinstance(one, DeviceTensor)]
+        if name not in _TAKES_ANY:
+            _same_generator(kwargs, HERE.type)
+            self._refuse_mixed(func, name, args, kwargs, elsewhere)
+        if name in _PRODUCTS and not (here[0].is_floating_point() or here[0].is_complex()):
+            raise RuntimeError(f'"{name}_cuda" not implemented for {here[0].dtype}')
+        self._count(func, name, args, kwargs, leaves_device, elsewhere)
+        held_args, held_kwargs = tree_map_only(DeviceTensor, lambda one: one.held, (args, kwargs))
+        if wanted is not None:
+            held_kwargs["device"] = torch.device("cpu")
+        with torch.utils._python_dispatch._disable_current_modes():
+            out = func(*held_args, **held_kwargs)
+        if leaves_device or (name == "copy_" and not isinstance(args[0], DeviceTensor)):
+            return args[0] if name == "copy_" else out
+        if name == "_to_copy" and out is held_args[0]:  # torch may not copy where there is one device only
+            out = out.clone()
+        return return_and_correct_aliasing(func, args, kwargs, tree_map_only(torch.Tensor, DeviceTensor, out))
+
+    def _refuse_mixed(self, func: Any, name: str, args: Any, kwargs: Any, elsewhere: list[torch.Tensor]) -> None:
+        allowed: list[torch.Tensor] = []
+        if name in _TAKES_INDICES and isinstance(args[0], DeviceTensor):
+            allowed += [one for one in args[1] if isinstance(one, torch.Tensor)]
+        if torch.Tag.pointwise in func.tags or name in _TAKES_NUMBERS:
+            written = [a for s, a in zip(func._schema.arguments, args) if s.alias_info and s.alias_info.is_write]
+            written += [kwargs.get("out")]
+            allowed += [one for one in elsewhere if one.dim() == 0 and not any(one is other for other in written)]
+        for one in elsewhere:
+            if not any(one is other for other in allowed):
+                raise RuntimeError(
+                    f"{name}: expected all tensors to be on the same device, but found at least two devices, {HERE} "
+                    f"and cpu ({tuple(one.shape)}, {one.dtype})"
+                )
+
+    def _count(
+        self, func: Any, name: str, args: Any, kwargs: Any, leaves_device: bool, elsewhere: list[torch.Tensor]
+    ) -> None:
+        outs = func._schema.returns
+        is_view = any(one.alias_info and not one.alias_info.is_write for one in outs)
+        if not is_view and name not in _NO_WORK:
+            self.operations.append(name)
+        indices = [one for one in args[1] if one is not None] if name in _TAKES_INDICES else []
+        by_mask = any(one.dtype == torch.bool for one in indices)
+        if name.startswith("index_put") or name == "_index_put_impl_":
+            by_mask = by_mask and args[2].numel() != 1  # one number: torch fills, and need not know how many
+        sizes = name == "repeat_interleave" and kwargs.get("output_size") is None
+        between = name in ("_to_copy", "copy_") and (bool(elsewhere) or leaves_device)
+        source = args[1] if name == "copy_" else args[0] if args else None
+        pinned = getattr(source, "pinned", False) or isinstance(source, DeviceTensor)
+        free = pinned and bool(kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+        brought = name in _TAKES_INDICES and any(not isinstance(one, DeviceTensor) for one in indices)
+        if name in _WAITS or by_mask or sizes or brought or (between and not free):
+            self.wait(name)
+
+    def wait(self, name: str = "synchronize") -> None:
+        frame = sys._getframe(1)
+        while frame.f_back and (f"{_PACKAGE}/" not in frame.f_code.co_filename):
+            frame = frame.f_back
+        self.waits.append(f"{name} {Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+
+
+_PACKAGE = str(Path(__file__).parents[2] / "modeldiff")
+_entered: list[Double] = []
+
+
+def _now() -> Double:
+    if not _entered:
+        raise RuntimeError("a tensor of the double of a device is used outside of `double()`")
+    return _entered[-1]
+
+
+def _same_generator(kwargs: dict[str, Any], kind: str) -> None:
+    generator = kwargs.get("generator")
+    if generator is not None and (generator._cdata in DeviceGenerator.on_device) != (kind == HERE.type):
+        raise RuntimeError(f"expected a '{kind}' device type for generator but found another")
+
+
+def gradients(
+    outputs: Any, inputs: Any, grad_outputs: Any = None, retain_graph: bool | None = None
+) -> tuple[torch.Tensor, ...]:
+    """`torch.autograd.grad` by the same nodes of the graph, without torch's engine."""
+    outputs, inputs, given = (
+        [x] if isinstance(x, torch.Tensor) else list(x or []) for x in (outputs, inputs, grad_outputs)
+    )
+    ends = [torch.autograd.graph.get_gradient_edge(one) for one in outputs]
+    wanted = [torch.autograd.graph.get_gradient_edge(one) for one in inputs]
+    order: dict[Any, None] = {}
+    stack = [(end.node, False) for end in ends]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.setdefault(node)
+        elif node not in order:
+            stack += [(node, True), *((after, False) for after, _ in node.next_functions if after is not None)]
+    received: dict[tuple[Any, int], torch.Tensor] = {}
+
+    def receive(node: Any, at: int, grad: torch.Tensor) -> None:
+        if node._input_metadata:
+            grad = grad.sum_to_size(node._input_metadata[at].shape)
+        received[node, at] = received[node, at] + grad if (node, at) in received else grad
+
+    with torch.no_grad():
+        for end, output, grad in zip(ends, outputs, given or [torch.ones_like(one) for one in outputs], strict=True):
+            receive(end.node, end.output_nr, grad)
+        for node in reversed(order):
+            into = [received.get((node, at)) for at in range(len(node._input_metadata))]
+            if not node.next_functions or all(one is None for one in into):
+                continue
+            made = node(*into)
+            for (after, at), grad in zip(node.next_functions, made if isinstance(made, tuple) else (made,)):
+                if after is not None and grad is not None:
+                    receive(after, at, grad)
+    return tuple(received[one.node, one.output_nr] for one in wanted)
+
+
+class _Stream:
+    """Stands for a stream and an event: everything is done at once, in order."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: Any) -> None: ...
+    def record(self, *_: Any) -> None: ...
+    def wait_stream(self, *_: Any) -> None: ...
+    def wait_event(self, *_: Any) -> None: ...
+    def record_event(self, *_: Any) -> _Stream:
+        return self
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        _now().wait()
+
+    def elapsed_time(self, *_: Any) -> float:
+        return 0.0
+
+
+def _allow_device() -> None:
+    """Let torch's C++ code hold tensors of a device that it was not built for, for the rest of the process. It has an
+    implementation that does nothing for builds with CUDA on machines without; a build without CUDA lacks an entry to
+    put it in, and any one of no devices serves."""
+    library = ctypes.CDLL(next(str(one) for one in (Path(torch.__file__).parent / "lib").glob("libc10.*")))
+    slots = (ctypes.c_void_p * 20).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    cuda, lazy = 1, 17  # c10::DeviceType
+    slots[cuda] = slots[cuda] or slots[lazy]
+    torch._C._ensureCUDADeviceGuardSet()
+
+
+@contextmanager
+def double() -> Iterator[Double]:
+    """Everything inside, in threads that begin there too, finds one CUDA device."""
+    _allow_device()
+    gpu, run_thread = Double(), threading.Thread.run
+    engine, make = torch.autograd.grad, torch.Tensor.pin_memory
+
+    def run_in_thread(thread: threading.Thread) -> None:
+        with gpu:
+            run_thread(thread)
+
+    def grad(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        on = isinstance(tree_leaves(outputs)[0], DeviceTensor)
+        return gradients(outputs, *args, **kwargs) if on else engine(outputs, *args, **kwargs)
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        made = tensor.clone()
+        made.pinned = True  # type: ignore[attr-defined]
+        return made
+
+    cuda: dict[str, Any] = {
+        "is_available": lambda: True, "is_initialized": lambda: True, "_lazy_init": lambda: None,
+        "device_count": lambda: 1, "current_device": lambda: 0, "get_device_name": lambda *_: "double",
+        "get_device_capability": lambda *_: (9, 0), "is_bf16_supported": lambda *_: True,
+        "mem_get_info": lambda *_: (_MEMORY_BYTES, _MEMORY_BYTES), "memory_allocated": lambda *_: 0,
+        "memory_reserved": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
+        "reset_peak_memory_stats": lambda *_: None, "empty_cache": lambda: None,
+        "synchronize": lambda *_: gpu.wait(), "current_stream": lambda *_: _Stream(), "Stream": _Stream,
+        "Event": _Stream, "stream": _Stream,
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for name, value in cuda.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        for owner, name, value in (
+            (threading.Thread, "run", run_in_thread), (torch.autograd, "grad", grad), (torch.Tensor, "pin_memory", pin),
+            (torch.Tensor, "is_pinned", lambda tensor, *_: getattr(tensor, "pinned", False)),
+            (torch, "Generator", DeviceGenerator),
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(owner, name, value))
+        stack.enter_context(mock.patch.dict("os.environ", {"MODELDIFF_KERNELS": "torch"}))
+        swaps = torch.__future__.get_swap_module_params_on_conversion()
+        lifts = torch._C._only_lift_cpu_tensors()
+        stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
+        torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device=...)` makes it on the CPU, then copies
+        # A module's weights stay the objects that they are when it goes to the device.
+        stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        stack.enter_context(mock.patch.object(_foreach_utils, "_foreach_supported_types", [torch.Tensor, DeviceTensor]))
+        _entered.append(gpu)
+        stack.callback(_entered.remove, gpu)
+        stack.enter_context(gpu)
+        yield gpu
