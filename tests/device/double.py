@@ -39,7 +39,6 @@ _NO_WORK = {
 # Of a matrix on the device, CPU indices are taken there; a number may come from anywhere.
 _TAKES_INDICES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 _TAKES_NUMBERS = {*_TAKES_INDICES, "fill_", "masked_fill", "masked_fill_", "where"}
-_TAKES_ANY = {"_to_copy", "copy_", "copy"}
 _PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "dot", "mv", "addmv"}
 
 
@@ -145,9 +144,9 @@ class Double(TorchDispatchMode):
             kwargs = kwargs | {"device": torch.device(wanted)}
         leaves_device = bool(here) and wanted is not None and kwargs["device"].type == "cpu"
         elsewhere = [one for one in leaves if isinstance(one, torch.Tensor) and not isinstance(one, DeviceTensor)]
-        if name not in _TAKES_ANY:
-            _same_generator(kwargs, HERE.type)
+        if wanted is None and name not in ("copy_", "copy"):
             self._refuse_mixed(func, name, args, kwargs, elsewhere)
+        _same_generator(kwargs, HERE.type)
         if name in _PRODUCTS and not (here[0].is_floating_point() or here[0].is_complex()):
             raise RuntimeError(f'"{name}_cuda" not implemented for {here[0].dtype}')
         self._count(func, name, args, kwargs, leaves_device, elsewhere)
@@ -160,7 +159,10 @@ class Double(TorchDispatchMode):
             return args[0] if name == "copy_" else out
         if name == "_to_copy" and out is held_args[0]:  # torch may not copy where there is one device only
             out = out.clone()
-        return return_and_correct_aliasing(func, args, kwargs, tree_map_only(torch.Tensor, DeviceTensor, out))
+        # In inference mode, too, a view of an ordinary tensor is an ordinary one.
+        with torch.inference_mode(torch.is_inference_mode_enabled() and not (_is_view(func) and not here[0].is_inference())):
+            out = tree_map_only(torch.Tensor, DeviceTensor, out)
+        return return_and_correct_aliasing(func, args, kwargs, out)
 
     def _refuse_mixed(self, func: Any, name: str, args: Any, kwargs: Any, elsewhere: list[torch.Tensor]) -> None:
         allowed: list[torch.Tensor] = []
@@ -180,9 +182,7 @@ class Double(TorchDispatchMode):
     def _count(
         self, func: Any, name: str, args: Any, kwargs: Any, leaves_device: bool, elsewhere: list[torch.Tensor]
     ) -> None:
-        outs = func._schema.returns
-        is_view = any(one.alias_info and not one.alias_info.is_write for one in outs)
-        if not is_view and name not in _NO_WORK:
+        if not _is_view(func) and name not in _NO_WORK:
             self.operations.append(name)
         indices = [one for one in args[1] if one is not None] if name in _TAKES_INDICES else []
         by_mask = any(one.dtype == torch.bool for one in indices)
@@ -212,6 +212,10 @@ def _now() -> Double:
     if not _entered:
         raise RuntimeError("a tensor of the double of a device is used outside of `double()`")
     return _entered[-1]
+
+
+def _is_view(func: Any) -> bool:
+    return any(one.alias_info and not one.alias_info.is_write for one in func._schema.returns)
 
 
 def _same_generator(kwargs: dict[str, Any], kind: str) -> None:
@@ -299,6 +303,7 @@ def double() -> Iterator[Double]:
     engine, make = torch.autograd.grad, torch.Tensor.pin_memory
 
     def run_in_thread(thread: threading.Thread) -> None:
+        torch._C._set_only_lift_cpu_tensors(True)  # of a thread alone, like the mode
         with gpu:
             run_thread(thread)
 
