@@ -131,14 +131,15 @@ class Double(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         here = [one for one in leaves if isinstance(one, DeviceTensor)]
         wanted = kwargs.get("device")
-        if not here and (wanted is None or torch.device(wanted).type != HERE.type):
-            _same_generator(kwargs, "cpu")
-            return func(*args, **kwargs)
-        if torch.is_inference_mode_enabled():  # the only mode in which composed operations get here
+        devices = [one for one in leaves if isinstance(one, torch.device) and one.type == HERE.type]
+        if torch.is_inference_mode_enabled() and (here or devices):  # in other modes, composed operations do not get here
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+        if not here and (wanted is None or torch.device(wanted).type != HERE.type):
+            _same_generator(kwargs, "cpu")
+            return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if wanted is not None:
             kwargs = kwargs | {"device": torch.device(wanted)}
