@@ -15,7 +15,8 @@ import ctypes
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -23,7 +24,6 @@ from unittest import mock
 import torch
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 HERE = torch.device("cuda", 0)
 _MEMORY_BYTES = 8 << 30
@@ -128,22 +128,17 @@ class Double(TorchDispatchMode):
         return self.run(func, args, kwargs or {})
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        leaves = tree_leaves((args, kwargs))
+        leaves = list(_leaves((args, tuple(kwargs.values()))))
         here = [one for one in leaves if isinstance(one, DeviceTensor)]
-        wanted = kwargs.get("device")
-        devices = [one for one in leaves if isinstance(one, torch.device) and one.type == HERE.type]
-        if torch.is_inference_mode_enabled() and (here or devices):  # in other modes, composed operations do not get here
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        if not here and (wanted is None or torch.device(wanted).type != HERE.type):
+        if not here and not any(isinstance(one, torch.device) and one.type == HERE.type for one in leaves):
             _same_generator(kwargs, "cpu")
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if wanted is not None:
-            kwargs = kwargs | {"device": torch.device(wanted)}
-        leaves_device = bool(here) and wanted is not None and kwargs["device"].type == "cpu"
+        if torch.is_inference_mode_enabled() and _is_composed(func):  # in other modes these do not get here
+            with self:
+                return func.decompose(*args, **kwargs)
+        wanted: torch.device | None = kwargs.get("device")
+        leaves_device = bool(here) and wanted is not None and wanted.type == "cpu"
         elsewhere = [one for one in leaves if isinstance(one, torch.Tensor) and not isinstance(one, DeviceTensor)]
         if wanted is None and name not in ("copy_", "copy"):
             self._refuse_mixed(func, name, args, kwargs, elsewhere)
@@ -151,18 +146,18 @@ class Double(TorchDispatchMode):
         if name in _PRODUCTS and not (here[0].is_floating_point() or here[0].is_complex()):
             raise RuntimeError(f'"{name}_cuda" not implemented for {here[0].dtype}')
         self._count(func, name, args, kwargs, leaves_device, elsewhere)
-        held_args, held_kwargs = tree_map_only(DeviceTensor, lambda one: one.held, (args, kwargs))
+        held_args, held_kwargs = _held(args), {key: _held(value) for key, value in kwargs.items()}
         if wanted is not None:
             held_kwargs["device"] = torch.device("cpu")
-        with torch.utils._python_dispatch._disable_current_modes():
-            out = func(*held_args, **held_kwargs)
+        out = func(*held_args, **held_kwargs)
         if leaves_device or (name == "copy_" and not isinstance(args[0], DeviceTensor)):
             return args[0] if name == "copy_" else out
         if name == "_to_copy" and out is held_args[0]:  # torch may not copy where there is one device only
             out = out.clone()
         # In inference mode, too, a view of an ordinary tensor is an ordinary one.
-        with torch.inference_mode(torch.is_inference_mode_enabled() and not (_is_view(func) and not here[0].is_inference())):
-            out = tree_map_only(torch.Tensor, DeviceTensor, out)
+        ordinary = torch.is_inference_mode_enabled() and _is_view(func) and not here[0].is_inference()
+        with torch.inference_mode(False) if ordinary else nullcontext():
+            out = _on_device(out)
         return return_and_correct_aliasing(func, args, kwargs, out)
 
     def _refuse_mixed(self, func: Any, name: str, args: Any, kwargs: Any, elsewhere: list[torch.Tensor]) -> None:
@@ -215,6 +210,32 @@ def _now() -> Double:
     return _entered[-1]
 
 
+def _leaves(given: Any) -> Iterator[Any]:
+    for one in given:
+        if isinstance(one, (list, tuple)):
+            yield from _leaves(one)
+        else:
+            yield one
+
+
+def _held(given: Any) -> Any:
+    if isinstance(given, (list, tuple)):
+        return type(given)(map(_held, given))
+    return given.held if isinstance(given, DeviceTensor) else given
+
+
+def _on_device(made: Any) -> Any:
+    if isinstance(made, (list, tuple)):
+        return type(made)(map(_on_device, made))
+    return DeviceTensor(made) if isinstance(made, torch.Tensor) else made
+
+
+@cache
+def _is_composed(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@cache
 def _is_view(func: Any) -> bool:
     return any(one.alias_info and not one.alias_info.is_write for one in func._schema.returns)
 
@@ -309,7 +330,7 @@ def double() -> Iterator[Double]:
             run_thread(thread)
 
     def grad(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        on = isinstance(tree_leaves(outputs)[0], DeviceTensor)
+        on = isinstance(next(_leaves([outputs])), DeviceTensor)
         return gradients(outputs, *args, **kwargs) if on else engine(outputs, *args, **kwargs)
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
