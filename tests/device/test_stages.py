@@ -1,0 +1,128 @@
+"""Every stage on the double of a device gives what it gives on the CPU, from the same artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import modeldiff.features.measures.impact.removal as removal
+from modeldiff.contrast.run import run as run_contrast
+from modeldiff.contrast.settings import ContrastSettings
+from modeldiff.features.measures.evaluate import EvaluateSettings
+from modeldiff.features.measures.evaluate.run import run as run_evaluate
+from modeldiff.features.measures.explain import ExplainSettings
+from modeldiff.features.measures.explain.run import run as run_explain
+from modeldiff.features.measures.impact import ImpactSettings
+from modeldiff.features.measures.impact.run import run as run_impact
+from modeldiff.features.measures.match import MatchSettings
+from modeldiff.features.measures.match.run import run as run_match
+from modeldiff.features.measures.score import ScoreSettings
+from modeldiff.features.measures.score.run import run as run_score
+from modeldiff.features.measures.stitch import StitchSettings
+from modeldiff.features.measures.stitch.run import run as run_stitch
+from modeldiff.features.run import run as run_features
+from modeldiff.features.settings import FeaturesSettings
+from modeldiff.steer.run import run as run_steer
+from modeldiff.steer.settings import SteerSettings, TransferSettings
+from modeldiff.steer.transfer import run as run_transfer
+from modeldiff.workspace import Artifact, Workspace
+from tests.device.conftest import copied, read_models
+from tests.device.double import Double, double
+
+ONE: dict[str, Any] = {"crosscoder": "crosscoder:1"}
+FLOAT32: dict[str, Any] = {"dtype": "float32"}
+SHORT: dict[str, Any] = {"features": "features:1", "max_new_tokens": 6, **FLOAT32}
+PROMPTS = ("The quick", "It is a truth")
+# So that something is listed whose cause can be looked for, though the models differ in nothing.
+EASY: dict[str, Any] = {"rate": 0.9, "smallest": 0.0, "least": 2, "tokens_differ": True}
+# Attention adds in another order on a device; everything else is computed alike.
+TOLERANCE: dict[str, float] = {"rtol": 2e-3, "atol": 2e-5}
+
+STAGES: dict[str, tuple[Callable[..., Artifact], Callable[[Any], Any]]] = {
+    "features": (run_features, lambda on: FeaturesSettings(**ONE, **on)),
+    "contrast": (
+        run_contrast,
+        lambda on: ContrastSettings(**ONE, **EASY, continuations="continuations:1", cause_places=8, **FLOAT32, **on),
+    ),
+    "stitch": (run_stitch, lambda on: StitchSettings(activations="activations:1", **on)),
+    "evaluate": (run_evaluate, lambda on: EvaluateSettings(**ONE, pairs=300, **FLOAT32, **on)),
+    "impact": (run_impact, lambda on: ImpactSettings(**ONE, pairs=300, samples=1, **FLOAT32, **on)),
+    "match": (run_match, lambda on: MatchSettings(crosscoders=("crosscoder:1", "crosscoder:2"), **on)),
+    "explain": (run_explain, lambda on: ExplainSettings(features="features:1", feature=(0, 20), **on)),
+    "steer": (run_steer, lambda on: SteerSettings(model="A", feature=20, prompt=PROMPTS, **SHORT, **on)),
+    "steer both": (
+        run_steer, lambda on: SteerSettings(model="B", feature=60, prompt=PROMPTS, both=True, **SHORT, **on)
+    ),
+    "steer drawn": (
+        run_steer,
+        lambda on: SteerSettings(model="A", feature=20, prompt=PROMPTS, temperature=1.0, top_p=0.9, **SHORT, **on),
+    ),
+    "transfer": (
+        run_transfer, lambda on: TransferSettings(source="A", vector_from_feature=20, prompt=PROMPTS, **SHORT, **on)
+    ),
+}  # fmt: skip
+
+
+def test_models_are_read_and_go_on_as_on_the_cpu(
+    on_cpu: Workspace, settings_of_models: dict[str, Any], tmp_path: Path
+) -> None:
+    with double() as gpu:
+        device = read_models(settings_of_models | {"device": "cuda"}, Workspace(tmp_path / "device"))
+    assert gpu.operations
+    for artifact in device:
+        assert_alike(contents(on_cpu.find(artifact.kind, artifact.ref)), contents(artifact), artifact.kind)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_gives_what_it_gives_on_the_cpu(
+    stage: str, on_cpu: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "_FEATURES", 2)
+    run, settings = STAGES[stage]
+    workspace = copied(on_cpu, tmp_path / "ws")
+    cpu = run(settings({"device": "cpu"}), workspace, force=True)
+    with double() as gpu:
+        device = run(settings({"device": "cuda"}), workspace, force=True)
+    assert gpu.operations, "nothing was computed on the device"
+    assert_alike(contents(cpu), contents(device))
+
+
+def contents(artifact: Artifact) -> dict[str, Any]:
+    """Arrays and JSON of an artifact by file; without what names the device, and without digests."""
+    found: dict[str, Any] = {}
+    for name in artifact.files():
+        file = artifact.file(name)
+        if name.endswith(".safetensors"):
+            found[name] = {key: value for key, value in load_file(file).items() if value.dtype != np.uint8}
+        elif name.endswith(".h5"):
+            arrays: dict[str, Any] = {}
+            with h5py.File(file) as opened:
+                opened.visititems(lambda key, one: arrays.update({key: one[()]}) if hasattr(one, "dtype") else None)
+            found[name] = arrays
+        elif name.endswith(".jsonl") and not name.startswith("logs/"):
+            found[name] = [json.loads(line) for line in file.read_text().splitlines()]
+        elif name.endswith(".json"):
+            found[name] = json.loads(file.read_text())
+    return found
+
+
+def assert_alike(one: Any, other: Any, at: str = "") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), at
+        for key in one.keys() - {"device"}:
+            assert_alike(one[key], other[key], f"{at}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), at
+        for number, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_alike(left, right, f"{at}/{number}")
+    elif isinstance(one, (float, np.ndarray)) and np.asarray(one).dtype.kind == "f":
+        np.testing.assert_allclose(np.asarray(other, float), np.asarray(one, float), err_msg=at, **TOLERANCE)
+    else:
+        assert np.array_equal(one, other), (at, one, other)
