@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
@@ -123,6 +124,10 @@ class Double(TorchDispatchMode):
         super().__init__()
         self.operations: list[str] = []
         self.waits: list[str] = []
+
+    def counted(self) -> tuple[Counter[str], Counter[str]]:
+        """Waits and operations so far, by name."""
+        return Counter(self.waits), Counter(self.operations)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})

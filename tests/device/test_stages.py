@@ -10,11 +10,15 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import modeldiff.features.measures.impact.removal as removal
+import modeldiff.toy.run as toy
+from modeldiff.contrast.cause import CausePlace, generate_variants, shown
 from modeldiff.contrast.run import run as run_contrast
 from modeldiff.contrast.settings import ContrastSettings
+from modeldiff.crosscoder import load
 from modeldiff.features.measures.evaluate import EvaluateSettings
 from modeldiff.features.measures.evaluate.run import run as run_evaluate
 from modeldiff.features.measures.explain import ExplainSettings
@@ -29,9 +33,13 @@ from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.measures.stitch.run import run as run_stitch
 from modeldiff.features.run import run as run_features
 from modeldiff.features.settings import FeaturesSettings
+from modeldiff.lm.load import load_model
+from modeldiff.lm.ref import ModelRef
 from modeldiff.steer.run import run as run_steer
 from modeldiff.steer.settings import SteerSettings, TransferSettings
 from modeldiff.steer.transfer import run as run_transfer
+from modeldiff.toy.run import run as run_toy
+from modeldiff.toy.settings import ToySettings
 from modeldiff.workspace import Artifact, Workspace
 from tests.device.conftest import copied, read_models
 from tests.device.double import Double, double
@@ -40,8 +48,9 @@ ONE: dict[str, Any] = {"crosscoder": "crosscoder:1"}
 FLOAT32: dict[str, Any] = {"dtype": "float32"}
 SHORT: dict[str, Any] = {"features": "features:1", "max_new_tokens": 6, **FLOAT32}
 PROMPTS = ("The quick", "It is a truth")
-# So that something is listed whose cause can be looked for, though the models differ in nothing.
-EASY: dict[str, Any] = {"rate": 0.9, "smallest": 0.0, "least": 2, "tokens_differ": True}
+TOY: dict[str, Any] = {
+    "preset": "quick", "sizes": (0.5,), "architectures": ("dfc",), "seeds": 1, "steps": 3, "batch": 64, "jobs": 1,
+}  # fmt: skip
 # Attention adds in another order on a device; everything else is computed alike.
 TOLERANCE: dict[str, float] = {"rtol": 2e-3, "atol": 2e-5}
 
@@ -49,7 +58,7 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Callable[[Any], Any]]] = {
     "features": (run_features, lambda on: FeaturesSettings(**ONE, **on)),
     "contrast": (
         run_contrast,
-        lambda on: ContrastSettings(**ONE, **EASY, continuations="continuations:1", cause_places=8, **FLOAT32, **on),
+        lambda on: ContrastSettings(**ONE, continuations="continuations:1", least=2, tokens_differ=True, **on),
     ),
     "stitch": (run_stitch, lambda on: StitchSettings(activations="activations:1", **on)),
     "evaluate": (run_evaluate, lambda on: EvaluateSettings(**ONE, pairs=300, **FLOAT32, **on)),
@@ -67,6 +76,7 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Callable[[Any], Any]]] = {
     "transfer": (
         run_transfer, lambda on: TransferSettings(source="A", vector_from_feature=20, prompt=PROMPTS, **SHORT, **on)
     ),
+    "toy": (run_toy, lambda on: ToySettings(**TOY, **on)),
 }  # fmt: skip
 
 
@@ -85,6 +95,7 @@ def test_a_stage_gives_what_it_gives_on_the_cpu(
     stage: str, on_cpu: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(removal, "_FEATURES", 2)
+    monkeypatch.setattr(toy, "figures_of", lambda *_: {})
     run, settings = STAGES[stage]
     workspace = copied(on_cpu, tmp_path / "ws")
     cpu = run(settings({"device": "cpu"}), workspace, force=True)
@@ -92,6 +103,37 @@ def test_a_stage_gives_what_it_gives_on_the_cpu(
         device = run(settings({"device": "cuda"}), workspace, force=True)
     assert gpu.operations, "nothing was computed on the device"
     assert_alike(contents(cpu), contents(device))
+
+
+def test_features_are_removed_for_a_cause_as_on_the_cpu(on_cpu: Workspace, settings_of_models: dict[str, Any]) -> None:
+    ref, feature = ModelRef(settings_of_models["model_a"]), shown(load(on_cpu.find("crosscoder", "crosscoder:1")), [20], "a")
+    places = [CausePlace(0, i, i, {"a": list(range(10, 14 + i % 3))}) for i in range(6)]
+
+    def made(on: str) -> list[list[str]]:
+        lm = load_model(ref, torch.device(on), torch.float32)
+        return generate_variants(lm, "a", places, [feature, None] * 3, layer=0, tokens=6, seed=0)
+
+    cpu = made("cpu")
+    with double():
+        assert made("cuda") == cpu
+
+
+def test_a_judge_of_this_machine_and_what_it_judges(
+    on_cpu: Workspace, settings_of_models: dict[str, Any], tmp_path: Path
+) -> None:
+    judge = {"judge": "local", "judge_model": settings_of_models["model_a"], "judge_max_tokens": 4}
+    score = {"feature": (20,), "strength": (0.0, 1.0), "prompt": PROMPTS[:1], "random_directions": 1, "temperature": 0.0}
+
+    def made(on: str, workspace: Workspace) -> list[Artifact]:
+        explain = ExplainSettings(features="features:1", feature=(20,), texts=3, **judge, device=on)
+        scored = ScoreSettings(**score, **judge, **SHORT, chat="no", device=on)
+        return [run_explain(explain, workspace), run_score(scored, workspace)]
+
+    cpu = made("cpu", copied(on_cpu, tmp_path / "cpu"))
+    with double():
+        device = made("cuda", copied(on_cpu, tmp_path / "device"))
+    for one, other in zip(cpu, device, strict=True):
+        assert_alike(contents(one), contents(other), one.kind)
 
 
 def contents(artifact: Artifact) -> dict[str, Any]:
