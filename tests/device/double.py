@@ -83,6 +83,8 @@ class DeviceTensor(torch.Tensor):
     def numpy(self, **_: Any) -> Any:
         raise TypeError(f"can't convert {HERE} device type tensor to numpy: copy it to the CPU first")
 
+    def record_stream(self, *_: Any) -> None: ...
+
     def __repr__(self, **_: Any) -> str:
         return f"<{HERE} {self.held!r}>"
 
@@ -154,7 +156,7 @@ class Double(TorchDispatchMode):
         held_args, held_kwargs = _held(args), {key: _held(value) for key, value in kwargs.items()}
         if wanted is not None:
             held_kwargs["device"] = torch.device("cpu")
-        out = func(*held_args, **held_kwargs)
+        out = (_mm_to if name == "mm" and "dtype" in func._overloadname else func)(*held_args, **held_kwargs)
         if leaves_device or (name == "copy_" and not isinstance(args[0], DeviceTensor)):
             return args[0] if name == "copy_" else out
         if name == "_to_copy" and out is held_args[0]:  # torch may not copy where there is one device only
@@ -203,6 +205,12 @@ class Double(TorchDispatchMode):
         while frame.f_back and (f"{_PACKAGE}/" not in frame.f_code.co_filename):
             frame = frame.f_back
         self.waits.append(f"{name} {Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+
+
+def _mm_to(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype, out: Any = None) -> torch.Tensor:
+    """A product with a wider result, which only CUDA has."""
+    made = (left.float() @ right.float()).to(dtype)
+    return made if out is None else out.copy_(made)
 
 
 _PACKAGE = str(Path(__file__).parents[2] / "modeldiff")

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import torch
 
+from modeldiff.crosscoder.fast import sparse
+from modeldiff.crosscoder.fast.sparse import Bags
 from modeldiff.crosscoder.training.trainer import Trainer
 from tests.crosscoder.made import make_trainer, planted_batches
-from tests.device.double import double
+from tests.device.double import DeviceTensor, Double, double
 
 WIDTHS = (64, 80)
 # So many scores that no matrix of them is made (fast/topk.py), as in real trainings.
@@ -60,9 +63,39 @@ def train_some(trainer: Trainer, steps: int) -> Iterator[None]:
         yield
 
 
+class Kernels:
+    """Stands for triton_bags.py on the double: each call is one operation."""
+
+    def __init__(self, gpu: Double) -> None:
+        self._gpu = gpu
+
+    def bag_sum(
+        self, rows_ND: torch.Tensor, bags: Bags, weight_K: torch.Tensor, out_GD: torch.Tensor, some: slice
+    ) -> torch.Tensor:
+        self._gpu.operations.append("bag_sum")
+        rows, index_K, bag_K, weight_K, out = (
+            cast(DeviceTensor, one).held for one in (rows_ND, bags.index_K, bags.bag_K, weight_K, out_GD)
+        )
+        inside_K = (index_K >= 0) & (index_K < len(rows)) & (bag_K >= some.start) & (bag_K < some.stop)
+        taken_KD = rows[index_K[inside_K]] * weight_K[inside_K, None]
+        out.zero_().index_add_(0, bag_K[inside_K] - some.start, taken_KD)
+        return out_GD
+
+    def bag_dot(
+        self, left_GD: torch.Tensor, rows_ND: torch.Tensor, bags: Bags, some: slice, dot_K: torch.Tensor
+    ) -> torch.Tensor:
+        self._gpu.operations.append("bag_dot")
+        left, rows, index_K, bag_K, dot = (
+            cast(DeviceTensor, one).held for one in (left_GD, rows_ND, bags.index_K, bags.bag_K, dot_K)
+        )
+        inside_K = (bag_K >= some.start) & (bag_K < some.stop)
+        dot[inside_K] += (left[bag_K[inside_K] - some.start] * rows[index_K[inside_K]]).sum(dim=1)
+        return dot_K
+
+
 def step_counts(steps: int = 6, **values: Any) -> StepCounts:
     """Waits (with the line that waits) and operations of one training step, after some to warm up."""
-    with double() as gpu:
+    with double() as gpu, mock.patch.object(sparse, "_kernels", return_value=Kernels(gpu)):
         training = train_some(trainer_on("cuda", **values), WARM + steps)
         for _ in range(WARM):
             next(training)

@@ -31,9 +31,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_trained_weights_are_those_of_the_cpu_to_the_bit(recipe: str) -> None:
+def test_trained_weights_are_those_of_the_cpu(recipe: str) -> None:
+    """To the bit in float32. In bfloat16 a device rounds the encoder's product once, and not twice."""
+
     def trained(device: str) -> dict[str, torch.Tensor]:
         trainer = trainer_on(device, **RECIPES[recipe])
+        trainer.optimizer.scales = False  # which rounds otherwise: test_adam.py
         for _ in train_some(trainer, 9):
             pass
         assert trainer.left_out, "no pair was an outlier"
@@ -43,7 +46,8 @@ def test_trained_weights_are_those_of_the_cpu_to_the_bit(recipe: str) -> None:
     with double():
         device = trained("cuda")
     for name, value in cpu.items():
-        assert torch.equal(device[name], value), name
+        coarse = RECIPES[recipe].get("precision") == "bfloat16"
+        torch.testing.assert_close(device[name], value, rtol=0, atol=1e-3 if coarse else 0, msg=name)
 
 
 def test_a_run_with_audits_is_written_continued_and_evaluated(
@@ -70,7 +74,8 @@ def test_bfloat16_is_what_a_device_trains_in(on_cpu: Workspace, tmp_path: Path, 
     assert (made.manifest.environment["device"], made.manifest.environment["dtype"]) == ("cuda:0", "bfloat16")
 
 
-def test_a_step_waits_no_more_often_than_it_did() -> None:
-    """Figures of this code, to be made smaller: whoever makes them larger should know."""
-    assert sum(step_counts(**BFLOAT16, auxk_alpha=0.0).waits.values()) <= 27
-    assert sum(step_counts(**BFLOAT16, **DEAD).waits.values()) <= 32
+@pytest.mark.parametrize("values", [{"auxk_alpha": 0.0}, DEAD, {"architecture": "standard", **DEAD}])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_waits_four_times(values: dict[str, Any], precision: str) -> None:
+    counts = step_counts(precision=precision, **values)
+    assert sum(counts.waits.values()) == 4, counts.waits
