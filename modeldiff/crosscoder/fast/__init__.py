@@ -2,6 +2,6 @@
 
 topk.py       BatchTopK without a matrix of scores
 sparse.py     the active entries of a code, sums over them (triton_bags.py: on a GPU), a training batch there and back
-product.py    on a GPU, the product of the encoder in bfloat16
+product.py    the encoder's product
 inference.py  the active entries at inference
 """

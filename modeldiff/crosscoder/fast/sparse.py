@@ -29,7 +29,7 @@ from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.designated import pooled_topk
 from modeldiff.crosscoder.fast.product import multiply_into
 from modeldiff.crosscoder.fast.topk import Scores, Smallest, indices_of, rows_and_columns
-from modeldiff.crosscoder.model import Both, Crosscoder, encode_into
+from modeldiff.crosscoder.model import Both, Crosscoder
 from modeldiff.crosscoder.saving import Spans
 from modeldiff.sides import SIDES
 
@@ -295,16 +295,9 @@ class SparseStep:
             bag_sum(x_BD, bags, g_K, _gradient(crosscoder.encoder(side)), crosscoder.sees(side))
 
     def _scores(self, x_a: torch.Tensor, x_b: torch.Tensor) -> Scores:
-        crosscoder, dtype = self._crosscoder, self._crosscoder.matmul_dtype
+        crosscoder = self._crosscoder
         (pre_BF,) = self._matrices(len(x_a), crosscoder.n_features)
-        if dtype != torch.float32 and pre_BF.device.type == "cuda":
-            multiply_into(pre_BF, x_a, x_b, crosscoder)
-        else:
-            out_BF = pre_BF if dtype == torch.float32 else torch.empty_like(pre_BF, dtype=dtype)
-            tensors = (tensor.to(dtype) for tensor in (x_a, x_b, crosscoder.w_enc_a, crosscoder.w_enc_b))
-            encode_into(out_BF, *tensors, share=crosscoder.encoder_share)
-            if out_BF is not pre_BF:
-                pre_BF.copy_(out_BF)
+        multiply_into(pre_BF, x_a, x_b, crosscoder)
         return Scores(pre_BF, crosscoder.b_enc, crosscoder.score_weights())
 
     def _matrices(self, rows: int, *columns: int) -> tuple[torch.Tensor, ...]:

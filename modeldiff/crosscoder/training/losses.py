@@ -18,7 +18,7 @@ from modeldiff.sides import SIDES
 _PIECE_VALUES = 1 << 18
 
 
-def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> Both:
+def inliers(x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks (B,): of the pairs whose norm is at most `factor` times the batch's median norm, on both sides (paper
     B.1.4), and of those whose norms are numbers: what is not finite is never an inlier.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modeldiff.crosscoder.fast.product import multiply_into
+from modeldiff.crosscoder.fast.product import multiply_side_by_side_into
 from tests.crosscoder.dense import dense_pre
 from tests.crosscoder.made import random_crosscoder
 
@@ -19,7 +19,7 @@ def test_the_product_is_rounded_once(sizes: tuple[int, int, int], combine: str) 
     crosscoder.matmul_dtype = torch.bfloat16
     x = [torch.randn(23, width, generator=torch.Generator().manual_seed(width)).bfloat16() for width in (6, 9)]
     out_BF = torch.full((23, a + shared + b), torch.nan)
-    multiply_into(out_BF, x[0].float(), x[1].float(), crosscoder)
+    multiply_side_by_side_into(out_BF, x[0].float(), x[1].float(), crosscoder)
     for parameter in crosscoder.parameters():
         parameter.data = parameter.data.bfloat16().double()
     expected_BF = dense_pre(crosscoder, x[0].double(), x[1].double())
