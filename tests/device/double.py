@@ -2,11 +2,12 @@
 
 Inside, torch finds one device, cuda:0. Its tensors say that they are there, so that code takes its path for CUDA; they
 hold their values on the CPU and compute there, by the same kernels. What a device refuses is refused: operands on
-different devices, `.numpy()`, a generator of another device, products of integers. What makes the program wait for the
-device, and what the device is given to do, is counted.
+different devices, `.numpy()`, a generator of another device, products of integers. What is copied to the CPU without a
+wait is garbage until there is one. What makes the program wait for the device, and what the device is given to do, is
+counted.
 
-Not covered: CUDA's own kernels and rounding, Triton, memory, the order of streams (a copy that does not wait is done at
-once), torch's autograd engine, which needs a real device (`gradients` stands for it), several devices.
+Not covered: CUDA's own kernels and rounding, Triton, memory, streams beside each other, pinned memory that is written
+to too early, torch's autograd engine (graph.py stands for it), several devices.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from unittest import mock
 import torch
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+
+from tests.device.graph import gradients
 
 HERE = torch.device("cuda", 0)
 _MEMORY_BYTES = 8 << 30
@@ -69,13 +72,13 @@ class DeviceTensor(torch.Tensor):
         return _now().run(func, args, kwargs or {})
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         return self.detach()
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
-        torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
-        self.held = other.held  # type: ignore[attr-defined]
+        torch.Tensor.data.__set__(self, other)
+        self.held = other.held
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -87,9 +90,6 @@ class DeviceTensor(torch.Tensor):
 
     def __repr__(self, **_: Any) -> str:
         return f"<{HERE} {self.held!r}>"
-
-    def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if self.dim() == 0 else repr(self)
 
 
 class DeviceGenerator(torch.Generator):
@@ -126,6 +126,7 @@ class Double(TorchDispatchMode):
         super().__init__()
         self.operations: list[str] = []
         self.waits: list[str] = []
+        self._under_way: list[torch.Tensor] = []
 
     def counted(self) -> tuple[Counter[str], Counter[str]]:
         """Waits and operations so far, by name."""
@@ -141,7 +142,7 @@ class Double(TorchDispatchMode):
             _same_generator(kwargs, "cpu")
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if torch.is_inference_mode_enabled() and _is_composed(func):  # in other modes these do not get here
+        if _is_composed(func):  # of tensors of inference mode; others' come here in their parts
             with self:
                 return func.decompose(*args, **kwargs)
         wanted: torch.device | None = kwargs.get("device")
@@ -152,13 +153,15 @@ class Double(TorchDispatchMode):
         _same_generator(kwargs, HERE.type)
         if name in _PRODUCTS and not (here[0].is_floating_point() or here[0].is_complex()):
             raise RuntimeError(f'"{name}_cuda" not implemented for {here[0].dtype}')
-        self._count(func, name, args, kwargs, leaves_device, elsewhere)
+        waited = self._count(func, name, args, kwargs, leaves_device, elsewhere)
         held_args, held_kwargs = _held(args), {key: _held(value) for key, value in kwargs.items()}
         if wanted is not None:
             held_kwargs["device"] = torch.device("cpu")
         out = (_mm_to if name == "mm" and "dtype" in func._overloadname else func)(*held_args, **held_kwargs)
         if leaves_device or (name == "copy_" and not isinstance(args[0], DeviceTensor)):
-            return args[0] if name == "copy_" else out
+            if not waited:
+                self._under_way.append(_inverted(out))
+            return out
         if name == "_to_copy" and out is held_args[0]:  # torch may not copy where there is one device only
             out = out.clone()
         # In inference mode, too, a view of an ordinary tensor is an ordinary one.
@@ -172,7 +175,8 @@ class Double(TorchDispatchMode):
         if name in _TAKES_INDICES and isinstance(args[0], DeviceTensor):
             allowed += [one for one in args[1] if isinstance(one, torch.Tensor)]
         if torch.Tag.pointwise in func.tags or name in _TAKES_NUMBERS:
-            written = [a for s, a in zip(func._schema.arguments, args) if s.alias_info and s.alias_info.is_write]
+            pairs = zip(func._schema.arguments, args, strict=False)
+            written = [given for one, given in pairs if one.alias_info and one.alias_info.is_write]
             written += [kwargs.get("out")]
             allowed += [one for one in elsewhere if one.dim() == 0 and not any(one is other for other in written)]
         for one in elsewhere:
@@ -184,7 +188,8 @@ class Double(TorchDispatchMode):
 
     def _count(
         self, func: Any, name: str, args: Any, kwargs: Any, leaves_device: bool, elsewhere: list[torch.Tensor]
-    ) -> None:
+    ) -> bool:
+        """Count the operation; whether the program waits for it."""
         if not _is_view(func) and name not in _NO_WORK:
             self.operations.append(name)
         indices = [one for one in args[1] if one is not None] if name in _TAKES_INDICES else []
@@ -197,10 +202,14 @@ class Double(TorchDispatchMode):
         pinned = getattr(source, "pinned", False) or isinstance(source, DeviceTensor)
         free = pinned and bool(kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
         brought = name in _TAKES_INDICES and any(not isinstance(one, DeviceTensor) for one in indices)
-        if name in _WAITS or by_mask or sizes or brought or (between and not free):
+        waits = name in _WAITS or by_mask or sizes or brought or (between and not free)
+        if waits:
             self.wait(name)
+        return waits
 
     def wait(self, name: str = "synchronize") -> None:
+        while self._under_way:
+            _inverted(self._under_way.pop())
         frame = sys._getframe(1)
         while frame.f_back and (f"{_PACKAGE}/" not in frame.f_code.co_filename):
             frame = frame.f_back
@@ -243,6 +252,15 @@ def _on_device(made: Any) -> Any:
     return DeviceTensor(made) if isinstance(made, torch.Tensor) else made
 
 
+def _inverted(arriving: torch.Tensor) -> torch.Tensor:
+    """What is copied to the CPU without a wait is garbage until there is one: its bits the other way round."""
+    with torch.inference_mode():
+        rows = arriving.view(1) if arriving.dim() == 0 else arriving
+        if rows.stride(-1) == 1:
+            rows.view(torch.uint8).bitwise_not_()
+    return arriving
+
+
 @cache
 def _is_composed(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
@@ -257,66 +275,6 @@ def _same_generator(kwargs: dict[str, Any], kind: str) -> None:
     generator = kwargs.get("generator")
     if generator is not None and (generator._cdata in DeviceGenerator.on_device) != (kind == HERE.type):
         raise RuntimeError(f"expected a '{kind}' device type for generator but found another")
-
-
-def gradients(
-    outputs: Any, inputs: Any, grad_outputs: Any = None, retain_graph: bool | None = None
-) -> tuple[torch.Tensor, ...]:
-    """`torch.autograd.grad` by the same nodes of the graph, without torch's engine."""
-    outputs, inputs, given = (
-        [x] if isinstance(x, torch.Tensor) else list(x or []) for x in (outputs, inputs, grad_outputs)
-    )
-    ends = [torch.autograd.graph.get_gradient_edge(one) for one in outputs]
-    wanted = [torch.autograd.graph.get_gradient_edge(one) for one in inputs]
-    order: dict[Any, None] = {}
-    stack = [(end.node, False) for end in ends]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.setdefault(node)
-        elif node not in order:
-            stack += [(node, True), *((after, False) for after, _ in node.next_functions if after is not None)]
-    received: dict[tuple[Any, int], torch.Tensor] = {}
-
-    def receive(node: Any, at: int, grad: torch.Tensor) -> None:
-        if node._input_metadata:
-            grad = grad.sum_to_size(node._input_metadata[at].shape)
-        received[node, at] = received[node, at] + grad if (node, at) in received else grad
-
-    with torch.no_grad():
-        for end, output, grad in zip(ends, outputs, given or [torch.ones_like(one) for one in outputs], strict=True):
-            receive(end.node, end.output_nr, grad)
-        for node in reversed(order):
-            into = [received.get((node, at)) for at in range(len(node._input_metadata))]
-            if not node.next_functions or all(one is None for one in into):
-                continue
-            made = node(*into)
-            for (after, at), grad in zip(node.next_functions, made if isinstance(made, tuple) else (made,)):
-                if after is not None and grad is not None:
-                    receive(after, at, grad)
-    return tuple(received[one.node, one.output_nr] for one in wanted)
-
-
-class _Stream:
-    """Stands for a stream and an event: everything is done at once, in order."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: Any) -> None: ...
-    def record(self, *_: Any) -> None: ...
-    def wait_stream(self, *_: Any) -> None: ...
-    def wait_event(self, *_: Any) -> None: ...
-    def record_event(self, *_: Any) -> _Stream:
-        return self
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        _now().wait()
-
-    def elapsed_time(self, *_: Any) -> float:
-        return 0.0
 
 
 def _allow_device() -> None:
@@ -335,7 +293,7 @@ def double() -> Iterator[Double]:
     """Everything inside, in threads that begin there too, finds one CUDA device."""
     _allow_device()
     gpu, run_thread = Double(), threading.Thread.run
-    engine, make = torch.autograd.grad, torch.Tensor.pin_memory
+    engine = torch.autograd.grad
 
     def run_in_thread(thread: threading.Thread) -> None:
         torch._C._set_only_lift_cpu_tensors(True)  # of a thread alone, like the mode
@@ -348,27 +306,32 @@ def double() -> Iterator[Double]:
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
         made = tensor.clone()
-        made.pinned = True  # type: ignore[attr-defined]
+        made.pinned = True
         return made
 
-    cuda: dict[str, Any] = {
-        "is_available": lambda: True, "is_initialized": lambda: True, "_lazy_init": lambda: None,
-        "device_count": lambda: 1, "current_device": lambda: 0, "get_device_name": lambda *_: "double",
-        "get_device_capability": lambda *_: (9, 0), "is_bf16_supported": lambda *_: True,
-        "mem_get_info": lambda *_: (_MEMORY_BYTES, _MEMORY_BYTES), "memory_allocated": lambda *_: 0,
-        "memory_reserved": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
-        "reset_peak_memory_stats": lambda *_: None, "empty_cache": lambda: None,
-        "synchronize": lambda *_: gpu.wait(), "current_stream": lambda *_: _Stream(), "Stream": _Stream,
-        "Event": _Stream, "stream": _Stream,
+    def stream(*_: Any, **__: Any) -> Any:
+        """A stream or an event."""
+        made = mock.MagicMock(synchronize=gpu.wait, query=lambda: True, elapsed_time=lambda *_: 0.0)
+        made.record_event.return_value = made
+        return made
+
+    answers = {
+        "is_available": True, "is_initialized": True, "_lazy_init": None, "device_count": 1, "current_device": 0,
+        "get_device_name": "double", "get_device_capability": (9, 0), "is_bf16_supported": True,
+        "mem_get_info": (_MEMORY_BYTES, _MEMORY_BYTES), "memory_allocated": 0, "memory_reserved": 0,
+        "max_memory_allocated": 0, "reset_peak_memory_stats": None, "empty_cache": None,
     }  # fmt: skip
+    patches: list[tuple[Any, str, Any]] = [
+        *((torch.cuda, name, lambda *_, answer=answer: answer) for name, answer in answers.items()),
+        *((torch.cuda, name, stream) for name in ("Stream", "Event", "stream", "current_stream")),
+        (torch.cuda, "synchronize", lambda *_: gpu.wait()), (threading.Thread, "run", run_in_thread),
+        (torch.autograd, "grad", grad), (torch.Tensor, "pin_memory", pin),
+        (torch.Tensor, "is_pinned", lambda tensor, *_: getattr(tensor, "pinned", False)),
+        (torch, "Generator", DeviceGenerator),
+        (_foreach_utils, "_foreach_supported_types", [torch.Tensor, DeviceTensor]),
+    ]  # fmt: skip
     with ExitStack() as stack:
-        for name, value in cuda.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        for owner, name, value in (
-            (threading.Thread, "run", run_in_thread), (torch.autograd, "grad", grad), (torch.Tensor, "pin_memory", pin),
-            (torch.Tensor, "is_pinned", lambda tensor, *_: getattr(tensor, "pinned", False)),
-            (torch, "Generator", DeviceGenerator),
-        ):  # fmt: skip
+        for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(mock.patch.dict("os.environ", {"MODELDIFF_KERNELS": "torch"}))
         swaps = torch.__future__.get_swap_module_params_on_conversion()
@@ -378,7 +341,6 @@ def double() -> Iterator[Double]:
         # A module's weights stay the objects that they are when it goes to the device.
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
         torch.__future__.set_swap_module_params_on_conversion(True)
-        stack.enter_context(mock.patch.object(_foreach_utils, "_foreach_supported_types", [torch.Tensor, DeviceTensor]))
         _entered.append(gpu)
         stack.callback(_entered.remove, gpu)
         stack.enter_context(gpu)

@@ -131,6 +131,18 @@ def test_operations_are_counted_and_views_are_none(gpu: Double) -> None:
     assert gpu.operations[before:] == ["add", "mul_"]
 
 
+@pytest.mark.parametrize("wait", [lambda: torch.cuda.synchronize(), lambda: on(1).item()])
+def test_a_copy_that_nobody_waited_for_is_garbage(wait: Callable[[], Any]) -> None:
+    x, kept = on(2, 3), torch.zeros(4, 3).pin_memory()
+    made = x.to("cpu", non_blocking=True)
+    kept[:2].copy_(x, non_blocking=True)
+    assert not (made == 1).any()
+    assert not (kept[:2] == 1).any()
+    wait()
+    assert (made == 1).all()
+    assert kept.tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 2
+
+
 def test_outside_there_is_no_device() -> None:
     with double():
         left = on(2)

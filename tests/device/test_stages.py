@@ -19,6 +19,8 @@ from modeldiff.contrast.cause import CausePlace, generate_variants, shown
 from modeldiff.contrast.run import run as run_contrast
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.crosscoder import load
+from modeldiff.diff.run import run as run_diff
+from modeldiff.diff.settings import DiffSettings
 from modeldiff.features.measures.evaluate import EvaluateSettings
 from modeldiff.features.measures.evaluate.run import run as run_evaluate
 from modeldiff.features.measures.explain import ExplainSettings
@@ -106,7 +108,10 @@ def test_a_stage_gives_what_it_gives_on_the_cpu(
 
 
 def test_features_are_removed_for_a_cause_as_on_the_cpu(on_cpu: Workspace, settings_of_models: dict[str, Any]) -> None:
-    ref, feature = ModelRef(settings_of_models["model_a"]), shown(load(on_cpu.find("crosscoder", "crosscoder:1")), [20], "a")
+    ref, feature = (
+        ModelRef(settings_of_models["model_a"]),
+        shown(load(on_cpu.find("crosscoder", "crosscoder:1")), [20], "a"),
+    )
     places = [CausePlace(0, i, i, {"a": list(range(10, 14 + i % 3))}) for i in range(6)]
 
     def made(on: str) -> list[list[str]]:
@@ -122,7 +127,13 @@ def test_a_judge_of_this_machine_and_what_it_judges(
     on_cpu: Workspace, settings_of_models: dict[str, Any], tmp_path: Path
 ) -> None:
     judge = {"judge": "local", "judge_model": settings_of_models["model_a"], "judge_max_tokens": 4}
-    score = {"feature": (20,), "strength": (0.0, 1.0), "prompt": PROMPTS[:1], "random_directions": 1, "temperature": 0.0}
+    score = {
+        "feature": (20,),
+        "strength": (0.0, 1.0),
+        "prompt": PROMPTS[:1],
+        "random_directions": 1,
+        "temperature": 0.0,
+    }
 
     def made(on: str, workspace: Workspace) -> list[Artifact]:
         explain = ExplainSettings(features="features:1", feature=(20,), texts=3, **judge, device=on)
@@ -136,6 +147,18 @@ def test_a_judge_of_this_machine_and_what_it_judges(
         assert_alike(contents(one), contents(other), one.kind)
 
 
+def test_a_whole_diff_with_what_a_device_chooses(
+    settings_of_models: dict[str, Any], tmp_path: Path, gpu: Double
+) -> None:
+    """bfloat16 in models, storage and training: it ends, and says where it was made."""
+    small = {"pairs": 900, "features": 32, "k": 4, "steps": 6, "places": 40}
+    made = vars(run_diff(DiffSettings(**settings_of_models, **small), Workspace(tmp_path / "ws"))).values()
+    devices = {one.kind: one.manifest.environment.get("device") for one in made}
+    assert set(devices.values()) == {"cuda:0", None}
+    assert {kind for kind, device in devices.items() if device is None} <= {"report"}
+    assert gpu.operations
+
+
 def contents(artifact: Artifact) -> dict[str, Any]:
     """Arrays and JSON of an artifact by file; without what names the device, and without digests."""
     found: dict[str, Any] = {}
@@ -144,14 +167,18 @@ def contents(artifact: Artifact) -> dict[str, Any]:
         if name.endswith(".safetensors"):
             found[name] = {key: value for key, value in load_file(file).items() if value.dtype != np.uint8}
         elif name.endswith(".h5"):
-            arrays: dict[str, Any] = {}
-            with h5py.File(file) as opened:
-                opened.visititems(lambda key, one: arrays.update({key: one[()]}) if hasattr(one, "dtype") else None)
-            found[name] = arrays
+            found[name] = arrays_of(file)
         elif name.endswith(".jsonl") and not name.startswith("logs/"):
             found[name] = [json.loads(line) for line in file.read_text().splitlines()]
         elif name.endswith(".json"):
             found[name] = json.loads(file.read_text())
+    return found
+
+
+def arrays_of(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with h5py.File(file) as opened:
+        opened.visititems(lambda key, one: found.update({key: one[()]}) if isinstance(one, h5py.Dataset) else None)
     return found
 
 
