@@ -82,7 +82,7 @@ class Scores:
             flat_K, score_K = self._near(bound)
             if len(flat_K) >= count:
                 found = largest(flat_K, score_K, count)
-                if found[1].min() > bound:
+                if found[1].min() > bound:  # beside the look-up, all that a GPU is waited for
                     return found
             if bound == 0:
                 over_K = score_K > bound
