@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -18,17 +19,28 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def prefetched(make: Callable[[Item], Made], items: Iterable[Item], workers: int = 1) -> Iterator[tuple[Item, Made]]:
-    """(item, make(item)) for each, in order; the next `workers` are being made while the caller uses this one: for a
-    `make` that waits for the disk, or is busy in numpy or torch, which let other threads run. An error of `make` is
-    raised in its place of the order."""
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prefetched(
+    make: Callable[[Item], Made], items: Iterable[Item], workers: int = 1, ahead: int | None = None
+) -> Generator[tuple[Item, Made], None, None]:
+    """(item, make(item)) for each, in order; the next `ahead` (default: `workers`) are being made, or are made, while
+    the caller uses this one: for a `make` that waits for the disk, or is busy in numpy or torch, which let other
+    threads run. An error of `make` is raised in its place of the order, and what was not begun then is not made."""
     with ThreadPoolExecutor(workers, "prefetch") as pool:
         begun = ((item, pool.submit(make, item)) for item in items)
-        pending = deque(islice(begun, workers + 1))
-        while pending:
-            item, future = pending.popleft()
-            yield item, future.result()
-            pending.extend(islice(begun, 1))
+        pending = deque(islice(begun, (ahead or workers) + 1))
+        try:
+            while pending:
+                item, future = pending.popleft()
+                yield item, future.result()
+                pending.extend(islice(begun, 1))
+        finally:
+            for _, future in pending:
+                future.cancel()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from modeldiff.console import progress
 from modeldiff.errors import DamagedError, InputError, ModeldiffError, first_line
 from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.harvest.store import missing_shards, shard_file, write_store
+from modeldiff.harvest.store import Rows, missing_shards, shard_file, write_store
 from modeldiff.sides import SIDES
 from modeldiff.texts.readers import read_objects
 from modeldiff.workspace.activations import plan_name
@@ -114,7 +114,7 @@ def _copy(work: Work, side: str, array: ArrayFile, shards: list[int], encoding: 
                     stop = min(start + _BLOCK_ROWS, end)
                     with _reading(array.path):
                         x_ND = _tensor(arrays[array.key][start:stop])
-                    append(_stored(x_ND, start, array.path, side, encoding))
+                    append(Rows.of(_stored(x_ND, start, array.path, side, encoding)))
                     bar.advance(stop - start)
 
 

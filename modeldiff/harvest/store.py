@@ -1,13 +1,14 @@
 """The last files of a store: statistics.safetensors and store.json (see workspace/activations.py).
 
 Mean and norms are of the rows as they are stored, in float64; nothing is computed in the storage dtype.
-Legend: N rows, D width.
+Legend: N rows, D width, K blocks of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,40 @@ QUANTILES = ("0", "0.01", "0.25", "0.5", "0.75", "0.99", "1")
 _BLOCK_ROWS, _BLOCK_VALUES = 4096, 1 << 22
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a shard, in the stored dtype, and what its statistics need of them. All on one device."""
+
+    x_ND: torch.Tensor
+    sums_KD: torch.Tensor
+    """Of each block of rows, float64."""
+    norms_N: torch.Tensor
+    """Of each row, float32."""
+
+    @classmethod
+    def of(cls, x_ND: torch.Tensor) -> Rows:
+        """Computed where the rows are."""
+        sums, norms = [], []
+        for block_ND in x_ND.split(max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // x_ND.shape[1]))):
+            wide_ND = block_ND.to(torch.float64)
+            sums.append(wide_ND.sum(dim=0))
+            norms.append(wide_ND.norm(dim=1).to(torch.float32))
+        return cls(x_ND, torch.stack(sums), torch.cat(norms))
+
+
 class RunningStatistics:
-    """Sum and norms of a shard's rows, which come in blocks. The same blocks in the same order give the same bits."""
+    """Sum and norms of a shard's rows. The same rows in the same order give the same bits, on one kind of device."""
 
     def __init__(self, width: int) -> None:
         self._sum_D = torch.zeros(width, dtype=torch.float64)
         self._norms: list[NDArray[np.float32]] = []
 
-    def add(self, x_ND: torch.Tensor) -> None:
-        """Take rows (N, D) in the stored dtype."""
-        for block_ND in x_ND.split(max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // x_ND.shape[1]))):
-            wide_ND = block_ND.to(torch.float64)
-            self._sum_D += wide_ND.sum(dim=0)
-            # Norms are kept for the exact median: 4 bytes per row.
-            self._norms.append(wide_ND.norm(dim=1).to(torch.float32).numpy())
+    def add(self, rows: Rows) -> None:
+        """Take rows, on the CPU."""
+        for sum_D in rows.sums_KD:
+            self._sum_D += sum_D
+        # Norms are kept for the exact median: 4 bytes per row.
+        self._norms.append(rows.norms_N.numpy())
 
     def save(self, folder: Path, shard: int, side: str, digest_P: NDArray[np.uint8]) -> None:
         """Keep them for `combine`, with the digests of the pieces that hold the rows."""
@@ -55,16 +76,16 @@ class RunningStatistics:
 @contextmanager
 def shard_file(
     work: Work, shard: int, side: str, rows: int, width: int, encoding: str
-) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Inside, give the rows of one side of a shard to the function, block by block; then the file is committed."""
+) -> Iterator[Callable[[Rows], None]]:
+    """Inside, give the rows of one side of a shard to the function, part by part; then the file is committed."""
     temporary, statistics = work.temporary(rows_name(shard, side)), RunningStatistics(width)
     with NewFile(temporary) as file:
         writer = RowWriter(file, DATASET, rows, width, encoding)
 
-        def append(x_ND: torch.Tensor) -> None:
-            writer.append(x_ND)
+        def append(part: Rows) -> None:
+            writer.append(part.x_ND)
             file.check()
-            statistics.add(x_ND)
+            statistics.add(part)
 
         yield append
     # Before the rows are committed: whoever finds the rows finds their statistics.

@@ -1,11 +1,13 @@
-"""The device and the dtype that a user's words mean."""
+"""The device and the dtype that a user's words mean, and the ways to a device and back."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from modeldiff.errors import InputError, MachineError
 
@@ -46,3 +48,31 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     auto = "bfloat16" if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, auto if name == "auto" else name)
     return dtype
+
+
+def onto(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device. From the main memory to a GPU it goes through pinned memory: nobody waits for what the GPU was
+    given to do before."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def fetched(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Begin to copy tensors, all of one device, to the main memory; the function given waits until they are there.
+    From a GPU they come through pinned memory, when what the GPU was given to do before is done."""
+    device = tensors[0].device
+    if device.type != "cuda":
+        return lambda: [one.cpu() for one in tensors]
+    pinned = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors]
+    for there, here in zip(tensors, pinned, strict=True):
+        here.copy_(there, non_blocking=True)
+    # Whoever waits for this event sleeps, and leaves its core to others.
+    copied = torch.cuda.Event(blocking=True)
+    copied.record(torch.cuda.current_stream(device))
+
+    def wait() -> list[Tensor]:
+        copied.synchronize()
+        return pinned
+
+    return wait

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from modeldiff.console import Progress
 from modeldiff.errors import InputError, MachineError
 from modeldiff.lm.batches import chunks, padded
+from modeldiff.lm.device import onto
 from modeldiff.lm.model import Decoder, LanguageModel, hidden_of, hooked, not_handed_on, probe, probe_ids, with_hidden
 
 
@@ -44,7 +45,7 @@ def residual_after(lm: LanguageModel, layer: int, ids_BT: Tensor, mask_BT: Tenso
         raise _LayerReached
 
     with suppress(_LayerReached), hooked([lm.blocks[layer]], take), torch.inference_mode():
-        lm.body(input_ids=ids_BT.to(lm.device), attention_mask=mask_BT.to(lm.device), use_cache=False)
+        lm.body(input_ids=onto(ids_BT, lm.device), attention_mask=onto(mask_BT, lm.device), use_cache=False)
     if not seen:
         raise InputError(f"block {layer} of model {lm.name} was not run in a forward pass: it cannot be read")
     return seen[0]

@@ -21,6 +21,7 @@ import torch
 from modeldiff.console import progress, say
 from modeldiff.crosscoder.settings import Selection, TrainSettings
 from modeldiff.errors import DamagedError, InputError, MachineError
+from modeldiff.threads import available_cores
 from modeldiff.toy.cell import CellSpec
 from modeldiff.toy.settings import Architecture, Table, ToySettings
 from modeldiff.toy.world import WorldSpec
@@ -158,10 +159,6 @@ def kept(folder: Path, key: str) -> dict[str, Any] | None:
 def jobs_of(settings: ToySettings, device: str) -> int:
     """Processes; one of them keeps a GPU busy."""
     return settings.jobs or (available_cores() if device == "cpu" else 1)
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _computed(cells: Sequence[CellSpec], compute: Compute, jobs: int) -> Iterator[tuple[int, dict[str, Any]]]:

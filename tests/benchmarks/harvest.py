@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from modeldiff.harvest.capture import Capture, capture_shard
+from modeldiff.harvest import capture
 from modeldiff.lm.batches import padded
 from modeldiff.lm.model import LanguageModel, hidden_of
 from modeldiff.lm.ref import ModelRef
@@ -83,8 +83,8 @@ def _batching(arch: str, options: Options) -> Iterator[Row]:
 
 def captured(lm: LanguageModel, plan: ShardPlan) -> tuple[Tensor, int]:
     """(x (N, D), tokens read, padding included): what the harvest does."""
-    parts = list(capture_shard(lm, plan, Capture("a", LAYER, "float32", None, ["made"])))
-    return torch.cat([x_ND for x_ND, _ in parts]), sum(read for _, read in parts)
+    parts = list(capture.captured(lm, capture.Capture("a", LAYER, "float32", None, ["made"]), [plan]))
+    return torch.cat([rows.x_ND for rows, _ in parts]), sum(read for _, read in parts)
 
 
 def in_arrival_order(lm: LanguageModel, plan: ShardPlan) -> tuple[Tensor, int]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeldiff.errors import MachineError
-from modeldiff.harvest.capture import Capture, capture_shard
+from modeldiff.harvest.capture import Capture, captured
 from modeldiff.harvest.run import run
 from modeldiff.lm.load import load_model
 from modeldiff.lm.model import LanguageModel
@@ -28,7 +28,7 @@ def loaded(models: dict[str, Path], side: str) -> LanguageModel:
 
 def whole(lm: LanguageModel, plan, capture: Capture) -> torch.Tensor:
     """All rows of a shard (N, D)."""
-    return torch.cat([x_ND for x_ND, _ in capture_shard(lm, plan, capture)])
+    return torch.cat([rows.x_ND for rows, _ in captured(lm, capture, [plan])])
 
 
 def test_every_pair_equals_a_direct_forward_pass(make_settings, workspace, models) -> None:
@@ -78,10 +78,10 @@ def test_a_wide_shard_is_written_in_parts(
             rows_ND = in_parts.read_side(side, block)
             torch.testing.assert_close(rows_ND, store.read_side(side, block), rtol=1e-4, atol=1e-4)
     plan = store.plan(0)
-    parts = list(capture_shard(loaded(models, "a"), plan, Capture("a", 1, "float32", 128, ["words"])))
+    parts = list(captured(loaded(models, "a"), Capture("a", 1, "float32", 128, ["words"]), [plan]))
     documents = len(plan.documents)
     assert len(parts) == documents if part_bytes == 1 else 1 < len(parts) < documents
-    assert sum(len(x_ND) for x_ND, _ in parts) == len(plan.pairs)
+    assert sum(len(rows.x_ND) for rows, _ in parts) == len(plan.pairs)
 
 
 def test_what_is_not_finite_is_refused_and_the_place_is_named(models, store: ActivationStore) -> None:

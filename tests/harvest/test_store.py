@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from modeldiff.harvest.store import QUANTILES, RunningStatistics, _quantile, combine
+from modeldiff.harvest.store import QUANTILES, Rows, RunningStatistics, _quantile, combine
 
 
 def save(folder: Path, shard: int, x_ND: torch.Tensor) -> None:
     statistics = RunningStatistics(x_ND.shape[1])
-    statistics.add(x_ND)
+    statistics.add(Rows.of(x_ND))
     statistics.save(folder, shard, "a", np.full((2, 32), shard, np.uint8))
 
 
