@@ -19,6 +19,15 @@ def test_the_next_one_is_made_while_this_one_is_used() -> None:
     assert list(prefetched(str, [])) == []
 
 
+def test_more_are_made_ahead_by_one_thread_and_none_after_the_end() -> None:
+    made = [threading.Event() for _ in range(5)]
+    begun = prefetched(lambda n: made[n].set(), range(5), ahead=2)
+    next(begun)
+    assert made[2].wait(60), "the second one after it was not begun"
+    begun.close()
+    assert not any(one.is_set() for one in made[3:])
+
+
 def test_an_error_is_raised_in_its_place() -> None:
     pairs = prefetched(lambda n: 2 // (2 - n), range(5))
     assert [next(pairs), next(pairs)] == [(0, 1), (1, 2)]

@@ -18,7 +18,8 @@ from safetensors import safe_open
 
 from modeldiff.console import progress
 from modeldiff.errors import DamagedError, InputError, ModeldiffError, first_line
-from modeldiff.harvest.planner import Piece, bytes_needed, write_shard
+from modeldiff.harvest.pieces import Piece
+from modeldiff.harvest.planner import bytes_needed, write_shard
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import Rows, missing_shards, shard_file, write_store
 from modeldiff.sides import SIDES

@@ -9,41 +9,49 @@ file says how far the texts were read; an interrupted plan reads up to there wit
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modeldiff.console import progress
-from modeldiff.errors import InputError
+from modeldiff.console import progress, say
+from modeldiff.errors import InputError, ModeldiffError
+from modeldiff.harvest.pieces import Cut, CutElsewhere, Cutter, Piece
 from modeldiff.harvest.report import Counts
 from modeldiff.harvest.settings import HarvestSettings
-from modeldiff.lm.chat import ChatError
+from modeldiff.lm.ref import ModelRef
+from modeldiff.processes import in_processes
 from modeldiff.records import from_json
 from modeldiff.sides import SIDES
-from modeldiff.texts.align import Alignment, align
 from modeldiff.texts.readers import COMPRESSED
 from modeldiff.texts.sources import LeftOut, Record, Source, mix
 from modeldiff.texts.tokenize import Reader
+from modeldiff.threads import available_cores, prefetched
 from modeldiff.workspace.activations import plan_name
 from modeldiff.workspace.bits import bytes_per_value
 from modeldiff.workspace.files import read_json
 from modeldiff.workspace.kept import is_sound, keep_json
-from modeldiff.workspace.plan import Document, PairTable, ShardPlan, Tokens, write_plan
+from modeldiff.workspace.plan import PairTable, ShardPlan, write_plan
 from modeldiff.workspace.stage import Work
 
 # Enough for a share of kept tokens within a few percent, in well under a second.
 _LOOK_DOCUMENTS = 64
 # So many records are looked through for them.
 _LOOK_RECORDS = 10_000
+# Another process takes some seconds to start, in which one plans some hundred thousand pairs; on two cores the second
+# is for reading and writing. This one reads and writes for about so many.
+_PAIRS_A_PROCESS, _MOST_PROCESSES = 500_000, 16
+_FEWEST_CORES = 3
+# What such a process is given at once: some tenths of a second.
+_GROUP_CHARS, _GROUP_RECORDS = 200_000, 500
 # For the uncertainty of the look, HDF5's own structures and the last chunk of each file.
 _MARGIN = 1.05
 _BYTES_PER_TOKEN, _BYTES_PER_PAIR, _BYTES_PER_DOCUMENT = 12, 24, 40  # see workspace/plan.py
 
-# A text that both models read at once, and its pairs.
-Piece = tuple[Document, PairTable]
+_Made = tuple[Record, Cut | ModeldiffError]
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,12 @@ class Planner:
     readers: dict[str, Reader]
     context: dict[str, int]
     """By side, the most tokens that a model reads at once."""
+    ref: dict[str, ModelRef] | None = None
+    """By side, whose tokenizers the readers have; None: other processes cannot open them."""
+
+    @property
+    def cutter(self) -> Cutter:
+        return Cutter(self.readers, self.context, self.settings.align, self.settings.pair_at)
 
     def look(self) -> Look:
         """Tokenize and align the first documents. Raises InputError when a text cannot be used, or there are none."""
@@ -107,7 +121,9 @@ class Planner:
             if counts.data["documents"] == _LOOK_DOCUMENTS:
                 break
             text_bytes += len(record.text.encode("utf-8", "surrogatepass"))
-            for document, found in self.pieces(record, counts):
+            cut = self.cutter.cut(record)
+            self._count(counts, record, cut)
+            for document, found in cut.pieces:
                 pairs += len(found)
                 tokens = sum(len(one.ids) for one in document.tokens.values())
                 text = len(document.text.encode("utf-8", "surrogatepass"))
@@ -124,8 +140,9 @@ class Planner:
             expected = min(expected, 2 * in_texts)
         return Look(expected, in_texts, plan_bytes / max(pairs, 1), counts.shares())
 
-    def plan(self, work: Work) -> Cursor:
-        """Write the plan files that are missing. Raises InputError: a text cannot be used, or no pair is found."""
+    def plan(self, work: Work, likely: int) -> Cursor:
+        """Write the plan files that are missing; the texts are likely to give so many pairs. Raises InputError: a text
+        cannot be used, or no pair is found; MachineError: a process was lost."""
         cursor = _resume(work)
         if cursor.finished:
             return cursor
@@ -134,7 +151,7 @@ class Planner:
         pairs_asked, shard_pairs = self.settings.pairs, self.settings.shard_pairs
         left, wanted = pairs_asked - cursor.pairs, shard_pairs
         with progress("plan", pairs_asked, "pairs", done=cursor.pairs) as bar:
-            for document, found, position in self._unplanned(cursor, counts):
+            for (document, found), position in self._unplanned(cursor, counts, min(likely, pairs_asked) - cursor.pairs):
                 pairs = _first(found, left)
                 shard.append((document, pairs))
                 bar.advance(len(pairs))
@@ -159,58 +176,68 @@ class Planner:
             )
         return cursor
 
-    def _unplanned(self, cursor: Cursor, counts: Counts) -> Iterator[tuple[Document, PairTable, tuple[int, int]]]:
-        """The pieces after the cursor, each with the `records` and `pieces` of a cursor behind it."""
-        skipped = cursor.pieces
-        for number, record in itertools.islice(enumerate(self._records()), cursor.records, None):
-            if record.source not in cursor.labels:
-                cursor.labels.append(record.source)
-            # A record of which a part is planned was counted then.
-            pieces = self.pieces(record, None if skipped else counts, cursor.labels.index(record.source), number)
-            for done, (document, pairs) in enumerate(pieces[skipped:], skipped + 1):
-                yield document, pairs, (number, done) if done < len(pieces) else (number + 1, 0)
-            skipped = 0
+    def _unplanned(self, cursor: Cursor, counts: Counts, pairs: int) -> Iterator[tuple[Piece, tuple[int, int]]]:
+        """The pieces after the cursor, each with the `records` and `pieces` of a cursor behind it; about so many pairs
+        are still to come."""
+        records, skipped = itertools.islice(self._records(), cursor.records, None), cursor.pieces
+        with closing(self._cuts(records, pairs)) as cuts:
+            for number, (record, cut) in enumerate(cuts, cursor.records):
+                if isinstance(cut, ModeldiffError):
+                    raise cut
+                if record.source not in cursor.labels:
+                    cursor.labels.append(record.source)
+                if not skipped:  # a record of which a part is planned was counted then
+                    self._count(counts, record, cut)
+                for done, (document, found) in enumerate(cut.pieces[skipped:], skipped + 1):
+                    document.source, document.index = cursor.labels.index(record.source), number
+                    yield (document, found), (number, done) if done < len(cut.pieces) else (number + 1, 0)
+                skipped = 0
+
+    def _cuts(
+        self, records: Iterator[Record], pairs: int
+    ) -> Generator[tuple[Record, Cut | ModeldiffError], None, None]:
+        """What becomes of each record, in order, in as many processes as are worth it. They are given records that may
+        not be needed: what is wrong with those is raised in its place."""
+        cores = available_cores()
+        processes = min(cores, _MOST_PROCESSES, pairs // _PAIRS_A_PROCESS)
+        if self.ref is None or cores < _FEWEST_CORES or processes <= 1:
+            yield from ((record, self.cutter.cut_all([record])[0]) for record in records)
+            return
+        say(f"plan: tokenizing and aligning in {processes} processes")
+        elsewhere = CutElsewhere(self.ref, self.context, self.settings.align, self.settings.pair_at)
+        failed: list[Exception] = []
+        groups = _groups(records, failed)
+        with in_processes(elsewhere, processes) as cut_all, closing(prefetched(cut_all, groups, processes)) as made:
+            for group, cuts in made:
+                yield from zip(group, cuts, strict=True)
+        if failed:
+            raise failed[0]
 
     def _records(self) -> Iterator[Record]:
         settings = self.settings
         fields = settings.text_field, settings.source_field
         return mix(self.sources, *fields, sample=settings.sample, seed=settings.seed)
 
-    def pieces(self, record: Record, counts: Counts | None, source: int = 0, index: int = 0) -> list[Piece]:
-        """The pieces of one record that hold pairs, of at most `context` tokens per side, special tokens included.
+    def _count(self, counts: Counts, record: Record, cut: Cut) -> None:
+        if cut.problem:
+            LeftOut(counts.data["left_out"], strict=self.settings.strict).add(record, cut.problem)
+        else:
+            counts.merge(cut.counts)
 
-        A document that fits is one piece, and a chat that does not fit loses its end. A longer text is cut after
-        matches, at a word end where there is one. The special tokens that the tokenizer puts around a text stand around
-        every piece; those in a text stand where they stand in it. What comes after the last match that fits no piece is
-        left out.
 
-        counts: where to count what was kept and lost; source: index of the record's label; index: its running number.
-        """
-        tokens, problem = self._read(record)
-        if problem:
-            if counts:
-                LeftOut(counts.data["left_out"], strict=self.settings.strict).add(record, problem)
-            return []
-        if record.messages and any(len(tokens[side].ids) > self.context[side] for side in SIDES):
-            if counts:
-                counts.data["chats_cut"] += 1
-            for side, one in tokens.items():
-                read = slice(self.context[side])
-                tokens[side] = Tokens(one.ids[read], one.starts[read], one.ends[read])
-        decode = {side: self.readers[side].decode for side in SIDES} if self.settings.align == "greedy" else None
-        alignment = align(record.text, tokens, self.settings.pair_at, decode)
-        added = {side: (0, 0) if record.messages else self.readers[side].added for side in SIDES}
-        pieces, matches = _cut(record.text, tokens, alignment, self.context, added)
-        if counts:
-            counts.add(record.text, alignment, matches)
-        return [(Document(text, source, index, read), pairs) for text, read, pairs in pieces if len(pairs)]
-
-    def _read(self, record: Record) -> tuple[dict[str, Tokens], str]:
-        """(the tokens of both sides; why there are none, if so)."""
-        try:
-            return {side: self.readers[side].read(record) for side in SIDES if not record.problem}, record.problem
-        except ChatError as error:
-            return {}, str(error)
+def _groups(records: Iterator[Record], failed: list[Exception]) -> Iterator[list[Record]]:
+    """Records in groups that are worth sending to another process. Ends where they cannot be read, and keeps why."""
+    group, chars = list[Record](), 0
+    try:
+        for record in records:
+            group.append(record)
+            chars += len(record.text)
+            if chars >= _GROUP_CHARS or len(group) == _GROUP_RECORDS:
+                yield group
+                group, chars = [], 0
+    except Exception as error:
+        failed.append(error)
+    yield group
 
 
 def _resume(work: Work) -> Cursor:
@@ -253,66 +280,3 @@ def write_shard(work: Work, number: int, pieces: list[Piece]) -> None:
 def _first(pairs: PairTable, n: int) -> PairTable:
     token, window = ({side: by_side[side][:n] for side in SIDES} for by_side in (pairs.token, pairs.window))
     return PairTable(pairs.document[:n], token, pairs.char_end[:n], window)
-
-
-def _cut(
-    text: str,
-    tokens: dict[str, Tokens],
-    alignment: Alignment,
-    context: dict[str, int],
-    added: dict[str, tuple[int, int]],
-) -> tuple[list[tuple[str, dict[str, Tokens], PairTable]], int]:
-    """(the pieces of a document as text, tokens by side and pairs; how many of its matches are in them). added: by
-    side, how many tokens stand before and after every piece."""
-    matches = len(alignment.char_end)
-    if not matches:
-        return [], 0
-    head = {side: added[side][0] for side in SIDES}
-    tail = {side: len(tokens[side].ids) - added[side][1] for side in SIDES}
-    room = {side: context[side] - sum(added[side]) for side in SIDES}
-    pieces = []
-    first, begin, char_start = 0, head, 0
-    while (stop := _last_that_fits(alignment, first, begin, room)) > first:
-        end = {side: int(alignment.token[side][stop - 1]) + 1 for side in SIDES}
-        char_stop = int(alignment.char_end[stop - 1])
-        if stop == matches and all(tail[side] - begin[side] <= room[side] for side in SIDES):
-            end, char_stop = tail, len(text)
-        read = {
-            side: _slice(one, (head[side], tail[side]), begin[side], end[side], char_start, char_stop)
-            for side, one in tokens.items()
-        }
-        shift = {side: head[side] - begin[side] for side in SIDES}
-        pieces.append((text[char_start:char_stop], read, _pairs(alignment, first, stop, char_start, shift)))
-        first, begin, char_start = stop, end, char_stop
-    return pieces, first
-
-
-def _last_that_fits(alignment: Alignment, first: int, begin: dict[str, int], room: dict[str, int]) -> int:
-    """The match to cut after (exclusive): the last word end that fits, else the last match that fits."""
-    fits = min(int(np.searchsorted(alignment.token[s], begin[s] + room[s], side="left")) for s in SIDES)
-    if fits == len(alignment.char_end):
-        return fits
-    at_word_end = np.flatnonzero(alignment.at_word_end[first:fits])
-    return first + int(at_word_end[-1]) + 1 if len(at_word_end) else max(fits, first)
-
-
-def _slice(tokens: Tokens, inner: tuple[int, int], begin: int, end: int, char_start: int, char_stop: int) -> Tokens:
-    """The tokens begin..end between those before and after the `inner` ones; offsets count from `char_start`."""
-    chosen = np.concatenate([np.arange(inner[0]), np.arange(begin, end), np.arange(inner[1], len(tokens.ids))])
-    outside = tokens.starts[chosen] < 0
-    starts, ends = (
-        np.where(outside, -1, np.clip(offsets[chosen] - char_start, 0, char_stop - char_start)).astype(np.int32)
-        for offsets in (tokens.starts, tokens.ends)
-    )
-    return Tokens(tokens.ids[chosen], starts, ends)
-
-
-def _pairs(alignment: Alignment, first: int, stop: int, char_start: int, shift: dict[str, int]) -> PairTable:
-    """The pairs among the matches first..stop; shift: by side, what to add to a token's index in the document."""
-    rows = first + np.flatnonzero(alignment.kept[first:stop])
-    return PairTable(
-        document=np.zeros(len(rows), np.int32),
-        token={side: (alignment.token[side][rows] + shift[side]).astype(np.int32) for side in SIDES},
-        char_end=(alignment.char_end[rows] - char_start).astype(np.int32),
-        window={side: alignment.window[side][rows].astype(np.int32) for side in SIDES},
-    )

@@ -84,6 +84,10 @@ class Counts:
             lost_any |= lost > 0
         data["lost_tails"]["documents"] += int(lost_any)
 
+    def merge(self, data: Mapping[str, Any]) -> None:
+        """Add what was counted of another document. Reasons why documents are left out are not among it."""
+        _merge(self.data, data)
+
     def shares(self) -> dict[str, Any]:
         """Share of tokens and of characters kept, by side: over all and by script."""
         characters = self.data["characters"]
@@ -130,6 +134,14 @@ def _count(counts: dict[str, int], scripts: NDArray[np.int16]) -> None:
 
 def _more(counts: dict[str, int], key: str, number: int) -> None:
     counts[key] = counts.get(key, 0) + number
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping):
+            _merge(into.setdefault(key, {}), value)
+        elif isinstance(value, int):
+            _more(into, key, value)
 
 
 def _share(part: int, whole: int) -> float:

@@ -175,10 +175,10 @@ def _plan(
     work: Work, settings: HarvestSettings, sources: list[Source], pair: Pair
 ) -> tuple[Cursor, dict[str, list[int]]]:
     """The plan, and by side the shards whose rows are still to be captured."""
-    planner = Planner(settings, sources, open_readers(pair), pair.context)
+    planner = Planner(settings, sources, open_readers(pair), pair.context, pair.ref)
     seen = planner.look()
     _require_disk(work, settings, pair, seen.pairs, seen)
-    cursor = planner.plan(work)
+    cursor = planner.plan(work, seen.pairs)
     _say_plan(settings, cursor)
     _require_disk(work, settings, pair, cursor.pairs, seen)
     return cursor, {side: missing_shards(work, cursor.shards, side) for side in SIDES}

@@ -1,14 +1,18 @@
 """Plans: cutting long documents, filling shards, going on after an interruption without tokenizing again."""
 
 import json
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modeldiff.errors import InputError
-from modeldiff.harvest.planner import Cursor, Piece, Planner
+from modeldiff.harvest.pieces import Piece
+from modeldiff.harvest.planner import Cursor, Planner
 from modeldiff.harvest.report import Counts
+from modeldiff.harvest.run import open_pair, open_readers
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import Record, parse_source
@@ -30,7 +34,10 @@ def settings(**changes) -> HarvestSettings:
 
 def planned(record: Record, both=None, context=CONTEXT, counts: Counts | None = None, **changes) -> list[Piece]:
     both = both or readers(bytes_trimmed(), bytes_untrimmed())
-    return Planner(settings(**changes), [], both, context).pieces(record, counts)
+    cut = Planner(settings(**changes), [], both, context).cutter.cut(record)
+    if counts:
+        counts.merge(cut.counts)
+    return cut.pieces
 
 
 def test_a_long_document_is_cut_into_pieces_that_fit_and_follow_each_other() -> None:
@@ -134,7 +141,7 @@ def texts(tmp_path: Path) -> Path:
 def plan(folder: Path, texts: Path, **changes) -> tuple[Cursor, list[Path]]:
     """(cursor, plan files)."""
     both, work = readers(bytes_trimmed(), bytes_untrimmed()), Work(folder)
-    cursor = Planner(settings(**changes), [parse_source(str(texts))], both, CONTEXT).plan(work)
+    cursor = Planner(settings(**changes), [parse_source(str(texts))], both, CONTEXT).plan(work, 10**6)
     return cursor, [folder / plan_name(shard) for shard in range(len(cursor.shards))]
 
 
@@ -165,14 +172,14 @@ def test_a_chat_that_a_template_refuses_is_left_out_and_named(tmp_path: Path) ->
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in ([user], [system, user], [user])))
     sources = [parse_source(str(path))]
-    cursor = Planner(settings(), sources, both, CONTEXT).plan(Work(tmp_path / "work"))
+    cursor = Planner(settings(), sources, both, CONTEXT).plan(Work(tmp_path / "work"), 10**6)
     assert cursor.counts["documents"] == 2
     assert cursor.counts["left_out"]["records"] == 1
     (named,) = cursor.counts["left_out"]["first"]
     assert named.startswith(f"{path}, line 2: the chat template of ")
     assert named.endswith("refuses the messages: no system role")
     with pytest.raises(InputError, match=r"chats\.jsonl, line 2: .*no system role"):
-        Planner(settings(strict=True), sources, both, CONTEXT).plan(Work(tmp_path / "strict"))
+        Planner(settings(strict=True), sources, both, CONTEXT).plan(Work(tmp_path / "strict"), 10**6)
 
 
 @pytest.mark.parametrize("pairs", [500, 10**6])
@@ -216,3 +223,50 @@ def test_what_is_planned_behind_a_damaged_shard_is_planned_again(tmp_path: Path,
     again, files = plan(tmp_path / "work", texts, pairs=500, shard_pairs=64)
     assert again == whole
     assert [file.read_bytes() for file in files] == expected
+
+
+@pytest.fixture
+def in_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also these few pairs are worth two processes, which are given three records at a time."""
+    for name, value in {"available_cores": lambda: 4, "_PAIRS_A_PROCESS": 250, "_GROUP_RECORDS": 3}.items():
+        monkeypatch.setattr(f"modeldiff.harvest.planner.{name}", value)
+
+
+def test_processes_write_the_bytes_of_one(
+    make_settings, models: dict[str, Path], tmp_path: Path, texts: Path, request: pytest.FixtureRequest, capsys
+) -> None:
+    changed = make_settings(texts=(str(texts),), pairs=500, shard_pairs=64)
+    pair, sources = open_pair(changed), [parse_source(str(texts))]
+    planner = Planner(changed, sources, open_readers(pair), pair.context, pair.ref)
+    made = []
+    for name in ("one", "two"):
+        if name == "two":
+            request.getfixturevalue("in_two")
+        cursor = planner.plan(Work(tmp_path / name), 10**6)
+        files = sorted((tmp_path / name / "shards").iterdir())
+        made.append((cursor, [(file.name, file.read_bytes()) for file in files]))
+    assert "tokenizing and aligning in 2 processes" in capsys.readouterr().err
+    assert len(made[0][0].shards) > 4
+    assert made[0] == made[1]
+
+
+def test_what_is_wrong_with_a_record_is_raised_in_its_place(
+    tmp_path: Path, in_two: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that are read ahead may not be needed."""
+    both, good = readers(bytes_trimmed(), bytes_untrimmed()), [Record("s", text) for text in make_texts(20)]
+
+    def records(_planner: Planner) -> Iterator[Record]:
+        yield from good
+        yield Record("s", "", where="t.txt, line 21", problem="no text")
+        raise InputError("the file ends in the middle of a line")
+
+    monkeypatch.setattr(Planner, "_records", records)
+    cutter = Planner(settings(), [], both, CONTEXT).cutter
+    monkeypatch.setattr("modeldiff.harvest.planner.in_processes", lambda *_: nullcontext(cutter.cut_all))
+    enough = Planner(settings(pairs=500, strict=True), [], both, CONTEXT, ref={})
+    assert enough.plan(Work(tmp_path / "enough"), 10**6).pairs == 500
+    for name, strict, message in (("strict", True, "line 21: no text"), ("broken", False, "in the middle of a line")):
+        more = Planner(settings(pairs=5000, strict=strict), [], both, CONTEXT, ref={})
+        with pytest.raises(InputError, match=message):
+            more.plan(Work(tmp_path / name), 10**6)
