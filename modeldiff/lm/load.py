@@ -116,9 +116,11 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
 def _placed(
     arguments: dict[str, Any], ref: ModelRef, device: torch.device, dtype: torch.dtype
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
-    """(the model on `device`, what transformers reports of its loading). With accelerate, a quantised model goes there
-    at once, for some cannot be moved, and one that does not fit on a GPU is spread over all of them and the main
-    memory, unless other processes use these."""
+    """(the model on `device`, what transformers reports of its loading). With accelerate, without which transformers
+    refuses to place weights, each tensor goes to a GPU as it is read; a quantised model goes there at once, for some
+    cannot be moved, and one that does not fit on a GPU is spread over all of them and the main memory, unless other
+    processes use these. Without it, weights in the dtype of their files stay in these, which processes share, until
+    they are moved; those in another are converted in the main memory."""
 
     def load(**placing: Any) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
         loaded: tuple[transformers.PreTrainedModel, dict[str, Any]]

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from modeldiff.errors import InputError, MachineError, ModeldiffError
 from modeldiff.lm.generate import generate
 from modeldiff.lm.load import LanguageModel, ModelRef, load_model
 from modeldiff.lm.residual import add_to_residual, residual_after, verify_hook
+from tests.tiny_models import tiny_tokenizer
 
 CPU = torch.device("cpu")
 IDS_BT = torch.arange(5, 15).reshape(2, 5)
@@ -93,3 +96,46 @@ def test_a_quantised_model_that_cannot_be_read_says_why(
     with pytest.raises(error, match=message) as caught:
         load_model(ModelRef(str(llama)), CPU, torch.float32)
     assert "\n" not in str(caught.value)
+
+
+def _private_bytes() -> int:
+    """What this process holds by itself; pages of files that are mapped are shared with whoever reads them."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux tells it")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_copy_of_the_weights_is_made_on_the_way(tmp_path: Path, dtype: torch.dtype) -> None:
+    """In the dtype of the files they stay in these; otherwise each tensor is converted by itself."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "vocab_size": 320}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=8)
+    with torch.random.fork_rng([]):
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    made.save_pretrained(tmp_path, max_shard_size="20MB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ref = ModelRef(str(tmp_path))
+    load_model(ref, CPU, dtype)  # what is imported at the first time is none of the weights
+    before = peak = _private_bytes()
+    loading = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not loading.is_set():
+            peak = max(peak, _private_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    lm = load_model(ref, CPU, dtype)
+    loading.set()
+    watcher.join()
+    weights = sum(one.nbytes for one in lm.model.parameters())
+    largest = max(one.nbytes for one in made.parameters())
+    held = 0 if dtype == torch.float32 else weights
+    assert weights > 8 * largest
+    assert peak - before < held + 4 * largest
+    for (name, expected), loaded in zip(made.named_parameters(), lm.model.parameters(), strict=True):
+        assert torch.equal(loaded, expected.to(dtype)), name
+    if dtype == torch.float32:
+        ids = {"input_ids": IDS_BT, "attention_mask": torch.ones_like(IDS_BT)}
+        assert torch.equal(lm.logits(*ids.values()), made(**ids).logits)
