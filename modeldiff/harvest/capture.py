@@ -136,7 +136,7 @@ def _capture(
     lm: LanguageModel, capture: Capture, plan: ShardPlan, documents: range, bar: Progress | None
 ) -> tuple[Callable[[], list[torch.Tensor]], int]:
     """(what gives the fields of `Rows` of these documents, and for each row whether it was finite in the model's dtype;
-    the tokens read). On a GPU all of it is under way then, and nothing was waited for."""
+    the tokens read). On a GPU all of it is under way then, and nothing here waited for it."""
     pairs, token_N = plan.pairs, plan.pairs.token[capture.side]
     # The rows of document i are first_row[i] to first_row[i + 1] of the shard, and those of this part follow `first`.
     first_row = np.searchsorted(pairs.document, np.arange(len(plan.documents) + 1))

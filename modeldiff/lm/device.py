@@ -64,9 +64,7 @@ def fetched(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
     device = tensors[0].device
     if device.type != "cuda":
         return lambda: [one.cpu() for one in tensors]
-    pinned = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in tensors]
-    for there, here in zip(tensors, pinned, strict=True):
-        here.copy_(there, non_blocking=True)
+    pinned = [one.to("cpu", non_blocking=True) for one in tensors]
     # Whoever waits for this event sleeps, and leaves its core to others.
     copied = torch.cuda.Event(blocking=True)
     copied.record(torch.cuda.current_stream(device))
