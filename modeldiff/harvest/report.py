@@ -138,7 +138,7 @@ def _more(counts: dict[str, int], key: str, number: int) -> None:
 
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
     for key, value in more.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             _merge(into.setdefault(key, {}), value)
         elif isinstance(value, int):
             _more(into, key, value)
