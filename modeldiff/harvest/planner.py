@@ -51,8 +51,6 @@ _GROUP_CHARS, _GROUP_RECORDS = 200_000, 500
 _MARGIN = 1.05
 _BYTES_PER_TOKEN, _BYTES_PER_PAIR, _BYTES_PER_DOCUMENT = 12, 24, 40  # see workspace/plan.py
 
-_Made = tuple[Record, Cut | ModeldiffError]
-
 
 @dataclass(frozen=True)
 class Look:
@@ -150,8 +148,9 @@ class Planner:
         shard: list[Piece] = []
         pairs_asked, shard_pairs = self.settings.pairs, self.settings.shard_pairs
         left, wanted = pairs_asked - cursor.pairs, shard_pairs
-        with progress("plan", pairs_asked, "pairs", done=cursor.pairs) as bar:
-            for (document, found), position in self._unplanned(cursor, counts, min(likely, pairs_asked) - cursor.pairs):
+        unplanned = self._unplanned(cursor, counts, min(likely, pairs_asked) - cursor.pairs)
+        with progress("plan", pairs_asked, "pairs", done=cursor.pairs) as bar, closing(unplanned):
+            for (document, found), position in unplanned:
                 pairs = _first(found, left)
                 shard.append((document, pairs))
                 bar.advance(len(pairs))
@@ -176,7 +175,9 @@ class Planner:
             )
         return cursor
 
-    def _unplanned(self, cursor: Cursor, counts: Counts, pairs: int) -> Iterator[tuple[Piece, tuple[int, int]]]:
+    def _unplanned(
+        self, cursor: Cursor, counts: Counts, pairs: int
+    ) -> Generator[tuple[Piece, tuple[int, int]], None, None]:
         """The pieces after the cursor, each with the `records` and `pieces` of a cursor behind it; about so many pairs
         are still to come."""
         records, skipped = itertools.islice(self._records(), cursor.records, None), cursor.pieces
