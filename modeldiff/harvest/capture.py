@@ -128,7 +128,7 @@ def _parts(plan: ShardPlan, lm: LanguageModel, capture: Capture) -> Iterator[ran
     while start < len(pairs_of):
         fitting = int(np.searchsorted(np.cumsum(pairs_of[start:]) * row_bytes, PART_BYTES, side="right"))
         stop = start + max(1, fitting)
-        yield range(start, min(stop, len(pairs_of)))
+        yield range(start, stop)
         start = stop
 
 
