@@ -202,6 +202,7 @@ class _Training:
                 f"{left_out:.0%} of the pairs were left out: a norm above {recipe.outlier_factor:g} times the median; "
                 "--outlier-factor keeps more"
             )
+        crosscoder.matmul_dtype = torch.float32  # as whoever loads it computes
         say(f"evaluate on {sum(len(block) for block in self.held_out):,} held-out pairs")
         evaluation = evaluate(crosscoder, self.store, self.held_out, self.settings.outlier_factor)
         follower.log(recipe.steps, {"held_out": evaluation})

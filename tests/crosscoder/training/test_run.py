@@ -15,11 +15,14 @@ import torch
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training import run as run_module
+from modeldiff.crosscoder.training.evaluation import evaluate
 from modeldiff.crosscoder.training.loop import read_checkpoint
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError, MachineError
+from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.stage import CheckpointClock
 from tests.crosscoder.made import log_of
 from tests.crosscoder.planted import Planted, plant, recovered
@@ -93,6 +96,16 @@ def test_files_and_config(trained: Artifact, planted: Planted) -> None:
     assert lines[-1]["loss"] < lines[0]["loss"] / 5
     figure = (trained.folder / "figures/training.png").read_bytes()
     assert b"40 features (A 5, shared 30, B 5), k 2, on activations:1" in figure
+
+
+def test_the_quality_is_that_of_the_crosscoder_that_is_loaded(planted: Planted, tmp_path: Path) -> None:
+    """Training multiplies in bfloat16 here, which would give others."""
+    workspace = workspace_with(tmp_path, planted)
+    made = run(TrainSettings(**SHORT, precision="bfloat16"), workspace)
+    store = ActivationStore(workspace.find("activations"))
+    _, held_out = hold_out_blocks(store, TrainSettings(**SHORT).holdout)
+    found = evaluate(load(made), store, held_out, TrainSettings(**SHORT).outlier_factor)
+    assert json.loads(json.dumps(found)) == made.metrics["held_out"]
 
 
 class KilledError(Exception):
