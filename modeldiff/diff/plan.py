@@ -23,6 +23,7 @@ from modeldiff.diff.settings import DiffSettings
 from modeldiff.diff.steering import push_each
 from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.settings import FeaturesSettings
+from modeldiff.harvest.planner import planning_processes
 from modeldiff.harvest.run import estimate, why_not_timed
 from modeldiff.harvest.run import run as run_harvest
 from modeldiff.lm.device import resolve_device
@@ -74,7 +75,8 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
     sampled = min(FeaturesSettings().sample_pairs, pairs)
     places = ("read", "next words", "continuations", "features by", "contrast")
     sizes = {
-        "pairs": Size(pairs, _PAIRS, ("plan", "capture", "features: pass"), ("activations",)),
+        "pairs": Size(pairs, _PAIRS, ("capture", "features: pass"), ("activations",)),
+        "pairs planned": Size(pairs // planning_processes(pairs), _PAIRS, ("plan",)),
         "sampled pairs": Size(
             sampled, _PAIRS, ("features: read", "features: predictability", "features: twins"),
             memory={"features": CODE_BYTES * recipe.k},

@@ -199,9 +199,8 @@ class Planner:
     ) -> Generator[tuple[Record, Cut | ModeldiffError], None, None]:
         """What becomes of each record, in order, in as many processes as are worth it. They are given records that may
         not be needed: what is wrong with those is raised in its place."""
-        cores = available_cores()
-        processes = min(cores, _MOST_PROCESSES, pairs // _PAIRS_A_PROCESS)
-        if self.ref is None or cores < _FEWEST_CORES or processes <= 1:
+        processes = planning_processes(pairs)
+        if self.ref is None or processes == 1:
             yield from ((record, self.cutter.cut_all([record])[0]) for record in records)
             return
         say(f"plan: tokenizing and aligning in {processes} processes")
@@ -224,6 +223,12 @@ class Planner:
             LeftOut(counts.data["left_out"], strict=self.settings.strict).add(record, cut.problem)
         else:
             counts.merge(cut.counts)
+
+
+def planning_processes(pairs: int) -> int:
+    """How many tokenize and align: one where cores are few, or the pairs."""
+    cores = available_cores()
+    return max(1, min(cores, _MOST_PROCESSES, pairs // _PAIRS_A_PROCESS)) if cores >= _FEWEST_CORES else 1
 
 
 def _groups(records: Iterator[Record], failed: list[Exception]) -> Iterator[list[Record]]:

@@ -9,7 +9,7 @@ from typing import Any
 from modeldiff.console import say
 from modeldiff.harvest.capture import Capture, capture_side
 from modeldiff.harvest.imports import build_import, find_arrays, import_bytes, import_inputs
-from modeldiff.harvest.planner import Cursor, Look, Planner, bytes_needed
+from modeldiff.harvest.planner import Cursor, Look, Planner, bytes_needed, planning_processes
 from modeldiff.harvest.report import ALIGNMENT_NAME, Counts, alignment_report
 from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.harvest.store import missing_shards, write_store
@@ -101,7 +101,11 @@ def plan(settings: HarvestSettings, workspace: Workspace) -> dict[str, Any]:
     if why_not := why_not_timed(settings):
         return {**seen, "no_time": why_not}
     pairs = min(settings.pairs, seen["pairs_in_texts"] or settings.pairs)
-    rehearsed = {"pairs": Size(pairs, _REHEARSED, ("plan", "capture"))}
+    planned = pairs // planning_processes(pairs)
+    rehearsed = {
+        "pairs": Size(pairs, _REHEARSED, ("capture",)),
+        "pairs planned": Size(planned, _REHEARSED, ("plan",)),
+    }
     return {**seen, "rehearsal": rehearse(run, settings, rehearsed, workspace)}
 
 

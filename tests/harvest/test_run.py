@@ -117,7 +117,7 @@ def test_a_plan_with_a_time_reads_the_models_and_leaves_nothing(
     settings = make_settings(pairs=1000, shard_pairs=1000)
     planned = plan(settings, workspace)
     assert planned.items() >= {**estimate(settings, workspace), "bytes_free": planned["bytes_free"]}.items()
-    assert planned["rehearsal"]["rehearsed"] == {"pairs": 1000}
+    assert planned["rehearsal"]["rehearsed"] == {"pairs": 1000, "pairs planned": 1000}
     assert planned["rehearsal"]["time"]["parts"].keys() >= {"plan", "capture A", "capture B"}
     assert workspace.artifacts() == []
     monkeypatch.setattr("modeldiff.harvest.run.free_memory", lambda: 1000)
