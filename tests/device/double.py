@@ -2,17 +2,16 @@
 
 Inside, torch finds one device, cuda:0. Its tensors say that they are there, so that code takes its path for CUDA; they
 hold their values on the CPU and compute there, by the same kernels. What a device refuses is refused: operands on
-different devices, `.numpy()`, a generator of another device, products of integers. What is copied to the CPU without a
-wait is garbage until there is one. What makes the program wait for the device, and what the device is given to do, is
-counted.
+different devices, `.numpy()`, a generator of another device, products of integers, operations that CUDA has no kernel
+for. What is copied to the CPU without a wait is garbage until there is one. What makes the program wait for the device,
+and what the device is given to do, is counted.
 
 Not covered: CUDA's own kernels and rounding, Triton, memory, streams beside each other, pinned memory that is written
-to too early, torch's autograd engine (graph.py stands for it), several devices.
+to too early, torch's autograd engine (stand_ins.py), several devices.
 """
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import threading
 from collections import Counter
@@ -27,10 +26,11 @@ import torch
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from tests.device.graph import gradients
+from tests.device.stand_ins import allow_device, gradients, without_kernel
 
 HERE = torch.device("cuda", 0)
 _MEMORY_BYTES = 8 << 30
+_PACKAGE = str(Path(__file__).parents[2] / "modeldiff")
 # Results whose size, or that an error, depends on the values.
 _WAITS = {
     "_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive",
@@ -82,9 +82,6 @@ class DeviceTensor(torch.Tensor):
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
-
-    def numpy(self, **_: Any) -> Any:
-        raise TypeError(f"can't convert {HERE} device type tensor to numpy: copy it to the CPU first")
 
     def record_stream(self, *_: Any) -> None: ...
 
@@ -141,71 +138,30 @@ class Double(TorchDispatchMode):
         if not here and not any(isinstance(one, torch.device) and one.type == HERE.type for one in leaves):
             _same_generator(kwargs, "cpu")
             return func(*args, **kwargs)
-        name = func.overloadpacket.__name__
         if _is_composed(func):  # of tensors of inference mode; others' come here in their parts
             with self:
                 return func.decompose(*args, **kwargs)
-        wanted: torch.device | None = kwargs.get("device")
-        leaves_device = bool(here) and wanted is not None and wanted.type == "cpu"
+        return self._done(func, args, kwargs, leaves, here)
+
+    def _done(self, func: Any, args: Any, kwargs: dict[str, Any], leaves: list[Any], here: list[DeviceTensor]) -> Any:
+        name = func.overloadpacket.__name__
         elsewhere = [one for one in leaves if isinstance(one, torch.Tensor) and not isinstance(one, DeviceTensor)]
-        if wanted is None and name not in ("copy_", "copy"):
-            self._refuse_mixed(func, name, args, kwargs, elsewhere)
-        _same_generator(kwargs, HERE.type)
-        if name in _PRODUCTS and not (here[0].is_floating_point() or here[0].is_complex()):
-            raise RuntimeError(f'"{name}_cuda" not implemented for {here[0].dtype}')
-        waited = self._count(func, name, args, kwargs, leaves_device, elsewhere)
-        held_args, held_kwargs = _held(args), {key: _held(value) for key, value in kwargs.items()}
-        if wanted is not None:
-            held_kwargs["device"] = torch.device("cpu")
-        out = (_mm_to if name == "mm" and "dtype" in func._overloadname else func)(*held_args, **held_kwargs)
-        if leaves_device or (name == "copy_" and not isinstance(args[0], DeviceTensor)):
-            if not waited:
-                self._under_way.append(_inverted(out))
-            return out
-        if name == "_to_copy" and out is held_args[0]:  # torch may not copy where there is one device only
-            out = out.clone()
-        # In inference mode, too, a view of an ordinary tensor is an ordinary one.
-        ordinary = torch.is_inference_mode_enabled() and _is_view(func) and not here[0].is_inference()
-        with torch.inference_mode(False) if ordinary else nullcontext():
-            out = _on_device(out)
-        return return_and_correct_aliasing(func, args, kwargs, out)
-
-    def _refuse_mixed(self, func: Any, name: str, args: Any, kwargs: Any, elsewhere: list[torch.Tensor]) -> None:
-        allowed: list[torch.Tensor] = []
-        if name in _TAKES_INDICES and isinstance(args[0], DeviceTensor):
-            allowed += [one for one in args[1] if isinstance(one, torch.Tensor)]
-        if torch.Tag.pointwise in func.tags or name in _TAKES_NUMBERS:
-            pairs = zip(func._schema.arguments, args, strict=False)
-            written = [given for one, given in pairs if one.alias_info and one.alias_info.is_write]
-            written += [kwargs.get("out")]
-            allowed += [one for one in elsewhere if one.dim() == 0 and not any(one is other for other in written)]
-        for one in elsewhere:
-            if not any(one is other for other in allowed):
-                raise RuntimeError(
-                    f"{name}: expected all tensors to be on the same device, but found at least two devices, {HERE} "
-                    f"and cpu ({tuple(one.shape)}, {one.dtype})"
-                )
-
-    def _count(
-        self, func: Any, name: str, args: Any, kwargs: Any, leaves_device: bool, elsewhere: list[torch.Tensor]
-    ) -> bool:
-        """Count the operation; whether the program waits for it."""
+        _refuse(func, name, args, kwargs, here, elsewhere)
         if not _is_view(func) and name not in _NO_WORK:
             self.operations.append(name)
-        indices = [one for one in args[1] if one is not None] if name in _TAKES_INDICES else []
-        by_mask = any(one.dtype == torch.bool for one in indices)
-        if name.startswith("index_put") or name == "_index_put_impl_":
-            by_mask = by_mask and args[2].numel() != 1  # one number: torch fills, and need not know how many
-        sizes = name == "repeat_interleave" and kwargs.get("output_size") is None
-        between = name in ("_to_copy", "copy_") and (bool(elsewhere) or leaves_device)
-        source = args[1] if name == "copy_" else args[0] if args else None
-        pinned = getattr(source, "pinned", False) or isinstance(source, DeviceTensor)
-        free = pinned and bool(kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
-        brought = name in _TAKES_INDICES and any(not isinstance(one, DeviceTensor) for one in indices)
-        waits = name in _WAITS or by_mask or sizes or brought or (between and not free)
+        leaves_device = _leaves_device(name, args, kwargs, here)
+        crosses = name in ("_to_copy", "copy_") and (bool(elsewhere) or leaves_device)
+        waits = _must_wait(name, args, kwargs) if crosses else _depends_on_values(name, args, kwargs)
         if waits:
             self.wait(name)
-        return waits
+        held = {key: _held(value) for key, value in kwargs.items()}
+        held |= {"device": torch.device("cpu")} if "device" in kwargs else {}
+        out = (_mm_to if name == "mm" and "dtype" in func._overloadname else func)(*_held(args), **held)
+        if not leaves_device:
+            return _wrapped(func, args, kwargs, here, out)
+        if not waits:
+            self._under_way.append(_inverted(out))
+        return out
 
     def wait(self, name: str = "synchronize") -> None:
         while self._under_way:
@@ -216,13 +172,6 @@ class Double(TorchDispatchMode):
         self.waits.append(f"{name} {Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
 
 
-def _mm_to(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype, out: Any = None) -> torch.Tensor:
-    """A product with a wider result, which only CUDA has."""
-    made = (left.float() @ right.float()).to(dtype)
-    return made if out is None else out.copy_(made)
-
-
-_PACKAGE = str(Path(__file__).parents[2] / "modeldiff")
 _entered: list[Double] = []
 
 
@@ -230,6 +179,76 @@ def _now() -> Double:
     if not _entered:
         raise RuntimeError("a tensor of the double of a device is used outside of `double()`")
     return _entered[-1]
+
+
+def _refuse_mixed(func: Any, name: str, args: Any, kwargs: Any, elsewhere: list[torch.Tensor]) -> None:
+    allowed: list[torch.Tensor] = []
+    if name in _TAKES_INDICES and isinstance(args[0], DeviceTensor):
+        allowed += [one for one in args[1] if isinstance(one, torch.Tensor)]
+    if torch.Tag.pointwise in func.tags or name in _TAKES_NUMBERS:
+        pairs = zip(func._schema.arguments, args, strict=False)
+        written = [given for one, given in pairs if one.alias_info and one.alias_info.is_write] + [kwargs.get("out")]
+        allowed += [one for one in elsewhere if one.dim() == 0 and id(one) not in map(id, written)]
+    for one in elsewhere:
+        if id(one) not in map(id, allowed):
+            raise RuntimeError(
+                f"{name}: expected all tensors to be on the same device, but found at least two devices, {HERE} "
+                f"and cpu ({tuple(one.shape)}, {one.dtype})"
+            )
+
+
+def _refuse(
+    func: Any, name: str, args: Any, kwargs: Any, here: list[DeviceTensor], elsewhere: list[torch.Tensor]
+) -> None:
+    if kwargs.get("device") is None and name not in ("copy_", "copy"):
+        _refuse_mixed(func, name, args, kwargs, elsewhere)
+    _same_generator(kwargs, HERE.type)
+    if name in _PRODUCTS and not (here[0].is_floating_point() or here[0].is_complex()):
+        raise RuntimeError(f'"{name}_cuda" not implemented for {here[0].dtype}')
+    if func.name().removeprefix("aten::") in without_kernel():
+        raise NotImplementedError(f"{func.name()}: there is no kernel for CUDA")
+
+
+def _leaves_device(name: str, args: Any, kwargs: Any, here: list[DeviceTensor]) -> bool:
+    """Whether the result is on the CPU."""
+    if name == "copy_":
+        return not isinstance(args[0], DeviceTensor)
+    wanted = kwargs.get("device")
+    return bool(here) and wanted is not None and wanted.type == "cpu"
+
+
+def _wrapped(func: Any, args: Any, kwargs: Any, here: list[DeviceTensor], out: Any) -> Any:
+    if func.overloadpacket.__name__ == "_to_copy" and out is _held(args[0]):
+        out = out.clone()  # torch may not copy where there is one device only
+    # In inference mode, too, a view of an ordinary tensor is an ordinary one.
+    ordinary = torch.is_inference_mode_enabled() and _is_view(func) and not here[0].is_inference()
+    with torch.inference_mode(False) if ordinary else nullcontext():
+        out = _on_device(out)
+    return return_and_correct_aliasing(func, args, kwargs, out)
+
+
+def _depends_on_values(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether the program waits because the size of the result, or an error, depends on values."""
+    if name in _TAKES_INDICES:
+        indices = [one for one in args[1] if one is not None]
+        by_mask = any(one.dtype == torch.bool for one in indices)
+        # One number under a mask: torch fills, and need not know how many.
+        fills = name.lstrip("_").startswith("index_put") and args[2].numel() == 1
+        return (by_mask and not fills) or not all(isinstance(one, DeviceTensor) for one in indices)
+    return name in _WAITS or (name == "repeat_interleave" and kwargs.get("output_size") is None)
+
+
+def _must_wait(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether the program waits for a copy between the devices: unless told not to, and from or to pageable memory."""
+    source = args[1] if name == "copy_" else args[0]
+    told = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
+    return not told or not (isinstance(source, DeviceTensor) or getattr(source, "pinned", False))
+
+
+def _mm_to(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype, out: Any = None) -> torch.Tensor:
+    """A product with a wider result, which only CUDA has."""
+    made = (left.float() @ right.float()).to(dtype)
+    return made if out is None else out.copy_(made)
 
 
 def _leaves(given: Any) -> Iterator[Any]:
@@ -277,23 +296,11 @@ def _same_generator(kwargs: dict[str, Any], kind: str) -> None:
         raise RuntimeError(f"expected a '{kind}' device type for generator but found another")
 
 
-def _allow_device() -> None:
-    """Let torch's C++ code hold tensors of a device that it was not built for, for the rest of the process. It has an
-    implementation that does nothing for builds with CUDA on machines without; a build without CUDA lacks an entry to
-    put it in, and any one of no devices serves."""
-    library = ctypes.CDLL(next(str(one) for one in (Path(torch.__file__).parent / "lib").glob("libc10.*")))
-    slots = (ctypes.c_void_p * 20).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-    cuda, lazy = 1, 17  # c10::DeviceType
-    slots[cuda] = slots[cuda] or slots[lazy]
-    torch._C._ensureCUDADeviceGuardSet()
-
-
 @contextmanager
 def double() -> Iterator[Double]:
     """Everything inside, in threads that begin there too, finds one CUDA device."""
-    _allow_device()
-    gpu, run_thread = Double(), threading.Thread.run
-    engine = torch.autograd.grad
+    allow_device()
+    gpu, run_thread, engine = Double(), threading.Thread.run, torch.autograd.grad
 
     def run_in_thread(thread: threading.Thread) -> None:
         torch._C._set_only_lift_cpu_tensors(True)  # of a thread alone, like the mode
@@ -334,13 +341,12 @@ def double() -> Iterator[Double]:
         for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(mock.patch.dict("os.environ", {"MODELDIFF_KERNELS": "torch"}))
-        swaps = torch.__future__.get_swap_module_params_on_conversion()
-        lifts = torch._C._only_lift_cpu_tensors()
-        stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
+        stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device=...)` makes it on the CPU, then copies
         # A module's weights stay the objects that they are when it goes to the device.
-        stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
-        torch.__future__.set_swap_module_params_on_conversion(True)
+        swap = torch.__future__.set_swap_module_params_on_conversion
+        stack.callback(swap, torch.__future__.get_swap_module_params_on_conversion())
+        swap(True)
         _entered.append(gpu)
         stack.callback(_entered.remove, gpu)
         stack.enter_context(gpu)

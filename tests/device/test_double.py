@@ -39,6 +39,7 @@ def on(*shape: int) -> torch.Tensor:
         lambda: on(2, 2).long() @ on(2, 2).long(),
         lambda: torch.rand(2, device="cuda", generator=torch.Generator()),
         lambda: torch.rand(2, generator=torch.Generator("cuda")),
+        lambda: torch.histogram(on(3), 2),
         lambda: on(3).numpy(),
         lambda: np.asarray(on(3)),
         lambda: np.add(on(3), 1),
