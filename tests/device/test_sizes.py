@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from modeldiff.crosscoder.fast import topk
 from modeldiff.crosscoder.fast.topk import rows_and_columns
 from modeldiff.features.codes import SparseCodes, block_rows
 from modeldiff.features.examples import PASSAGE, passage_of
@@ -22,6 +23,16 @@ def test_flat_indices_past_the_border_have_their_rows_and_columns(device: str) -
     with double():
         rows_K, columns_K = rows_and_columns(torch.tensor(flat, device=device), FEATURES)
         assert list(zip(rows_K.tolist(), columns_K.tolist(), strict=True)) == [divmod(one, FEATURES) for one in flat]
+
+
+def test_the_true_ones_of_a_large_mask_are_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a part has 1000 entries, and in use so many that 32 bits count them."""
+    assert topk._MOST_ENTRIES < BORDER
+    monkeypatch.setattr(topk, "_MOST_ENTRIES", 1000)
+    mask = torch.rand(7, 331, generator=torch.Generator().manual_seed(0)) < 0.1
+    with double():
+        found = topk.indices_of(mask.to("cuda")).cpu()
+    assert found.tolist() == np.flatnonzero(mask.numpy()).tolist()
 
 
 def test_entries_of_an_encoded_block_stay_below_the_border_of_its_int32_offsets() -> None:

@@ -21,6 +21,8 @@ import torch
 _SAMPLE_ROWS, _MARGIN = 32, 1.3
 # Bytes of a mask made at once on the CPU.
 _MASK_BYTES = 1 << 20
+# Of a mask whose true ones are counted in 32 bits by some releases of CUDA's nonzero.
+_MOST_ENTRIES = 1 << 30
 # Up to this size (1 MiB) a matrix of scores is made after all: it takes fewer operations than looking them up.
 _FEW_SCORES = 1 << 18
 Smallest = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -160,7 +162,10 @@ def indices_of(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
     """Flat indices, int64, ascending, of the true ones; `count`: how many these are. Without it a GPU is waited for."""
     if mask.device.type != "cpu":
         flat = mask.reshape(-1)
-        return flat.nonzero()[:, 0] if count is None else flat.byte().sort(descending=True, stable=True).indices[:count]
+        if count is not None:
+            return flat.byte().sort(descending=True, stable=True).indices[:count]
+        found = [part.nonzero()[:, 0] + at * _MOST_ENTRIES for at, part in enumerate(flat.split(_MOST_ENTRIES))]
+        return found[0] if len(found) == 1 else torch.cat(found)
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
