@@ -26,19 +26,32 @@ from modeldiff.splits import split
 from modeldiff.workspace import Work
 from modeldiff.workspace.files import require_free
 from modeldiff.workspace.hdf5 import NewFile, open_hdf5
+from modeldiff.workspace.ranks import Ranks
+
+_CONTEXTS = "contexts"
 
 
-def build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], work: Work) -> dict[str, Any]:
+def build(
+    settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], work: Work, ours: Ranks
+) -> dict[str, Any]:
+    """Every process takes its share of the pass and of the examples' contexts; the first one does what is between, and
+    the rest."""
     crosscoder, store = encoder.crosscoder, encoder.store
-    result = scan(encoder, settings, work.resume)
+    result = scan(encoder, settings, work.resume, ours)
+    if result is None:
+        if (examples := ours.broadcast()) is not None:
+            gather(encoder, examples, settings.context, work.resume / _CONTEXTS, ours)
+        return {}
     statistics = result.statistics
     if not statistics.pairs:
         raise InputError("no pair is left to measure on: raise --outlier-factor, or use 0 to keep all pairs")
+    shown = store.info.has_texts and not work.has(stored.EXAMPLES_NAME)
+    ours.broadcast(result.examples if shown else None)
     if not work.has(stored.TWINS_NAME):
         partition_F = np.repeat(np.arange(len(crosscoder.sizes)), list(crosscoder.sizes.values()))
         work.write_bytes(stored.TWINS_NAME, save(find_twins(result.sample.codes_NF, partition_F)))
     if not work.has(stored.HISTOGRAM_NAME):
-        work.write_bytes(stored.HISTOGRAM_NAME, save({"firings": statistics.histogram_FGH}))
+        work.write_bytes(stored.HISTOGRAM_NAME, save({"firings": statistics.histogram()}))
     evidence: Arrays = {}
     if settings.predictability:
         evidence = kept(
@@ -46,12 +59,13 @@ def build(settings: FeaturesSettings, encoder: Encoder, refs: dict[str, str], wo
             lambda: evidence_of(crosscoder, store, result.sample, split(store, result.sampled), encoder.device),
         )
     if not work.has(stored.EXAMPLES_NAME):
-        _write_examples(encoder, result.examples, settings.context, work)
+        _write_examples(encoder, result.examples, settings.context, work, ours)
     if not work.has(stored.STATISTICS_NAME):
         relative_F = crosscoder.relative_norm().detach().cpu().numpy()
         more = {"relative_norm": relative_F, "tokens_differ": _tokens_differ(result.examples, work)}
-        work.write_bytes(stored.STATISTICS_NAME, save({**statistics.results(), **more, **evidence}))
-    dead = {name: int((statistics.count_F[part] == 0).sum()) for name, part in crosscoder.slices.items()}
+        work.write_bytes(stored.STATISTICS_NAME, save({**statistics.results(result.max_F), **more, **evidence}))
+    count_F = statistics.count_F
+    dead = {name: int((count_F[part] == 0).sum()) for name, part in crosscoder.slices.items()}
     description = {
         "format": stored.FORMAT,
         **refs,
@@ -98,10 +112,10 @@ def _say_what_is_missing(description: dict[str, Any]) -> None:
         say("the activations have no texts: examples are row numbers only, and there are no text sources")
 
 
-def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work) -> None:
+def _write_examples(encoder: Encoder, examples: Examples, n_context: int, work: Work, ours: Ranks) -> None:
     arrays: Arrays = {"offsets": examples.offsets, "row": examples.row, "activation": examples.activation}
     if encoder.store.info.has_texts:
-        arrays |= gather(encoder, examples, n_context, work.resume / "contexts")
+        arrays |= gather(encoder, examples, n_context, work.resume / _CONTEXTS, ours)
     require_free(work.folder, sum(array.nbytes for array in arrays.values()), f"{len(examples):,} examples")
     temporary = work.temporary(stored.EXAMPLES_NAME)
     with NewFile(temporary) as file:

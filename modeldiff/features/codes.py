@@ -6,6 +6,7 @@ asked for on W pairs, K entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from modeldiff.catalogue.stored import Arrays
 from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder.fast.inference import ActiveEntries
 from modeldiff.crosscoder.fast.sparse import Bags, bag_dot
+from modeldiff.crosscoder.fast.topk import indices_of, rows_and_columns
 from modeldiff.linear.quality import within_norm
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import ActivationStore, Block
@@ -42,17 +44,30 @@ def by_shard(blocks: Sequence[Block], shards: int) -> list[list[Block]]:
 
 @dataclass(frozen=True)
 class SparseCodes:
-    """The non-zero feature activations of a block: one entry each, ordered by row, then feature."""
+    """The non-zero feature activations of a block: one entry each, ordered by row, then feature; on the device where
+    they were found, or on the CPU. Integers are int32 on the CPU, int64 elsewhere."""
 
-    row: NDArray[np.int64]
+    row: torch.Tensor
     """Row within the block."""
-    feature: NDArray[np.int64]
-    value: NDArray[np.float32]
+    feature: torch.Tensor
+    value: torch.Tensor
+    """float32."""
+
+    def where(self, keep_K: torch.Tensor) -> SparseCodes:
+        """Some of the entries."""
+        at = indices_of(keep_K)
+        return SparseCodes(*(one.index_select(0, at) for one in (self.row, self.feature, self.value)))
+
+    def numpy(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """(row, feature, value)."""
+        row, feature, value = (one.cpu().numpy() for one in (self.row, self.feature, self.value))
+        return row.astype(np.int64, copy=False), feature.astype(np.int64, copy=False), value
 
     def matrix(self, rows: int, n_features: int) -> sparse.csr_matrix:
         """(B, F)."""
-        starts = np.searchsorted(self.row, np.arange(rows + 1)).astype(np.int32)
-        return sparse.csr_matrix((self.value, self.feature.astype(np.int32), starts), shape=(rows, n_features))
+        row, feature, value = self.numpy()
+        starts = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
+        return sparse.csr_matrix((value, feature.astype(np.int32), starts), shape=(rows, n_features))
 
 
 def pieces(block: Block, n_features: int) -> list[Block]:
@@ -72,6 +87,8 @@ class Encoder:
         self.crosscoder = crosscoder.to(device).eval()
         self.store = store
         self.device = device
+        # mps lacks float64 and sums over bags.
+        self.sums_on = device if device.type == "cuda" else torch.device("cpu")
         self._active = ActiveEntries(self.crosscoder)
         self._outlier_factor = outlier_factor
 
@@ -87,11 +104,11 @@ class Encoder:
     def sparse(self, block: Block) -> tuple[SparseCodes, NDArray[np.bool_]]:
         """(codes, kept_B): the non-zero entries of `dense`, which never exists."""
         x_a_BDa, x_b_BDb = (x.to(self.device) for x in self.store.read(block))
-        kept_B = self.keeps(x_a_BDa, x_b_BDb).cpu().numpy()
-        flat_K, value_K = self._active.of(x_a_BDa, x_b_BDb)
-        row_K, feature_K = np.divmod(flat_K.cpu().numpy(), self.crosscoder.n_features)
-        codes = (row_K, feature_K, value_K.cpu().numpy())
-        return SparseCodes(*(codes if kept_B.all() else (one[kept_B[row_K]] for one in codes))), kept_B
+        kept_B = self.keeps(x_a_BDa, x_b_BDb).to(self.sums_on)
+        flat_K, value_K = (one.to(self.sums_on) for one in self._active.of(x_a_BDa, x_b_BDb))
+        codes = SparseCodes(*rows_and_columns(flat_K, self.crosscoder.n_features), value_K)
+        kept = kept_B.cpu().numpy()
+        return codes if kept.all() else codes.where(kept_B.index_select(0, codes.row)), kept
 
     def matrix(
         self, blocks: Iterable[Block], advance: Callable[[float], None] = lambda _: None
@@ -109,9 +126,7 @@ class Encoder:
     def at(self, block: Block, feature_E: NDArray[np.int64], row_EW: NDArray[np.int64]) -> NDArray[np.float32]:
         """(E, W): the activation of feature_E[e] on the pairs row_EW[e] of the block; 0 where that is negative. As in
         `dense`, up to the rounding of a product, without working out the others."""
-        # mps lacks these sums.
-        device = self.device if self.device.type == "cuda" else torch.device("cpu")
-        crosscoder = self.crosscoder
+        device, crosscoder = self.sums_on, self.crosscoder
         raw = dict(zip(SIDES, self.store.read(block), strict=True))
         kept_B = self.keeps(raw["a"], raw["b"]).to(device)
         inside_EW = row_EW >= 0
@@ -141,6 +156,16 @@ class Encoder:
         share = torch.where((feature >= shared.start) & (feature < shared.stop), crosscoder.encoder_share, 1.0)
         share *= (feature >= seen.start) & (feature < seen.stop)
         return weights[(feature - seen.start).clamp(0, len(weights) - 1)] * share[:, None]
+
+    def unit(self) -> float:
+        """A power of two, of which the activations of any feature on all pairs, added up, are less than 2^62."""
+        largest = max(0.0, float(self.crosscoder.b_enc.detach().max()))
+        for side, info in self.store.info.sides.items():
+            # The mean norm is at most this.
+            norm = torch.tensor(0.99 * info.norm_quantiles["0.99"] + 0.01 * info.norm_quantiles["1"])
+            rows = self.crosscoder.encoder(side).detach().norm(dim=1)
+            largest += float(self.crosscoder.config.normalised(side, norm)) * float(rows.max() if len(rows) else 0.0)
+        return 2.0 ** (math.frexp(largest)[1] + self.store.pairs.bit_length() - 62)
 
     def keeps(self, x_a_BDa: torch.Tensor, x_b_BDb: torch.Tensor) -> torch.Tensor:
         """(B,) bool: which of these raw pairs are not outliers (see `within_norm`)."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from modeldiff.catalogue.example import FIXED, RAGGED
 from modeldiff.catalogue.stored import Arrays, kept
@@ -26,6 +27,7 @@ from modeldiff.features.examples import Examples
 from modeldiff.sides import SIDES
 from modeldiff.workspace.activations import Block
 from modeldiff.workspace.plan import ShardPlan
+from modeldiff.workspace.ranks import Ranks
 
 Ints = NDArray[np.int64]
 # Bounds on what is shown where pairs are far apart (a long stretch that the tokenizers do not share).
@@ -50,8 +52,9 @@ def _ranges(start_E: Ints, stop_E: Ints) -> tuple[Ints, Ints]:
     return index_V, np.arange(len(index_V)) + (start_E - first_E)[index_V]
 
 
-def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -> Arrays:
-    """What surrounds all examples, in their order: the arrays of FIXED and of RAGGED.
+def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path, ours: Ranks) -> Arrays:
+    """What surrounds all examples, in their order: the arrays of FIXED and of RAGGED. Each process takes its share of
+    the shards; the first one gets the result, the others nothing.
 
     Blocks that hold examples or their neighbours are encoded a second time. A window ends where its document or its
     shard ends. Each shard's part is kept in `resume`, so that an interrupted run goes on behind it.
@@ -60,14 +63,20 @@ def gather(encoder: Encoder, examples: Examples, n_context: int, resume: Path) -
     blocks = by_shard(store.blocks(block_rows(encoder.crosscoder.n_features)), len(store.info.shards))
     by_row = np.argsort(examples.row, kind="stable")
     borders = np.searchsorted(examples.row[by_row], store.first_row)
-    parts = []
-    with progress("features: examples in context", len(examples), "examples") as bar:
-        for shard in range(len(store.info.shards)):
+    paths = [resume / f"{shard:05d}.safetensors" for shard in range(len(blocks))]
+    mine = ours.mine(range(len(blocks)))
+    total = sum(int(borders[shard + 1] - borders[shard]) for shard in mine)
+    with progress("features: examples in context", total, "examples") as bar:
+        for shard in mine:
             here = by_row[borders[shard] : borders[shard + 1]]
             pair_E = examples.row[here] - store.first_row[shard]
             make = partial(_around, encoder, shard, blocks[shard], pair_E, examples.feature[here], n_context)
-            parts.append(kept(resume / f"{shard:05d}.safetensors", make))
+            kept(paths[shard], make)
             bar.advance(len(here))
+    ours.barrier()
+    if not ours.first:
+        return {}
+    parts = [load_file(path) for path in paths]
     order = np.argsort(by_row, kind="stable")
     arrays: Arrays = {name: np.concatenate([part[name] for part in parts])[order] for name in FIXED}
     for name, fields in RAGGED.items():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
@@ -39,13 +40,31 @@ class TopRows:
         self.bucket = np.full((n_features, n), -1, np.int64)
         self._waiting: list[tuple[NDArray[Any], ...]] = []
 
-    def update(self, feature: Ints, activation: NDArray[np.float32], row: Ints, bucket: Ints) -> None:
+    def update(self, feature: Ints, activation: NDArray[np.float32], row: Ints, bucket: Ints) -> bool:
         """Take firings in: one entry each in four arrays of equal length, ordered by row; later calls bring later
-        rows."""
+        rows. True: they were ranked, so that fewer have a chance from now on."""
         chance = activation > self.activation[feature, -1]
         self._waiting.append((feature[chance], activation[chance], row[chance], bucket[chance]))
         if sum(len(one[0]) for one in self._waiting) > max(_LEAST_WAITING, _SHARE_WAITING * self.row.size):
             self.settle()
+        return not self._waiting
+
+    def least(self, device: torch.device) -> torch.Tensor:
+        """(F,) what a firing must exceed to have a chance."""
+        return torch.from_numpy(self.activation[:, -1].copy()).to(device)
+
+    def held(self) -> tuple[NDArray[Any], ...]:
+        """What is kept: feature, activation, row and bucket, an entry each."""
+        at = np.nonzero(self.row >= 0)
+        return at[0], self.activation[at], self.row[at], self.bucket[at]
+
+    def add(self, other: TopRows) -> None:
+        """Take in what another one has kept of other rows, before or behind these. In neither anything waits."""
+        feature, activation, row, bucket = map(np.concatenate, zip(*(self.held(), other.held()), strict=True))
+        order = np.argsort(row, kind="stable")
+        self.activation[:], self.row[:], self.bucket[:] = 0, -1, -1
+        self.update(feature[order], activation[order], row[order], bucket[order])
+        self.settle()
 
     def settle(self) -> None:
         """Rank the firings that wait among those that are kept."""
@@ -98,12 +117,10 @@ def choose(by_document: TopRows, by_passage: TopRows) -> Examples:
     tops = (by_document, by_passage)
     for top in tops:
         top.settle()
-    held = [top.row >= 0 for top in tops]
-    n_features, n = held[0].shape
-    feature = np.concatenate([np.nonzero(one)[0] for one in held])
-    later = np.repeat([0, 1], [one.sum() for one in held])
-    activation = np.concatenate([top.activation[one] for top, one in zip(tops, held, strict=True)])
-    row = np.concatenate([top.row[one] for top, one in zip(tops, held, strict=True)])
+    n_features, n = by_document.row.shape
+    held = [top.held() for top in tops]
+    feature, activation, row, _ = map(np.concatenate, zip(*held, strict=True))
+    later = np.repeat([0, 1], [len(one[0]) for one in held])
     distinct = np.lexsort((later, row, feature))
     distinct = distinct[_first_of_run(feature[distinct], row[distinct])]
     order = distinct[np.lexsort((row[distinct], -activation[distinct], later[distinct], feature[distinct]))]

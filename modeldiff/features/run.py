@@ -38,15 +38,18 @@ Layout (normative; of examples.h5: catalogue/example.py; F features, S text sour
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from modeldiff.crosscoder.settings import outlier_factor_of
 from modeldiff.features.inputs import find_measured
 from modeldiff.features.settings import FeaturesSettings
-from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace import Artifact, Order, Work, Workspace
+from modeldiff.workspace.ranks import Ranks, produce_together, ranks
 from modeldiff.workspace.rehearsal import Size, rehearse
+from modeldiff.workspace.stage import Build
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 # A rehearsal takes seconds on a processor, and on a GPU more than its first batches.
@@ -67,12 +70,19 @@ def plan(settings: FeaturesSettings, workspace: Workspace) -> dict[str, Any]:
 
 
 def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
-    """Measure every feature of a crosscoder, or answer with what was measured before.
+    """Measure every feature of a crosscoder, or answer with what was measured before. Under torchrun every rank calls
+    this, takes its share of the pairs, and gets the artifact.
 
     Raises:
         InputError: there is no such crosscoder, its activations are gone, or the widths do not fit.
         DamagedError: a file of the inputs is damaged.
+        MachineError: no such device, or another process of the run was lost.
     """
+    ours = ranks()
+    return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
+
+
+def _prepare(settings: FeaturesSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
     found = find_measured(workspace, settings.crosscoder, settings.activations, what="features")
     outlier_factor = outlier_factor_of(found.source, settings.outlier_factor)
 
@@ -82,11 +92,12 @@ def run(settings: FeaturesSettings, workspace: Workspace, *, name: str | None = 
         from modeldiff.features.codes import Encoder
         from modeldiff.lm.device import resolve_device
 
-        device = resolve_device(settings.device)
+        device = resolve_device(settings.device, ours.local_rank)
         work.environment.update(device=str(device), dtype="float32")
+        if ours.world > 1:
+            work.environment["processes"] = ours.world
         measured = found.open()
         refs = {label: one.label for label, one in found.inputs.items()}
-        return build(settings, Encoder(measured.crosscoder, measured.store, device, outlier_factor), refs, work)
+        return build(settings, Encoder(measured.crosscoder, measured.store, device, outlier_factor), refs, work, ours)
 
-    order = Order("features", settings, found.inputs, SCHEMA, {"outlier_factor": outlier_factor})
-    return produce(workspace, order, make, name=name, force=force)
+    return Order("features", settings, found.inputs, SCHEMA, {"outlier_factor": outlier_factor}), make

@@ -1,23 +1,31 @@
 """The streaming pass over the pairs: statistics, top examples and a sample of codes, with a checkpoint after each
 shard.
 
-Legend: B pairs of a block, F features, S text sources, G groups of them, H bins of a histogram.
+The processes of a run share the shards, and what each has found is added up at the end. It comes out the same, to the
+bit, for any number of processes, whichever shards each one had, also where some ended early: all that is added are
+whole numbers, and the order of strength that decides about examples leaves nothing open.
+
+Legend: B pairs of a block, K entries, F features, S text sources, G groups of them, H bins of a histogram.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
 from modeldiff.catalogue import stored
 from modeldiff.catalogue.stored import Arrays, save_arrays
-from modeldiff.console import progress
+from modeldiff.console import Progress, progress
 from modeldiff.features.codes import CodeSample, Encoder, SparseCodes, block_rows, by_shard, codes_arrays, joined_codes
 from modeldiff.features.examples import Examples, TopRows, choose, passage_of
 from modeldiff.features.settings import FeaturesSettings
@@ -26,31 +34,33 @@ from modeldiff.threads import prefetched, shared_cores
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import require_free
 from modeldiff.workspace.kept import is_sound
+from modeldiff.workspace.ranks import Ranks
 
 # Blocks encoded at the same time: some steps cannot use several cores.
 _ENCODERS = 2
-_CHECKPOINT = "scan.safetensors"
-
-_State = dict[str, "FeatureStatistics | TopRows"]
-"""What the pass accumulates: in each part, arrays."""
+# Folders for what each process has found, and for the sample of each shard.
+_FOUND, _SAMPLE, _FILES = "scan", "codes", "*.safetensors"
 
 
 class FeatureStatistics:
-    """Sums over the pairs, in float64 and int64.
+    """Sums over the pairs, on the device of the codes.
+
+    Activations are added in whole numbers of a `unit` (see `Encoder.unit`): such sums do not depend on the order of
+    blocks, of processes, or of a GPU's threads.
 
     Attributes:
-        totals: pairs that are counted, and outliers that are left out.
-        count_F: firings; sum_F: of the activations; max_F (float32); source_sum_SF: of the activations by text source;
-            histogram_FGH (uint32): firings by text source and by activation: stored.py.
+        totals (2,) int64: pairs that are counted, and outliers that are left out.
+        sum_SF (S + 1, F) int64: of the activations by text source, in units; last, of pairs without a source.
+        histogram_FGH int32: firings by text source and by activation: stored.py.
     """
 
-    def __init__(self, n_features: int, n_sources: int) -> None:
-        self.totals = np.zeros(2, np.int64)
-        self.count_F = np.zeros(n_features, np.int64)
-        self.sum_F = np.zeros(n_features)
-        self.max_F = np.zeros(n_features, np.float32)
-        self.source_sum_SF = np.zeros((n_sources, n_features))
-        self.histogram_FGH = np.zeros((n_features, max(1, min(n_sources, stored.SOURCES)), stored.BINS), np.uint32)
+    def __init__(self, n_features: int, n_sources: int, unit: float, device: torch.device) -> None:
+        self._unit = unit
+        self._edges = torch.from_numpy(stored.bin_edges()).to(device)
+        groups = max(1, min(n_sources, stored.SOURCES))
+        self.totals = torch.zeros(2, dtype=torch.int64)
+        self.sum_SF = torch.zeros(n_sources + 1, n_features, dtype=torch.int64, device=device)
+        self.histogram_FGH = torch.zeros(n_features, groups, stored.BINS, dtype=torch.int32, device=device)
 
     @property
     def pairs(self) -> int:
@@ -60,92 +70,164 @@ class FeatureStatistics:
     def outliers(self) -> int:
         return int(self.totals[1])
 
+    @property
+    def count_F(self) -> NDArray[np.int64]:
+        """Firings."""
+        return self.histogram_FGH.sum(dim=(1, 2)).cpu().numpy()
+
+    def histogram(self) -> NDArray[np.uint32]:
+        """(F, G, H), as it is published."""
+        return self.histogram_FGH.cpu().numpy().view(np.uint32)
+
     def update(self, codes: SparseCodes, kept_B: NDArray[np.bool_], source_B: NDArray[np.int64] | None) -> None:
         """Take a block in: its activations, which pairs are kept, and the index of the text source of each (None
         without texts)."""
-        self.totals += (kept_B.sum(), (~kept_B).sum())
-        features = len(self.count_F)
-        value = codes.value.astype(np.float64)
-        self.count_F += np.bincount(codes.feature, minlength=features)
-        self.sum_F += np.bincount(codes.feature, value, features)
-        np.maximum.at(self.max_F, codes.feature, codes.value)
-        groups, bins = self.histogram_FGH.shape[1:]
-        group = 0 if source_B is None else np.minimum(source_B, groups - 1)[codes.row]
-        np.add.at(
-            self.histogram_FGH.reshape(-1), (codes.feature * groups + group) * bins + _bin(codes.value), np.uint32(1)
-        )
-        if source_B is not None:
-            # Blocks have few sources, however many there are in all.
-            present, source = np.unique(source_B, return_inverse=True)
-            flat, size = source[codes.row] * features + codes.feature, len(present) * features
-            self.source_sum_SF[present] += np.bincount(flat, value, size).reshape(-1, features)
+        kept = int(kept_B.sum())
+        self.totals += torch.tensor([kept, len(kept_B) - kept])
+        sources, groups, bins = len(self.sum_SF) - 1, *self.histogram_FGH.shape[1:]
+        source_B = np.full(len(kept_B), sources) if source_B is None else source_B
+        source_K = torch.from_numpy(source_B).to(codes.row.device).index_select(0, codes.row)
+        whole_K = codes.value.double().mul_(1 / self._unit).round_().long()
+        self.sum_SF.view(-1).index_add_(0, source_K * self.sum_SF.shape[1] + codes.feature, whole_K)
+        bin_K = (torch.bucketize(codes.value, self._edges, right=True) - 1).clamp_(0, bins - 1)
+        place_K = (codes.feature * groups + source_K.clamp_(max=groups - 1)) * bins + bin_K
+        self.histogram_FGH.view(-1).index_add_(0, place_K, torch.ones_like(place_K, dtype=torch.int32))
 
-    def results(self) -> Arrays:
-        """What is published (see run.py); activations are in normalised feature units."""
+    def add(self, other: FeatureStatistics) -> None:
+        self.totals += other.totals
+        self.sum_SF += other.sum_SF
+        self.histogram_FGH += other.histogram_FGH
+
+    def results(self, max_F: NDArray[np.float32]) -> Arrays:
+        """What is published (see run.py), `max_F` as it is; activations are in normalised feature units."""
+        count_F, sum_F = self.count_F, self.sum_SF.sum(dim=0).cpu().numpy() * self._unit
         return {
-            "density": self.count_F / max(1, self.pairs),
-            "firing_count": self.count_F,
-            "mean_activation": (self.sum_F / np.maximum(1, self.count_F)).astype(np.float32),
-            "max_activation": self.max_F,
-            "activation_by_source": self.source_sum_SF,
+            "density": count_F / max(1, self.pairs),
+            "firing_count": count_F,
+            "mean_activation": (sum_F / np.maximum(1, count_F)).astype(np.float32),
+            "max_activation": max_F,
+            "activation_by_source": self.sum_SF[:-1].cpu().numpy() * self._unit,
         }
 
 
-def _bin(value: NDArray[np.float32]) -> NDArray[np.int64]:
-    """In which bin of a histogram an activation above 0 falls; the first and the last one are open."""
-    return np.clip(np.searchsorted(stored.bin_edges(), value, side="right") - 1, 0, stored.BINS - 1)
+class _Found:
+    """What the pass has found in some of the shards: their numbers (int64, ascending), statistics and top rows."""
+
+    def __init__(self, n_features: int, n_sources: int, n_examples: int, unit: float, device: torch.device) -> None:
+        self.shards = np.zeros(0, np.int64)
+        self.statistics = FeatureStatistics(n_features, n_sources, unit, device)
+        self.by_document, self.by_passage = (TopRows(n_features, n_examples) for _ in range(2))
+
+    def _parts(self) -> dict[str, FeatureStatistics | TopRows]:
+        return {"statistics": self.statistics, "by_document": self.by_document, "by_passage": self.by_passage}
+
+    def arrays(self) -> Arrays:
+        """All of it, for a file."""
+        found: Arrays = {"shards": self.shards}
+        for part, one in self._parts().items():
+            for name, value in vars(one).items():
+                if isinstance(value, np.ndarray | torch.Tensor) and name[0] != "_":
+                    found[f"{part}.{name}"] = value if isinstance(value, np.ndarray) else value.cpu().numpy()
+        return found
+
+    def restored(self, path: Path) -> Self:
+        """With what `arrays` gave, from a file."""
+        arrays = load_file(path)
+        self.shards = arrays.pop("shards")
+        for where, value in arrays.items():
+            part, name = where.split(".")
+            before = getattr(self._parts()[part], name)
+            again = torch.from_numpy(value).to(before.device) if isinstance(before, torch.Tensor) else value
+            setattr(self._parts()[part], name, again)
+        return self
+
+    def add(self, other: _Found) -> None:
+        self.shards = np.sort(np.concatenate([self.shards, other.shards]))
+        self.statistics.add(other.statistics)
+        self.by_document.add(other.by_document)
+        self.by_passage.add(other.by_passage)
 
 
 @dataclass(frozen=True)
 class ScanResult:
     statistics: FeatureStatistics
+    max_F: NDArray[np.float32]
     examples: Examples
     sample: CodeSample
     sampled: list[Block]
     """Blocks that the sample is of; it leaves out the outliers among their pairs."""
 
 
-def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path) -> ScanResult:
-    """Stream the store once. `resume`: folder for checkpoints; a scan that finds one there goes on behind its last
-    whole shard; where a part of it is damaged, it begins anew."""
+def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path, ours: Ranks) -> ScanResult | None:
+    """Stream the store once, each process its share of the shards; the first one gets the result.
+
+    resume: folder for checkpoints. A scan that finds some there takes the shards that are in none of them; one that is
+    damaged, or of which a sample is, is dropped.
+    """
     store = encoder.store
     n_features = encoder.crosscoder.n_features
     blocks = spread_blocks(store.blocks(block_rows(n_features)), settings.pairs)
     sampled = spread_blocks(blocks, settings.sample_pairs)
-    is_sampled = set(sampled)
-    statistics = FeatureStatistics(n_features, len(store.info.sources))
-    by_document, by_passage = (TopRows(n_features, settings.examples) for _ in range(2))
-    state: _State = {"statistics": statistics, "by_document": by_document, "by_passage": by_passage}
-    shards = by_shard(blocks, len(store.info.shards))
-    sample_files = [resume / "codes" / f"{shard:05d}.safetensors" for shard in range(len(shards))]
-    done = _restore(resume / _CHECKPOINT, state, sample_files)
-    if not done:
-        checkpoint = sum(array.nbytes for part in state.values() for array in _arrays(part).values())
-        require_free(resume, 2 * checkpoint, f"a pass over {n_features:,} features")  # the one before stays beside it
-    total, finished = sum(map(len, blocks)), sum(len(block) for block in blocks if block.shard < done)
-    bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
-    with bar_of as bar, shared_cores(_ENCODERS):
-        for shard in range(done, len(shards)):
-            source_N, document_N = _origins(store, shard)
-            codes_here, rows_here = [csr_matrix((0, n_features), dtype=np.float32)], [np.zeros(0, np.int64)]
-            for block, (codes, kept_B) in prefetched(encoder.sparse, shards[shard], _ENCODERS):
-                here, first_row = slice(block.start, block.stop), int(store.first_row[shard]) + block.start
-                statistics.update(codes, kept_B, None if source_N is None else source_N[here])
-                document, row = document_N[here][codes.row], first_row + codes.row
-                by_document.update(codes.feature, codes.value, row, document)
-                by_passage.update(codes.feature, codes.value, row, passage_of(document, row))
-                if block in is_sampled:
-                    codes_here.append(codes.matrix(len(block), n_features)[kept_B])
-                    rows_here.append(first_row + np.flatnonzero(kept_B))
-                bar.advance(len(block))
-            arrays = codes_arrays(sparse.vstack(codes_here, format="csr"))
-            save_arrays(sample_files[shard], arrays | {"rows": np.concatenate(rows_here)})
-            by_document.settle()
-            by_passage.settle()
-            _checkpoint(resume / _CHECKPOINT, state, shard + 1)
-    parts = [load_file(path) for path in sample_files]
+    shards = {shard: some for shard, some in enumerate(by_shard(blocks, len(store.info.shards))) if some}
+    new = partial(_Found, n_features, len(store.info.sources), settings.examples, encoder.unit())
+    left: dict[str, list[int]] = ours.broadcast(_left(resume) if ours.first else None)
+    done = {shard for some in left.values() for shard in some}
+    mine = ours.mine([shard for shard in shards if shard not in done])
+    if mine:
+        found, name = new(encoder.sums_on), f"{mine[0]:05d}.safetensors"
+        if ours.first and not left:
+            checkpoint = sum(array.nbytes for array in found.arrays().values())
+            # The one before stays beside it.
+            require_free(resume, 2 * ours.world * checkpoint, f"a pass over {n_features:,} features")
+        for begun, some in list(left.items())[ours.rank : ours.rank + 1]:
+            if some[-1] < mine[0]:  # the top rows want rising ones
+                found, name = found.restored(resume / _FOUND / begun), begun
+        finished = sum(len(block) for block in blocks if block.shard in done)
+        total = finished + sum(len(block) for shard in mine for block in shards[shard])
+        bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
+        with bar_of as bar, shared_cores(_ENCODERS):
+            for shard in mine:
+                save_arrays(_sample(resume, shard), _take(found, encoder, shard, shards[shard], set(sampled), bar))
+                found.shards = np.append(found.shards, shard)
+                _checkpoint(resume / _FOUND / name, found)
+    ours.barrier()
+    if not ours.first:
+        return None
+    every = (new(torch.device("cpu")).restored(path) for path in sorted((resume / _FOUND).glob(_FILES)))
+    whole = next(every)
+    for one in every:
+        whole.add(one)
+    parts = [load_file(_sample(resume, shard)) for shard in shards]
     sample = CodeSample(joined_codes(parts, n_features), np.concatenate([part["rows"] for part in parts]))
-    return ScanResult(statistics, choose(by_document, by_passage), sample, sampled)
+    max_F = whole.by_document.activation[:, 0].copy()
+    return ScanResult(whole.statistics, max_F, choose(whole.by_document, whole.by_passage), sample, sampled)
+
+
+def _take(
+    found: _Found, encoder: Encoder, shard: int, blocks: list[Block], sampled: set[Block], bar: Progress
+) -> Arrays:
+    """Take a shard in; what its file of the sample holds."""
+    store, n_features = encoder.store, encoder.crosscoder.n_features
+    source_N, document_N = _origins(store, shard)
+    codes_here, rows_here = [csr_matrix((0, n_features), dtype=np.float32)], [np.zeros(0, np.int64)]
+    least_F = found.by_document.least(encoder.sums_on)
+    for block, (codes, kept_B) in prefetched(encoder.sparse, blocks, _ENCODERS):
+        here, first_row = slice(block.start, block.stop), int(store.first_row[shard]) + block.start
+        found.statistics.update(codes, kept_B, None if source_N is None else source_N[here])
+        # What is not among the strongest documents is not among the strongest passages: they are parts of documents.
+        strong = codes.where(codes.value > least_F.index_select(0, codes.feature))
+        row_K, feature, value = strong.numpy()
+        document, row = document_N[here][row_K], first_row + row_K
+        if found.by_document.update(feature, value, row, document):
+            least_F = found.by_document.least(encoder.sums_on)
+        found.by_passage.update(feature, value, row, passage_of(document, row))
+        if block in sampled:
+            codes_here.append(codes.matrix(len(block), n_features)[kept_B])
+            rows_here.append(first_row + np.flatnonzero(kept_B))
+        bar.advance(len(block))
+    found.by_document.settle()
+    found.by_passage.settle()
+    return codes_arrays(sparse.vstack(codes_here, format="csr")) | {"rows": np.concatenate(rows_here)}
 
 
 def _origins(store: ActivationStore, shard: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
@@ -160,25 +242,25 @@ def _origins(store: ActivationStore, shard: int) -> tuple[NDArray[np.int64] | No
     return sources[plan.pairs.document], indices[plan.pairs.document]
 
 
-def _checkpoint(path: Path, state: _State, shards: int) -> None:
-    arrays = {f"{part}.{name}": array for part, one in state.items() for name, array in _arrays(one).items()}
-    save_arrays(path, arrays | {"shards": np.array(shards)})
+def _checkpoint(path: Path, found: _Found) -> None:
+    save_arrays(path, found.arrays())
 
 
-def _restore(path: Path, state: _State, sample_files: list[Path]) -> int:
-    """Brings the parts to the checkpoint, if there is one, and the samples of what it covers are there; the number of
-    shards it covers."""
-    if not is_sound(path):
-        return 0
-    arrays = load_file(path)
-    done = int(arrays["shards"])
-    if not all(map(is_sound, sample_files[:done])):
-        return 0
-    for part, one in state.items():
-        for name in _arrays(one):
-            setattr(one, name, arrays[f"{part}.{name}"])
-    return done
+def _left(resume: Path) -> dict[str, list[int]]:
+    """By name, in order, the sound checkpoints that an earlier run has left, and the shards that each covers. Others
+    are dropped."""
+    left = {}
+    for path in sorted((resume / _FOUND).glob(_FILES)):
+        if not is_sound(path):
+            continue
+        with safe_open(path, "numpy") as file:
+            shards = file.get_tensor("shards").tolist()
+        if all(is_sound(_sample(resume, shard)) for shard in shards):
+            left[path.name] = shards
+        else:
+            path.unlink()
+    return left
 
 
-def _arrays(part: FeatureStatistics | TopRows) -> Arrays:
-    return {name: value for name, value in vars(part).items() if isinstance(value, np.ndarray)}
+def _sample(resume: Path, shard: int) -> Path:
+    return resume / _SAMPLE / f"{shard:05d}.safetensors"

@@ -99,7 +99,9 @@ def test_a_coarse_product_finds_the_same_entries(kind: str, error: str, monkeypa
     active._slack_F = slack_F  # as on CUDA
     products, sign = [], {"lowest": -1.0, "highest": 1.0}.get(error, 0.0)
 
-    def coarse(out_BF: torch.Tensor, x_a: torch.Tensor, x_b: torch.Tensor, *weights: torch.Tensor, share: float) -> None:
+    def coarse(
+        out_BF: torch.Tensor, x_a: torch.Tensor, x_b: torch.Tensor, *weights: torch.Tensor, share: float
+    ) -> None:
         assert torch.get_float32_matmul_precision() == "high"
         factors = [one if sign else cut(one) for one in (x_a, x_b, *weights)]
         encode_into(out_BF, *factors, share=share)
