@@ -55,19 +55,23 @@ def _as_rank(rank: int, world: int, port: int, work: Callable[..., None], argume
 
 
 def _modeldiff(log: Path, args: list[str], dies_at: int | None) -> None:
+    from modeldiff.catalogue import stored
     from modeldiff.cli.main import run
     from modeldiff.workspace.stage import Work
 
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    commit, names = Work.commit, []
+    names = []
 
-    def commit_or_die(work: Work, temporary: Path, name: str) -> None:
-        names.append(name)
-        if len(names) == dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        commit(work, temporary, name)
+    def or_die(original: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            names.append(args)
+            if len(names) == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(*args)
 
-    Work.commit = commit_or_die
+        return call
+
+    Work.commit, stored.keep = or_die(Work.commit), or_die(stored.keep)
     run(args)

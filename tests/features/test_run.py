@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import modeldiff.features.codes as codes_module
@@ -17,10 +19,13 @@ from modeldiff.catalogue import stored
 from modeldiff.catalogue.table import FeatureTable
 from modeldiff.cli.feature_list import listing_json, print_listing
 from modeldiff.cli.feature_one import print_feature
+from modeldiff.crosscoder import load
 from modeldiff.errors import DamagedError, InputError
+from modeldiff.features.codes import Encoder
 from modeldiff.features.run import run
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.activations import ActivationStore
 from modeldiff.workspace.plan import Document, Tokens
 from tests.features.made_crosscoder import (
     N_A,
@@ -61,6 +66,20 @@ def test_statistics_equal_the_dense_ones(workspace: Workspace) -> None:
             np.testing.assert_array_equal(firings[feature, source], expected)
     # Decoder rows have norm 2 in A and 1 in B.
     np.testing.assert_allclose(found["relative_norm"], [1] * 3 + [2 / 3] * 4 + [0] * 3, rtol=1e-6)
+
+
+def test_sums_of_activations_are_exact(workspace: Workspace) -> None:
+    activations, crosscoder, _ = made_pair(workspace, texts=False)
+    statistics = load_file(run(FeaturesSettings(**ALL), workspace).file("statistics.safetensors"))
+    store = ActivationStore(activations)
+    encoder = Encoder(load(crosscoder), store, torch.device("cpu"), 0.0)
+    codes_NF, _ = encoder.matrix(store.blocks(900))
+    value_NF = codes_NF.toarray().astype(np.float64)
+    exact_F = [math.fsum(value_N) for value_N in value_NF.T]
+    np.testing.assert_array_equal(statistics["mean_activation"], np.float32(exact_F / (value_NF > 0).sum(axis=0)))
+    np.testing.assert_array_equal(statistics["max_activation"], value_NF.max(axis=0))
+    assert not statistics["activation_by_source"].any(), "without texts there are no sources"
+    assert max(exact_F) / encoder.unit() < 2**62
 
 
 def test_examples_show_the_place_and_where_else_the_feature_fires(workspace: Workspace) -> None:
