@@ -9,6 +9,7 @@ Legend: N pairs of the sample, n of some thousand, D width of one model, F featu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,9 +27,9 @@ from modeldiff.workspace.activations import ActivationStore, Block
 
 MIN_FIRINGS = 5
 """Fewer firings than this in either part: R² would be a matter of luck, none is given."""
-# Most memory that a block of targets may take for one model; (G, D) arrays of float64 that are there at once: sums of
-# both parts, one part centred, the weights, and two products of these.
-_BLOCK_BYTES, _BLOCK_ARRAYS = 2 << 30, 6
+# Most memory that a block of targets may take for one model, by kind of device; (G, D) arrays of float64 that are there
+# at once: sums of both parts, one part centred, the weights, and two products of these.
+_BLOCK_BYTES, _BLOCK_ARRAYS = {"cpu": 2 << 30, "cuda": 4 << 30}, 6
 # Most rows in memory at once, and rows in between that are read along with those that are wanted.
 _CHUNK_ROWS, _GAP_ROWS = 16_384, 1024
 # Pairs whose products are summed in float32 at once.
@@ -50,22 +51,22 @@ def predictability(
     device = device if device.type == "cuda" else torch.device("cpu")
     part_N = stretches.part_of(sample.rows_N)
     used = (part_N == 0, part_N > 0)
-    blocks = _blocks(sample.codes_NF, max(1, _BLOCK_BYTES // (_BLOCK_ARRAYS * 8 * max(store.widths))))
+    blocks = _blocks(sample.codes_NF, max(1, _BLOCK_BYTES[device.type] // (_BLOCK_ARRAYS * 8 * max(store.widths))))
     firings_F = np.minimum(*(firings(sample.codes_NF[part]) for part in used))
     with progress("features: predictability", len(SIDES) * len(blocks) * len(sample.rows_N), "pairs") as bar:
 
         def of_side(side: str) -> NDArray[np.float32]:
-            width, parts = store.info.sides[side].width, list[Moments]()
+            empty, parts = partial(Moments.empty, store.info.sides[side].width, 0, device), list[Moments]()
             r2 = []
             for codes_NG in blocks:
                 # The sums of the inputs are those of the first block.
                 inputs_known, targets = bool(parts), codes_NG.shape[1]
-                parts = [part.for_targets(targets) for part in parts or [Moments.empty(width, 0) for _ in range(2)]]
+                parts = [part.for_targets(targets) for part in parts or [empty(), empty()]]
                 for held, x_nD in _summed(store, side, sample.rows_N, codes_NG, used, parts, device):
                     if not inputs_known:
                         parts[held].add_inputs(x_nD)
                     bar.advance(len(x_nD))
-                r2.append(held_out_r2(*parts).numpy())
+                r2.append(held_out_r2(*parts).cpu().numpy())
             return np.where(firings_F >= MIN_FIRINGS, np.concatenate(r2), np.nan).astype(np.float32)
 
         return by_side(of_side)
@@ -119,16 +120,16 @@ def add_targets(part: Moments, x_nD: torch.Tensor, f_nG: sparse.csr_matrix) -> N
     Their products with the inputs are summed in float32 over these pairs, in float64 from there on.
 
     Args:
-        x_nD: inputs about their mean, float64, on any device; the part itself is on the CPU.
+        x_nD: inputs about their mean, float64, on the device of the part.
     """
     n_targets, device = f_nG.shape[1], x_nD.device
     columns = f_nG.tocsc()
     index_K, start_G1 = (torch.from_numpy(one.astype(np.int64)).to(device) for one in (columns.indices, columns.indptr))
     weight_K = torch.from_numpy(columns.data.astype(np.float32, copy=False)).to(device)
-    part.fx_GD += bag_sum(x_nD.float(), Bags(index_K, start_G1), weight_K).cpu()
+    part.fx_GD += bag_sum(x_nD.float(), Bags(index_K, start_G1), weight_K)
     f_K = f_nG.data.astype(np.float64)
-    part.f_G += torch.from_numpy(np.bincount(f_nG.indices, f_K, n_targets))
-    part.ff_G += torch.from_numpy(np.bincount(f_nG.indices, f_K * f_K, n_targets))
+    part.f_G += torch.from_numpy(np.bincount(f_nG.indices, f_K, n_targets)).to(device)
+    part.ff_G += torch.from_numpy(np.bincount(f_nG.indices, f_K * f_K, n_targets)).to(device)
 
 
 def activations_of(

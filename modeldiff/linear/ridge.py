@@ -35,10 +35,10 @@ class Moments:
         return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def add_inputs(self, x_ND: torch.Tensor) -> None:
-        """Take in inputs (float64) of pairs, not their targets; only their product is moved to the sums' device."""
+        """Take in inputs (float64, on the sums' device) of pairs, not their targets."""
         self.n += len(x_ND)
-        self.x_D += x_ND.sum(dim=0).to(self.x_D.device)
-        self.xx_DD += _gram(x_ND).to(self.xx_DD.device)
+        self.x_D += x_ND.sum(dim=0)
+        self.xx_DD += _gram(x_ND)
 
     def for_targets(self, targets: int) -> Moments:
         """The same inputs for other targets, of which no sums are taken yet."""

@@ -92,7 +92,7 @@ def test_equals_scikit_learn(
     store: ActivationStore, chunk: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictability_module, "_CHUNK_ROWS", chunk)
-    monkeypatch.setattr(predictability_module, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setitem(predictability_module._BLOCK_BYTES, "cpu", block_bytes)
     sample, stretches = made_sample(store), split(store, store.blocks(N))
     found = predictability(store, sample, stretches, CPU)
     part_N = stretches.part_of(sample.rows_N)
