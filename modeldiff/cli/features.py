@@ -172,7 +172,9 @@ command = stage_command(
     ],
     subcommands=[_ONE, *_MEASURES],
     help="Crosscoder + activations -> features: measured in one pass, then listed.\n\n"
-    "`modeldiff features show ID` shows one of them in context.",
+    "`modeldiff features show ID` shows one of them in context.\n\n"
+    "With several GPUs: `torchrun --nproc-per-node N -m modeldiff features ...`; each process takes its share of the "
+    "pairs.",
     lines=[
         "modeldiff features --exclusive A --top 20",
         "modeldiff features --exclusive A --anywhere",
