@@ -1,5 +1,6 @@
 """Child processes that begin to work at once: a forkserver has imported torch and transformers once for all of them."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -57,6 +58,7 @@ def _as_rank(rank: int, world: int, port: int, work: Callable[..., None], argume
 def _modeldiff(log: Path, args: list[str], dies_at: int | None) -> None:
     from modeldiff.catalogue import stored
     from modeldiff.cli.main import run
+    from modeldiff.workspace import stage
     from modeldiff.workspace.stage import Work
 
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -73,5 +75,7 @@ def _modeldiff(log: Path, args: list[str], dies_at: int | None) -> None:
 
         return call
 
+    # Checkpoints follow the work, not the time that it takes.
+    stage._WRITING_SHARE = math.inf
     Work.commit, stored.keep = or_die(Work.commit), or_die(stored.keep)
     run(args)

@@ -1,5 +1,4 @@
-"""The streaming pass over the pairs: statistics, top examples and a sample of codes, with a checkpoint after each
-shard.
+"""The streaming pass over the pairs: statistics, top examples and a sample of codes, with checkpoints between shards.
 
 The processes of a run share the shards, and what each has found is added up at the end. It comes out the same, to the
 bit, for any number of processes, whichever shards each one had, also where some ended early: all that is added are
@@ -10,6 +9,7 @@ Legend: B pairs of a block, K entries, F features, S text sources, G groups of t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,11 +35,12 @@ from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import require_free
 from modeldiff.workspace.kept import is_sound
 from modeldiff.workspace.ranks import Ranks
+from modeldiff.workspace.stage import CheckpointClock
 
 # Blocks encoded at the same time: some steps cannot use several cores.
 _ENCODERS = 2
 # Folders for what each process has found, and for the sample of each shard.
-_FOUND, _SAMPLE, _FILES = "scan", "codes", "*.safetensors"
+_FOUND, _SAMPLE = "scan", "codes"
 
 
 class FeatureStatistics:
@@ -130,8 +131,8 @@ class _Found:
                     found[f"{part}.{name}"] = value if isinstance(value, np.ndarray) else value.cpu().numpy()
         return found
 
-    def restored(self, path: Path) -> Self:
-        """With what `arrays` gave, from a file."""
+    def restore(self, path: Path) -> None:
+        """Become what `arrays` gave, from a file."""
         arrays = load_file(path)
         self.shards = arrays.pop("shards")
         for where, value in arrays.items():
@@ -139,7 +140,6 @@ class _Found:
             before = getattr(self._parts()[part], name)
             again = torch.from_numpy(value).to(before.device) if isinstance(before, torch.Tensor) else value
             setattr(self._parts()[part], name, again)
-        return self
 
     def add(self, other: _Found) -> None:
         self.shards = np.sort(np.concatenate([self.shards, other.shards]))
@@ -164,70 +164,122 @@ def scan(encoder: Encoder, settings: FeaturesSettings, resume: Path, ours: Ranks
     resume: folder for checkpoints. A scan that finds some there takes the shards that are in none of them; one that is
     damaged, or of which a sample is, is dropped.
     """
-    store = encoder.store
-    n_features = encoder.crosscoder.n_features
-    blocks = spread_blocks(store.blocks(block_rows(n_features)), settings.pairs)
-    sampled = spread_blocks(blocks, settings.sample_pairs)
-    shards = {shard: some for shard, some in enumerate(by_shard(blocks, len(store.info.shards))) if some}
-    new = partial(_Found, n_features, len(store.info.sources), settings.examples, encoder.unit())
-    left: dict[str, list[int]] = ours.broadcast(_left(resume) if ours.first else None)
+    over = _Pass.of(encoder, settings, resume)
+    left: dict[str, list[int]] = ours.broadcast(over.left() if ours.first else None)
     done = {shard for some in left.values() for shard in some}
-    mine = ours.mine([shard for shard in shards if shard not in done])
+    mine = ours.mine([shard for shard in over.shards if shard not in done])
+    if ours.first and not left:
+        over.require_free(ours.world)
     if mine:
-        found, name = new(encoder.sums_on), f"{mine[0]:05d}.safetensors"
-        if ours.first and not left:
-            checkpoint = sum(array.nbytes for array in found.arrays().values())
-            # The one before stays beside it.
-            require_free(resume, 2 * ours.world * checkpoint, f"a pass over {n_features:,} features")
-        for begun, some in list(left.items())[ours.rank : ours.rank + 1]:
-            if some[-1] < mine[0]:  # the top rows want rising ones
-                found, name = found.restored(resume / _FOUND / begun), begun
-        finished = sum(len(block) for block in blocks if block.shard in done)
-        total = finished + sum(len(block) for shard in mine for block in shards[shard])
+        # The top rows want rising ones.
+        begun = (name for name, some in list(left.items())[ours.rank : ours.rank + 1] if some[-1] < mine[0])
+        over.take(mine, done, next(begun, None))
+    ours.barrier()
+    return over.result() if ours.first else None
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What all processes do, and where each keeps what it has found."""
+
+    encoder: Encoder
+    shards: dict[int, list[Block]]
+    sampled: list[Block]
+    new: Callable[[torch.device], _Found]
+    """What has found nothing yet."""
+    resume: Path
+
+    @classmethod
+    def of(cls, encoder: Encoder, settings: FeaturesSettings, resume: Path) -> Self:
+        store, n_features = encoder.store, encoder.crosscoder.n_features
+        blocks = spread_blocks(store.blocks(block_rows(n_features)), settings.pairs)
+        shards = {shard: some for shard, some in enumerate(by_shard(blocks, len(store.info.shards))) if some}
+        new = partial(_Found, n_features, len(store.info.sources), settings.examples, encoder.unit())
+        return cls(encoder, shards, spread_blocks(blocks, settings.sample_pairs), new, resume)
+
+    def require_free(self, processes: int) -> None:
+        checkpoint = sum(array.nbytes for array in self.new(torch.device("cpu")).arrays().values())
+        # The one before stays beside it.
+        what = f"a pass over {self.encoder.crosscoder.n_features:,} features"
+        require_free(self.resume, 2 * processes * checkpoint, what)
+
+    def left(self) -> dict[str, list[int]]:
+        """By name, in order, the sound checkpoints that an earlier run has left, and the shards that each covers.
+        Others are dropped."""
+        left = {}
+        for path in self._checkpoints():
+            if not is_sound(path):
+                continue
+            with safe_open(path, "numpy") as file:
+                shards = file.get_tensor("shards").tolist()
+            if all(is_sound(self._sample_of(shard)) for shard in shards):
+                left[path.name] = shards
+            else:
+                path.unlink()
+        return left
+
+    def take(self, mine: Sequence[int], done: set[int], begun: str | None) -> None:
+        """Take these shards in, behind those of the checkpoint that was begun. `done`: all that are in checkpoints."""
+        found, clock = self.new(self.encoder.sums_on), CheckpointClock(0.0)
+        path = self.resume / _FOUND / (begun or f"{mine[0]:05d}.safetensors")
+        if begun:
+            found.restore(path)
+        pairs = {shard: sum(map(len, blocks)) for shard, blocks in self.shards.items()}
+        finished, sampled = sum(pairs[shard] for shard in done), set(self.sampled)
+        total = finished + sum(pairs[shard] for shard in mine)
         bar_of = progress("features: pass over the activations", total, "pairs", done=finished)
         with bar_of as bar, shared_cores(_ENCODERS):
             for shard in mine:
-                save_arrays(_sample(resume, shard), _take(found, encoder, shard, shards[shard], set(sampled), bar))
+                save_arrays(self._sample_of(shard), self._take(found, shard, sampled, bar))
                 found.shards = np.append(found.shards, shard)
-                _checkpoint(resume / _FOUND / name, found)
-    ours.barrier()
-    if not ours.first:
-        return None
-    every = (new(torch.device("cpu")).restored(path) for path in sorted((resume / _FOUND).glob(_FILES)))
-    whole = next(every)
-    for one in every:
-        whole.add(one)
-    parts = [load_file(_sample(resume, shard)) for shard in shards]
-    sample = CodeSample(joined_codes(parts, n_features), np.concatenate([part["rows"] for part in parts]))
-    max_F = whole.by_document.activation[:, 0].copy()
-    return ScanResult(whole.statistics, max_F, choose(whole.by_document, whole.by_passage), sample, sampled)
+                if clock.now() or shard == mine[-1]:
+                    with clock.writing():
+                        _checkpoint(path, found)
 
+    def _take(self, found: _Found, shard: int, sampled: set[Block], bar: Progress) -> Arrays:
+        """Take a shard in; what its file of the sample holds."""
+        encoder, store, n_features = self.encoder, self.encoder.store, self.encoder.crosscoder.n_features
+        source_N, document_N = _origins(store, shard)
+        codes_here, rows_here = [csr_matrix((0, n_features), dtype=np.float32)], [np.zeros(0, np.int64)]
+        least_F = found.by_document.least(encoder.sums_on)
+        for block, (codes, kept_B) in prefetched(encoder.sparse, self.shards[shard], _ENCODERS):
+            here, first_row = slice(block.start, block.stop), int(store.first_row[shard]) + block.start
+            found.statistics.update(codes, kept_B, None if source_N is None else source_N[here])
+            # What is too weak among documents is among passages, too: they are parts of documents.
+            strong = codes.where(codes.value > least_F.index_select(0, codes.feature))
+            place, feature, value = strong.numpy()
+            document, row = document_N[here][place], first_row + place
+            if found.by_document.update(feature, value, row, document):
+                least_F = found.by_document.least(encoder.sums_on)
+            found.by_passage.update(feature, value, row, passage_of(document, row))
+            if block in sampled:
+                codes_here.append(codes.matrix(len(block), n_features)[kept_B])
+                rows_here.append(first_row + np.flatnonzero(kept_B))
+            bar.advance(len(block))
+        found.by_document.settle()
+        found.by_passage.settle()
+        return codes_arrays(sparse.vstack(codes_here, format="csr")) | {"rows": np.concatenate(rows_here)}
 
-def _take(
-    found: _Found, encoder: Encoder, shard: int, blocks: list[Block], sampled: set[Block], bar: Progress
-) -> Arrays:
-    """Take a shard in; what its file of the sample holds."""
-    store, n_features = encoder.store, encoder.crosscoder.n_features
-    source_N, document_N = _origins(store, shard)
-    codes_here, rows_here = [csr_matrix((0, n_features), dtype=np.float32)], [np.zeros(0, np.int64)]
-    least_F = found.by_document.least(encoder.sums_on)
-    for block, (codes, kept_B) in prefetched(encoder.sparse, blocks, _ENCODERS):
-        here, first_row = slice(block.start, block.stop), int(store.first_row[shard]) + block.start
-        found.statistics.update(codes, kept_B, None if source_N is None else source_N[here])
-        # What is not among the strongest documents is not among the strongest passages: they are parts of documents.
-        strong = codes.where(codes.value > least_F.index_select(0, codes.feature))
-        row_K, feature, value = strong.numpy()
-        document, row = document_N[here][row_K], first_row + row_K
-        if found.by_document.update(feature, value, row, document):
-            least_F = found.by_document.least(encoder.sums_on)
-        found.by_passage.update(feature, value, row, passage_of(document, row))
-        if block in sampled:
-            codes_here.append(codes.matrix(len(block), n_features)[kept_B])
-            rows_here.append(first_row + np.flatnonzero(kept_B))
-        bar.advance(len(block))
-    found.by_document.settle()
-    found.by_passage.settle()
-    return codes_arrays(sparse.vstack(codes_here, format="csr")) | {"rows": np.concatenate(rows_here)}
+    def result(self) -> ScanResult:
+        """What all processes have found."""
+        first, *others = self._checkpoints()
+        whole = self.new(torch.device("cpu"))
+        whole.restore(first)
+        for path in others:
+            one = self.new(torch.device("cpu"))
+            one.restore(path)
+            whole.add(one)
+        parts = [load_file(self._sample_of(shard)) for shard in self.shards]
+        codes_NF = joined_codes(parts, self.encoder.crosscoder.n_features)
+        sample = CodeSample(codes_NF, np.concatenate([part["rows"] for part in parts]))
+        examples, max_F = choose(whole.by_document, whole.by_passage), whole.by_document.activation[:, 0].copy()
+        return ScanResult(whole.statistics, max_F, examples, sample, self.sampled)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.resume / _FOUND).glob("*.safetensors"))
+
+    def _sample_of(self, shard: int) -> Path:
+        return self.resume / _SAMPLE / f"{shard:05d}.safetensors"
 
 
 def _origins(store: ActivationStore, shard: int) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
@@ -244,23 +296,3 @@ def _origins(store: ActivationStore, shard: int) -> tuple[NDArray[np.int64] | No
 
 def _checkpoint(path: Path, found: _Found) -> None:
     save_arrays(path, found.arrays())
-
-
-def _left(resume: Path) -> dict[str, list[int]]:
-    """By name, in order, the sound checkpoints that an earlier run has left, and the shards that each covers. Others
-    are dropped."""
-    left = {}
-    for path in sorted((resume / _FOUND).glob(_FILES)):
-        if not is_sound(path):
-            continue
-        with safe_open(path, "numpy") as file:
-            shards = file.get_tensor("shards").tolist()
-        if all(is_sound(_sample(resume, shard)) for shard in shards):
-            left[path.name] = shards
-        else:
-            path.unlink()
-    return left
-
-
-def _sample(resume: Path, shard: int) -> Path:
-    return resume / _SAMPLE / f"{shard:05d}.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 64 pairs of made_crosscoder.py's features, so that shards have several."""
+    """Blocks of 64 pairs of made_crosscoder.py's features, so that shards have several; a checkpoint after each shard,
+    however long it takes."""
+    monkeypatch.setattr("modeldiff.workspace.stage._WRITING_SHARE", math.inf)
     monkeypatch.setattr("modeldiff.features.codes._DENSE_VALUES", 640)
 
 

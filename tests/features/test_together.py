@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from modeldiff.workspace import Artifact, Workspace
 from tests.features.made_crosscoder import made_pair
 from tests.processes import DEADLINE, two
 
+Dying = Callable[..., list[Any]]
+pytestmark = pytest.mark.usefixtures("small_blocks")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 COMMAND = ["features", "--device", "cpu", "--examples", "3", "--context", "2"]
 SETTINGS = FeaturesSettings(device="cpu", examples=3, context=2)
@@ -47,9 +51,9 @@ def test_torchrun_makes_the_bytes_of_one_process(workspace: Workspace, straight:
     assert done.stderr.count("features:1 is ready") == 1
 
 
-@pytest.mark.parametrize(("victim", "file"), [(0, 5), (1, 4), (1, 12), (0, 15)])
+@pytest.mark.parametrize(("victim", "file", "missing"), [(0, 5, 3), (1, 4, 4), (1, 12, 0), (0, 15, 0)])
 def test_a_killed_process_ends_the_run_and_the_same_command_continues(
-    workspace: Workspace, straight: Artifact, tmp_path: Path, victim: int, file: int, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, straight: Artifact, tmp_path: Path, victim: int, file: int, missing: int, dying: Dying
 ) -> None:
     """In the pass (two files for each of ten shards) or behind it, then with one process."""
     args = ["--workspace", str(made(workspace).folder), *COMMAND]
@@ -60,29 +64,19 @@ def test_a_killed_process_ends_the_run_and_the_same_command_continues(
     assert lines[-1].startswith("modeldiff: another process of this run ended")
     assert not any("Traceback" in line for line in lines)
     assert workspace.artifacts("features") == []
-    taken, take = [], scan_module._take
-    monkeypatch.setattr(scan_module, "_take", lambda *args: (taken.append(args[2]), take(*args))[1])
+    taken = dying(scan_module, "_origins")
     artifact = run(SETTINGS, workspace)
     assert artifact.manifest.digest == straight.manifest.digest
-    assert len(taken) < 10, "what the two had found is used"
+    assert len(taken) == missing, "what the two had found is used"
 
 
 def test_two_processes_continue_what_one_has_begun(
-    workspace: Workspace, straight: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, straight: Artifact, tmp_path: Path, dying: Dying
 ) -> None:
     made(workspace)
-    with monkeypatch.context() as patch:
-        checkpoint, calls = scan_module._checkpoint, []
-
-        def dying(*args: object) -> None:
-            checkpoint(*args)
-            calls.append(args)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-
-        patch.setattr(scan_module, "_checkpoint", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run(SETTINGS, workspace)
+    dying(scan_module, "_checkpoint", 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(SETTINGS, workspace)
     args = ["--workspace", str(workspace.folder), *COMMAND]
     assert [code for code, _ in two(args, tmp_path, {})] == [0, 0]
     assert workspace.find("features").manifest.digest == straight.manifest.digest
@@ -91,3 +85,17 @@ def test_two_processes_continue_what_one_has_begun(
     assert code == 0
     assert "features:1 is up to date" in lines
     assert other == (0, [])
+
+
+def test_what_is_damaged_is_found_anew(workspace: Workspace, straight: Artifact, dying: Dying) -> None:
+    """A sample, and with it the checkpoint of its process."""
+    made(workspace)
+    dying(scan_module, "_checkpoint", 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(SETTINGS, workspace)
+    (partial,) = workspace.partials()
+    path = partial / "resume/codes/00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    taken = dying(scan_module, "_origins")
+    assert run(SETTINGS, workspace).manifest.digest == straight.manifest.digest
+    assert len(taken) == 10
