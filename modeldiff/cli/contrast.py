@@ -96,7 +96,9 @@ command = stage_command(
     "Both models continue the same texts from the same places. Where something is so (a word or a feature is there, a "
     "source, or everywhere) their continuations are compared with those from elsewhere: found on one half of the "
     "documents, verified on the other, at a stated false discovery rate. Needs two models and texts; a crosscoder of "
-    "the two adds its features.",
+    "the two adds its features.\n\n"
+    "With several GPUs: `torchrun --nproc-per-node N -m modeldiff contrast ...`; each process lets the models continue "
+    "its share of the places.",
     lines=[
         "modeldiff contrast --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl",
         "modeldiff contrast",

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,38 +17,31 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from modeldiff.console import progress, say
-from modeldiff.contrast.divergence import KEPT, Kept, divergence, likeliest
+from modeldiff.contrast.divergence import KEPT, divergence, likeliest
 from modeldiff.contrast.documents import Document, Place, choose_places, drawn_documents, open_document, read_prompts
+from modeldiff.contrast.sampling import Models, sample
 from modeldiff.contrast.settings import ContinuationsSettings
 from modeldiff.errors import InputError
 from modeldiff.lm.buckets import common_buckets, token_strings
 from modeldiff.lm.chat import ChatError
 from modeldiff.lm.device import device_and_dtype
-from modeldiff.lm.generate import continue_tokens
-from modeldiff.lm.load import load_model, load_tokenizer, model_identity, quiet, read_geometry
-from modeldiff.lm.model import LanguageModel
+from modeldiff.lm.load import load_tokenizer, model_identity, read_geometry
 from modeldiff.lm.ref import ModelRef, model_input, refs_of
 from modeldiff.sides import SIDES
 from modeldiff.texts.sources import LeftOut, Record, Source, mix, parse_source, source_digest
 from modeldiff.texts.tokenize import open_reader
-from modeldiff.threads import by_side, shared_cores
-from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.workspace import Artifact, Input, Order, Work, Workspace
 from modeldiff.workspace.artifact import check_format
 from modeldiff.workspace.files import json_lines, read_json, read_json_lines, require_free
+from modeldiff.workspace.ranks import Ranks, produce_together, ranks
 from modeldiff.workspace.rehearsal import Size, rehearse
-
-Made = TypeVar("Made")
+from modeldiff.workspace.stage import Build
 
 SCHEMA = 2
 FORMAT = 1
 NAME = "continuations.json"
 DOCUMENTS, PLACES, SAID = "documents.jsonl", "places.jsonl", {side: f"said_{side}.jsonl" for side in SIDES}
-# Places of a part. The same on every machine, for it decides the random numbers.
-_PART = 256
 _REHEARSED = 256
-# Places continued at once, by kind of device: on a CPU the cache decides, a GPU wants to be busy. It decides the random
-# numbers, too.
-_BATCH = {"cpu": 32, "cuda": 512, "mps": 128}
 
 
 class Continuations:
@@ -84,30 +76,6 @@ class Continuations:
         return self.documents[one.document].text[: one.end]
 
 
-class Models:
-    """The two models, loaded when first asked for. On a CPU both stay in memory; elsewhere only the latest one."""
-
-    def __init__(self, refs: dict[str, ModelRef], device: torch.device, dtype: torch.dtype) -> None:
-        self.refs, self.device, self.dtype = refs, device, dtype
-        self.on_cpu = device.type == "cpu"
-        self._loaded: dict[str, LanguageModel] = {}
-
-    def load(self, side: str) -> LanguageModel:
-        if side not in self._loaded:
-            if not self.on_cpu:
-                self._loaded.clear()
-            self._loaded[side] = load_model(self.refs[side], self.device, self.dtype)
-        return self._loaded[side]
-
-    def each_side(self, make: Callable[[str], Made]) -> dict[str, Made]:
-        """make("a") and make("b"): at the same time on a CPU, one after the other elsewhere."""
-        if not self.on_cpu:
-            return {side: make(side) for side in SIDES}
-        for side in SIDES:
-            self.load(side)
-        return by_side(make)
-
-
 def plan(settings: ContinuationsSettings, workspace: Workspace) -> dict[str, Any]:
     """For `--plan`: see `rehearse`. Raises as `run`."""
     sizes = {"places": Size(settings.places, _REHEARSED, ("read", "next words", "continuations"))}
@@ -118,8 +86,14 @@ def plan(settings: ContinuationsSettings, workspace: Workspace) -> dict[str, Any
 def run(
     settings: ContinuationsSettings, workspace: Workspace, *, name: str | None = None, force: bool = False
 ) -> Artifact:
-    """Let both models continue the same texts. Raises InputError: a model or text cannot be used, or the texts hold no
+    """Let both models continue the same texts. Under torchrun every rank calls this, samples its share, and gets the
+    artifact. Raises InputError: a model or text cannot be used, or the texts hold no
     place that both models can go on from."""
+    ours = ranks()
+    return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
+
+
+def _prepare(settings: ContinuationsSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
     settings = with_models_of(settings, workspace)
     digest = workspace.digest_of
     refs = refs_of(settings)
@@ -131,24 +105,35 @@ def run(
     prompts = read_prompts(settings.prompts, *fields) if settings.prompts else []
     if settings.prompts:
         inputs["prompts"] = Input(str(settings.prompts), digest(settings.prompts))
-    device, dtype, names = device_and_dtype(settings)
+    device, dtype, names = device_and_dtype(settings, ours.local_rank)
 
     def build(work: Work) -> dict[str, Any]:
+        """Rank 0 reads the texts and chooses the places; every rank lets the models read and write its part of them."""
         work.environment.update(names)
+        if ours.world > 1:
+            work.environment["processes"] = ours.world
         models = Models(refs, device, dtype)
-        documents = _read(settings, refs, sources, prompts)
-        found = _divergences(work, models, documents)
-        places = choose_places(documents, found, places=settings.places, uniform=settings.uniform, seed=settings.seed)
-        say(
-            f"{len(places):,} places in {len(documents):,} documents, {settings.draws} x up to {settings.tokens} "
-            f"tokens by each model; mean divergence {np.mean([place.divergence for place in places]):.3f} bits"
-        )
-        _sample(settings, work, models, documents, places)
-        return _write(work, refs, documents, places)
+        documents = ours.broadcast(_read(settings, refs, sources, prompts) if ours.first else None)
+        found = _divergences(work, models, documents, ours)
+        places = ours.broadcast(None if found is None else _places(settings, documents, found))
+        said = sample(settings, work, models, documents, places, ours)
+        return _write(work, refs, documents, places, said) if ours.first else {}
 
     resolved = {"dtype": names["dtype"], "sources": [[source.label, source.weight] for source in sources]}
-    order = Order("continuations", settings, inputs, SCHEMA, resolved)
-    return produce(workspace, order, build, name=name, force=force)
+    return Order("continuations", settings, inputs, SCHEMA, resolved), build
+
+
+def _places(
+    settings: ContinuationsSettings, documents: list[Document], divergence_N: NDArray[np.float32]
+) -> list[Place]:
+    places = choose_places(
+        documents, divergence_N, places=settings.places, uniform=settings.uniform, seed=settings.seed
+    )
+    say(
+        f"{len(places):,} places in {len(documents):,} documents, {settings.draws} x up to {settings.tokens} "
+        f"tokens by each model; mean divergence {np.mean([place.divergence for place in places]):.3f} bits"
+    )
+    return places
 
 
 def with_models_of(settings: ContinuationsSettings, workspace: Workspace) -> ContinuationsSettings:
@@ -207,100 +192,39 @@ def _read(
     return documents
 
 
-def _divergences(work: Work, models: Models, documents: list[Document]) -> NDArray[np.float32]:
-    """(N,) of the candidates of all documents, in order."""
+def _divergences(work: Work, models: Models, documents: list[Document], ours: Ranks) -> NDArray[np.float32] | None:
+    """(N,) of the candidates of all documents, in order; in the first process. Two processes read with a model each."""
     buckets = common_buckets({side: token_strings(load_tokenizer(models.refs[side])) for side in SIDES})
     cuts = sum(len(reading.cuts) for document in documents for side in SIDES for reading in document.readings[side])
     require_free(work.folder, 8 * KEPT * cuts, f"the next words at {cuts:,} places")
 
-    def read(side: str) -> Kept:
-        name = f"resume/likeliest-{side}.safetensors"
-        if not work.has(name):
-            total = sum(len(document.readings[side]) for document in documents)
-            with progress(f"next words of {side.upper()}", total, "readings") as bar:
-                bucket_NK, p_NK = likeliest(models.load(side), side, documents, buckets, bar.advance)
-            work.write_bytes(name, save({"bucket": bucket_NK, "p": p_NK}))
-        found = load_file(work.folder / name)
-        return found["bucket"], found["p"]
+    names = {side: f"resume/likeliest-{side}.safetensors" for side in SIDES}
+    missing = ours.broadcast([side for side in SIDES if not work.has(names[side])] if ours.first else None)
 
-    kept = models.each_side(read)
-    return divergence(kept["a"], kept["b"])
+    def read(side: str) -> None:
+        total = sum(len(document.readings[side]) for document in documents)
+        with progress(f"next words of {side.upper()}", total, "readings") as bar:
+            bucket_NK, p_NK = likeliest(models.load(side), side, documents, buckets, bar.advance)
+        work.write_bytes(names[side], save({"bucket": bucket_NK, "p": p_NK}))
 
-
-class _Part(NamedTuple):
-    """Places at which a model is sampled in one go: what an interrupted run may lose."""
-
-    side: str
-    number: int
-    places: list[int]
-
-    @property
-    def name(self) -> str:
-        return f"resume/said-{self.side}-{self.number:05d}.jsonl"
+    models.each_side(read, ours.mine(missing))
+    ours.barrier()
+    if not ours.first:
+        return None
+    a, b = (load_file(work.folder / names[side]) for side in SIDES)
+    return divergence((a["bucket"], a["p"]), (b["bucket"], b["p"]))
 
 
-def _parts(documents: list[Document], places: list[Place]) -> list[_Part]:
-    """All places once by each model, those with texts of like length together, so that little is padding. The longest
-    come first, so that what is left at the end is short."""
-    parts = []
+def _write(
+    work: Work,
+    refs: dict[str, ModelRef],
+    documents: list[Document],
+    places: list[Place],
+    said: dict[str, list[Any]],
+) -> dict[str, Any]:
+    """Write all files; returns the metrics."""
     for side in SIDES:
-        order = np.argsort([len(_prompt(documents, place, side)) for place in places], kind="stable").tolist()
-        parts += [_Part(side, n, order[n * _PART : (n + 1) * _PART]) for n in range(-(-len(order) // _PART))]
-    return sorted(parts, key=lambda part: (-part.number, part.side))
-
-
-def _sample(
-    settings: ContinuationsSettings, work: Work, models: Models, documents: list[Document], places: list[Place]
-) -> None:
-    """Write what either model says at each place. On a CPU two parts are sampled at a time, whichever model they are
-    of: the slower model does not end alone."""
-    parts = _parts(documents, places)
-    missing = [part for part in parts if not work.has(part.name)]
-    at_once = len(SIDES) if models.on_cpu else 1
-    if models.on_cpu:
-        for part in missing:
-            models.load(part.side)
-    else:
-        missing.sort(key=lambda part: part.side)
-
-    def sample(part: _Part) -> int:
-        made = continue_tokens(
-            models.load(part.side),
-            [_prompt(documents, places[i], part.side) for i in part.places for _ in range(settings.draws)],
-            max_new_tokens=settings.tokens,
-            temperature=1.0,
-            seed=(settings.seed * 2 + SIDES.index(part.side)) * 1_000_003 + part.number,
-            batch_size=_BATCH.get(models.device.type, 32),
-        )
-        texts = [one.text for one in made]
-        rows: list[Any] = [texts[i : i + settings.draws] for i in range(0, len(texts), settings.draws)]
-        work.write_bytes(part.name, json_lines(rows))
-        return len(rows)
-
-    left, total = sum(len(part.places) for part in missing), len(SIDES) * len(places)
-    # Quiet around both threads: each would otherwise put back what the other has set.
-    with (
-        progress("continuations", total, "places", done=total - left) as bar,
-        quiet(bars=True),
-        shared_cores(at_once),
-        ThreadPoolExecutor(at_once, "part") as workers,
-    ):
-        for count in workers.map(sample, missing):
-            bar.advance(count)
-    for side in SIDES:
-        said: dict[int, Any] = {}
-        for part in parts:
-            if part.side == side:
-                said |= zip(part.places, read_json_lines(work.folder / part.name), strict=True)
-        work.write_bytes(SAID[side], json_lines(said[i] for i in range(len(places))))
-
-
-def _prompt(documents: list[Document], place: Place, side: str) -> list[int]:
-    return documents[place.document].prompt(side, place.end)
-
-
-def _write(work: Work, refs: dict[str, ModelRef], documents: list[Document], places: list[Place]) -> dict[str, Any]:
-    """Write all files but what is said; returns the metrics."""
+        work.write_bytes(SAID[side], json_lines(said[side]))
     read = [
         {"text": one.text, "source": one.source, "number": one.number, "messages": list(one.messages) or None}
         for one in documents

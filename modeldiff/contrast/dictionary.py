@@ -18,9 +18,10 @@ from modeldiff.catalogue.table import FeatureTable
 from modeldiff.console import progress, say
 from modeldiff.contrast.cause import CauseOf, CausePlace, alike, cause_places, causes_of, generate_variants, shown
 from modeldiff.contrast.contexts import Contexts, PairsBefore, activations, feature_contexts, pairs_before, read_rows
-from modeldiff.contrast.continuations import Continuations, Models
+from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.discovery import Outcome
 from modeldiff.contrast.entries import represented
+from modeldiff.contrast.sampling import Models
 from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.crosscoder import CrosscoderConfig, load
 from modeldiff.crosscoder.settings import outlier_factor_of

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,9 @@ from modeldiff.contrast.settings import ContrastSettings
 from modeldiff.contrast.words import said_words
 from modeldiff.errors import InputError
 from modeldiff.lm.device import device_and_dtype
-from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace import Artifact, Order, Work, Workspace
+from modeldiff.workspace.ranks import Ranks, produce_together, ranks
+from modeldiff.workspace.stage import Build
 
 SCHEMA = 5
 # In each half so many documents that they can be told from one another.
@@ -51,6 +54,11 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
     """Compare what both models say where contexts hold with what they say elsewhere. Raises InputError: there are no
     continuations, or of too few documents, or the crosscoder is of other models, or a model has changed since it
     continued the texts."""
+    ours = ranks()
+    return produce_together(ours, workspace, partial(_prepare, settings, workspace, ours), name=name, force=force)
+
+
+def _prepare(settings: ContrastSettings, workspace: Workspace, ours: Ranks) -> tuple[Order, Build]:
     source = workspace.find("continuations", settings.continuations)
     crosscoder = crosscoder_for(workspace, source, settings.crosscoder) if "feature" in settings.contexts else None
     features = features_of(workspace, crosscoder) if crosscoder else None
@@ -73,7 +81,9 @@ def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = 
         return {**metrics, "contexts": len(outcome.contexts)}
 
     inputs = {kind: artifact.as_input() for kind, artifact in given.items() if artifact}
-    return produce(workspace, Order("contrast", settings, inputs, SCHEMA), build, name=name, force=force)
+    order = Order("contrast", settings, inputs, SCHEMA)
+    # One process compares; the others have nothing to do.
+    return order, build if ours.first else lambda _work: {}
 
 
 def _compare(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import modeldiff.contrast.continuations as module
+from modeldiff.contrast import sampling
 from modeldiff.contrast.continuations import Continuations, run
 from modeldiff.contrast.settings import ContinuationsSettings
 from modeldiff.errors import DamagedError, InputError
@@ -64,7 +64,7 @@ def test_models_really_go_on_from_the_text_before_the_place(
 ) -> None:
     """With the likeliest token instead of a draw, what a model says is what `generate` gives for that text."""
     monkeypatch.setattr(
-        module, "continue_tokens", lambda *args, **values: continue_tokens(*args, **{**values, "temperature": 0.0})
+        sampling, "continue_tokens", lambda *args, **values: continue_tokens(*args, **{**values, "temperature": 0.0})
     )
     opened = Continuations(run(make_settings(), workspace))
     before = [opened.before(i) for i in range(len(opened.places))]
@@ -88,7 +88,7 @@ def test_the_same_command_is_up_to_date_and_a_second_run_gives_the_same_bytes(
 def test_interrupted_at_a_part_it_ends_with_the_same_bytes(
     make_settings: Make, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
-    monkeypatch.setattr(module, "_PART", 24)  # four parts a side
+    monkeypatch.setattr(sampling, "_PART", 24)  # four parts a side
     straight = run(make_settings(), Workspace(tmp_path / "straight"))
     calls: list[int] = []
 
@@ -98,7 +98,7 @@ def test_interrupted_at_a_part_it_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return continue_tokens(lm, prompts, **values)
 
-    monkeypatch.setattr(module, "continue_tokens", breaking)
+    monkeypatch.setattr(sampling, "continue_tokens", breaking)
     with pytest.raises(KeyboardInterrupt):
         run(make_settings(), workspace)
     calls.append(0)  # no further interruption
