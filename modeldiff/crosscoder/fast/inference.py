@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from modeldiff.crosscoder.fast.sparse import Entries, bag_dot
-from modeldiff.crosscoder.fast.topk import Scores, rows_and_columns
+from modeldiff.crosscoder.fast.topk import Scores, indices_of, rows_and_columns
 from modeldiff.crosscoder.model import Both, Crosscoder, encode_into
 from modeldiff.sides import SIDES
 
@@ -59,8 +59,8 @@ class ActiveEntries:
         feature_K = rows_and_columns(flat_K, crosscoder.n_features)[1]
         pre_K = scores.pre(flat_K) if self._slack_F is None else self._exact((x_a, x_b), flat_K)
         score_K = pre_K if weight_F is None else pre_K * weight_F[feature_K]
-        over_K = score_K > threshold_F[feature_K]
-        return flat_K[over_K], pre_K[over_K]
+        at = indices_of(score_K > threshold_F[feature_K])
+        return flat_K.index_select(0, at), pre_K.index_select(0, at)
 
     def _product(self, x_a: torch.Tensor, x_b: torch.Tensor) -> torch.Tensor:
         """(B, F) the encoder's product; on CUDA, what it is at most."""
@@ -85,9 +85,11 @@ class ActiveEntries:
         for side, x_BD in zip(SIDES, x, strict=True):
             mine, seen = bags.part(crosscoder.sees(side))
             product_K[mine] += bag_dot(crosscoder.encoder(side), x_BD, seen)
-        product_K[bags.part(crosscoder.slices["shared"])[0]] *= crosscoder.encoder_share
+        feature_K, shared = bags.bag_K, crosscoder.slices["shared"]
+        is_shared_K = (feature_K >= shared.start) & (feature_K < shared.stop)
+        product_K = torch.where(is_shared_K, product_K * crosscoder.encoder_share, product_K)
         pre_K = torch.empty_like(product_K)
-        pre_K[by_feature_K] = product_K + crosscoder.b_enc[bags.bag_K]
+        pre_K[by_feature_K] = product_K + crosscoder.b_enc[feature_K]
         return pre_K
 
 
