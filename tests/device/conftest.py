@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from modeldiff.contrast import cause, continuations
+from modeldiff.contrast import cause, sampling
 from modeldiff.contrast.continuations import run as run_continuations
 from modeldiff.contrast.settings import ContinuationsSettings
 from modeldiff.crosscoder.settings import TrainSettings
@@ -42,7 +42,7 @@ def _no_device() -> None:
 @pytest.fixture(autouse=True)
 def _equal_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches are larger on a device; what is drawn in one depends on its size."""
-    for module in (cause, continuations):
+    for module in (cause, sampling):
         monkeypatch.setitem(module._BATCH, "cuda", module._BATCH["cpu"])
 
 

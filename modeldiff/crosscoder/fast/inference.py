@@ -83,8 +83,7 @@ class ActiveEntries:
         bags, by_feature_K = entries.bags, entries.by_feature_K
         product_K = x[0].new_zeros(len(flat_K))
         for side, x_BD in zip(SIDES, x, strict=True):
-            mine, seen = bags.part(crosscoder.sees(side))
-            product_K[mine] += bag_dot(crosscoder.encoder(side), x_BD, seen)
+            bag_dot(crosscoder.encoder(side), x_BD, bags, some=crosscoder.sees(side), dot_K=product_K)
         feature_K, shared = bags.bag_K, crosscoder.slices["shared"]
         is_shared_K = (feature_K >= shared.start) & (feature_K < shared.stop)
         product_K = torch.where(is_shared_K, product_K * crosscoder.encoder_share, product_K)
