@@ -123,12 +123,14 @@ def sample(
         for count in workers.map(made, mine):
             bar.advance(count)
     ours.barrier()
-    if not ours.first:
-        return {}
+    return _in_order(work, parts, len(places)) if ours.first else {}
+
+
+def _in_order(work: Work, parts: list[_Part], places: int) -> dict[str, list[Any]]:
     said: dict[str, dict[int, Any]] = {side: {} for side in SIDES}
     for part in parts:
         said[part.side] |= zip(part.places, read_json_lines(work.folder / part.name), strict=True)
-    return {side: [of_side[i] for i in range(len(places))] for side, of_side in said.items()}
+    return {side: [of_side[i] for i in range(places)] for side, of_side in said.items()}
 
 
 def _prompt(documents: list[Document], place: Place, side: str) -> list[int]:
