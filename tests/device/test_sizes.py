@@ -42,7 +42,7 @@ def test_entries_of_an_encoded_block_stay_below_the_border_of_its_int32_offsets(
 
 def test_rows_and_features_at_the_end_of_a_block_are_kept() -> None:
     rows = block_rows(FEATURES)
-    codes = SparseCodes(np.array([0, rows - 1]), np.array([FEATURES - 1] * 2), np.ones(2, np.float32))
+    codes = SparseCodes(torch.tensor([0, rows - 1]), torch.tensor([FEATURES - 1] * 2), torch.ones(2))
     assert codes.matrix(rows, FEATURES).nonzero()[1].tolist() == [FEATURES - 1] * 2
 
 
