@@ -16,9 +16,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from modeldiff.console import say, unheard
+from modeldiff.errors import InputError
 from modeldiff.settings import Settings
 from modeldiff.workspace.artifact import MANIFEST_NAME, Artifact
 from modeldiff.workspace.files import free_bytes
+from modeldiff.workspace.ranks import launched
 from modeldiff.workspace.workspace import PARTIAL, Workspace
 
 Stage = TypeVar("Stage", bound=Settings)
@@ -53,6 +55,8 @@ def rehearse(
     Returns what is planned: `time` (seconds: of the `run`, of each of its `parts`, of the `rest`); `stages`, by kind of
     artifact `time` and, in bytes, `peak_memory` and `written`; `load`, processes that were running already, by core;
     `disk_free`; and what it was `rehearsed` on. Raises what the stages raise."""
+    if launched()[0].world > 1:
+        raise InputError("a plan is made by one process: leave torchrun out")
     small = {name: min(size.small, size.full) for name, size in sizes.items()}
     say(f"rehearse with {', '.join(f'{value:,} {name}' for name, value in small.items())}")
     fields = {field.name for field in dataclasses.fields(settings)}
@@ -80,7 +84,7 @@ def rehearse(
         full = took * math.prod(s.full / small[n] for n, s in sizes.items() if what.startswith(s.parts))
         parts[what] = parts.get(what, 0.0) + full
         rest -= took
-        stage = next(one for one in made if one.ended >= end)
+        stage = next((one for one in made if one.ended >= end), made[-1])
         stage.seconds += full - took
     for one in made:
         one.written = round(one.written * math.prod(s.full / small[n] for n, s in sizes.items() if one.kind in s.disk))

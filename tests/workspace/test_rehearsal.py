@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from modeldiff.console import progress, say
+from modeldiff.errors import InputError
 from modeldiff.settings import Settings, setting, settings
 from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
 from modeldiff.workspace.rehearsal import Size, rehearse
@@ -44,13 +45,27 @@ def test_what_grows_is_scaled_the_rest_stays_and_nothing_is_left(
 
         return produce(there, Order("tea", asked, {}, 1), build)
 
-    sizes = {"cups": Size(300, 10, ("pour",)), "leaves": Size(20, 50, ("count",))}
+    sizes = {
+        "cups": Size(300, 10, ("pour",), ("tea",), {"tea": 1000}),
+        "leaves": Size(20, 50, ("count",)),
+        "water": Size(60, 30, ("pour",)),  # no setting, but what follows from them
+    }
     found = rehearse(brew, Brewing(cups=300, leaves=20), sizes, workspace)
-    assert found["rehearsed"] == {"cups": 10, "leaves": 20}, "no more than the run itself"
-    assert found["time"]["parts"] == {"pour": 900, "pour by another hand": 0, "count leaves": 10, "wash": 4}
+    assert found["rehearsed"] == {"cups": 10, "leaves": 20, "water": 30}, "no more than the run itself"
+    assert found["time"]["parts"] == {"pour": 1800, "pour by another hand": 0, "count leaves": 10, "wash": 4}
     assert found["time"]["rest"] == 7
-    assert found["time"]["run"] == 921
-    assert found["written"] == 3
-    assert capsys.readouterr().err == "rehearse with 10 cups, 20 leaves\n"
+    assert found["time"]["run"] == 1821
+    tea = found["stages"]["tea"]
+    assert tea["time"] == 1821
+    assert tea["written"] == 30 * 3
+    assert tea["peak_memory"] > 290 * 1000
+    assert capsys.readouterr().err == "rehearse with 10 cups, 20 leaves, 30 water\n"
     assert workspace.artifacts() == []
     assert workspace.partials() == []
+
+
+def test_several_processes_do_not_rehearse(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="leave torchrun out"):
+        rehearse(lambda *_: pytest.fail("it ran"), Brewing(cups=1, leaves=1), {}, workspace)
