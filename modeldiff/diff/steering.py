@@ -13,6 +13,7 @@ from modeldiff.catalogue.contrast import read_contrast, read_places
 from modeldiff.catalogue.wording import steered_model
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.diff.settings import DiffSettings
+from modeldiff.lm.harvested import one_kept
 from modeldiff.steer.run import run
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.workspace import Artifact, Workspace
@@ -45,12 +46,13 @@ def push_each(
     """A steering for each feature in the model that goes with it; listed: the places at which each difference holds."""
     prompts, chat = _prompts(Continuations(continuations), listed, settings.seed)
     made = []
-    for feature, model in found.items():
-        pushed = SteerSettings(
-            model=model, feature=feature, strength=STRENGTHS, prompt=prompts, features=features.ref, chat=chat,
-            max_new_tokens=TOKENS, device=settings.device, trust_remote_code=settings.trust_remote_code,
-        )  # fmt: skip
-        made.append(run(pushed, workspace))
+    with one_kept():
+        for feature, model in sorted(found.items(), key=lambda one: one[1]):  # each model is loaded once
+            pushed = SteerSettings(
+                model=model, feature=feature, strength=STRENGTHS, prompt=prompts, features=features.ref, chat=chat,
+                max_new_tokens=TOKENS, device=settings.device, trust_remote_code=settings.trust_remote_code,
+            )  # fmt: skip
+            made.append(run(pushed, workspace))
     return made
 
 

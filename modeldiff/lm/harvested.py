@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +17,28 @@ from modeldiff.lm.ref import ModelRef, model_input
 from modeldiff.settings import HarvestedModels
 from modeldiff.workspace import Input
 from modeldiff.workspace.activations import SideInfo
+
+_kept: dict[tuple[Any, ...], LanguageModel] | None = None
+
+
+@contextmanager
+def one_kept() -> Iterator[None]:
+    """Inside, the model that was opened last is there at once when it is opened again, as it was then."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+def _load(*how: Any) -> LanguageModel:
+    if _kept is None:
+        return load_model(*how)
+    if how not in _kept:
+        _kept.clear()
+        _kept[how] = load_model(*how)
+    return _kept[how]
 
 
 @dataclass(frozen=True)
@@ -26,13 +52,13 @@ class Harvested:
     median_norm: float
     """Median L2 norm of its harvested activations, raw units."""
 
-    def as_input(self) -> Input:
-        """For a fingerprint: the weights as they are now."""
-        return model_input(self.ref)
+    def as_input(self, digest_file: Callable[[Path], str]) -> Input:
+        """For a fingerprint: the weights as they are now. `digest_file`: a workspace's `digest_of`."""
+        return model_input(self.ref, digest_file)
 
     def open(self, device: torch.device, dtype: torch.dtype) -> LanguageModel:
         """Load it. Raises InputError when it has another width or too few blocks: it is not what was harvested."""
-        lm = load_model(self.ref, device, dtype)
+        lm = _load(self.ref, device, dtype)
         if lm.width != self.width:
             raise InputError(
                 f"model {lm.name} has width {lm.width}, but the activations were {self.width} wide: it is not the "

@@ -110,11 +110,11 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     inputs = {
         "features": features.as_input(),
         "crosscoder": source.as_input(),
-        "model": sides[0].target.as_input(),
+        "model": sides[0].target.as_input(workspace.digest_of),
         "prompts": Input(label=str(settings.prompts or "--prompt"), digest=sha256_json(list(prompts))),
     }
     for push in sides[1:]:
-        inputs["other model"] = push.target.as_input()
+        inputs["other model"] = push.target.as_input(workspace.digest_of)
         if push.stitch:
             inputs["stitch"] = push.stitch.as_input()
 

@@ -103,7 +103,7 @@ def run(settings: TransferSettings, workspace: Workspace, *, name: str | None = 
 
     inputs = {
         **{one.kind: one.as_input() for one in (features, crosscoder, stitch)},
-        **{f"model {side}": model.as_input() for side, model in models.items()},
+        **{f"model {side}": model.as_input(workspace.digest_of) for side, model in models.items()},
         **made_from,
     }
 

@@ -89,7 +89,7 @@ def stages(model: Model, pairs: int, gpus: int) -> dict[str, tuple[float, float,
     said = PLACES / 256 * TOKENS * weights / MEMORY
     continued = len(SIDES) * ((2 * read + said) / gpus + weights / DISK)
     compared = len(SIDES) * (read + weights / DISK) + 60
-    pushed = LISTED * 2 * weights / DISK
+    pushed = len(SIDES) * weights / DISK + LISTED * 4 * TOKENS * weights / MEMORY
     half = 4 * encoder + 2 * encoder
     spread = weights / gpus if weights > DEVICE_BYTES else weights
     return {

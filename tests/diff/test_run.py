@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
+from modeldiff.catalogue.table import FeatureTable
 from modeldiff.cli.main import run as run_command
 from modeldiff.diff.run import Diff, run
 from modeldiff.diff.settings import DiffSettings
+from modeldiff.diff.steering import push_each
+from modeldiff.lm import harvested
+from modeldiff.lm.load import LanguageModel, load_model
+from modeldiff.lm.ref import ModelRef
 from modeldiff.workspace import Workspace
 from tests.contrast.conftest import make_texts
 from tests.tiny_models import save_tiny
@@ -100,3 +107,24 @@ def test_a_plan_is_of_every_stage_and_leaves_nothing(folder: Path, done: Diff, m
     shown = capsys.readouterr().out
     assert all(kind in shown for kind in stages)
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_list_is_pushed_with_each_model_loaded_once(
+    folder: Path, done: Diff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(ref: ModelRef, *how: Any) -> LanguageModel:
+        loaded.append(Path(ref.name).name)
+        return load_model(ref, *how)
+
+    monkeypatch.setattr(harvested, "load_model", load)
+    fires_F = FeatureTable(done.features).statistics["firing_count"] > 0
+    shared = np.flatnonzero(fires_F & (FeatureTable(done.features).partition_F == "shared"))[:4].tolist()
+    found: dict[int, Literal["A", "B"]] = dict(zip(shared, ("A", "B", "A", "B"), strict=True))
+    workspace = Workspace(folder / "ws")
+    made = push_each(settings_of(folder), found, done.continuations, [], done.features, workspace)
+    assert loaded == ["a", "b"]
+    assert {one.settings["feature"]: one.settings["model"] for one in made} == found
+    for one in made:
+        workspace.remove(one.folder)

@@ -175,13 +175,14 @@ class Models:
         windows = sample_windows(measured.store, settings.pairs)
         device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)
+        models = {f"model_{side}": target.as_input(workspace.digest_of) for side, target in targets.items()}
         factor = {"outlier_factor": outlier_factor_of(measured.source, settings.outlier_factor)}
         return cls(
             encoder=Encoder(measured.crosscoder, measured.store, device, factor["outlier_factor"]),
             windows=windows,
             targets=targets,
             dtype=dtype,
-            inputs=measured.inputs | {f"model_{side}": target.as_input() for side, target in targets.items()},
+            inputs=measured.inputs | models,
             named={"crosscoder": measured.source.ref, "activations": measured.activations.ref, **factor},
             resolved={**factor, "dtype": str(dtype).removeprefix("torch.")},
         )

@@ -94,8 +94,8 @@ def run(settings: ScoreSettings, workspace: Workspace, *, name: str | None = Non
         return {f"{one['partition']} from {one['source']}": {key: one[key] for key in shown} for one in groups}
 
     resolved = {"dtype": dtype_name, "judge_identity": json.dumps(judge.identity, sort_keys=True), "wording": WORDING}
-    with_models = inputs | {f"model_{side}": model.as_input() for side, model in models.items()}
-    order = Order("score", settings, with_models, SCHEMA, resolved)
+    read = {f"model_{side}": model.as_input(workspace.digest_of) for side, model in models.items()}
+    order = Order("score", settings, inputs | read, SCHEMA, resolved)
     return produce(workspace, order, build, name=name, force=force)
 
 
