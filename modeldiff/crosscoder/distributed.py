@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import distributed
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.fast.sparse import OneProcess
+from modeldiff.crosscoder.fast.sparse import OneProcess, T
 from modeldiff.crosscoder.fast.topk import Scores, Smallest, largest
 from modeldiff.crosscoder.model import Crosscoder
-from modeldiff.crosscoder.saving import Spans, take_rows
+from modeldiff.crosscoder.saving import Spans
+from modeldiff.crosscoder.units import Measured
 from modeldiff.workspace.ranks import Ranks, lost_process
 
 # Entries that a process offers at first, as a multiple of its even share of those that are active.
@@ -35,7 +37,8 @@ class Shards(OneProcess):
     """The part of a crosscoder (its whole has `config`) that one of several processes holds, and what they exchange."""
 
     def __init__(self, ranks: Ranks, config: CrosscoderConfig) -> None:
-        self.first, self.world, self._rank, self._config = ranks.first, ranks.world, ranks.rank, config
+        self.world, self.rank, self.first = ranks.world, ranks.rank, ranks.first
+        self._ranks, self._config = ranks, config
 
     def _bounds(self, partition: str, rank: int) -> tuple[int, int]:
         """Features of a partition, counted within it, that a process holds."""
@@ -48,12 +51,10 @@ class Shards(OneProcess):
         k = max(1, min(self._config.k, a + shared + b))
         return dataclasses.replace(self._config, n_a_only=a, n_shared=shared, n_b_only=b, k=k)
 
-    def spans(self, name: str) -> Spans | None:
-        return self._spans(name, self._rank)
-
-    def _spans(self, name: str, rank: int) -> Spans | None:
-        """`spans` of a process; the name is one of a parameter, or ends in one ("exp_avg.w_enc_a"), or is
-        "since_active"."""
+    def spans(self, name: str, rank: int | None = None) -> Spans | None:
+        """Where a process's (this one's) rows of a tensor are in the whole; None: it has all of them. The name is one
+        of a parameter, or ends in one ("exp_avg.w_enc_a"), or is "since_active"."""
+        rank = self.rank if rank is None else rank
         name = name.rpartition(".")[2]
         if name.startswith("b_dec"):
             return None
@@ -65,34 +66,28 @@ class Shards(OneProcess):
             at += stop - start
         return found
 
-    def part(self, whole: Crosscoder) -> Crosscoder:
-        """This process's crosscoder, with its rows of the weights."""
-        made = Crosscoder(self.config(self._rank))
-        for name, target in made.named_parameters():
-            spans = self.spans(name)
-            if spans is None:
-                target.data.copy_(whole.get_parameter(name).data)
-            else:
-                take_rows(target.data, whole.get_parameter(name).data, spans)
-        return made
+    def initialised(self, measured: Mapping[str, Measured], *, seed: int) -> Crosscoder:
+        """This process's part of the crosscoder that one process would begin with."""
+        part = self.config(self.rank)
+        return Crosscoder.initialised(self._config, measured, seed=seed, part=part, spans=self.spans)
 
     def whole(self, part: Crosscoder) -> Crosscoder | None:
         """All parts as one crosscoder, on the CPU of the first process; elsewhere None."""
         made = Crosscoder(self._config) if self.first else None
         for name, value in part.named_parameters():
-            gathered = self.gather(name, value.data)
+            gathered = self._gather(name, value.data)
             if made is not None and gathered is not None:
                 made.get_parameter(name).data = gathered
         return made
 
-    def gather(self, name: str, value: torch.Tensor) -> torch.Tensor | None:
+    def _gather(self, name: str, value: torch.Tensor) -> torch.Tensor | None:
         if self.spans(name) is None:
             return value.cpu() if self.first else None
         if not self.first:
             with lost_process():
                 distributed.send(value.detach().cpu().contiguous(), dst=0)
             return None
-        rows = [self._spans(name, rank) or [] for rank in range(self.world)]
+        rows = [self.spans(name, rank) or [] for rank in range(self.world)]
         whole = value.new_empty((sum(n for spans in rows for _, _, n in spans), *value.shape[1:]), device="cpu")
         for rank, spans in enumerate(rows):
             piece = value.cpu()
@@ -103,6 +98,9 @@ class Shards(OneProcess):
             for first, at, n in spans:
                 whole[first : first + n] = piece[at : at + n]
         return whole
+
+    def all(self, value: T) -> list[T]:
+        return self._ranks.all(value)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         return _all_reduce(x.clone(), "SUM")
@@ -123,7 +121,7 @@ class Shards(OneProcess):
             kept, kept_score = largest(order, values[order], count)
             smallest = kept_score.min() if len(kept) else None
             if offer >= count or not _cut_off(values, sizes, offer, smallest if len(kept) == count else None):
-                first = sum(sizes[: self._rank])
+                first = sum(sizes[: self.rank])
                 mine = kept[(kept >= first) & (kept < first + len(flat_K))] - first
                 return flat_K[mine], (smallest, None)
             offer = count

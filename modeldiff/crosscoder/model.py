@@ -11,14 +11,15 @@ features that A / B has (nA + nS / nS + nB). Weights are feature-major: row i be
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import torch
 from torch import nn
 
 from modeldiff.crosscoder.config import CrosscoderConfig
-from modeldiff.crosscoder.saving import Saved
+from modeldiff.crosscoder.saving import Saved, Spans, overlap
 from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import InputError
 from modeldiff.sides import EXCLUSIVE, OTHER, SIDES
@@ -29,6 +30,8 @@ Both = tuple[torch.Tensor, torch.Tensor]
 # The encoder's product is made about so many shared columns at a time: they are still in a CPU's cache when the second
 # model's part is added (1.2 times as fast).
 _SHARED_COLUMNS, _ALIGNED = 1024, 64
+# Rows that are drawn at once. A multiple of 16, torch's own step: then the numbers are those of all rows in one draw.
+_DRAWN_ROWS = 1024
 
 
 class Crosscoder(Saved):
@@ -61,20 +64,33 @@ class Crosscoder(Saved):
 
     @classmethod
     @torch.no_grad()
-    def initialised(cls, config: CrosscoderConfig, measured: Mapping[str, Measured], *, seed: int) -> Self:
-        """A crosscoder to train from.
+    def initialised(
+        cls,
+        config: CrosscoderConfig,
+        measured: Mapping[str, Measured],
+        *,
+        seed: int,
+        part: CrosscoderConfig | None = None,
+        spans: Callable[[str], Spans | None] = lambda _: None,
+    ) -> Self:
+        """A crosscoder to train from; or a `part` of it, with the rows that `spans` gives for each parameter's name,
+        without ever holding the whole: the same rows, the encoder's biases up to the order of sums.
 
         Decoder rows are random directions; the encoder starts as the decoder of its side (paper B.1). The decoder's
         biases start at the mean of the data and the encoder's at minus what the encoder makes of that mean: the first
         pre-activations are centred, so that no feature starts as always on or never on.
         """
-        self = cls(config)
+        self = cls(part or config)
         generator = torch.Generator().manual_seed(seed)
-        for side in SIDES:
-            direction = torch.randn(self.decoder(side).shape, generator=generator)
-            direction *= _DECODER_NORM / direction.norm(dim=1, keepdim=True)
-            self.decoder(side).copy_(direction)
-            self.encoder(side).copy_(direction)
+        for side, rows in zip(SIDES, (config.n_a, config.n_b), strict=True):
+            wanted = spans(f"w_dec_{side}") or [(0, 0, rows)]
+            edges = [*range(0, max(1, rows - _DRAWN_ROWS + 1), _DRAWN_ROWS), rows]  # the last block is a larger one
+            for start, stop in itertools.pairwise(edges):
+                drawn = torch.randn(stop - start, self.decoder(side).shape[1], generator=generator)
+                for first, at, n in overlap([(start, 0, stop - start)], wanted):
+                    direction = drawn[first : first + n]
+                    direction *= _DECODER_NORM / direction.norm(dim=1, keepdim=True)
+                    self.decoder(side)[at : at + n] = self.encoder(side)[at : at + n] = direction
         if config.tie == "vectors":
             n = config.n_designated
             self.w_enc_b[:n], self.w_dec_b[:n] = self.w_enc_a[:n], self.w_dec_a[:n]

@@ -1,7 +1,8 @@
 """What a training run would take, before anything of its size is allocated: memory, disk, time. For `train --plan`.
 
-Counted is what the code keeps at the start, when the whole initial dictionary is made on the CPU; in a training step;
-in a checkpoint, which the first process gathers on the CPU; in the evaluation. What torch and CUDA take is not.
+Counted is what the code keeps at the start, when each process makes its part of the initial dictionary on the CPU; in
+a training step; in a checkpoint, of which each process writes its part; in the evaluation, for which the first process
+gathers the weights. What torch and CUDA take is not.
 
 Legend: B pairs, F features, D = Da + Db widths.
 """
@@ -127,12 +128,11 @@ def needed(job: Job, place: str) -> dict[str, int]:
     evaluation = part + (whole if several else 0) + job.block_rows * _FLOAT * round(numbers)
     if place == "device":
         return {"start": part, "step": step, "checkpoint": lasting, "evaluation": evaluation}
-    drawn = _FLOAT * (config.n_a * config.width_a + config.n_b * config.width_b)
-    gathered = disk(config)["checkpoint"] if several or not on_cpu else 0
+    written = lasting if on_cpu else disk(job.part)["checkpoint"]  # from another device it is copied
     return {
-        "start": job.local * (whole + max(drawn, part if several else 0)),
+        "start": job.local * part,
         "step": job.local * (step if on_cpu else job.read_ahead),
-        "checkpoint": job.local * (job.read_ahead + (lasting if on_cpu else 0)) + gathered,
+        "checkpoint": job.local * (job.read_ahead + written),
         "evaluation": job.local * part + evaluation - part if on_cpu else whole,
     }
 

@@ -108,15 +108,9 @@ def from_hub(repository: str, patterns: Sequence[str]) -> Path:
         ) from None
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself. Raises DamagedError, naming the file."""
-    with _opened(path) as file:
-        return dict(file.metadata() or {})
-
-
 def read_tensors(path: Path, into: dict[str, torch.Tensor], spans: Callable[[str], Spans | None] | None = None) -> None:
     """Fill the tensors of `into` from a safetensors file that must hold exactly these names, shapes and dtypes. With
-    `spans` they are parts of what the file holds: for each name, which rows; None: all.
+    `spans` only some rows: for each name (first row in the file, first row in the tensor, number); None: all.
 
     Copies, instead of taking over the file's memory: its alignment differs from that of fresh tensors, and with it
     the last bits of matrix products. Raises DamagedError, naming the file and what is wrong with it.
@@ -127,24 +121,34 @@ def read_tensors(path: Path, into: dict[str, torch.Tensor], spans: Callable[[str
             what = f"tensor '{missing[0]}' is missing" if missing else f"tensor '{unknown[0]}' is unknown"
             raise DamagedError(f"{path}: {what}")
         for name, target in into.items():
-            rows = spans(name) if spans else None
-            if rows is not None:
-                take_rows(target, file.get_slice(name), rows)
-                continue
-            found = file.get_tensor(name)
-            if found.shape != target.shape or found.dtype != target.dtype:
-                raise DamagedError(
-                    f"{path}: tensor '{name}' should be {target.dtype} {tuple(target.shape)}, "
-                    f"found {found.dtype} {tuple(found.shape)}"
-                )
-            target.copy_(found)
+            for part, found in _pieces(file, name, target, spans(name) if spans else None):
+                if found.shape != part.shape or found.dtype != part.dtype:
+                    raise DamagedError(
+                        f"{path}: tensor '{name}' should be {part.dtype} {tuple(part.shape)}, "
+                        f"found {found.dtype} {tuple(found.shape)}"
+                    )
+                part.copy_(found)
 
 
-def take_rows(target: torch.Tensor, whole: Any, spans: Spans) -> None:
-    """Copy a part's rows of a tensor (or of a slice of a safetensors file) into it."""
-    for first, at, n in spans:
-        if n:
-            target[at : at + n] = whole[first : first + n]
+def _pieces(
+    file: Any, name: str, target: torch.Tensor, spans: Spans | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Parts of a tensor, and what an open file has for them."""
+    if spans is None:
+        yield target, file.get_tensor(name)
+    for first, at, n in spans or ():
+        yield target[at : at + n], file.get_slice(name)[first : first + n]
+
+
+def overlap(held: Spans, wanted: Spans) -> Spans:
+    """Of two parts of a tensor, the rows that are in both: (first row in the one that is held, first row in the one
+    that is wanted, number)."""
+    return [
+        (low - first + at, low - start + place, high - low)
+        for first, at, n in held
+        for start, place, m in wanted
+        if (low := max(first, start)) < (high := min(first + n, start + m))
+    ]
 
 
 @contextmanager

@@ -60,9 +60,7 @@ def is_sound(path: Path, digest: Path | None = None) -> bool:
     digest = digest or _beside(path)
     if not path.exists():
         return False
-    known, found = _known(digest), None
-    with suppress(OSError):  # a part of the disk cannot be read
-        found = FileEntry(path.stat().st_size, blake3_file(path))
+    known, found = _known(digest), found_entry(path)
     if found in known:
         if found != known[-1]:  # the kill came before the newest one was there
             write_json(digest, to_json(_Digests([found])))
@@ -71,6 +69,13 @@ def is_sound(path: Path, digest: Path | None = None) -> bool:
     for one in (path, digest):
         one.unlink(missing_ok=True)
     return False
+
+
+def found_entry(path: Path) -> FileEntry | None:
+    """What a file is now, which is read for it; None: it is not there, or a part of the disk cannot be read."""
+    with suppress(OSError):
+        return FileEntry(path.stat().st_size, blake3_file(path))
+    return None
 
 
 def newest(digest: Path) -> FileEntry | None:

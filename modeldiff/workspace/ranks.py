@@ -64,15 +64,21 @@ class Ranks:
             distributed.broadcast_object_list(holder, src=0)
         return holder[0]
 
+    def all(self, value: T) -> list[T]:
+        """Every rank's `value`, by rank. Raises MachineError for a lost process."""
+        if self.world == 1:
+            return [value]
+        from torch import distributed
+
+        holder: list[Any] = [None] * self.world
+        with lost_process():
+            distributed.all_gather_object(holder, value)
+        return holder
+
     def barrier(self) -> None:
         """Wait until every rank is here. Raises MachineError for a lost process."""
-        if self.world > 1:
-            from torch import distributed
-
-            # Not distributed.barrier(): with CUDA that would go over NCCL, and take a device of its own choice.
-            holder: list[Any] = [None] * self.world
-            with lost_process():
-                distributed.all_gather_object(holder, self.rank)
+        # Not distributed.barrier(): with CUDA that would go over NCCL, and take a device of its own choice.
+        self.all(None)
 
 
 def launched() -> tuple[Ranks, int]:

@@ -17,7 +17,7 @@ from modeldiff.crosscoder import Crosscoder
 from modeldiff.crosscoder import plan as plan_module
 from modeldiff.crosscoder.plan import Job, disk, forecast, needed, scaled, seconds_of_a_step, step_parts
 from modeldiff.crosscoder.settings import TrainSettings
-from modeldiff.crosscoder.training.loop import write_checkpoint
+from modeldiff.crosscoder.training.checkpoint import write_checkpoint
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.workspace import Workspace, free

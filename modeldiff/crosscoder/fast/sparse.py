@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,11 +31,12 @@ from modeldiff.crosscoder.designated import pooled_topk
 from modeldiff.crosscoder.fast.product import multiply_into
 from modeldiff.crosscoder.fast.topk import Scores, Smallest, indices_of, rows_and_columns
 from modeldiff.crosscoder.model import Both, Crosscoder
-from modeldiff.crosscoder.saving import Spans
 from modeldiff.sides import SIDES
 
 # Values of a sum that are made at once on the CPU, 1 MiB.
 _PIECE_VALUES = 1 << 18
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -197,8 +199,8 @@ def _starts(number_K: torch.Tensor, count: int) -> torch.Tensor:
 class OneProcess:
     """What the processes of a run exchange in a step: with one, nothing (several: distributed.py)."""
 
-    world, first = 1, True
-    """How many there are, and whether this is the one that writes."""
+    world, rank, first = 1, 0, True
+    """How many there are, this one's number, and whether it is the one that decides and speaks."""
 
     def select(self, scores: Scores, count: int, config: CrosscoderConfig) -> tuple[torch.Tensor, Smallest]:
         """This process's flat indices, ascending, of the `count` active entries of a batch, and the smallest scores
@@ -225,13 +227,9 @@ class OneProcess:
     def least(self, value: float) -> float:
         return value
 
-    def spans(self, _name: str) -> Spans | None:
-        """Where this process's rows of a tensor (a parameter, or what belongs to one) are in the whole; None: all."""
-        return None
-
-    def gather(self, _name: str, value: torch.Tensor) -> torch.Tensor | None:
-        """The whole of a tensor of which each process has some rows, on the CPU of the first; elsewhere None."""
-        return value.cpu()
+    def all(self, value: T) -> list[T]:
+        """Every process's value, by rank."""
+        return [value]
 
 
 @dataclass(frozen=True)

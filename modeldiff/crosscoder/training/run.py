@@ -186,8 +186,8 @@ class _Training:
             ) from None
 
     def _build(self, work: Work, follower: Follower) -> dict[str, Any]:
-        checkpoint = work.resume / "checkpoint.safetensors"
-        written = checkpoint.stat().st_size if checkpoint.exists() else 0
+        checkpoint = work.resume / "checkpoint.json"
+        written = sum(one.stat().st_size for one in work.resume.glob("*.safetensors"))
         size = f"a training of {self.config.n_features:,} features"
         require_free(work.folder, disk(self.config)["needed"] - written, size)
         crosscoder, log, figures = self._trained(checkpoint, work.folder / "logs/throughput.jsonl", follower.log)
@@ -231,8 +231,8 @@ class _Training:
         """The whole crosscoder, in the first process, and log and figures of the run. What only training needs is
         freed."""
         config, recipe = self.config, self.recipe
-        crosscoder = Crosscoder.initialised(config, self.measured, seed=recipe.seed)
-        crosscoder = (self.shards.part(crosscoder) if self.shards else crosscoder).to(self.device)
+        make = self.shards.initialised if self.shards else partial(Crosscoder.initialised, config)
+        crosscoder = make(self.measured, seed=recipe.seed).to(self.device)
         crosscoder.matmul_dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         auditor = Auditor() if recipe.audit_steps else None
         trainer = Trainer(crosscoder, recipe, processes=self.shards, callback=auditor)

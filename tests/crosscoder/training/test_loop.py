@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
-from modeldiff.crosscoder.training.loop import read_checkpoint, write_checkpoint
+from modeldiff.crosscoder.training.checkpoint import read_checkpoint, write_checkpoint
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError
 from tests.crosscoder.made import make_trainer

@@ -15,8 +15,8 @@ import torch
 from modeldiff.crosscoder import load
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training import run as run_module
+from modeldiff.crosscoder.training.checkpoint import read_checkpoint
 from modeldiff.crosscoder.training.evaluation import evaluate
-from modeldiff.crosscoder.training.loop import read_checkpoint
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import InputError, MachineError
@@ -204,7 +204,7 @@ def test_resumed_equals_uninterrupted_also_across_audits(
         resumed.append(trainer.crosscoder.sizes)
         return log
 
-    monkeypatch.setattr("modeldiff.crosscoder.training.loop.read_checkpoint", read)
+    monkeypatch.setattr("modeldiff.crosscoder.training.checkpoint.read_checkpoint", read)
     artifact = run_with_kills(AUDITED, kills, workspace_with(tmp_path / "w", few), monkeypatch)
     assert resumed[0] == at_kill
     assert_same(artifact, audited[0])
