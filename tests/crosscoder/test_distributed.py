@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from modeldiff.crosscoder import Crosscoder, load
+from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
 from modeldiff.crosscoder.distributed import Shards
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
+from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import ModeldiffError
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.ranks import Ranks, ranks
-from tests.crosscoder.made import log_of, random_crosscoder
+from tests.crosscoder.made import log_of
 from tests.crosscoder.planted import plant
 from tests.made_activations import make_activations
 from tests.processes import as_ranks
@@ -97,14 +98,44 @@ def test_a_lost_process_ends_the_run_and_one_process_goes_on_from_its_checkpoint
     assert_same(resumed, run(TrainSettings(**values), workspace, force=True))
 
 
+def test_two_processes_go_on_from_what_one_began(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {**SHORT, "checkpoint_seconds": 0.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", _until(20, Trainer.update))
+        with pytest.raises(KeyboardInterrupt):
+            run(TrainSettings(**values), workspace)
+    assert in_two(workspace, values) == [(0, ""), (0, "")]
+    sharded = workspace.find("crosscoder")
+    assert [line["step"] for line in log_of(sharded)] == [*range(60)]
+    assert_same(sharded, run(TrainSettings(**values), workspace, force=True))
+
+
+def _until(step: int, update: Any) -> Any:
+    def updated(trainer: Trainer, *batch: torch.Tensor) -> Any:
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return update(trainer, *batch)
+
+    return updated
+
+
 @pytest.mark.parametrize("world", [2, 3, 8])
-def test_parts_hold_every_row_of_every_tensor_once(world: int) -> None:
-    whole = random_crosscoder(n_a_only=3, n_shared=11, n_b_only=2)
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name, _ in whole.named_parameters()}
+@pytest.mark.parametrize("sizes", [(3, 11, 2), (1050, 2200, 70)])
+def test_each_process_makes_its_rows_of_the_first_weights(sizes: tuple[int, int, int], world: int) -> None:
+    """The whole, put together from the parts, is what one process makes: to the bit, but for sums of other lengths."""
+    a, shared, b = sizes
+    config = CrosscoderConfig(width_a=5, width_b=7, n_a_only=a, n_shared=shared, n_b_only=b, k=2)
+    generator = torch.Generator().manual_seed(1)
+    measured = {side: Measured(torch.randn(n, generator=generator).double(), 2.0) for side, n in (("a", 5), ("b", 7))}
+    expected = Crosscoder.initialised(config, measured, seed=3).state_dict()
+    found = {name: torch.full_like(value, torch.nan) for name, value in expected.items()}
     for rank in range(world):
-        part: Crosscoder = Shards(Ranks(rank, world, rank), whole.config).part(whole)
-        for name, value in part.named_parameters():
-            rows[name].append(value.detach())
-    for name, value in whole.named_parameters():
-        found = torch.cat(rows[name][:1] if name.startswith("b_dec") else rows[name])
-        assert sorted(found.reshape(len(value), -1).tolist()) == sorted(value.reshape(len(value), -1).tolist())
+        shards = Shards(Ranks(rank, world, rank), config)
+        for name, value in shards.initialised(measured, seed=3).state_dict().items():
+            for first, at, n in shards.spans(name) or [(0, 0, len(value))]:
+                found[name][first : first + n] = value[at : at + n]
+    for name, value in expected.items():
+        if name == "b_enc":
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(found[name], value), name

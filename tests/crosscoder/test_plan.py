@@ -58,8 +58,9 @@ def test_what_lasts_is_what_torch_holds(tmp_path: Path) -> None:
     assert parts["gradients"] == sum(one.grad.nbytes for one in crosscoder.parameters())
     moments = trainer.optimizer.state.values()
     assert parts["moments"] == sum(state["exp_avg"].nbytes + state["exp_avg_sq"].nbytes for state in moments)
-    write_checkpoint(tmp_path / "checkpoint", trainer, "")
-    written = (tmp_path / "checkpoint").stat().st_size
+    write_checkpoint(tmp_path / "checkpoint.json", trainer, "")
+    (part,) = tmp_path.glob("*.safetensors")
+    written = part.stat().st_size
     assert 0 < written - disk(planned.config)["checkpoint"] < 4096, "names and numbers"
 
 
@@ -74,9 +75,9 @@ def test_the_papers_size_by_hand() -> None:
     assert parts["dead_features"] > 0.1 * (4 * PAPER_PARAMETERS + 4 * 2048 * 131_072), "rows, and what they make"
     assert "buffer" not in parts
     host, device = needed(planned, "host"), needed(planned, "device")
-    assert host["start"] == (4 * PAPER_PARAMETERS) + 4 * 131_072 * 8192
+    assert host["start"] == 4 * PAPER_PARAMETERS
     assert host["step"] == (256 << 20) + 4 * 2048 * 2 * 8192, "what is read, batches begun and on their way"
-    assert host["checkpoint"] > 12 * PAPER_PARAMETERS
+    assert host["checkpoint"] > 12 * PAPER_PARAMETERS, "copied from the device"
     assert 4 * PAPER_PARAMETERS < device["evaluation"] < 8 * PAPER_PARAMETERS, "gradients and moments are gone"
     assert disk(planned.config)["artifact"] == 4 * PAPER_PARAMETERS
     assert disk(planned.config)["needed"] == 2 * (12 * PAPER_PARAMETERS + 8 * 131_072)
@@ -87,11 +88,13 @@ def test_processes_share_the_features_and_a_machine_holds_its_processes() -> Non
     lasting = ("weights", "gradients", "moments", "pre_activations")
     one, each = (sum(step_parts(planned)[name] for name in lasting) for planned in (alone, eight))
     assert each == pytest.approx(one / 8, rel=1e-4), "biases of the decoder are everyone's"
-    assert needed(eight, "host")["start"] == 4 * needed(alone, "host")["start"], "each makes the whole dictionary"
+    for moment in ("start", "checkpoint"):
+        four = needed(eight, "host")[moment]
+        assert four == pytest.approx(needed(alone, "host")[moment] / 2, rel=0.1), "four of eight parts"
     evaluated = needed(eight, "device")["evaluation"]
     assert evaluated > 4 * (eight.part.parameters + PAPER_PARAMETERS), "rank 0 puts the whole one beside its part"
     assert needed(on_cpu, "host")["step"] == 4 * sum(step_parts(on_cpu).values())
-    assert needed(on_cpu, "host")["checkpoint"] > 12 * PAPER_PARAMETERS
+    assert 8 * PAPER_PARAMETERS < needed(on_cpu, "host")["checkpoint"] < 10 * PAPER_PARAMETERS, "nobody gathers"
 
 
 def test_what_a_container_may_take_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

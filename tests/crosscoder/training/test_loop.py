@@ -51,7 +51,7 @@ def test_a_fresh_trainer_continues_from_rearranged_partitions(sizes: tuple[int, 
     )
     trainer.update(*first[0])
     other = make_trainer(steps=20)
-    assert_continues(trainer, other, tmp_path / "c", [second] * 2)
+    assert_continues(trainer, other, tmp_path / "c.json", [second] * 2)
     assert other.step == 6
     assert other.crosscoder.sizes == {"A": a, "shared": shared, "B": b}
 
@@ -63,7 +63,7 @@ def test_a_fresh_trainer_continues_a_dsf_crosscoder_with_both_thresholds(archite
     data = batches(12, widths=(16, 16))
     for x in data[:7]:
         trainer.update(*x)
-    assert_continues(trainer, other, tmp_path / "c", data[7:])
+    assert_continues(trainer, other, tmp_path / "c.json", data[7:])
     assert other.threshold.value == trainer.threshold.value > 0
     assert other.threshold_designated.value == trainer.threshold_designated.value > 0
     assert trainer.threshold.value != trainer.threshold_designated.value
@@ -72,12 +72,13 @@ def test_a_fresh_trainer_continues_a_dsf_crosscoder_with_both_thresholds(archite
 def test_a_checkpoint_that_is_truncated_or_of_another_dictionary_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer()
     trainer.update(*batches(1)[0])
-    path = tmp_path / "c"
+    path = tmp_path / "c.json"
     write_checkpoint(path, trainer, "")
     for other in (make_trainer(features=50), make_trainer(features=30, exclusive=0.2)):
         message = r"partitions of [35]0 features .* found \[4, 32, 4\]; .*workspace clean"
         with pytest.raises(DamagedError, match=message):
             read_checkpoint(path, other)
-    path.write_bytes(path.read_bytes()[:-100])
+    (part,) = tmp_path.glob("c-*.safetensors")
+    part.write_bytes(part.read_bytes()[:-100])
     with pytest.raises(DamagedError, match=r"truncated.*modeldiff workspace clean"):
         read_checkpoint(path, trainer)
