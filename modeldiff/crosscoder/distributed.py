@@ -5,6 +5,8 @@ exchanged in a step is small: candidates for the selection, reconstructions (B, 
 Splitting the batch instead would exchange the gradients of all weights, at the paper's size over a hundred times as
 much, and keep a whole dictionary on every device.
 
+Each pair is read by one process (training/data.py), and given to the others as stored.
+
 A process trains an ordinary crosscoder of its own features. Sums over processes are in another order than in one;
 beside that, the run is the same.
 
@@ -23,7 +25,7 @@ from torch import distributed
 from modeldiff.crosscoder.config import CrosscoderConfig
 from modeldiff.crosscoder.fast.sparse import OneProcess, T
 from modeldiff.crosscoder.fast.topk import Scores, Smallest, largest
-from modeldiff.crosscoder.model import Crosscoder
+from modeldiff.crosscoder.model import Both, Crosscoder
 from modeldiff.crosscoder.saving import Spans
 from modeldiff.crosscoder.units import Measured
 from modeldiff.workspace.ranks import Ranks, lost_process
@@ -101,6 +103,21 @@ class Shards(OneProcess):
 
     def all(self, value: T) -> list[T]:
         return self._ranks.all(value)
+
+    def exchange(self, x: Both, owner_B: torch.Tensor) -> Both:
+        counts = owner_B.bincount(minlength=self.world).tolist()
+        most, place_B = max(counts), torch.empty_like(owner_B)
+        # Each process's rows come after those of the one before, in as much room for each.
+        place_B[owner_B.argsort(stable=True)] = torch.cat([torch.arange(n) + i * most for i, n in enumerate(counts)])
+        whole = []
+        for own_MD in x:
+            padded = own_MD.new_zeros(most, own_MD.shape[1])
+            padded[: len(own_MD)] = own_MD
+            gathered = own_MD.new_empty(self.world * most, own_MD.shape[1])
+            with lost_process():  # as bytes: not every backend knows every dtype
+                distributed.all_gather(list(gathered.view(torch.uint8).split(most)), padded.view(torch.uint8))
+            whole.append(gathered.index_select(0, place_B.to(gathered.device)))
+        return whole[0], whole[1]
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         return _all_reduce(x.clone(), "SUM")

@@ -68,9 +68,10 @@ class Job:
 
     @property
     def read_ahead(self) -> int:
-        """Bytes of pairs: all of them where they fit; on the way to another device, batches as well."""
+        """Bytes of pairs: a process's share of all of them where they fit, and of batches on their way to another
+        device."""
         ahead = 0 if self.device.type == "cpu" else 4 * self.recipe.batch * self.pair_bytes
-        return min(self.buffer_bytes, self.pairs * self.pair_bytes) + ahead
+        return (min(self.buffer_bytes, self.pairs * self.pair_bytes) + ahead) // self.processes
 
 
 def forecast(job: Job, folder: Path) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def step_parts(job: Job) -> dict[str, int]:
     half = _HALF if job.precision == "bfloat16" else 0
     entries = round(max(recipe.k, recipe.k_at(0)) * B * min(1, 2.5 / job.processes))
     batch = _BATCH_COPIES * _FLOAT * B * D + _ENTRY * entries + B * job.pair_bytes
+    batch += B * job.pair_bytes if job.processes > 1 else 0  # what the processes gave each other, before it is in order
     batch += half * (part.n_a * part.width_a + part.n_b * part.width_b)  # the encoders once more
     if not on_cpu:  # the next batch, and masks of the selection, which the CPU makes piece by piece
         batch += B * job.pair_bytes + B * F

@@ -88,8 +88,8 @@ class TrainSettings(OnDevice):
     holdout: float = setting(default=0.02, above=0, below=1)
     """Share of the pairs kept from training for the final evaluation."""
     buffer_mib: int = setting(default=256, least=1)
-    """Memory for shuffling, in MiB, in all: where the pairs fit they are held whole; otherwise blocks in random order
-    fill one half, from which pairs are drawn, while the next ones are read into the other."""
+    """Memory for shuffling, in MiB, of all processes together: where the pairs fit they are held whole; otherwise
+    blocks in random order fill one half, from which pairs are drawn, while the next ones are read into the other."""
     precision: Literal["auto", "float32", "bfloat16"] = setting(default="auto", result=False)
     """What matrices are multiplied in (weights stay float32); auto is bfloat16 on CUDA, float32 elsewhere."""
     checkpoint_seconds: float = setting(default=60.0, result=False, least=0)

@@ -241,8 +241,9 @@ class _Training:
         say(f"{recipe.steps:,} steps of {recipe.batch} pairs, lr {recipe.lr:.2g}, {self.precision} on {self.device}")
         buffer_bytes = self.settings.buffer_mib << 20
         stream = PairStream(
-            self.store, self.blocks, batch=recipe.batch, seed=recipe.seed, buffer_bytes=buffer_bytes, device=self.device
-        )
+            self.store, self.blocks, batch=recipe.batch, seed=recipe.seed, buffer_bytes=buffer_bytes,
+            device=self.device, processes=self.shards,
+        )  # fmt: skip
         written = train(trainer, stream, checkpoint, timings, self.settings.checkpoint_seconds, log)
         dead = trainer.by_partition(trainer.dead())
         figures = {
