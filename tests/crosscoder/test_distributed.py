@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from modeldiff.crosscoder import Crosscoder, CrosscoderConfig, load
 from modeldiff.crosscoder.distributed import Shards
+from modeldiff.crosscoder.model import Both
 from modeldiff.crosscoder.settings import TrainSettings
+from modeldiff.crosscoder.training.data import PairStream
 from modeldiff.crosscoder.training.run import run
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.crosscoder.units import Measured
 from modeldiff.errors import ModeldiffError
+from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.ranks import Ranks, ranks
-from tests.crosscoder.made import log_of
+from tests.crosscoder.made import log_of, random_crosscoder
 from tests.crosscoder.planted import plant
 from tests.made_activations import make_activations
 from tests.processes import as_ranks
@@ -117,6 +124,43 @@ def _until(step: int, update: Any) -> Any:
         return update(trainer, *batch)
 
     return updated
+
+
+def _batches(file: Path, folder: Path, buffer_rows: int) -> None:
+    """Some batches as one of several processes gets them, and how many rows it read for them."""
+    store, ours, read = ActivationStore(Workspace(folder).find("activations")), ranks(), [0]
+    read_into = ActivationStore.read_into
+
+    def counted(self: ActivationStore, side: str, blocks: Sequence[Block], x_ND: torch.Tensor) -> None:
+        read[0] += len(x_ND)
+        read_into(self, side, blocks, x_ND)
+
+    ActivationStore.read_into = counted  # type: ignore[method-assign]
+    blocks, _ = hold_out_blocks(store, 0.1)
+    processes = Shards(ours, random_crosscoder().config) if ours.world > 1 else None
+    stream = PairStream(
+        store, blocks, batch=70, seed=1, buffer_bytes=buffer_rows * store.pair_bytes, processes=processes
+    )
+    x = [torch.cat(one) for one in zip(*map(_copied, itertools.islice(stream.batches(3), 60)), strict=True)]
+    save_file({"a": x[0], "b": x[1], "read": torch.tensor(read)}, file)
+    ours.barrier()
+
+
+def _copied(x: Both) -> Both:
+    return x[0].clone(), x[1].clone()
+
+
+@pytest.mark.parametrize("buffer_rows", [10**6, 800])
+def test_processes_read_each_pair_once_and_have_the_batches_of_one(workspace: Workspace, buffer_rows: int) -> None:
+    files = [workspace.folder.parent / f"{name}.safetensors" for name in ("alone", "0", "1", "2")]
+    for some in (files[:1], files[1:]):
+        assert as_ranks(_batches, [(file, workspace.folder, buffer_rows) for file in some]) == [0] * len(some)
+    alone, *several = map(load_file, files)
+    assert len(alone["a"].unique(dim=0)) > 2000
+    for one in several:
+        assert torch.equal(one["a"], alone["a"])
+        assert torch.equal(one["b"], alone["b"])
+        assert int(one["read"]) == pytest.approx(int(alone["read"]) / 3, rel=0.2)
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])

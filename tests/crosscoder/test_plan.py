@@ -203,7 +203,7 @@ def test_the_papers_dictionary_does_not_fit_a_laptop(call: Call, with_room: Room
 
 
 def test_it_fits_enough_processes(call: Call, with_room: Room) -> None:
-    with_room(37 * GIB)
+    with_room(12 * GIB)
     code, _, err = call()
     assert code == 1
     assert "or more processes by torchrun" in err

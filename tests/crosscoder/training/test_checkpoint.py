@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +90,8 @@ class KilledError(Exception):
     """Stands for a kill."""
 
 
-def dying_at(moment: int, patch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Die before the operation on files that has this number; returns how many there were."""
+def dying_at(moment: int, patch: pytest.MonkeyPatch) -> None:
+    """Die before the operation on files that has this number."""
     done = 0
 
     def counted(operation: Any) -> Any:
@@ -107,7 +106,6 @@ def dying_at(moment: int, patch: pytest.MonkeyPatch) -> Callable[[], int]:
 
     for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "write_bytes"), (os, "fsync")):
         patch.setattr(owner, name, counted(getattr(owner, name)))
-    return lambda: done
 
 
 def test_a_kill_at_any_moment_leaves_this_checkpoint_or_the_one_before(tmp_path: Path) -> None:
