@@ -94,10 +94,15 @@ commands = {
             click.Argument(["repository"]),
             click.Option(["--private"], is_flag=True, help="Only for you and whom you let in, if it is new."),
         ],
-        help="Upload an artifact to a repository of the Hugging Face hub, with a model card made from its manifest.\n\n"
+        help="Upload an artifact to the Hugging Face hub, with a model card made from its manifest, or to a store.\n\n"
         "All its files go there: excerpts of texts, and in the manifest names and paths. The login is that of `hf auth "
-        "login`. A crosscoder is then loaded with modeldiff.Crosscoder.from_pretrained, everything with `pull`.",
-        lines=["modeldiff push crosscoder:latest me/my-crosscoder --private"],
+        "login`. A crosscoder is then loaded with modeldiff.Crosscoder.from_pretrained, everything with `pull`.\n\n"
+        "An address with :// is one of an object store or file system that fsspec knows, with its own login: s3:// "
+        "(pip install s3fs), gs:// (gcsfs), file:// and others. A push that was cut off sends only what is missing.",
+        lines=[
+            "modeldiff push crosscoder:latest me/my-crosscoder --private",
+            "modeldiff push activations:1 s3://bucket/runs/activations-1",
+        ],
     ),
     "pull": plain_command(
         "pull",
@@ -107,7 +112,8 @@ commands = {
             click.Option(["--name"], metavar="LABEL", help="A name for the artifact, to refer to it by."),
         ],
         help="Download an artifact that `push` uploaded into this workspace, checked by its digests.\n\n"
+        "From a store (s3:// and the like) a pull that was cut off goes on where it was.\n\n"
         "To measure a crosscoder on a harvest of your own: `modeldiff features --activations REF`.",
-        lines=["modeldiff pull me/my-crosscoder --name theirs"],
+        lines=["modeldiff pull me/my-crosscoder --name theirs", "modeldiff pull s3://bucket/runs/activations-1"],
     ),
 }

@@ -1,23 +1,24 @@
-"""Artifacts to the Hugging Face hub and back: every file and the manifest, and a model card made from it."""
+"""Artifacts to the Hugging Face hub and back: every file and the manifest, and a model card made from it. What has
+"://" in it is the address of another store (objects.py)."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from modeldiff import __version__
 from modeldiff.crosscoder.saving import from_hub
 from modeldiff.errors import DamagedError, InputError, MachineError, first_line
+from modeldiff.interchange import objects
 from modeldiff.interchange.card import card
+from modeldiff.interchange.objects import head, place
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.artifact import MANIFEST_NAME, Manifest
-from modeldiff.workspace.files import fsync_file, read_json
+from modeldiff.workspace.files import fsync_file
 from modeldiff.workspace.workspace import PARTIAL, check_name
 
 CARD_NAME = "README.md"
@@ -31,6 +32,8 @@ def push(artifact: Artifact, repository: str, *, private: bool = False) -> str:
         InputError: the hub refuses: no login, no such account, no right to write.
         MachineError: the hub cannot be reached.
     """
+    if objects.is_address(repository):
+        return objects.push(artifact, repository)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     if problems := artifact.problems():
@@ -74,13 +77,15 @@ def pull(repository: str, workspace: Workspace, *, name: str | None = None) -> A
         InputError: there is no such repository, or no artifact in it.
         DamagedError: the manifest, or a file, is not what was written.
     """
+    if objects.is_address(repository):
+        return objects.pull(repository, workspace, name=name)
     check_name(name)
     found = from_hub(repository, (MANIFEST_NAME,)) / MANIFEST_NAME
     if not found.is_file():
         raise InputError(
             f"{repository} has no {MANIFEST_NAME}, so nothing that `modeldiff push` uploaded: see `import`"
         )
-    kind, version, names = _head(found)
+    kind, version, names = head(found)
     there = from_hub(repository, (MANIFEST_NAME, *names))
     workspace.create()
     with tempfile.TemporaryDirectory(prefix="pulled-", dir=workspace.folder / PARTIAL) as parent:
@@ -90,29 +95,7 @@ def pull(repository: str, workspace: Workspace, *, name: str | None = None) -> A
         artifact = Artifact(folder, Manifest.read(folder))
         if problems := artifact.problems():
             raise DamagedError(f"{repository}: {problems[0]}")
-        with workspace.lock():
-            for here in workspace.artifacts(kind):
-                if here.manifest.digest == artifact.manifest.digest:
-                    return here
-            environment = {**artifact.manifest.environment, "pulled_from": repository}
-            new = workspace.next_version(kind)
-            manifest = dataclasses.replace(artifact.manifest, version=new, name=name, environment=environment)
-            manifest.write(folder)
-            return workspace.place(folder, manifest)
-
-
-def _head(path: Path) -> tuple[str, int, list[str]]:
-    """Kind, version and names of the files, of a manifest that is not checked yet: nothing may point elsewhere."""
-    data = read_json(path)
-    kind, version, files = data.get("kind"), data.get("version"), data.get("files")
-    plain = isinstance(kind, str) and re.fullmatch(r"[a-z]+", kind) and type(version) is int and version > 0
-    if not plain or not isinstance(files, dict):
-        raise DamagedError(f"{path}: is not the manifest of an artifact")
-    for one in files:
-        parts = PurePosixPath(one).parts
-        if not parts or one != "/".join(parts) or ".." in parts or "\\" in one or one == MANIFEST_NAME:
-            raise DamagedError(f"{path}: no artifact has a file called {one!r}")
-    return str(kind), int(str(version)), list(files)
+        return place(artifact, workspace, repository, name)
 
 
 def _copy(source: Path, target: Path, repository: str) -> None:
