@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from modeldiff.console import mute
 from modeldiff.errors import MachineError
-from modeldiff.workspace.artifact import Artifact
+from modeldiff.workspace.artifact import Artifact, Manifest
 from modeldiff.workspace.stage import Build, Order, Work, produce
 from modeldiff.workspace.workspace import PARTIAL, Workspace
 
@@ -165,4 +165,7 @@ def produce_together(
             )
         build(Work(workspace.folder / PARTIAL / folder, ranks.rank))
         _, *about = ranks.broadcast()
-    return workspace.find(*about)
+    kind, version = about
+    # Opened by its path: what is new may be missing for a while where another machine lists a folder.
+    folder = workspace.folder / kind / str(version)
+    return Artifact(folder, Manifest.read(folder))
