@@ -111,7 +111,7 @@ class Shards(OneProcess):
         place_B[owner_B.argsort(stable=True)] = torch.cat([torch.arange(n) + i * most for i, n in enumerate(counts)])
         whole = []
         for own_MD in x:
-            padded = own_MD.new_zeros(most, own_MD.shape[1])
+            padded = own_MD.new_empty(most, own_MD.shape[1])
             padded[: len(own_MD)] = own_MD
             gathered = own_MD.new_empty(self.world * most, own_MD.shape[1])
             with lost_process():  # as bytes: not every backend knows every dtype

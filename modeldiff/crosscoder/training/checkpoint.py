@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from modeldiff.console import say
 from modeldiff.crosscoder.audits.rearrange import FRESH, rearrange
 from modeldiff.crosscoder.distributed import Shards
+from modeldiff.crosscoder.fast.sparse import OneProcess
 from modeldiff.crosscoder.saving import Spans, overlap, read_tensors
 from modeldiff.crosscoder.training.trainer import Trainer
 from modeldiff.errors import DamagedError
@@ -53,17 +54,23 @@ def continued(index_path: Path, trainer: Trainer) -> str:
     processes = trainer.processes
     there = processes.all(processes.first and is_sound(index_path))[0]
     parts = _parts(index_path, _read(index_path)) if there else {}
-    # Each process reads its share of what is to be compared.
-    mine = [path for path in list(parts)[processes.rank :: processes.world] if found_entry(path) != parts[path]]
-    damaged = [path for paths in processes.all(mine) for path in paths]
-    for path in damaged:
-        say(f"{path} is damaged: it is dropped, and what it held is made again")
+    if damaged := _damaged(parts, processes):
+        for path in damaged:
+            say(f"{path} is damaged: it is dropped, and what it held is made again")
+        parts = {}
     if processes.first:
-        if damaged:
+        if not parts:
             for path in (index_path, index_path.with_name(index_path.name + SUFFIX)):
                 path.unlink(missing_ok=True)
-        _drop_parts(index_path, keep=set() if damaged else set(parts))
-    return read_checkpoint(index_path, trainer) if parts and not damaged else ""
+        _drop_parts(index_path, keep=set(parts))
+    return read_checkpoint(index_path, trainer) if parts else ""
+
+
+def _damaged(parts: dict[Path, FileEntry], processes: OneProcess) -> list[Path]:
+    """Each process reads its share, and all know of all."""
+    mine = list(parts)[processes.rank :: processes.world]
+    found = processes.all([path for path in mine if found_entry(path) != parts[path]])
+    return [path for paths in found for path in paths]
 
 
 def write_checkpoint(index_path: Path, trainer: Trainer, log: str) -> None:
@@ -71,7 +78,7 @@ def write_checkpoint(index_path: Path, trainer: Trainer, log: str) -> None:
     processes = trainer.processes
     part = _part(index_path, trainer.step, processes.rank)
     temporary = temporary_path(part)
-    save_file(_tensors(trainer), temporary)
+    save_file({name: value.cpu() for name, value in _tensors(trainer).items()}, temporary)
     entry = FileEntry(temporary.stat().st_size, durable_blake3(temporary))
     rename_into(temporary, part)
     features = _features(trainer)
