@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -57,6 +56,8 @@ def rehearse(
     `disk_free`; and what it was `rehearsed` on. Raises what the stages raise."""
     if launched()[0].world > 1:
         raise InputError("a plan is made by one process: leave torchrun out")
+    if launched()[0].world > 1:
+        raise InputError("a plan is made by one process: leave torchrun out")
     small = {name: min(size.small, size.full) for name, size in sizes.items()}
     say(f"rehearse with {', '.join(f'{value:,} {name}' for name, value in small.items())}")
     fields = {field.name for field in dataclasses.fields(settings)}
@@ -64,30 +65,26 @@ def rehearse(
     with TemporaryDirectory(prefix="rehearsal-", dir=workspace.folder / PARTIAL) as folder:
         there = Workspace(folder)
         there.create()
-        given = [one for kind in _INPUTS for one in workspace.artifacts(kind)]
-        for artifact in given:
-            seen = Path(folder) / artifact.kind / artifact.folder.name
-            seen.parent.mkdir(exist_ok=True)
-            seen.symlink_to(artifact.folder.absolute())
+        _bring(workspace, there)
         load = os.getloadavg()[0] / (os.cpu_count() or 1)
         begun = time.monotonic()
         with unheard() as finished:
             run(dataclasses.replace(settings, **{name: small[name] for name in small.keys() & fields}), there)
         seconds = time.monotonic() - begun
-        made = sorted(
-            (_Made.of(one) for one in there.artifacts() if not one.folder.is_symlink()), key=lambda one: one.ended
-        )
+        made = _made(there)
     parts: dict[str, float] = {}
     rest, covered = seconds, begun
     for start, end, what in sorted(finished):  # some are under way at the same time
         took, covered = max(0.0, end - max(start, covered)), max(end, covered)
-        full = took * math.prod(s.full / small[n] for n, s in sizes.items() if what.startswith(s.parts))
+        full = took * _times(small, {name: size for name, size in sizes.items() if what.startswith(size.parts)})
         parts[what] = parts.get(what, 0.0) + full
         rest -= took
         stage = next((one for one in made if one.ended >= end), made[-1])
         stage.seconds += full - took
     for one in made:
-        one.written = round(one.written * math.prod(s.full / small[n] for n, s in sizes.items() if one.kind in s.disk))
+        one.written = round(
+            one.written * _times(small, {name: size for name, size in sizes.items() if one.kind in size.disk})
+        )
         one.peak_memory += sum((s.full - small[n]) * s.memory.get(one.kind, 0) for n, s in sizes.items())
     return {
         "time": {"run": sum(parts.values()) + rest, "parts": parts, "rest": rest},
@@ -98,6 +95,25 @@ def rehearse(
         "disk_free": free_bytes(workspace.folder),
         "rehearsed": small,
     }
+
+
+def _bring(workspace: Workspace, there: Workspace) -> None:
+    """What stages are made from, as links."""
+    for artifact in (one for kind in _INPUTS for one in workspace.artifacts(kind)):
+        seen = there.folder / artifact.kind / artifact.folder.name
+        seen.parent.mkdir(exist_ok=True)
+        seen.symlink_to(artifact.folder.absolute())
+
+
+def _made(there: Workspace) -> list[_Made]:
+    """What the rehearsal made, in order."""
+    found = (_Made.of(one) for one in there.artifacts() if not one.folder.is_symlink())
+    return sorted(found, key=lambda one: one.ended)
+
+
+def _times(small: dict[str, int], sizes: Mapping[str, Size]) -> float:
+    """How many times as much the whole is as the rehearsal, of what grows with these sizes."""
+    return math.prod(size.full / small[name] for name, size in sizes.items())
 
 
 @dataclasses.dataclass
