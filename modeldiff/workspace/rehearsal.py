@@ -76,16 +76,14 @@ def rehearse(
     rest, covered = seconds, begun
     for start, end, what in sorted(finished):  # some are under way at the same time
         took, covered = max(0.0, end - max(start, covered)), max(end, covered)
-        full = took * _times(small, {name: size for name, size in sizes.items() if what.startswith(size.parts)})
+        full = took * _times(small, sizes, "parts", what)
         parts[what] = parts.get(what, 0.0) + full
         rest -= took
         stage = next((one for one in made if one.ended >= end), made[-1])
         stage.seconds += full - took
     for one in made:
-        one.written = round(
-            one.written * _times(small, {name: size for name, size in sizes.items() if one.kind in size.disk})
-        )
-        one.peak_memory += sum((s.full - small[n]) * s.memory.get(one.kind, 0) for n, s in sizes.items())
+        one.written = round(one.written * _times(small, sizes, "disk", one.kind))
+        one.peak_memory += _more_memory(small, sizes, one.kind)
     return {
         "time": {"run": sum(parts.values()) + rest, "parts": parts, "rest": rest},
         "stages": {
@@ -111,9 +109,15 @@ def _made(there: Workspace) -> list[_Made]:
     return sorted(found, key=lambda one: one.ended)
 
 
-def _times(small: dict[str, int], sizes: Mapping[str, Size]) -> float:
-    """How many times as much the whole is as the rehearsal, of what grows with these sizes."""
-    return math.prod(size.full / small[name] for name, size in sizes.items())
+def _times(small: dict[str, int], sizes: Mapping[str, Size], what: str, name: str) -> float:
+    """How many times as much the whole is as the rehearsal, of what `name` stands for: of `parts`, or on `disk`."""
+    return math.prod(
+        size.full / small[number] for number, size in sizes.items() if name.startswith(getattr(size, what))
+    )
+
+
+def _more_memory(small: dict[str, int], sizes: Mapping[str, Size], kind: str) -> int:
+    return sum((size.full - small[number]) * size.memory.get(kind, 0) for number, size in sizes.items())
 
 
 @dataclasses.dataclass
