@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,11 +22,11 @@ from modeldiff.crosscoder.units import Measured
 from modeldiff.diff.run import harvest_of, run, training_of
 from modeldiff.diff.settings import DiffSettings
 from modeldiff.diff.steering import push_each
+from modeldiff.errors import InputError
 from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.planner import planning_processes
 from modeldiff.harvest.run import estimate, why_not_timed
-from modeldiff.harvest.run import run as run_harvest
 from modeldiff.lm.device import resolve_device
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Workspace
@@ -33,8 +34,8 @@ from modeldiff.workspace.bits import bytes_per_value, chunk_rows
 from modeldiff.workspace.rehearsal import Size, rehearse
 
 # Enough for a whole batch of training; for the caches of a processor to be as full as in a long run.
-_PAIRS, _STEPS, _PLACES = 10_000, 60, 400
-_FIRST_PAIRS = 500
+_PAIRS, _STEPS, _PLACES = 20_000, 60, 512
+_FIRST: dict[str, Any] = {"pairs": 2000, "steps": 4, "places": 40, "cause": False, "steer": False}
 # Bytes that were measured: of an active feature of a pair, in all copies of a sample of codes; of one more place.
 CODE_BYTES, _PLACE_BYTES = 96, {"continuations": 70_000, "contrast": 60_000}
 # For the cause of an entry both models sample, and one of them twice more.
@@ -95,8 +96,9 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
             push_each(settings, {int(largest_F.argmax()): "A"}, made.continuations, [], made.features, there)
         return made.contrast
 
-    with unheard(), TemporaryDirectory() as folder:  # what comes first in a process takes longer
-        run_harvest(dataclasses.replace(harvest, pairs=_FIRST_PAIRS), Workspace(folder))
+    # What comes first in a process takes longer.
+    with unheard(), suppress(InputError), TemporaryDirectory() as folder:
+        run(dataclasses.replace(settings, **_FIRST, features=min(features, smaller)), Workspace(folder))
     found = rehearse(rehearsed, dataclasses.replace(settings, k=recipe.k), sizes, workspace)
     times, one = found["time"], found["stages"]["crosscoder"]
     more = trained["time"]["run"] - times["parts"]["train"]

@@ -27,8 +27,8 @@ from tests.benchmarks.__main__ import machine
 
 SIZES = {
     1: {"pairs": 50_000, "features": 512, "places": 1500},
-    2: {"pairs": 200_000, "features": 1024, "places": 6000},
-    3: {"pairs": 400_000, "features": 4096, "places": 9000},
+    2: {"pairs": 100_000, "features": 2048, "places": 3000},
+    3: {"pairs": 200_000, "features": 1024, "places": 6000},
 }
 _HELD = 0.25
 
