@@ -53,6 +53,7 @@ command = stage_command(
     "holds all of it. Every stage is kept; the same command goes on where it stopped.",
     lines=[
         "modeldiff diff --model-a gpt2 --model-b distilgpt2 --texts corpus.jsonl",
+        "modeldiff diff --model-a ./a --model-b ./b --texts corpus.jsonl --plan",
         "modeldiff diff --model-a A --model-b B --texts chats.jsonl web=web.parquet --pairs 10000000",
     ],
 )

@@ -13,6 +13,7 @@ from modeldiff.workspace.files import human_bytes
 
 # Running processes by core, from which on times are of little use to somebody who will be alone.
 _BUSY = 0.5
+_SIZES = {"memory": "peak_memory", "disk": "written"}
 
 
 def plan_option() -> click.Option:
@@ -37,7 +38,7 @@ def _print(data: dict[str, Any]) -> None:
     data.pop("problems", None)
     known, at_most = data.pop("rehearsal", None), data.pop("at_most", {})
     rows = flat(data)
-    if known and len(known["stages"]) == 1:
+    if known and len(known["stages"]) < 2:  # none: what is asked for is there already
         rows += [[f"time of {what}", duration(seconds)] for what, seconds in known["time"]["parts"].items()]
         rows += [["time of the rest", duration(known["time"]["rest"])], ["time", duration(known["time"]["run"])]]
         rows += [[what, human_bytes(size)] for what, size in _sizes(known)]
@@ -52,8 +53,8 @@ def _print(data: dict[str, Any]) -> None:
 
 
 def _sizes(known: dict[str, Any]) -> list[tuple[str, int]]:
-    one = next(iter(known["stages"].values()))
-    return [("memory", one["peak_memory"]), ("disk", one["written"]), ("disk free", known["disk_free"])]
+    sizes = [(what, one[key]) for one in known["stages"].values() for what, key in _SIZES.items()]
+    return [*sizes, ("disk free", known["disk_free"])]
 
 
 def _print_stages(known: dict[str, Any], at_most: dict[str, float]) -> None:

@@ -64,6 +64,8 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
     }
     trained = _forecast(training, recipe, widths, pairs, harvest.storage, workspace)
     known |= {"problems": trained["problems"]}
+    if "device" in trained["memory"]:
+        known["device_memory_of_training"] = trained["memory"]["device"]["needed"]
     if why_not := why_not_timed(harvest):
         time, memory, disk = (trained[name] for name in ("time", "memory", "disk"))
         counted = {

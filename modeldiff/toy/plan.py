@@ -36,13 +36,12 @@ def plan(settings: ToySettings, workspace: Workspace) -> dict[str, Any]:
             missing[places[0].cell.architecture].append(places[0].cell)
     say(f"train a cell of each architecture for {' and '.join(map(str, _STEPS))} steps")
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    begun = time.monotonic()
     with shared_cores(jobs):
         parts = {name: _seconds(some) / min(jobs, len(some)) for name, some in missing.items()}
     total = {"run": sum(parts.values()), "parts": parts, "rest": 0.0}
     one = {"time": total["run"], "peak_memory": jobs * peak_memory_bytes(), "written": len(found) * cells.CELL_BYTES}
     known = {"time": total, "stages": {"toy": one}, "load": load, "disk_free": free_bytes(workspace.folder)}
-    known["rehearsed"] = {"cells": len(missing), "seconds": round(time.monotonic() - begun)}
+    known["rehearsed"] = {"cells": len(missing), "steps": _STEPS[1]}
     kept = len(found) - sum(map(len, missing.values()))
     return {"cells": len(found), "kept": kept, "jobs": jobs, "device": device, "rehearsal": known}
 
@@ -50,11 +49,12 @@ def plan(settings: ToySettings, workspace: Workspace) -> dict[str, Any]:
 def _seconds(missing: list[CellSpec]) -> float:
     """Of all these cells, which are of one architecture."""
     middle = sorted(missing, key=lambda cell: cell.cost)[len(missing) // 2]
+    few, more = (min(steps, middle.train["steps"]) for steps in _STEPS)
     taken = []
-    for steps in _STEPS:
+    for steps in (few, more):
         begun = time.monotonic()
-        run_cell(replace(middle, train={**middle.train, "steps": min(steps, middle.train["steps"])}))
+        run_cell(replace(middle, train={**middle.train, "steps": steps}))
         taken.append(time.monotonic() - begun)
-    each = max(0.0, taken[1] - taken[0]) / (_STEPS[1] - _STEPS[0])
-    fixed = max(0.0, taken[0] - each * _STEPS[0])
+    each = max(0.0, taken[1] - taken[0]) / max(1, more - few)
+    fixed = max(0.0, taken[0] - each * few)
     return sum(fixed + each * middle.train["steps"] * cell.cost / middle.cost for cell in missing)

@@ -53,9 +53,8 @@ def rehearse(
 
     Returns what is planned: `time` (seconds: of the `run`, of each of its `parts`, of the `rest`); `stages`, by kind of
     artifact `time` and, in bytes, `peak_memory` and `written`; `load`, processes that were running already, by core;
-    `disk_free`; and what it was `rehearsed` on. Raises what the stages raise."""
-    if launched()[0].world > 1:
-        raise InputError("a plan is made by one process: leave torchrun out")
+    `disk_free`; and what it was `rehearsed` on. Raises InputError: there are
+    several processes; and what the stages raise."""
     if launched()[0].world > 1:
         raise InputError("a plan is made by one process: leave torchrun out")
     small = {name: min(size.small, size.full) for name, size in sizes.items()}
