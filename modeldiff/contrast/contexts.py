@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from modeldiff.console import progress
 from modeldiff.contrast.continuations import Continuations
 from modeldiff.contrast.documents import Place, given_tokens, readable_pairs
 from modeldiff.contrast.statistics import Bools, Longs
@@ -139,8 +140,12 @@ def pairs_before(continuations: Continuations, readers: dict[str, Reader], conte
     places_of: list[list[Place]] = [[] for _ in continuations.documents]
     for place in continuations.places:
         places_of[place.document].append(place)
-    documents = zip(continuations.documents, places_of, strict=True)
-    ids, tokens, ends, stops = zip(*(_pairs_of(*one, readers, context) for one in documents), strict=True)
+    found = []
+    with progress("align places", len(places_of), "documents") as bar:
+        for record, places in zip(continuations.documents, places_of, strict=True):
+            found.append(_pairs_of(record, places, readers, context))
+            bar.advance(1)
+    ids, tokens, ends, stops = zip(*found, strict=True)
     counts = [len(end) for end in ends]
     start_P = np.repeat(np.cumsum([0, *counts[:-1]]), [len(stop) for stop in stops])
     stop_P = np.concatenate(stops)
@@ -190,10 +195,15 @@ def read_rows(
 
 
 def activations(
-    crosscoder: Crosscoder, rows: dict[str, torch.Tensor], limits: dict[str, float], *, device: torch.device
+    crosscoder: Crosscoder,
+    rows: dict[str, torch.Tensor],
+    limits: dict[str, float],
+    *,
+    device: torch.device,
+    note: Callable[[int], None] = lambda _: None,
 ) -> sparse.csr_matrix:
     """(N, F) float32: the crosscoder's activations at the pairs, `rows` by side (N, D) in raw units; none at pairs
-    whose norm exceeds the limit of a side."""
+    whose norm exceeds the limit of a side. `note` is told how many pairs were taken in, part by part."""
     active = ActiveEntries(crosscoder.to(device).eval())
     parts = []
     for start in range(0, len(rows["a"]), _ROWS):
@@ -205,6 +215,7 @@ def activations(
         row, feature = np.divmod(flat_K.cpu().numpy(), crosscoder.n_features)
         value = value_K.cpu().numpy() * inside.cpu().numpy()[row]
         parts.append(sparse.csr_matrix((value, (row, feature)), shape=(len(x["a"]), crosscoder.n_features)))
+        note(len(x["a"]))
     return sparse.vstack(parts, format="csr", dtype=np.float32)
 
 

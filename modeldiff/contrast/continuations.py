@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,21 @@ class Continuations:
 
 def plan(settings: ContinuationsSettings, workspace: Workspace) -> dict[str, Any]:
     """For `--plan`: see `rehearse`. Raises as `run`."""
-    sizes = {"places": Size(settings.places, _REHEARSED, ("read", "next words", "continuations"))}
+    settings = with_models_of(settings, workspace)
+    sizes = {
+        "places": Size(settings.places, _REHEARSED, ("continuations",)),
+        "documents": Size(count_documents(settings), _REHEARSED, ("read", "next words")),
+    }
     note = "comparing, and the cause of what is found"
     return {"places": settings.places, "not_in_it": note, "rehearsal": rehearse(run, settings, sizes, workspace)}
+
+
+def count_documents(settings: ContinuationsSettings) -> int:
+    """How many a run would read: as many as places where there are so many, and all prompts."""
+    records = mix([parse_source(entry) for entry in settings.texts], settings.text_field, settings.source_field)
+    texts = sum(1 for _ in islice(LeftOut(strict=settings.strict).usable(records), settings.places))
+    prompts = read_prompts(settings.prompts, settings.text_field, settings.source_field) if settings.prompts else []
+    return texts + len(prompts)
 
 
 def run(

@@ -167,5 +167,6 @@ class Dictionary:
             with progress(f"features by {side.upper()}", len(pairs.ids), "documents") as bar:
                 return read_rows(self.models.load(side), self.layer[side], side, pairs, bar.advance)
 
-        limits = largest_norms(self.artifact, self.crosscoder.config)
-        return activations(self.crosscoder, self.models.each_side(read), limits, device=self.models.device)
+        limits, rows = largest_norms(self.artifact, self.crosscoder.config), self.models.each_side(read)
+        with progress("features before the places", len(pairs.document_N), "pairs") as bar:
+            return activations(self.crosscoder, rows, limits, device=self.models.device, note=bar.advance)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
 from modeldiff.catalogue.table import FeatureTable
-from modeldiff.console import unheard
-from modeldiff.contrast.settings import ContrastSettings
+from modeldiff.contrast.continuations import count_documents
+from modeldiff.contrast.settings import ContinuationsSettings, ContrastSettings
 from modeldiff.crosscoder.plan import Job, forecast
 from modeldiff.crosscoder.settings import TrainSettings
 from modeldiff.crosscoder.training.recipe import initial_config, make_recipe
@@ -22,7 +20,6 @@ from modeldiff.crosscoder.units import Measured
 from modeldiff.diff.run import harvest_of, run, training_of
 from modeldiff.diff.settings import DiffSettings
 from modeldiff.diff.steering import push_each
-from modeldiff.errors import InputError
 from modeldiff.features.measures.stitch import StitchSettings
 from modeldiff.features.settings import FeaturesSettings
 from modeldiff.harvest.planner import planning_processes
@@ -35,7 +32,8 @@ from modeldiff.workspace.rehearsal import Size, rehearse
 
 # Enough for a whole batch of training; for the caches of a processor to be as full as in a long run.
 _PAIRS, _STEPS, _PLACES = 20_000, 60, 512
-_FIRST: dict[str, Any] = {"pairs": 2000, "steps": 4, "places": 40, "cause": False, "steer": False}
+# Of the run before it.
+_FIRST_PAIRS, _FIRST_STEPS, _FIRST_PLACES = 2000, 4, 64
 # Bytes that were measured: of an active feature of a pair, in all copies of a sample of codes; of one more place.
 CODE_BYTES, _PLACE_BYTES = 96, {"continuations": 70_000, "contrast": 60_000}
 # For the cause of an entry both models sample, and one of them twice more.
@@ -76,31 +74,33 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
         return {**known, "disk_of_activations": seen["bytes_needed"], "training": counted, "no_time": why_not}
     smaller = max(1024, recipe.k, _VALUES // sum(widths))
     sampled = min(FeaturesSettings().sample_pairs, pairs)
-    places = ("read", "next words", "continuations", "features by", "contrast")
+    documents = count_documents(settings.part(ContinuationsSettings))
+    read = ("read", "next words", "align places", "features by", "features before")
     sizes = {
-        "pairs": Size(pairs, _PAIRS, ("capture", "features: pass"), ("activations",)),
-        "pairs planned": Size(pairs // planning_processes(pairs), _PAIRS, ("plan",)),
-        "sampled pairs": Size(
-            sampled, _PAIRS, ("features: read", "features: predictability", "features: twins"),
+        "pairs": _pairs(pairs, "capture", "features: pass", disk=("activations",)),
+        "pairs planned": _pairs(pairs // planning_processes(pairs), "plan"),
+        "sampled pairs": _pairs(
+            sampled, "features: read", "features: predictability", "features: twins",
             memory={"features": CODE_BYTES * recipe.k},
         ),
-        "stitched pairs": Size(min(StitchSettings().pairs, pairs), _PAIRS, ("stitch: pass", "stitch: held-out")),
-        "features": Size(features, smaller, ("features", "contrast"), ("features",)),
-        "places": Size(settings.places, _PLACES, places, ("continuations",), memory=_PLACE_BYTES),
+        "stitched pairs": _pairs(min(StitchSettings().pairs, pairs), "stitch: pass", "stitch: held-out"),
+        "features": Size(features, smaller, ("features:", "features before", "contrast"), ("features",)),
+        "steps": Size(recipe.steps, _STEPS, ("train",), first=_FIRST_STEPS),
+        "documents": Size(documents, _PLACES, read, first=_FIRST_PLACES),
+        "places": Size(
+            settings.places, _PLACES, ("continuations", "contrast"), ("continuations",), _PLACE_BYTES, _FIRST_PLACES
+        ),
     }  # fmt: skip
 
     def rehearsed(small: DiffSettings, there: Workspace) -> Artifact:
         """All stages, and a push where a diff pushes the features of its list."""
-        made = run(dataclasses.replace(small, steps=_STEPS, steer=False), there)
+        made = run(dataclasses.replace(small, steer=False), there)
         if settings.steer:
             table = FeatureTable(made.features)
             largest_F = np.where(table.partition_F == "B", 0, table.statistics["max_activation"])
             push_each(settings, {int(largest_F.argmax()): "A"}, made.continuations, [], made.features, there)
         return made.contrast
 
-    # What comes first in a process takes longer.
-    with unheard(), suppress(InputError), TemporaryDirectory() as folder:
-        run(dataclasses.replace(settings, **_FIRST, features=min(features, smaller)), Workspace(folder))
     found = rehearse(rehearsed, dataclasses.replace(settings, k=recipe.k), sizes, workspace)
     times, one = found["time"], found["stages"]["crosscoder"]
     more = trained["time"]["run"] - times["parts"]["train"]
@@ -112,6 +112,10 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
         "written": max(one["written"], trained["disk"]["artifact"]),
     }
     return {**known, "rehearsal": found, "at_most": _at_most(settings, found)}
+
+
+def _pairs(full: int, *parts: str, **more: Any) -> Size:
+    return Size(full, _PAIRS, parts, first=_FIRST_PAIRS, **more)
 
 
 def _forecast(

@@ -1,7 +1,8 @@
 """What a stage would take, from a small run of it on this machine, which leaves nothing behind. For `--plan`.
 
 What the stage reports as progress is counted in pairs, places and the like, so its time grows with them; what lies
-between (loading models, writing) is taken to stay as it is.
+between (loading models, writing) is taken to stay as it is. Of several stages, what a first run takes longer than the
+rehearsal says (imports, first calls of libraries) is added once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -32,7 +34,8 @@ class Size:
     """A number that decides how long a stage runs.
 
     Attributes:
-        full: its value in the run that is planned; small: in the rehearsal.
+        full: its value in the run that is planned; small: in the rehearsal; first: in a run before that, if any has
+            one; else as in the rehearsal.
         parts: beginnings of the names of what takes time in proportion to it, as `progress` shows them.
         disk: kinds of artifacts whose size on disk is in proportion to it; memory: bytes that one more of it takes, by
             kind.
@@ -43,6 +46,7 @@ class Size:
     parts: tuple[str, ...]
     disk: tuple[str, ...] = ()
     memory: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    first: int | None = None
 
 
 def rehearse(
@@ -58,65 +62,32 @@ def rehearse(
     if launched()[0].world > 1:
         raise InputError("a plan is made by one process: leave torchrun out")
     small = {name: min(size.small, size.full) for name, size in sizes.items()}
+    first = {name: min(size.first or small[name], small[name]) for name, size in sizes.items()}
     say(f"rehearse with {', '.join(f'{value:,} {name}' for name, value in small.items())}")
-    fields = {field.name for field in dataclasses.fields(settings)}
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
     workspace.create()
-    with TemporaryDirectory(prefix="rehearsal-", dir=workspace.folder / PARTIAL) as folder:
-        there = Workspace(folder)
-        there.create()
-        _bring(workspace, there)
-        load = os.getloadavg()[0] / (os.cpu_count() or 1)
-        begun = time.monotonic()
-        with unheard() as finished:
-            run(dataclasses.replace(settings, **{name: small[name] for name in small.keys() & fields}), there)
-        seconds = time.monotonic() - begun
-        made = _made(there)
-    parts: dict[str, float] = {}
-    rest, covered = seconds, begun
-    for start, end, what in sorted(finished):  # some are under way at the same time
-        took, covered = max(0.0, end - max(start, covered)), max(end, covered)
-        full = took * _times(small, sizes, "parts", what)
-        parts[what] = parts.get(what, 0.0) + full
-        rest -= took
-        stage = next((one for one in made if one.ended >= end), made[-1])
-        stage.seconds += full - took
-    for one in made:
-        one.written = round(one.written * _times(small, sizes, "disk", one.kind))
-        one.peak_memory += _more_memory(small, sizes, one.kind)
+    once = None
+    if first != small:
+        # So small a run may have too little to go on.
+        with suppress(InputError):
+            once = _Tried.of(run, settings, first, workspace)
+    tried = _Tried.of(run, settings, small, workspace)
+    parts, found = tried.scaled(sizes, {name: size.full for name, size in sizes.items()})
+    if once:
+        # What came first in the process took longer than the rehearsal says.
+        _, expected = tried.scaled(sizes, first)
+        for one, then, like in zip(found, once.made, expected, strict=True):
+            one.seconds += max(0.0, then.seconds - like.seconds)
+    rest = sum(one.seconds for one in found) + tried.between - sum(parts.values())
     return {
         "time": {"run": sum(parts.values()) + rest, "parts": parts, "rest": rest},
         "stages": {
-            one.kind: {"time": one.seconds, "peak_memory": one.peak_memory, "written": one.written} for one in made
+            one.kind: {"time": one.seconds, "peak_memory": one.peak_memory, "written": one.written} for one in found
         },
         "load": load,
         "disk_free": free_bytes(workspace.folder),
         "rehearsed": small,
     }
-
-
-def _bring(workspace: Workspace, there: Workspace) -> None:
-    """What stages are made from, as links."""
-    for artifact in (one for kind in _INPUTS for one in workspace.artifacts(kind)):
-        seen = there.folder / artifact.kind / artifact.folder.name
-        seen.parent.mkdir(exist_ok=True)
-        seen.symlink_to(artifact.folder.absolute())
-
-
-def _made(there: Workspace) -> list[_Made]:
-    """What the rehearsal made, in order."""
-    found = (_Made.of(one) for one in there.artifacts() if not one.folder.is_symlink())
-    return sorted(found, key=lambda one: one.ended)
-
-
-def _times(small: dict[str, int], sizes: Mapping[str, Size], what: str, name: str) -> float:
-    """How many times as much the whole is as the rehearsal, of what `name` stands for: of `parts`, or on `disk`."""
-    return math.prod(
-        size.full / small[number] for number, size in sizes.items() if name.startswith(getattr(size, what))
-    )
-
-
-def _more_memory(small: dict[str, int], sizes: Mapping[str, Size], kind: str) -> int:
-    return sum((size.full - small[number]) * size.memory.get(kind, 0) for number, size in sizes.items())
 
 
 @dataclasses.dataclass
@@ -134,3 +105,67 @@ class _Made:
         manifest = artifact.manifest
         ended = (artifact.folder / MANIFEST_NAME).stat().st_mtime - time.time() + time.monotonic()
         return cls(artifact.kind, ended, manifest.seconds, manifest.peak_memory_bytes, artifact.size)
+
+
+@dataclasses.dataclass
+class _Tried:
+    """A run with these `sizes`: what it `made`, in order; `finished`, when progress began and ended (seconds), and of
+    what; seconds that are of no stage, `between` them."""
+
+    sizes: Mapping[str, int]
+    made: list[_Made]
+    finished: list[tuple[float, float, str]]
+    begun: float
+    between: float
+
+    @classmethod
+    def of(
+        cls,
+        run: Callable[[Stage, Workspace], Artifact],
+        settings: Stage,
+        sizes: Mapping[str, int],
+        workspace: Workspace,
+    ) -> _Tried:
+        fields = {field.name for field in dataclasses.fields(settings)}
+        with TemporaryDirectory(prefix="rehearsal-", dir=workspace.folder / PARTIAL) as folder:
+            there = Workspace(folder)
+            there.create()
+            _bring(workspace, there)
+            begun = time.monotonic()
+            with unheard() as finished:
+                run(dataclasses.replace(settings, **{name: sizes[name] for name in sizes.keys() & fields}), there)
+            seconds = time.monotonic() - begun
+            made = [_Made.of(one) for one in there.artifacts() if not one.folder.is_symlink()]
+        made.sort(key=lambda one: one.ended)
+        return cls(sizes, made, finished, begun, seconds - sum(one.seconds for one in made))
+
+    def scaled(self, sizes: Mapping[str, Size], to: Mapping[str, int]) -> tuple[dict[str, float], list[_Made]]:
+        """(seconds by part, what is made) in a run with sizes `to`."""
+
+        def times(what: str, name: str) -> float:
+            """How many times as much, of what `name` stands for: of `parts`, or on `disk`."""
+            of = (one for one, size in sizes.items() if name.startswith(getattr(size, what)))
+            return math.prod(to[one] / self.sizes[one] for one in of)
+
+        made = [dataclasses.replace(one) for one in self.made]
+        parts: dict[str, float] = {}
+        covered = self.begun
+        for start, end, what in sorted(self.finished):  # some are under way at the same time
+            took, covered = max(0.0, end - max(start, covered)), max(end, covered)
+            parts[what] = parts.get(what, 0.0) + took * times("parts", what)
+            stage = next((one for one in made if one.ended >= end), made[-1])
+            stage.seconds += took * times("parts", what) - took
+        for one in made:
+            one.written = round(one.written * times("disk", one.kind))
+            one.peak_memory += sum(
+                (to[of] - self.sizes[of]) * size.memory.get(one.kind, 0) for of, size in sizes.items()
+            )
+        return parts, made
+
+
+def _bring(workspace: Workspace, there: Workspace) -> None:
+    """What stages are made from, as links."""
+    for artifact in (one for kind in _INPUTS for one in workspace.artifacts(kind)):
+        seen = there.folder / artifact.kind / artifact.folder.name
+        seen.parent.mkdir(exist_ok=True)
+        seen.symlink_to(artifact.folder.absolute())

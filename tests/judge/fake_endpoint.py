@@ -39,10 +39,11 @@ def failed(status: int, headers: dict[str, str] | None = None, **error: Any) -> 
 
 
 def leave_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy between a test and its own server, and no key."""
+    """No proxy between a test and its own server, no key, and no pause before the package `openai` repeats a call."""
     monkeypatch.setenv("no_proxy", "*")
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.001, raising=False)
 
 
 @dataclass

@@ -64,6 +64,38 @@ def test_what_grows_is_scaled_the_rest_stays_and_nothing_is_left(
     assert workspace.partials() == []
 
 
+def test_what_only_a_first_run_takes_is_counted_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    asked_for: list[int] = []
+
+    def brew(asked: Brewing, there: Workspace) -> Artifact:
+        def build(_: Work) -> dict[str, Any]:
+            now[0] += 7 if asked_for else 12
+            with progress("pour", asked.cups, "cups"):
+                now[0] += 2 * asked.cups
+            asked_for.append(asked.cups)
+            return {}
+
+        return produce(there, Order("tea", asked, {}, 1), build)
+
+    sizes = {"cups": Size(300, 10, ("pour",), first=3)}
+    found = rehearse(brew, Brewing(cups=300, leaves=20), sizes, workspace)
+    assert asked_for == [3, 10]
+    assert found["time"] == {"run": 612, "parts": {"pour": 600}, "rest": 12}
+    assert found["stages"]["tea"]["time"] == 612
+
+
+def test_a_first_run_too_small_to_end_is_left_out(workspace: Workspace) -> None:
+    def brew(asked: Brewing, there: Workspace) -> Artifact:
+        if asked.cups < 10:
+            raise InputError("too few cups")
+        return produce(there, Order("tea", asked, {}, 1), lambda _: {})
+
+    found = rehearse(brew, Brewing(cups=300, leaves=20), {"cups": Size(300, 10, (), first=3)}, workspace)
+    assert list(found["stages"]) == ["tea"]
+
+
 def test_several_processes_do_not_rehearse(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
