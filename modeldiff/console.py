@@ -14,7 +14,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 # Progress is one line that changes in a terminal, and elsewhere (a log, CI; a program that reads JSON) a line written
 # this often.
@@ -22,14 +22,24 @@ _TERMINAL_SECONDS, _LOG_SECONDS, _JSON_SECONDS = 0.5, 15.0, 1.0
 _CLEAR_LINE = "\r\x1b[K"
 _NEWLINE, _TAB, _UNPRINTABLE = "⏎", "⇥", "�"
 _muted = _as_json = False
-_ended: list[tuple[float, float, str]] | None = None
+_ended: list[Ended] | None = None
+
+
+class Ended(NamedTuple):
+    """Progress that is over: when it began and ended, of `what`, and seconds of it that the work took at the rate
+    between its first step and its last one. The others are what comes before and after, however much work there is."""
+
+    start: float
+    end: float
+    what: str
+    steady: float
 
 
 @contextmanager
-def unheard() -> Iterator[list[tuple[float, float, str]]]:
-    """Inside, `say` and `progress` show nothing; gives when progress began, when it ended (seconds), and of what."""
+def unheard() -> Iterator[list[Ended]]:
+    """Inside, `say` and `progress` show nothing; gives what ended, as it does."""
     global _muted, _ended
-    before, ended = (_muted, _ended), list[tuple[float, float, str]]()
+    before, ended = (_muted, _ended), list[Ended]()
     _muted, _ended = True, ended
     try:
         yield ended
@@ -143,13 +153,16 @@ class Progress:
         self._what, self._total, self._unit = what, total, unit
         self._begun_with = self._done = done
         self._start = self._shown = time.monotonic()
+        self._first: tuple[float, float] | None = None
+        self._last = self._start
         self._note = ""
         if _as_json:
             self._show(self._start)
 
     def advance(self, amount: float = 1) -> None:
         self._done += amount
-        now = time.monotonic()
+        now = self._last = time.monotonic()
+        self._first = self._first or (now, self._done)
         seconds = _JSON_SECONDS if _as_json else _TERMINAL_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
         if now - self._shown >= seconds:
             self._show(now)
@@ -170,11 +183,18 @@ class Progress:
     def finish(self) -> None:
         """Take the line away; in JSON, say how far it came."""
         if _ended is not None:
-            _ended.append((self._start, time.monotonic(), self._what))
+            end = time.monotonic()
+            _ended.append(Ended(self._start, end, self._what, self._steady(end)))
         if _as_json:
             self._show(time.monotonic())
         elif sys.stderr.isatty():
             _write(_CLEAR_LINE)
+
+    def _steady(self, end: float) -> float:
+        when, done = self._first or (end, self._done)
+        if done >= self._done:  # one step
+            return end - self._start
+        return min(end - self._start, (self._last - when) * (self._done - self._begun_with) / (self._done - done))
 
     def note(self, text: str) -> None:
         self._note = text

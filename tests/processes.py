@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-STAGES = ("harvest", "crosscoder.training", "features", "contrast")
-CONTEXT.set_forkserver_preload(["modeldiff.cli.main", *(f"modeldiff.{stage}.run" for stage in STAGES)])
+STAGES = ("harvest", "crosscoder.training", "features", "contrast", "steer", "features.measures.stitch")
+# What they import when they need it; a name that is gone is passed over, and children import it themselves.
+LATER = [
+    "modeldiff.features.build", "modeldiff.contrast.continuations", "modeldiff.figures", "matplotlib.figure",
+    "matplotlib.backends.backend_agg", "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto", "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+]  # fmt: skip
+CONTEXT.set_forkserver_preload(["modeldiff.cli.main", *(f"modeldiff.{stage}.run" for stage in STAGES), *LATER])
 # Seconds after which a child counts as hanging.
 DEADLINE = 120
 

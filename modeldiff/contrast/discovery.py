@@ -94,7 +94,7 @@ def contrast(
     """The differences, by the settings rate, smallest, least, most and seed.
 
     document_P: the document of each place; places of one document stand together. worlds: chance worlds, at most
-    PERMUTATIONS. note: told of every permutation that is done.
+    PERMUTATIONS. note: told of every permutation that is done, of the first half and of the second.
     """
     seed = settings.seed
     first_P = halves(document_P, seed)
@@ -133,6 +133,7 @@ def contrast(
         parts = exchanged(unrelated, second.document_P, seed + r)
         found = search(by_chance(r), z_of_world[r], replace(second, said=unrelated, said_everywhere=parts))
         chance.append(sum(one.verified for one in found))
+        note(1)
     return Outcome(contexts, first_P, entries, float(np.mean(chance)) if chance else 0.0)
 
 

@@ -104,7 +104,7 @@ def _compare(
     compared = Counter(one.kind for one in contexts.which)
     kinds = ", ".join(f"{count:,} of kind {kind}" for kind, count in compared.items())
     say(f"{len(said.names):,} words; contexts: {kinds}")
-    with progress("contrast", PERMUTATIONS, "permutations") as bar:
+    with progress("contrast", PERMUTATIONS + WORLDS, "permutations") as bar:
         outcome = contrast(contexts, said, document_P, settings, note=bar.advance)
     ranks = range(1, len(outcome.entries) + 1)
     entries = [entry_json(rank, outcome, continuations, said, words_before, settings.seed) for rank in ranks]

@@ -1,7 +1,7 @@
 """What a stage would take, from a small run of it on this machine, which leaves nothing behind. For `--plan`.
 
 What the stage reports as progress is counted in pairs, places and the like, so its time grows with them; what lies
-between (loading models, writing) is taken to stay as it is. Of several stages, what a first run takes longer than the
+before, between and after (loading models, writing) is taken to stay as it is. Of several stages, what a first run takes longer than the
 rehearsal says (imports, first calls of libraries) is added once.
 """
 
@@ -16,7 +16,7 @@ from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from modeldiff.console import say, unheard
+from modeldiff.console import Ended, say, unheard
 from modeldiff.errors import InputError
 from modeldiff.settings import Settings
 from modeldiff.workspace.artifact import MANIFEST_NAME, Artifact
@@ -109,12 +109,12 @@ class _Made:
 
 @dataclasses.dataclass
 class _Tried:
-    """A run with these `sizes`: what it `made`, in order; `finished`, when progress began and ended (seconds), and of
-    what; seconds that are of no stage, `between` them."""
+    """A run with these `sizes`: what it `made`, in order; the progress that `finished`; seconds that are of no stage,
+    `between` them."""
 
     sizes: Mapping[str, int]
     made: list[_Made]
-    finished: list[tuple[float, float, str]]
+    finished: list[Ended]
     begun: float
     between: float
 
@@ -150,11 +150,11 @@ class _Tried:
         made = [dataclasses.replace(one) for one in self.made]
         parts: dict[str, float] = {}
         covered = self.begun
-        for start, end, what in sorted(self.finished):  # some are under way at the same time
+        for start, end, what, steady in sorted(self.finished):  # some are under way at the same time
             took, covered = max(0.0, end - max(start, covered)), max(end, covered)
-            parts[what] = parts.get(what, 0.0) + took * times("parts", what)
-            stage = next((one for one in made if one.ended >= end), made[-1])
-            stage.seconds += took * times("parts", what) - took
+            more = took * (steady / max(end - start, 1e-9)) * (times("parts", what) - 1)
+            parts[what] = parts.get(what, 0.0) + took + more
+            next((one for one in made if one.ended >= end), made[-1]).seconds += more
         for one in made:
             one.written = round(one.written * times("disk", one.kind))
             one.peak_memory += sum(

@@ -64,6 +64,28 @@ def test_what_grows_is_scaled_the_rest_stays_and_nothing_is_left(
     assert workspace.partials() == []
 
 
+def test_what_comes_before_the_first_step_and_after_the_last_stays(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def brew(asked: Brewing, there: Workspace) -> Artifact:
+        def build(_: Work) -> dict[str, Any]:
+            with progress("pour", asked.cups, "cups") as bar:
+                now[0] += 5  # the jug is filled
+                for _cup in range(asked.cups):
+                    now[0] += 2
+                    bar.advance()
+                now[0] += 4  # and washed
+            return {}
+
+        return produce(there, Order("tea", asked, {}, 1), build)
+
+    found = rehearse(brew, Brewing(cups=300, leaves=20), {"cups": Size(300, 10, ("pour",))}, workspace)
+    assert found["time"]["run"] == pytest.approx(5 + 2 * 300 + 4)
+
+
 def test_what_only_a_first_run_takes_is_counted_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -73,7 +73,7 @@ def features(bench: Bench) -> None:
         settings = modeldiff.FeaturesSettings(device=device, sample_pairs=max(100, len(x_a) // 2))
         made = modeldiff.run_features(settings, workspace)
         took = {
-            name: sum(end - start for start, end, what in spans if name in what) for name in ("pass", "read", "pred")
+            name: sum(one.end - one.start for one in spans if name in one.what) for name in ("pass", "read", "pred")
         }
         bench.speed("the features pass", len(x_a) / took["pass"], "pairs/s", note="as shipped")
         bench.speed("... against an epoch of training", seconds["training"] / took["pass"], "x", least=1)
@@ -113,7 +113,7 @@ def harvest(bench: Bench) -> None:
     for what in ("pairs", "tokens"):
         rate = sum(line[what] for line in later) / sum(line["seconds"] for line in later)
         bench.speed(f"capture, {what}", rate, "/s", "bfloat16", note=note)
-    end = max(end for _, end, what in parts if what == "capture A")
+    end = max(one.end for one in parts if one.what == "capture A")
     spans = spans[len(spans) // SHARDS :]
     busy = sum(
         last - first if isinstance(first, float) else first.elapsed_time(last) / 1000 for _, first, last in spans
