@@ -19,6 +19,8 @@ from typing import NamedTuple, TextIO
 # Progress is one line that changes in a terminal, and elsewhere (a log, CI; a program that reads JSON) a line written
 # this often.
 _TERMINAL_SECONDS, _LOG_SECONDS, _JSON_SECONDS = 0.5, 15.0, 1.0
+# So many steps tell a rate.
+_STEPS = 5
 _CLEAR_LINE = "\r\x1b[K"
 _NEWLINE, _TAB, _UNPRINTABLE = "⏎", "⇥", "�"
 _muted = _as_json = False
@@ -27,7 +29,8 @@ _ended: list[Ended] | None = None
 
 class Ended(NamedTuple):
     """Progress that is over: when it began and ended, of `what`, and seconds of it that the work took at the rate
-    between its first step and its last one. The others are what comes before and after, however much work there is."""
+    between its first step and its last one, all of few steps. The others are what comes before and after, however much
+    work there is."""
 
     start: float
     end: float
@@ -153,8 +156,8 @@ class Progress:
         self._what, self._total, self._unit = what, total, unit
         self._begun_with = self._done = done
         self._start = self._shown = time.monotonic()
-        self._first: tuple[float, float] | None = None
-        self._last = self._start
+        self._steps, self._last = 0, self._start
+        self._first = (self._start, done)
         self._note = ""
         if _as_json:
             self._show(self._start)
@@ -162,7 +165,9 @@ class Progress:
     def advance(self, amount: float = 1) -> None:
         self._done += amount
         now = self._last = time.monotonic()
-        self._first = self._first or (now, self._done)
+        self._steps += 1
+        if self._steps == 1:
+            self._first = (now, self._done)
         seconds = _JSON_SECONDS if _as_json else _TERMINAL_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
         if now - self._shown >= seconds:
             self._show(now)
@@ -191,8 +196,8 @@ class Progress:
             _write(_CLEAR_LINE)
 
     def _steady(self, end: float) -> float:
-        when, done = self._first or (end, self._done)
-        if done >= self._done:  # one step
+        when, done = self._first
+        if self._steps < _STEPS or done >= self._done:
             return end - self._start
         return min(end - self._start, (self._last - when) * (self._done - self._begun_with) / (self._done - done))
 

@@ -1,8 +1,8 @@
 """What a stage would take, from a small run of it on this machine, which leaves nothing behind. For `--plan`.
 
 What the stage reports as progress is counted in pairs, places and the like, so its time grows with them; what lies
-before, between and after (loading models, writing) is taken to stay as it is. Of several stages, what a first run takes longer than the
-rehearsal says (imports, first calls of libraries) is added once.
+before, between and after (loading models, writing) is taken to stay as it is. Of several stages, what a first run takes
+longer than the rehearsal says (imports, first calls of libraries) is added once.
 """
 
 from __future__ import annotations
