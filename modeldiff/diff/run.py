@@ -24,6 +24,7 @@ from modeldiff.harvest.settings import HarvestSettings
 from modeldiff.report.run import run as run_report
 from modeldiff.report.settings import ReportSettings
 from modeldiff.workspace import Artifact, Workspace
+from modeldiff.workspace.ranks import ranks
 from modeldiff.workspace.workspace import check_name
 
 
@@ -39,10 +40,12 @@ class Diff:
 
 
 def run(settings: DiffSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Diff:
-    """All stages. name: of the contrast; force: run every stage even when it is up to date. Raises InputError,
-    MachineError, DamagedError: as the stages do."""
+    """All stages; under torchrun every rank calls this, and what is not shared waits for the first one. name: of the
+    contrast; force: run every stage even when it is up to date. Raises InputError, MachineError, DamagedError: as the
+    stages do."""
     harvest = harvest_of(settings)
     check_name(name)
+    ranks()  # from here on one process speaks
     say_costs(settings, harvest, workspace)
     say("1/6 harvest: both models read the same texts")
     activations = run_harvest(harvest, workspace, force=force)

@@ -12,7 +12,8 @@ from modeldiff.report.content import content
 from modeldiff.report.page import page
 from modeldiff.report.settings import ReportSettings
 from modeldiff.report.sources import Sources
-from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace import Artifact, Order, Work, Workspace
+from modeldiff.workspace.ranks import produce_by_first
 
 SCHEMA = 1
 NAME = "report.html"
@@ -29,4 +30,4 @@ def run(settings: ReportSettings, workspace: Workspace, *, name: str | None = No
         return {"bytes": len(made), "differences": sources.contrast.metrics["found"]}
 
     inputs = {one.ref: one.as_input() for one in sources.artifacts}
-    return produce(workspace, Order("report", settings, inputs, SCHEMA), build, name=name, force=force)
+    return produce_by_first(workspace, Order("report", settings, inputs, SCHEMA), build, name=name, force=force)

@@ -54,8 +54,9 @@ from modeldiff.steer.dose import COHERENT_RATIO, COHERENT_REPETITION, coherent_r
 from modeldiff.steer.settings import SteerSettings
 from modeldiff.steer.sweep import Push, pushes, sweep
 from modeldiff.texts.readers import read_lines, read_objects
-from modeldiff.workspace import Artifact, Input, Order, Work, Workspace, produce
+from modeldiff.workspace import Artifact, Input, Order, Work, Workspace
 from modeldiff.workspace.files import json_lines, read_json, require_free, sha256_json
+from modeldiff.workspace.ranks import produce_by_first
 from modeldiff.workspace.rehearsal import Size, rehearse
 
 SCHEMA = 5
@@ -174,7 +175,9 @@ def run(settings: SteerSettings, workspace: Workspace, *, name: str | None = Non
     resolved: dict[str, Any] = {"dtype": names["dtype"], "layer": sides[0].target.layer}
     if settings.temperature > 0:
         resolved["batch"] = settings.batch
-    return produce(workspace, Order("steering", settings, inputs, SCHEMA, resolved), build, name=name, force=force)
+    return produce_by_first(
+        workspace, Order("steering", settings, inputs, SCHEMA, resolved), build, name=name, force=force
+    )
 
 
 def _prompts(settings: SteerSettings) -> tuple[str, ...]:

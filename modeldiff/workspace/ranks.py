@@ -12,6 +12,7 @@ import atexit
 import datetime
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -112,6 +113,9 @@ def ranks() -> Ranks:
             distributed.init_process_group(backend, timeout=_PATIENCE)
 
         def leave() -> None:
+            if getattr(sys, "last_value", None) is not None:
+                # An error that nobody handled: NCCL's connections close only when all processes close them.
+                os._exit(1)
             if distributed.is_initialized():
                 distributed.destroy_process_group()
 
@@ -129,9 +133,21 @@ def lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo, NCCL and the store all raise subclasses of it
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise
         raise MachineError(
             "another process of this run ended, or could not be reached: the same command continues"
         ) from error
+
+
+def produce_by_first(
+    workspace: Workspace, order: Order, build: Build, *, name: str | None = None, force: bool = False
+) -> Artifact:
+    """`produce` by rank 0 alone, for work that is not shared; the others wait for the artifact. Raises as
+    `produce_together`."""
+    ours = ranks()
+    make = build if ours.first else lambda _work: {}
+    return produce_together(ours, workspace, lambda: (order, make), name=name, force=force)
 
 
 def produce_together(

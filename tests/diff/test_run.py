@@ -23,6 +23,7 @@ from modeldiff.lm.ref import ModelRef
 from modeldiff.workspace import Workspace
 from modeldiff.workspace.rehearsal import rehearse
 from tests.contrast.conftest import make_texts
+from tests.processes import two
 from tests.tiny_models import save_tiny
 
 OPTIONS = ["--pairs", "2400", "--features", "32", "--k", "4", "--steps", "10", "--places", "40", "--no-cause"]
@@ -145,3 +146,19 @@ def test_a_list_is_pushed_with_each_model_loaded_once(
     assert {one.settings["feature"]: one.settings["model"] for one in made} == found
     for one in made:
         workspace.remove(one.folder)
+
+
+def test_two_processes_share_what_can_be_shared_and_the_first_does_the_rest(
+    folder: Path, done: Diff, tmp_path: Path
+) -> None:
+    models = ["--model-a", str(folder / "a"), "--model-b", str(folder / "b"), "--texts", str(folder / "texts.jsonl")]
+    args = ["--workspace", str(tmp_path / "ws"), "diff", *models, *OPTIONS, "--device", "cpu"]
+    (code, lines), other = two(args, tmp_path, {})
+    assert (code, other) == (0, (0, []))
+    assert sum(line.startswith("Nothing beyond chance") for line in lines) == 1
+    made = {one.kind: one.manifest for one in Workspace(tmp_path / "ws").artifacts()}
+    assert list(made) == list(vars(done))
+    shared = {kind for kind, manifest in made.items() if manifest.environment.get("processes") == 2}
+    assert shared == {"activations", "crosscoder", "features", "continuations"}
+    for kind in ("activations", "stitch", "continuations"):  # the training adds in another order
+        assert made[kind].digest == vars(done)[kind].manifest.digest

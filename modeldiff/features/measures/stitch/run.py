@@ -21,9 +21,10 @@ from modeldiff.lm.device import resolve_device
 from modeldiff.records import number_or_none
 from modeldiff.sides import SIDES
 from modeldiff.splits import PARTS, Stretches, split, spread_blocks
-from modeldiff.workspace import Artifact, Order, Work, Workspace, produce
+from modeldiff.workspace import Artifact, Order, Work, Workspace
 from modeldiff.workspace.activations import ActivationStore, Block
 from modeldiff.workspace.files import require_free
+from modeldiff.workspace.ranks import produce_by_first
 
 # Counted up when the same settings and activations would give something else than before.
 SCHEMA = 2
@@ -65,7 +66,7 @@ def run(settings: StitchSettings, workspace: Workspace, *, name: str | None = No
             raise MachineError(f"{device} has too little memory for widths {store.widths}: use --device cpu") from None
 
     order = Order("stitch", settings, {"activations": source.as_input()}, SCHEMA)
-    return produce(workspace, order, build, name=name, force=force)
+    return produce_by_first(workspace, order, build, name=name, force=force)
 
 
 def _build(settings: StitchSettings, store: ActivationStore, device: torch.device, work: Work) -> dict[str, Any]:
