@@ -113,7 +113,11 @@ def run(args: list[str] | None = None) -> None:
             traceback.print_exception(error)
         code = _failed(error)
     written(sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Python's way out closes NCCL's connections; that waits for the other processes, which wait for this one.
+        os._exit(code)
+    sys.exit(code)
 
 
 def _failed(error: Exception | KeyboardInterrupt) -> int:

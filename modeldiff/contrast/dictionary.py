@@ -168,5 +168,9 @@ class Dictionary:
                 return read_rows(self.models.load(side), self.layer[side], side, pairs, bar.advance)
 
         limits, rows = largest_norms(self.artifact, self.crosscoder.config), self.models.each_side(read)
+        # A GPU holds one of them at a time: a model, or the crosscoder.
+        self.models.drop()
         with progress("features before the places", len(pairs.document_N), "pairs") as bar:
-            return activations(self.crosscoder, rows, limits, device=self.models.device, note=bar.advance)
+            found = activations(self.crosscoder, rows, limits, device=self.models.device, note=bar.advance)
+        self.crosscoder.to("cpu")
+        return found

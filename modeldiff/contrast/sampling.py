@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from modeldiff.console import progress
 from modeldiff.contrast.documents import Document, Place
 from modeldiff.contrast.settings import ContinuationsSettings
+from modeldiff.lm.batches import while_memory_lasts
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.load import load_model, quiet
 from modeldiff.lm.model import LanguageModel
@@ -26,8 +28,8 @@ Made = TypeVar("Made")
 
 # Places of a part. The same on every machine, for it decides the random numbers.
 _PART = 256
-# Places continued at once, by kind of device: on a CPU the cache decides, a GPU wants to be busy. It decides the random
-# numbers, too.
+# Places continued at once, by kind of device, or as many as its memory suffices for: on a CPU the cache decides, a GPU
+# wants to be busy. It decides the random numbers, too.
 _BATCH = {"cpu": 32, "cuda": 512, "mps": 128}
 
 
@@ -41,10 +43,14 @@ class Models:
 
     def load(self, side: str) -> LanguageModel:
         if side not in self._loaded:
-            if not self.on_cpu:
-                self._loaded.clear()
+            self.drop()
             self._loaded[side] = load_model(self.refs[side], self.device, self.dtype)
         return self._loaded[side]
+
+    def drop(self) -> None:
+        """Make room on a GPU; on a CPU they stay."""
+        if not self.on_cpu:
+            self._loaded.clear()
 
     def each_side(self, make: Callable[[str], Made], sides: Sequence[str] = SIDES) -> dict[str, Made]:
         """make(side) of both, or of some: at the same time on a CPU, one after the other elsewhere."""
@@ -98,14 +104,15 @@ def sample(
         mine.sort(key=lambda part: part.side)
 
     def made(part: _Part) -> int:
-        found = continue_tokens(
+        said = partial(
+            continue_tokens,
             models.load(part.side),
             [_prompt(documents, places[i], part.side) for i in part.places for _ in range(settings.draws)],
             max_new_tokens=settings.tokens,
             temperature=1.0,
             seed=(settings.seed * 2 + SIDES.index(part.side)) * 1_000_003 + part.number,
-            batch_size=_BATCH.get(models.device.type, 32),
         )
+        found = while_memory_lasts(lambda size: said(batch_size=size), _BATCH.get(models.device.type, 32))
         texts = [one.text for one in found]
         rows: list[Any] = [texts[i : i + settings.draws] for i in range(0, len(texts), settings.draws)]
         work.write_bytes(part.name, json_lines(rows))

@@ -104,7 +104,10 @@ class Encoder:
     def sparse(self, block: Block) -> tuple[SparseCodes, NDArray[np.bool_]]:
         """(codes, kept_B): the non-zero entries of `dense`, which never exists."""
         x_a_BDa, x_b_BDb = (x.to(self.device) for x in self.store.read(block))
-        kept_B = self.keeps(x_a_BDa, x_b_BDb).to(self.sums_on)
+        inside_B = self.keeps(x_a_BDa, x_b_BDb)
+        # Of an outlier a coarse product would take nearly all features for active.
+        x_a_BDa, x_b_BDb = (torch.where(inside_B[:, None], x, 0) for x in (x_a_BDa, x_b_BDb))
+        kept_B = inside_B.to(self.sums_on)
         flat_K, value_K = (one.to(self.sums_on) for one in self._active.of(x_a_BDa, x_b_BDb))
         codes = SparseCodes(*rows_and_columns(flat_K, self.crosscoder.n_features), value_K)
         kept = kept_B.cpu().numpy()

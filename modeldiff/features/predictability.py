@@ -69,6 +69,9 @@ def predictability(
                 r2.append(held_out_r2(*parts).cpu().numpy())
             return np.where(firings_F >= MIN_FIRINGS, np.concatenate(r2), np.nan).astype(np.float32)
 
+        if device.type == "cuda":
+            # torch loads its solver for GPUs with the first call, which no two threads may make at the same time.
+            torch.linalg.cholesky(torch.eye(1, dtype=torch.float64, device=device))
         return by_side(of_side)
 
 

@@ -5,12 +5,15 @@ Shapes: B sequences of a batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from modeldiff.lm.model import LanguageModel
+
+Made = TypeVar("Made")
 
 # Padded tokens per batch, by kind of device: on a CPU the cache decides (measured best for small models), on a GPU
 # large batches keep it busy.
@@ -43,6 +46,20 @@ def padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     mask = [torch.ones(len(one), dtype=torch.int64) for one in sequences]
     ids_BT, mask_BT = (torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True) for rows in (sequences, mask))
     return ids_BT, mask_BT
+
+
+def while_memory_lasts(make: Callable[[int], Made], most: int) -> Made:
+    """`make(most)`, of so many at once; with half of that, and half again, where a GPU's memory does not suffice.
+    Raises torch.OutOfMemoryError: not for one, either."""
+    while True:
+        try:
+            return make(most)
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+        # Only here: the error holds what was computed so far.
+        torch.cuda.empty_cache()
+        most //= 2
 
 
 def chunks(positions: int, vocabulary: int) -> Iterator[slice]:

@@ -38,9 +38,11 @@ class Buckets:
         of_V = torch.zeros(p_PV.shape[1], dtype=torch.int64)
         known = min(len(of_V), len(self.of[side]))
         of_V[:known] = self.of[side][:known]
+        # A GPU adds in any order: in float64 that shows in no digit of the sum in float32.
+        terms_PV = p_PV.double() if p_PV.device.type == "cuda" else p_PV
         # Whole rows are added up: along the other dimension a processor takes many times as long.
-        p_KP = torch.zeros(len(self.names), p_PV.shape[0], dtype=p_PV.dtype, device=p_PV.device)
-        return p_KP.index_add_(0, of_V.to(p_PV.device), p_PV.T.contiguous()).T
+        p_KP = torch.zeros(len(self.names), p_PV.shape[0], dtype=terms_PV.dtype, device=p_PV.device)
+        return p_KP.index_add_(0, of_V.to(p_PV.device), terms_PV.T.contiguous()).T.to(p_PV.dtype)
 
 
 def common_buckets(strings: Mapping[str, Sequence[str | None]]) -> Buckets:

@@ -14,14 +14,16 @@ from modeldiff.errors import InputError, MachineError
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """The device called `name`: "cpu", "cuda", "cuda:N", "mps", or "auto": a CUDA device if there is one, then mps,
-    then the processor. With "auto" each of several processes on this machine takes the CUDA device of its number,
-    `local_rank` (around again where there are fewer). Raises InputError for an unknown word, MachineError for a device
-    that this machine lacks."""
+    then the processor. With "auto" and "cuda" each of several processes on this machine takes the CUDA device of its
+    number, `local_rank` (around again where there are fewer). Raises InputError for an unknown word, MachineError for a
+    device that this machine lacks."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
         kind = next(kind for kind, count in there.items() if count)
         number = local_rank % there[kind]
+    elif name == "cuda" and cuda:
+        kind, number = name, local_rank % cuda
     elif re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         kind, _, digits = name.partition(":")
         number = int(digits or 0)

@@ -5,6 +5,7 @@ Only safetensors and GGUF weights are read, never pickled ones. What goes wrong 
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -85,6 +86,8 @@ def load_model(ref: ModelRef, device: torch.device, dtype: torch.dtype) -> Langu
     GGUF weights are unpacked into plain ones. Raises InputError for what is not a causal language model or cannot be
     found, DamagedError for truncated or missing weights (naming the file), MachineError for missing packages or memory.
     """
+    if device.type == "cuda":
+        _forget()
     location = locate(ref)
     tokenizer = load_tokenizer(ref)
     arguments = _from_pretrained_arguments(ref, location)
@@ -138,8 +141,17 @@ def _placed(
     except torch.OutOfMemoryError:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise
-        say(f"model {ref.short_name} does not fit on {device}: it is spread over all GPUs and the main memory")
-        return load(device_map="auto")
+    # Only here, where the error is gone, which holds what was loaded so far.
+    say(f"model {ref.short_name} does not fit on {device}: it is spread over all GPUs and the main memory")
+    _forget()
+    return load(device_map="auto")
+
+
+def _forget() -> None:
+    """Free the memory of GPUs that nobody uses: of models, too, that accelerate has spread, which hold themselves."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_quantised(arguments: dict[str, Any], name: str) -> bool:

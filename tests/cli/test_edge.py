@@ -180,3 +180,17 @@ def test_narrow_encodings_and_surroundings(tmp_path: Path, variables: dict[str, 
     assert "crosscoder:1" in out
     code, out, err = in_shell(tmp_path / "東京", "--json", **variables)
     assert [one["ref"] for one in json.loads(out)["artifacts"]] == ["activations:1", "crosscoder:1", "features:1"]
+
+
+@pytest.mark.parametrize(("processes", "expected"), [("1", "the last word"), ("2", "")])
+def test_one_of_several_processes_that_fails_is_gone_at_once(processes: str, expected: str) -> None:
+    """What waits at the end of a process for the others would wait for ever."""
+    code = (
+        "import atexit; atexit.register(print, 'the last word'); from modeldiff.cli.main import run; run(['nothing'])"
+    )
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout.strip()) == (2, expected)
+    assert done.stderr.startswith("modeldiff: No such command 'nothing'")

@@ -327,6 +327,7 @@ def double() -> Iterator[Double]:
         "get_device_name": "double", "get_device_capability": (9, 0), "is_bf16_supported": True,
         "mem_get_info": (_MEMORY_BYTES, _MEMORY_BYTES), "memory_allocated": 0, "memory_reserved": 0,
         "max_memory_allocated": 0, "reset_peak_memory_stats": None, "empty_cache": None,
+        "set_device": None,
     }  # fmt: skip
     patches: list[tuple[Any, str, Any]] = [
         *((torch.cuda, name, lambda *_, answer=answer: answer) for name, answer in answers.items()),

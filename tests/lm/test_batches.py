@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeldiff.lm import batches as batches_module
-from modeldiff.lm.batches import BATCH_TOKENS, batches, chunks, padded, token_budget
+from modeldiff.lm.batches import BATCH_TOKENS, batches, chunks, padded, token_budget, while_memory_lasts
 from modeldiff.lm.model import LanguageModel
 
 
@@ -42,3 +42,24 @@ def test_chunks_cover_every_position_once(monkeypatch: pytest.MonkeyPatch) -> No
     positions = list(range(10))
     assert [positions[part] for part in chunks(10, 30)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert len(list(chunks(10, 1000))) == 10  # a vocabulary above the limit: one at a time
+
+
+def test_where_memory_ends_half_as_many_are_tried() -> None:
+    tried: list[int] = []
+
+    def make(size: int) -> str:
+        tried.append(size)
+        if size > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "made"
+
+    assert while_memory_lasts(make, 150) == "made"
+    assert tried == [150, 75, 37]
+
+
+def test_memory_for_none_is_an_error() -> None:
+    def make(_: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        while_memory_lasts(make, 4)

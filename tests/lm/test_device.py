@@ -24,7 +24,7 @@ def _machine(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool = False) -> N
         ("auto", 3, 4, False, "cuda:3"),
         ("auto", 3, 1, False, "cuda:0"),
         ("cpu", 1, 2, False, "cpu"),
-        ("cuda", 1, 2, False, "cuda:0"),
+        ("cuda", 1, 2, False, "cuda:1"),
         ("cuda:1", 0, 2, False, "cuda:1"),
     ],
 )

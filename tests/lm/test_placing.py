@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,15 @@ def test_weights_that_are_fetched_when_they_are_needed_give_the_same(llama: Path
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Where models were to be placed. One that is to fit on a single device does not; all stay on the CPU."""
     places: list[Any] = []
+    partly: list[weakref.ref[torch.nn.Linear]] = []
     load = transformers.AutoModelForCausalLM.from_pretrained
 
     def from_pretrained(*args: Any, device_map: Any = None, **kwargs: Any) -> Any:
         places.append(device_map)
+        assert not any(one() for one in partly), "what was loaded so far is freed before the next attempt"
         if isinstance(device_map, dict):
+            weights = torch.nn.Linear(2, 2)
+            partly.append(weakref.ref(weights))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return load(*args, **kwargs)
 

@@ -73,6 +73,8 @@ class PairStream:
             aside = torch.cuda.Stream(self._device)
 
             def sent(_: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.cuda.Event]:
+                # A thread begins on the first device, and would leave a context there when it goes back to its stream.
+                torch.cuda.set_device(self._device)
                 with torch.cuda.stream(aside):
                     x, owner_B = next(batches)
                     x_there = [one.pin_memory().to(self._device, non_blocking=True) for one in x]

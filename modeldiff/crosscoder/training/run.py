@@ -153,6 +153,13 @@ class _Training:
     def __init__(self, settings: TrainSettings, store: ActivationStore, ours: Ranks) -> None:
         self.settings, self.store = settings, store
         self.device = resolve_device(settings.device, ours.local_rank)
+        started, here = launched()
+        shared = here > torch.cuda.device_count() or ":" in settings.device
+        if started.world > 1 and self.device.type == "cuda" and shared:
+            raise InputError(
+                f"each of the {here} processes on this machine needs a GPU of its own, and it has "
+                f"{torch.cuda.device_count()}: start as many with torchrun, and leave --device out"
+            )
         if settings.audits and self.device.type == "mps":
             raise InputError("--audits needs numbers of 64 bits, which mps lacks: use --device cpu, or --audits 0")
         self.precision = precision_of(settings, self.device)
@@ -202,7 +209,9 @@ class _Training:
                 f"{left_out:.0%} of the pairs were left out: a norm above {recipe.outlier_factor:g} times the median; "
                 "--outlier-factor keeps more"
             )
-        crosscoder.matmul_dtype = torch.float32  # as whoever loads it computes
+        # Only now: what training needs is freed. In float32, as whoever loads it computes.
+        crosscoder = crosscoder.to(self.device)
+        crosscoder.matmul_dtype = torch.float32
         say(f"evaluate on {sum(len(block) for block in self.held_out):,} held-out pairs")
         evaluation = evaluate(crosscoder, self.store, self.held_out, self.settings.outlier_factor)
         follower.log(recipe.steps, {"held_out": evaluation})
@@ -255,7 +264,7 @@ class _Training:
         whole = self.shards.whole(crosscoder) if self.shards else crosscoder
         if whole is not None:
             whole.zero_grad()
-            whole.to(self.device).set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
+            whole.set_threshold(trainer.threshold.value, trainer.threshold_designated.value)
         return whole, written, figures
 
 

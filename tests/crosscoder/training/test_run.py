@@ -23,6 +23,7 @@ from modeldiff.errors import InputError, MachineError
 from modeldiff.splits import hold_out_blocks
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.activations import ActivationStore
+from modeldiff.workspace.ranks import Ranks
 from modeldiff.workspace.stage import CheckpointClock
 from tests.crosscoder.made import log_of
 from tests.crosscoder.planted import Planted, plant, recovered
@@ -255,3 +256,20 @@ def test_too_little_disk_is_refused_before_the_first_step(
     monkeypatch.setattr(Trainer, "update", lambda *_: pytest.fail("a step was made"))
     with pytest.raises(MachineError, match=r"a training of 40 features needs .* on disk, 1.0 kB are free"):
         run(TrainSettings(**SHORT), workspace)
+
+
+@pytest.mark.parametrize(("here", "device"), [(3, "auto"), (2, "cuda:1"), (2, "auto"), (2, "cuda")])
+def test_processes_that_would_share_a_gpu_are_refused(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: int, device: str
+) -> None:
+    workspace, ours = workspace_with(tmp_path / "w", planted), Ranks(1, here, 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(run_module, "launched", lambda: (ours, here))
+    settings = TrainSettings(**SHORT | {"device": device})
+    if here == 2 and ":" not in device:
+        prepared, _ = run_module.prepare(settings, workspace, ours)
+        assert prepared.resolved == {"precision": "bfloat16"}
+        return
+    with pytest.raises(InputError, match=f"each of the {here} processes on this machine needs a GPU of its own"):
+        run_module.prepare(settings, workspace, ours)
