@@ -31,7 +31,7 @@ def where(one: dict[str, Any]) -> str:
     """Where an entry's words are said, with the words that tell those places from others."""
     context = one["context"]
     if context["kind"] == "everywhere":
-        return "everywhere, whatever the text"
+        return "everywhere, on average over all places"
     there = ", ".join(word for word in one["words_there"] if word != context.get("name"))
     return f"{context_name(context)}: {there}" if there else context_name(context)
 

@@ -185,20 +185,26 @@ def _read(
             )
     opened: list[Document | None] = []
     left_out = LeftOut(strict=settings.strict)
+
+    def open_one(record: Record, number: int, *, prompt: bool = False) -> None:
+        try:
+            opened.append(open_document(record, number, readers, context, settings.seed, prompt=prompt))
+        except ChatError as error:
+            left_out.add(record, str(error))
+        else:
+            if opened[-1] is None and (prompt or record.messages):
+                left_out.add(record, f"nothing to answer within {min(context.values())} tokens (--context)")
+
     with progress("read", settings.places, "documents") as bar:
         records = left_out.usable(mix(sources, settings.text_field, settings.source_field))
         drawn = drawn_documents(records, settings.places, settings.seed)
         for number, record in drawn:
-            try:
-                opened.append(open_document(record, number, readers, context, settings.seed))
-            except ChatError as error:
-                left_out.add(record, str(error))
+            open_one(record, number)
             bar.advance()
+    for number, record in enumerate(prompts, drawn[-1][0] + 1 if drawn else 0):
+        open_one(record, number, prompt=True)
     if left_out.data["records"]:
         say(str(left_out))
-    first = drawn[-1][0] + 1 if drawn else 0
-    numbered = enumerate(prompts, first)
-    opened += [open_document(one, number, readers, context, settings.seed, prompt=True) for number, one in numbered]
     documents = [document for document in opened if document]
     if not documents:
         raise InputError("the texts hold no place that both models can go on from: give longer --texts")

@@ -141,7 +141,9 @@ def verify(half: Half, candidates: list[Candidate], orders_RP: Longs, settings: 
     """The candidates by what the second half says, verified ones first."""
     measured = [_measured(half, one, orders_RP, settings) for one in candidates]
     weight_N = np.array([one.standardised**2 for one in candidates])
-    verified_N = rejected(np.array([p for _, p in measured]), settings.rate, weight_N).tolist()
+    p_N = np.array([p for _, p in measured])
+    # However promising, none whose own p-value is above the rate: its permutations were not even tried.
+    verified_N = (rejected(p_N, settings.rate, weight_N) & (p_N <= settings.rate)).tolist()
     entries = [
         Verified(one, gaps, p, verified)
         for one, (gaps, p), verified in zip(candidates, measured, verified_N, strict=True)

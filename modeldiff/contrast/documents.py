@@ -198,10 +198,12 @@ def read_prompts(path: Path, text_field: str = "text", source_field: str = "sour
     there is no such file, another suffix, a record that cannot be used, or no prompt."""
     source = parse_source(str(path))
     if path.suffix.lower() == ".txt":
-        found = [Record("prompts", line) for line in read_lines(path)]
+        records: Iterable[Record] = (Record("prompts", line) for line in read_lines(path))
     else:
         records = LeftOut(strict=True).usable(read_source(source, text_field, source_field))
-        found = [Record("prompts", one.text, one.messages) for one in records]
+    found = [
+        Record("prompts", one.text, one.messages, f"{path}, prompt {number}") for number, one in enumerate(records, 1)
+    ]
     if not found:
         raise InputError(f"file of prompts {path} holds no prompt")
     return found

@@ -6,7 +6,8 @@ Layout (normative):
         continuations, crosscoder, features    what was compared; null: there was none
         models                      as in the continuations
         places, documents, words    number
-        contexts                    number compared, by kind (word, source, everywhere, feature)
+        contexts                    number compared, by kind (word, source, everywhere, feature): those that hold often
+                                    enough
         rate, smallest              as asked for: false discoveries, least effect
         candidates, found           number of entries that were tested, and that held
         expected_by_chance          entries found on average over `worlds` unrelated ones
@@ -45,9 +46,10 @@ from modeldiff.workspace import Artifact, Order, Work, Workspace
 from modeldiff.workspace.ranks import Ranks, produce_together, ranks
 from modeldiff.workspace.stage import Build
 
-SCHEMA = 5
+SCHEMA = 6
 # In each half so many documents that they can be told from one another.
 _LEAST_DOCUMENTS = 4
+_FEW_DOCUMENTS = 100
 
 
 def run(settings: ContrastSettings, workspace: Workspace, *, name: str | None = None, force: bool = False) -> Artifact:
@@ -101,11 +103,13 @@ def _compare(
     said = said_words(places)
     words_before = make.words([continuations.before(i) for i in range(len(places))], least=2 * settings.least)
     contexts = _contexts(continuations, words_before, dictionary, settings)
-    compared = Counter(one.kind for one in contexts.which)
-    kinds = ", ".join(f"{count:,} of kind {kind}" for kind, count in compared.items())
-    say(f"{len(said.names):,} words; contexts: {kinds}")
+    if documents < _FEW_DOCUMENTS:
+        say(f"{documents} documents are few: only differences that show in many of them can be told from chance")
     with progress("contrast", PERMUTATIONS + WORLDS, "permutations") as bar:
         outcome = contrast(contexts, said, document_P, settings, note=bar.advance)
+    compared = Counter(one.kind for one in outcome.contexts.which)
+    kinds = ", ".join(f"{count:,} of kind {kind}" for kind, count in compared.items())
+    say(f"{len(said.names):,} words; contexts often enough: {kinds}")
     ranks = range(1, len(outcome.entries) + 1)
     entries = [entry_json(rank, outcome, continuations, said, words_before, settings.seed) for rank in ranks]
     if dictionary:

@@ -28,6 +28,7 @@ from modeldiff.lm.device import resolve_device
 from modeldiff.sides import SIDES
 from modeldiff.workspace import Artifact, Workspace
 from modeldiff.workspace.bits import bytes_per_value, chunk_rows
+from modeldiff.workspace.files import human_bytes
 from modeldiff.workspace.rehearsal import Size, rehearse
 
 # Enough for a whole batch of training; for the caches of a processor to be as full as in a long run.
@@ -61,7 +62,14 @@ def plan(settings: DiffSettings, workspace: Workspace) -> dict[str, Any]:
         **{side: {name: seen[side][name] for name in ("model", "layer", "width")} for side in SIDES},
     }
     trained = _forecast(training, recipe, widths, pairs, harvest.storage, workspace)
-    known |= {"problems": trained["problems"]}
+    both, free = seen["bytes_needed"] + trained["disk"]["needed"], seen["bytes_free"]
+    problems = trained["problems"]
+    if not problems and both > free and not workspace.artifacts("activations"):
+        problems = [
+            f"disk in {workspace.folder}: {human_bytes(both)} needed for activations and training, {human_bytes(free)} "
+            "free; use fewer --pairs or --features, or a larger disk"
+        ]
+    known |= {"problems": problems}
     if "device" in trained["memory"]:
         known["device_memory_of_training"] = trained["memory"]["device"]["needed"]
     if why_not := why_not_timed(harvest):

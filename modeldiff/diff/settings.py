@@ -14,6 +14,10 @@ class DiffSettings(ListSettings, OfRecords):
     """Model A: a name on the hub, a local folder or a .gguf file; of a model or a PEFT adapter."""
     model_b: str = setting()
     """Model B, likewise."""
+    revision_a: str | None = setting(default=None)
+    """Branch, tag or commit of model A on the hub."""
+    revision_b: str | None = setting(default=None)
+    """Branch, tag or commit of model B on the hub."""
     texts: tuple[str, ...] = setting()
     """Texts that both models read, as for `modeldiff harvest`: [LABEL=]FILE.txt|.jsonl|.parquet or hf:NAME."""
     pairs: int = setting(default=1_000_000, least=1)

@@ -107,7 +107,8 @@ def captured(
             budget = capture.batch_tokens or token_budget(lm)
             raise MachineError(
                 f"a batch of {budget} tokens does not fit into the memory of {lm.device} with model "
-                f"{capture.side.upper()} ({lm.name}): use a smaller --batch-tokens, or --dtype bfloat16"
+                f"{capture.side.upper()} ({lm.name}): run `modeldiff harvest` with a smaller --batch-tokens, and a "
+                "diff of the same goes on from it, or with --dtype bfloat16"
             ) from None
 
     ahead = lm.device.type == "cuda"

@@ -36,8 +36,8 @@ class HarvestSettings(RemoteCode, OfRecords):
     .parquet file, or `hf:NAME[:CONFIG[:SPLIT]]` for a hub data set. Sources are mixed by weight, counted in characters
     (default 1 each), until they run out. LABEL (default: the file's name) is kept with every text; a record's own
     label goes first (--source-field). A .txt file is cut into documents of 2,000 to 4,000 characters, at blank lines
-    where there are any. Records with a `messages` list are chats: each model gets its own chat template, and only the
-    message contents are compared."""
+    where there are any. Records with a list `messages` or `conversation` are chats: each model gets its own chat
+    template, and only the message contents are compared."""
     sample: float = setting(default=1.0, above=0, most=1)
     """Share of the documents to use, chosen at random by --seed. With a large corpus and few pairs, a small share
     spreads the pairs over all of it instead of taking its beginning."""

@@ -231,7 +231,8 @@ def _one_line_errors(ref: ModelRef, location: Location, what: str) -> Iterator[N
 def _explained(error: Exception, name: str, location: Location, what: str) -> ModeldiffError:
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
-        return MachineError(f"{what} {name} does not fit: try --dtype bfloat16 or --device cpu")
+        spread = "" if importlib.util.find_spec("accelerate") else " `pip install accelerate`, which spreads it,"
+        return MachineError(f"{what} {name} does not fit: try{spread} --dtype bfloat16 or --device cpu")
     if isinstance(error, ImportError):
         return MachineError(f"{what} {name} needs a package that is missing: {_brief(error)}")
     if location.gguf_file:

@@ -18,6 +18,9 @@ TXT_DOCUMENT_CHARS = 2000
 # Where no blank line comes, it is cut at the last line end or blank before so many characters.
 TXT_MOST_CHARS = 2 * TXT_DOCUMENT_CHARS
 
+CHATS = ("messages", "conversation")
+"""Fields that hold a chat as a list of {role, content}; the first one that is there counts."""
+
 
 def read_txt(path: Path, text_field: str, _source_field: str) -> Iterator[Row]:
     """The documents of a plain text file: paragraphs, grouped up to about 2,000 characters. Without blank lines a
@@ -74,7 +77,7 @@ def _object(line: str) -> dict[str, Any] | str:
 
 
 def read_parquet(path: Path, text_field: str, source_field: str) -> Iterator[Row]:
-    """The rows of a Parquet file; of its columns only the text, `messages` and the label are read. Raises MachineError:
+    """The rows of a Parquet file; of its columns only the text, chats and the label are read. Raises MachineError:
     pyarrow is not installed; InputError: no column that could be used; DamagedError: not a Parquet file."""
     try:
         import pyarrow
@@ -85,8 +88,8 @@ def read_parquet(path: Path, text_field: str, source_field: str) -> Iterator[Row
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             text, source = (name if name in names else name.split(".")[0] for name in (text_field, source_field))
-            columns = [name for name in dict.fromkeys((text, "messages", source)) if name in names]
-            if not {text, "messages"} & set(columns):
+            columns = [name for name in dict.fromkeys((text, *CHATS, source)) if name in names]
+            if not {text, *CHATS} & set(columns):
                 raise InputError(
                     f"{path}: column '{text_field}' is missing (columns: {', '.join(names)}); "
                     "choose one with --text-field"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modeldiff.errors import InputError
-from modeldiff.texts.readers import READERS, SUFFIXES, dataset_identity, read_dataset, split_long
+from modeldiff.texts.readers import CHATS, READERS, SUFFIXES, dataset_identity, read_dataset, split_long
 from modeldiff.workspace.files import sha256_json
 
 HUB_PREFIX = "hf:"
@@ -199,8 +199,9 @@ def _record(fields: dict[str, Any], text_field: str, source_field: str, label: s
     text = _value(fields, text_field)
     if isinstance(text, str):
         return Record(label, characters(text))
-    if text is None and fields.get("messages") is not None:
-        messages = _messages(fields["messages"])
+    chat = next((name for name in CHATS if fields.get(name) is not None), None)
+    if text is None and chat:
+        messages = _messages(chat, fields[chat])
         return Record(label, "\n".join(m["content"] for m in messages), messages)
     if text is not None or text_field in fields:
         raise InputError(f"field '{text_field}' must be a text, found {type(text).__name__}")
@@ -217,16 +218,16 @@ def _value(fields: dict[str, Any], name: str) -> Any:
     return _value(inner, rest) if rest and isinstance(inner, dict) else None
 
 
-def _messages(messages: Any) -> tuple[dict[str, str], ...]:
+def _messages(field: str, messages: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(messages, list) or not messages:
-        raise InputError("field 'messages' must be a list of {role, content} with at least one")
+        raise InputError(f"field '{field}' must be a list of {{role, content}} with at least one")
     found = []
     for message in messages:
         role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
         if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
             content = "\n".join(part["text"] for part in content)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise InputError("each of the 'messages' needs a text 'role' and a text 'content'")
+            raise InputError(f"each of the '{field}' needs a text 'role' and a text 'content'")
         found.append({"role": role, "content": characters(content)})
     return tuple(found)
 

@@ -133,6 +133,18 @@ def test_prompts_alone_and_together_with_texts(
         Continuations(artifact)
 
 
+def test_a_prompt_that_is_too_long_is_left_out_counted_and_named(
+    make_settings: Make, workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("abc gah?\n" * 41 + "bed " * 300)
+    asked = make_settings(texts=(), prompts=path, context=30)
+    assert len(Continuations(run(asked, workspace)).documents) == 41
+    said = capsys.readouterr().err
+    assert "1 record left out" in said
+    assert f"{path}, prompt 42: nothing to answer within 30 tokens (--context)" in said
+
+
 def test_chats_are_kept_with_their_messages_and_draws_differ(
     make_settings: Make, workspace: Workspace, tmp_path: Path
 ) -> None:

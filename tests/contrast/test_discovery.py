@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from modeldiff.contrast import discovery
 from modeldiff.contrast.discovery import Outcome, contrast
 from modeldiff.contrast.settings import ContrastSettings
 from tests.contrast.made_worlds import World, made_world
@@ -32,6 +33,16 @@ def test_planted_differences_are_found_with_their_words() -> None:
     assert first.effect.value == pytest.approx(0.5, abs=0.2)
     assert first.effect.low() > 0.05
     assert named(found(world, smallest=0.9)) == set()
+
+
+def test_however_promising_none_is_verified_whose_own_p_value_is_above_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery, "rejected", lambda p_N, *_: np.ones(len(p_N), bool))
+    world = made_world(4, density=0.2, planted={3: {"a": 0.5}, 7: {"b": 0.12}, 9: {"a": 0.1}})
+    entries = found(world, smallest=0.05).entries
+    assert {one.verified for one in entries} == {True, False}
+    assert all(one.verified == (one.p <= 0.05) for one in entries)
 
 
 def test_what_holds_everywhere_is_found_everywhere_alone() -> None:

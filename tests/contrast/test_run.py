@@ -69,8 +69,8 @@ def test_contrast_json_says_what_was_compared(found: Artifact) -> None:
     assert found.settings["crosscoder"] == "none", "made again, it has none either"
     assert contrast["models"] == {"a": "org/model-a", "b": "org/model-b"}
     assert (contrast["places"], contrast["documents"]) == (320, 160)
-    assert set(contrast["contexts"]) == {"everywhere", "source", "word"}
-    assert (contrast["contexts"]["everywhere"], contrast["contexts"]["source"]) == (1, 2)
+    assert set(contrast["contexts"]) == {"everywhere", "word"}, "either source is half of the places: none is compared"
+    assert contrast["contexts"]["everywhere"] == 1
     assert contrast["found"] == 1 == found.metrics["found"]
     assert contrast["candidates"] == contrast["found"] + len(contrast["not_verified"])
     assert contrast["expected_by_chance"] < 0.5
@@ -86,7 +86,7 @@ def test_the_same_command_is_up_to_date_and_settings_change_the_list(tmp_path: P
     assert run(settings_of(), workspace).ref == run(settings_of(device="auto"), workspace).ref == "contrast:1"
     assert run(settings_of(smallest=0.95), workspace).metrics["found"] == 0
     contrast = read_contrast(run(settings_of(contexts=("source", "everywhere")), workspace))
-    assert contrast["contexts"] == {"everywhere": 1, "source": 2}
+    assert contrast["contexts"] == {"everywhere": 1}
     assert {one["context"]["kind"] for one in contrast["differences"]} <= {"source", "everywhere"}
 
 
@@ -168,7 +168,7 @@ def world(
 
 def test_untrained_models_differ_in_nothing(world: World) -> None:
     contrast = read_contrast(run(settings_of(least=4), world.workspace))
-    assert contrast["contexts"]["feature"] > 5
+    assert contrast["contexts"]["feature"] >= 1
     assert contrast["crosscoder"] == world.crosscoders[1].ref
     assert contrast["features"] is None
     assert (contrast["found"], contrast["differences"]) == (0, [])

@@ -127,6 +127,24 @@ def test_a_plan_is_of_every_stage_and_leaves_nothing(folder: Path, done: Diff, m
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_activations_and_training_have_to_fit_on_the_disk_together(
+    folder: Path, done: Diff, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimate, settings = plan_module.estimate, settings_of(folder)
+
+    def room_for_activations(*how: Any) -> dict[str, Any]:
+        seen = estimate(*how)
+        return seen | {"bytes_free": seen["bytes_needed"]}
+
+    monkeypatch.setattr(plan_module, "why_not_timed", lambda _: "a test")
+    monkeypatch.setattr(plan_module, "estimate", room_for_activations)
+    (problem,) = plan_module.plan(settings, Workspace(tmp_path / "ws"))["problems"]
+    assert "needed for activations and training" in problem
+    assert done.activations
+    there = Workspace(folder / "ws")
+    assert plan_module.plan(settings, there)["problems"] == [], "the activations are there"
+
+
 def test_a_list_is_pushed_with_each_model_loaded_once(
     folder: Path, done: Diff, monkeypatch: pytest.MonkeyPatch
 ) -> None:

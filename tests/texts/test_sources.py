@@ -51,12 +51,13 @@ def test_jsonl_records_and_their_labels(tmp_path: Path) -> None:
     assert texts_of(path, "body") == ["two"]
 
 
-def test_chats(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["messages", "conversation"])
+def test_chats(tmp_path: Path, field: str) -> None:
     messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there"}]},
     ]
-    (record,) = read_source(parse_source(str(jsonl(tmp_path / "c.jsonl", {"messages": messages}))), "text")
+    (record,) = read_source(parse_source(str(jsonl(tmp_path / "c.jsonl", {field: messages}))), "text")
     assert record.text == "Hi\nHello\nthere"
     assert [message["role"] for message in record.messages] == ["user", "assistant"]
 
@@ -92,6 +93,7 @@ def test_a_data_set_in_a_local_folder(tmp_path: Path) -> None:
         (b'{"body": "one"}\n', r"line 1: field 'text' is missing \(fields: body\).*--text-field"),
         (b'{"text": "a", "source": 3}\n', r"line 1: field 'source' must be a text, found int"),
         (b'{"messages": []}\n', r"line 1: field 'messages' must be a list"),
+        (b'{"conversation": ["Hi"]}\n', r"line 1: each of the 'conversation' needs"),
         (b'{"messages": [{"role": "user"}]}\n', r"line 1: each of the 'messages' needs"),
         (b'\n{"text": " "}\n', r"bad\.jsonl holds no text"),
         (b"", r"bad\.jsonl is empty"),
