@@ -38,7 +38,7 @@ from modeldiff.workspace.ranks import Ranks, produce_together, ranks
 from modeldiff.workspace.rehearsal import Size, rehearse
 from modeldiff.workspace.stage import Build
 
-SCHEMA = 2
+SCHEMA = 3
 FORMAT = 1
 NAME = "continuations.json"
 DOCUMENTS, PLACES, SAID = "documents.jsonl", "places.jsonl", {side: f"said_{side}.jsonl" for side in SIDES}

@@ -219,21 +219,30 @@ def choose_places(
     """
     each = max(1, round(places / max(1, len(documents))))
     chosen: list[Place] = []
-    owed = 0.0  # of even places, carried over from document to document
+    counts = [0 if one.given else min(each, len(one.ends)) for one in documents]
+    even = _evenly_drawn(counts, [one.number for one in documents], uniform, seed)
     left = iter(divergence_N.astype(float).tolist())
     for position, document in enumerate(documents):
         of_candidate = list(islice(left, len(document.ends)))
         if document.given:
             picked = [(i, "given") for i in range(min(each, len(document.ends)))]
         else:
-            count = min(each, len(document.ends))
-            owed += uniform * count
-            evenly = min(count, int(owed + 1e-9))
-            owed -= evenly
             rng = random.Random(f"{seed}:places:{document.number}")
-            picked = _pick(of_candidate, evenly, count - evenly, rng)
+            picked = _pick(of_candidate, even[position], counts[position] - even[position], rng)
         chosen += [Place(position, document.ends[i], of_candidate[i], how) for i, how in sorted(picked)]
     return chosen
+
+
+def _evenly_drawn(counts: list[int], numbers: list[int], uniform: float, seed: int) -> list[int]:
+    """How many of each document's places are drawn evenly: a share `uniform` of all. What does not come out even is
+    carried over from document to document in random order: sources follow each other regularly, and one must not get
+    other places than the next one."""
+    drawn, owed = [0] * len(counts), 0.0
+    for i in sorted(range(len(counts)), key=lambda i: random.Random(f"{seed}:even:{numbers[i]}").random()):
+        owed += uniform * counts[i]
+        drawn[i] = min(counts[i], int(owed + 1e-9))
+        owed -= drawn[i]
+    return drawn
 
 
 def _pick(of_candidate: list[float], evenly: int, differing: int, rng: random.Random) -> list[tuple[int, str]]:

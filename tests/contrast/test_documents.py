@@ -231,6 +231,15 @@ def test_the_share_that_is_drawn_evenly_is_kept_over_the_documents(uniform: floa
         assert Counter(place.drawn for place in found)["uniform"] == even * each
 
 
+@pytest.mark.parametrize("sources", [2, 3, 4])
+def test_sources_that_take_turns_get_the_same_kinds_of_places(sources: int) -> None:
+    """Else a habit of all texts would look like one of every second text."""
+    found = chosen([plain(i, 8) for i in range(1200)])
+    even = Counter(place.document % sources for place in found if place.drawn == "uniform")
+    for source in range(sources):
+        assert even[source] == pytest.approx(600 / sources, abs=4 * (300 / sources) ** 0.5)
+
+
 @pytest.mark.parametrize("uniform", [0.0, 1.0])
 def test_places_are_drawn_evenly_or_in_proportion_to_the_square_of_the_divergence(uniform: float) -> None:
     documents, divergence = [plain(i, 4) for i in range(3000)], [0.1, 0.2, 0.3, 0.4]
