@@ -171,5 +171,6 @@ def _measured(
 
 
 def any_of(said: Said, words: list[int], side: str) -> Floats:
-    """(P,) share of the draws in which a model says any of the words; of several draws, the largest share of a word."""
-    return np.asarray(said.by_side[side][:, words].max(axis=1).todense(), np.float64)[:, 0]
+    """(P,) share of the draws in which a model says any of the words."""
+    any_DP = [one[:, words].max(axis=1).toarray()[:, 0] for one in said.by_draw[side]]
+    return np.asarray(np.mean(any_DP, axis=0), np.float64)

@@ -107,8 +107,9 @@ def exchanged(said: Said, document_P: Longs, seed: int) -> Said:
     documents, at_P = np.unique(document_P, return_inverse=True)
     swap_K = np.random.default_rng(seed).integers(0, 2, len(documents)).astype(np.float32)
     swap, stay = sparse.diags(swap_K[at_P]), sparse.diags(1 - swap_K[at_P])
-    a, b = said.by_side["a"], said.by_side["b"]
-    return Said(said.names, {"a": (stay @ a + swap @ b).tocsr(), "b": (stay @ b + swap @ a).tocsr()})
+    both = zip(said.by_draw["a"], said.by_draw["b"], strict=True)
+    changed = [((stay @ a + swap @ b).tocsr(), (stay @ b + swap @ a).tocsr()) for a, b in both]
+    return Said(said.names, {"a": [a for a, _ in changed], "b": [b for _, b in changed]})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -43,8 +44,16 @@ class Said:
 
     names: list[str]
     """(V,) the words."""
-    by_side: dict[str, sparse.csr_matrix]
-    """(P, V) float32: share of the draws at a place in which the word is said."""
+    by_draw: dict[str, list[sparse.csr_matrix]]
+    """By side, of each draw (P, V) float32: 1 where the word is said at a place."""
+
+    @cached_property
+    def by_side(self) -> dict[str, sparse.csr_matrix]:
+        """(P, V) float32: share of the draws at a place in which the word is said."""
+        return {
+            side: draws[0] if len(draws) == 1 else (sum(draws[1:], draws[0]) / len(draws)).astype(np.float32).tocsr()
+            for side, draws in self.by_draw.items()
+        }
 
     @property
     def difference(self) -> sparse.csr_matrix:
@@ -52,7 +61,7 @@ class Said:
         return (self.by_side["a"] - self.by_side["b"]).tocsr()
 
     def rows(self, places: np.ndarray) -> Said:
-        return Said(self.names, {side: self.by_side[side][places] for side in SIDES})
+        return Said(self.names, {side: [one[places] for one in draws] for side, draws in self.by_draw.items()})
 
 
 def words_of(text: str) -> list[str]:
@@ -93,9 +102,8 @@ def said_words(places: Sequence[Place], *, least: int = LEAST_SAID) -> Said:
     said = [(place.given, text) for side in SIDES for place in places for text in place.said[side]]
     names, said_NV = present([whole_words(text, begins=given) for given, text in said], words_of, least)
     draws, half = len(said) // (2 * len(places)), len(said) // 2
-    mean = sparse.kron(sparse.identity(len(places), format="csr"), np.full((1, draws), 1 / draws), format="csr")
     parts = zip(SIDES, (said_NV[:half], said_NV[half:]), strict=True)
-    return Said(names, {side: sparse.csr_matrix(mean @ part, dtype=np.float32) for side, part in parts})
+    return Said(names, {side: [part[draw::draws] for draw in range(draws)] for side, part in parts})
 
 
 def present(

@@ -68,5 +68,5 @@ def made_world(
         says = {side: one[extra] for side, one in says.items()}
     which = [Context("everywhere", "")] + [Context("word", str(c)) for c in range(contexts)]
     on = np.concatenate([np.ones((1, len(document_P))), on_CP]).astype(np.float32)
-    said = Said([f"w{v}" for v in range(words)], {side: sparse.csr_matrix(one) for side, one in says.items()})
+    said = Said([f"w{v}" for v in range(words)], {side: [sparse.csr_matrix(one)] for side, one in says.items()})
     return World(Contexts(which, sparse.csr_matrix(on)), said, document_P)

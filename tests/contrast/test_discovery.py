@@ -57,7 +57,7 @@ def test_what_one_context_explains_is_not_everywhere() -> None:
     said = world.said.by_side["b"].toarray()
     for place in np.flatnonzero(on & (rng.random(len(on)) < 0.8)):
         said[place, rng.integers(10, 30, 5)] = 1
-    world.said = type(world.said)(world.said.names, {**world.said.by_side, "b": sparse.csr_matrix(said)})
+    world.said = type(world.said)(world.said.names, {**world.said.by_draw, "b": [sparse.csr_matrix(said)]})
     outcome = found(world, smallest=0.02)
     assert [outcome.contexts.which[one.candidate.context].name for one in outcome.entries] == ["3"]
 
@@ -71,7 +71,7 @@ def test_where_a_habit_is_missing_the_other_model_does_nothing_new() -> None:
     said = {side: one.toarray() for side, one in world.said.by_side.items()}
     said["a"][:, 3] = rng.random(len(on)) < np.where(on, 0.4, 0.05)
     said["b"][:, 3] = rng.random(len(on)) < np.where(on, 0.4, 0.5)
-    world.said = type(world.said)(world.said.names, {side: sparse.csr_matrix(one) for side, one in said.items()})
+    world.said = type(world.said)(world.said.names, {side: [sparse.csr_matrix(one)] for side, one in said.items()})
     entries = [one for one in found(world).entries if one.verified]
     assert entries
     assert all(one.side == "b" for one in entries)

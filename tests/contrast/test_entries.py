@@ -45,7 +45,7 @@ def entry(which: Contexts | None = None, same: tuple[int, ...] = ()) -> dict[str
     """The entry of the first context, of rank 3."""
     _, outcome = made(which or contexts(("word", "oak", HOLDS)), same=same)
     columns = {side: np.array([of[name] for name in NAMES], np.float32) for side, of in SAYS.items()}
-    said = Said(NAMES, {side: sparse.csr_matrix(one.T) for side, one in columns.items()})
+    said = Said(NAMES, {side: [sparse.csr_matrix(one.T)] for side, one in columns.items()})
     documents = [SimpleNamespace(source=source) for source in ("web", "web", "code", "web", "news")]
     text = "x" * 200
     places = [SimpleNamespace(document=i // 2, said={"a": [f"A{i}", "?"], "b": [f"B{i}", "?"]}) for i in range(10)]

@@ -20,7 +20,7 @@ from modeldiff.contrast.words import Said
 
 def said(a: np.ndarray, b: np.ndarray) -> Said:
     names = [f"w{v}" for v in range(a.shape[1])]
-    return Said(names, {side: sparse.csr_matrix(one.astype(np.float32)) for side, one in (("a", a), ("b", b))})
+    return Said(names, {side: [sparse.csr_matrix(one.astype(np.float32))] for side, one in (("a", a), ("b", b))})
 
 
 def test_z_is_the_difference_of_differences_over_its_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from modeldiff.contrast.discovery import any_of
 from modeldiff.contrast.documents import Place
 from modeldiff.contrast.words import said_words, whole_words, words_of
 
@@ -73,6 +74,13 @@ def test_draws_of_a_place_are_averaged() -> None:
         "blue": {"a": [0.25, 0.0], "b": [0.0, 0.75]},
         "red": {"a": [0.5, 0.0], "b": [0.0, 0.25]},
     }
+
+
+def test_any_of_some_words_is_asked_of_each_draw() -> None:
+    said = {"a": [["red. "] * 3, ["red. ", "blue. ", "- "]], "b": [["red. ", "blue. ", "green. "], ["- "] * 3]}
+    found = said_words(places(said, ["given"] * 2), least=1)
+    assert any_of(found, [0, 1, 2], "a").tolist() == pytest.approx([1, 2 / 3])
+    assert any_of(found, [0, 1, 2], "b").tolist() == pytest.approx([1, 0]), "every draw says one of them"
 
 
 def test_a_word_counts_when_both_models_together_say_it_in_enough_continuations() -> None:
