@@ -57,7 +57,7 @@ FULL = Sizes(
 )  # fmt: skip
 _TINY = Step(width=32, features=256, k=8, batch=64, exclusive=0.1)
 DRY = Sizes(
-    paper=_TINY, small=_TINY, middle=_TINY, far_rows=0, squared=64, pairs=1200, features=64, places=80, layers=3,
+    paper=_TINY, small=_TINY, middle=_TINY, far_rows=0, squared=64, pairs=1200, features=64, places=120, layers=3,
     harvest_pairs=600,
 )  # fmt: skip
 
