@@ -114,9 +114,12 @@ def run(args: list[str] | None = None) -> None:
         code = _failed(error)
     written(sys.stderr)
     code = code if isinstance(code, int) else 0
-    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if code and "WORLD_SIZE" in os.environ:
+        from modeldiff.workspace.ranks import launched
+
         # Python's way out closes NCCL's connections; that waits for the other processes, which wait for this one.
-        os._exit(code)
+        if launched()[0].world > 1:
+            os._exit(code)
     sys.exit(code)
 
 

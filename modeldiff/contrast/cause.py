@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from modeldiff.contrast.statistics import Bools, Floats, Gap, Longs, gap_of
 from modeldiff.contrast.words import whole_words, words_of
 from modeldiff.controls import random_directions
 from modeldiff.crosscoder import Crosscoder
+from modeldiff.lm.batches import while_memory_lasts
 from modeldiff.lm.generate import continue_tokens
 from modeldiff.lm.model import LanguageModel
 from modeldiff.lm.residual import Shown, take_off
@@ -43,7 +45,7 @@ LEAST_PLACES, LEAST_DOCUMENTS = 4, 2
 LEAST_ALIKE, MOST_ALIKE = 0.15, 20
 # What is sampled of the owner, in this order; of the other model the first alone.
 VARIANTS = ("unchanged", "removed_together", "removed_together_random")
-# Places continued at once, by kind of device. It decides the random numbers.
+# Places continued at once, by kind of device, or as many as its memory suffices for. It decides the random numbers.
 _BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
 # A gap of which removal closes less than this is shown not to hang on the features.
 _MOST_OF = 0.5
@@ -149,9 +151,25 @@ def generate_variants(
     removed: of each place, the features as the model shows them; None: it is not the owner. They are removed after
     block `layer`. tokens: of a continuation, at most. note: told how many places are done, batch by batch.
     """
+    told = 0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        note(max(0, done - told))
+        told = max(told, done)
+
+    # One size for all places: the random numbers of a place's variants depend on its batch.
+    made = partial(_generated, lm, side, places, removed, layer=layer, tokens=tokens, seed=seed, tell=tell)
+    return while_memory_lasts(lambda size: made(size=size), _BATCH.get(lm.device.type, 32))
+
+
+def _generated(
+    lm: LanguageModel, side: str, places: list[CausePlace], removed: list[Shown | None],
+    *, layer: int, tokens: int, seed: int, size: int, tell: Callable[[int], None],
+) -> list[list[str]]:  # fmt: skip
+    """`generate_variants`, of `size` places at once. tell: told how many places are done so far."""
     made: list[list[str]] = [[] for _ in places]
     order = np.argsort([len(one.ids[side]) for one in places], kind="stable").tolist()
-    size = _BATCH.get(lm.device.type, 32)
     first_seed = (seed * 2 + SIDES.index(side)) * 1_000_003
     nothing = Shown(torch.zeros(0, lm.width), torch.zeros(0), torch.zeros(0), torch.zeros(0, lm.width))
     for start in range(0, len(order), size):
@@ -169,7 +187,7 @@ def generate_variants(
             for i, one in zip(batch, said, strict=True):
                 if not variant or removed[i]:
                     made[i].append(one.text)
-        note(len(batch))
+        tell(start + len(batch))
     return made
 
 

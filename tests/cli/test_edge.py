@@ -188,7 +188,7 @@ def test_one_of_several_processes_that_fails_is_gone_at_once(processes: str, exp
     code = (
         "import atexit; atexit.register(print, 'the last word'); from modeldiff.cli.main import run; run(['nothing'])"
     )
-    environment = {**os.environ, "WORLD_SIZE": processes}
+    environment = {**os.environ, "WORLD_SIZE": processes, "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
     )

@@ -115,6 +115,28 @@ def test_variants_share_their_random_numbers_and_differ_by_what_is_removed() -> 
     assert [made[i][0] for i in order] == [one.text for one in plain]
 
 
+def test_variants_come_in_smaller_batches_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    lm = LanguageModel(tiny_model("gpt2", len(tokenizer)), tokenizer, ModelRef("tiny"))
+    places = [CausePlace(0, i, i, {"b": [5 + (7 * i + j) % 250 for j in range(3)]}) for i in range(20)]
+    done: list[int] = []
+
+    def small(lm: LanguageModel, ids: list[list[int]], **how: Any) -> Any:
+        if len(ids) > 8 or (len(done) == 1 and len(ids) > 4):  # the second batch has less room than the first one
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return continue_tokens(lm, ids, **how)
+
+    def made() -> list[list[str]]:
+        how: dict[str, Any] = {"layer": 0, "tokens": 4, "seed": 0, "note": done.append}
+        return generate_variants(lm, "b", places, [None] * 20, **how)
+
+    monkeypatch.setattr(cause, "continue_tokens", small)
+    found = made()
+    assert sum(done) == 20
+    monkeypatch.setitem(cause._BATCH, "cpu", 4)
+    assert made() == found
+
+
 def _made(rates: dict[str, tuple[float, ...]], *, places: int = 40, owner: str = "b") -> dict[str, Any]:
     """What follows from texts in which the models say a listed word so often, by what was done (VARIANTS)."""
     rng = np.random.default_rng(0)
